@@ -42,6 +42,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import TrialSpec
@@ -256,7 +257,8 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             expectation=Expectation(CARD),
         )
         data = TrialData(images, labels, images, labels, 2, "f")
-        Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Idle).run()
+        work = GridWork(run, plan.trials, lambda subset, size: data)
+        Trials(run, work, TuneExecution(run, work, Idle)).run()
         clock.join(PATIENCE_S)
 
 

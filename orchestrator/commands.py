@@ -65,7 +65,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
     from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import card_to_plan, estimate, extras, extras_text
     from orchestrator.planning.plan import CellStatus, plan_rows
-    from orchestrator.results.state import look_at_state
+    from orchestrator.results.state import read_state
     from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
     from orchestrator.running.progress import running_trials
 
@@ -74,7 +74,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
     if num_cards is None and card is None and num_here:
         num_cards = num_here
     unopened = check_feasible(workspace)
-    state = look_at_state(workspace, running_trials(workspace))
+    state = read_state(workspace, running_trials(workspace), look=True)
     trials = workspace.plan.trials_by_id
     left = [trial for name, trial in trials.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus
@@ -123,7 +123,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     """Return where a sweep stands: counts, what runs, failures, costs."""
     from orchestrator.planning.estimate import read_prices
     from orchestrator.planning.plan import CellStatus
-    from orchestrator.results.state import cost_of, look_at_state
+    from orchestrator.results.state import cost_of, read_state
     from orchestrator.running.progress import read_run
     from orchestrator.tuning.cells import search_standing
     from tasks.trials.records import TrialStatus
@@ -131,7 +131,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
-    state = look_at_state(workspace, trials)
+    state = read_state(workspace, trials, look=True)
     cost = cost_of(state, read_prices(workspace.paths.prices))
     search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)

@@ -211,11 +211,14 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
         words: What the server says goes there.
 
     Raises:
-        SetupError: when it does not start, with its last words.
+        SetupError: when the store does not answer, or the server does not start, with its last words.
     """
+    from orchestrator.results.mlflow_runs import connect
+
     if uri.startswith(("http://", "https://")):
         yield uri.rstrip("/")
         return
+    connect(uri)
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.

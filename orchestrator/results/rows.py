@@ -82,12 +82,7 @@ MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
 
 
 def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
-    """Return a stored trial as one flat run, with the measures of its subset at its train size joined.
-
-    Args:
-        record: A trial's stored record.
-        measures: From :func:`index_measures`.
-    """
+    """Return a stored trial as one flat run, with the measures of its subset at its train size joined."""
     network = record.spec.network
     prepared = network.subset.prepared
     tags = {
@@ -211,13 +206,13 @@ def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
 def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:
     """Return a stored measure as the rows of a table for people: one per train size, every estimator."""
     subset = record.spec.subset
+    about = {c.DATASET: subset.prepared.dataset, c.CLASS_PAIR: pair_name(subset.class_pair)}
     rows: list[dict[str, str | int | float | None]] = []
     for size in record.result.sizes:
         sharpness = size.label_sharpness
         rows.append(
             {
-                c.DATASET: subset.prepared.dataset,
-                c.CLASS_PAIR: pair_name(subset.class_pair),
+                **about,
                 c.TRAIN_SIZE: size.train_size,
                 **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
                 c.LABEL_SHARPNESS: sharpness.value if sharpness else None,

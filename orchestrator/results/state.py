@@ -16,7 +16,7 @@ from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
 from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import Patience, Storage
 from orchestrator.results.store import FileKind, Newer, ResultStore, Unreadable
 from search_spaces.errors import NewerRecordError
 from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
@@ -145,57 +145,60 @@ def _seal(stamp: str, text: str) -> int:
 
 
 class Records(MutableMapping[str, TrialRecord]):
-    """Records of trials by id: held, and read from the store when one is asked for that is not.
+    """Results of trials by id: an outline of each, and its record, held or read when it is asked for.
 
     As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from
-    which an equal one is made; what was read stays as it is, since reading took its memory. Those that only
-    the store has are found when they are named, and not counted.
+    which an equal one is made; what was read to make its outline stays as it is, since that took its memory.
     """
 
-    def __init__(self, store: ResultStore, records: Mapping[str, TrialRecord] | None = None) -> None:
-        self._store = store
-        self._held: dict[str, TrialRecord | bytes] = dict(records or {})
+    def __init__(
+        self, store: ResultStore, outlines: dict[str, TrialOutline], records: Mapping[str, TrialRecord]
+    ) -> None:
+        self._store, self.outlines = store, outlines
+        self._held: dict[str, TrialRecord | bytes] = dict(records)
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
-        found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
+        found = None
+        if trial_id in self.outlines:
+            found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
         if found is None:
             raise KeyError(trial_id)
         return TrialRecord.model_validate_json(zlib.decompress(found)) if isinstance(found, bytes) else found
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
         self._held[trial_id] = zlib.compress(record.text().encode(), 1)  # more takes longer and saves a tenth
+        self.outlines[trial_id] = TrialOutline.of(record)
 
     def __delitem__(self, trial_id: str) -> None:
-        del self._held[trial_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
+        del self.outlines[trial_id]
+        self._held.pop(trial_id, None)
 
     def __contains__(self, trial_id: object) -> bool:
-        return trial_id in self._held
+        return trial_id in self.outlines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __len__(self) -> int:
+        return len(self.outlines)
 
 
 @dataclass
 class StoredResults:
-    """All records of a sweep: read once, then kept up to date by writing through it.
+    """All that is stored of a sweep: read once, then kept up to date by writing through it.
 
     Attributes:
-        store: Where they are sealed.
+        store: Where records are sealed.
         trials: Results by trial id.
-        outlines: Of the same results.
         measures: Measures by measure id.
         failures: Latest failures of trials without a result, by trial id.
         unreadable: Files that are not believed.
-        index: Where outlines are kept for the next look.
+        index: Where outlines are kept for the next look; None keeps none.
         patience: Waits for storage that is full or away; None raises at once.
     """
 
     store: ResultStore
     trials: Records
-    outlines: dict[str, TrialOutline]
     measures: dict[str, MeasureRecord]
     failures: dict[str, FailureRecord]
     unreadable: list[Unreadable]
@@ -203,14 +206,8 @@ class StoredResults:
     patience: Patience | None = None
 
     @classmethod
-    def read(cls, url: str, index: Path | None = None, *, look: bool = False) -> StoredResults:
-        """Read every record below ``url``, a local path or the URL of an object store.
-
-        Args:
-            url: Where.
-            index: Where outlines are kept for the next look; None keeps none.
-            look: Whether outlines of results will do: one that the index has is not read again.
-        """
+    def read(cls, url: str | Storage, index: Path | None = None, *, look: bool = False) -> StoredResults:
+        """Read every record below ``url``; for a ``look``, no result whose outline the index has."""
         store, kept = ResultStore(url), None if index is None else Index(index)
         files, known = store.listing(TrialRecord), kept.read() if kept and look else {}
         believed = {n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp}
@@ -219,15 +216,10 @@ class StoredResults:
         if kept is not None and (new or not look):
             kept.add(((files[name].stamp, outline) for name, outline in new.items()), anew=not look)
         found, measures, failures = believed | new, store.scan(MeasureRecord), store.scan(FailureRecord)
-        return cls(
-            store,
-            Records(store, None if look else scan.records),
-            {name: found[name] for name in files if name in found},
-            measures.records,
-            failures.records,
-            scan.unreadable + failures.unreadable + measures.unreadable,
-            kept,
-        )
+        outlines = {name: found[name] for name in files if name in found}
+        trials = Records(store, outlines, {} if look else scan.records)
+        unreadable = scan.unreadable + failures.unreadable + measures.unreadable
+        return cls(store, trials, measures.records, failures.records, unreadable, kept)
 
     def forget_lost(self) -> int:
         """Forget results and measures whose file was removed since it was read or sealed; returns how many.
@@ -235,13 +227,12 @@ class StoredResults:
         Raises:
             SetupError: when the storage does not answer.
         """
-        lost = self.outlines.keys() - self.store.listing(TrialRecord).keys()
-        for trial_id in lost:
-            self.outlines.pop(trial_id)
-            self.trials.pop(trial_id, None)
+        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         gone = self.measures.keys() - self.store.listing(MeasureRecord).keys()
+        for trial_id in lost:
+            del self.trials[trial_id]
         for measure_id in gone:
-            self.measures.pop(measure_id)
+            del self.measures[measure_id]
         return len(lost) + len(gone)
 
     def forget_damaged(self, planned: Iterable[str]) -> tuple[int, int]:
@@ -255,15 +246,15 @@ class StoredResults:
         Returns:
             How many are made from kept weights, and how many networks are trained again.
         """
-        known = {trial_id: self.trials[trial_id].result for trial_id in planned if trial_id in self.trials}
-        kept = {trial_id: result.predictions for trial_id, result in known.items() if result.predictions}
+        known = {trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials}
+        kept = {trial_id: one.result.predictions for trial_id, one in known.items() if one.result.predictions}
         damaged = self.store.damaged(FileKind.PREDICTIONS, kept)
-        lost = {trial_id for trial_id in damaged if known[trial_id].weights is None}
+        lost = {trial_id for trial_id in damaged if known[trial_id].result.weights is None}
         for trial_id in damaged - lost:
-            without = known[trial_id].model_copy(update={"predictions": None})
-            self._know(self.trials[trial_id].model_copy(update={"result": without}))
+            without = known[trial_id].result.model_copy(update={"predictions": None})
+            self.trials[trial_id] = known[trial_id].model_copy(update={"result": without})
         for trial_id in lost:
-            del self.trials[trial_id], self.outlines[trial_id]
+            del self.trials[trial_id]
         return len(damaged - lost), len(lost)
 
     def check_writable(self) -> None:
@@ -292,34 +283,30 @@ class StoredResults:
         else:
             self.patience.until_done(lambda: self.store.save(record))
         if isinstance(record, TrialRecord):
-            self._know(record)
+            self.trials[record.trial_id] = record
             if self.index is not None:
-                self.index.add([(self.store.stamp(record), self.outlines[record.trial_id])])
+                self.index.add([(self.store.stamp(record), self.trials.outlines[record.trial_id])])
             self.failures.pop(record.trial_id, None)
         elif isinstance(record, MeasureRecord):
             self.measures[record.measure_id] = record
         elif isinstance(record, FailureRecord):
             self.failures[record.trial_id] = record
 
-    def _know(self, record: TrialRecord) -> None:
-        self.trials[record.trial_id] = record
-        self.outlines[record.trial_id] = TrialOutline.of(record)
-
 
 @dataclass(frozen=True)
 class State:
-    """What is done, failed and left of a plan.
+    """What is done, failed and left of a plan; everything by id.
 
     Attributes:
-        results: Outlines of the believed results of planned trials, with everything asked for, by id.
-        trials: Records by id, of these and other results.
-        measures: Stored measures of the plan made from the data prepared now, by measure id.
-        failures: Latest failures of planned trials that have no result, by id.
-        running: Ids that a live driver works on now.
+        results: Outlines of the believed results of planned trials that have everything asked for.
+        trials: Records of these and other results.
+        measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
+        failures: Latest failures of planned trials that have no result.
+        running: Trials that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
             choices under the same id.
-        partial: Outlines of believed results of planned trials that lack a measurement that is asked for now:
-            what they have is shown, and a run adds what they lack.
+        partial: Outlines of believed results that lack a measurement that is asked for now: what they have is
+            shown, and a run adds what they lack.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
     """
@@ -350,7 +337,7 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield what a tracker should show: all results of planned trials."""
+        """Yield all results of planned trials as a tracker shows them."""
         index = index_measures(self.measures.values())
         return (flat_trial(record, index) for record in self.records)
 
@@ -368,11 +355,7 @@ class State:
         return [record.row() for _, record in sorted(self.failures.items())]
 
     def measured_trials(self, among: Container[str] | None = None) -> list[MeasuredTrial]:
-        """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing.
-
-        Args:
-            among: Only trials with these ids; None takes all.
-        """
+        """Return what done trials cost, all or those ``among``; diverged ones stopped at an unknown epoch."""
         return [
             MeasuredTrial(
                 spec=outline.spec,
@@ -388,15 +371,16 @@ class State:
         ]
 
 
-def read_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
-    """Read the store of a sweep and judge it; see :func:`judge`."""
-    return judge(workspace, StoredResults.read(workspace.results_url), running)
+def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
+    """Read the store of a sweep and judge it.
 
-
-def look_at_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
-    """As :func:`read_state`, by outlines: for what needs no number that a network gave."""
-    stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index, look=True)
-    return judge(workspace, stored, running)
+    Args:
+        workspace: The sweep.
+        running: See :func:`judge`.
+        look: Whether outlines will do, which an index has: for what needs no number that a network gave.
+    """
+    index = workspace.sweep_paths.index if look else None
+    return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
 
 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
@@ -408,27 +392,39 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         running: Ids of trials that a live driver works on now.
     """
     planned = workspace.plan.trials_by_id
-    known = {i: outline for i, outline in stored.outlines.items() if i in planned}
+    known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
     stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
     believed = {i: outline for i, outline in known.items() if i not in stale}
     partial = {i: outline for i, outline in believed.items() if outline.lacks(planned[i])}
     results = {i: outline for i, outline in believed.items() if i not in partial}
-    measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
         results=results,
         trials=stored.trials,
-        measures={
-            i: record
-            for i, record in stored.measures.items()
-            if i in measures and not _is_stale(workspace, measures[i], record)
-        },
+        measures=_measures(workspace, stored),
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
         partial=partial,
-        foreign=frozenset(set(stored.outlines) - set(planned)),
+        foreign=frozenset(stored.trials.keys() - planned.keys()),
         unreadable=list(stored.unreadable),
     )
+
+
+def _measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
+    """Return the believed measures of the plan; for one that is not made yet, those of other train sizes.
+
+    What is found at a train size does not depend on the others: a sweep file that was extended keeps it.
+    """
+    alike: dict[MeasureSpec, dict[str, MeasureRecord]] = {}
+    for name, record in stored.measures.items():
+        if not _is_stale(workspace, record.spec, record):
+            alike.setdefault(record.spec.model_copy(update={"train_sizes": ()}), {})[name] = record
+    found: dict[str, MeasureRecord] = {}
+    for spec in workspace.plan.measures:
+        same = alike.get(spec.model_copy(update={"train_sizes": ()}), {})
+        own = same.get(spec.measure_id)
+        found |= same if own is None else {spec.measure_id: own}
+    return found
 
 
 def _is_stale(

@@ -14,7 +14,6 @@ import os
 import posixpath
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import read_whole, write_atomic
+from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,10 +75,12 @@ class Patience:
     Attributes:
         say: Is told once when a pause begins, now and then while it lasts, and when it ends.
         limit_s: Seconds after which the error is raised after all.
+        clock: What it waits by.
     """
 
     say: Callable[[str], None] = log.warning
     limit_s: float = math.inf
+    clock: Clock = SYSTEM
 
     def until_done(self, write: Callable[[], T]) -> T:
         """Return what ``write`` returns as soon as storage takes it.
@@ -95,7 +97,7 @@ class Patience:
             try:
                 done = write()
             except (StorageAway, OSError) as error:
-                now = time.monotonic()
+                now = self.clock.monotonic()
                 began = now if began is None else began
                 waits = isinstance(error, StorageAway) or error.errno in PASSING
                 if not waits or now - began > self.limit_s:
@@ -108,11 +110,12 @@ class Patience:
                         f"Paused: {why}. The sweep goes on by itself when there is room and an answer; "
                         "Ctrl-C stops it, and what is done is kept"
                     )
-                time.sleep(pause)
+                self.clock.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 if began is not None:
-                    self.say(f"Storage takes results again after {time.monotonic() - began:.0f} s; going on")
+                    lasted = self.clock.monotonic() - began
+                    self.say(f"Storage takes results again after {lasted:.0f} s; going on")
                 return done
 
 
@@ -129,12 +132,16 @@ class Found:
     stamp: str
 
 
-def open_storage(url: str) -> Storage:
+def open_storage(url: str | Storage) -> Storage:
     """Open the store at ``url``, a local path or the URL of an object store; nothing is asked or made.
+
+    One that is open already is given back.
 
     Raises:
         ConfigError: for a URL that is none, holds a password, or belongs to a store that keeps nothing.
     """
+    if isinstance(url, Folder | Bucket):
+        return url
     scheme, mark, rest = url.partition("://")
     if not mark or scheme == "file":
         return Folder(os.path.abspath(rest if mark else os.path.expanduser(url)))

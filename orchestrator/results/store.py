@@ -20,7 +20,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from orchestrator.results.storage import Content, Folder, Found, open_storage
+from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.finding import Finding
@@ -108,7 +108,7 @@ class ResultStore:
     that names their checksums, and never go to MLflow.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Storage) -> None:
         """Open it; nothing is asked or made.
 
         Raises:
@@ -330,23 +330,21 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
         intact = seal == _seal(record)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise broken("truncated or not a sealed record") from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
     if not intact:
         raise broken("checksum does not match its content")
+    if version is None:
+        raise broken("it has no schema version")
+    if isinstance(version, int) and version > kind.version:
+        reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
+        rule = "A stored record must be of a version that this isweep knows"
+        raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
     try:
-        version = record.get("schema_version")
-        if version is None:
-            raise broken("it has no schema version")
-        if isinstance(version, int) and version > kind.version:
-            reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
-            rule = "A stored record must be of a version that this isweep knows"
-            raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
         read = kind.model_validate(record, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    except CorruptStoreError:
-        raise
     except (SweepError, KeyError, TypeError, AttributeError) as error:
         raise broken(f"not a record of this kind: {error}") from None
     if read.record_id != record_id:

@@ -126,6 +126,11 @@ class AttackColumn(NamedTuple):
     attack: str
     epsilon: float
 
+    @property
+    def words(self) -> str:
+        """Say it as people do."""
+        return f"{self.attack.upper()} at {self.epsilon:g}/255"
+
 
 _attack = partial(Column, origin="attack")
 

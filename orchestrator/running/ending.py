@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from search_spaces.errors import SetupError
+from tasks.clock import SYSTEM, Clock
 
 if TYPE_CHECKING:
     from orchestrator.planning.paths import RootPaths
@@ -37,6 +38,8 @@ OWNER_FILE, RAYS = "owner", "r"
 TITLE = b"ray::"
 REMNANT_AGE_S = 60.0
 """A folder without an owner file may be one that a run is just making."""
+
+Interrupt = Callable[[SetupError, threading.Event], None]
 
 _asked = threading.Event()
 _at_forced_end: list[Callable[[], object]] = []
@@ -150,11 +153,19 @@ class Watch:
     set when the block is over.
     """
 
-    def __init__(self, name: str, every_s: float, look: Callable[[], SetupError | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        every_s: float,
+        look: Callable[[], SetupError | None],
+        clock: Clock = SYSTEM,
+        interrupt: Interrupt | None = None,
+    ) -> None:
         self.lost: SetupError | None = None
         self.ended = threading.Event()
-        self._every_s, self._look = every_s, look
-        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+        self._every_s, self._look, self._changed = every_s, look, clock.condition()
+        self._interrupt = interrupt or end_main_thread
+        self._thread = clock.thread(self._watch, name)
 
     def __enter__(self) -> Watch:
         """Begin to look."""
@@ -169,17 +180,28 @@ class Watch:
         Raises:
             SetupError: why the block had to end, in place of whatever ended it then.
         """
-        self.ended.set()
+        self.end()
         if self.lost is not None and error is not None:
             raise self.lost from error
 
+    def end(self) -> None:
+        """Look no more."""
+        self.ended.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _waited(self) -> bool:
+        """Wait for the next look; False when there is none."""
+        with self._changed:
+            return not self._changed.wait_for(self.ended.is_set, self._every_s)
+
     def _watch(self) -> None:
-        while not self.ended.wait(self._every_s):
+        while self._waited():
             lost = self._look()
             if lost is not None and not self.ended.is_set():
                 self.lost = lost
                 log.error("%s", lost)
-                end_main_thread(lost, self.ended)
+                self._interrupt(lost, self.ended)
                 return
 
 

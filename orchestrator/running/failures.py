@@ -29,6 +29,7 @@ from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
 from orchestrator.running.gpus import NO_GPU
 from search_spaces.errors import ConfigError, SetupError, SweepError
+from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
 
@@ -459,24 +460,35 @@ class _Watched:
 
 
 class HangWatch:
-    """Finds trials of one sweep that hang, and workers that do not answer, by a limit, and ends them."""
+    """Finds trials of one sweep that hang, and workers that do not answer, by a limit, and ends them.
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    Args:
+        say: Is told of workers that do not answer.
+        process: Returns how to kill a trial's process; None where it has none.
+        clock: Says how long a trial is silent.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        process: Callable[[Any], Callable[[], object] | None],
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._say, self._process, self._clock = say, process, clock
         self._watched: dict[str, _Watched] = {}
         self._failures: dict[str, TrialFailure] = {}
-        self._looked_at = time.monotonic()
+        self._looked_at = clock.monotonic()
 
     def started(self, trial_id: str, limit_s: float) -> None:
         """A trial begins, for the first time or again; after ``limit_s`` without a word it counts as hung."""
         self._failures.pop(trial_id, None)
-        self._watched[trial_id] = _Watched(time.monotonic(), limit_s)
+        self._watched[trial_id] = _Watched(self._clock.monotonic(), limit_s)
 
     def heard(self, trial_id: str) -> None:
         """A trial said where it runs, or told of an epoch: it lives, and its limit begins anew."""
         if trial_id in self._watched:
             watched = self._watched[trial_id]
-            watched.since, watched.answered = time.monotonic(), True
+            watched.since, watched.answered = self._clock.monotonic(), True
 
     def ended(self, trial_id: str) -> None:
         """A trial has its result, or its process is gone."""
@@ -488,16 +500,15 @@ class HangWatch:
 
     def end_hung(self, trials: Iterable[Any]) -> None:
         """End the process of each of Tune's ``trials`` that is past its limit."""
-        now, before = time.monotonic(), self._looked_at
+        now, before = self._clock.monotonic(), self._looked_at
         self._looked_at = now
         if now - before > HELD_UP_S:
             for watched in self._watched.values():
                 watched.since += now - before
         for trial in trials:
             trial_id = str(trial.config["cell"]["trial_id"])
-            # Private: with a Ray that has it no more, hung trials are waited for.
-            actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
-            if actor is None or trial_id in self._failures:
+            kill = self._process(trial)
+            if kill is None or trial_id in self._failures:
                 continue
             # A worker that was used before is asked to take the cell; only then does the trial start.
             watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
@@ -513,4 +524,4 @@ class HangWatch:
                 )
                 self._say(f"{trial_id}: {told}")
             self._failures[trial_id] = TrialFailure(kind=kind, message=told)
-            ray.kill(actor)
+            kill()

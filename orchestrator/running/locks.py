@@ -10,7 +10,6 @@ import os
 import posixpath
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import IO, Any, cast
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.storage import Bucket, open_storage, unconditional
+from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
 from orchestrator.results.store import ResultStore
-from orchestrator.running.ending import Watch
+from orchestrator.running.ending import Interrupt, Watch
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
+from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
 
@@ -176,17 +176,28 @@ class Lease:
         purpose: What the holder does, for messages.
         say: Is told when another lease is there and it is not known yet whether its driver lives, and when
             the store does not answer and answers again: workers wait for it too, and say nothing.
+        clock: What it waits by.
+        interrupt: Ends the main thread where the lease is lost.
     """
 
-    def __init__(self, url: str, name: str, purpose: str, say: Callable[[str], None] = log.warning) -> None:
-        self._url, self._say = url, say
+    def __init__(
+        self,
+        url: str | Storage,
+        name: str,
+        purpose: str,
+        say: Callable[[str], None] = log.warning,
+        clock: Clock = SYSTEM,
+        interrupt: Interrupt | None = None,
+    ) -> None:
+        self._say, self._clock = say, clock
         self._files = cast("Bucket", open_storage(url))
+        self._url = url if isinstance(url, str) else url.base
         self._path = posixpath.join(self._files.base, FILE)
         self._token, self._beats, self._tag = secrets.token_hex(8), 0, ""
         self._who = {"name": name, "host": socket.gethostname(), "pid": os.getpid(), "purpose": purpose}
         self._since = time.strftime("%F %T")
-        self._writing, self._away_since = threading.Lock(), 0.0
-        self.watch = Watch("lease", BEAT_S, self._beat)
+        self._writing, self._away_since = clock.condition(), 0.0
+        self.watch = Watch("lease", BEAT_S, self._beat, clock, interrupt)
 
     def __enter__(self) -> Watch:
         """Take it.
@@ -211,7 +222,7 @@ class Lease:
             SetupError: in place of whatever ended the block, when the lease was lost.
         """
         with self._writing:
-            self.watch.ended.set()
+            self.watch.end()
         try:
             if self._read()[0].get("token") == self._token:
                 self._files.remove(self._path)
@@ -232,9 +243,9 @@ class Lease:
                     f"{self._url} was or is in use by {_holder(found, 'another driver')}; looking for up to "
                     f"{EXPIRES_S:g} s whether that driver lives"
                 )
-                until = time.monotonic() + EXPIRES_S
-                while time.monotonic() < until:
-                    time.sleep(LOOK_EVERY_S)
+                until = self._clock.monotonic() + EXPIRES_S
+                while self._clock.monotonic() < until:
+                    self._clock.sleep(LOOK_EVERY_S)
                     later, other = self._read()
                     if other != tag:
                         told = f"{self._url} is in use by {_holder(later, 'another driver')}"
@@ -250,12 +261,12 @@ class Lease:
         except (SetupError, OSError) as error:
             # Who starts elsewhere cannot look now either.
             if not self._away_since:
-                self._away_since = time.monotonic()
+                self._away_since = self._clock.monotonic()
                 reason = error.value if isinstance(error, SetupError) else error
                 self._say(f"The storage does not answer: {reason}. Trials that end wait for it")
             return None
         if self._away_since:
-            self._say(f"The storage answers again after {time.monotonic() - self._away_since:.0f} s")
+            self._say(f"The storage answers again after {self._clock.monotonic() - self._away_since:.0f} s")
             self._away_since = 0.0
         if renewed:
             return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from orchestrator.running.gpus import NodeGpus
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
+from tasks.clock import SYSTEM, Clock
 from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
@@ -205,12 +205,23 @@ def expected(
 class StartWatch:
     """Says what is missing when cells wait for a place and none starts, and again when the reason changes.
 
-    Waiting ``ends`` on a private cluster.
+    Args:
+        why: Says what is missing.
+        say: Is told.
+        ends: Whether waiting ends, as on a private cluster.
+        clock: Says how long nothing starts.
     """
 
-    def __init__(self, resources: Resources, say: Callable[[str], None], *, ends: bool = False) -> None:
-        self._resources, self._say, self._ends = resources, say, ends
-        self._moved_at = self._looked_at = self._seen_at = time.monotonic()
+    def __init__(
+        self,
+        why: Callable[[], str],
+        say: Callable[[str], None],
+        *,
+        ends: bool = False,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._why, self._say, self._ends, self._clock = why, say, ends, clock
+        self._moved_at = self._looked_at = self._seen_at = clock.monotonic()
         self._said = ""
 
     def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
@@ -219,7 +230,7 @@ class StartWatch:
         Raises:
             SetupError: when nothing will ever start.
         """
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
             self._moved_at = self._looked_at = now
         self._seen_at = now
@@ -229,7 +240,7 @@ class StartWatch:
             self._moved_at, self._said = now, ""
         elif now - max(self._moved_at, self._looked_at) > PATIENCE_S:
             self._looked_at = now
-            reason, told = why_nothing_starts(self._resources), f"for {now - self._moved_at:.0f} s"
+            reason, told = self._why(), f"for {now - self._moved_at:.0f} s"
             if reason != self._said:
                 self._said = reason
                 self._say(f"No trial could start {told}: {reason}")

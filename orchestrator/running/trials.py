@@ -8,17 +8,12 @@ tracker and shown, by this driver alone.
 
 from __future__ import annotations
 
-import gc
 import logging
-import shutil
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import ray
 from ray import tune
 
 from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
@@ -37,14 +32,7 @@ from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, 
 from orchestrator.results.state import State, StoredResults
 from orchestrator.results.store import Event, ResultStore, What
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.actors import (
-    ArrayCache,
-    EpochBoard,
-    EpochListener,
-    Keeper,
-    Note,
-    keep_out_of_runtime_environments,
-)
+from orchestrator.running.actors import Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
 from orchestrator.running.failures import (
@@ -52,19 +40,15 @@ from orchestrator.running.failures import (
     Place,
     Retries,
     classify_broken_fit,
-    fit_nodes,
     gpu_named,
-    killed_for_memory,
-    read_failure,
-    told_failure,
 )
-from orchestrator.running.preparation import own_code
-from orchestrator.running.progress import Progress, Series, offer_board
-from orchestrator.running.queue import MOST_NAMED, CellQueue, Feed, empty, trial_name, trial_tasks_named
-from orchestrator.running.requests import Requests, StartWatch, node_memory_bytes
-from orchestrator.running.worker import REPORT, Perform, TrialTrainable, equipped, perform_cell
+from orchestrator.running.progress import Progress
+from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
+from orchestrator.running.requests import Requests, StartWatch
+from orchestrator.running.worker import REPORT, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
+from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
@@ -244,21 +228,19 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     Another ``trainable`` is for tests and benchmarks.
     """
 
-    def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
+    def __init__(
+        self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM
+    ) -> None:
         self._retries, self._attempts = Retries(), Counter[str]()
-        self._run, self._work, self._queue, self._trainable = run, work, work.queue, trainable
-        self._num_broken = 0
-        self._requests = Requests(run.resources, run.expectation, node_memory_bytes)
-        self._starts = StartWatch(run.resources, run.monitor.note, ends=run.cluster.local)
-        self._hangs = HangWatch(run.monitor.note)
+        self._run, self._work, self._queue, self._num_broken = run, work, work.queue, 0
+        self._execution, self._clock = execution or TuneExecution(run, work), clock
+        self._requests = Requests(run.resources, run.expectation, self._execution.node_memory_bytes)
+        why, note = self._execution.why_nothing_starts, run.monitor.note
+        self._starts = StartWatch(why, note, ends=run.cluster.local, clock=clock)
+        self._hangs = HangWatch(note, self._execution.process, clock)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
         self._noted = {""}
-        self._named: set[str] = set()
-        self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
-        self._board = EpochBoard()
-        self._listener = EpochListener(self._board)
-        self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
 
     def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
@@ -269,63 +251,19 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Raises:
             SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
         """
-        self._arrays = ArrayCache(self._work.load, self._run.array_budget, self._work.num_uses)
-        offer_board(self._run.cluster.session)
         try:
             while not self._queue.empty:
                 try:
-                    self._fit()
+                    self._execution.fit(self, Feed(self._queue, self._taken, self._clock))
                 except Exception as error:
                     # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
                     self._fit_failed(error)
-                # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
-                gc.collect()
                 if self._queue.error is not None:
                     raise self._queue.error
                 for trial_id in sorted(self._queue.running):  # that Tune ended without a word
                     self._lost(trial_id, lambda: WITHOUT_A_WORD)
         finally:
-            self._arrays.close()
-
-    def _fit(self) -> None:
-        """Give cells to Tune until it has no more."""
-        name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        trainable = equipped(
-            self._trainable,
-            perform=self._work.perform,
-            arrays=self._arrays.references,
-            keeper=self._keeper,
-            epochs=self._board,
-            code=own_code(self._work.cells.values()),
-            pretrained=dict(self._work.pretrained),
-        )
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=Feed(self._queue, self._taken),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=trial_name,
-                trial_dirname_creator=trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(self._run.paths.tune),
-                # Tune saves class trainables at their end unless told otherwise, into a folder that the nodes
-                # would have to share.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[self],
-                verbose=0,
-            ),
-        )
-        keep_out_of_runtime_environments()
-        # A private cluster without a dashboard shows names to nobody.
-        shown = bool(self._run.cluster.dashboard) or not self._run.cluster.local
-        try:
-            with trial_tasks_named(self._named, MOST_NAMED if shown else 0):
-                tuner.fit()
-        finally:
-            shutil.rmtree(self._run.paths.tune / name, ignore_errors=True)
+            self._execution.arrays.close()
 
     def _taken(self, trial_id: str) -> dict[str, Any]:
         """A cell is given to Tune: count the attempt, and return what its worker is told."""
@@ -348,7 +286,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         cell = self._work.cells[trial_id]
         self._work.started(trial_id)
         try:
-            self._arrays.trial_started(trial_id, self._array(trial_id))
+            self._execution.arrays.trial_started(trial_id, self._array(trial_id))
         except SweepError as error:
             self._queue.error = error
             return
@@ -374,7 +312,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._hear()
         running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
-        self._series.tell(self._run.monitor, running)
+        self._execution.show(self._run.monitor, running)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -386,11 +324,13 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        ended, told = self._hangs.failure(trial_id), told_failure(trial)
+        ended, told = self._hangs.failure(trial_id), self._execution.told_failure(trial)
         if ended is None and told is not None:
             self._reported(trial_id, told)
         else:
-            self._lost(trial_id, lambda: ended or read_failure(trial, self._places.get(trial_id)))
+            self._lost(
+                trial_id, lambda: ended or self._execution.lost_failure(trial, self._places.get(trial_id))
+            )
         empty(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -406,7 +346,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         try:
             if isinstance(failure, TrialFailure):
                 self._failed(trial_id, failure, log_text=report.log)
-                self._retries.check_nodes(report.node, failure, fit_nodes(failure))
+                self._retries.check_nodes(report.node, failure, self._execution.fit_nodes(failure))
             else:
                 self._finished(trial_id, report)
         except SweepError as error:
@@ -423,8 +363,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _hear(self, *, wait: bool = False) -> None:
         """Take what running trials said: where they run, and of their epochs."""
-        at = round(time.time() * 1000)
-        for said in self._listener.heard(wait=wait):
+        at = round(self._clock.time() * 1000)
+        for said in self._execution.heard(wait=wait):
             self._hangs.heard(said.trial_id)
             if isinstance(said, Place):
                 self._places[said.trial_id], self._nodes[said.trial_id] = said, said.node
@@ -460,7 +400,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         record = FailureRecord(trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure)
         self._run.stored.save(record)
-        self._series.failed(failure.kind)
+        self._execution.count_failure(failure.kind)
         decision = self._retries.failed(
             trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
         )
@@ -488,7 +428,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             self._hear(wait=True)
-            killed = killed_for_memory({i: self._places[i] for i in running if i in self._places})
+            killed = self._execution.killed_for_memory(
+                {i: self._places[i] for i in running if i in self._places}
+            )
         for trial_id in running:
             if not killed or trial_id in killed:
                 self._lost(trial_id, lambda: failure)
@@ -500,7 +442,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._waits_again(trial_id, 0.0)
             self._run.monitor.trial_stopped(trial_id)
             log.warning("trial %s waits again: %s", trial_id, reason)
-        if not ray.is_initialized() or self._num_broken > MOST_BROKEN_FITS:
+        if not self._execution.is_up() or self._num_broken > MOST_BROKEN_FITS:
             self._queue.error = SetupError(
                 "Ray Tune must be able to run trials",
                 failure.message,
@@ -511,13 +453,13 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """A cell has its result, or has failed for good."""
         self._queue.settle(trial_id)
         self._hangs.ended(trial_id)
-        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
+        self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
         """A cell that ran may be taken again."""
-        self._queue.again(trial_id, time.monotonic() + pause_s)
+        self._queue.again(trial_id, self._clock.monotonic() + pause_s)
         self._hangs.ended(trial_id)
-        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
+        self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell, and tell how far the sweep is."""
@@ -525,7 +467,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             counts = self._run.monitor.counts()
             self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
         node = "" if what == "started" else self._nodes.get(trial_id, "")
-        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        event = Event(at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
         self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:

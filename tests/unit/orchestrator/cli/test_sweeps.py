@@ -179,7 +179,7 @@ def test_one_word_for_one_thing_given_twice_with_two_values_is_refused(run):
     _, _, err = run("plan", "smoke", "--set", "seeds=[1]", "--set", "seeds=[2]")
     assert "--set seeds must be given one value; found: [1] and [2]." in err
     _, _, err = run("run", "smoke", "--raw", "mnist=/a", "--raw", "mnist=/b")
-    assert "--raw must name one folder per dataset; found: mnist=/a and mnist=/b." in err
+    assert "--raw must give mnist one value; found: mnist=/a and mnist=/b." in err
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):

@@ -31,19 +31,9 @@ def trial_spec(train_size: int = 40) -> TrialSpec:
     return TrialSpec(network=network)
 
 
-CURVE = [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]
-
-
 def dimension(name: str, value: float | None = 4.5) -> IntrinsicDimension:
-    return IntrinsicDimension(
-        name,
-        value,
-        0.25,
-        40,
-        20,
-        "by hand",
-        details={"curve": [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]},
-    )
+    curve = [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]
+    return IntrinsicDimension(name, value, 0.25, 40, 20, "by hand", details={"curve": curve})
 
 
 def attack(epsilon: float, loss: float = 1.5) -> AttackRecord:

@@ -42,9 +42,9 @@ def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
     read = []
     scan = ResultStore.scan
 
-    def counting(self, kind):
+    def counting(self, kind, files=None):
         read.append(kind)
-        return scan(self, kind)
+        return scan(self, kind, files)
 
     monkeypatch.setattr(ResultStore, "scan", counting)
     monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)

@@ -29,6 +29,7 @@ from orchestrator.results.store import ResultStore
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
@@ -111,7 +112,8 @@ def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
             "monitor": Progress(),
         }
         made = Run(**{**fields, **changes})
-        Trials(made, GridWork(made, plan.trials, load), trainable).run()
+        work = GridWork(made, plan.trials, load)
+        Trials(made, work, TuneExecution(made, work, trainable)).run()
         return Ended(made)
 
     return go

@@ -26,6 +26,7 @@ from orchestrator.running.requests import (
     read_second_version,
     why_nothing_starts,
 )
+from tests.steady_clock import SteadyClock
 
 NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
 
@@ -168,16 +169,14 @@ def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
         assert "add nodes, " in why_nothing_starts(more)
 
 
-def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):
-    clock, said, reasons = [0.0], [], ["no capacity"]
-    monkeypatch.setattr(requests.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(requests, "why_nothing_starts", lambda resources: reasons[0])
-    watch = requests.StartWatch(Resources(1, 1), said.append)
+def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
+    clock, said, reasons = SteadyClock(), [], ["no capacity"]
+    watch = requests.StartWatch(lambda: reasons[0], said.append, clock=clock)
     pending, running = [SimpleNamespace(status="PENDING")], [SimpleNamespace(status="RUNNING")]
 
     def look(at: float, trials: list[SimpleNamespace]) -> None:
-        while clock[0] < at:
-            clock[0] = min(clock[0] + 10, at)
+        while clock.now < at:
+            clock.now = min(clock.now + 10, at)
             watch.look(trials, waiting=True)
 
     look(59, pending)
@@ -189,7 +188,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkey
     look(150, pending)
     look(200, pending)
     assert said[1:] == ["No trial could start for 200 s: a quota"]
-    clock[0] = 4000.0  # the machine slept
+    clock.now = 4000.0  # the machine slept
     watch.look(pending, waiting=True)
     assert len(said) == 2
     look(4010, running)
