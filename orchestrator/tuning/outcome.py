@@ -132,8 +132,8 @@ class CellOutcome(Finding):
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended: its recipe, its page (None where there is nothing to show), trials of this start, and
-    updates that MLflow has not taken.
+    """How a search ended: its recipe, its page (None where there is nothing to show), trials of this start,
+    and updates that MLflow has not taken.
     """
 
     cells: tuple[CellOutcome, ...]
