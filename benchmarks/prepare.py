@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -11,6 +12,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -101,6 +103,69 @@ def archives(
         "files": files,
         "kind": kind,
     }
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+try:
+    from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.store import PreparedDataset
+except ImportError:  # the rooms of earlier revisions
+    from tasks.preparation.prepare import prepare_dataset
+    from tasks.prepared.dataset import PreparedDataset
+from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.remote import InlineExecutor
+row, raw = dataset_spec("mri_lesion"), None
+spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1)
+if sys.argv[2]:
+    raw, spec = Path(sys.argv[2]), PreparedSpec(dataset="bench", image_size=224, channels=1)
+    kind = "npz" if raw.suffix == ".npz" else "folder"
+    row = own_dataset_spec("bench", OwnSourceSpec(kind=kind, path=str(raw), domain="natural"))
+start = time.process_time()
+prepare_dataset(spec, row, raw=raw, destination=Path(sys.argv[3]), executor=InlineExecutor())
+prepared = time.process_time()
+data = PreparedDataset.open(sys.argv[3])
+for _ in range(5):
+    data.read(0, data.num_rows)
+print(prepared - start, time.process_time() - prepared, data.fingerprint)
+"""
+
+
+def revisions(other: Path, *, files: int = 2_000, repeats: int = 3) -> Found:
+    """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by turn.
+
+    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and tar.gz, the
+    same number of arrays, and the packaged set of lesions, and reads what it made five times. The content
+    must be the same. Target: 1.05.
+    """
+    here = Path(__file__).resolve().parents[1]
+    seconds: dict[str, list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        pack(out, files, "dicom")
+        arrays = np.random.default_rng(0).integers(0, 256, (files, 256, 256), np.uint8)
+        np.savez(out / "arrays.npz", images=arrays, labels=np.arange(files) % 2)
+        for case in ("raw", "raw.zip", "raw.tar.gz", "arrays.npz", "lesions"):
+            raw = "" if case == "lesions" else str(out / case)
+            for _ in range(repeats):
+                told = []
+                for side in (here, other.resolve()):
+                    command = [sys.executable, "-c", PROGRAM, str(side), raw, str(out / "made")]
+                    done = subprocess.run(command, cwd=side, capture_output=True, text=True, check=True)
+                    told.append(done.stdout.split())
+                    shutil.rmtree(out / "made")
+                assert told[0][2] == told[1][2], f"{case}: another content"
+                for place, what in enumerate(("prepare", "read")):
+                    seconds.setdefault(f"{what} {case}", []).append([float(side[place]) for side in told])
+    ratios = {case: median(ours / theirs for ours, theirs in turns) for case, turns in seconds.items()}
+    ours, theirs = (
+        {case: median(turn[side] for turn in turns) for case, turns in seconds.items()} for side in (0, 1)
+    )
+    return {"ours": ours, "theirs": theirs, "ratio": max(ratios.values()), "ratios": ratios, "files": files}
 
 
 def pack(out: Path, count: int, kind: Kind) -> None:
@@ -333,4 +398,4 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
 
 
 if __name__ == "__main__":
-    run(archives, scaling, read_rate, faults)
+    run(archives, scaling, read_rate, faults, parts=[revisions])

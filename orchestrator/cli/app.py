@@ -58,8 +58,13 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep results demo --where dataset=digits --mean --sort loss",
             "isweep results demo --csv table.csv",
         ),
-        results.fit: ("fitting", "isweep fit demo"),
+        results.fit: (
+            "fitting",
+            "isweep fit demo",
+            "isweep fit scores.csv --response loss --on d --groups dataset",
+        ),
         results.report: ("fitting and drawing", "isweep report demo"),
+        results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
         predicting.predict: (
             "measuring and fitting",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",

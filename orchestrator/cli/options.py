@@ -207,8 +207,8 @@ class ReadingOptions:
     """How to read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, as 0.01 or 1%; one file
-            may always be, unless it is 0 (default 0.1%).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, or equal one with another
+            label, as 0.01 or 1%; one file may always be unusable, unless it is 0 (default 0.1%).
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001

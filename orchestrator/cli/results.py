@@ -462,3 +462,42 @@ def compare(first: str, second: str, /, *, from_store: FromStore = False, place:
     tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
     emit(place, asdict(found), lambda: show_tables(found.table()))
+
+
+def claims(
+    sweep: Sweep | None = None,
+    /,
+    *,
+    published: bool = False,
+    markdown: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    latex: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    from_store: FromStore = False,
+    place: Place = Place(),
+) -> None:
+    """Decide every claim of the study: reproduced, refuted, or cannot be told, and why.
+
+    Args:
+        published: From the study's own published numbers, in place of a sweep's.
+        markdown: Write the ledger as Markdown too, with how the sweep agrees with every published quantity.
+        latex: Write it as LaTeX too.
+    """
+    from orchestrator.analysis import claims as c
+    from orchestrator.analysis.tables import to_latex
+
+    if (sweep is None) is not published:
+        raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
+    if sweep is None:
+        found = c.published_ledger()
+    else:
+        found = c.ledger(read_table(sweep, place, from_store=from_store), sweep=sweep)
+
+    def show() -> None:
+        for text in (c.describe(found), *found.lines()):
+            line(text)
+
+    emit(place, found.to_json(), show)
+    if markdown:
+        written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
+    if latex:
+        text = "\n".join(map(to_latex, found.tables()))
+        written(latex, lambda path: path.write_text(text, encoding="utf-8"))

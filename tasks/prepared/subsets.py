@@ -35,8 +35,7 @@ from tasks.prepared.table import number_groups, occurrence, quotas_of
 FILE_LISTS = ("imagenet",)
 """Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of F3)."""
 TEST_GROUP_SHARE = 0.3
-"""Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
-asks."""
+"""Share of the groups that test images are spread over (750 of 2,500 in the study), or more if needed."""
 
 
 @dataclass(frozen=True)
