@@ -1,14 +1,12 @@
-"""Preparation of raw images: archives, workers, reading what is prepared, and what the released faults do."""
+"""Preparation of raw images: archives beside folders, and what the released faults do."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -26,7 +24,7 @@ from tasks.measures.records import MeasureSettings
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.remote import Executor, InlineExecutor, RayExecutor
+from tasks.remote import Executor, InlineExecutor
 from tasks.sources import source_for
 from tasks.sources.base import RawRequest
 
@@ -120,7 +118,7 @@ from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.remote import InlineExecutor
 row, raw = dataset_spec("mri_lesion"), None
-spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1)
+spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=300)
 if sys.argv[2]:
     raw, spec = Path(sys.argv[2]), PreparedSpec(dataset="bench", image_size=224, channels=1)
     kind = "npz" if raw.suffix == ".npz" else "folder"
@@ -200,96 +198,6 @@ def listing_seconds(folder: Path, *, count: int = 100_000) -> float:
     listing = source_for("folder").list_items(RawRequest(own_dataset_spec("bench", own), SPEC, folder))
     assert len(listing.items) == count
     return time.perf_counter() - start
-
-
-def scaling(*, files: int = 10_000, kind: Kind = "dicom", files_at: Path | None = None) -> Found:
-    """Preparation of files of 512x512 to 224x224 with two Ray workers against one, and its peak memory.
-
-    "theirs" is our own single worker: no peer prepares these layouts. Target: 1.8 times the rate.
-    """
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    found = {}
-    with tempfile.TemporaryDirectory() as name:
-        few, raw = Path(name, "few"), files_at or Path(name, "raw")
-        few.mkdir()
-        write_files(few, 64, kind)
-        if not (raw / "manifest.csv").exists():
-            raw.mkdir(parents=True, exist_ok=True)
-            write_files(raw, files, kind)
-        for turn, (folder, workers) in enumerate([(few, 2), (raw, 1), (raw, 2)]):
-            own_kind = "csv" if kind == "png" else "dicom_csv"
-            own = OwnSourceSpec(kind=own_kind, path=str(folder), domain="natural")
-            watch, start = PeakMemory(), time.perf_counter()
-            watch.start()
-            prepare(own, Path(name, f"out{turn}"), RayExecutor(workers))
-            seconds = time.perf_counter() - start
-            found[workers] = {"files_per_s": files / seconds, "seconds": seconds, "peak_mib": watch.stop()}
-    ratio = found[1]["seconds"] / found[2]["seconds"]
-    return {"ours": found[2], "theirs": {"one_worker": found[1]}, "ratio": ratio, "files": files}
-
-
-class PeakMemory(threading.Thread):
-    """Watches the unique memory of this process and its Ray workers."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak_mib, self._stop_event = 0.0, threading.Event()
-
-    def run(self) -> None:
-        """Sample until told to stop."""
-        import psutil
-
-        while not self._stop_event.wait(0.2):
-            for process in psutil.process_iter(["cmdline"]):
-                line = " ".join(process.info["cmdline"] or [])
-                if line.startswith("ray::read_block") or process.pid == os.getpid():
-                    try:
-                        memory = process.memory_info()
-                    except psutil.Error:
-                        continue
-                    self.peak_mib = max(self.peak_mib, (memory.rss - memory.shared) / 2**20)
-
-    def stop(self) -> float:
-        """Return the highest memory seen, in MiB."""
-        self._stop_event.set()
-        self.join()
-        return self.peak_mib
-
-
-def read_rate(*, num_images: int = 2500, repeats: int = 5) -> Found:
-    """Reading a prepared dataset into memory, checksums included, in GB/s of the fastest read.
-
-    3x224x224 bytes, warm page cache, beside ``numpy.load`` of one file without any checksum, and the same
-    zarr array in shards of single-image chunks. Target: 1 GB/s.
-    """
-    import zarr
-
-    shape = (num_images, 3, 224, 224)
-    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        np.savez(folder / "raw.npz", images=images, labels=np.arange(num_images) % 2)
-        np.save(folder / "plain.npy", images)
-        own = OwnSourceSpec(kind="npz", path=str(folder / "raw.npz"), domain="natural", channels=3)
-        spec = SPEC.model_copy(update={"channels": 3})
-        prepare(own, folder / "prepared", InlineExecutor(), spec)
-        chunks = {"chunks": (1, *shape[1:]), "shards": (500, *shape[1:])}
-        zarr.create_array(str(folder / "single"), shape=shape, dtype="uint8", **chunks)[:] = images
-        data = PreparedDataset.open(folder / "prepared")
-        order = np.random.default_rng(1).permutation(num_images)
-        reads = {
-            "read": lambda: data.read(0, num_images),
-            "read_rows_shuffled": lambda: data.read_rows(order),
-            "numpy_load_no_checksum": lambda: np.load(folder / "plain.npy"),
-            "zarr_single_image_chunks": lambda: zarr.open_array(str(folder / "single"), mode="r")[:],
-        }
-        timing = take_turns(*reads.values(), repeats=repeats, warm=True)
-    rates = {name: images.nbytes / min(wall) / 1e9 for name, wall in zip(reads, timing.wall, strict=True)}
-    theirs = {name: rates.pop(name) for name in list(rates)[2:]}
-    ratio = rates["read"] / theirs["numpy_load_no_checksum"]
-    return {"ours": rates, "theirs": theirs, "ratio": ratio, "num_images": num_images}
 
 
 SETTINGS = MeasureSettings(estimators=("mle",), sharpness_sample=None, sharpness_seeds=(0,))
@@ -398,4 +306,4 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
 
 
 if __name__ == "__main__":
-    run(archives, scaling, read_rate, faults, parts=[revisions])
+    run(archives, faults, parts=[revisions])
