@@ -23,7 +23,7 @@ from tasks.sources.arrays import ArrayFile, Hdf5File, NpzFile, row_locator
 from tasks.sources.base import RawRequest, Source, hash_key
 from tasks.sources.dicom import is_single_image_name
 from tasks.sources.manifest import num_rows, table_paths
-from tasks.sources.own import COLUMNS, split_of
+from tasks.sources.own import split_of
 from tasks.sources.raw import (
     MARK,
     MAX_DEPTH,
@@ -33,7 +33,7 @@ from tasks.sources.raw import (
     open_archive,
     walk,
 )
-from tasks.sources.tables import MANIFESTS, column_key
+from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 __all__ = [
     "ENTRY_POINT_GROUP",

@@ -222,6 +222,7 @@ def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeade
             f"{request.dataset.name}: {name} must be numbers of shape (n, height, width), "
             "(n, height, width, 3) or (n, 3, height, width)",
             f"{header.dtype} {header.shape}",
+            'images.astype("uint8") * 255' if header.dtype.kind == "b" else "",
         )
     return header
 

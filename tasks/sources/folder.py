@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -85,9 +85,12 @@ def list_folder(request: RawRequest) -> Listing:
         raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
     tree = RawTree(request)
     images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
+    packed = _packed_beside(images, tree)
+    images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
     with_splits = _has_splits(images, wrapper, request)
-    placed, excluded = _placed(tree, images, wrapper, with_splits)
+    placed, excluded = _placed([name for name in tree if name not in packed], images, wrapper, with_splits)
+    excluded["in an archive beside images"] += len(packed)
     layout, told = _choose_layout(placed, tree, request)
     meant = [(one, own) for one in placed if (own := one.as_class(layout)) is not None]
     excluded["outside the class folders"] += len(placed) - len(meant)
@@ -207,8 +210,16 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
         return False
 
 
+def _packed_beside(images: list[str], tree: RawTree) -> set[str]:
+    """Return the images of archives in an archive that lie in a folder of images, a class's or a group's."""
+    parts = {name: tree.locator(name).split(MARK) for name in images}
+    folders = {name.rpartition("/")[0] for name, found in parts.items() if len(found) == 2} - {""}
+    inner = {name: found[-1] for name, found in parts.items() if len(found) > 2}
+    return {name for name, member in inner.items() if name.removesuffix(member).rstrip("/") in folders}
+
+
 def _placed(
-    tree: RawTree, images: list[str], wrapper: str, with_splits: bool
+    tree: Iterable[str], images: list[str], wrapper: str, with_splits: bool
 ) -> tuple[list[Placed], Counter[str]]:
     """Return where the images lie, and what is left out."""
     masks, known = _masks(images), set(images)

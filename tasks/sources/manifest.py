@@ -189,7 +189,7 @@ def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells]:
     optional = (*columns.of.values(), "slice")
     rows = read_table(table.path, request, needed, optional, raw=columns.labels, lines=lines)
     found = {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
-    cells = columns.cells(found, request) | {"path": _paths(found[needed[0]], table, request)}
+    cells = columns.cells(found, request, 2) | {"path": _paths(found[needed[0]], table, request)}
     return columns, cells | ({"slice": found["slice"]} if "slice" in found else {})
 
 
@@ -380,7 +380,7 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
                 found[column] += map(cell_text, cells)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
         raise DataError(f"{where} must be whole", "damaged Parquet file") from None
-    return columns, columns.cells(found, request), _class_names(file, columns.labels[0])
+    return columns, columns.cells(found, request, 0), _class_names(file, columns.labels[0])
 
 
 def _open(path: Path) -> Any:

@@ -154,7 +154,7 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
         raise SkipItem("values not finite")
     top = values.max()
     if top <= 0:
-        raise SkipItem("constant image")
+        raise SkipItem("no value above 0" if values.min() < 0 else "constant image")
     if values.dtype == np.uint8 and top == 255:
         return np.asarray(values, dtype=np.uint8), ""
     pixels = np.empty(values.shape, np.uint8)

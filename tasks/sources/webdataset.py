@@ -87,6 +87,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
     """Return the samples of a shard with their locators, in stored order."""
     where = f"{request.dataset.name}: shard {request.hashed(shard)} must be whole and safe"
     samples: dict[str, _Sample] = {}
+    member = ""
     try:
         archive = open_archive(request.base() / shard)
         for member in archive.members():
@@ -110,7 +111,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
         raise DataError(where, skip.reason) from None
     except (ValueError, RecursionError):
         rule = f"{request.dataset.name}: .cls must be UTF-8 text, and .json hold JSON"
-        raise DataError(rule, "other bytes") from None
+        raise DataError(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
     return [(f"{shard}{MARK}{sample.image or key}", sample) for key, sample in samples.items()]
 
 

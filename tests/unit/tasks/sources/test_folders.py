@@ -136,6 +136,21 @@ class TestClasses:
         assert data.label_names == ("cat", "dog")
         assert data.labels.tolist() == prepare("folder", class_folder, name="other").labels.tolist()
 
+    def test_an_archive_beside_images_is_no_part_of_their_class(self, prepare, class_folder, tmp_path):
+        expected = prepare("folder", class_folder)
+        with (
+            zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner,
+            zipfile.ZipFile(tmp_path / "own.zip", "w") as own,
+        ):
+            for path in class_folder.rglob("*.png"):
+                inner.write(path, f"t/{path.relative_to(class_folder)}")
+                own.write(path, path.relative_to(class_folder))
+            inner.close()
+            own.write(tmp_path / "inner.zip", "cat/inner.zip")
+        data = prepare("folder", tmp_path / "own.zip", name="other")
+        assert data.labels.tolist() == expected.labels.tolist()
+        assert data.record.excluded == {"in an archive beside images": 10}
+
     def test_folds_are_no_classes(self, prepare, tmp_path):
         for number, fold in enumerate(("fold1", "fold_2")):
             for label in ("cat", "dog"):

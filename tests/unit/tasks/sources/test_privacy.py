@@ -117,13 +117,17 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
     [
         (
             "file name,class,centre",
-            r"columns path, label; found: no path, label among file name, class, centre\.",
+            r"columns path, label; found: no path, label among file name, class, centre; call it path",
         ),
-        ("path;diagnosis;" + "x" * 40, r"found: no label among path, diagnosis, x{30}\."),
-        (",".join("abcdefghijkl"), r"no path, label among a, b, c, d, e, f, g, h, i, j, \.\.\.\."),
+        ("path;diagnosis;" + "x" * 40, r"found: no label among path, diagnosis, x{30}; call it label"),
+        (
+            ",".join(("class", *"abcdefghijk")),
+            r"no path, label among class, a, b, c, d, e, f, g, h, i, \.\.\.;",
+        ),
         # Without a header the first line is somebody's.
-        (f"{CANARY}/a.png,well,{CANARY}", r"found: no path, label; the first line may be no header\."),
-        (f"{CANARY},1", r"found: no path, label; the first line may be no header\."),
+        (f"{CANARY}/a.png,well,{CANARY}", r"found: no path, label; the first line may be no header;"),
+        (f"{CANARY},1", r"found: no path, label; the first line may be no header;"),
+        (f"{CANARY} Hans,benign,left", r"found: no path, label; the first line may be no header;"),
     ],
 )
 def test_header_names_are_told_but_no_line_of_data(header, message, tmp_path):
