@@ -202,14 +202,10 @@ def _tree(request: RawRequest) -> RawTree:
         match = RADIOGRAPH.search(name)
         if match is None:
             return not whole
-        said = _said(match, described)
+        said = described.get((match["id"], match["barcode"].lstrip("0")), "")
         return not said or _is_wanted(said)
 
     return RawTree(request, archives=True, wanted=wanted)
-
-
-def _said(match: re.Match[str], described: Descriptions) -> str:
-    return described.get((match["id"], match["barcode"].lstrip("0")), "")
 
 
 def _is_wanted(description: str) -> bool:
@@ -236,7 +232,7 @@ def _radiographs(
             continue
         if released and RELEASED_SERIES not in parts:
             continue
-        patient, said = match["id"], _said(match, described)
+        patient, said = match["id"], described.get((match["id"], match["barcode"].lstrip("0")), "")
         header = None if said and not _is_wanted(said) else read_header(base, locator)
         told = [text for text in (said, header.description if header else "") if text]
         if said and not _is_wanted(said):

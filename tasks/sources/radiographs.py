@@ -152,13 +152,14 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
         rule = f"mura: lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
         raise DataError(rule, f"{odd} other lines")
     second = tables[0][: -len(MURA_TABLE)] + STUDIES
+    beside = next((tree.locator(name) for name in tree if name.casefold() == second.casefold()), None)
     return Listing(
         list(images.items.values()),
         request.dataset.label_names,
         excluded=_counted("hidden file", hidden) | repeated_rows(MURA_TABLE, labels, request),
         skipped=images.missing,
         intensity=OWN_MAXIMUM,
-        flags=_compared(studies, tree.get(second), request),
+        flags=_compared(studies, beside, request),
     )
 
 

@@ -98,13 +98,6 @@ def split_locator(locator: str) -> list[str]:
     return found
 
 
-def read_head(base: Path, locator: str, size: int) -> bytes:
-    """Return the first bytes of a plain file; of an archive's member all, which cost the same."""
-    if len(split_locator(locator)) > 1:
-        return read_locator(base, locator)
-    return read_plain(base / locator, size, cut=True)
-
-
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
     """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never opened."""
     try:
@@ -232,6 +225,8 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
         raise RefusedArchive("an archive whose members overlap")
     if len(members) > max_members:
         raise RefusedArchive(f"an archive with more than {max_members:,} members")
+    if len({info.filename for info in members}) < len(members):
+        raise RefusedArchive("an archive with repeated names")
     for info in members:
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise RefusedArchive("an archive with links or devices")
@@ -442,21 +437,15 @@ class RawTree:
                     self._locators.setdefault(virtual, locator)
                 else:  # one name in two archives: OAI's series all hold a file 001
                     self._locators[locator] = locator
-        self.names = sorted(self._locators, key=lambda name: name.split("/"))
-        self._by_case = {name.casefold(): name for name in reversed(self.names)}
+        self._names = sorted(self._locators, key=lambda name: name.split("/"))
 
     def __iter__(self) -> Iterator[str]:
         """Yield all names in sorted order."""
-        return iter(self.names)
+        return iter(self._names)
 
     def locator(self, name: str) -> str:
         """Return where a file of this tree is, as an item's locator."""
         return self._locators[name]
-
-    def get(self, name: str) -> str | None:
-        """Return the locator of a name in whatever case, or None."""
-        found = self._by_case.get(name.casefold())
-        return None if found is None else self._locators[found]
 
 
 def _members(
