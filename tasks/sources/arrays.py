@@ -1,21 +1,17 @@
 """Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits, names.
 
-Layout: MedMNIST's and Keras' own loaders, h5py's quick start and PatchCamelyon's ``x`` and ``y``; NEP 1
-(``numpy.lib.format``) in a zip.
-
-Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
-keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
-``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and
+Layout: NEP 1 (``numpy.lib.format``) in a zip, h5py's quick start, PatchCamelyon's ``x`` and ``y``. Keys:
+``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the keys,
+``train_images`` and ``test_images`` as MedMNIST writes them (``medmnist/dataset.py``), or ``x_train`` and
 ``x_test`` as Keras' ``mnist.npz``. ``val`` beside them is left out and counted. Other arrays of one entry per
 image may be the group, the split or what must not tell the label, by the same names as a table's columns.
 
-``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``.
-uint8 is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or
-reach into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
+``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``. uint8
+is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or reach
+into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
 
-Nothing is unpickled, declared sizes are checked against the stored ones before anything is read, and images
-stream, so a file may be larger than memory. HDF5's external and virtual datasets, which read other files, are
-refused.
+Nothing is unpickled, declared sizes are checked before anything is read, and images stream, so a file may be
+larger than memory. HDF5's external and virtual datasets, which read other files, are refused.
 """
 
 from __future__ import annotations
@@ -93,11 +89,7 @@ class Part:
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
-    """Return one item per row.
-
-    Missing, misshapen or damaged arrays, images in no known range, and what
-    :func:`tasks.sources.own.own_listing` refuses are a DataError.
-    """
+    """Return one item per row; what is missing, misshapen, damaged or in no known range is a DataError."""
     parts, left_out = _find_parts(file, request)
     headers = [_image_header(file, part.images, request) for part in parts]
     sizes = [header.shape[0] for header in headers]
@@ -281,11 +273,7 @@ def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
 
 
 def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
-    """Return the images of a listing's items as one array, as they are stored.
-
-    Raises:
-        DataError: when the parts have unequal shapes.
-    """
+    """Return the images of a listing's items as one array, as stored; unequal shapes are a DataError."""
     wanted: dict[str, list[int]] = {}
     for item in listing.items:
         wanted.setdefault(str(item.details[0]), []).append(int(item.locator.rsplit("/", 1)[-1]))
@@ -441,12 +429,7 @@ def _npy_header(file: IO[bytes]) -> ArrayHeader:
 
 
 def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        DataError: when it is none.
-        SetupError: when h5py is not installed.
-    """
+    """Open an HDF5 file for reading; what is none is a DataError."""
     try:
         import h5py
     except ImportError as error:

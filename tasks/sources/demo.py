@@ -107,7 +107,7 @@ def histology() -> Images:
     density = -np.log10(np.maximum(picture / 255, 1 / 255))
     stain = density @ np.linalg.inv(STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True))
     amounts = _patches(stain[..., 2], 20).mean((1, 2))
-    return _by_rule(_patches(picture, 20), _blocks(picture, 20), amounts, np.isfinite(amounts), "")
+    return _by_rule(_patches(picture, 20), _blocks(picture, 20), amounts, np.full(len(amounts), True), "")
 
 
 @cache
@@ -120,7 +120,9 @@ def retina() -> Images:
 
     picture = _picture("skimage", "data/retina.jpg")
     green, red = picture[..., 1].astype(np.int16), picture[..., 0].astype(np.float32)
-    inside = _patches(uniform_filter(red, 9) > 40, 32).all((1, 2))  # around the disc the sensor saw nothing
+    inside = np.asarray(
+        _patches(uniform_filter(red, 9) > 40, 32).all((1, 2))
+    )  # around the disc the sensor saw nothing
     amounts = _patches(grey_closing(green, size=(15, 15)) - green, 32).mean((1, 2))
     return _by_rule(
         _patches(picture, 32), _blocks(picture, 32), amounts, inside, "outside the picture's disc"
@@ -321,7 +323,8 @@ lesions = Source(list_lesions, read_lesions)
 def template(kind: str) -> NDArray[np.float32]:
     """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``, ``wm``)."""
     volume = decode_nifti(_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}").read_bytes()).values
-    return volume / volume.max()
+    scaled_volume: NDArray[np.float32] = volume / volume.max()
+    return scaled_volume
 
 
 @cache

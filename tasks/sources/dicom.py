@@ -137,8 +137,7 @@ def _header(data: FileDataset) -> Header:
 class HeaderIndex:
     """Names of files by SOP instance and series instance UID, read from their headers.
 
-    Kept beside the prepared datasets, keyed hashes only, so that a large tree of renamed files is opened
-    once.
+    Its keyed hashes are kept beside the prepared datasets, so that a large tree is opened once.
     """
 
     def __init__(self, request: RawRequest, tree: RawTree, names: Iterable[str]) -> None:
@@ -200,11 +199,7 @@ SEARCHED = 4096
 
 
 def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns and components that a JPEG, JPEG-LS or JPEG 2000 frame declares; None for RLE.
-
-    Raises:
-        ValueError: when it begins as one of them and has no whole header.
-    """
+    """Return rows, columns, components that a JPEG, JPEG-LS or JPEG 2000 frame declares; None for RLE."""
     start = frame.find(CODESTREAM, 0, SEARCHED)
     try:
         if frame[:3] != b"\xff\xd8\xff":
@@ -227,12 +222,7 @@ def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
-    """Decode the bytes of one DICOM file, which must have so many frames when that is said.
-
-    Raises:
-        SkipItem: with a reason that names tags and syntaxes but no values.
-        SetupError: when pydicom is not installed.
-    """
+    """Decode one DICOM file, of so many frames when that is said; a SkipItem names tags but no values."""
     try:
         import pydicom
     except ImportError as error:

@@ -37,7 +37,6 @@ SPLIT_WORD = re.compile(
     r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
 )
 """A split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
-FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 """Folders in class folders that are no patients, in lower case."""
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
@@ -75,11 +74,7 @@ class Placed:
 
 
 def list_folder(request: RawRequest) -> Listing:
-    """Return all images, classes in the order of their names.
-
-    No class folders, fewer than two with images, folders that may be splits as well as classes, or one class
-    spelt in two ways are a DataError.
-    """
+    """Return all images, classes in the order of their names."""
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
@@ -134,12 +129,6 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
     tops = sorted({one.top for one in placed})
     _check_tops(tops, set(tops_of) - {""}, request)
     name = request.dataset.name
-    if shared and all(map(FOLD.fullmatch, tops)):
-        raise DataError(
-            f"{name}: the top folders must be classes, or train and test",
-            f"{', '.join(tops[:5])}, each with the same folders",
-            "give one of them, or call those to train on train and the others test",
-        )
     if request.root().is_file() and any(MARK in one.name for one in placed):
         rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
         raise DataError(rule, what, "unpack them into one folder")
@@ -152,8 +141,8 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
         raise DataError(
             f"{name}: it must be plain which folders are the classes",
             f"{len(tops)} folders on top share {len(tops_of)} folders in them: classes with patients or "
-            "parts in them, or patients or sites with classes in them",
-            "say which: layout: class/group or layout: group/class (--layout), or give a table",
+            "parts in them, or patients, sites or folds with classes in them",
+            "say which: layout: class/group or layout: group/class (--layout), give a table, or of folds one",
         )
     return found, [f"layout {found}, by the patients in the headers"]
 

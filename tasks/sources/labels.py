@@ -69,7 +69,10 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
             ", ".join(map(repr, unknown)),
             f"take those images out, or keep it with --label-map {unknown[0]}={unknown[0]} or label_map",
         )
-    if lists := sorted(one for one in own if _lists(one, found)):
+    # Mass|Nodule beside Mass and Nodule.
+    parts = {one: SEPARATOR.split(one.strip("[]() ")) for one in own}
+    parts = {one: [part.strip(" '\"") for part in several] for one, several in parts.items()}
+    if lists := sorted(one for one, several in parts.items() if len(several) > 1 and found >= {*several}):
         rule = f"{name}: a label must be one class, not a list of them"
         raise DataError(
             rule, f"{len(lists)}: {_shown(map(repr, lists))}", f"take those images out, or {MEANT}"
@@ -103,12 +106,6 @@ def _check_numbers(found: set[str], name: str) -> None:
     else:
         return
     raise DataError(rule, f"{code}, which often means unknown", f"take those images out, or {MEANT}")
-
-
-def _lists(name: str, others: set[str]) -> bool:
-    """Tell whether a label lists several of the others: ``Mass|Nodule`` beside ``Mass`` and ``Nodule``."""
-    parts = [part.strip(" '\"") for part in SEPARATOR.split(name.strip("[]() "))]
-    return len(parts) > 1 and others.issuperset(parts)
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -94,25 +94,18 @@ def row_reader(images: NDArray[np.generic], *, own_maximum: bool = False) -> Rea
     return read
 
 
-def _list_manifold(request: RawRequest) -> Listing:
-    labels = latent_points(_dimension(request), NUM_IMAGES)[1]
-    return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
+manifold = Source(
+    lambda request: list_rows(_points(request)[1], request, dtype="float32", intensity=INTENSITY),
+    lambda request: row_reader(embed(_points(request)[0], request.spec.image_size)),
+)
+"""Generated at the prepared side, so that no resize bends the manifold."""
 
 
-def _read_manifold(request: RawRequest) -> Reader:
-    """Generate at the prepared side, so that no resize bends the manifold."""
-    latents, _ = latent_points(_dimension(request), NUM_IMAGES)
-    return row_reader(embed(latents, request.spec.image_size))
-
-
-manifold = Source(_list_manifold, _read_manifold)
-
-
-def _dimension(request: RawRequest) -> int:
+def _points(request: RawRequest) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     match = re.fullmatch(r"manifold_d(\d{1,2})", request.dataset.name)
     if match is None or int(match[1]) < 1:
         raise ConfigError("A manifold dataset is named manifold_d<dimension>", repr(request.dataset.name))
-    return int(match[1])
+    return latent_points(int(match[1]), NUM_IMAGES)
 
 
 @lru_cache(maxsize=4)
@@ -145,9 +138,7 @@ def embed(latents: NDArray[np.float64], side: int) -> NDArray[np.float32]:
 
 
 def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
-    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` beside the constant, orthonormal;
-    an image with too few pixels for them is a ConfigError.
-    """
+    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` but the constant, orthonormal."""
     if count >= side * side:
         raise ConfigError(
             f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
@@ -168,9 +159,8 @@ def _list_generated(request: RawRequest) -> Listing:
 
 
 def _read_generated(request: RawRequest) -> Reader:
-    """Generate at the prepared side, so that no resize bends the manifold."""
-    found, _ = places(_dials(request))
-    return row_reader(scaled(images_at(found, request.spec.image_size), request))
+    images = images_at(places(_dials(request))[0], request.spec.image_size)
+    return row_reader(scaled(images, request))
 
 
 generated = Source(_list_generated, _read_generated)
@@ -203,9 +193,7 @@ def places(dials: tuple[tuple[str, float], ...]) -> tuple[NDArray[np.float64], N
 
 
 def images_at(found: NDArray[np.float64], side: int) -> NDArray[np.float32]:
-    """Map places ``(num_images, coordinates)`` to ``(num_images, side, side)`` float32 images in [0, 255];
-    dials that ask for more than these can hold are a ConfigError.
-    """
+    """Map places ``(num_images, coordinates)`` to ``(num_images, side, side)`` float32 in [0, 255]."""
     angles = found / LENGTH
     curve = np.stack([np.sin(angles), np.cos(angles) - 1], axis=2).reshape(len(found), -1)
     patterns = low_frequency_patterns(curve.shape[1], side)

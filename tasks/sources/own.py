@@ -53,8 +53,7 @@ def split_of(word: str) -> Split | None:
 
 
 def split_of_file(name: str, request: RawRequest) -> Split | None:
-    """Return the split that a word of a file's name, or else a folder above it, means; several are a
-    DataError.
+    """Return the split that a word of a file's name, or else a folder above it, means; one at most.
 
     ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it.
     """
@@ -88,10 +87,7 @@ class Columns:
     flags: tuple[str, ...]
 
     def cells(self, found: Cells, request: RawRequest, first: int) -> dict[str, Sequence[str]]:
-        """Return columns by our names; labels from the one column of them, or from those of the classes.
-
-        ``first`` is the number of the first row in messages.
-        """
+        """Return columns by our names, labels from those of the classes, too; ``first`` numbers the rows."""
         own = {ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found}
         labels = {name: found[name] for name in self.labels}
         return own | {
@@ -163,9 +159,7 @@ def one_hot(cells: Cells, request: RawRequest, first: int) -> list[str]:
 
 
 def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
-    """Return the columns of several files, blank where one has none, and row -> number of its file, row in
-    it.
-    """
+    """Return columns of several files, blank where one has none, and row -> number of its file, row there."""
     sizes = [len(part["label"]) for part in parts]
     ends = np.cumsum(sizes)
     cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
@@ -188,9 +182,9 @@ class Rows:
         cells: Columns label and, where they are, group, split and those that must not tell the label.
         locator: Where a row's image is.
         name: What a row is called in messages; no id and no file name.
-        alone: Group of a row without such a column, as its folder or volume says it; empty when it is its
-        own. side: Split that a row's file or folder says; None for validation. details: Of the row's item,
-        besides its traits.
+        alone: Group of a row without such a column, as its folder or volume says it.
+        side: Split that a row's file or folder says; None for validation.
+        details: Of the row's item, besides its traits.
     """
 
     cells: Cells
@@ -226,20 +220,11 @@ def own_listing(
     excluded: Mapping[str, int] | None = None,
     **known: Any,
 ) -> Listing:
-    """Return one item per row that is in no validation split.
+    """Return one item per row that is in no validation split; what cannot be meant is a DataError.
 
-    Missing labels, words that are no class, fewer than two classes, ids that cannot tell patients apart or
-    are on both sides, and words that are no split are a DataError.
-
-    Args:
-        rows: What is written of them.
-        request: Whose ``label_map`` says what labels mean.
-        names: Names of the labels 0, 1, ... where the data give them.
-        order: Sorts the classes.
-        flags: Names of what the kind doubts about all rows.
-        counts: Of what it doubts about some.
-        excluded: What it left out, by reason.
-        known: Other fields of the listing.
+    ``names`` are those of the labels 0, 1, ... where the data give them; ``order`` sorts the classes;
+    ``flags`` name what the kind doubts about all rows, ``counts`` what about some; ``excluded`` is what it
+    left out, by reason; ``known`` are other fields of the listing.
     """
     labels, sides = class_labels(rows, request, names), _sides(rows, request)
     _check_groups(rows, request)
@@ -298,10 +283,7 @@ class RowItems(Sequence[Item]):
 
 
 def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> list[str]:
-    """Return the class of each row: its written label through ``label_map``, or the name of its number.
-
-    Missing labels, several in one, numbers without a name, and words that are no class are a DataError.
-    """
+    """Return each row's class: its label through ``label_map``, or the name of its number."""
     dataset, written = request.dataset, rows.cells["label"]
     mapping = dict(dataset.label_map)
     if names:

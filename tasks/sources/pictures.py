@@ -172,12 +172,6 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
     return pixels, OWN_MAXIMUM
 
 
-def own_maximum_sample(sample: Sample) -> Sample:
-    """Scale an image that was read from a file by its own maximum."""
-    pixels, note = by_own_maximum(sample.pixels)
-    return replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else [])))
-
-
 def to_prepared(
     pixels: NDArray[np.generic],
     *,

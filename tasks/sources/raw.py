@@ -73,10 +73,7 @@ def is_noise(name: str) -> bool:
 
 
 def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of a plain file or archive member below ``base``.
-
-    One that is gone, unreadable, damaged, empty, too large or no plain file is a SkipItem.
-    """
+    """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why not."""
     file, *inner = split_locator(locator)
     if not inner:
         return read_plain(base / file, max_bytes)
@@ -118,10 +115,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
 
 
 def gunzipped(body: bytes, max_bytes: int) -> bytes:
-    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return the rest as it is.
-
-    A browser may unpack a file and leave its ending. Damage is a SkipItem.
-    """
+    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return others as they are."""
     if body[:2] != b"\x1f\x8b":
         return body
     try:
@@ -137,14 +131,9 @@ def walk(
     """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
 
     Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
-    names' parts, so a folder's files lie together whatever characters its name has.
-
-    Args:
-        root: Where to start; may itself be a link.
-        request: For messages.
-        folders: Gets the names of all folders met, empty ones too, when given.
-        strict: A link that leaves the root, a linked folder, a FIFO, socket or device, or a folder that
-            cannot be listed is a DataError; else it is named, too.
+    names' parts, so a folder's files lie together whatever characters its name has. ``folders`` gets the
+    names of all folders met, empty ones too. A link that leaves the root, a linked folder, a FIFO, socket or
+    device, or a folder that cannot be listed is a DataError; where not ``strict``, it is named, too.
     """
     base = root.resolve()
     todo = _entries(base, "", request, strict)
@@ -208,11 +197,7 @@ def _checked_member(name: str) -> str | None:
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
-    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was checked.
-
-    Links, encryption, packing without a bound, members that overlap, or of a size that they cannot have, and
-    damage are a RefusedArchive.
-    """
+    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was checked."""
     try:
         archive = zipfile.ZipFile(file)
         size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
@@ -379,10 +364,7 @@ Archive = ZipArchive | TarArchive
 
 
 def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or the one inside it; kept until its file changes.
-
-    What is damaged, unreadable or no plain file is a RefusedArchive.
-    """
+    """Return an opened archive, or the one inside it, kept until its file changes."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -408,14 +390,10 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
 class RawTree:
     """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked in place.
 
-    Found without regard to case; walked once. A file that lies there unpacked goes before the same name in an
-    archive. Archives are opened only when asked for, so a download that is unpacked pays nothing for the
-    archives that were left beside it. What must not be read is a DataError.
-
-    Args:
-        request: What is read; its raw path may be a folder, or an archive.
-        archives: Look into the archives below the folder, too.
-        wanted: Which archives to look into, by name as if unpacked; all by default.
+    Walked once. A file that lies there unpacked goes before the same name in an archive. Archives below a
+    folder are opened only when asked for (``archives``), those whose names as if unpacked are ``wanted``, so
+    a download that is unpacked pays nothing for what was left beside it. What must not be read is a
+    DataError.
     """
 
     def __init__(

@@ -55,11 +55,7 @@ class TableError(Exception):
 
 
 def read_xlsx(body: bytes) -> Lines:
-    """Return the first sheet's rows as text; numbers that are whole lose their ``.0``.
-
-    A lone cell far to the right or below costs nothing: cells beyond column 1,000 are refused by count, and
-    rows are read one by one.
-    """
+    """Return the first sheet's rows as text; numbers that are whole lose their ``.0``."""
     try:
         import openpyxl
     except ImportError:
@@ -230,11 +226,7 @@ def read_table(
 
 
 def read_lines(path: Path | str, request: RawRequest) -> Lines:
-    """Return the lines of a table without blank ones, header and all, as text cells.
-
-    A byte-order mark, CRLF, quotes and newlines in quotes, and any of ``, ; tab |`` are accepted; what is no
-    table is a DataError.
-    """
+    """Return the lines of a table without blank ones, header and all, as text cells."""
     read, what = READERS.get(PurePath(path).suffix.lower(), (read_text, "text"))
     try:
         return read(read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path))

@@ -40,11 +40,7 @@ class _Sample:
 
 
 def list_samples(request: RawRequest) -> Listing:
-    """Return one item per sample, in the order of shards and of their place in them; images are not read.
-
-    Damaged shards, two labels in one sample, and what :func:`tasks.sources.own.own_listing` refuses are a
-    DataError.
-    """
+    """Return one item per sample, in the order of shards and of their place in them."""
     root = request.root()
     names = [name for name in walk(root, request) if name.lower().endswith(ENDINGS)] if root.is_dir() else []
     shards = [root.name] if root.is_file() else names

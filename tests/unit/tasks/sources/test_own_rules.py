@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     "-1 beside others": labels(-1, 0, 1, refused=f"-1, {UNKNOWN_CODE}"),
     "-1 mapped": labels(-1, 0, 1, classes=("0", "1", "unsure"), label_map=MAPPED),
     "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1, {UNKNOWN_CODE}"),
-    "a map of no label": labels(*CATS, 
+    "a map of no label": labels(*CATS,
         refused="label_map must name labels as they are written; found: no label is 'x'", label_map={"x": "cat"}),
     "99 beside others": labels(0, 1, 99, refused=f"99, {UNKNOWN_CODE}"),
     "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
