@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
+.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -32,6 +32,13 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not chaos"
 
+# The same with the oldest and with the newest releases that pyproject.toml allows, in environments of their own.
+test-oldest test-newest: export PYTHONDONTWRITEBYTECODE :=
+test-oldest test-newest: test-%:
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[dev]' $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
+	$(VENV)-$*/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not chaos"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +49,10 @@ lint: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos
 	$(BIN)/python -m tests.integration.chaos
+
+# Ten thousand schedules of faults in a simulated world, driven by seeds (tests/simulation).
+simulate: $(STAMP)
+	$(BIN)/python -m tests.simulation --into benchmarks/results/simulation.json
 
 # A sweep's tracker on a PostgreSQL of its own that is restarted; needs its server's commands.
 postgres-test: $(STAMP)
@@ -87,4 +98,4 @@ sbom: $(STAMP)
 	  --output-file dist/sbom.cdx.json $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-sbom
+	rm -rf $(VENV) $(VENV)-sbom $(VENV)-oldest $(VENV)-newest

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
-from tasks.measures.estimators import twonn
+from tasks.measures.estimators import estimate
 from tasks.measures.measure import intrinsic_dimension, measure_nested
 from tasks.measures.neighbors import BLOCK_ROWS, HELD_BYTES, nested_neighbors
 from tasks.measures.records import MeasureSettings
@@ -412,7 +412,8 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
     rows, classes = images[chosen], labels[chosen]
     settings = MeasureSettings(pixel_range=(0.0, 255.0), estimators=("mle", "twonn"))
     record = measure_nested(rows, classes, [len(rows)], settings=settings)
-    original = twonn(nested_neighbors(rows, None, [len(rows)], 2).tables[0], discard_fraction=0)
+    table = nested_neighbors(rows, None, [len(rows)], 2).tables[0]
+    original = estimate(table, estimators=["twonn"], discard_fraction=0)["twonn"]
     # 1.8 % of labels wrong, as runs of exchanged ones at the end: shifting labels against images puts the
     # other label on half of them, in a random order.
     wrong, last = classes.copy(), np.arange(len(classes))[-int(len(classes) * 0.036) :]

@@ -17,7 +17,7 @@ import platform
 
 import torch
 
-from orchestrator.planning.costs import network_cost
+from orchestrator.planning.predict import network_cost
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import RecipeSpec

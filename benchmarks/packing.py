@@ -21,19 +21,20 @@ from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.gpus import (
-    CARDS,
-    EAGER_INTERVAL_S,
+from orchestrator.planning.estimate import (
     LOOK_AHEAD,
+    Expectation,
     Job,
     Replay,
-    card_named,
+    expected_seconds,
     longest_first,
+    order_trials,
     replay,
 )
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.predict import Expectation, expected_seconds, jobs_on, order_trials
+from orchestrator.planning.predict import CARDS, EAGER_INTERVAL_S, card_named, need_of
+from orchestrator.planning.predict import Card as GpuModel
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
@@ -41,6 +42,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import TrialSpec
@@ -108,6 +110,11 @@ def hours(preset: str) -> list[dict[str, Any]]:
             row["no test images between epochs"] = _hours(trials, kind)
         rows.append(row)
     return rows
+
+
+def jobs_on(trials: Iterable[TrialSpec], card: GpuModel) -> list[Job]:
+    needs = [(trial.trial_id, need_of(trial, card)) for trial in trials]
+    return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]
 
 
 def _hours(trials: Iterable[TrialSpec], kind: str) -> float:
@@ -250,7 +257,8 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             expectation=Expectation(CARD),
         )
         data = TrialData(images, labels, images, labels, 2, "f")
-        Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Idle).run()
+        work = GridWork(run, plan.trials, lambda subset, size: data)
+        Trials(run, work, TuneExecution(run, work, Idle)).run()
         clock.join(PATIENCE_S)
 
 

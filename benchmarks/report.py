@@ -99,7 +99,7 @@ def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         metrics = {name: float(value) for name, value in numbers.items() if value == value}
         name = tags["trial_id"]
-        runs.append(FlatRun(name, "trial", tags, {}, metrics, (), 1000, 2000, 2000, name))
+        runs.append(FlatRun(name, tags, {}, metrics, (), 1000, 2000, 2000))
     return runs
 
 

@@ -29,7 +29,7 @@ from blind_tables import WORLDS, Drawn, World, draw
 from scipy import stats
 
 from orchestrator.analysis import PilotPoint, ScalingFits, fit_growth, fit_scaling_laws, predict
-from orchestrator.analysis import fit_records as r
+from orchestrator.analysis import fits as r
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.inference import LEVEL
 from search_spaces.errors import DataError

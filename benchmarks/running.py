@@ -18,12 +18,11 @@ from harness import Found, alone, run
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
-from orchestrator.results.index import Index
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.records import Provenance, TrialRecord
-from orchestrator.results.state import StoredResults
+from orchestrator.results.state import Index, StoredResults
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
@@ -216,7 +215,7 @@ def nodes(*, num_nodes: int = 1, num_trials: int = 20) -> Found:
     found["join_s"] = round(time.perf_counter() - started, 1)
     with tempfile.TemporaryDirectory() as name, connect(there.address) as cluster:
         folder, started = Path(name), time.perf_counter()
-        assert len(look_at_nodes(folder)) == num_nodes
+        assert len(look_at_nodes()) == num_nodes
         found["doctor_s"] = round(time.perf_counter() - started, 1)
         for what, seed, count in (("first_s", 10_000, num_nodes), ("trials_s", 20_000, num_trials)):
             # First, workers start and import torch.

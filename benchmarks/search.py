@@ -8,13 +8,13 @@ from __future__ import annotations
 import csv
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from harness import Found, run
@@ -26,7 +26,6 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning import search as study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome
-from orchestrator.tuning.search import Likeness, Rungs
 from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, space_of
 
@@ -34,57 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the table's read
 from tests.search_table import TabulatedCell, read_table, replay
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
-# d_data and K_F of the demo's largest training sets, as `isweep run demo` measures them.
-KNOWN = {
-    "mnist5k": Likeness.of("natural", 240, 8.5, 0.30),
-    "digits": Likeness.of("natural", 240, 8.0, 0.30),
-    "mri_lesion": Likeness.of("medical", 240, 9.0, 0.60),
-}
 SEEDS_OF_TABLE = 3
-Stops = Literal["none", "third", "half", "default"]
-STOPS: dict[Stops, Callable[[], Rungs]] = {
-    "none": lambda: Rungs(reduction=1),
-    "third": lambda: Rungs(before=0),
-    "half": lambda: Rungs(reduction=2, before=0),
-    "default": Rungs,
-}
-"""Who is stopped: nobody; at once all but the best third, or half, of those that came; as the search does."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A way to search.
-
-    Attributes:
-        sampler: As a sweep file names it, or a form of TPE that it cannot name: see :data:`PLAIN`.
-        stops: See :data:`STOPS`.
-        warm_start: As in a sweep file.
-    """
-
-    sampler: str = "tpe"
-    stops: Stops = "default"
-    warm_start: bool = False
-
-
 PLAIN: dict[str, tuple[bool, bool]] = {
     "tpe without constant liar": (True, False),
     "univariate tpe": (False, True),
 }
 """Whether TPE is multivariate, and whether it counts what runs as bad: ``isweep tune`` has both."""
-POLICIES: dict[str, Policy] = {
-    "tpe (default)": Policy(),
-    "tpe, all to the end": Policy(stops="none"),
-    "tpe, all to the end, warm start": Policy(stops="none", warm_start=True),
-    "tpe, a third goes on": Policy(stops="third"),
-    "tpe, a third goes on, warm start": Policy(stops="third", warm_start=True),
-    "tpe, half goes on": Policy(stops="half"),
-    "random, all to the end": Policy("random", "none"),
-    "random, a third goes on": Policy("random", "third"),
-}
-SAMPLERS: dict[str, Policy] = {
-    name: Policy(name, "none")
-    for name in ("tpe", "tpe without constant liar", "univariate tpe", "gp", "random")
-}
+SAMPLERS = ("tpe", "tpe without constant liar", "univariate tpe", "gp", "random")
 TWICE = 0.4
 """Budget at which samplers differ: at the default one the first four points of five are drawn at random."""
 
@@ -116,21 +71,20 @@ def told(options: tuple[bool, bool] | None) -> Iterator[None]:
 
 
 def search(
-    table: dict[CellKey, TabulatedCell], policy: Policy, budget: float, seed: int
+    table: dict[CellKey, TabulatedCell], sampler: str, budget: float, seed: int
 ) -> dict[CellKey, CellOutcome]:
     """Return what one search finds."""
-    plain = PLAIN.get(policy.sampler)
+    plain = PLAIN.get(sampler)
     # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
     tune = TuneSpec(
         batch_size=(32,),
         budget=budget,
         seeds=SEEDS_OF_TABLE,
-        sampler="tpe" if plain else cast("Sampler", policy.sampler),
+        sampler="tpe" if plain else cast("Sampler", sampler),
         seed=seed,
-        warm_start=policy.warm_start,
     )
     with told(plain):
-        return replay(cells_of(table, tune), table, tune, known=KNOWN, rungs=STOPS[policy.stops]())
+        return replay(cells_of(table, tune), table, tune)
 
 
 @dataclass
@@ -139,42 +93,42 @@ class Searches:
 
     Attributes:
         table: Trainings.
-        seeds: Searches of one policy; half as many at the larger budget.
+        seeds: Searches with one sampler; half as many at the larger budget.
         processes: Searches at the same time.
     """
 
     table: dict[CellKey, TabulatedCell]
     seeds: int
     processes: int = 2
-    _found: dict[tuple[Policy, float], list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
+    _found: dict[tuple[str, float], list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
 
-    def run(self, policy: Policy, budget: float) -> list[dict[CellKey, CellOutcome]]:
+    def run(self, sampler: str, budget: float) -> list[dict[CellKey, CellOutcome]]:
         """Return what was found, seed by seed."""
-        if (policy, budget) not in self._found:
+        if (sampler, budget) not in self._found:
             seeds = range(self.seeds if budget < TWICE else self.seeds // 2)
             # Forked anew: a worker has the table already.
             with get_context("fork").Pool(self.processes) as pool:
-                found = pool.map(partial(search, self.table, policy, budget), seeds, chunksize=1)
-            self._found[policy, budget] = found
-        return self._found[policy, budget]
+                found = pool.map(partial(search, self.table, sampler, budget), seeds, chunksize=1)
+            self._found[sampler, budget] = found
+        return self._found[sampler, budget]
 
     def regrets(self, found: list[dict[CellKey, CellOutcome]]) -> NDArray[np.float64]:
         """Return them, in nat: ``(num_seeds, num_cells)``."""
         return np.array([[self.table[key].regret(o) for key, o in one.items()] for one in found])
 
 
-def measure(searches: Searches, policies: dict[str, Policy], budget: float) -> list[dict[str, Any]]:
-    """Return a row per policy."""
+def measure(searches: Searches, samplers: Iterable[str], budget: float) -> list[dict[str, Any]]:
+    """Return a row per sampler."""
     rows = []
-    for name, policy in policies.items():
-        found = searches.run(policy, budget)
+    for name in samplers:
+        found = searches.run(name, budget)
         regrets = searches.regrets(found)
         every = [outcome for one in found for outcome in one.values()]
         costs = [outcome.spent / GRID_RATES for outcome in every]
         whole = GRID_RATES * SEEDS_OF_TABLE
         rows.append(
             {
-                "policy": name,
+                "sampler": name,
                 "median_regret": float(np.median(np.median(regrets, axis=1))),
                 "mean_regret": float(regrets.mean()),
                 "std_error": float(regrets.mean(axis=1).std(ddof=1) / np.sqrt(len(regrets))),
@@ -193,25 +147,21 @@ def measure(searches: Searches, policies: dict[str, Policy], budget: float) -> l
     return rows
 
 
-END = POLICIES["tpe, all to the end"]
-QUESTIONS: dict[str, tuple[Policy, Policy, tuple[float, ...]]] = {
-    "warm_start": (POLICIES["tpe, all to the end, warm start"], END, (0.2,)),
-    "stopping_at_once": (POLICIES["tpe, a third goes on"], END, (0.2,)),
-    "stopping_as_by_default": (Policy(), END, (TWICE,)),
-    "tpe_for_random": (END, POLICIES["random, all to the end"], (0.2, TWICE)),
-    "gp_for_tpe": (SAMPLERS["gp"], END, (TWICE,)),
-    "constant_liar": (END, SAMPLERS["tpe without constant liar"], (TWICE,)),
-    "multivariate": (END, SAMPLERS["univariate tpe"], (TWICE,)),
+QUESTIONS: dict[str, tuple[str, str, tuple[float, ...]]] = {
+    "tpe_for_random": ("tpe", "random", (0.2, TWICE)),
+    "gp_for_tpe": ("gp", "tpe", (TWICE,)),
+    "constant_liar": ("tpe", "tpe without constant liar", (TWICE,)),
+    "multivariate": ("tpe", "univariate tpe", (TWICE,)),
 }
 """Whether something pays: with it, without it, and at which budgets."""
 
 
 def answer(searches: Searches, question: str) -> list[dict[str, float]]:
     """Return mean regret with less mean regret without, paired by seed, by budget."""
-    *policies, budgets = QUESTIONS[question]
+    *samplers, budgets = QUESTIONS[question]
     rows = []
     for budget in budgets:
-        means = [searches.regrets(searches.run(policy, budget)).mean(axis=1) for policy in policies]
+        means = [searches.regrets(searches.run(name, budget)).mean(axis=1) for name in samplers]
         changes = np.subtract(*means)
         rows.append(
             {
@@ -235,12 +185,12 @@ def policy(*, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: 
     trainings of one rate differ much.
     """
     searches = Searches(read_table(table), seeds, processes)
-    ours, *theirs = measure(searches, POLICIES, budget)
+    ours, *theirs = measure(searches, ("tpe", "random"), budget)
     return {
         "seeds": seeds,
         "ours": ours,
         "theirs": theirs,
-        "ratio": {row["policy"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
+        "ratio": {row["sampler"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
         "samplers": {"budget": TWICE, "seeds": seeds // 2, "rows": measure(searches, SAMPLERS, TWICE)},
         **{question: answer(searches, question) for question in QUESTIONS},
     }

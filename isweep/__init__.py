@@ -3,7 +3,7 @@
 >>> import isweep
 >>> sweep = isweep.run("demo")            # or a sweep file's path, a mapping, a SweepSpec
 >>> sweep.table, sweep.best(dataset="digits"), sweep.failures
->>> sweep.fits.plot(), sweep.report
+>>> sweep.fits.to_frame(), sweep.report
 >>> found = isweep.tune("demo")          # searched learning rates: found.table, found.recipe, found.report
 >>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
 >>> isweep.predict(record, sweep, target_loss=0.3)

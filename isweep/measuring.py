@@ -5,30 +5,44 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.analysis import figures as p
+from orchestrator.analysis import figures
 from orchestrator.commands import draw_pair
-from orchestrator.running.measuring import Measured
-from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
-from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes
+from orchestrator.planning.paths import RootPaths
+from orchestrator.running.measuring import (
+    Measured,
+    MeasureRequest,
+    measure_arrays,
+    measure_source,
+    name_labels,
+)
+from search_spaces.errors import ConfigError, DataError, unknown_name
+from tasks.measures.records import MeasureSettings, as_sizes
+from tasks.remote import InlineExecutor
 
-if TYPE_CHECKING:
-    from orchestrator import RunOptions
-    from orchestrator.running.progress import Progress
 
+class Shown:
+    """What a notebook shows as its repr and a table below."""
 
-# Figures for notebooks: small matplotlib figures that a cell shows as they are returned.
+    def shown(self) -> pd.DataFrame | None:
+        """Return the table, if there is one."""
+        return None
+
+    def _repr_html_(self) -> str:
+        head, table = f"<p>{html.escape(repr(self))}</p>", self.shown()
+        if table is None:
+            return head
+        return head + table.to_html(index=False, float_format="{:.4g}".format, na_rep="")
 
 
 class CellFigure(Figure):
@@ -40,187 +54,75 @@ class CellFigure(Figure):
             return file.getvalue()
 
 
-def measured_sizes(rows: pd.DataFrame) -> Figure:
-    """Draw d_data with its standard error, one line per estimator, and K_F, against the train size."""
-    with_sharpness = bool(rows["label_sharpness"].notna().any())
-    with p.styled():
-        figure = CellFigure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
-        axes = figure.subplots(1, 1 + with_sharpness, squeeze=False)[0]
-        for k, (name, group) in enumerate(rows.dropna(subset=["d_data"]).groupby("estimator", sort=False)):
-            axes[0].errorbar(
-                group["train_size"],
-                group["d_data"],
-                yerr=group["std_error"].fillna(0),
-                color=p.MODEL_COLOURS[k % len(p.MODEL_COLOURS)],
-                marker="o",
-                markersize=4,
-                capsize=2,
-                label=str(name),
-            )
-        axes[0].set_ylabel("intrinsic dimension d_data")
-        axes[0].legend(fontsize=8)
-        if with_sharpness:
-            sizes = rows.drop_duplicates("train_size")
-            axes[1].plot(
-                sizes["train_size"], sizes["label_sharpness"], color=p.BLACK, marker="o", markersize=4
-            )
-            axes[1].set_ylabel("label sharpness K_F (1 / L2 pixel distance)")
-        for one in axes:
-            one.set_xlabel("images N")
-    return figure
-
-
-def closest_pair(measured: Measured) -> Figure:
-    """Draw the two differently labelled images that are closest."""
-    with p.styled():
-        figure = CellFigure(figsize=(5, 2.8), layout="constrained")
-        draw_pair(figure, measured)
-    return figure
-
-
-def coefficients(rows: pd.DataFrame) -> Figure:
-    """Draw the exponent times d and the slope on log K_F, each with its 95 % interval where there is one."""
-    asked = rows[rows["fit"].isin(["exponent", "headline"]) & (rows["variant"] == "")]
-    asked = asked[
-        (asked["response"] == "test_loss") & asked["coefficient"].isin(["exponent", "log_sharpness"])
-    ]
-    if asked.empty:
-        raise DataError("There is no fit of the law to draw", way_out="see sweep.fits.records")
-    names = asked["coefficient"].unique().tolist()
-    with p.styled():
-        whose = asked.drop_duplicates(["model", "subset"])
-        labels = [f"{row.model}, {row.subset}" for row in whose.itertuples()]
-        figure = CellFigure(figsize=(3.6 * len(names), 1.2 + 0.3 * len(labels)), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            part = asked[asked["coefficient"] == name]
-            places = [labels.index(f"{row.model}, {row.subset}") for row in part.itertuples()]
-            axes.plot(part["value"], places, "o", color=p.BLUE)
-            for place, low, high in zip(places, part["low"], part["high"], strict=True):
-                if pd.notna(low) and pd.notna(high):
-                    axes.plot([low, high], [place, place], color=p.BLUE)
-            # Theory: both are 1.
-            axes.axvline(1, color=p.GREY, linestyle="--", linewidth=1)
-            axes.set_yticks(range(len(labels)), labels)
-            axes.invert_yaxis()
-            axes.set_title({"exponent": "exponent · d", "log_sharpness": "slope on log K_F"}[name])
-    return figure
-
-
-# Keyword arguments of the front's functions, checked as the command line checks its options.
-
-
-def run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a caller names by keyword.
-
-    Raises:
-        ConfigError: for a name that is none, with the nearest one, and a value that the option cannot have.
-    """
-    from orchestrator import RunOptions
-
-    known = set(RunOptions.__dataclass_fields__) - {"root"}
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known)
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    try:
-        return TypeAdapter(RunOptions).validate_python({**given, "root": root_text(root)})
-    except ValidationError as error:
-        raise invalid(error) from None
-
-
-def root_text(root: object) -> str | None:
-    """Return a root as text, or None for the default one.
-
-    Raises:
-        ConfigError: when it is no path.
-    """
-    if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
-        raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
-    return None if root is None else str(root)
-
-
-def shown_progress(progress: object) -> Progress:
-    """Return what shows how far a run is, or what shows nothing.
-
-    Raises:
-        ConfigError: when ``progress`` is no truth value.
-    """
-    from rich.console import Console
-
-    from orchestrator.running.progress import Progress
-
-    if not isinstance(progress, bool):
-        raise ConfigError("progress must be True or False", repr(progress), "leave it out to see it")
-    return Progress(console=Console() if progress else None)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured of a set of images.
-
-    Attributes:
-        measured: Every number with its uncertainty and conventions, and the pair that attains K_F.
-    """
-
-    measured: Measured = field(repr=False)
-
-    @property
-    def result(self) -> MeasureResult:
-        """Every number with its uncertainty and conventions."""
-        return self.measured.record
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The classes that were measured, in their order; empty without labels."""
-        return self.measured.label_names
-
-    @property
-    def pair_images(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
-        """The two differently labelled images that are closest."""
-        return self.measured.pair_images
+@dataclass(frozen=True, repr=False)
+class Measurement(Measured, Shown):
+    """What was measured of a set of images: :class:`orchestrator.running.measuring.Measured`, to look at."""
 
     @property
     def num_images(self) -> int:
         """Images measured, duplicates included."""
-        return self.result.sizes[-1].train_size
+        return self.record.sizes[-1].train_size
 
     @property
     def d_data(self) -> float | None:
         """Intrinsic dimension by maximum likelihood, of all images."""
-        estimate = self.result.d_data.get("mle")
+        estimate = self.record.d_data.get("mle")
         return None if estimate is None else estimate.value
 
     @property
     def label_sharpness(self) -> float | None:
         """K_F of all images; None without labels."""
-        sharpness = self.result.label_sharpness
+        sharpness = self.record.label_sharpness
         return None if sharpness is None else sharpness.value
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per train size and estimator of d_data, with K_F beside."""
-        rows = []
-        for size in self.result.sizes:
-            sharpness = size.label_sharpness
-            for name, estimate in size.d_data.items():
-                rows.append(
-                    {
-                        "train_size": size.train_size,
-                        "estimator": name,
-                        "d_data": estimate.value,
-                        "std_error": estimate.error,
-                        "label_sharpness": None if sharpness is None else sharpness.value,
-                        "num_duplicates": size.num_duplicates,
-                    }
-                )
+        rows = [
+            {
+                "train_size": size.train_size,
+                "estimator": name,
+                "d_data": estimate.value,
+                "std_error": estimate.error,
+                "label_sharpness": None if size.label_sharpness is None else size.label_sharpness.value,
+                "num_duplicates": size.num_duplicates,
+            }
+            for size in self.record.sizes
+            for name, estimate in size.d_data.items()
+        ]
         return pd.DataFrame(rows)
+
+    shown = to_frame
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers as plain JSON: what ``isweep measure --json`` prints of them."""
-        return self.result.to_json()
+        return self.record.to_json()
 
     def plot(self) -> Figure:
-        """Draw d_data by estimator, and K_F, against the train size."""
-        return measured_sizes(self.to_frame())
+        """Draw d_data with its standard error, one line per estimator, and K_F, against the train size."""
+        rows = self.to_frame()
+        with_sharpness = bool(rows["label_sharpness"].notna().any())
+        with figures.styled():
+            figure = CellFigure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
+            axes = figure.subplots(1, 1 + with_sharpness, squeeze=False)[0]
+            by_estimator = rows.dropna(subset=["d_data"]).groupby("estimator", sort=False)
+            for number, (name, group) in enumerate(by_estimator):
+                axes[0].errorbar(
+                    group["train_size"],
+                    group["d_data"],
+                    yerr=group["std_error"].fillna(0),
+                    color=figures.MODEL_COLOURS[number % len(figures.MODEL_COLOURS)],
+                    marker="o",
+                    capsize=2,
+                    label=str(name),
+                )
+            axes[0].legend(fontsize=8)
+            if with_sharpness:
+                sizes = rows.drop_duplicates("train_size")
+                axes[1].plot(sizes["train_size"], sizes["label_sharpness"], color=figures.BLACK, marker="o")
+            names = "intrinsic dimension d_data", "label sharpness K_F (1 / L2 pixel distance)"
+            for one, name in zip(axes, names, strict=False):
+                one.set(xlabel="images N", ylabel=name)
+        return figure
 
     def plot_pair(self) -> Figure:
         """Draw the two differently labelled images that attain K_F. It shows your images.
@@ -228,38 +130,32 @@ class Measurement:
         Raises:
             DataError: when there are none.
         """
-        return closest_pair(self.measured)
+        with figures.styled():
+            figure = CellFigure(figsize=(5, 2.8), layout="constrained")
+            draw_pair(figure, self)
+        return figure
 
     def __repr__(self) -> str:
-        parts = [f"{self.num_images:,} images", *self._classes(), *self._numbers()]
-        if self.result.sizes[-1].num_duplicates:
-            parts.append(f"{self.result.sizes[-1].num_duplicates} duplicates left out")
+        parts, count = [f"{self.num_images:,} images"], len(self.label_names)
+        if count:
+            parts.append(f"{count} class{'' if count == 1 else 'es'}")
+        estimate, sharpness = self.record.d_data.get("mle"), self.record.label_sharpness
+        if estimate is not None and estimate.value is None:
+            parts.append(f"d_data undefined ({estimate.reason})")
+        elif estimate is not None:
+            error = "" if estimate.error is None else f" ± {estimate.error:.2g}"
+            parts.append(f"d_data {estimate.value:.3g}{error}")
+        if sharpness is not None and sharpness.value is None:
+            parts.append(f"K_F undefined ({sharpness.reason})")
+        elif sharpness is not None:
+            parts.append(f"K_F {sharpness.value:.3g}")
+        if duplicates := self.record.sizes[-1].num_duplicates:
+            parts.append(f"{duplicates} duplicates left out")
         return "Measurement: " + ", ".join(parts)
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.result.notes)
-        table = self.to_frame().to_html(index=False, float_format="{:.4g}".format, na_rep="")
-        return f"<p>{html.escape(repr(self))}</p>{table}<ul>{notes}</ul>"
-
-    def _classes(self) -> list[str]:
-        count = len(self.label_names)
-        return [f"{count} class{'' if count == 1 else 'es'}"] if count else []
-
-    def _numbers(self) -> list[str]:
-        estimate, sharpness = self.result.d_data.get("mle"), self.result.label_sharpness
-        numbers = []
-        if estimate is not None and estimate.value is not None:
-            error = "" if estimate.error is None else f" ± {estimate.error:.2g}"
-            numbers.append(f"d_data {estimate.value:.3g}{error}")
-        elif estimate is not None:
-            numbers.append(f"d_data undefined ({estimate.reason})")
-        if sharpness is not None:
-            numbers.append(
-                f"K_F undefined ({sharpness.reason})"
-                if sharpness.value is None
-                else f"K_F {sharpness.value:.3g}"
-            )
-        return numbers
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.record.notes)
+        return f"{super()._repr_html_()}<ul>{notes}</ul>"
 
 
 def measure(
@@ -293,12 +189,11 @@ def measure(
     Raises:
         SweepError: for images, labels or settings that cannot be used.
     """
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.running.measuring import MeasureRequest, measure_arrays, measure_source
-    from tasks.remote import InlineExecutor
-
-    given, of_files = _settings(settings), isinstance(images, (str, Path))
-    asked = MeasureRequest(str(images) if of_files else "", settings=given)
+    for name in settings:
+        if name not in MeasureSettings.__dataclass_fields__:
+            raise unknown_name("setting", name, MeasureSettings.__dataclass_fields__)
+    of_files = isinstance(images, (str, Path))
+    asked = MeasureRequest(str(images) if of_files else "", settings=MeasureSettings(**settings))
     asked = replace(asked, train_sizes=as_sizes(train_sizes), class_pair=_two_names(class_pair))
     if of_files:
         if not isinstance(own, (Mapping, NoneType)):
@@ -308,22 +203,21 @@ def measure(
             raise ConfigError(rule, type(labels).__name__, "give its path")
         asked = replace(asked, labels=None if labels is None else Path(labels), said=dict(own or {}))
         asked = replace(asked, image_size=image_size, channels=channels)
-        return Measurement(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
+        return _found(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
     if image_size is not None:
         raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
-    array = _array("Images", images)
-    names, codes = ((), None) if labels is None else _classes(_array("Labels", labels), len(array))
-    return Measurement(measure_arrays(array, codes, names, asked, InlineExecutor()))
+    array, written = _array("Images", images), None if labels is None else _array("Labels", labels)
+    if written is not None and written.shape != (len(array),):
+        found = f"{written.shape} labels, {len(array)} images"
+        raise DataError("There must be one label per image", found)
+    names, codes = ((), None) if written is None else name_labels(written.tolist())
+    return _found(measure_arrays(array, codes, names, asked, InlineExecutor()))
 
 
-def _classes(labels: npt.NDArray[Any], num_images: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    from orchestrator.running.measuring import name_labels
-
-    if labels.shape != (num_images,):
-        raise DataError("There must be one label per image", f"{labels.shape} labels, {num_images} images")
-    return name_labels(labels.tolist())
+def _found(measured: Measured) -> Measurement:
+    return Measurement(**vars(measured))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
@@ -343,11 +237,12 @@ def _array(what: str, given: Any) -> npt.NDArray[Any]:
         raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
 
 
-def _settings(given: dict[str, Any]) -> MeasureSettings:
-    from search_spaces.errors import unknown_name
+def root_text(root: object) -> str | None:
+    """Return a root as text, or None for the default one.
 
-    known = MeasureSettings.__dataclass_fields__
-    for name in given:
-        if name not in known:
-            raise unknown_name("setting", name, known)
-    return MeasureSettings(**given)
+    Raises:
+        ConfigError: when it is no path.
+    """
+    if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
+        raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
+    return None if root is None else str(root)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isweep.measuring import Measurement
+from isweep.measuring import Measurement, Shown
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from isweep.sweeps import Fits, Sweep
     from orchestrator.analysis import Prediction
+    from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
 
 
-@dataclass(frozen=True)
-class Forecast:
+@dataclass(frozen=True, repr=False)
+class Forecast(Shown):
     """A prediction with its 90 % interval for a dataset not yet seen.
 
     Attributes:
@@ -46,17 +46,16 @@ class Forecast:
         from orchestrator.analysis.table import number
 
         found = self.prediction
-        words = {"loss": "test loss {} nat", "train_size": "{} images"}[found.quantity]
-        none = {"loss": "no test loss", "train_size": "no number of images"}[found.quantity]
-        value = none if found.value is None else words.format(number(found.value))
+        value, none = {
+            "loss": (f"test loss {number(found.value)} nat", "no test loss"),
+            "train_size": (f"{number(found.value)} images", "no number of images"),
+        }[found.quantity]
         bounds = "no interval"
         if found.interval is not None:
             low, high = (number(bound) or "no bound" for bound in found.interval)
             bounds = f"90 % interval {low} to {high}"
-        return f"Forecast: {value}, {bounds}" + (f". Beware: {found.warning}" if found.warning else "")
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>"
+        said = f"Forecast: {none if found.value is None else value}, {bounds}"
+        return said + (f". Beware: {found.warning}" if found.warning else "")
 
 
 def predict(
@@ -103,8 +102,16 @@ def predict(
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
     trained, record = _pilot(pilot, model), _record(measured)
-    question = Question(model, domain, **numbers)
-    return Forecast(predicted(question, record, lambda *asked: _fits(sweep, root).growth(*asked), trained)[0])
+
+    def growth(model: str, domain: str | None) -> Growth:
+        from isweep.sweeps import Fits, Sweep, open
+        from orchestrator.analysis import fit_growth
+
+        whose = sweep if isinstance(sweep, (Sweep, Fits)) else open(sweep, root=root)
+        fits = whose.fits if isinstance(whose, Sweep) else whose
+        return fit_growth(fits.table, model=model, domain=domain, arms=fits.arms)
+
+    return Forecast(predicted(Question(model, domain, **numbers), record, growth, trained)[0])
 
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
@@ -137,11 +144,3 @@ def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[
             "isweep.measure(images, labels) makes one",
         )
     return measured
-
-
-def _fits(sweep: Sweep | Fits | str, root: str | Path | None) -> Fits:
-    from isweep.sweeps import Fits, Sweep, open
-
-    if isinstance(sweep, Fits):
-        return sweep
-    return (sweep if isinstance(sweep, Sweep) else open(sweep, root=root)).fits

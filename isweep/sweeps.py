@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
-from isweep.measuring import root_text, run_options, shown_progress
+from isweep.measuring import Shown, root_text
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+    from orchestrator import RunOptions
     from orchestrator.analysis import ScalingFits
     from orchestrator.analysis.interventions import Arm
-    from orchestrator.analysis.prediction import Growth
     from orchestrator.results.state import State
+    from orchestrator.running.progress import Progress
 
 
-@dataclass
-class Sweep:
+@dataclass(repr=False)
+class Sweep(Shown):
     """A sweep below one root. What it holds is read when it is asked for, then kept; see :meth:`refresh`.
 
     Attributes:
@@ -64,9 +64,10 @@ class Sweep:
             DataError: where no trial has predictions.
             CorruptStoreError: where a trial's are gone or damaged.
         """
-        from orchestrator.results.predictions import predictions_table
+        from orchestrator.results.rows import predictions_table
+        from orchestrator.results.store import ResultStore
 
-        return predictions_table(self.state.records, self.workspace.results_url)
+        return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -148,15 +149,13 @@ class Sweep:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
         return f"Sweep {self.name!r}: {counts}; below {self.workspace.paths.root}"
 
-    def _repr_html_(self) -> str:
-        head = f"<p>{html.escape(repr(self))}</p>"
-        return head + (
-            self.best().to_html(index=False, float_format="{:.3g}".format) if len(self.table) else ""
-        )
+    def shown(self) -> pd.DataFrame | None:
+        """Return the best models, where there are results."""
+        return self.best() if len(self.table) else None
 
 
-@dataclass(frozen=True)
-class Fits:
+@dataclass(frozen=True, repr=False)
+class Fits(Shown):
     """The fits of a sweep.
 
     Attributes:
@@ -191,31 +190,14 @@ class Fits:
             ]
         )
 
-    def growth(self, model: str = "pooled", domain: str | None = None) -> Growth:
-        """Fit what predictions start from: how the losses of one model (or of all) grow.
-
-        Raises:
-            SweepError: for a model that the sweep does not have, or where it has too little data.
-        """
-        from orchestrator.analysis import fit_growth
-
-        return fit_growth(self.table, model=model, domain=domain, arms=self.arms)
-
-    def plot(self) -> Figure:
-        """Draw the exponent and the slope on log K_F with their 95 % intervals, one row per model."""
-        from isweep.measuring import coefficients
-
-        return coefficients(self.to_frame())
+    def shown(self) -> pd.DataFrame:
+        """Return the rows of all models together."""
+        return self.to_frame().query("model == 'pooled'")
 
     def __repr__(self) -> str:
         fits = self.records
         models, datasets = len(fits.models), len(fits.datasets)
         return f"Fits of {fits.num_points} points: {models} models, {datasets} datasets"
-
-    def _repr_html_(self) -> str:
-        rows = self.to_frame()
-        shown = rows[rows["model"] == "pooled"].to_html(index=False, float_format="{:.3g}".format)
-        return f"<p>{html.escape(repr(self))}</p>{shown}"
 
 
 @dataclass(frozen=True)
@@ -239,8 +221,8 @@ class Report:
         return f'<p>Report: <a href="{html.escape(self.path.as_uri())}" target="_blank">{where}</a></p>'
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """The grid of a sweep, what of it is done, and what the rest will cost.
 
     Attributes:
@@ -259,13 +241,10 @@ class Plan:
         )
         return pd.DataFrame(counts.reset_index())
 
-    def __repr__(self) -> str:
-        head = f"Plan of {len(self.table)} trials; {self.estimate['text']}"
-        return f"{head}\n{self.summary().to_string(index=False)}"
+    shown = summary
 
-    def _repr_html_(self) -> str:
-        head = f"Plan of {len(self.table)} trials; {self.estimate['text']}"
-        return f"<p>{html.escape(head)}</p>{self.summary().to_html(index=False)}"
+    def __repr__(self) -> str:
+        return f"Plan of {len(self.table)} trials; {self.estimate['text']}"
 
 
 def run(
@@ -291,9 +270,8 @@ def run(
     """
     from orchestrator import run_sweep
 
-    given = run_options(root, options)
-    shown = shown_progress(progress)
-    run_sweep(source, given, progress=shown, changes=changes)
+    given = _run_options(root, options)
+    run_sweep(source, given, progress=_progress(progress), changes=changes)
     return Sweep(Workspace.open(source, given.root, given.storage, changes=changes))
 
 
@@ -329,11 +307,8 @@ def plan(
     return Plan(pd.DataFrame(found.rows), found.cost)
 
 
-# A search for learning rates, weight decays and batch sizes, from a notebook.
-
-
-@dataclass(frozen=True)
-class Tuned:
+@dataclass(frozen=True, repr=False)
+class Tuned(Shown):
     """What a search found.
 
     Attributes:
@@ -353,10 +328,9 @@ class Tuned:
         tuned = int(self.table["learning_rate"].notna().sum())
         return f"Recipe of {tuned} of {len(self.table)} models on datasets: {self.recipe}"
 
-    def _repr_html_(self) -> str:
-        shown = self.table[["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]]
-        head = f"<p>{html.escape(repr(self))}</p>"
-        return head + shown.to_html(index=False, float_format="{:.3g}".format)
+    def shown(self) -> pd.DataFrame:
+        """Return the chosen values."""
+        return self.table[["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]]
 
 
 def tune(
@@ -379,15 +353,40 @@ def tune(
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
     """
-    from orchestrator.tuning.report import outcome_rows
+    from orchestrator.tuning.outcome import outcome_rows
     from orchestrator.tuning.run import tune_sweep
 
-    given = run_options(root, options)
-    shown = shown_progress(progress)
-    summary = tune_sweep(source, given, progress=shown, changes=changes)
+    given = _run_options(root, options)
+    summary = tune_sweep(source, given, progress=_progress(progress), changes=changes)
     return Tuned(
         table=pd.DataFrame(outcome_rows(summary.cells)),
         recipe=str(summary.recipe),
         report=None if summary.report is None else Report(summary.report),
         problems=summary.problems,
     )
+
+
+def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
+    """Return the options that a caller names by keyword, checked as the command line checks its own."""
+    from orchestrator import RunOptions
+
+    known = set(RunOptions.__dataclass_fields__) - {"root"}
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    try:
+        return TypeAdapter(RunOptions).validate_python({**given, "root": root_text(root)})
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def _progress(progress: object) -> Progress:
+    """Return what shows how far a run is, or what shows nothing."""
+    from rich.console import Console
+
+    from orchestrator.running.progress import Progress
+
+    if not isinstance(progress, bool):
+        raise ConfigError("progress must be True or False", repr(progress), "leave it out to see it")
+    return Progress(console=Console() if progress else None)

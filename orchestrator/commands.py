@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.plan import PlanRow, Workspace
     from orchestrator.results.state import State
+    from orchestrator.running.cluster import RunOptions
     from orchestrator.running.measuring import Measured
-    from orchestrator.running.options import RunOptions
     from orchestrator.running.progress import Progress
     from search_spaces.sweeps import SweepSpec
     from tasks.measures.records import MeasureResult
@@ -63,18 +63,18 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         SweepError: For a sweep that cannot run.
     """
     from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import card_to_plan, estimate, extras
+    from orchestrator.planning.estimate import card_to_plan, estimate, extras, extras_text
     from orchestrator.planning.plan import CellStatus, plan_rows
-    from orchestrator.results.state import look_at_state
+    from orchestrator.results.state import read_state
     from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
-    from orchestrator.running.run_state import running_trials
+    from orchestrator.running.progress import running_trials
 
     here, num_here = gpu_to_plan_for(gpu_check_folders(workspace.paths.root))
     kind = card_to_plan(card, workspace.paths.prices, here)
     if num_cards is None and card is None and num_here:
         num_cards = num_here
     unopened = check_feasible(workspace)
-    state = look_at_state(workspace, running_trials(workspace))
+    state = read_state(workspace, running_trials(workspace), look=True)
     trials = workspace.plan.trials_by_id
     left = [trial for name, trial in trials.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus
@@ -101,7 +101,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
     ]
-    return Planned(rows, cost | vars(beside), measures, missing, beside.text)
+    return Planned(rows, cost | beside, measures, missing, extras_text(beside))
 
 
 PLAN_TABLES = 40
@@ -123,15 +123,15 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     """Return where a sweep stands: counts, what runs, failures, costs."""
     from orchestrator.planning.estimate import read_prices
     from orchestrator.planning.plan import CellStatus
-    from orchestrator.results.state import cost_of, look_at_state
-    from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.standing import search_standing
+    from orchestrator.results.state import cost_of, read_state
+    from orchestrator.running.progress import read_run
+    from orchestrator.tuning.cells import search_standing
     from tasks.trials.records import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
-    state = look_at_state(workspace, trials)
+    state = read_state(workspace, trials, look=True)
     cost = cost_of(state, read_prices(workspace.paths.prices))
     search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
@@ -156,7 +156,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
     from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages, make_tracker
+    from orchestrator.results.tracking import make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -167,7 +167,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         try:
             log_report(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
-            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+            tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     return counts

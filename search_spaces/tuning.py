@@ -7,8 +7,8 @@ Ranges are those of the field for training from scratch on small sets, log-unifo
 - Adam, VGGs without batch norm: 1e-6 to 1e-3: the released code needed 1e-4, and 1e-6 on SVHN.
 - Adam, the small networks of isweep's own: 1e-4 to 1e-1; they train at rates that a deep network does not.
 - SGD: learning rate 1e-4 to 1e-1, as searched by Brigato et al., "Tune It or Don't Use It: Benchmarking
-  Data-Efficient Image Classification", arXiv 2108.13122, whose protocol (random and Bayesian search with
-  ASHA, selection on a validation split of the training images) this one follows.
+  Data-Efficient Image Classification", arXiv 2108.13122, whose protocol (random and Bayesian search,
+  selection on a validation split of the training images) this one follows, but for its early stopping.
 - Weight decay 1e-6 to 1e-2, and batches of 8 to 64 images (fewer for VGGs: the released code had 6 to 40).
 """
 
@@ -46,9 +46,9 @@ def _two(limits: object) -> object:
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
-    if not limits[0] < limits[1]:
-        raise ValueError(_RANGE)
-    return limits
+    if limits[0] < limits[1]:
+        return limits
+    raise ValueError(_RANGE)
 
 
 _RANGE = "a range is two rising numbers, smallest and largest"
@@ -71,7 +71,7 @@ class TuneSpec(Spec):
     batch_size: Batches | None = None
     """The batch sizes to choose from."""
     budget: Annotated[float, Field(gt=0, le=4)] = 0.2
-    """Trainings of each cell as a share of the exhaustive grid's 25; a stopped one counts in part."""
+    """Trainings of each cell as a share of the exhaustive grid's 25; a diverged one counts in part."""
     train_size: Annotated[int, Field(ge=8)] | None = None
     """Images that the search trains and validates on; None takes the sweep's largest train size."""
     validation_share: Annotated[float, Field(gt=0, le=0.5)] = 0.25
@@ -84,8 +84,6 @@ class TuneSpec(Spec):
     sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the sampler: another one proposes other points, and is no part of what a trial is."""
-    warm_start: bool = False
-    """Whether the first points of a (model, dataset) are the best ones of those most like it."""
 
     @field_validator("budget")
     @classmethod

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from search_spaces.errors import SetupError, SweepError
 
@@ -21,43 +21,21 @@ PATIENCE_S = 60.0
 """How long calls may wait for CPUs that others hold before it is said."""
 
 
-class Executor(Protocol):
-    """Runs many calls of one function, somewhere.
+class InlineExecutor:
+    """Runs many calls of one function, here in this process, so that a debugger can step through.
 
     Attributes:
         num_workers: How many calls run beside each other; callers cut their work accordingly.
     """
 
-    num_workers: int
-
-    def labelled(self, label: str) -> Executor:
-        """Return the same executor, whose calls are shown to people under ``label``, where they are shown."""
-
-    def share(self, value: Any) -> Any:
-        """Put a value where every call can read it, once; returns a handle to pass as an argument."""
-
-    def map_unordered(
-        self,
-        function: Callable[..., Any],
-        argument_tuples: Iterable[Sequence[Any]],
-        *,
-        num_cpus: float = 1.0,
-        spread: bool = False,
-    ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index of the argument tuple, result)`` as calls finish; handles arrive as values."""
-
-
-class InlineExecutor:
-    """Runs every call in this process, one after another, so that a debugger can step through."""
-
     num_workers = 1
 
     def labelled(self, label: str) -> Executor:
-        """Return itself: nobody is shown a call."""
+        """Return the same executor, whose calls are shown to people under ``label``, where they are shown."""
         return self
 
     def share(self, value: Any) -> Any:
-        """Return the value itself: it is already where it is needed."""
+        """Put a value where every call can read it, once; returns a handle to pass as an argument."""
         return value
 
     def map_unordered(
@@ -68,12 +46,16 @@ class InlineExecutor:
         num_cpus: float = 1.0,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index, result)`` in the order of the arguments; the options have no meaning here."""
+        """Yield ``(index of the argument tuple, result)`` as calls finish; handles arrive as values."""
         for index, arguments in enumerate(argument_tuples):
             yield index, function(*arguments)
 
 
-class RayExecutor:
+Executor = InlineExecutor
+"""Of any kind."""
+
+
+class RayExecutor(InlineExecutor):
     """Runs calls as Ray tasks on the cluster that ``ray.init`` has already connected to.
 
     Args:

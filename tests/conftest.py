@@ -20,6 +20,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("isweep")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One schedule of the simulated world by its seed."""
+    parser.addoption("--seed", type=int, default=None, help="of tests/simulation: run this schedule alone")
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's root, MLflow store or cluster."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from search_spaces.errors import CorruptStoreError
+
 
 def pairwise_distances(rows):
     """(n, n) L2 distances from differences, one row at a time."""
@@ -69,3 +71,28 @@ def twonn(rows, discard_fraction):
     x = np.log(ratios[:num_kept])
     y = -np.log(1 - np.arange(1, num_kept + 1) / len(ratios))
     return (x @ y) / (x @ x)
+
+
+class Stream:
+    """A source that reads rows block by block, and remembers how many at a time."""
+
+    def __init__(self, rows):
+        self.rows, self.reads = rows, []
+        self.num_rows, self.row_shape = len(rows), rows.shape[1:]
+
+    def read(self, start, stop):
+        self.reads.append(stop - start)
+        return self.rows[start:stop].copy()
+
+
+class CorruptFrom(Stream):
+    """A source of which a shard is damaged, from a row on."""
+
+    def __init__(self, rows, first):
+        super().__init__(rows)
+        self.first = first
+
+    def read(self, start, stop):
+        if stop > self.first:
+            raise CorruptStoreError("A shard must match its checksum", "shard 3", "prepare it again")
+        return super().read(start, stop)

@@ -1,7 +1,7 @@
 """A search on a table of trainings that were done once: its policy is tested in seconds, without training.
 
 The table stands in for a cluster of ``num_workers`` equal workers on which an epoch takes one unit of time.
-All else, who is asked next, who is stopped, who is chosen, is the search's own code.
+All else, who is asked next, who is chosen, is the search's own code.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from orchestrator.tuning.cells import CellKey, TuningCell
 from orchestrator.tuning.outcome import CellOutcome, outcomes
-from orchestrator.tuning.search import Asked, Likeness, Rungs, Search, open_storage, rungs_of
+from orchestrator.tuning.search import Asked, Search, open_storage
 from search_spaces.tuning import TuneSpec
-from tasks.trials.records import SearchResult, SearchStatus, ValidationScore, capped
+from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,12 @@ class TabulatedCell:
         """Return the rate of the grid that stands for ``rate``."""
         return min(self.rates, key=lambda known: abs(math.log(known / rate)))
 
-    def result(self, rate: float, seed: int, num_epochs: int | None = None) -> SearchResult:
-        """Return what a training gives that is stopped after ``num_epochs``, or not."""
+    def result(self, rate: float, seed: int) -> SearchResult:
+        """Return what a training gives."""
         curve = self.curves[self.nearest(rate), seed]
-        stopped = num_epochs is not None and num_epochs < len(curve)
-        if stopped:
-            curve = curve[:num_epochs]
-        diverged = not stopped and len(curve) < self.num_epochs
-        status = SearchStatus.DIVERGED if diverged else SearchStatus.COMPLETE
+        diverged = len(curve) < self.num_epochs
         return SearchResult(
-            status=SearchStatus.PRUNED if stopped else status,
+            status=SearchStatus.DIVERGED if diverged else SearchStatus.COMPLETE,
             epochs=len(curve) + diverged,
             curve=tuple(ValidationScore(epoch=i + 1, loss=v, accuracy=0) for i, v in enumerate(curve)),
             num_train=0,
@@ -106,8 +102,6 @@ def replay(
     table: Mapping[CellKey, TabulatedCell],
     tune: TuneSpec,
     *,
-    known: Mapping[str, Likeness] | None = None,
-    rungs: Rungs | None = None,
     num_workers: int = 2,
 ) -> dict[CellKey, CellOutcome]:
     """Search every cell on its table; only the learning rate counts.
@@ -116,45 +110,17 @@ def replay(
         cells: What is searched.
         table: Their trainings; run r of a point has seed r.
         tune: Settings.
-        known: See :class:`Search`.
-        rungs: Who is stopped early; None takes a search's own.
         num_workers: Trainings at the same time.
     """
-    search = Search(cells.values(), tune, open_storage(None), known)
-    rungs = rungs or Rungs()
-    # (time, order of coming, what runs, epochs that it will then have)
-    events: list[tuple[float, int, Asked, int]] = []
+    search = Search(cells.values(), tune, open_storage(None))
+    ends: list[tuple[float, int, Asked]] = []  # when, order of coming, what runs
     clock, number = 0.0, 0
     while True:
-        while len(events) < num_workers and (asked := search.next()) is not None:
+        while len(ends) < num_workers and (asked := search.next()) is not None:
             number += 1
-            heapq.heappush(events, _event(clock, number, asked, 0, table))
-        if not events:
+            heapq.heappush(ends, (clock + table[asked.cell.key].num_epochs, number, asked))
+        if not ends:
             return {(cell.model, cell.dataset): cell for cell in outcomes(search)}
-        clock, order, asked, epochs = heapq.heappop(events)
-        cell = table[asked.cell.key]
-        if epochs < cell.num_epochs and epochs in rungs_of(asked.cell) and _is_there(cell, asked, epochs):
-            curve = cell.result(asked.point.learning_rate, asked.run).curve
-            loss = capped(curve[epochs - 1].loss, cell.chance_loss)
-            among_best = asked.run > 0 or rungs.come(asked.cell.key, asked.spec.trial_id, epochs, loss)
-            if among_best or not asked.may_be_pruned:
-                heapq.heappush(events, _event(clock, order, asked, epochs, table))
-                continue
-            result = cell.result(asked.point.learning_rate, asked.run, epochs)
-        else:
-            result = cell.result(asked.point.learning_rate, asked.run)
+        clock, _, asked = heapq.heappop(ends)
+        result = table[asked.cell.key].result(asked.point.learning_rate, asked.run)
         search.finished(asked.spec.trial_id, result)
-
-
-def _event(
-    clock: float, order: int, asked: Asked, epochs: int, table: Mapping[CellKey, TabulatedCell]
-) -> tuple[float, int, Asked, int]:
-    """Return when a training that has ``epochs`` behind it comes to its next rung, or to its end."""
-    whole = table[asked.cell.key].num_epochs
-    following = next((epoch for epoch in rungs_of(asked.cell) if epoch > epochs), whole)
-    return clock + following - epochs, order, asked, following
-
-
-def _is_there(cell: TabulatedCell, asked: Asked, epochs: int) -> bool:
-    """Tell whether a training has not diverged before this epoch."""
-    return len(cell.curves[cell.nearest(asked.point.learning_rate), asked.run]) >= epochs

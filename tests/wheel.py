@@ -37,7 +37,10 @@ def main() -> None:
         write_own_files(folder)
         (text,) = [block for language, block in blocks(ROOT / "README.md") if language == "yaml"]
         (folder / "mine.yaml").write_text(text, encoding="utf-8")
-        environment = {"PATH": f"{isweep.parent}:/nowhere", "HOME": name, "LANG": "C.UTF-8"}
+        programs = Path(name) / "bin"
+        programs.mkdir()
+        (programs / "bash").symlink_to("/bin/bash")  # by which Ray starts workers
+        environment = {"PATH": f"{isweep.parent}:{programs}", "HOME": name, "LANG": "C.UTF-8"}
         for line in ["isweep run demo", *commands(ROOT / "README.md")]:
             if line.startswith(NOT_RUN):
                 continue

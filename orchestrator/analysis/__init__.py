@@ -1,24 +1,21 @@
 """Results table to fits with uncertainty, predictions, figures and a report; no Ray, torch or MLflow."""
 
-from orchestrator.analysis.comparison import SweepComparison, compare
-from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
 from orchestrator.analysis.power import Power, design_of, power
 from orchestrator.analysis.prediction import Prediction, fit_growth, predict
 from orchestrator.analysis.prediction_inputs import PilotPoint
 from orchestrator.analysis.published import (
     PublishedReport,
     Score,
+    SweepComparison,
+    compare,
     published_report,
     published_table,
     scorecard,
 )
 from orchestrator.analysis.table import read_csv, write_csv
-from orchestrator.results.table import COLUMNS, Column
 
 __all__ = [
-    "COLUMNS",
-    "Column",
     "PilotPoint",
     "Power",
     "Prediction",

@@ -1,7 +1,5 @@
-"""The study's figures: each function turns fitted points into one figure and its caption, or None without
-data.
-
-Colours are of the Okabe-Ito palette (safe for colour-blind readers), with one marker per dataset.
+"""The study's figures: each function turns fitted points and fits into one figure and its caption, or None
+without data. Colours are safe for colour-blind readers, with one marker per dataset.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import matplotlib as mpl
@@ -31,8 +28,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.fits import PREDICTED_FORM
+from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.table import WORDS, interval, number
 from orchestrator.results import table as c
 from tasks.atomic import write_atomic
@@ -55,65 +51,49 @@ MAX_PANELS = 12
 
 #: Applied while drawing only, through a context, so that no global setting is touched.
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "isweep",
-    "svg.fonttype": "none",
-}
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "white", "pdf.fonttype": 42,
+    "svg.hashsalt": "isweep", "svg.fonttype": "none",
+}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Colour and marker of one dataset."""
+class Mark(NamedTuple):
+    """Colour and marker of one dataset or model."""
 
     colour: str
     marker: str
 
 
+_TOLD = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.TEST_LOSS]
+
+
 def tell(points: PathCollection, rows: pd.DataFrame) -> None:
-    """Give every drawn point an address that says what it is: the page shows it, and leads to the trials."""
-    points.set_urls([f"#point:{quote(_told(row))}" for row in rows.to_dict("records")])
-
-
-def _told(row: dict[Any, Any]) -> str:
-    """Words that find the point's trials in their table, a bar, and what it shows."""
-    names = (row[c.MODEL], row[c.DATASET], row.get(c.CLASS_PAIR) or "", f"{row[c.TRAIN_SIZE]:g}")
-    shown = (("d_data", c.D_DATA_MLE), ("K_F", c.LABEL_SHARPNESS), ("loss", c.TEST_LOSS))
-    values = [f"{title} {row[name]:.3g}" for title, name in shown if pd.notna(row.get(name))]
-    return " ".join(filter(None, map(str, names))) + "|" + ", ".join(values)
+    """Give every drawn point an address: words that find its trials in their table, a bar, and what it
+    shows.
+    """
+    urls = []
+    for model, dataset, pair, size, *measured in rows.reindex(columns=_TOLD).itertuples(index=False):
+        names = [model, dataset, *([pair] if isinstance(pair, str) and pair else []), f"{size:g}"]
+        shown = zip(("d_data", "K_F", "loss"), measured, strict=True)
+        values = ", ".join(f"{title} {value:.3g}" for title, value in shown if pd.notna(value))
+        urls.append(f"#point:{quote(' '.join(names) + '|' + values)}")
+    points.set_urls(urls)
 
 
 def model_marks(models: Sequence[str]) -> dict[str, Mark]:
     """Return a mark per model: colours and markers differ."""
-    return {
-        model: Mark(MODEL_COLOURS[k % len(MODEL_COLOURS)], _MARKERS[k % len(_MARKERS)])
-        for k, model in enumerate(models)
-    }
+    kinds = ((MODEL_COLOURS[k % len(MODEL_COLOURS)], _MARKERS[k % len(_MARKERS)]) for k in range(len(models)))
+    return {model: Mark(*kind) for model, kind in zip(models, kinds, strict=True)}
 
 
 def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
-    """Return a mark per dataset: markers differ throughout, colours by domain.
-
-    Args:
-        domains: dataset → domain.
-    """
-    marks = {}
+    """Return a mark per dataset (dataset → domain): markers differ throughout, colours by domain."""
+    marks: dict[str, Mark] = {}
     seen = dict.fromkeys(_SHADES, 0)
-    for position, (dataset, domain) in enumerate(
-        sorted(domains.items(), key=lambda item: (item[1], item[0]))
-    ):
+    for dataset, domain in sorted(domains.items(), key=lambda item: (item[1], item[0])):
         shades = _SHADES[domain]
-        marks[dataset] = Mark(shades[seen[domain] % len(shades)], _MARKERS[position % len(_MARKERS)])
+        marks[dataset] = Mark(shades[seen[domain] % len(shades)], _MARKERS[len(marks) % len(_MARKERS)])
         seen[domain] += 1
     return marks
 
@@ -126,11 +106,9 @@ def panels(
     num_rows = -(-max(1, num) // num_columns)
     # A lone panel is drawn wider, or its legend would be as large as the plot.
     scale = 1.5 if num == 1 else 1.0
-    figure = Figure(
-        figsize=(width * num_columns * scale + 1.5, height * num_rows * min(scale, 1.3)), layout="constrained"
-    )
-    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=share, sharey=share)
-    axes = list(grid.flat)
+    size = (width * num_columns * scale + 1.5, height * num_rows * min(scale, 1.3))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=share, sharey=share).flat)
     for spare in axes[num:]:
         spare.set_visible(False)
     for above in axes[max(0, num - num_columns) : num]:
@@ -144,18 +122,20 @@ def label_outer(figure: Figure, x: str, y: str) -> None:
     figure.supylabel(y, fontsize=9)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D], title: str | None = None) -> None:
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     """Put the legend beside the panels, where it can cover nothing."""
-    figure.legend(handles=list(handles), loc="outside right upper", title=title, alignment="left", fontsize=8)
+    figure.legend(handles=list(handles), loc="outside right upper", alignment="left", fontsize=8)
 
 
-def mark_handles(marks: dict[str, Mark], present: Iterable[str]) -> list[Line2D]:
-    """Return legend entries for the datasets that are drawn."""
-    names = set(present)
+def mark_handles(
+    marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
+) -> list[Line2D]:
+    """Return legend entries for what is drawn."""
+    size = 6 if line == "none" else 3.5
     return [
-        Line2D([], [], color=mark.colour, marker=mark.marker, linestyle="none", markersize=6, label=name)
+        Line2D([], [], color=mark.colour, marker=mark.marker, linestyle=line, markersize=size, label=name)
         for name, mark in marks.items()
-        if name in names
+        if name in set(present)
     ]
 
 
@@ -208,7 +188,18 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     num_datasets = cells[c.DATASET].nunique()
     figure = Figure(figsize=(4.4 * len(shown), 1.2 + 0.34 * num_datasets), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _bars(axes, cells, name)
+        grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
+        rows = grouped.agg(["mean", "min", "max"]).reset_index()
+        rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
+        place = rows.index.to_numpy() + 0.6 * (rows[c.DOMAIN] != rows[c.DOMAIN].iloc[0]).to_numpy()
+        # A mean may differ from equal values by rounding, and a negative error bar is refused.
+        reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
+        axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7)
+        axes.errorbar(rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5)
+        axes.set_yticks(place, rows[c.DATASET].tolist())
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
         # The power of ten stands at the right end of this line, so the label starts at the left.
         axes.set_xlabel(label, loc="left")
     present = set(cells[c.DOMAIN])
@@ -220,24 +211,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     )
 
 
-def _bars(axes: Axes, cells: pd.DataFrame, name: str) -> None:
-    grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
-    rows = grouped.agg(["mean", "min", "max"]).reset_index()
-    rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
-    gap = (rows[c.DOMAIN] != rows[c.DOMAIN].shift()).cumsum() - 1
-    place = rows.index.to_numpy() + 0.6 * gap.to_numpy()
-    # A mean may differ from equal values by rounding, and a negative error bar is refused.
-    reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
-    axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7)
-    axes.errorbar(rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5)
-    axes.set_yticks(place, rows[c.DATASET].tolist())
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
-
-
 def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Test loss against d_data, one panel per model, coloured by N, with one line per domain where fitted."""
+    """Test loss against d_data, one panel per model, coloured by N."""
     rows = points.dropna(subset=[t.LOG_LOSS, c.D_DATA_MLE])
     models = sorted(rows[c.MODEL].unique())[:MAX_PANELS]
     if not models:
@@ -245,7 +220,6 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     figure, axes_of = panels(len(models))
     low, high = rows[c.TRAIN_SIZE].min(), rows[c.TRAIN_SIZE].max()
     norm = LogNorm(low, high) if high > low else Normalize(low - 1, low + 1)
-    lines = 0
     for axes, model in zip(axes_of, models, strict=True):
         for domain, group in rows[rows[c.MODEL] == model].groupby(c.DOMAIN):
             colour = DOMAIN_COLOURS[str(domain)]
@@ -254,14 +228,6 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
                 marker=_DOMAIN_MARKERS[str(domain)], s=30, edgecolor=colour, linewidth=0.9,
             )  # fmt: skip
             tell(drawn, group)
-            slope = fits.find("height", c.D_DATA_MLE, model=model, subset=str(domain)).estimate(c.D_DATA_MLE)
-            if slope is not None:
-                x = group[c.D_DATA_MLE]
-                ends = np.array([x.min(), x.max()])
-                middle = np.average(group[t.LOG_LOSS], weights=group[t.WEIGHT])
-                rise = slope.value * (ends - np.average(x, weights=group[t.WEIGHT]))
-                axes.plot(ends, np.exp(middle + rise), color=colour, linewidth=1.4)
-                lines += 1
         log_ticks(axes, "y", rows[c.TEST_LOSS])
         axes.set_title(model)
     label_outer(figure, "intrinsic dimension d_data", "test loss (nat)")
@@ -270,22 +236,18 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         ticks=sorted(rows[c.TRAIN_SIZE].unique())[:: max(1, rows[c.TRAIN_SIZE].nunique() // 6)],
         format="{x:,.0f}",
     ).minorticks_off()  # fmt: skip
-    present = set(rows[c.DOMAIN])
     legend(
         figure,
         [
             Line2D([], [], color=colour, marker=_DOMAIN_MARKERS[d], markerfacecolor="white", label=d)
             for d, colour in DOMAIN_COLOURS.items()
-            if d in present
+            if d in set(rows[c.DOMAIN])
         ],
     )
-    caption = "Test loss against intrinsic dimension, coloured by train size."
-    if lines:
-        caption += (
-            " Lines are fits within a domain that compare points of equal train size: d_data's estimate "
-            "grows with N while the loss falls, so a line through all points would mix the two."
-        )
-    return figure, caption
+    return figure, (
+        "Test loss against intrinsic dimension, coloured by train size. d_data's estimate grows with N while "
+        "the loss falls: compare points of one colour."
+    )
 
 
 def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
@@ -325,10 +287,7 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
             axes.set_ylim(middle / half, middle * half)
         axes.set_title(str(dataset), color=DOMAIN_COLOURS[part[c.DOMAIN].iloc[0]])
     label_outer(figure, "train size N (images)", "test loss (nat)")
-    handles = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.5, label=model)
-        for model, mark in marks.items()
-    ]
+    handles = mark_handles(marks, marks, "-")
     dashed = Line2D([], [], color=BLACK, linestyle="--", label="predicted slope\n−1/d_data")
     legend(figure, [*handles, *([dashed] if with_slope else [])])
     caption = "Test loss against train size. Class pairs and seeds are averaged."
@@ -354,7 +313,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         r = fits.find("attack", model=t.POOLED, response=attack.name).estimate("r")
         told = "" if r is None or r.interval is None else f"\nr = {number(r.value)} ({interval(r.interval)})"
         named = named or bool(told)
-        axes.set_title(f"{attack.attack.upper()}, ε = {attack.epsilon:g}/255{told}")
+        axes.set_title(f"{attack.words}{told}")
         axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
         axes.axhline(0, color=GREY, linewidth=0.8)
     label_outer(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)")
@@ -379,10 +338,8 @@ def _scatter(axes: Axes, rows: pd.DataFrame, x: str, y: str, marks: dict[str, Ma
 
 def left_out(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """The values that answers rest on, with their intervals, and what each is without every dataset."""
-    shown = []
-    for kind in ("headline", "exponent"):
-        fit = fits.find("headline" if kind == "headline" else "exponent")
-        shown += [e for e in fit.estimates if len(e.left_out) > 1 and e.name != t.IS_MEDICAL]
+    made = [*fits.find("headline").estimates, *fits.find("exponent").estimates]
+    shown = [e for e in made if len(e.left_out) > 1 and e.name != t.IS_MEDICAL]
     if not shown:
         return None
     tallest = max(len(estimate.left_out) for estimate in shown) + 1
@@ -405,38 +362,6 @@ def left_out(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         "What the answers rest on: each slope of log test loss, its 95 % interval (bar on top), and its "
         "value without each dataset. A value that moves across zero rests on that dataset. Dashed: what the "
         "law's form would give."
-    )
-
-
-def residuals(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Residuals of the predicted form (pooled over models) by dataset: what the law leaves unexplained."""
-    fit = fits.find("published", *PREDICTED_FORM)
-    if fit.status != "ok":
-        return None
-    rows = t.complete(points, (t.LOG_LOSS, *PREDICTED_FORM))
-    raw = rows[t.LOG_LOSS] - sum(e.value * rows[e.name] for e in fit.estimates)
-    # Each model has its own intercept in the pooled fit; least squares makes it the mean of what is left.
-    total, weights = (
-        (v * rows[t.WEIGHT]).groupby(rows[c.MODEL]).transform("sum") for v in (raw, raw * 0 + 1)
-    )
-    rest = raw - total / weights
-    order = rest.groupby([rows[c.DOMAIN], rows[c.DATASET]]).mean().sort_index().reset_index()
-    figure = Figure(figsize=(6.2, 1.2 + 0.34 * len(order)), layout="constrained")
-    axes = figure.subplots()
-    jitter = np.random.default_rng(0)
-    for place, (domain, dataset, mean) in enumerate(order.itertuples(index=False)):
-        mine = rows[c.DATASET] == dataset
-        heights = place + jitter.uniform(-0.18, 0.18, int(mine.sum()))
-        drawn = axes.scatter(rest[mine], heights, s=10, alpha=0.6, linewidth=0, color=DOMAIN_COLOURS[domain])
-        tell(drawn, rows[mine])
-        axes.plot([mean, mean], [place - 0.34, place + 0.34], color=BLACK, linewidth=2)
-    axes.set_yticks(range(len(order)), order[c.DATASET].tolist())
-    axes.invert_yaxis()
-    axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_xlabel("log test loss, observed minus fitted (bar: mean of the dataset)")
-    return figure, (
-        "What the predicted form leaves unexplained, by dataset (all models). A dataset that lies on one "
-        "side as a whole has something that N, d_data and K_F do not tell."
     )
 
 
@@ -474,7 +399,6 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "left_out": left_out,
     "d_repr_on_d_data": d_repr_on_d_data,
     "dataset_properties": dataset_properties,
-    "residuals": residuals,
 }
 
 #: More points than this make SVG too large to open at once; the figure is then a picture.
@@ -508,11 +432,13 @@ def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
     # A name with dollars is a name, not a formula; no text of ours has one before it is drawn.
     for words in figure.findobj(Text):
         words.set_parse_math("$" not in words.get_text())
+    # Laid out once, by hand: every save would do it again, and change nothing.
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)
-    # The first save has laid everything out; doing it again would double the time and change nothing.
-    figure.set_layout_engine(None)
     pages = io.BytesIO()
     nameless = {"CreationDate": None, "Producer": None, "Creator": None}
     figure.savefig(pages, format="pdf", metadata=nameless)

@@ -17,15 +17,14 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from orchestrator.analysis import fit_records as r
+from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fit_records import Claim, Estimate, Fit, ScalingFits
-from orchestrator.analysis.inference import LEVEL, Interval, t_power
+from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
+from orchestrator.analysis.inference import LEVEL, t_power
 from orchestrator.analysis.table import interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
-AT_EQUAL = "At equal model and train size"
 #: A correlation that is called strong: what the power of the attacks' question is reckoned for. The published
 #: one, of FGSM over eleven datasets, is 0.84.
 STRONG = 0.8
@@ -58,15 +57,8 @@ class Finding:
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the answers of a sweep to the study's questions, those of its experiment first."""
-    moved = (_experiment(fits),) if fits.interventions else ()
-    return (
-        *moved,
-        _dimension(fits),
-        _sharpness(fits),
-        _train_size(fits),
-        _attacks(fits),
-        _representation(fits),
-    )
+    asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
+    return tuple(answer(fits) for answer in ((_experiment, *asked) if fits.interventions else asked))
 
 
 def family(fits: ScalingFits) -> str:
@@ -91,11 +83,13 @@ def seen(fits: ScalingFits) -> str:
     hardest = max(known, key=lambda d: d.loss or 0.0)
     tops = {}
     for words, name in (("has the sharpest labels", "label_sharpness"), ("has the highest d_data", "d_data")):
-        if all(getattr(d, name) is not None for d in known) and len({getattr(d, name) for d in known}) > 1:
-            tops[words] = max(known, key=lambda d: getattr(d, name)).dataset
-    if len([d for d in known if d.loss_gain is not None]) > 1:
-        words = f"loses most under attack ({hardest.attack})"
-        tops[words] = max(known, key=lambda d: -np.inf if d.loss_gain is None else d.loss_gain).dataset
+        values = [getattr(d, name) for d in known]
+        if None not in values and len(set(values)) > 1:
+            tops[words] = known[int(np.argmax(values))].dataset
+    gained = [d for d in known if d.loss_gain is not None]
+    if len(gained) > 1:
+        most = max(gained, key=lambda d: d.loss_gain or 0.0)
+        tops[f"loses most under attack ({most.attack})"] = most.dataset
     mine = [words for words, name in tops.items() if name == hardest.dataset]
     rest = [f"{name} {words}" for words, name in tops.items() if name != hardest.dataset]
     also = f", and {listing(mine)}" if mine else ""
@@ -110,7 +104,7 @@ def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list
         f"{plural(len(fits.datasets), 'dataset')}, {plural(len(fits.models), 'model')}. "
         f"{family(fits).split(';')[0]}."
     )
-    lines = wrap(head.replace("..", "."), width)
+    lines = wrap(head, width)
     for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
@@ -123,18 +117,14 @@ def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list
     return lines
 
 
-def _factor(log_change: float, bounds: Interval | None) -> str:
-    """Say by what a loss is multiplied, with its interval, where its logarithm changes by so much."""
-    if bounds is None:
-        return number(float(np.exp(log_change)))
-    with np.errstate(over="ignore"):
-        low, high = (number(float(np.exp(bound))) for bound in sorted(bounds))
-    return f"{number(float(np.exp(log_change)))} (95 % interval {low} to {high})"
-
-
 def _scaled(estimate: Estimate, by: float) -> str:
-    bounds = estimate.interval
-    return _factor(estimate.value * by, None if bounds is None else (bounds[0] * by, bounds[1] * by))
+    """Say by what a loss is multiplied, with its interval, where its logarithm moves by ``by`` estimates."""
+    value = number(float(np.exp(estimate.value * by)))
+    if estimate.interval is None:
+        return value
+    with np.errstate(over="ignore"):
+        low, high = (number(float(np.exp(bound))) for bound in sorted(b * by for b in estimate.interval))
+    return f"{value} (95 % interval {low} to {high})"
 
 
 def _established(claim: Claim | None, estimate: Estimate) -> bool:
@@ -143,18 +133,15 @@ def _established(claim: Claim | None, estimate: Estimate) -> bool:
 
 
 def _decides(claim: Claim | None) -> str:
-    if claim is None:
-        return ""
-    said = p_value(claim.adjusted_p)
-    return f"adjusted p {said}" if said.startswith("<") else f"adjusted p = {said}"
+    said = "" if claim is None else p_value(claim.adjusted_p)
+    return f"adjusted p {said}" if said.startswith("<") else f"adjusted p = {said}" if said else ""
 
 
 def _power(fits: ScalingFits, estimate: Estimate, degrees: int, effect: float, words: str) -> str:
     """Say how often a table with this scatter would establish an effect."""
     if not estimate.std_error:
         return ""
-    level = LEVEL / max(1, len(fits.claims))
-    power = t_power(effect, estimate.std_error, degrees, level)
+    power = t_power(effect, estimate.std_error, degrees, LEVEL / max(1, len(fits.claims)))
     return f" {words} would be established in about {power:.0%} of such tables."
 
 
@@ -167,17 +154,15 @@ def _hangs_on(estimate: Estimate, words: str) -> list[str]:
     carries = f", which carries {weight:.0%} of the weight" if weight is not None else ""
     turned = sorted(n for n, value in estimate.left_out.items() if value * estimate.value < 0)
     signs = f" Its sign turns without {' or '.join(turned)}." if turned else ""
-    value = number(estimate.left_out[name])
     return [
-        f"Hangs most on {name}{carries}: without it, {words} is {value} instead of "
+        f"Hangs most on {name}{carries}: without it, {words} is {number(estimate.left_out[name])} instead of "
         f"{number(estimate.value)}.{signs}"
     ]
 
 
 def _untested(question: str, reason: str, to_add: str = "", caveats: Sequence[str] = ()) -> Finding:
-    return Finding(
-        question, "cannot be tested", reason, f"This cannot be tested: {reason}.", tuple(caveats), to_add
-    )
+    text = f"This cannot be tested: {reason}."
+    return Finding(question, "cannot be tested", reason, text, tuple(caveats), to_add)
 
 
 def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
@@ -194,71 +179,44 @@ def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
     return f"add {plural(missing, whose)} with {what}"
 
 
-def _height(fits: ScalingFits, name: str) -> tuple[Fit, Estimate | None, str]:
-    """The headline fit, the estimate of one term of it where it can be tested, and why not."""
-    fit = fits.find("headline")
-    if fit.status != "ok":
-        return fit, None, fit.reason
-    estimate = fit.estimate(name)
-    if estimate is None:
-        return fit, None, t.UNEQUAL_SCALES if not fits.sharpness_scale.comparable else "K_F was not measured"
-    if not estimate.is_tested:
-        return fit, None, _few_ways(estimate)
-    return fit, estimate, ""
-
-
 def _few_ways(estimate: Estimate) -> str:
     ways = plural(estimate.num_resamples, "way")
     return f"datasets can change places within domains in {ways}, too few for a p-value of {LEVEL:g}"
 
 
-def _given(fit: Fit, name: str) -> str:
-    others = [t.WORDS[term] if term != t.LOG_SHARPNESS else "K_F" for term in fit.terms if term != name]
-    return f", given {listing(others)}" if others else ""
-
-
 def _of_height(
-    fits: ScalingFits, key: str, name: str, question: str, what: str, meaning: str, by: float, law: str,
+    fits: ScalingFits, key: str, name: str, question: str, *, what: str, meaning: str, by: float, law: str,
     effect: float, effect_words: str, caveats: Sequence[str],
 ) -> Finding:  # fmt: skip
-    """Answer one of the two questions about heights.
-
-    Args:
-        fits: all fits.
-        key: of the claim.
-        name: the term.
-        question: as it is asked.
-        what: the property, as it is said to go with the loss.
-        meaning: what is done to the property; the loss is multiplied.
-        by: by which change of the term that is.
-        law: what the law says of the factor, or nothing.
-        effect: of the term, that power is reckoned for.
-        effect_words: how that is said.
-        caveats: of the answer.
+    """Answer one of the two questions about heights: ``meaning`` says what is done to the property, which
+    moves the term by ``by``; ``effect`` is the slope that power is reckoned for.
     """
-    fit, estimate, reason = _height(fits, name)
-    if estimate is None:
+    fit = fits.find("headline")
+    estimate, reason = fit.estimate(name), fit.reason
+    if estimate is None and fit.status == "ok":
+        reason = "K_F was not measured" if fits.sharpness_scale.comparable else t.UNEQUAL_SCALES
+    elif estimate is not None and not estimate.is_tested:
+        reason = _few_ways(estimate)
+    if estimate is None or reason:
         return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
-    claim = fits.claim(key)
+    claim, term = fits.claim(key), t.WORDS[name]
     factor = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}"
-    term = t.WORDS[name]
     slope = f"slope on {term} {number(estimate.value)} ({interval(estimate.interval)}), {_decides(claim)}"
-    where = f"{AT_EQUAL}{_given(fit, name)}, over {plural(fit.num_datasets, 'dataset')}"
-    held = _established(claim, estimate)
-    way = "rises" if estimate.value * by > 0 else "falls"
-    if held:
+    others = ["K_F" if one == t.LOG_SHARPNESS else t.WORDS[one] for one in fit.terms if one != name]
+    given = f", given {listing(others)}" if others else ""
+    where = f"At equal model and train size{given}, over {plural(fit.num_datasets, 'dataset')}"
+    verdict: Verdict = "established" if _established(claim, estimate) else "not established"
+    if verdict == "established":
+        way = "rises" if estimate.value * by > 0 else "falls"
         answer = f"{where}, log test loss {way} with {what}: {factor}; {slope}."
     else:
-        degrees = fit.num_datasets - len(fit.terms) - 1
-        power = _power(fits, estimate, degrees, effect, effect_words)
+        power = _power(fits, estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
         answer = f"{where}, no change of log test loss with {what} is established: {factor}; {slope}.{power}"
-    short = f"{factor}; {_decides(claim)}"
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
-    return Finding(question, "established" if held else "not established", short, answer, notes)
+    return Finding(question, verdict, f"{factor}; {_decides(claim)}", answer, notes)
 
 
 def _dimension(fits: ScalingFits) -> Finding:
-    question = "Is a dataset of higher intrinsic dimension harder to learn?"
     known = sorted(d.d_data for d in fits.datasets if d.d_data is not None and d.loss is not None)
     low, high = (known[0], known[-1]) if known else (1.0, 1.0)
     by = 1 / high - 1 / low
@@ -272,15 +230,14 @@ def _dimension(fits: ScalingFits) -> Finding:
             "over all that the domains differ by."
         )
     return _of_height(
-        fits, r.DIMENSION, t.INVERSE_D, question, "d_data",
-        f"going from the lowest to the highest d_data here ({number(low)} to {number(high)})", by, "",
-        np.log(2) / max(abs(by), 1e-12), "A loss twice as high at the highest d_data as at the lowest",
-        caveats,
+        fits, f.DIMENSION, t.INVERSE_D, "Is a dataset of higher intrinsic dimension harder to learn?",
+        what="d_data", by=by, law="", effect=np.log(2) / max(abs(by), 1e-12), caveats=caveats,
+        meaning=f"going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
+        effect_words="A loss twice as high at the highest d_data as at the lowest",
     )  # fmt: skip
 
 
 def _sharpness(fits: ScalingFits) -> Finding:
-    question = "Do sharper labels give higher losses?"
     fit = fits.find("headline")
     caveats = []
     if fit.label_correlation is not None and t.LOG_SHARPNESS in fit.terms:
@@ -291,8 +248,9 @@ def _sharpness(fits: ScalingFits) -> Finding:
         )
     caveats += [fits.sharpness_scale.note] if fits.sharpness_scale.note else []
     return _of_height(
-        fits, r.SHARPNESS, t.LOG_SHARPNESS, question, "K_F", "doubling K_F", np.log(2),
-        "; the law's form would give 2", 1.0, "A slope of 1, which the law's form has,", caveats,
+        fits, f.SHARPNESS, t.LOG_SHARPNESS, "Do sharper labels give higher losses?", what="K_F",
+        meaning="doubling K_F", by=np.log(2), law="; the law's form would give 2", effect=1.0,
+        effect_words="A slope of 1, which the law's form has,", caveats=caveats,
     )  # fmt: skip
 
 
@@ -301,9 +259,8 @@ def _train_size(fits: ScalingFits) -> Finding:
     caveats = ["The law is an upper bound: only a fall slower than it allows contradicts it."]
     fit = fits.find("exponent")
     if fit.status != "ok":
-        return _untested(
-            question, fit.reason, _to_add(fits, fit, "two train sizes and losses clear of guessing"), caveats
-        )
+        to_add = _to_add(fits, fit, "two train sizes and losses clear of guessing")
+        return _untested(question, fit.reason, to_add, caveats)
     estimate = fit.estimates[0]
     used = [d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None]
     middle = float(np.median(used)) if used else 1.0
@@ -316,27 +273,25 @@ def _train_size(fits: ScalingFits) -> Finding:
     bound = f"the bound asks for {number(float(2 ** (-1 / middle)))} or less"
     slope = f"log test loss on −log N / d has slope {number(estimate.value)} ({interval(estimate.interval)})"
     within = f"Within {plural(fit.num_datasets, 'dataset')}"
-    where = f"{within}{clear}, {factor}; {bound}. There {slope}, the bound being 1"
     notes = (*_hangs_on(estimate, "the slope"), *caveats)
     if estimate.interval is None:
         text = f"{within}, {slope}, without any scatter to judge it by."
         return _untested(question, "the losses have no scatter to judge a slope by", caveats=(text, *notes))
     low, high = estimate.interval
-    below, falls = fits.claim(r.BELOW_BOUND), fits.claim(r.EXPONENT)
-    claim: Claim | None
+    below, falls = fits.claim(f.BELOW_BOUND), fits.claim(f.EXPONENT)
+    held, claim, said = False, falls, "neither a fall with N nor a contradiction is established"
     if below is not None and below.established and high < 1:
         sure = _established(falls, estimate)
         way = "rises with N" if sure and high < 0 else "falls more slowly with N than the bound allows"
         way += "" if sure else ", if it falls at all"
-        held, said, claim = True, f"the loss {way}, which contradicts the bound", below
-    elif falls is not None and _established(falls, estimate):
+        held, claim, said = True, below, f"the loss {way}, which contradicts the bound"
+    elif _established(falls, estimate):
         way = "falls with N, and nothing contradicts the bound" if low > 0 else "rises with N"
-        held, said, claim = True, f"the loss {way}", falls
-    else:
-        held, said, claim = False, "neither a fall with N nor a contradiction is established", falls
+        held, said = True, f"the loss {way}"
     power = "" if held else _power(fits, estimate, fit.num_datasets - 1, 1.0, "A fall as fast as the bound")
-    answer = f"{where}; {_decides(claim)}: {said}.{power}"
+    where = f"{within}{clear}, {factor}; {bound}. There {slope}, the bound being 1"
     short = f"{factor}; {_decides(claim)}: {said}"
+    answer = f"{where}; {_decides(claim)}: {said}.{power}"
     return Finding(question, "established" if held else "not established", short, answer, notes)
 
 
@@ -345,74 +300,61 @@ def _attacks(fits: ScalingFits) -> Finding:
     tried = [fit for fit in fits.fits if fit.kind == "attack" and fit.model != t.POOLED]
     if not tried:
         return _untested(question, "no attack was run", "put attacks into the sweep file")
-    known = [fit for fit in tried if fit.status == "ok"]
-    claim = fits.claim(r.ATTACKS)
+    known, claim = [fit for fit in tried if fit.status == "ok"], fits.claim(f.ATTACKS)
     if not known:
         most = max(tried, key=lambda fit: fit.num_datasets)
         return _untested(question, most.reason, _to_add(fits, most, "K_F and attacks at equal N"))
     if claim is None:
         return _untested(question, _few_ways(known[0].estimates[0]), "add a dataset of either domain")
     best = max(known, key=lambda fit: fit.estimates[0].value)
-    strongest = best.estimates[0]
-    about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
+    strongest, alone = best.estimates[0], len(known) == 1
     domains = len({d.domain for d in fits.datasets}) > 1
-    means = f"over {best.num_datasets} datasets, at equal model and train size" + (
-        ", within domains" if domains else ""
-    )
-    attack = f"{_attack_words(best)} on {best.model}"
+    about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
+    within = ", within domains" if domains else ""
+    means = f"over {best.num_datasets} datasets, at equal model and train size{within}"
+    attack = f"{c.attack_columns([best.response])[0].words} on {best.model}"
     found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
-    held = [fit for fit in known if (fit.estimates[0].resampled_p or 1.0) <= LEVEL]
+    verdict: Verdict
     if claim.established and strongest.interval is not None and strongest.interval[0] > 0:
-        answer = (
-            f"The loss gained by an attack rises with K_F in {len(held)} of {about}, adjusted for their "
-            f"number ({means}); the strongest is {found}; {_decides(claim)}."
+        held = sum((fit.estimates[0].resampled_p or 1.0) <= LEVEL for fit in known)
+        of = "" if alone else f" in {held} of {about}, adjusted for their number"
+        lead = f"The loss gained by an attack rises with K_F{of} ({means})"
+        verdict, answer = (
+            "established",
+            f"{lead}{':' if alone else '; the strongest is'} {found}; {_decides(claim)}.",
         )
-        verdict: Verdict = "established"
     else:
         shift = np.arctanh(STRONG) * np.sqrt(max(best.num_datasets - 3 - domains, 0))
-        level = LEVEL / max(1, len(fits.claims))
-        power = float(special.ndtr(shift - special.ndtri(1 - level)))
+        power = float(special.ndtr(shift - special.ndtri(1 - LEVEL / max(1, len(fits.claims)))))
+        lead = "It is not established" if alone else f"For none of {about} is it established"
+        largest = "" if alone else "the largest correlation is "
         opposed = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
-        answer = (
-            f"For none of {about} is it established that the loss gained rises with K_F ({means}): the "
-            f"largest correlation is {found}; {_decides(claim)}.{opposed} A correlation of {STRONG:g} would "
-            f"be established in at most {power:.0%} of such tables."
-        )
+        could = f" A correlation of {STRONG:g} would be established in at most {power:.0%} of such tables."
         verdict = "not established"
-    if len(known) == 1:
-        answer = answer.replace(
-            f"in 1 of {about}, adjusted for their number ({means}); the strongest is", f"({means}):"
-        )
-        answer = answer.replace(f"For none of {about} is it established that", "It is not established that")
-        answer = answer.replace("the largest correlation is ", "")
+        answer = f"{lead} that the loss gained rises with K_F ({means}): {largest}{found}; {_decides(claim)}."
+        answer += opposed + could
     return Finding(question, verdict, f"correlation {found}; {_decides(claim)}", answer)
-
-
-def _attack_words(fit: Fit) -> str:
-    attack = c.attack_columns([fit.response])[0]
-    return f"{attack.attack.upper()} at {attack.epsilon:g}/255"
 
 
 def _representation(fits: ScalingFits) -> Finding:
     question = "Does a network compress its data below their intrinsic dimension?"
-    fit = fits.find("representation", variant="mle", response=c.D_REPR_MLE)
+    fit = fits.find("representation")
     if fit.status != "ok":
         return _untested(question, fit.reason)
     share = fit.estimates[0]
-    span = (
-        ""
-        if share.interval is None
-        else f", 95 % interval {share.interval[0]:.0%} to {share.interval[1]:.0%}"
-    )
-    found = f"d_repr is at or below d_data at {fit.num_held} of {plural(fit.num_points, 'point')}"
+    bounds = [] if share.interval is None else [f"{bound:.0%}" for bound in share.interval]
+    span = f", 95 % interval {' to '.join(bounds)}" if bounds else ""
     mean = f"each dataset counting once: {share.value:.0%}{span}"
-    caveats = []
-    if fit.by_dataset:
-        worst = sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]
-        caveats.append("Above it are most often " + listing([f"{n} ({part:.0%})" for n, part in worst]) + ".")
-    caveats.append("Both are estimates on a few hundred points; estimators differ by tens of per cent.")
-    answer = f"{found} ({mean}); the approximate bound d_repr ≲ d_data expects nearly all. Exploratory."
-    short = f"at {fit.num_held} of {plural(fit.num_points, 'point')} d_repr is at or below d_data ({mean})"
+    points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
+    caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]
+    if worst := sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]:
+        named = listing([f"{name} ({part:.0%})" for name, part in worst])
+        caveats.insert(0, f"Above it are most often {named}.")
+    answer = (
+        f"d_repr is at or below d_data at {points} ({mean}); the approximate bound d_repr ≲ d_data expects "
+        "nearly all. Exploratory."
+    )
+    short = f"at {points} d_repr is at or below d_data ({mean})"
     return Finding(question, "described", short, answer, tuple(caveats))
 
 
@@ -423,15 +365,12 @@ def _experiment(fits: ScalingFits) -> Finding:
         "Worlds are the replicates; intervals are over them, for these kinds of images and these networks.",
         "Arms with exchanged labels also raise the loss that no network can go below.",
     ]
-    cells = sum(e.num_at_chance for e in found.effects if e.response == "loss" and not e.arm)
-    if cells:
+    whole = [effect for effect in found.effects if not effect.arm]
+    if cells := sum(effect.num_at_chance for effect in whole if effect.response == "loss"):
         caveats.append(
             f"Left out: {cells} pairs in which the base itself learned nothing (loss at guessing)."
         )
-    without = sum(e.num_without for e in found.effects if e.response == "error" and not e.arm)
-    if without:
+    if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
-    short = found.answer.split(". ")[0]
-    return Finding(
-        "When only one property is moved, what follows?", "described", short, found.answer, tuple(caveats)
-    )
+    question = "When only one property is moved, what follows?"
+    return Finding(question, "described", found.answer.split(". ")[0], found.answer, tuple(caveats))

@@ -1,5 +1,4 @@
-"""What lies at guessing, and where guessing holds losses down: near it a loss says less than any law asks of
-it.
+"""What limits a table: losses at guessing, where guessing holds losses down, too few datasets.
 
 A network that learned nothing has the loss of guessing, whatever N, d and K_F are, so that curves are flat
 there and slopes over datasets too small, by an amount that nothing in the table tells. Over-fitted networks
@@ -19,16 +18,16 @@ from orchestrator.results import table as c
 
 #: Loss of guessing between two classes, in nat.
 CHANCE_LOSS = float(np.log(2))
-#: A loss (or an error) lies at guessing from this share of guessing's own on.
+#: A loss lies at guessing from this share of guessing's own on.
 AT_GUESSING = 0.8
 #: Where more than this share of points lie there and fewer lie well beyond (5 %), guessing holds losses down.
 MOST_THERE, WELL_BEYOND = 0.10, 1.05
 #: A curve whose geometric mean is below this share of guessing is clear of it: a loss that bends towards
 #: guessing as x → tanh x, or 1 − exp(−x), has lost 7 or 19 % of its slope there.
 CLEAR = 1 / 3
-
-_LOG_GUESSING = {t.LOG_LOSS: float(np.log(CHANCE_LOSS)), t.LOG_ERROR: float(np.log(0.5))}
-_WORDS = {t.LOG_LOSS: "losses", t.LOG_ERROR: "errors"}
+#: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding. The
+#: study's own medical slope, with seven datasets, rests on one of them.
+MIN_CONVINCING_DATASETS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,6 @@ class GuessingCount:
     num_points: int
     num_at_guessing: int
     by_dataset: dict[str, tuple[int, int]] = field(default_factory=dict)
-    left_out: bool = False
 
 
 def is_guessing(loss: float) -> bool:
@@ -46,71 +44,58 @@ def is_guessing(loss: float) -> bool:
     return loss >= AT_GUESSING * CHANCE_LOSS
 
 
-def at_guessing(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> pd.Series:
-    """Tell which points lie at guessing or beyond; a response that knows no guessing never does."""
-    level = _LOG_GUESSING.get(response, np.inf) + np.log(AT_GUESSING)
-    return pd.Series(rows[response] >= level)
+def _at(log_losses: pd.Series, share: float = AT_GUESSING) -> pd.Series:
+    """Tell which losses lie at that share of guessing or beyond; missing ones do not."""
+    return pd.Series(log_losses >= np.log(share * CHANCE_LOSS))
 
 
-def count_at_guessing(points: pd.DataFrame, *, left_out: bool = False) -> GuessingCount:
+def count_at_guessing(points: pd.DataFrame) -> GuessingCount:
     """Count the points that have a loss and those of them at guessing."""
     known = points[points[t.LOG_LOSS].notna()]
-    counts = at_guessing(known).groupby(known[c.DATASET]).agg(["sum", "size"])
+    counts = _at(known[t.LOG_LOSS]).groupby(known[c.DATASET]).agg(["sum", "size"])
     rows = {str(name): (int(row["sum"]), int(row["size"])) for name, row in counts.iterrows() if row["sum"]}
     num = sum(found for found, _ in rows.values())
-    return GuessingCount(num_points=len(known), num_at_guessing=num, by_dataset=rows, left_out=left_out)
+    return GuessingCount(num_points=len(known), num_at_guessing=num, by_dataset=rows)
 
 
-def without_guessing(trials: pd.DataFrame) -> tuple[pd.DataFrame, tuple[t.Exclusion, ...]]:
-    """Take the losses at guessing from the trials, and count them."""
-    there = at_guessing(trials)
-    reason = f"test loss at guessing (from {AT_GUESSING:g} ln 2 on), left out on request"
-    excluded = (t.Exclusion(reason, int(there.sum())),) if there.any() else ()
-    return trials.assign(**{t.LOG_LOSS: trials[t.LOG_LOSS].mask(there)}), excluded
-
-
-def holds_down(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> bool:
+def holds_down(rows: pd.DataFrame) -> bool:
     """Tell whether so many points pile up at guessing that it holds the others down."""
-    known = rows[rows[response].notna()]
-    if known.empty or response not in _LOG_GUESSING:
-        return False
-    weights = known[t.WEIGHT] / known[t.WEIGHT].sum()
-    beyond = float(weights[known[response] >= _LOG_GUESSING[response] + np.log(WELL_BEYOND)].sum())
-    close = float(weights[at_guessing(known, response)].sum()) - beyond
-    return close > MOST_THERE and beyond < close
+    known = rows[rows[t.LOG_LOSS].notna()]
+    weights, losses = known[t.WEIGHT], known[t.LOG_LOSS]
+    there, beyond = (float(weights[_at(losses, share)].sum()) for share in (AT_GUESSING, WELL_BEYOND))
+    return there - beyond > MOST_THERE * float(weights.sum()) and 2 * beyond < there
 
 
-def flattened(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> str:
+def flattened(rows: pd.DataFrame) -> str:
     """Return why slopes over these points would be too small, or an empty text."""
-    if not holds_down(rows, response):
+    if not holds_down(rows):
         return ""
-    there = at_guessing(rows[rows[response].notna()], response)
-    where = f"{there.sum()} of {t.plural(len(there), 'point')} lie at guessing"
-    return f"the {_WORDS[response]} of {where}, which flattens slopes by an unknown amount"
+    where = f"{_at(rows[t.LOG_LOSS]).sum()} of {t.plural(rows[t.LOG_LOSS].count(), 'point')} lie at guessing"
+    return f"the losses of {where}, which flattens slopes by an unknown amount"
 
 
-def unvaried(rows: pd.DataFrame, response: str = t.LOG_LOSS, within: str = "") -> str:
-    """Return that a response is the same at all points, or at those of every group ``within`` which slopes
-    are taken; an empty text where it is not. A slope of rounding errors would have an interval of its own.
+def unvaried(rows: pd.DataFrame, within: str = "") -> str:
+    """Return that losses are the same at all points, or at those of every group ``within`` which slopes are
+    taken; an empty text where they are not. A slope of rounding errors would have an interval of its own.
     """
-    values = rows[response]
+    values = rows[t.LOG_LOSS]
     around = values.groupby(rows[within]).transform("mean") if within else values.mean()
     if not (values - around).abs().max() <= 1e-12 * values.abs().max():
         return ""
-    return f"the {_WORDS.get(response, 'values')} are the same " + ("at every N" if within else "everywhere")
+    return "the losses are the same " + ("at every N" if within else "everywhere")
 
 
-def clear_of_guessing(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> pd.DataFrame:
+def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the points of curves that are clear of guessing where it holds losses down, else all.
 
     Curves are chosen by their mean over N, which says nothing of the error in their slope. Of these, the N up
     to the last one at guessing go as well: a curve that leaves it late is flat before.
     """
-    if not holds_down(rows, response):
+    if not holds_down(rows):
         return rows
-    means = rows[response].groupby(rows[t.CURVE]).transform("mean") - _LOG_GUESSING[response]
-    last = rows[c.TRAIN_SIZE].where(at_guessing(rows, response)).groupby(rows[t.CURVE]).transform("max")
-    clear: pd.DataFrame = rows[(means < np.log(CLEAR)) & ~(rows[c.TRAIN_SIZE] <= last)]
+    means = rows[t.LOG_LOSS].groupby(rows[t.CURVE]).transform("mean")
+    last = rows[c.TRAIN_SIZE].where(_at(rows[t.LOG_LOSS])).groupby(rows[t.CURVE]).transform("max")
+    clear: pd.DataFrame = rows[(means < np.log(CLEAR * CHANCE_LOSS)) & ~(rows[c.TRAIN_SIZE] <= last)]
     return clear
 
 
@@ -126,11 +111,47 @@ def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
         points: fitted points.
         full: all trials, diverged ones too.
     """
-    means = points.assign(
-        **{t.LOG_LOSS: points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")}
-    )
-    last = points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])
+    means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")
+    last = points[c.TRAIN_SIZE].where(_at(means)).groupby([points[name] for name in t.SUBSET])
     curve = [c.MODEL, *t.SUBSET]
     diverged = full[full[c.STATUS] != c.DONE].groupby(curve)[c.TRAIN_SIZE].max()
     lost = diverged.reindex(pd.MultiIndex.from_frame(points[curve])).to_numpy(dtype=float)
     return points[~(points[c.TRAIN_SIZE] <= last.transform("max")) & ~(points[c.TRAIN_SIZE] <= lost)]
+
+
+def few_of_domain(domain: str, number: int) -> str:
+    """Say that so many datasets of a domain are too few to conclude from."""
+    whose = "that one" if number == 1 else "these"
+    return (
+        f"{t.plural(number, f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
+        f"peculiarities of {whose}; at least {MIN_CONVINCING_DATASETS} are needed."
+    )
+
+
+def limits_of(full: pd.DataFrame, points: pd.DataFrame, guessed: GuessingCount) -> tuple[str, ...]:
+    """Return what cannot be concluded from a table, in sentences."""
+    found = []
+    if guessed.num_at_guessing:
+        where = [f"{name} {num} of {of}" for name, (num, of) in guessed.by_dataset.items()]
+        named = "" if len(where) > 4 else f": {t.listing(where)}"
+        found.append(
+            f"{guessed.num_at_guessing} of {t.plural(guessed.num_points, 'point')} lie at guessing between "
+            f"two classes (a loss from {AT_GUESSING:g} ln 2 on){named}."
+        )
+    counts = points.groupby(c.DOMAIN)[c.DATASET].nunique()
+    found += [few_of_domain(str(d), int(n)) for d, n in counts.items() if n < MIN_CONVINCING_DATASETS]
+    absent = [domain for domain in c.DOMAINS if domain not in counts]
+    found += [
+        f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
+    ]
+    if diverged := int((full[c.STATUS] != c.DONE).sum()):
+        found.append(
+            f"{t.plural(diverged, 'trial')} diverged and had no loss to fit; the fits describe the others."
+        )
+    modes = sorted(full[c.DATA_MODE].unique())
+    if len(modes) > 1:
+        found.append(f"Trials of several data modes ({t.listing(modes)}) are fitted together.")
+    if conflicts := sorted(full.loc[full[c.NUM_CONFLICTS] > 0, c.DATASET].unique()):
+        named = t.listing(conflicts)
+        found.append(f"Identical images with different labels in {named}: there K_F has no finite value.")
+    return tuple(found)

@@ -29,8 +29,6 @@ Interval = tuple[float, float]
 LEVEL = 0.05
 #: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
-#: Below this share of what the regressors are, what varies of them is rounding.
-MIN_RCOND = 1e-10
 #: Two datasets give one difference, and one difference has no spread.
 MIN_DATASETS = 3
 #: A regression over points needs this many points more than it has coefficients.
@@ -40,10 +38,7 @@ _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt
 
 
 def t_quantile(share: float, degrees: float) -> float:
-    """Return below which value a t variable lies with probability ``share``.
-
-    ``scipy.stats`` calls the same function and takes more than a second to be imported.
-    """
+    """Quantile of a t variable; ``scipy.stats`` calls the same, and takes a second to be imported."""
     return float(special.stdtrit(degrees, share))
 
 
@@ -72,24 +67,21 @@ def correlation_interval(r: float, num_datasets: int, num_given: int = 0) -> Int
     return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
 
 
-def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval | None]:
-    """Mean over datasets with its t interval; no interval below three datasets or where nothing varies."""
+def mean_interval(values: Array) -> tuple[float, Interval | None]:
+    """Mean over datasets with its 95 % t interval; none below three datasets or where nothing varies."""
     mean = float(values.mean())
     if len(values) < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, None
-    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    half_width = t_quantile(0.5 + level / 2, len(values) - 1) * error
+    half_width = t_quantile(0.975, len(values) - 1) * float(values.std(ddof=1) / np.sqrt(len(values)))
     return mean, (mean - half_width, mean + half_width)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Adjust p-values (name -> p) for their number by Holm's method (1979)."""
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, float(p_values[name]) * (len(p_values) - rank)))
-        adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    names = sorted(p_values, key=p_values.__getitem__)
+    raised = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
+    adjusted = dict(zip(names, np.minimum(np.maximum.accumulate([0.0, *raised])[1:], 1.0), strict=True))
+    return {name: float(adjusted[name]) for name in p_values}
 
 
 def dataset_effects(
@@ -101,14 +93,14 @@ def dataset_effects(
     these are the dataset means, less the grand mean.
 
     Args:
-        values: (n, k). The identity gives the linear map (G, n) itself.
+        values: (n, k).
         cells: (n,), what has to be equal for two points to be compared.
         groups: (n,), datasets.
         weights: (n,), positive.
 
     Returns:
         Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
-        through others, so that they cannot be compared at equal cell at all.
+        through others.
     """
     cell_names, cell = np.unique(cells, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
@@ -129,17 +121,12 @@ def dataset_effects(
 
 
 class Slopes(NamedTuple):
-    """Slopes (q,) of a regression over datasets, with standard errors, t p-values and degrees of freedom."""
+    """Slopes (q,) of a regression over datasets, with standard errors, t p-values and 95 % intervals."""
 
     values: Array
     std_errors: Array
     p_values: Array
-    degrees: int
-
-    def interval(self, k: int, level: float = 0.95) -> Interval:
-        """Return the t interval of the k-th slope."""
-        half_width = t_quantile(0.5 + level / 2, self.degrees) * float(self.std_errors[k])
-        return float(self.values[k]) - half_width, float(self.values[k]) + half_width
+    intervals: list[Interval]
 
 
 def ols(y: Array, x: Array) -> Slopes | None:
@@ -150,10 +137,12 @@ def ols(y: Array, x: Array) -> Slopes | None:
     if degrees < 1 or (scale == 0).any() or np.linalg.cond(design / scale) > 1e8:
         return None
     inverse = np.linalg.inv((design / scale).T @ (design / scale)) / np.outer(scale, scale)
-    values = inverse @ design.T @ y
-    squares = float(((y - design @ values) ** 2).sum())
-    errors = np.sqrt(squares / degrees * np.diag(inverse))
-    return Slopes(values[1:], errors[1:], t_p_values(values, errors, degrees)[1:], degrees)
+    found = inverse @ design.T @ y
+    rest = y - design @ found
+    values, errors = found[1:], np.sqrt(rest @ rest / degrees * np.diag(inverse))[1:]
+    reach = t_quantile(0.975, degrees) * errors
+    intervals = list(zip((values - reach).tolist(), (values + reach).tolist(), strict=True))
+    return Slopes(values, errors, t_p_values(values, errors, degrees), intervals)
 
 
 class Permutation(NamedTuple):
@@ -167,29 +156,23 @@ class Permutation(NamedTuple):
 def permutation_test(
     y: Array, x: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
 ) -> Permutation | None:
-    """Permute the response over datasets, within blocks, against one regressor at given others; two-sided.
+    """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q).
 
-    The statistic is |t| of the regressor. With no others, or with others that are constant within the blocks,
-    datasets of a block are exchangeable under the null and the test is exact; otherwise residuals of the
-    others' fit are permuted (Freedman & Lane 1983), which is exact in the limit alone.
-
-    Args:
-        y: (G,).
-        x: (G,).
-        others: (G, q), without the intercept; q may be 0.
-        blocks: (G,), only datasets of one block change places.
-        seed: of the drawn permutations, where there are too many to try all.
+    Two-sided, by |t| of x. With no others, or with others that are constant within the blocks, datasets of a
+    block are exchangeable under the null and the test is exact; otherwise residuals of the others' fit are
+    permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not vary beside the
+    others, or nothing is left to permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
     residual, own = y - basis @ (basis.T @ y), x - basis @ (basis.T @ x)
-    if (
-        own @ own <= 1e-20 * max(float(x @ x), 1e-300)
-        or residual @ residual == 0
-        or len(y) - reduced.shape[1] < 2
-    ):
+    varies = own @ own > 1e-20 * max(float(x @ x), 1e-300) and residual @ residual != 0
+    if not varies or len(y) - reduced.shape[1] < 2:
         return None
-    order, exact = rearrangements(tuple(blocks), _two_values(x) if others.shape[1] == 0 else None, seed)
+    # Of a regressor of two values only matters which datasets have the lower one.
+    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * np.ptp(x)) for end in (x.min(), x.max()))
+    marked = tuple(near.tolist()) if others.shape[1] == 0 and (near | far).all() else None
+    order, exact = rearrangements(tuple(blocks), marked, seed)
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)
@@ -198,37 +181,28 @@ def permutation_test(
     return Permutation(float(np.mean(share >= found * (1 - 1e-9))), len(order), exact)
 
 
-def _two_values(x: Array) -> tuple[bool, ...] | None:
-    low, high = float(x.min()), float(x.max())
-    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * (high - low)) for end in (low, high))
-    return tuple(near.tolist()) if (near | far).all() else None
-
-
 @lru_cache(maxsize=32)
 def rearrangements(
     blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None, seed: int = 0
 ) -> tuple[NDArray[np.intp], bool]:
-    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all.
-
-    ``marked`` says that only which datasets are marked matters, so that C(G, k) choices are all there is.
+    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all. Where
+    only matters which datasets are ``marked``, C(G, k) choices are all there is.
     """
     size, names = len(blocks), np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
     if marked is not None and len(places) == 1 and comb(size, sum(marked)) <= MOST_EXACT:
-        ones, zeros = np.flatnonzero(marked), np.flatnonzero(~np.array(marked))
-        chosen = np.array(list(combinations(range(size), len(ones))))
-        order = np.empty((len(chosen), size), dtype=np.intp)
-        order[:, ones] = chosen
+        chosen = np.array(list(combinations(range(size), sum(marked))))
         free = np.ones((len(chosen), size), dtype=bool)
         np.put_along_axis(free, chosen, False, axis=1)
-        order[:, zeros] = np.nonzero(free)[1].reshape(len(chosen), len(zeros))
+        order = np.empty((len(chosen), size), dtype=np.intp)
+        order[:, np.argsort(~np.array(marked), kind="stable")] = np.argsort(free, axis=1, kind="stable")
         return order, True
     if prod(factorial(len(block)) for block in places) <= MOST_EXACT:
         each = [np.array(list(permutations(block))) for block in places]
-        index = np.array(list(product(*(range(len(rows)) for rows in each))))
-        order = np.empty((len(index), size), dtype=np.intp)
-        for k, block in enumerate(places):
-            order[:, block] = each[k][index[:, k]]
+        index = np.indices([len(rows) for rows in each]).reshape(len(each), -1)
+        order = np.empty((index.shape[1], size), dtype=np.intp)
+        for block, rows, taken in zip(places, each, index, strict=True):
+            order[:, block] = rows[taken]
         return order, True
     rng = np.random.default_rng([seed, size])
     order = np.tile(np.arange(size), (NUM_DRAWN + 1, 1))
@@ -237,14 +211,14 @@ def rearrangements(
     return order, False
 
 
-def within_blocks(values: Array, blocks: Sequence[str]) -> Array:
+def within_blocks(values: Array, blocks: Codes) -> Array:
     """Centre the columns of (..., G) within every block of datasets."""
-    _, codes = np.unique(np.array(blocks), return_inverse=True)
+    _, codes = np.unique(blocks, return_inverse=True)
     member = np.eye(codes.max() + 1)[codes]
     return np.asarray(values - (values @ member / member.sum(axis=0)) @ member.T)
 
 
-def correlation_within(y: Array, x: Array, blocks: Sequence[str]) -> float | None:
+def correlation_within(y: Array, x: Array, blocks: Codes) -> float | None:
     """Correlation of y and x (G,), centred within blocks; None where one of them does not vary there."""
     own, other = within_blocks(np.stack([y, x]), blocks)
     length, size = float(np.sqrt(own @ own)), float(np.sqrt(other @ other))
@@ -256,17 +230,12 @@ def correlation_within(y: Array, x: Array, blocks: Sequence[str]) -> float | Non
 def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], *, seed: int = 0
 ) -> tuple[Array, int]:
-    """Adjust many correlations with one regressor for their number: the largest r, by permutation.
+    """Adjust the correlations of responses (G, m; NaN where there is none) with x (G,) for their number: the
+    largest r, by permutation.
 
     Westfall & Young (1993): the regressor changes places between datasets of a block, the same way for all
     responses, so that their dependence is kept. One-sided: only responses that rise with the regressor count.
     Everything is centred within blocks, so that what blocks differ by has no part in it.
-
-    Args:
-        responses: (G, m); NaN where a dataset lacks one.
-        x: (G,).
-        blocks: (G,).
-        seed: of the drawn permutations.
 
     Returns:
         The adjusted p-value of every response (m,), NaN where it does not vary over four datasets, and the
@@ -274,23 +243,19 @@ def max_correlation_test(
     """
     order, _ = rearrangements(tuple(blocks), None, seed)
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
-    has = np.isfinite(responses)
-    for pattern in (pattern for pattern in np.unique(has, axis=1).T if pattern.sum() >= 4):
-        mine, within = np.flatnonzero((has == pattern[:, None]).all(axis=0)), np.array(blocks)[pattern]
-        y = within_blocks(responses[pattern][:, mine].T, within)
-        moved = x[order][:, pattern]
-        if pattern.all():
-            size = np.full(len(order), np.linalg.norm(within_blocks(x, within)))
-        else:
-            size = np.linalg.norm(within_blocks(moved, within), axis=1)
-        for k, response in zip(mine, y, strict=True):
-            r = correlation_within(responses[pattern, k], x[pattern], within)
-            if r is None:
-                continue
-            found[k] = r
-            with np.errstate(divide="ignore", invalid="ignore"):
-                drawn = moved @ response / size / np.linalg.norm(response)
-            strongest = np.maximum(strongest, np.where(size > 0, drawn, -1.0))
+    moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
+    for k, response in enumerate(responses.T):
+        has = np.isfinite(response)
+        y, mine = response[has], np.array(blocks)[has]
+        r = correlation_within(y, x[has], mine) if len(y) >= 4 else None
+        if r is None:
+            continue
+        if (key := has.tobytes()) not in moved:
+            centred = within_blocks(x[order][:, has], mine)
+            size = np.linalg.norm(centred, axis=1, keepdims=True)
+            moved[key] = np.divide(centred, size, out=np.zeros_like(centred), where=size > 0)
+        own = within_blocks(y, mine)
+        found[k], strongest = r, np.maximum(strongest, moved[key] @ own / np.linalg.norm(own))
     adjusted = [np.nan if np.isnan(r) else float(np.mean(strongest >= r - 1e-9)) for r in found]
     return np.array(adjusted), len(order)
 
@@ -345,18 +310,16 @@ def slope_within_curves(sums: Sums) -> Jackknife:
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | None:
-    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null``.
+    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
+    & Miller 2008); None with fewer than three datasets.
 
-    Cameron, Gelbach & Miller (2008). With one regressor whose intercepts lie within datasets, the whole
-    bootstrap needs only two numbers of each dataset: Σx² and Σx(y − x · null).
-
-    Returns:
-        The share of draws with a larger |t|; None with fewer than three datasets.
+    With one regressor whose intercepts lie within datasets, the whole bootstrap needs only two numbers of
+    each dataset: Σx² and Σx(y − x · null).
     """
     scores, weights = sums.xy - null * sums.xx, sums.xx
     if len(scores) < MIN_DATASETS or weights.sum() <= 0:
         return None
-    draws = _signs(len(scores), seed)
+    draws = wild_draws(len(scores), seed)
     total = draws @ scores
     residual = draws * scores - total[:, None] * (weights / weights.sum())
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -369,8 +332,8 @@ def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | N
 
 
 @lru_cache(maxsize=16)
-def _signs(size: int, seed: int) -> Array:
-    """All sign patterns where there are at most 2¹², else drawn ones; Webb's points below eight datasets."""
+def wild_draws(size: int, seed: int = 0) -> Array:
+    """All sign patterns (B, G) of 8 to 12 datasets, drawn ones beyond, and Webb's points below eight."""
     if 8 <= size <= 12:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
     rng = np.random.default_rng([seed, size, 6])
@@ -378,49 +341,36 @@ def _signs(size: int, seed: int) -> Array:
     return np.vstack([np.ones(size), rng.choice(points, (NUM_DRAWN, size))])
 
 
-class Pooled(NamedTuple):
-    """Slopes (q,) of a regression over points, refits without each dataset (G, q; NaN where refused), R²
-    within.
-    """
-
-    values: Array
-    names: list[str]
-    left_out: Array
-    r_squared: float
-
-
-def pooled_slopes(y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array) -> Pooled | None:
-    """Weighted least squares over points (n,) with one intercept per code, and without each dataset.
+def pooled_slopes(
+    y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array
+) -> tuple[list[Jackknife], list[str], float] | None:
+    """Weighted least squares of points (n,) on x (n, q) with one intercept per code.
 
     Returns:
-        None where the data do not identify the slopes of x (n, q).
+        Every slope with its refits without each dataset (NaN where not identified), the names of datasets,
+        and R² within intercepts; None where the slopes are not identified.
     """
     scale = np.sqrt((x**2).mean(axis=0))
-    scaled = x / np.where(scale > 0, scale, 1.0)
+    root, scaled = np.sqrt(weights)[:, None], x / np.where(scale > 0, scale, 1.0)
+    member = (intercepts[:, None] == np.unique(intercepts)).astype(float)
 
-    def centred(values: Array, codes: NDArray[np.intp], w: Array) -> Array:
-        means = np.stack(
-            [np.bincount(codes, w * column) / np.bincount(codes, w) for column in values.T], axis=1
-        )
-        return np.asarray(values - means[codes])
+    def solve(keep: NDArray[np.bool_], *columns: Array) -> Array:
+        design = np.column_stack([*columns, member[:, member[keep].any(axis=0)]])[keep] * root[keep]
+        few = len(design) < design.shape[1] + MIN_SPARE_POINTS or len(np.unique(groups[keep])) < 2
+        found, _, rank, _ = np.linalg.lstsq(design, y[keep] * root[keep, 0], rcond=1e-6)
+        return np.full(design.shape[1], np.nan) if few or rank < design.shape[1] else found
 
-    def solve(keep: NDArray[np.bool_]) -> Array:
-        w, codes = weights[keep], np.unique(intercepts[keep], return_inverse=True)[1]
-        few = keep.sum() < codes.max(initial=-1) + 1 + x.shape[1] + MIN_SPARE_POINTS
-        if few or len(np.unique(groups[keep])) < 2:
-            return np.full(x.shape[1], np.nan)
-        own = centred(np.column_stack([scaled[keep], y[keep]]), codes, w)
-        normal = (own[:, :-1] * w[:, None]).T @ own[:, :-1]
-        if np.linalg.eigvalsh(normal)[0] <= MIN_RCOND * float((w[:, None] * scaled[keep] ** 2).sum()):
-            return np.full(x.shape[1], np.nan)
-        return np.asarray(np.linalg.solve(normal, own[:, :-1].T @ (w * own[:, -1])))
-
-    values = solve(np.ones(len(y), dtype=bool))
-    if not np.isfinite(values).all():
+    everything = np.ones(len(y), dtype=bool)
+    found = solve(everything, scaled)
+    if not np.isfinite(found).all():
         return None
-    names = np.unique(groups)
-    left_out = np.array([solve(groups != name) for name in names])
-    codes = np.unique(intercepts, return_inverse=True)[1]
-    own = centred(np.column_stack([scaled, y]), codes, weights)
-    total, rest = weights @ own[:, -1] ** 2, weights @ (own[:, -1] - own[:, :-1] @ values) ** 2
-    return Pooled(values / scale, [str(name) for name in names], left_out / scale, float(1 - rest / total))
+    names, q = np.unique(groups), x.shape[1]
+    left_out = np.array([solve(groups != name, scaled)[:q] for name in names]) / scale
+    rest, total = (
+        weights @ (y - design @ solve(everything, *columns)) ** 2
+        for design, columns in ((np.hstack([scaled, member]), (scaled,)), (member, ()))
+    )
+    slopes = [
+        jackknife(value, own) for value, own in zip((found[:q] / scale).tolist(), left_out.T, strict=True)
+    ]
+    return slopes, [str(name) for name in names], 1 - float(rest / total)

@@ -7,16 +7,16 @@ counts only where the measures say that it moved what it was meant to move, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import Interval, curve_sums, mean_interval, t_p_values
+from orchestrator.analysis.inference import Interval, mean_interval, t_p_values
 from orchestrator.results import table as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
@@ -62,10 +62,10 @@ class Effect:
     arm: str
     theory: float
     num_worlds: int
-    value: float | None
-    interval: Interval | None
-    p_zero: float | None
-    p_theory: float | None
+    value: float | None = None
+    interval: Interval | None = None
+    p_zero: float | None = None
+    p_theory: float | None = None
     by_world: dict[str, float]
     num_cells: int = 0
     num_at_chance: int = 0
@@ -80,13 +80,6 @@ class Interventions:
     effects: tuple[Effect, ...]
     answer: str
 
-    def effect(self, estimand: str, response: str, arm: str = "") -> Effect | None:
-        """Return one effect, or None where it was never tried."""
-        for effect in self.effects:
-            if (effect.estimand, effect.response, effect.arm) == (estimand, response, arm):
-                return effect
-        return None
-
 
 #: An arm counts where what it moves moves by this much (log) and what it holds by less than that much.
 MOVED, HELD = float(np.log(2)), 0.05
@@ -95,8 +88,7 @@ MOVED_DIMENSION = float(np.log(1.25))
 LOG_R_HAT = "log_r_hat"
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A logged response: its column, and its slope on log K_F in the paper's bounds.
 
     R, the distance to the nearest other decision, is a length in pixels, which a control of the pixels' scale
@@ -116,8 +108,7 @@ RESPONSES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(NamedTuple):
     """Mean change of a logged response from base to arm, over pairs of equal model and train size."""
 
     gate: Gate
@@ -142,69 +133,58 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     points = t.fitted_points(trials)
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
     bases = {arm.world: arm for arm in arms if arm.moves == "base"}
-    gates = tuple(
-        _gate(points, arm, bases.get(arm.world))
-        for arm in sorted(arms, key=lambda a: (a.world, a.dataset))
-        if arm.moves != "base"
-    )
-    effects: list[Effect] = []
-    for response in RESPONSES:
-        if points[response.column].notna().any():
-            effects += _effects(points, gates, bases, response)
+    moved = sorted((arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset))
+    gates = tuple(_gate(points, arm, bases.get(arm.world)) for arm in moved)
+    known = [response for response in RESPONSES if points[response.column].notna().any()]
+    effects = tuple(effect for response in known for effect in _effects(points, gates, bases, response))
     answer = " ".join([_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)])
-    return Interventions(gates=gates, effects=tuple(effects), answer=answer)
+    return Interventions(gates=gates, effects=effects, answer=answer)
 
 
 def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
+    """Judge an arm by its measures at the largest train size that it and its base have: with fewer images K_F
+    is a lower bound of what it is bound for, and d an estimate with a bias.
+    """
     blank = Gate(arm=arm, sharpness_moved=None, dimension_moved=None, counts=False)
     if base is None:
         return replace(blank, reason=f"world {arm.world} has no base")
-    sharpness = _log_ratio(points, arm, base, c.LABEL_SHARPNESS)
-    dimension = _log_ratio(points, arm, base, c.D_DATA_MLE)
-    if sharpness is None or dimension is None:
-        return replace(blank, reason="d_data or K_F was not measured at a train size that both have")
-    measured = replace(blank, sharpness_moved=sharpness, dimension_moved=dimension)
+    ratios = []
+    for column in (c.LABEL_SHARPNESS, c.D_DATA_MLE):
+        means = points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
+        both = means.reindex(columns=[arm.dataset, base.dataset]).dropna().sort_index()
+        if both.empty:
+            reason = "d_data or K_F was not measured at a train size that both have"
+            return replace(blank, reason=reason)
+        of_arm, of_base = both.to_numpy(dtype=float)[-1]
+        ratios.append(float(np.log(of_arm / of_base)))
+    sharpness, dimension = ratios
     wanted = {
         "sharpness": (abs(sharpness) >= MOVED, abs(dimension) < HELD, "K_F", "d"),
         "dimension": (abs(dimension) >= MOVED_DIMENSION, abs(sharpness) < HELD, "d", "K_F"),
         "nothing": (True, abs(dimension) < HELD, "", "d"),
     }
     moved, held, what, other = wanted[arm.moves]
-    reasons = [] if moved else [f"{what} moved too little"]
-    reasons += [] if held else [f"{other} moved by 5 % or more"]
-    return replace(measured, counts=moved and held, reason=" and ".join(reasons))
-
-
-def _log_ratio(points: pd.DataFrame, arm: Arm, base: Arm, column: str) -> float | None:
-    """Log ratio of a measure at the largest train size that both have: with fewer images K_F is a lower bound
-    of what it is bound for, and d an estimate with a bias.
-    """
-    known = points[points[column] > 0]
-    means = [
-        known[known[c.DATASET] == name].groupby(c.TRAIN_SIZE)[column].mean()
-        for name in (arm.dataset, base.dataset)
-    ]
-    ratios = (means[0] / means[1]).dropna().sort_index()
-    return float(np.log(ratios.iloc[-1])) if len(ratios) else None
+    reasons = [f"{what} moved too little"] * (not moved) + [f"{other} moved by 5 % or more"] * (not held)
+    return Gate(
+        arm=arm, sharpness_moved=sharpness, dimension_moved=dimension, counts=not reasons,
+        reason=" and ".join(reasons),
+    )  # fmt: skip
 
 
 def _effects(
     points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, Arm], response: Response
-) -> list[Effect]:
+) -> Iterator[Effect]:
     changes = [_change(points, gate, bases[gate.arm.world], response) for gate in gates if gate.counts]
     slopes = [change for change in changes if change.gate.arm.moves == "sharpness"]
-    name = f"Δ log {response.name} / Δ log K_F"
-    found = [_over_worlds(name, response, slopes, response.theory)]
     names = sorted({change.gate.arm.name for change in slopes})
-    if len(names) > 1:
-        for arm in names:
-            alone = [change for change in slopes if change.gate.arm.name == arm]
-            found.append(_over_worlds(name, response, alone, response.theory, arm=arm))
+    for arm in ("", *(names if len(names) > 1 else ())):
+        mine = [change for change in slopes if arm in ("", change.gate.arm.name)]
+        estimand = f"Δ log {response.name} / Δ log K_F"
+        yield _over_worlds(estimand, response, mine, response.theory, arm=arm)
     if response.has_control:
         controls = [change for change in changes if change.gate.arm.moves == "nothing"]
-        found.append(_over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0))
-        found.append(_exponent_effect(points, bases, response))
-    return found
+        yield _over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0)
+        yield _exponent_effect(points, bases, response)
 
 
 def _change(points: pd.DataFrame, gate: Gate, base: Arm, response: Response) -> _Change:
@@ -225,9 +205,8 @@ def _change(points: pd.DataFrame, gate: Gate, base: Arm, response: Response) -> 
     moved = moved_to["response"] - start["response"]
     without = moved.isna() & ~at_chance
     kept = moved[~at_chance & ~without]
-    return _Change(
-        gate, float(kept.mean()) if len(kept) else None, len(kept), int(at_chance.sum()), int(without.sum())
-    )
+    mean = float(kept.mean()) if len(kept) else None
+    return _Change(gate, mean, len(kept), int(at_chance.sum()), int(without.sum()))
 
 
 def _over_worlds(
@@ -239,9 +218,8 @@ def _over_worlds(
         by = 1.0 if change.gate.arm.moves == "nothing" else change.gate.sharpness_moved
         if change.value is not None and by:
             worlds.setdefault(change.gate.arm.world, []).append(change.value / by)
-    effect = _effect(estimand, response, {w: float(np.mean(v)) for w, v in worlds.items()}, theory, arm=arm)
     return replace(
-        effect,
+        _effect(estimand, response, {w: float(np.mean(v)) for w, v in worlds.items()}, theory, arm=arm),
         num_cells=sum(change.num_cells for change in changes),
         num_at_chance=sum(change.num_at_chance for change in changes),
         num_without=sum(change.num_without for change in changes),
@@ -252,90 +230,74 @@ def _exponent_effect(points: pd.DataFrame, bases: dict[str, Arm], response: Resp
     worlds, num = {}, 0
     for world, base in bases.items():
         rows = t.complete(points[points[c.DATASET] == base.dataset], (response.column, t.D_REFERENCE))
-        if rows[c.TRAIN_SIZE].nunique() < 2:
-            continue
-        sums = curve_sums(
-            rows[response.column].to_numpy(dtype=float),
-            -(rows[t.LOG_TRAIN_SIZE] / rows[t.D_REFERENCE]).to_numpy(dtype=float),
-            rows[t.CURVE].to_numpy(),
-            rows[c.DATASET].to_numpy(dtype=str),
-            rows[t.WEIGHT].to_numpy(dtype=float),
-        )
-        worlds[world] = float(sums.xy[0] / sums.xx[0])
-        num += len(rows)
+        if rows[c.TRAIN_SIZE].nunique() > 1:
+            sums = t.sums_of(rows, response.column)
+            worlds[world] = float(sums.xy[0] / sums.xx[0])
+            num += len(rows)
     return replace(_effect("exponent · d", response, worlds, 1.0), num_cells=num)
 
 
 def _effect(
     estimand: str, response: Response, worlds: dict[str, float], theory: float, *, arm: str = ""
 ) -> Effect:
-    values = np.array([worlds[name] for name in sorted(worlds)])
-    blank = Effect(
-        estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=len(values), value=None,
-        interval=None, p_zero=None, p_theory=None, by_world=dict(sorted(worlds.items())),
+    by_world = dict(sorted(worlds.items()))
+    values, num = np.array([*by_world.values()]), len(worlds)
+    mean, bounds = mean_interval(values) if num else (None, None)
+    effect = Effect(
+        estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=num, value=mean,
+        interval=bounds, by_world=by_world,
     )  # fmt: skip
-    if len(values) == 0:
-        return blank
-    mean, bounds = mean_interval(values)
-    if bounds is None:
-        return replace(blank, value=mean)
-    error = np.full(2, values.std(ddof=1) / np.sqrt(len(values)))
-    p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, len(values) - 1).tolist()
-    return replace(blank, value=mean, interval=bounds, p_zero=p_zero, p_theory=p_theory)
+    if mean is None or bounds is None:
+        return effect
+    error = np.full(2, values.std(ddof=1) / np.sqrt(num))
+    p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
+    return replace(effect, p_zero=p_zero, p_theory=p_theory)
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     """Say plainly what the responses do when only K_F is moved, whichever way it came out."""
     tried = [gate for gate in gates if gate.arm.moves == "sharpness"]
     passed = sum(gate.counts for gate in tried)
-    parts = [
-        f"{passed} of {t.plural(len(tried), 'arm')} moved K_F by a factor 2 or more and d by less than 5 %."
-    ]
+    arms = t.plural(len(tried), "arm")
+    parts = [f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."]
     parts += [_follows(effect) for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm]
-    parts += [_control(gates, effect) for effect in effects if "controls" in effect.estimand]
-    off = sorted({gate.arm.dataset for gate in tried if not gate.counts})
-    if off:
+    for effect in effects:
+        if "controls" in effect.estimand and effect.interval is not None:
+            moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]
+            low, high = effect.interval
+            parts.append(
+                "In controls, which change nothing that is learned, K_F moved by up to a factor "
+                f"{t.number(float(np.exp(max(moved))))} and log {effect.response} "
+                f"{'did not move beyond its interval' if low <= 0 <= high else 'moved'} "
+                f"({t.number(effect.value)}, {t.interval(effect.interval)}; expected 0)."
+            )
+    if off := sorted({gate.arm.dataset for gate in tried if not gate.counts}):
         parts.append(f"Left out by the gate: {t.listing(off)}.")
-    return " ".join(filter(None, parts))
+    return " ".join(parts)
 
 
 def _follows(effect: Effect) -> str:
+    worlds = t.plural(effect.num_worlds, "world")
     if effect.interval is None:
         return (
-            f"Whether the {effect.response} follows K_F when only K_F is moved cannot be told: "
-            f"{t.plural(effect.num_worlds, 'world')} with such an arm, at least 3 with scatter needed."
+            f"Whether the {effect.response} follows K_F when only K_F is moved cannot be told: {worlds} with "
+            "such an arm, at least 3 with scatter needed."
         )
     # Turned so that the theory's direction is the positive one.
     low, high = sorted(bound / effect.theory for bound in effect.interval)
-    return (
-        f"When only K_F is moved, log {effect.response} {_verdict(low, high)} ({effect.estimand} = "
-        f"{t.number(effect.value)}, 95 % interval {t.interval(effect.interval)} over "
-        f"{t.plural(effect.num_worlds, 'world')}; the law says {t.number(effect.theory)})."
-    )
-
-
-def _control(gates: Sequence[Gate], effect: Effect) -> str:
-    if effect.interval is None:
-        return ""
-    moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]
-    low, high = effect.interval
-    verdict = "did not move beyond its interval" if low <= 0 <= high else "moved"
-    return (
-        f"In controls, which change nothing that is learned, K_F moved by up to a factor "
-        f"{t.number(float(np.exp(max(moved))))} and log {effect.response} {verdict} "
-        f"({t.number(effect.value)}, {t.interval(effect.interval)}; expected 0)."
-    )
-
-
-def _verdict(low: float, high: float) -> str:
+    agrees = low <= 1 <= high
     if low <= 0 <= high:
-        return (
-            "may follow it as the law says or not at all"
-            if low <= 1 <= high
-            else "does not follow it as the law says"
+        verdict = (
+            "may follow it as the law says or not at all" if agrees else "does not follow it as the law says"
         )
-    if low <= 1 <= high:
-        return "follows it, at a rate that agrees with the law"
-    if low > 1:
-        return "follows it more strongly than the law says"
-    return "moves against it" if high < 0 else "follows it more weakly than the law says"
+    elif agrees:
+        verdict = "follows it, at a rate that agrees with the law"
+    elif low > 1:
+        verdict = "follows it more strongly than the law says"
+    else:
+        verdict = "moves against it" if high < 0 else "follows it more weakly than the law says"
+    return (
+        f"When only K_F is moved, log {effect.response} {verdict} ({effect.estimand} = "
+        f"{t.number(effect.value)}, 95 % interval {t.interval(effect.interval)} over {worlds}; the law says "
+        f"{t.number(effect.theory)})."
+    )

@@ -13,10 +13,10 @@ Shape letters: n points, p fixed effects, G datasets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fit_records import MIN_CONVINCING_DATASETS, few_of_domain
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import MIN_SPARE_POINTS, Array, Interval, t_quantile
 from orchestrator.analysis.interventions import Arm
@@ -41,7 +40,6 @@ LEVEL = 0.90
 LARGEST_TRAIN_SIZE = 1e15
 #: An interval of train sizes or losses wider than this factor is no answer.
 WIDEST_ANSWER = 1e4
-CANNOT_BE_TOLD = "cannot be told"
 #: An interval that d_data and K_F make no shorter than this share is worth a pilot, of this many at most.
 WORTH, MOST_PILOT = 0.30, 6
 #: A pilot's train size beyond the sweep's by more than this factor is said to be far from them.
@@ -50,19 +48,23 @@ FAR = 2.0
 MOST_CURVES = 30
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class CannotBeTold(Exception):
+    """A fit does not allow an answer, for the reason given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prior:
     """Fixed effects of a sweep's losses and the variances between datasets.
 
-    ``values`` and ``covariance`` are of (mean intercept, ``terms``...). Variances are of a dataset's own
-    height, of its own slope in log N, and of single points, in squared log loss. ``stretch`` is what
-    intervals are made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left
-    out were.
+    ``values`` (p,) and ``covariance`` (p, p) are of (mean intercept, ``terms``...). Variances are of a
+    dataset's own height, of its own slope in log N, and of single points, in squared log loss. ``stretch`` is
+    what intervals are made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets
+    left out were.
     """
 
     terms: tuple[str, ...]
-    values: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
+    values: Array
+    covariance: Array
     height_variance: float
     slope_variance: float
     residual_variance: float
@@ -70,15 +72,13 @@ class Prior:
     stretch: tuple[float, ...] = (1.0,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
     """How losses of a sweep grow: a prior that knows d_data and K_F, and a plain one (model and N alone).
 
     ``doubts`` are what a reader of every prediction from it should know.
     """
 
-    model: str
-    subset: str
     num_datasets: int
     centre: float
     informed: Prior
@@ -93,11 +93,9 @@ class Prediction:
     """A predicted loss (nat) or a needed train size (images), with a 90 % interval for a dataset not yet
     seen.
 
-    Attributes:
-        value: None where it cannot be told, with the reason in ``warning``.
-        interval: None where the fit has too few datasets for one, or where it would be no answer.
-        shorter: by which share the interval (in log loss) is shorter than one that knows nothing of the
-            dataset; None without an interval.
+    ``value`` is None where it cannot be told, with the reason in ``warning``; ``interval`` where the fit has
+    too few datasets for one as well. ``shorter`` says by which share the interval (in log loss) is shorter
+    than one that knows nothing of the dataset.
     """
 
     quantity: str
@@ -111,30 +109,18 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Return the prediction with its value under the name of its quantity."""
         found = asdict(self)
-        return {
-            found.pop("quantity"): found.pop("value"),
-            **found,
-            "interval": self.interval and [*self.interval],
-        }
+        bounds = self.interval and [*self.interval]
+        return {found.pop("quantity"): found.pop("value"), **found, "interval": bounds}
 
 
 def fit_growth(
-    table: pd.DataFrame,
-    *,
-    model: str = t.POOLED,
-    domain: str | None = None,
-    sharpness_policy: t.Policy = "refuse",
-    arms: Sequence[Arm] = (),
-) -> Growth:
+    table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None,
+    sharpness_policy: t.Policy = "refuse", arms: Sequence[Arm] = (),
+) -> Growth:  # fmt: skip
     """Fit what predictions start from: one model's losses in a sweep (or all models').
 
-    Args:
-        table: one row per trial.
-        model: a model of the table, or ``pooled``.
-        domain: use the datasets of this domain alone where that can be fitted, else all, with a doubt; None
-            for all.
-        sharpness_policy: as for :func:`orchestrator.analysis.fits.fit_scaling_laws`.
-        arms: as there.
+    ``domain`` uses the datasets of this domain alone where that can be fitted, else all, with a doubt. The
+    rest as for :func:`orchestrator.analysis.fits.fit_scaling_laws`.
 
     Raises:
         ConfigError: for a model that the table does not have, or an unknown domain.
@@ -146,23 +132,19 @@ def fit_growth(
     models = sorted(ready.points[c.MODEL].unique())
     if model not in (*models, t.POOLED):
         raise unknown_name("fitted model", model, (*models, t.POOLED))
-    doubts = (
-        ["losses are of all models together, which differ"] if model == t.POOLED and len(models) > 1 else []
-    )
+    together = model == t.POOLED and len(models) > 1
+    doubts = ["losses are of all models together, which differ"] if together else []
     reason = ""
     for subset in (*([domain] if domain else []), t.ALL):
         found = growth_of(t.select(ready.points, model, subset), ready.scale)
         if isinstance(found, Growth):
-            few = subset != t.ALL and found.num_datasets < MIN_CONVINCING_DATASETS
-            doubts += [few_of_domain(subset, found.num_datasets).rstrip(".")] if few else []
-            return replace(found, model=model, subset=subset, doubts=(*doubts, *found.doubts))
+            if subset != t.ALL and found.num_datasets < g.MIN_CONVINCING_DATASETS:
+                doubts.append(g.few_of_domain(subset, found.num_datasets).rstrip("."))
+            return replace(found, doubts=(*doubts, *found.doubts))
         reason = found
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    rule, way_out = (
-        "A prediction needs a fit of how losses grow",
-        "run a sweep with more datasets and train sizes",
-    )
-    raise DataError(rule, reason, way_out)
+    way_out = "run a sweep with more datasets and train sizes"
+    raise DataError("A prediction needs a fit of how losses grow", reason, way_out)
 
 
 def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
@@ -180,14 +162,9 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
         return "only one train size, so nothing is known of how losses fall with N"
     # The class pairs of a dataset are averaged: the height of a pair is no second dataset.
     names = [
-        t.LOG_LOSS,
-        t.D_REFERENCE,
-        t.LOG_SHARPNESS,
-        t.LOG_TRAIN_SIZE,
-        t.INVERSE_D,
-        c.D_DATA_MLE,
+        t.LOG_LOSS, t.D_REFERENCE, t.LOG_SHARPNESS, t.LOG_TRAIN_SIZE, t.INVERSE_D, c.D_DATA_MLE,
         c.LABEL_SHARPNESS,
-    ]
+    ]  # fmt: skip
     means = rows.groupby([c.MODEL, c.DATASET, c.DATA_MODE, c.TRAIN_SIZE])[names].mean().reset_index()
     wanted = HEIGHT if scale.comparable else HEIGHT[:1]
     # What is the same for all datasets, or goes only with the other, says nothing of the height.
@@ -202,22 +179,18 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
         return _fitted(means[means[c.DATASET] != name], height, scale)
 
     informed, plain = (_stretch(rows, without, informed=which) for which in (True, False))
+    missing = [words for name, words in zip(HEIGHT, ("d_data", "K_F"), strict=True) if name not in height]
+    doubts = [reason] if (reason := g.flattened(rows)) else []
+    doubts += [f"{' and '.join(missing)} could not be related to the height of the loss"] if missing else []
+    doubts += [f"with {num} datasets no interval can be given"] if num < 3 else []
     spans = [c.TRAIN_SIZE, c.D_DATA_MLE, *known[1:]]
     return replace(
         found,
         ranges={name: (float(means[name].min()), float(means[name].max())) for name in spans},
         informed=replace(found.informed, stretch=informed),
         plain=replace(found.plain, stretch=plain),
-        doubts=tuple(_doubts(rows, num, height if num >= MIN_DATASETS_FOR_HEIGHT else ())),
+        doubts=tuple(doubts),
     )
-
-
-def _doubts(rows: pd.DataFrame, num: int, height: tuple[str, ...]) -> list[str]:
-    missing = [t.WORDS[name].removeprefix("log ") for name in HEIGHT if name not in height]
-    missing = ["d_data" if name == "1/d" else name for name in missing]
-    doubts = [reason] if (reason := g.flattened(rows)) else []
-    doubts += [f"{' and '.join(missing)} could not be related to the height of the loss"] if missing else []
-    return doubts + ([f"with {num} datasets no interval can be given"] if num < 3 else [])
 
 
 def _fitted(means: pd.DataFrame, height: tuple[str, ...], scale: t.SharpnessScale) -> Growth | None:
@@ -229,9 +202,7 @@ def _fitted(means: pd.DataFrame, height: tuple[str, ...], scale: t.SharpnessScal
     informed, plain = (_prior(means, terms, centre) for terms in ((EXPONENT, *height), (SLOPE,)))
     if informed is None or plain is None:
         return None
-    return Growth(
-        model="", subset="", num_datasets=num, centre=centre, informed=informed, plain=plain, scale=scale
-    )
+    return Growth(num_datasets=num, centre=centre, informed=informed, plain=plain, scale=scale)
 
 
 def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
@@ -249,12 +220,12 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
         return None
     _, groups = np.unique(rows[c.DATASET].to_numpy(dtype=str), return_inverse=True)
     y, z = rows[t.LOG_LOSS].to_numpy(dtype=float), np.column_stack([np.ones(len(rows)), size])
-    values, covariance, residual, height, slope = _restricted(_sums(x, y, z, groups))
+    values, covariance, residual, height, slope = _restricted(x, y, z, groups)
     keep = 1 + len(terms)
     return Prior(
         terms=terms,
-        values=tuple(float(v) for v in values[:keep]),
-        covariance=tuple(tuple(float(v) for v in row[:keep]) for row in covariance[:keep]),
+        values=values[:keep],
+        covariance=covariance[:keep, :keep],
         height_variance=height,
         slope_variance=slope,
         residual_variance=residual,
@@ -262,120 +233,90 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
     )
 
 
-class _Sums(NamedTuple):
-    """What the likelihood needs of each dataset: products of random (G, 2), fixed (p) and response."""
-
-    zz: Array
-    zx: Array
-    zy: Array
-    xx: Array
-    xy: Array
-    yy: float
-    num: int
-
-
-def _sums(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> _Sums:
-    num = int(groups.max()) + 1
-    zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, x.shape[1])), np.zeros((num, 2))
-    np.add.at(zz, groups, z[:, :, None] * z[:, None, :])
-    np.add.at(zx, groups, z[:, :, None] * x[:, None, :])
-    np.add.at(zy, groups, z * y[:, None])
-    return _Sums(zz, zx, zy, x.T @ x, x.T @ y, float(y @ y), len(y))
-
-
-def _restricted(sums: _Sums) -> tuple[Array, Array, float, float, float]:
-    """Fixed effects, their covariance, and the variances of residual, height and slope.
+def _restricted(
+    x: Array, y: Array, z: Array, groups: NDArray[np.intp]
+) -> tuple[Array, Array, float, float, float]:
+    """Fixed effects of y (n,) on x (n, p), their covariance, and the variances of residual, height and slope,
+    whose terms z (n, 2) are; by restricted maximum likelihood.
 
     The two log ratios of variances are found on a grid that closes in on the best: no start decides the
     answer.
     """
-    smallest, largest, num = -14.0, 9.0, 13
+    num, p = int(groups.max()) + 1, x.shape[1]
+    zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, p)), np.zeros((num, 2))
+    np.add.at(zz, groups, z[:, :, None] * z[:, None, :])
+    np.add.at(zx, groups, z[:, :, None] * x[:, None, :])
+    np.add.at(zy, groups, z * y[:, None])
+    flat, spare = zx.reshape(-1, p), len(y) - p
+    smallest_residual = 1e-14 * max(float(y @ y) / len(y), 1e-300)
+
+    def criterion(log_ratios: Array) -> tuple[Array, Array, Array, Array]:
+        """−2 log likelihood of B pairs of ratios, with fixed effects, (X'WX)⁻¹ and residual variance."""
+        root = np.exp(log_ratios / 2)[:, None, :]
+        inner = np.eye(2) + root[..., None] * zz * root[:, :, None, :]
+        middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
+        half = (middle @ zx).reshape(len(log_ratios), *flat.shape)
+        xx, xy = x.T @ x - flat.T @ half, x.T @ y - zy.reshape(-1) @ half
+        yy = y @ y - np.einsum("gi,bgij,gj->b", zy, middle, zy)
+        inverse = np.linalg.pinv(xx, hermitian=True)
+        values = (inverse @ xy[:, :, None])[:, :, 0]
+        residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest_residual)
+        determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
+        return spare * np.log(residual) + determinants, values, inverse, residual
+
+    smallest, largest, steps = -14.0, 9.0, 13
     low, high = np.full(2, smallest), np.full(2, largest)
     best = low
     for _ in range(4):
-        axes = [np.linspace(a, b, num) for a, b in zip(low, high, strict=True)]
+        axes = [np.linspace(a, b, steps) for a, b in zip(low, high, strict=True)]
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-        best = grid[int(np.argmin(_criterion(sums, grid)[0]))]
-        step = (high - low) / (num - 1)
+        best = grid[int(np.argmin(criterion(grid)[0]))]
+        step = (high - low) / (steps - 1)
         low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
-    _, values, inverse, residual = (found[0] for found in _criterion(sums, best[None, :]))
+    _, values, inverse, residual = (found[0] for found in criterion(best[None, :]))
     ratio = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
     return values, inverse * residual, float(residual), float(ratio[0] * residual), float(ratio[1] * residual)
 
 
-def _criterion(sums: _Sums, log_ratios: Array) -> tuple[Array, Array, Array, Array]:
-    """−2 log restricted likelihood for each of B pairs of ratios, with fixed effects, (X'WX)⁻¹ and residual
-    variance.
-    """
-    root = np.exp(log_ratios / 2)[:, None, :]
-    inner = np.eye(2) + root[..., None] * sums.zz * root[:, :, None, :]
-    middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
-    flat = sums.zx.reshape(-1, sums.zx.shape[2])
-    half = (middle @ sums.zx).reshape(len(log_ratios), *flat.shape)
-    xx = sums.xx - flat.T @ half
-    xy = sums.xy - sums.zy.reshape(-1) @ half
-    yy = sums.yy - np.einsum("gi,bgij,gj->b", sums.zy, middle, sums.zy)
-    inverse = np.linalg.pinv(xx, hermitian=True)
-    values = (inverse @ xy[:, :, None])[:, :, 0]
-    spare = sums.num - values.shape[1]
-    smallest = 1e-14 * max(sums.yy / sums.num, 1e-300)
-    residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest)
-    determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
-    return spare * np.log(residual) + determinants, values, inverse, residual
-
-
-def _stretch(rows: pd.DataFrame, refit: Any, *, informed: bool) -> tuple[float, ...]:
+def _stretch(
+    rows: pd.DataFrame, refit: Callable[[str], Growth | None], *, informed: bool
+) -> tuple[float, ...]:
     """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
 
     A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses of
-    single trainings are none of this, so every dataset is left out in turn and its curves are predicted from
-    their own smallest sizes, as a user's pilot would be. The factor is the root mean square, over datasets,
-    of error over predicted standard error at the largest N; at least 1, since a few lucky datasets make no
-    interval surer.
-
-    Args:
-        rows: points of single class pairs with log loss, d_data and K_F, as a user's data would be.
-        refit: returns the prior without one dataset; None where there is none.
-        informed: False for the prior that knows nothing of the dataset, which takes no pilot.
+    single trainings are none of this, so every dataset is left out in turn (``refit``) and the curves of its
+    class pairs (``rows``) are predicted from their own smallest sizes, as a user's pilot would be. The factor
+    is the root mean square, over datasets, of error over predicted standard error at the largest N; at least
+    1, since a few lucky datasets make no interval surer. A prior that is not informed takes no pilot.
     """
-    found: dict[int, list[float]] = {}
+    squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
     for name, mine in rows.groupby(c.DATASET):
-        growth = refit(str(name))
+        if (growth := refit(str(name))) is None:
+            continue
         curves = [part for _, part in mine.groupby(t.CURVE) if len(part) > 1]
-        squares: dict[int, list[float]] = {}
-        for part in curves[:: max(1, -(-len(curves) // MOST_CURVES))] if growth else ():
+        for part in curves[:: max(1, -(-len(curves) // MOST_CURVES))]:
             *first, last = part.sort_values(c.TRAIN_SIZE, kind="stable")[names].itertuples(index=False)
             for size in range(min(MOST_PILOT, len(first)) + 1 if informed else 1):
                 pilot = [PilotPoint(row[0], float(np.exp(row[1]))) for row in first[:size]]
                 value, variance = Curve(growth, last[2], last[3], pilot, informed=informed).moments(last[0])
                 if variance > 0:
-                    squares.setdefault(size, []).append((value - last[1]) ** 2 / variance)
-        for size, values in squares.items():
-            found.setdefault(size, []).append(float(np.mean(values)))
-    return tuple(max(1.0, float(np.sqrt(np.mean(found[size])))) for size in sorted(found)) or (1.0,)
+                    squares.append((size, name, (value - last[1]) ** 2 / variance))
+    by_dataset = pd.DataFrame(squares, columns=["size", "dataset", "square"]).groupby(["size", "dataset"])
+    means = by_dataset["square"].mean().groupby("size").mean().astype(float)
+    return tuple(np.maximum(np.sqrt(means.to_numpy()), 1.0).tolist()) or (1.0,)
 
 
 class Curve:
     """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), moved by its pilot.
 
-    Args:
-        growth: the priors.
-        d_data: of the dataset.
-        label_sharpness: of the dataset.
-        pilot: trainings on the dataset.
-        informed: False for the prior that knows nothing of the dataset.
+    Not ``informed``: by the prior that knows nothing of the dataset.
     """
 
     def __init__(
-        self,
-        growth: Growth,
-        d_data: float,
-        label_sharpness: float,
-        pilot: Sequence[PilotPoint] = (),
-        *,
+        self, growth: Growth, d_data: float, label_sharpness: float, pilot: Sequence[PilotPoint] = (), *,
         informed: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         prior = growth.informed if informed else growth.plain
         self.growth, self.prior = growth, prior
         self.d_data, self.label_sharpness, self.num_pilot = d_data, label_sharpness, len(pilot)
@@ -425,9 +366,8 @@ class Curve:
         return None if not plain or ours is None else 1 - ours / plain
 
     def advice(self, train_size: float) -> list[str]:
-        """Say which pilot would shorten an interval that knows hardly more than model and N.
-
-        How much a pilot shortens it depends on its train sizes alone, not on the losses that it will find.
+        """Say which pilot would shorten an interval that knows hardly more than model and N: that depends on
+        its train sizes alone, not on the losses that it will find.
         """
         shorter = self.shorter(train_size)
         if self.num_pilot or shorter is None or shorter >= WORTH:
@@ -446,58 +386,49 @@ class Curve:
                 return [f"{poor}; a pilot at {named} images would make it {better:.0%} shorter"]
         return [f"{poor}, and no pilot of up to {MOST_PILOT} trainings would by {WORTH:.0%}"]
 
-    def loss_at(self, train_size: float) -> tuple[float | None, Interval | None, list[str]]:
-        """Return the loss of one training and its interval, or why neither can be told."""
+    def loss_at(self, train_size: float) -> tuple[float, Interval | None]:
+        """Return the loss of one training and its interval, or raise why they cannot be told."""
         log_loss, half_width = self.at(train_size)
         if abs(log_loss) > np.log(t.LARGEST_VALUE):
-            power = log_loss / np.log(10)
-            return None, None, [f"{CANNOT_BE_TOLD}: at these numbers the fit has a loss of 10^{power:.0f}"]
+            raise CannotBeTold(f"at these numbers the fit has a loss of 10^{log_loss / np.log(10):.0f}")
         if half_width is None:
-            return float(np.exp(log_loss)), None, []
+            return float(np.exp(log_loss)), None
         low, high = log_loss - half_width, log_loss + half_width
         if 2 * half_width > np.log(WIDEST_ANSWER):
             # Written by its exponents: the bounds themselves may lie beyond any number.
             ends = " and ".join(f"10^{end / np.log(10):.0f}" for end in (low, high))
-            return None, None, [f"{CANNOT_BE_TOLD}: the loss could lie between {ends}, {self._too_wide()}"]
-        return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high))), []
+            raise CannotBeTold(f"the loss could lie between {ends}, {self._too_wide()}")
+        return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high)))
 
-    def size_for(self, target: float) -> tuple[float | None, Interval | None, list[str]]:
-        """Return the train size at which the loss reaches ``target`` and its interval, or why neither can be
-        told.
-        """
-        sizes = np.geomspace(1, LARGEST_TRAIN_SIZE, 3001)
+    def size_for(self, target: float) -> tuple[float, Interval | None]:
+        """Return the train size at which the loss reaches a target and its interval, or raise why neither."""
         first, last = (self.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
         slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
         if slope >= 0:
-            return None, None, [f"{CANNOT_BE_TOLD}: in this fit the loss does not fall with N"]
+            raise CannotBeTold("in this fit the loss does not fall with N")
         log_size = (np.log(target) - first) / slope
         if log_size > np.log(LARGEST_TRAIN_SIZE):
-            return (
-                None,
-                None,
-                [f"{CANNOT_BE_TOLD}: more than {LARGEST_TRAIN_SIZE:.0e} images would be needed"],
-            )
+            raise CannotBeTold(f"more than {LARGEST_TRAIN_SIZE:.0e} images would be needed")
         if log_size <= 0:
-            smallest = self.growth.ranges[c.TRAIN_SIZE][0]
-            below = f"this fit has the loss at or below {target:.3g} at every size"
-            return None, None, [f"{CANNOT_BE_TOLD}: {below}; the smallest fitted is {smallest:.0f} images"]
-        size = float(np.exp(log_size))
-        ends = [self.at(float(n)) for n in sizes]
+            smallest = f"the smallest fitted is {self.growth.ranges[c.TRAIN_SIZE][0]:.0f} images"
+            raise CannotBeTold(f"this fit has the loss at or below {target:.3g} at every size; {smallest}")
+        sizes = np.geomspace(1, LARGEST_TRAIN_SIZE, 3001).tolist()
+        ends = [self.at(size) for size in sizes]
         if ends[0][1] is None:
-            return size, None, []
-        found = []
-        for sign in (-1, 1):
-            reached = np.flatnonzero([value + sign * (half or 0.0) <= np.log(target) for value, half in ends])
-            found.append(float(sizes[reached[0]]) if len(reached) else None)
-        low, high = found
-        if low is None or high is None or high / low > WIDEST_ANSWER:
-            least, most = (
-                ("1" if low is None else f"{low:.2g}"),
-                ("no bound" if high is None else f"{high:.2g}"),
+            return float(np.exp(log_size)), None
+        low, high = (
+            next(
+                (n for n, (value, half) in zip(sizes, ends, strict=True)
+                 if value + sign * (half or 0.0) <= np.log(target)), None,
             )
+            for sign in (-1, 1)
+        )  # fmt: skip
+        if low is None or high is None or high / low > WIDEST_ANSWER:
+            least = "1" if low is None else f"{low:.2g}"
+            most = "no bound" if high is None else f"{high:.2g}"
             reach = f"between {least} and {most} images could reach a loss of {target:.3g}"
-            return None, None, [f"{CANNOT_BE_TOLD}: {reach}, {self._too_wide()}"]
-        return size, (low, high), []
+            raise CannotBeTold(f"{reach}, {self._too_wide()}")
+        return float(np.exp(log_size)), (low, high)
 
     def _too_wide(self) -> str:
         pilot = "a larger pilot" if self.num_pilot else "a pilot of small trainings on the dataset itself"
@@ -505,14 +436,9 @@ class Curve:
 
 
 def predict(
-    growth: Growth,
-    *,
-    d_data: float,
-    label_sharpness: float,
-    train_size: float | None = None,
-    target_loss: float | None = None,
-    pilot: Sequence[PilotPoint] = (),
-) -> Prediction:
+    growth: Growth, *, d_data: float, label_sharpness: float, train_size: float | None = None,
+    target_loss: float | None = None, pilot: Sequence[PilotPoint] = (),
+) -> Prediction:  # fmt: skip
     """Predict from how losses grew in a sweep, and from a pilot where there is one.
 
     Args:
@@ -521,7 +447,7 @@ def predict(
         label_sharpness: K_F of the dataset, on the scale of the fitted ones.
         train_size: number of images to predict the loss for; or
         target_loss: loss in nat to predict the needed number of images for.
-        pilot: losses of small trainings of this model on the dataset itself; those of one size are averaged.
+        pilot: losses of small trainings of this model on the dataset itself.
 
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.
@@ -533,12 +459,13 @@ def predict(
         losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
     pilot = [PilotPoint(size, float(np.exp(np.mean(found)))) for size, found in sorted(losses.items())]
     curve = Curve(growth, d_data, label_sharpness, pilot)
-    if train_size is not None:
-        value, bounds, why = curve.loss_at(train_size)
-        size: float | None = train_size
-    else:
-        value, bounds, why = curve.size_for(float(target_loss or 0.0))
-        size = value
+    why, value, bounds = [], None, None
+    try:
+        found = curve.size_for(float(target_loss or 0.0)) if train_size is None else curve.loss_at(train_size)
+        value, bounds = found
+    except CannotBeTold as error:
+        why = [f"cannot be told: {error}"]
+    size = value if train_size is None else train_size
     asked = {c.TRAIN_SIZE: size, c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
     outside = [
         f"{t.WORDS[name]} {asked_for:.4g} lies outside the fitted range {low:.4g} to {high:.4g}"
@@ -562,15 +489,10 @@ def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:
     low, high = growth.ranges[c.TRAIN_SIZE]
     far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
     guessed = [f"{point.test_loss:.3g}" for point in pilot if g.is_guessing(point.test_loss)]
-    doubts = []
-    if far:
-        doubts.append(
-            f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}"
-        )
-    if guessed:
-        doubts.append(
-            f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little"
-        )
-    if len(pilot) > 1 and pilot[-1].test_loss > pilot[0].test_loss:
-        doubts.append("the pilot's test loss rises with its train size")
-    return doubts
+    rises = len(pilot) > 1 and pilot[-1].test_loss > pilot[0].test_loss
+    doubts = {
+        f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}": far,
+        f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little": guessed,
+        "the pilot's test loss rises with its train size": rises,
+    }
+    return [text for text, holds in doubts.items() if holds]

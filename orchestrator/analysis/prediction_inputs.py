@@ -15,16 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.table import (
-    LARGEST_VALUE,
-    POOLED,
-    UNRECORDED,
-    SharpnessScale,
-    check_values,
-    listing,
-    plural,
-    spell_scale,
-)
+from orchestrator.analysis import table as t
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 
@@ -37,9 +28,9 @@ _WAYS_OUT = {
     "pilot loss": "give the test loss of a finished training",
 }
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
+_MEASURED_WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
 #: What parts columns, with its decimal sign: spreadsheets write semicolons where numbers have commas.
 _SEPARATORS = {",": ".", ";": ",", "\t": "."}
-_WHOSE = (c.MODEL, c.DATASET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +101,28 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     """
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:
-        raise ConfigError("A pilot must have its columns", f"{where} lacks {listing(missing)}", _WAY_OUT)
-    check_values(table)
-    rows, notes = _of_model(table, model, where)
-    for name in _WHOSE:
+        raise ConfigError("A pilot must have its columns", f"{where} lacks {t.listing(missing)}", _WAY_OUT)
+    t.check_values(table)
+    rows, notes = table, []
+    if c.MODEL in table and model != t.POOLED:
+        rows = table[table[c.MODEL] == model]
+        if rows.empty:
+            known = sorted(map(str, table[c.MODEL].unique()))
+            raise unknown_name(f"model of the pilot {where}", model, known)
+        if others := len(table) - len(rows):
+            notes.append(f"{t.plural(others, 'training')} of other models in the pilot left out")
+    for name in (c.MODEL, c.DATASET):
         if name in rows and rows[name].nunique() > 1:
-            found = listing(sorted(map(str, rows[name].unique())))
+            found = t.listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them")
-    size, loss = (pd.to_numeric(rows[name], errors="coerce") for name in (c.TRAIN_SIZE, c.TEST_LOSS))
-    rows = rows.assign(**{c.TRAIN_SIZE: size})
-    usable = (size > 0) & (loss > 0) & (loss < LARGEST_VALUE)
-    if c.STATUS in rows:
-        usable &= rows[c.STATUS].fillna(c.DONE).isin([c.DONE, ""])
-    if not usable.any():
+    num, (rows, _) = len(rows), t.finished_trials(rows)
+    rows = rows[(rows[c.TRAIN_SIZE] > 0) & (rows[c.TEST_LOSS] > 0)]
+    if rows.empty:
         raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
-    if not usable.all():
-        lost = plural(int((~usable).sum()), "training")
-        notes.append(f"{lost} of the pilot without a usable train size and loss left out")
-    means = np.exp(np.log(loss[usable]).groupby(size[usable]).mean())
-    rows = rows[usable]
+    if lost := num - len(rows):
+        left = f"{t.plural(lost, 'training')} of the pilot without a usable train size and loss left out"
+        notes.append(left)
+    means = np.exp(np.log(rows[c.TEST_LOSS]).groupby(rows[c.TRAIN_SIZE]).mean())
     return Pilot(
         points=tuple(PilotPoint(float(n), float(value)) for n, value in means.items()),
         d_data=_at_largest(rows, c.D_DATA_MLE),
@@ -137,28 +131,11 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     )
 
 
-def _of_model(table: pd.DataFrame, model: str, where: str) -> tuple[pd.DataFrame, list[str]]:
-    if c.MODEL not in table or model == POOLED:
-        return table, []
-    rows = table[table[c.MODEL] == model]
-    if rows.empty:
-        raise unknown_name(f"model of the pilot {where}", model, sorted(map(str, table[c.MODEL].unique())))
-    others = len(table) - len(rows)
-    return rows, [f"{plural(others, 'training')} of other models in the pilot left out"] if others else []
-
-
 def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
     """Mean over class pairs of a measure at the largest train size that has it."""
-    if name not in rows:
-        return None
-    values = pd.to_numeric(rows[name], errors="coerce")
-    known = rows.assign(**{name: values})[(values > 0) & (values < LARGEST_VALUE)]
-    if known.empty:
-        return None
-    return float(known.loc[known[c.TRAIN_SIZE] == known[c.TRAIN_SIZE].max(), name].mean())
-
-
-_MEASURED_WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
+    known = rows[rows.get(name, pd.Series(np.nan, rows.index)).notna()]
+    last = known[known[c.TRAIN_SIZE] == known[c.TRAIN_SIZE].max()]
+    return None if last.empty else float(last[name].mean())
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -170,9 +147,8 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            "A measured record must be a readable JSON file", f"{path}: {error}", _MEASURED_WAY_OUT
-        ) from None
+        rule = "A measured record must be a readable JSON file"
+        raise ConfigError(rule, f"{path}: {error}", _MEASURED_WAY_OUT) from None
     if not isinstance(record, dict) or "d_data" not in record:
         raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_WAY_OUT)
     return record
@@ -190,11 +166,11 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(v)
         for name, v in plain.items()
-        if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < LARGEST_VALUE
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < t.LARGEST_VALUE
     }
 
 
-def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
+def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
     """Refuse a K_F that was measured on another scale than those of a sweep, where both say theirs.
 
     Args:
@@ -210,52 +186,42 @@ def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
     theirs = scale.scales[0][0]
     try:
         (low, high), (height, width) = sharpness["pixel_range"], sharpness["side"]
-        ours = spell_scale((high - low, np.sqrt(height * width), sharpness["channels"]))
+        ours = t.spell_scale((high - low, np.sqrt(height * width), sharpness["channels"]))
     except (KeyError, TypeError, ValueError):
         return
-    if UNRECORDED not in ours + theirs and ours != theirs:
-        raise ConfigError(
-            "K_F must be measured on the sweep's scale",
-            f"{ours} beside the sweep's {theirs}",
-            "measure at the sweep's side (--image-size), channels (--channels) and pixel range",
-        )
+    if t.UNRECORDED not in ours + theirs and ours != theirs:
+        found = f"{ours} beside the sweep's {theirs}"
+        way_out = "measure at the sweep's side (--image-size), channels (--channels) and pixel range"
+        raise ConfigError("K_F must be measured on the sweep's scale", found, way_out)
 
 
 def check_numbers(
-    d_data: float,
-    label_sharpness: float,
-    train_size: float | None,
-    target_loss: float | None,
+    d_data: float, label_sharpness: float, train_size: float | None, target_loss: float | None,
     pilot: Sequence[PilotPoint],
-) -> None:
+) -> None:  # fmt: skip
     """Refuse a question that is none, and numbers that cannot be.
 
     Raises:
         ConfigError: with the first of them.
     """
     if (train_size is None) == (target_loss is None):
-        raise ConfigError(
-            "A prediction needs either a train size or a target loss",
-            "both" if train_size is not None else "neither",
-            "give exactly one of them",
-        )
-    numbers = [
-        ("d_data", d_data),
-        ("label_sharpness", label_sharpness),
-        ("train_size", train_size),
-        ("target_loss", target_loss),
-        *(("pilot train size", point.train_size) for point in pilot),
-        *(("pilot loss", point.test_loss) for point in pilot),
-    ]
+        found = "neither" if train_size is None else "both"
+        rule = "A prediction needs either a train size or a target loss"
+        raise ConfigError(rule, found, "give exactly one of them")
+    asked = {
+        "d_data": d_data, "label_sharpness": label_sharpness, "train_size": train_size,
+        "target_loss": target_loss,
+    }  # fmt: skip
+    numbers = [(name, given) for name, given in asked.items() if given is not None]
+    numbers += [("pilot train size", point.train_size) for point in pilot]
+    numbers += [("pilot loss", point.test_loss) for point in pilot]
     for name, given in numbers:
-        if given is None:
-            continue
         is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
         value: Any = given if is_number else float("nan")
         if not 0 < value <= sys.float_info.max:
             raise ConfigError(f"{name} must be a positive finite number", repr(given), _WAYS_OUT[name])
-        if not 1 / LARGEST_VALUE < value < LARGEST_VALUE:
-            limits = f"{1 / LARGEST_VALUE:g} and {LARGEST_VALUE:g}"
+        if not 1 / t.LARGEST_VALUE < value < t.LARGEST_VALUE:
+            limits = f"{1 / t.LARGEST_VALUE:g} and {t.LARGEST_VALUE:g}"
             raise ConfigError(f"{name} must lie between {limits}", repr(given), _WAYS_OUT[name])
-        if (name.endswith("train size") and value % 1) or (name == "train_size" and value % 1):
+        if name in ("train_size", "pilot train size") and value % 1:
             raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")

@@ -1,5 +1,5 @@
-"""The published study's numbers: as a results table, beside a sweep's, and beside what was measured of a
-source.
+"""A sweep beside others: the published study's numbers as a results table, what they say, how a sweep agrees
+with them, and two sweeps on what both have.
 
 The numbers were recovered from the authors' poster and figures (``search_spaces/published/README.md`` says
 how far each can be trusted). The per-run d_data of natural datasets was published for all models together
@@ -7,27 +7,29 @@ only, so their mean over models stands for each model.
 
 The scorecard's rule: a quantity agrees where ours lies within its tolerance of the published one. The
 tolerance is what the published value can be read to, plus what repeats of the study itself vary by: d 10 %,
-K_F 25 % (a maximum), losses a factor 1.5, d_repr 25 %, loss gains a factor 2. Slopes of log loss on d_data
-(of every model in every domain) are fitted to both on the cells that both have, and agree where ours lies in
-the published one's 95 % interval. Data modes are scored apart: the corrected one is not expected to agree
-where a fault of the released code made the published number (docs/faults.md).
+K_F 25 % (a maximum), losses a factor 1.5, d_repr 25 %, loss gains a factor 2. Data modes are scored apart:
+the corrected one is not expected to agree where a fault of the released code made the published number
+(docs/faults.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis import fits as f
+from orchestrator.analysis import guessing as g
+from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fit_records import Estimate, Fit, ScalingFits
-from orchestrator.analysis.fits import LOSS_ON_D_DATA, fit_height, fit_published, fit_scaling_laws, prepare
-from orchestrator.analysis.table import SharpnessScale, interval, number, p_value
-from orchestrator.analysis.tables import Table
+from orchestrator.analysis.table import interval, number, p_value
+from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
+from search_spaces.errors import DataError
 from search_spaces.published import read_published
 
 NATURAL_DATASETS = ("mnist", "cifar10", "svhn", "imagenet")
@@ -36,8 +38,7 @@ RGB_DATASETS = ("cifar10", "svhn", "imagenet")
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.
 NOT_STATED, GAIN = "a model not stated", "fgsm_2_loss_gain"
-_KEY = [c.DATASET, c.TRAIN_SIZE]
-_RUN = [c.MODEL, *_KEY]
+_KEY, _RUN = (c.DATASET, c.TRAIN_SIZE), (c.MODEL, c.DATASET, c.TRAIN_SIZE)
 
 
 @cache
@@ -61,21 +62,20 @@ def published_table() -> pd.DataFrame:
     Eleven rows more hold the published FGSM loss gains, whose model and N are not stated: their model is
     :data:`NOT_STATED`.
     """
-    representation = _read("d_repr")
-    mle = representation[representation["figure"] == 5]
-    twonn = representation[representation["figure"] == 4]
-    key = [c.MODEL, *_KEY]
-    table = mle[[*key, "d_repr"]].rename(columns={"d_repr": c.D_REPR_MLE})
-    table = table.merge(
-        twonn[[*key, "d_repr"]].rename(columns={"d_repr": c.D_REPR_TWONN}), on=key, how="left"
-    )
+    representation, key = _read("d_repr"), [*_RUN]
+    parts = [
+        representation[representation["figure"] == figure][[*key, "d_repr"]].rename(columns={"d_repr": name})
+        for figure, name in ((5, c.D_REPR_MLE), (4, c.D_REPR_TWONN))
+    ]
+    table = parts[0].merge(parts[1], on=key, how="left")
     table = table.merge(_read("test_loss")[[*key, c.TEST_LOSS]], on=key, how="left")
-    table = table.merge(_read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE}), on=_KEY)
+    table = table.merge(
+        _read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE}), on=[*_KEY]
+    )
     gains = published_loss_gains().rename(columns={"loss_gain": GAIN}).drop(columns=c.LABEL_SHARPNESS)
     last = table.drop_duplicates(c.DATASET, keep="last")[[*_KEY, c.D_DATA_MLE]]
-    table = pd.concat(
-        [table, last.merge(gains, on=c.DATASET).assign(**{c.MODEL: NOT_STATED})], ignore_index=True
-    )
+    attacked = last.merge(gains, on=c.DATASET).assign(**{c.MODEL: NOT_STATED})
+    table = pd.concat([table, attacked], ignore_index=True)
     table = table.merge(_read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]], on=c.DATASET)
     natural = table[c.DATASET].isin(NATURAL_DATASETS)
     channels = np.where(table[c.DATASET].isin(RGB_DATASETS), 3, 1)
@@ -101,34 +101,6 @@ def published_loss_gains() -> pd.DataFrame:
     return gains.merge(_read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]], on=c.DATASET)
 
 
-def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
-    """Set a sweep's measures and losses beside the published ones, at equal dataset and train size.
-
-    Returns:
-        One row per (dataset, train size) that both have: ``d_data``, ``label_sharpness`` and, averaged over
-        the models that both have, the geometric-mean ``test_loss``; each with a ``_published`` twin. Empty
-        when nothing matches.
-    """
-    theirs = published_table()
-    shared = table[table[c.MODEL].isin(set(theirs[c.MODEL]))]
-    ours = _averages(table).join(_losses(shared), how="left")
-    reference = theirs[theirs[c.MODEL].isin(set(shared[c.MODEL]))] if len(shared) else theirs.iloc[:0]
-    published = _averages(theirs).join(_losses(reference), how="left")
-    return ours.join(published.add_suffix("_published"), how="inner").reset_index()
-
-
-def _averages(table: pd.DataFrame) -> pd.DataFrame:
-    means = table.groupby(_KEY)[[c.D_DATA_MLE, c.LABEL_SHARPNESS]].mean()
-    return means.rename(columns={c.D_DATA_MLE: "d_data"})
-
-
-def _losses(table: pd.DataFrame) -> pd.Series:
-    positive = table[table[c.TEST_LOSS] > 0]
-    logs = positive.assign(**{c.TEST_LOSS: np.log(positive[c.TEST_LOSS])})
-    means = logs.groupby(_KEY)[c.TEST_LOSS].mean()
-    return pd.Series(np.exp(means), name=c.TEST_LOSS)
-
-
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A published column, by which key its cells are named, and by which factor ours may differ."""
@@ -141,24 +113,21 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity("d_data", c.D_DATA_MLE, tuple(_KEY), 1.10, 66),
+    Quantity("d_data", c.D_DATA_MLE, _KEY, 1.10, 66),
     Quantity("K_F", c.LABEL_SHARPNESS, (c.DATASET,), 1.25, 11),
-    Quantity("test loss", c.TEST_LOSS, tuple(_RUN), 1.5, 261),
-    Quantity("d_repr (MLE)", c.D_REPR_MLE, tuple(_RUN), 1.25, 396),
-    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, tuple(_RUN), 1.25, 66),
+    Quantity("test loss", c.TEST_LOSS, _RUN, 1.5, 261),
+    Quantity("d_repr (MLE)", c.D_REPR_MLE, _RUN, 1.25, 396),
+    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, _RUN, 1.25, 66),
     Quantity("FGSM loss gain at 2/255", GAIN, (c.DATASET,), 2.0, 11),
 )
-SLOPES = "slope of log loss on d_data"
-#: Of the six models in two domains, those whose published losses give a slope with an interval.
-NUM_SLOPES = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """How many published cells of one quantity a sweep in one data mode has, and how many agree.
 
-    ``tolerance`` is a factor, or None where it is the published value's own 95 % interval. ``median_ratio``
-    is ours over theirs over the compared cells, 1 where they agree on the whole.
+    ``tolerance`` is a factor. ``median_ratio`` is ours over theirs over the compared cells, 1 where they
+    agree on the whole; ``apart`` names the cells that do not.
     """
 
     quantity: str
@@ -166,27 +135,20 @@ class Score:
     num_published: int
     num_compared: int
     num_agreeing: int
-    tolerance: float | None
+    tolerance: float
     median_ratio: float | None
     apart: tuple[str, ...] = ()
 
 
 def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
-    """Score a results table (a partial one too) against every published quantity, by data mode.
-
-    Args:
-        table: one row per trial, columns of :mod:`orchestrator.results.table`.
-
-    Returns:
-        One score per data mode and quantity; cells a sweep does not have yet count as not compared.
-    """
+    """Score a results table (a partial one too) against every published quantity, by data mode."""
     table, theirs = t.finished_trials(table)[0], published_table()
-    scores: list[Score] = []
-    for mode in sorted(table[c.DATA_MODE].unique()) if c.DATA_MODE in table else [""]:
-        ours = table[table[c.DATA_MODE] == mode] if c.DATA_MODE in table else table
-        scores += [_score(ours, theirs, quantity, str(mode)) for quantity in QUANTITIES]
-        scores.append(_slope_score(ours, theirs, str(mode)))
-    return tuple(scores)
+    table = table.assign(**{c.DATA_MODE: table.get(c.DATA_MODE, "")})
+    return tuple(
+        _score(ours, theirs, quantity, str(mode))
+        for mode, ours in table.groupby(c.DATA_MODE)
+        for quantity in QUANTITIES
+    )
 
 
 def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: str) -> Score:
@@ -194,7 +156,6 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
     ratio = both["ours"] / both["theirs"]
     off = np.abs(np.log(ratio.to_numpy(dtype=float))) > np.log(quantity.factor) * (1 + 1e-9)
     keys = [key if isinstance(key, tuple) else (key,) for key in both.index[off]]
-    names = ["-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys]
     return Score(
         quantity=quantity.name,
         data_mode=mode,
@@ -203,116 +164,112 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
         num_agreeing=int((~off).sum()),
         tolerance=quantity.factor,
         median_ratio=float(ratio.median()) if len(both) else None,
-        apart=tuple(names),
+        apart=tuple("-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys),
     )
-
-
-def _slope_score(ours: pd.DataFrame, theirs: pd.DataFrame, mode: str) -> Score:
-    """Compare slopes of log loss on d_data on the published cells that both have, and no others."""
-    keys = pd.MultiIndex.from_frame
-    usable = ours[ours.get(c.TEST_LOSS, pd.Series(np.nan, ours.index)) > 0]
-    both = keys(usable[_RUN]).intersection(keys(theirs.loc[theirs[c.TEST_LOSS] > 0, _RUN]))
-    shared = [part[keys(part[_RUN]).isin(both)] for part in (usable, theirs)]
-    found, published = (_slopes_of(part) if len(part) else {} for part in shared)
-    compared = {name: (found[name], published[name]) for name in found if name in published}
-    off = [
-        name
-        for name, (own, other) in compared.items()
-        if other.interval and not other.interval[0] <= own.value <= other.interval[1]
-    ]
-    return Score(
-        quantity=SLOPES,
-        data_mode=mode,
-        num_published=NUM_SLOPES,
-        num_compared=len(compared),
-        num_agreeing=len(compared) - len(off),
-        tolerance=None,
-        median_ratio=float(np.median([own.value / other.value for own, other in compared.values()]))
-        if compared
-        else None,
-        apart=tuple(off),
-    )
-
-
-def _slopes_of(table: pd.DataFrame) -> dict[str, Estimate]:
-    """The slope of log loss on d_data of every model and domain that has one with an interval."""
-    points = prepare(table).points
-    scale = SharpnessScale(comparable=False, policy="ignore", note="")
-    found = {}
-    for model in sorted(points[c.MODEL].unique()):
-        for domain in c.DOMAINS:
-            fit = fit_published(points, LOSS_ON_D_DATA, model=model, subset=domain, scale=scale)
-            if fit.status == "ok" and fit.estimates[0].interval is not None:
-                found[f"{model}-{domain}"] = fit.estimates[0]
-    return found
 
 
 def _means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
     """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
-    if quantity.column not in table:
-        return pd.Series(dtype=float)
-    known = table[table[quantity.column] > 0]
-    logs = pd.Series(np.log(known[quantity.column].to_numpy(dtype=float)), index=known.index)
-    means = logs.groupby([known[name] for name in quantity.key]).mean()
-    return pd.Series(np.exp(means.to_numpy()), index=means.index)
+    known = table[table.get(quantity.column, pd.Series(np.nan, table.index)) > 0]
+    logs = pd.Series(np.log(known.get(quantity.column, pd.Series(dtype=float)).astype(float)))
+    return pd.Series(np.exp(logs.groupby([known[name] for name in quantity.key]).mean()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Redone:
-    """The paper's regressions of one model: the medical slope as published, and the gap between domains."""
+def score_table(scores: Sequence[Score]) -> Table:
+    """Return a scorecard as a table of text."""
+    return laid_out(
+        "scorecard",
+        "Against every published quantity",
+        "A cell agrees where ours is within the factor of the published value; cells not in this sweep are "
+        "not counted.",
+        scores,
+        {
+            "data mode": lambda s: s.data_mode,
+            "quantity": lambda s: s.quantity,
+            "agree": lambda s: f"{s.num_agreeing} of {s.num_compared}",
+            "compared": lambda s: f"{s.num_compared} of {s.num_published}",
+            "factor": lambda s: f"{s.tolerance:g}",
+            "median ratio": lambda s: number(s.median_ratio),
+            "apart": lambda s: (
+                ", ".join(s.apart[:5]) + (f" and {len(s.apart) - 5} more" if len(s.apart) > 5 else "")
+            ),
+        },
+        numeric_from=2,
+    )
 
-    model: str
-    datasets: str
-    slope: Fit
-    gap: Fit
+
+#: The study's own regressions, pooled over N, although d_data's estimate grows with N while the loss falls,
+#: which gives the slope on d_data a wrong sign: for comparison with the paper alone.
+LOSS_ON_D_DATA, PREDICTED_FORM = (c.D_DATA_MLE,), (t.SCALED_LOG_TRAIN_SIZE, t.LOG_SHARPNESS)
+
+
+def fit_published(
+    points: pd.DataFrame, terms: tuple[str, ...], *, model: str = t.POOLED, subset: str = t.ALL
+) -> f.Fit:
+    """Regress log loss over points pooled over N, one intercept per model, as the paper does; jackknife
+    intervals.
+    """
+    rows = f.rows_of(points, model, subset, (t.LOG_LOSS, *terms))
+    blank = f.Fit(
+        kind="published", model=model, subset=subset, terms=terms, num_points=len(rows), num_needed=2,
+        num_datasets=rows[c.DATASET].nunique(),
+    )  # fmt: skip
+    needed = rows[c.MODEL].nunique() + len(terms) + i.MIN_SPARE_POINTS
+    few = f"{len(rows)} points, at least {needed} needed" if len(rows) < needed else ""
+    if reason := f.too_few(rows, 2) or few or g.unvaried(rows):
+        return replace(blank, reason=reason)
+    if reason := g.flattened(rows):
+        return replace(blank, status="refused", reason=reason)
+    values = [rows[list(names)].to_numpy(dtype=float) for names in ((t.LOG_LOSS, t.WEIGHT), terms)]
+    models, datasets = (rows[name].to_numpy(dtype=str) for name in (c.MODEL, c.DATASET))
+    found = i.pooled_slopes(values[0][:, 0], values[1], models, datasets, values[0][:, 1])
+    if found is None:
+        return replace(blank, reason=f.unidentified(rows, terms))
+    slopes, names, r_squared = found
+    whole = len(names) >= i.MIN_DATASETS and all(np.isfinite(slope.std_error) for slope in slopes)
+    estimates = [
+        f.Estimate(
+            name=name, value=slope.value, std_error=slope.std_error if whole else None,
+            interval=slope.interval() if whole else None,
+            left_out={n: v for n, v in zip(names, slope.left_out.tolist(), strict=True) if np.isfinite(v)},
+        )
+        for name, slope in zip(terms, slopes, strict=True)
+    ]  # fmt: skip
+    return replace(blank, status="ok", estimates=tuple(estimates), r_squared=r_squared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedReport:
     """What the published numbers say: the answers to the headline questions (K_F compared as it stands), and
-    the paper's own regressions with and without the prostate set.
+    the paper's own regressions of every model, with and without the prostate set.
     """
 
-    fits: ScalingFits
-    redone: tuple[Redone, ...]
+    fits: f.ScalingFits
+    regressions: tuple[dict[str, Any], ...]
 
-    def regressions(self) -> list[dict[str, object]]:
-        """Return the medical slope and the domain gap of every model, with and without prostate."""
-        return [
+    def table(self) -> Table:
+        """Return the regressions, their frailty, and the exact permutation tests, as a table of text."""
+        return laid_out(
+            "published-regressions",
+            "The study's regressions on its published numbers",
+            "Log test loss pooled over N, as published: on d_data over medical datasets (95 % jackknife "
+            "interval over datasets), and the predicted form over all. The gap is of medical against natural "
+            "datasets at equal N, with a t interval over datasets and the exact permutation p of the label.",
+            self.regressions,
             {
-                "model": one.model, "datasets": one.datasets,
-                "slope": slope.value, "interval": slope.interval,
-                "r_squared": one.slope.r_squared, "gap": gap.value, "gap_interval": gap.interval,
-                "permutation_p": gap.resampled_p, "exact": gap.exact,
-            }
-            for one in self.redone
-            for slope, gap in [(one.slope.estimates[0], one.gap.estimates[0])]
-        ]  # fmt: skip
-
-    def tables(self) -> list[Table]:
-        """Return the regressions, their frailty, and the exact permutation tests, as tables of text."""
-        slopes: dict[str, list[str]] = {}
-        gaps: dict[str, list[str]] = {}
-        for one in self.redone:
-            slope, gap = one.slope.estimates[0], one.gap.estimates[0]
-            cells = [number(slope.value), interval(slope.interval), number(one.slope.r_squared)]
-            slopes.setdefault(one.model, [one.model]).extend(cells)
-            gaps.setdefault(one.model, [one.model]).extend([interval(gap.interval), p_value(gap.resampled_p)])
-        return [
-            Table(
-                "published-medical-slope", "Log test loss per unit of d_data, medical datasets",
-                "As published (pooled over N), with and without the prostate set; 95 % jackknife intervals "
-                "over datasets.",
-                ("model", "slope", "interval", "R²", "without prostate", "interval", "R²"),
-                tuple(map(tuple, slopes.values())),
-            ),
-            Table(
-                "published-domain-gap", "Log test loss, medical against natural, at equal N",
-                "t intervals over dataset means and exact permutation of the label, with and without the "
-                "prostate set.",
-                ("model", "gap", "exact p", "without prostate", "exact p"), tuple(map(tuple, gaps.values())),
-            ),
-        ]  # fmt: skip
+                "model": lambda row: row["model"],
+                "datasets": lambda row: row["datasets"],
+                "on d_data": lambda row: number(row["slope"]),
+                "interval": lambda row: interval(row["interval"]),
+                "R²": lambda row: number(row["r_squared"]),
+                "form: −log N / d": lambda row: number(row["form"][0]),
+                "form: log K_F": lambda row: number(row["form"][1]),
+                "form: R²": lambda row: number(row["form_r_squared"]),
+                "gap": lambda row: interval(row["gap_interval"]),
+                "exact p": lambda row: p_value(row["permutation_p"]),
+            },
+            numeric_from=2,
+        )
 
 
 def published_report() -> PublishedReport:
@@ -320,36 +277,130 @@ def published_report() -> PublishedReport:
     table = published_table()
     redone = []
     for name, rows in (("all", table), ("without prostate", table[table[c.DATASET] != "prostate"])):
-        ready = prepare(rows, sharpness_policy="ignore")
+        ready = f.prepare(rows, sharpness_policy="ignore")
         for model in sorted(set(rows[c.MODEL]) - {NOT_STATED}):
-            slope = fit_published(
-                ready.points, LOSS_ON_D_DATA, model=model, subset=c.MEDICAL, scale=ready.scale
-            )
-            gap = fit_height(ready.points, (t.IS_MEDICAL,), scale=ready.scale, seed=0, model=model)
-            redone.append(Redone(model=model, datasets=name, slope=slope, gap=gap))
-    return PublishedReport(fits=fit_scaling_laws(table, sharpness_policy="ignore"), redone=tuple(redone))
-
-
-def score_table(scores: tuple[Score, ...]) -> Table:
-    """Return a scorecard as a table of text."""
-    rows = tuple(
-        (
-            s.data_mode,
-            s.quantity,
-            f"{s.num_agreeing} of {s.num_compared}",
-            f"{s.num_compared} of {s.num_published}",
-            "its 95 % interval" if s.tolerance is None else f"{s.tolerance:g}",
-            number(s.median_ratio),
-            ", ".join(s.apart[:5]) + (f" and {len(s.apart) - 5} more" if len(s.apart) > 5 else ""),
-        )
-        for s in scores
+            slope = fit_published(ready.points, LOSS_ON_D_DATA, model=model, subset=c.MEDICAL)
+            form = fit_published(ready.points, PREDICTED_FORM, model=model)
+            gap = f.fit_height(ready.points, (t.IS_MEDICAL,), scale=ready.scale, seed=0, model=model)
+            label = gap.estimates[0]
+            redone.append(
+                {
+                    "model": model, "datasets": name,
+                    "slope": slope.estimates[0].value, "interval": slope.estimates[0].interval,
+                    "r_squared": slope.r_squared,
+                    "form": [estimate.value for estimate in form.estimates],
+                    "form_r_squared": form.r_squared,
+                    "gap": label.value, "gap_interval": label.interval,
+                    "permutation_p": label.resampled_p, "exact": label.exact,
+                }
+            )  # fmt: skip
+    return PublishedReport(
+        fits=f.fit_scaling_laws(table, sharpness_policy="ignore"), regressions=tuple(redone)
     )
-    return Table(
-        "scorecard",
-        "Against every published quantity",
-        "A cell agrees where ours is within the factor of the published value, a slope where it lies in the "
-        "published one's 95 % interval on the cells that both have; cells not in this sweep are not counted.",
-        ("data mode", "quantity", "agree", "compared", "factor", "median ratio", "apart"),
-        rows,
-        numeric_from=2,
+
+
+#: What makes two trials of different sweeps the same cell; seeds are averaged.
+SHARED_CELL = (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE)
+COMPARED = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """How one quantity differs between two sweeps: the geometric mean of second over first, each dataset
+    counting once, with its 95 % t interval over datasets; of an accuracy the difference.
+    """
+
+    quantity: str
+    num_cells: int
+    num_datasets: int
+    ratio: float | None
+    interval: i.Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepComparison:
+    """Changes of every quantity, how many cells only one of the two sweeps has, and what was left out."""
+
+    first: str
+    second: str
+    changes: tuple[Change, ...]
+    num_only_first: int
+    num_only_second: int
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """Return the comparison as a table of text."""
+        return laid_out(
+            "comparison-of-sweeps",
+            f"{self.second} against {self.first}",
+            "Ratio of geometric means (difference of means for accuracies), over the seeds of a cell first, "
+            f"each dataset counting once; 95 % intervals over datasets. {self.num_only_first} cells only in "
+            f"{self.first}, {self.num_only_second} only in {self.second}."
+            + "".join(f" {note}." for note in self.notes),
+            self.changes,
+            {
+                "quantity": lambda change: change.quantity,
+                "ratio": lambda change: number(change.ratio),
+                "interval": lambda change: interval(change.interval),
+                "datasets": lambda change: str(change.num_datasets),
+                "cells": lambda change: str(change.num_cells),
+            },
+        )
+
+
+def compare(
+    first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
+) -> SweepComparison:
+    """Compare two results tables on the cells (model, dataset, class pair, train size) that both have.
+
+    Raises:
+        DataError: if they share no cell.
+    """
+    kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
+    notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
+    scales, quantities = [t.scales_of(table) for table in kept], [*COMPARED]
+    if scales[0] != scales[1] and all(scales):
+        quantities.remove(c.LABEL_SHARPNESS)
+        where = [f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)]
+        notes.append(f"K_F is not compared: it was measured on {t.listing(where)}")
+    one, two = (_cells(table, quantities) for table in kept)
+    shared = one.index.intersection(two.index).sort_values()
+    if len(shared) == 0:
+        rule, found = (
+            "Two sweeps can be compared on cells that both have",
+            f"none of {len(one)} and {len(two)} is shared",
+        )
+        way_out = "compare sweeps with equal models, datasets, class pairs and train sizes"
+        raise DataError(rule, found, way_out)
+    both = [name for name in quantities if name in one and name in two]
+    return SweepComparison(
+        first=names[0],
+        second=names[1],
+        changes=tuple(_change(name, one.loc[shared], two.loc[shared]) for name in both),
+        num_only_first=len(one) - len(shared),
+        num_only_second=len(two) - len(shared),
+        notes=tuple(notes),
+    )
+
+
+def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
+    """Average seeds: what is compared by its ratio as logarithms, accuracies as they are."""
+    known = [name for name in quantities if name in table]
+    table = t.split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
+    ratios = [name for name in known if name != c.TEST_ACCURACY]
+    table[ratios] = np.log(table[ratios].where(table[ratios] > 0))
+    return table.groupby(list(SHARED_CELL), dropna=False)[known].mean()
+
+
+def _change(name: str, one: pd.DataFrame, two: pd.DataFrame) -> Change:
+    moved = (two[name] - one[name]).dropna()
+    by_dataset = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
+    if len(by_dataset) == 0:
+        return Change(quantity=name, num_cells=0, num_datasets=0, ratio=None, interval=None)
+    mean, bounds = i.mean_interval(by_dataset)
+    if name != c.TEST_ACCURACY:
+        mean = float(np.exp(mean))
+        bounds = None if bounds is None else (float(np.exp(bounds[0])), float(np.exp(bounds[1])))
+    return Change(
+        quantity=name, num_cells=len(moved), num_datasets=len(by_dataset), ratio=mean, interval=bounds
     )

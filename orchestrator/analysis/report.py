@@ -1,7 +1,5 @@
 """The report: one self-contained HTML page that answers first, with figures, tables and fits as files beside
 it.
-
-From a sweep's results to its table, fits and page; no Ray, torch or MLflow.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,19 +18,27 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.findings import family, findings, seen
-from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.fits import Prepared, fit_scaling_laws, prepare
+from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
 from orchestrator.analysis.interventions import Arm
-from orchestrator.analysis.published import side_by_side
-from orchestrator.analysis.table import csv_text, interval, number
-from orchestrator.analysis.tables import Table, best_table, fit_tables, not_fitted, seen_table, write_latex
+from orchestrator.analysis.published import score_table, scorecard
+from orchestrator.analysis.table import SEED_STD, WORDS, csv_text, number
+from orchestrator.analysis.tables import (
+    Table,
+    best_table,
+    fit_tables,
+    laid_out,
+    not_fitted,
+    seen_table,
+    write_latex,
+)
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
+from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
-from orchestrator.results.tracking import Tracker, read_run_pages
+from orchestrator.results.tracking import Tracker
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import TrialStatus
@@ -49,18 +55,13 @@ def results_table(
 ) -> pd.DataFrame:
     """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures joined.
 
-    Args:
-        workspace: The sweep.
-        rows: Rows read from MLflow, for where nothing but MLflow can be reached; None takes the result
-            store's, whose numbers are the ones that count.
-        state: What the store holds; None reads it.
+    ``rows`` are those of MLflow, for where nothing but MLflow can be reached; else they are the result
+    store's, whose numbers are the ones that count: of ``state``, which is read where it is not given.
     """
     if rows is None:
         rows = (state or read_state(workspace)).rows()
-    planned = workspace.plan.trials_by_id
-    kept = sorted(
-        (row for row in rows if row["trial_id"] in planned), key=lambda row: [row[name] for name in ROW_ORDER]
-    )
+    kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
+    kept.sort(key=lambda row: [row[name] for name in ROW_ORDER])
     return pd.DataFrame(kept)
 
 
@@ -70,13 +71,8 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
 
 
 def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
-    """Fit and write the report from the result store; returns the page, None when there is no result yet.
-
-    Everything else lies beside it.
-
-    Args:
-        workspace: The sweep.
-        state: What the store holds; None reads it.
+    """Fit and write the report from the result store, or from the ``state`` that was read of it; returns the
+    page, None when there is no result yet.
     """
     state = state or read_state(workspace)
     table = results_table(workspace, state=state)
@@ -92,25 +88,13 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Path | Non
 
 
 def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in the sweep's own run in MLflow what the store has, and the latest report with its numbers.
-
-    Args:
-        tracker: Of the sweep.
-        workspace: The sweep.
-        state: What the store holds.
-    """
+    """Show in the sweep's own run in MLflow what the store has, and the latest report with its numbers."""
     folder, numbers = workspace.sweep_paths.report, dict[str, float]()
     try:
         numbers = json.loads(read_whole(folder / HEADLINE))
     except (OSError, ValueError) as error:
         log.info("the numbers of the latest report cannot be read: %s", error)
-    diverged = [one for one in state.results.values() if one.status == TrialStatus.DIVERGED]
-    counts = {
-        "trials_planned": len(workspace.plan.trials),
-        "trials_done": len(state.results),
-        "trials_failed": len(state.failures),
-        "trials_diverged": len(diverged),
-    }
+    counts = {f"trials_{name}": count for name, count in _counts(workspace, state).items()}
     tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
 
 
@@ -129,17 +113,24 @@ def report_can_be_written() -> Iterator[None]:
         raise SetupError(rule, found, hint) from None
 
 
+def _counts(workspace: Workspace, state: State) -> dict[str, int]:
+    return {
+        "planned": len(workspace.plan.trials),
+        "done": len(state.results),
+        "failed": len(state.failures),
+        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
+    }
+
+
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
     sweep = workspace.plan.sweep
     records = state.records
     pages = read_run_pages(workspace.sweep_paths.run_pages)
+    newest = max((record.finished_at for record in records), default=0.0)
     return {
         "description": sweep.description,
-        "planned": len(workspace.plan.trials),
-        "done": len(state.results),
-        "failed": len(state.failures),
-        "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
+        **_counts(workspace, state),
         "cut": sum(record.result.micro_batch is not None for record in records),
         "failures": state.failure_rows(),
         "tracebacks": {i: text for i, one in state.failures.items() if (text := one.failure.traceback)},
@@ -147,27 +138,18 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),
         "packages": records[0].provenance.packages if records else {},
-        "newest": _date(max((record.finished_at for record in records), default=0.0)),
+        "newest": f"{datetime.fromtimestamp(newest, UTC):%d %B %Y, %H:%M UTC}" if newest else "",
         "trial_devices": {record.trial_id: record.result.device for record in records},
         "cost": cost_of(state, read_prices(workspace.paths.prices)).text() if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
-            name: {
-                "title": spec.title,
-                "domain": spec.domain,
-                "modality": spec.modality,
-                "description": spec.description,
-            }
+            name: {"title": spec.title, "description": spec.description}
             for name, spec in workspace.plan.datasets.items()
         },
         "preset": sweep_text(sweep),
         "runs": pages.runs,
         "run_pages": pages.prefix,
     }
-
-
-def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%d %B %Y, %H:%M UTC") if seconds else ""
 
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
@@ -180,9 +162,8 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     if c.TEST_LOSS in table:
         best = table.dropna(subset=[c.TEST_LOSS]).groupby(c.DATASET)[c.TEST_LOSS].min()
         # What MLflow takes in a metric's name.
-        found |= {
-            re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"): float(v) for name, v in best.items()
-        }
+        names = {name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}") for name in best.index}
+        found |= {names[name]: float(value) for name, value in best.items()}
     for claim in fits.claims:
         found |= {f"claim/{claim.key}/p": claim.p_value, f"claim/{claim.key}/adjusted_p": claim.adjusted_p}
     return found
@@ -200,15 +181,9 @@ def write_report(
     Args:
         table: the results table that ``fits`` came from.
         fits: what :func:`~orchestrator.analysis.fits.fit_scaling_laws` returned for it.
-        directory: where to write; made if absent.
+        directory: made if absent.
         sweep: name of the sweep, the page's title.
-        summary: what only the caller knows; every key is optional. ``description``: one sentence.
-            ``planned``, ``done``, ``failed``, ``diverged``: counts. ``failures``: list of ``{"trial_id",
-            "kind", "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
-            ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
-            name → number of trials. ``trial_devices``: trial id → device. ``newest``: date of the newest
-            result. ``cost``: of the results, in words. ``preset``: the sweep file, as text or as data.
-            ``runs``, ``run_pages``: trial id → the tracker's run, and what stands before it in its address.
+        summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
 
     Returns:
         The path of ``report.html``.
@@ -221,10 +196,14 @@ def write_report(
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    policy, left_out = fits.sharpness_scale.policy, fits.at_guessing.left_out
-    ready = prepare(table, sharpness_policy=policy, leave_out_chance=left_out)
-    _write_data(table, ready.full, fits, directory)
-    figures = write_figures(ready.points, fits, directory / "figures")
+    ready = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
+    # Only columns that the caller had: a column added as missing would pretend to have been measured.
+    data = ready.full[list(table.columns)]
+    write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
+    write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
+    text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
+    figures, scores = write_figures(ready.points, fits, directory / "figures"), scorecard(ready.full)
     page = _template().render(
         sweep=sweep,
         summary=summary,
@@ -233,11 +212,13 @@ def write_report(
         family=family(fits),
         seen=seen_table(fits),
         seen_words=seen(fits),
-        descriptions=_synthetic(fits, summary),
         key_figures=figures[:2],
         figures=figures[2:],
-        tables=_tables(ready.full, fits, summary),
+        datasets=_dataset_table(fits, summary.get("datasets", {})),
+        fit_tables=fit_tables(fits),
         not_fitted=not_fitted(fits),
+        published=score_table(scores) if any(score.num_compared for score in scores) else None,
+        best=best_table(ready.full),
         columns=[*c.describe(table.columns)],
         **_of_trials(ready, summary),
     )
@@ -254,25 +235,14 @@ def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
     full = ready.full
     devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
     trials = trial_data(full, devices, runs, str(summary.get("run_pages", "")))
-    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts()
-    codes = {str(name): int(num) for name, num in versions.items()} or dict(summary.get("code_versions", {}))
-    preset = summary.get("preset", "")
-    known = {
-        "planned": len(full),
-        "done": len(full),
-        "failed": len(summary.get("failures", ())),
-        "diverged": int((full[c.STATUS] != c.DONE).sum()),
-    }
+    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
+    counted = {"planned": len(full), "done": len(full), "failed": len(summary.get("failures", ()))}
+    counted["diverged"] = int((full[c.STATUS] != c.DONE).sum())
     return {
-        "counts": [(name, int(summary.get(name, count))) for name, count in known.items()],
-        "best": best_table(full),
+        "counts": {name: int(summary.get(name, count)) for name, count in counted.items()},
         "trials": Markup(script_json(trials)),
-        "pages": summary.get("run_pages", "") if runs else "",
         "points": Markup(script_json(point_data(ready.points))),
-        "code_versions": dict(sorted(codes.items())),
-        "preset": preset
-        if isinstance(preset, str)
-        else json.dumps(preset, indent=2, ensure_ascii=False, default=str),
+        "code_versions": versions.to_dict() or summary.get("code_versions", {}),
     }
 
 
@@ -288,148 +258,55 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     # What stands in backticks is set on the page as names are.
-    environment.filters["words"] = lambda text: Markup(
-        re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    )
+    named = re.compile(r"`([^`]+)`")
+    environment.filters["words"] = lambda text: Markup(named.sub(r"<code>\1</code>", str(escape(text))))
+    environment.filters["flat"] = flat_table
     return environment.get_template("report.html")
 
 
-def _write_data(table: pd.DataFrame, full: pd.DataFrame, fits: ScalingFits, directory: Path) -> None:
-    # Only columns that the caller had: a column added as missing would pretend to have been measured.
-    data = full[list(table.columns)]
-    write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
-    write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
-    text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
+def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
+    def describe(name: str) -> str:
+        said = [about.get(name, {}).get(key, "") for key in ("title", "description")]
+        return ". ".join(text.rstrip(".") for text in said if text)
 
-
-MEASURES_NOTE = (
-    "d_data by every estimator: mle is maximum likelihood, twonn from two nearest neighbours, gride from up "
-    "to sixteen. label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
-)
-
-
-def _tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]) -> dict[str, list[Table]]:
-    """Return all tables that have rows, by section of the report."""
-    sections = {
-        "datasets": [_datasets(fits, summary)],
-        "fits": fit_tables(fits),
-        "published": [_published(full)],
-        "measures": [_records("measures", "Measures", summary.get("measures", ()), MEASURES_NOTE, 2)],
-        "unreadable": [
-            _records("unreadable", "Stored results that cannot be read", summary.get("unreadable", ()))
-        ],
-        "failures": [_records("failures", "Failed trials", summary.get("failures", ()))],
-    }
-    return {name: [table for table in tables if table.rows] for name, tables in sections.items()}
-
-
-def _datasets(fits: ScalingFits, summary: Mapping[str, Any]) -> Table:
-    about = summary.get("datasets", {})
-    rows = tuple(
-        (
-            d.dataset,
-            d.domain,
-            _describe(about.get(d.dataset)),
-            f"{d.num_trials:,}",
-            ", ".join(f"{n:,}" for n in d.train_sizes),
-            _with_range(d.d_data, d.d_data_range),
-            _with_range(d.label_sharpness, d.label_sharpness_range),
-            "mixed" if d.image_size is None or d.channels is None else f"{d.image_size}² × {d.channels}",
-        )
-        for d in fits.datasets
-    )
-    return Table(
+    return laid_out(
         "datasets",
         "Datasets",
-        "d_data by maximum likelihood; ranges are over train sizes and class pairs.",
-        ("dataset", "domain", "what it is", "trials", "train sizes", "d_data", "K_F", "side² × channels"),
-        rows,
+        "",
+        fits.datasets,
+        {
+            "dataset": lambda d: d.dataset,
+            "domain": lambda d: d.domain,
+            "what it is": lambda d: describe(d.dataset),
+            "trials": lambda d: f"{d.num_trials:,}",
+            "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
+            "side² × channels": lambda d: (
+                f"{d.image_size}² × {d.channels}" if d.image_size and d.channels else "mixed"
+            ),
+        },
         numeric_from=3,
     )
 
 
-def _with_range(value: float | None, bounds: tuple[float, float] | None) -> str:
-    even = bounds is None or bounds[0] == bounds[1]
-    return number(value) if even else f"{number(value)} ({interval(bounds)})"
-
-
-def _describe(entry: object) -> str:
-    if isinstance(entry, Mapping):
-        return ". ".join(str(entry[key]).rstrip(".") for key in ("title", "description") if entry.get(key))
-    return "" if entry is None else str(entry)
-
-
-def _synthetic(fits: ScalingFits, summary: Mapping[str, Any]) -> list[str]:
-    """Return one sentence per dataset that is described as synthetic in any degree."""
-    about = {d.dataset: _describe(summary.get("datasets", {}).get(d.dataset)) for d in fits.datasets}
-    return [f"{name}: {text.rstrip('.')}." for name, text in about.items() if "synthetic" in text.lower()]
-
-
-def _published(full: pd.DataFrame) -> Table:
-    both = side_by_side(full)
-    rows = tuple(
-        (
-            str(row["dataset"]),
-            f"{row['train_size']:,.0f}",
-            *(
-                number(row[name + twin])
-                for name in ("d_data", "label_sharpness", "test_loss")
-                for twin in ("", "_published")
-            ),
-        )
-        for _, row in both.iterrows()
-    )
-    return Table(
-        "published",
-        "Side by side with the published numbers",
-        "At equal dataset and train size; losses are geometric means over the models that both have. The "
-        "published data mode, class pairs, channels and image size differ from the corrected ones.",
-        ("dataset", "train size", "d_data", "published", "K_F", "published", "test loss", "published"),
-        rows,
-    )
-
-
-def _records(
-    key: str,
-    title: str,
-    records: Iterable[Mapping[str, Any]],
-    note: str = "",
-    numeric_from: int | None = None,
-) -> Table:
+def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
     """Lay out flat records under the union of their keys, in order of first appearance; as text throughout
     unless ``numeric_from`` says where numbers start.
     """
-    found = list(records)
-    names = tuple(dict.fromkeys(name for record in found for name in record))
-    cells = tuple(tuple(_cell(record.get(name)) for name in names) for record in found)
-    return Table(key, title, note, names, cells, len(names) if numeric_from is None else numeric_from)
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: lambda record, name=name: _cell(record.get(name)) for name in names}
+    return laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
 
 
 def _cell(value: object) -> str:
     return number(value) if isinstance(value, float) else "" if value is None else str(value)
 
 
-TEXT_COLUMNS = {
-    c.MODEL: "model",
-    c.RECIPE: "recipe",
-    c.DATASET: "dataset",
-    c.CLASS_PAIR: "pair",
-    c.STATUS: "status",
-}
-NUMBER_COLUMNS = {
-    c.TRAIN_SIZE: "N",
-    c.SEED: "seed",
-    c.TEST_LOSS: "test loss",
-    c.TEST_ACCURACY: "accuracy",
-    c.AUC: "AUC",
-    "seed_std": "seed spread",
-    c.D_DATA_MLE: "d_data",
-    c.LABEL_SHARPNESS: "K_F",
-    c.WALL_TIME_S: "time (s)",
-}
-"""Columns with their headings; those that a sweep does not have, or that are empty, are left out."""
-
+#: Columns of the table of trials; those that a sweep does not have, or that are empty, are left out.
+TEXT_COLUMNS = (c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.STATUS)
+NUMBER_COLUMNS = (
+    c.TRAIN_SIZE, c.SEED, c.TEST_LOSS, c.TEST_ACCURACY, c.AUC, SEED_STD, c.D_DATA_MLE, c.LABEL_SHARPNESS,
+    c.WALL_TIME_S,
+)  # fmt: skip
 _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 
 
@@ -438,32 +315,26 @@ def trial_data(
 ) -> dict[str, Any]:
     """Return header and rows of all trials, ready for JSON; numbers stay numbers.
 
-    Rows are ordered by model, dataset, class pair, N and seed.
-
-    Args:
-        full: The results table.
-        devices: What each trial ran on, by its id, as far as is known.
-        runs: What the tracker calls each trial's run, by trial id, as far as is known.
-        pages: What stands before that in the address of its page.
+    Rows are ordered by model, dataset, class pair, N and seed. ``devices`` and ``runs`` say what trials ran
+    on and what the tracker calls their runs, by trial id; ``pages`` stands before that in the address.
     """
     order = [name for name in (*_CELL, c.SEED) if name in full]
-    rows = full.sort_values(order, kind="stable") if order else full.copy()
+    rows = full.sort_values(order, kind="stable")
     if c.RECIPE in rows and rows[c.RECIPE].nunique() < 2:
         rows = rows.drop(columns=c.RECIPE)
     keys = [name for name in _CELL if name in rows]
     if len(rows):
-        rows["seed_std"] = rows.groupby(keys, dropna=False)[c.TEST_LOSS].transform("std")
+        rows[SEED_STD] = rows.groupby(keys, dropna=False)[c.TEST_LOSS].transform("std")
     rows["device"] = [devices.get(str(name), "") for name in rows[c.TRIAL_ID]]
-    text = {name: title for name, title in TEXT_COLUMNS.items() if name in rows}
-    numbers = {name: title for name, title in NUMBER_COLUMNS.items() if name in rows}
-    ends = {"device": "device", c.TRIAL_ID: "trial"}
-    columns = {name: title for name, title in (text | numbers | ends).items() if not _is_empty(rows[name])}
-    cells = [[_plain(value) for value in row] for row in rows[[*columns]].itertuples(index=False, name=None)]
-    numeric = [name in numbers for name in columns]
+    titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    titles |= {"device": "device", c.TRIAL_ID: "trial"}
+    blank = {name for name in titles if name in rows and (rows[name].isna() | (rows[name] == "")).all()}
+    shown = [name for name in titles if name in rows and (name not in blank or rows.empty)]
+    cells = [[_plain(value) for value in row] for row in rows[shown].itertuples(index=False, name=None)]
     known = runs or {}
     return {
-        "header": [*columns.values()],
-        "numeric": numeric,
+        "header": [titles[name] for name in shown],
+        "numeric": [name in NUMBER_COLUMNS for name in shown],
         "rows": cells,
         "pages": pages,
         "runs": [known.get(str(name), "") for name in rows[c.TRIAL_ID]] if known else [],
@@ -477,13 +348,9 @@ def script_json(document: object) -> str:
 
 
 def point_data(points: pd.DataFrame) -> dict[str, Any]:
-    """Return the points that figures draw, one row per cell, averaged over seeds."""
+    """Return the points that figures draw."""
     cells = [[_plain(value) for value in row] for row in points.itertuples(index=False, name=None)]
     return {"columns": [str(name) for name in points.columns], "data": cells}
-
-
-def _is_empty(column: pd.Series) -> bool:
-    return len(column) > 0 and bool((column.isna() | (column == "")).all())
 
 
 def _plain(value: Any) -> str | int | float | None:

@@ -1,13 +1,12 @@
-"""Results tables: read and written, checked, put on one scale of K_F, and reduced to the points that are
-fitted.
+"""Results tables: read and written, checked, and reduced to the points that are fitted.
 
-Rows to points: every row that cannot be used is counted with its reason, seeds are averaged, and regressors
-are added. Names of columns in words stand here, once.
+Every row that cannot be used is counted with its reason, seeds are averaged, and regressors are added. What
+columns and numbers are called in words stands here, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.inference import Interval, Sums, curve_sums
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
 from tasks.trials.records import TrialStatus
@@ -24,29 +24,21 @@ LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
 LOG_TRAIN_SIZE, SCALED_LOG_TRAIN_SIZE = "log_train_size", "scaled_log_train_size"
 #: d_data at the largest train size of the dataset and class pair: one number, so that no slope over N mixes
 #: with how the estimate itself grows with N.
-D_REFERENCE, TWONN_REFERENCE, INVERSE_D = "d_reference", "twonn_reference", "inverse_d"
-#: d_data from fewer neighbours, at the largest train size: column -> number of neighbours.
-NEIGHBOR_REFERENCES = {f"d_reference_k{k}": k for k in c.NEIGHBORS_TOO}
+D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
-#: Rivals of K_F: average smoothness, the mean of local slopes (Ashlagi, Gottlieb & Kontorovich, JMLR 25(117),
-#: 2024), and K_F over that of the same labels exchanged at random, which leaves out how close neighbours are.
-LOG_SMOOTHNESS, LOG_RELATIVE_SHARPNESS = "log_smoothness", "log_relative_sharpness"
 IS_MEDICAL = "is_medical"
 #: What has to be equal for two points to be compared at equal N, and what one curve over N is: codes.
 CELL, CURVE = "cell", "curve"
-WEIGHT, NUM_SEEDS = "weight", "num_seeds"
+WEIGHT, NUM_SEEDS, SEED_STD = "weight", "num_seeds", "seed_std"
 
-#: How columns are called in sentences and tables.
+#: How columns are called in sentences, tables and figures.
 WORDS = {
-    c.TEST_LOSS: "log loss", "test_error": "log error (0/1)", c.TRAIN_SIZE: "train size",
-    c.D_DATA_MLE: "d_data", c.D_DATA_TWONN: "d_data (TwoNN)", D_REFERENCE: "d_data",
-    c.D_REPR_MLE: "d_repr (MLE)", c.D_REPR_TWONN: "d_repr (TwoNN)", INVERSE_D: "1/d",
-    c.LABEL_SHARPNESS: "K_F", LOG_SHARPNESS: "log K_F", LOG_SMOOTHNESS: "log average smoothness",
-    LOG_RELATIVE_SHARPNESS: "log K_F over that of exchanged labels", IS_MEDICAL: "the domain label",
-    SCALED_LOG_TRAIN_SIZE: "−log N / d", LOG_TRAIN_SIZE: "log N",
+    c.MODEL: "model", c.RECIPE: "recipe", c.DATASET: "dataset", c.CLASS_PAIR: "pair", c.STATUS: "status",
+    c.TRAIN_SIZE: "N", c.SEED: "seed", c.TEST_LOSS: "test loss", c.TEST_ACCURACY: "accuracy", c.AUC: "AUC",
+    SEED_STD: "seed spread", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "K_F", c.WALL_TIME_S: "time (s)",
+    D_REFERENCE: "d_data", INVERSE_D: "1/d", LOG_SHARPNESS: "log K_F", IS_MEDICAL: "the domain label",
+    SCALED_LOG_TRAIN_SIZE: "−log N / d",
 }  # fmt: skip
-#: Response -> its column of the points.
-RESPONSES = {c.TEST_LOSS: LOG_LOSS, "test_error": LOG_ERROR}
 #: All models together, each with its own intercept; both domains together.
 POOLED, ALL = "pooled", "all"
 
@@ -74,7 +66,7 @@ def listing(names: Sequence[str]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Render a number to three figures with a true minus sign, or nothing when there is none."""
+    """Render a number to three figures, or nothing when there is none."""
     if value is None or pd.isna(value):
         return ""
     small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
@@ -90,7 +82,7 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 1e-3 else f"{value:.2g}"
 
 
-def interval(bounds: tuple[float, float] | None) -> str:
+def interval(bounds: Interval | None) -> str:
     """Render an interval, or a dash when there are too few datasets for one."""
     return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
@@ -141,92 +133,72 @@ def read_csv(path: Path) -> pd.DataFrame:
             path, dtype=text, na_values=blank, keep_default_na=False, float_precision="round_trip"
         )
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(
-            "A results file must be a CSV table", f"{path}: {error}", "write it with `isweep results --csv`"
-        ) from error
+        rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
+        raise DataError(rule, f"{path}: {error}", way_out) from error
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name].dtype):
             table[name] = table[name].astype(object).map(unescape_cell)
     return table.rename(columns=unescape_cell)
 
 
-def check_table(table: pd.DataFrame) -> None:
-    """Refuse a table without its columns, or one that contradicts itself.
-
-    Raises:
-        DataError: with what is wrong, in how many rows, and the first of them.
-    """
-    missing = [name for name in c.REQUIRED if name not in table]
-    if missing:
-        raise DataError(
-            "A results table needs the columns " + ", ".join(c.REQUIRED), f"without {', '.join(missing)}",
-            "see docs/results-columns.md",
-        )  # fmt: skip
-    if not table.columns.is_unique:
-        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-        raise DataError(
-            "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
-        )
-    check_values(table)
-    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
-    if len(twice):
-        raise DataError(
-            "A results table has one row per trial", f"{len(twice)} repeated, such as {twice.iloc[0]!r}",
-            "keep the last attempt of each trial",
-        )  # fmt: skip
-    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
-    if unknown:
-        raise DataError(
-            "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
-        )
-    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
-    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
-    if len(wrong):
-        first = table.loc[wrong.index, c.TRIAL_ID].iloc[0]
-        raise DataError(
-            "An accuracy is a share from 0 to 1",
-            f"{wrong.iloc[0]:g} at trial {first!r}, {len(wrong)} in all",
-            "divide percentages by 100",
-        )  # fmt: skip
-    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
-    if (domains > 1).any():
-        raise DataError(
-            "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
-        )
+#: A rule that a table breaks, what was found, and the way out.
+_Mistake = tuple[str, str, str]
 
 
 def check_values(table: pd.DataFrame) -> None:
     """Refuse rows without a name, of a status that is none, or with a part of an image.
 
     Raises:
-        DataError: with what was found.
+        DataError: with the first of what was found.
     """
+    for mistake in _mistakes_in_values(table):
+        raise DataError(*mistake)
+
+
+def _mistakes_in_values(table: pd.DataFrame) -> Iterator[_Mistake]:
     nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
     if nameless:
-        raise DataError("The columns of a results table have names", ", ".join(nameless[:5]), "name them")
+        yield "The columns of a results table have names", ", ".join(nameless[:5]), "name them"
     for name in (c.TRIAL_ID, c.MODEL, c.DATASET):
-        blank = sum(map(_is_blank, table[name])) if name in table else 0
-        if blank:
-            raise DataError(
-                f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"
-            )
-    if c.STATUS in table:
-        known = [str(status) for status in TrialStatus]
-        unknown = sorted({str(value) for value in table[c.STATUS] if not _is_blank(value)} - set(known))
-        if unknown:
-            raise DataError(
-                f"The status of a trial is {' or '.join(known)}", listing([repr(text) for text in unknown]),
-                "correct it, or leave it blank for trials that are done",
-            )  # fmt: skip
+        if blank := sum(map(_is_blank, table[name])) if name in table else 0:
+            yield f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"
+    known = [str(status) for status in TrialStatus]
+    said = table.get(c.STATUS, pd.Series(dtype=object))
+    if unknown := sorted({str(value) for value in said if not _is_blank(value)} - set(known)):
+        rule, found = f"The status of a trial is {' or '.join(known)}", listing(list(map(repr, unknown)))
+        yield rule, found, "correct it, or leave it blank for trials that are done"
     sizes = table.get(c.TRAIN_SIZE, pd.Series(dtype=float))
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     wrong = sizes[(np.isfinite(numbers) & (numbers != np.floor(numbers))) | _truth_values(sizes)]
     if len(wrong):
-        raise DataError(
-            "A train size is a whole number of images",
-            f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all",
-            "count images in ones",
-        )  # fmt: skip
+        found = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
+        yield "A train size is a whole number of images", found, "count images in ones"
+
+
+def _mistakes(table: pd.DataFrame) -> Iterator[_Mistake]:
+    """What a whole table must not be; a later rule takes it that the earlier ones hold."""
+    if missing := [name for name in c.REQUIRED if name not in table]:
+        rule = f"A results table needs the columns {', '.join(c.REQUIRED)}"
+        yield rule, f"without {', '.join(missing)}", "see docs/results-columns.md"
+    if not table.columns.is_unique:
+        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+        yield "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
+    yield from _mistakes_in_values(table)
+    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
+    if len(twice):
+        found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}"
+        yield "A results table has one row per trial", found, "keep the last attempt of each trial"
+    if unknown := sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS)):
+        yield "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
+    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
+    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
+    if len(wrong):
+        first = table.loc[wrong.index, c.TRIAL_ID].iloc[0]
+        found = f"{wrong.iloc[0]:g} at trial {first!r}, {len(wrong)} in all"
+        yield "An accuracy is a share from 0 to 1", found, "divide percentages by 100"
+    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
+    if (domains > 1).any():
+        yield "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
 
 
 def _truth_values(values: pd.Series) -> pd.Series:
@@ -285,11 +257,10 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
         unusable values per column.
 
     Raises:
-        DataError: if a required column is absent, a trial appears twice, a name is blank, a status or domain
-            is unknown, one dataset is said to be of two domains, an accuracy is no share, or a train size no
-            whole number.
+        DataError: if a required column is absent or the table contradicts itself.
     """
-    check_table(table)
+    for mistake in _mistakes(table):
+        raise DataError(*mistake)
     full, exclusions = _with_numbers(split_by_recipe(table).copy())
     absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
     full = full.assign(**absent)
@@ -337,7 +308,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     return full, tuple(exclusions)
 
 
-Policy = Literal["refuse", "rescale", "ignore"]
+Policy = Literal["refuse", "ignore"]
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
 #: What a part of a scale is called that no record states.
@@ -347,7 +318,7 @@ _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharpnessScale:
-    """Whether K_F may be compared over datasets: it scales with 1 / (pixel range · side · √channels).
+    """Whether K_F may be compared over datasets: it depends on pixel range, side and channels.
 
     ``scales`` are the (pixel range, side, channels) met, with their datasets; ``policy`` is what was done.
     """
@@ -358,50 +329,29 @@ class SharpnessScale:
     scales: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, SharpnessScale]:
-    """Return the table with K_F on one scale (or as it is), and what was found and done.
+def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
+    """Tell whether K_F of a normalised table may be compared over datasets, and what was found.
 
-    For the same pictures K_F ∝ 1 / (pixel range · image side · √channels): stretching the range stretches
-    distances, and more pixels or channels add terms to them (Konz & Mazurowski 2024, README: equal channel
-    counts are needed).
-
-    Args:
-        table: normalised results table.
-        policy: ``refuse`` leaves K_F alone and lets fits that need it refuse; ``rescale`` converts to the
-            most common scale by the law above, which ignores the blur of resizing (about 8 % from 28 to 224
-            pixels); ``ignore`` compares the numbers as they stand and says so.
+    Fits that need it are refused where its scales are unequal, or, on ``ignore``, take it as it stands.
     """
     measured = table[table[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
     found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
-    recorded = not measured[_SCALE].isna().any(axis=None)
     listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
-    comparable, note = True, ""
-    if len(found) <= 1:
-        if len(measured) and not recorded:
-            note = "The scale of K_F is not fully recorded; it is taken to be one."
-    elif policy == "rescale" and recorded:
-        reference = np.array(scales.size().idxmax(), dtype=float)
-        ratio = [table[part] / value for part, value in zip(_SCALE, reference, strict=True)]
-        factor = ratio[0] * ratio[1] * np.sqrt(ratio[2])
-        names = (c.LABEL_SHARPNESS, c.LABEL_SHARPNESS_MEAN, c.LABEL_SHARPNESS_PERMUTED)
-        table = table.assign(**{name: table[name] * factor for name in names})
+    comparable, note = len(found) <= 1 or policy == "ignore", ""
+    if not comparable:
         note = (
-            f"K_F was converted to {spell_scale(reference)} by K ∝ 1/(range · side · √channels); "
-            f"measured on {listed}."
+            f"{UNEQUAL_SCALES} ({listed}), so fits that compare it over datasets are refused; measure at one "
+            "size and channel count."
         )
-    elif policy == "ignore":
+    elif len(found) > 1:
         note = (
             "K_F is compared over unequal scales as it stands, although more pixels or channels alone make "
             f"it smaller: {listed}."
         )
-    else:
-        comparable = False
-        note = (
-            f"K_F was measured on unequal scales ({listed}), so fits that compare it over datasets are "
-            "refused; measure at one size and channel count, or fit with sharpness_policy='rescale'."
-        )
-    return table, SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
+    elif measured[_SCALE].isna().any(axis=None):
+        note = "The scale of K_F is not fully recorded; it is taken to be one."
+    return SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
 
 
 def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
@@ -415,38 +365,34 @@ def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
 def spell_scale(key: object) -> str:
     """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
     range_, side, channels = np.asarray(key, dtype=float)
-    side_text = f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels"
-    channel_text = f"{channels:g} channel{'' if channels == 1 else 's'}"
-    channel_text = f"{UNRECORDED} channels" if np.isnan(channels) else channel_text
-    range_text = f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}"
-    return f"{side_text}, {channel_text}, {range_text}"
+    parts = {
+        "size": (side, f"{side:g}×{side:g} pixels"),
+        "channels": (channels, f"{channels:g} channel{'' if channels == 1 else 's'}"),
+        "range": (range_, f"range {range_:g}"),
+    }
+    said = (f"{UNRECORDED} {name}" if np.isnan(value) else text for name, (value, text) in parts.items())
+    return ", ".join(said)
 
 
 def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
     """Return the trials that can enter any fit, with log loss, and how many could not (or have none), by
-    reason.
+    reason; each counts under its first.
 
     A loss of zero or less has no logarithm: the trial stays for fits that need no loss, and is counted.
     Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
     """
-    trials = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
-    losses = {
+    no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
+    reasons = no_trial | {
         "no test loss": full[c.TEST_LOSS].isna(),
         "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,
     }
-    keep, excluded = _exclude(pd.Series(True, index=full.index), trials)
-    with_loss, without = _exclude(keep, losses)
-    return full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(with_loss))})[keep], (*excluded, *without)
-
-
-def _exclude(keep: pd.Series, reasons: dict[str, pd.Series]) -> tuple[pd.Series, tuple[Exclusion, ...]]:
-    """Return ``keep`` without the affected rows; each row counts under its first reason."""
-    exclusions = []
+    usable, exclusions = pd.Series(True, index=full.index), []
     for reason, affected in reasons.items():
-        if count := int((keep & affected).sum()):
+        if count := int((usable & affected).sum()):
             exclusions.append(Exclusion(reason, count))
-        keep = keep & ~affected
-    return keep, tuple(exclusions)
+        usable &= ~affected
+    trials = full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(usable))})
+    return trials[~pd.DataFrame(no_trial).any(axis=1)], tuple(exclusions)
 
 
 def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
@@ -463,33 +409,27 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
     points = grouped[numbers].mean().assign(**{NUM_SEEDS: grouped.size()}).reset_index()
     pairs = points.groupby([c.MODEL, c.DATASET, c.TRAIN_SIZE])[c.CLASS_PAIR].transform("size")
 
-    def log(name: str) -> pd.Series:
-        return pd.Series(np.log(points[name].where(points[name] > 0)))
-
-    log_sharpness, log_size = log(c.LABEL_SHARPNESS), np.log(points[c.TRAIN_SIZE].astype(float))
-    errors = 1.0 - points[c.TEST_ACCURACY]
+    log_size = np.log(points[c.TRAIN_SIZE].astype(float))
+    sharpness, d_data = points[c.LABEL_SHARPNESS], points[c.D_DATA_MLE]
+    errors, reference = 1.0 - points[c.TEST_ACCURACY], at_largest_size(points, c.D_DATA_MLE)
     added = {
         WEIGHT: 1.0 / pairs,
         c.TEST_LOSS: np.exp(points[LOG_LOSS]),
         LOG_ERROR: np.log(errors.where(errors > 0)),
         LOG_TRAIN_SIZE: log_size,
-        SCALED_LOG_TRAIN_SIZE: -log_size / points[c.D_DATA_MLE].where(points[c.D_DATA_MLE] > 0),
-        LOG_SHARPNESS: log_sharpness,
-        LOG_SMOOTHNESS: log(c.LABEL_SHARPNESS_MEAN),
-        LOG_RELATIVE_SHARPNESS: log_sharpness - log(c.LABEL_SHARPNESS_PERMUTED),
+        SCALED_LOG_TRAIN_SIZE: -log_size / d_data.where(d_data > 0),
+        LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
         IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
         CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),
         CURVE: points.groupby(_CURVE).ngroup(),
-        D_REFERENCE: _at_largest_size(points, c.D_DATA_MLE),
-        TWONN_REFERENCE: _at_largest_size(points, c.D_DATA_TWONN),
-        **{name: _at_largest_size(points, c.d_data_at(k)) for name, k in NEIGHBOR_REFERENCES.items()},
+        D_REFERENCE: reference,
+        INVERSE_D: 1.0 / reference,
     }
-    # Columns added one by one would lie apart in memory, and every selection of rows would pay for it.
-    points = points.assign(**added, **{INVERSE_D: 1.0 / added[D_REFERENCE]})
-    return points.copy()
+    # Copied, since columns added lie apart in memory, and every selection of rows would pay for it.
+    return points.assign(**added).copy()
 
 
-def _at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
+def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
     """The positive value of a measure at the largest train size that has one, per dataset, pair and data
     mode.
     """
@@ -509,3 +449,64 @@ def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
     """Return the points of one model (or all of them, pooled) and one domain (or both)."""
     rows = points if model == POOLED else points[points[c.MODEL] == model]
     return rows if subset == ALL else rows[rows[c.DOMAIN] == subset]
+
+
+def sums_of(points: pd.DataFrame, column: str) -> Sums:
+    """Reduce points to sums per dataset for the slope of ``column`` on −log N / d within curves."""
+    y, size, d = (points[name].to_numpy(dtype=float) for name in (column, LOG_TRAIN_SIZE, D_REFERENCE))
+    groups, weights = points[c.DATASET].to_numpy(dtype=str), points[WEIGHT].to_numpy(dtype=float)
+    return curve_sums(y, -size / d, points[CURVE].to_numpy(), groups, weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSummary:
+    """What one dataset brought to the fits: sizes, measures, and its loss at its largest train size.
+
+    ``loss`` is the geometric mean over models and class pairs of the test loss at the largest train size, and
+    ``loss_gain`` the mean there of what ``attack`` adds to it: that of largest epsilon up to 8/255 (FGSM,
+    where it was run). Measures are means over train sizes and class pairs.
+    """
+
+    dataset: str
+    domain: str
+    num_trials: int
+    train_sizes: tuple[int, ...]
+    d_data: float | None
+    label_sharpness: float | None
+    image_size: int | None
+    channels: int | None
+    loss: float | None = None
+    loss_gain: float | None = None
+    attack: str = ""
+
+
+def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
+    """Return what each dataset brought, from all trials and the fitted points."""
+    tried = [a for a in c.attack_columns(points.columns) if a.epsilon <= 8 and points[a.name].notna().any()]
+    attack = max(tried, key=lambda a: (a.attack == "fgsm", a.epsilon), default=None)
+    last = points[points[c.TRAIN_SIZE] == points.groupby(c.DATASET)[c.TRAIN_SIZE].transform("max")]
+    losses = np.exp(last.groupby(c.DATASET)[LOG_LOSS].mean())
+    gains = losses.iloc[:0] if attack is None else last.groupby(c.DATASET)[attack.name].mean()
+
+    def known(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    def only(values: pd.Series) -> int | None:
+        return int(values.max()) if values.nunique() == 1 else None
+
+    return tuple(
+        DatasetSummary(
+            dataset=str(name),
+            domain=str(rows[c.DOMAIN].iloc[0]),
+            num_trials=len(rows),
+            train_sizes=tuple(sorted(int(n) for n in rows[c.TRAIN_SIZE].dropna().unique())),
+            d_data=known(rows[c.D_DATA_MLE].mean()),
+            label_sharpness=known(rows[c.LABEL_SHARPNESS].mean()),
+            image_size=only(rows[c.IMAGE_SIZE]),
+            channels=only(rows[c.CHANNELS]),
+            loss=known(losses.get(name, np.nan)),
+            loss_gain=known(gains.get(name, np.nan)),
+            attack="" if attack is None else attack.words,
+        )
+        for name, rows in full.groupby(c.DATASET)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,13 +13,15 @@ from rich.markup import escape
 
 from orchestrator.cli.options import (
     CLUSTER,
-    ClusterOptions,
+    SEVERAL,
+    Address,
+    File,
     OwnOptions,
     Place,
     Positive,
     ReadingOptions,
+    Work,
     real,
-    run_options,
     whole,
 )
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, written
@@ -28,19 +30,17 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.running.measuring import Measured
+    from orchestrator.running.cluster import Cluster
     from tasks.measures.records import MeasureResult, MeasureSettings
-    from tasks.remote import Executor
 
 METHOD = Group("Method", sort_key=1)
 
 
-def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
+def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
     """Print what each dataset is, needs, and whether it is prepared.
 
     Args:
         name: Only this dataset.
-        place: Where everything lies.
     """
     from orchestrator.commands import dataset_rows
 
@@ -48,17 +48,12 @@ def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
 
     def show() -> None:
         for row in rows:
-            prepared = ", ".join(row["prepared"]) or "not prepared"
-            stdout.print(
-                f"[bold]{row['name']}[/]  {escape(row['title'])} ({row['domain']}, {row['modality']})"
-            )
-            stdout.print(f"  {escape(row['description'])}", soft_wrap=True)
-            stdout.print(f"  terms: {escape(row['terms'])}", soft_wrap=True)
-            stdout.print(f"  files: {escape(row['raw_layout'])}", soft_wrap=True)
-            stdout.print(f"  groups: {escape(row['groups'])}; {escape(prepared)}", soft_wrap=True)
+            title = escape(f"{row['title']} ({row['domain']}, {row['modality']})")
+            stdout.print(f"[bold]{row['name']}[/]  {title}", soft_wrap=True)
+            line(f"  {row['description']}", f"  terms: {row['terms']}", f"  files: {row['raw_layout']}")
+            line(f"  groups: {row['groups']}; {', '.join(row['prepared']) or 'not prepared'}")
 
     emit(place, rows, show)
-    return 0
 
 
 def prepare(
@@ -66,24 +61,18 @@ def prepare(
     /,
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    preset: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
+    montage: File = None,
+    sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
-    reading: ReadingOptions = ReadingOptions(),
-    cluster: ClusterOptions = ClusterOptions(),
-    place: Place = Place(),
-) -> int:
+    work: Work = Work(),
+) -> None:
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
         name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep names.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
-        preset: Take image size, channels and data mode from this sweep (default paper).
-        own: What own data leave open, over what the sweep file says.
-        reading: How to read raw files.
-        cluster: Where to compute.
-        place: Where everything lies.
+        sweep: Take image size, channels and data mode from this sweep (default paper).
     """
     from orchestrator.commands import prepare_one
     from orchestrator.running.progress import Progress
@@ -92,15 +81,13 @@ def prepare(
         raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
     record = prepare_one(
         name,
-        preset=preset,
-        run_options=run_options(place, cluster, reading, {name: raw} if raw else {}),
-        progress=Progress(console=None if cluster.quiet else stderr),
+        preset=sweep,
+        run_options=work.options({name: raw} if raw else {}),
+        progress=Progress(console=None if work.quiet else stderr),
         montage=montage,
         said=own.said(),
     )
-
-    emit(place, record, lambda: _show_taken(record))
-    return 0
+    emit(work, record, lambda: _show_taken(record))
 
 
 @Parameter(name="*", group=METHOD)
@@ -120,7 +107,7 @@ class MethodOptions:
     """
 
     num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
-    estimators: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")] = ()
+    estimators: Annotated[tuple[str, ...], Parameter(consume_multiple=SEVERAL, metavar="NAME...")] = ()
     sharpness_sample: Annotated[int, whole(0), Parameter(metavar="N")] = 1000
     pixel_range: Annotated[tuple[float, float] | None, real(), Parameter(metavar="LOW HIGH")] = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -135,16 +122,8 @@ class MethodOptions:
 
         if self.sharpness_sample == 1:
             raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
-        return MeasureSettings(
-            num_neighbors=self.num_neighbors,
-            estimators=self.estimators or DEFAULT_ESTIMATORS,
-            sharpness_sample=self.sharpness_sample or None,
-            pixel_range=self.pixel_range,
-            dtype=self.dtype,
-            device=self.device,
-            calibrate=self.calibrate,
-            seed=self.seed,
-        )
+        given = vars(self) | {"sharpness_sample": self.sharpness_sample or None}
+        return MeasureSettings(**given | {"estimators": self.estimators or DEFAULT_ESTIMATORS})
 
 
 @Parameter(name="*")
@@ -161,11 +140,11 @@ class ImageOptions:
         channels: 1 (default) or 3.
     """
 
-    labels: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    labels: File = None
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
     class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
     train_sizes: Annotated[
-        tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")
+        tuple[int, ...], whole(1), Parameter(consume_multiple=SEVERAL, metavar="N...")
     ] = ()
     image_size: Annotated[int | None, whole(4, 1025, "from 4 to 1024 pixels"), Parameter(metavar="SIDE")] = (
         None
@@ -180,68 +159,51 @@ def measure(
     images: ImageOptions = ImageOptions(),
     own: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
-    show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    show_pair: File = None,
     reading: ReadingOptions = ReadingOptions(),
-    address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
+    address: Address = None,
     num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
     place: Place = Place(),
-) -> int:
+) -> None:
     """Measure d_data and label sharpness of your own images.
 
     Args:
         source: Folder of class folders, .csv, .npz, .npy, prepared folder, or a dataset's name.
-        images: Which images.
-        own: What own data leave open.
-        method: How to measure.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
-        reading: How to read raw files.
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
-        place: Where everything lies.
     """
-    from orchestrator.commands import describe, measured_document
-    from orchestrator.planning.paths import RootPaths
+    from orchestrator.commands import describe, draw_pair, measured_document
     from orchestrator.running.measuring import MeasureRequest, measure_source
+    from tasks.remote import InlineExecutor, RayExecutor
 
-    request = MeasureRequest(
-        source=source,
-        labels=images.labels,
-        raw=images.raw,
-        said=own.said(),
-        class_pair=images.class_pair,
-        max_skipped_share=reading.max_skipped_share,
-        train_sizes=images.train_sizes,
-        image_size=images.image_size,
-        channels=images.channels,
-        settings=method.settings(),
-    )
-    with ExitStack() as stack:
-        executor = _executor(address, num_cpus, stack)
-        measured = measure_source(request, executor, RootPaths.at(place.root))
+    given = {**vars(images), **vars(reading), "said": own.said(), "settings": method.settings()}
+    request = MeasureRequest(source=source, **given)
+
+    def connected() -> AbstractContextManager[Cluster]:
+        from orchestrator.running.cluster import connect
+
+        return connect(address, num_cpus=num_cpus, dashboard=False)
+
+    with nullcontext() if address is None and num_cpus == 1 else connected() as cluster:
+        # The source and the prepared images lie on this node.
+        executor = InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
+        measured = measure_source(request, executor, place.paths)
     if show_pair:
-        written(show_pair, lambda path: _save_pair(measured, path))
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.4), layout="constrained")
+        draw_pair(figure, measured)
+        written(show_pair, lambda path: figure.savefig(path, format="png"))
 
     def show() -> None:
         if measured.preparation is not None:
             _show_taken(measured.preparation)
-        for text in measured.taken:
-            stdout.print(escape(text), soft_wrap=True)
+        line(*measured.taken)
         stdout.print(_measure_table(measured.record))
-        for text in describe(measured):
-            stdout.print(escape(text), soft_wrap=True)
+        line(*describe(measured))
 
     emit(place, measured_document(measured), show)
-    return 0
-
-
-def _save_pair(measured: Measured, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from orchestrator.commands import draw_pair
-
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    draw_pair(figure, measured)
-    figure.savefig(path, format="png")
 
 
 def locate(
@@ -250,22 +212,20 @@ def locate(
     *,
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
-) -> int:
+) -> None:
     """Find the file that a message tells of, for who holds the root's key.
 
     Args:
         said: What the message prints: 16 hex digits, 'row 12', or the line with these in it.
         raw: Folder or file that was read.
-        place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
     from tasks.sources import HASH
     from tasks.sources import locate as find
     from tasks.sources.base import KEY_FILE, KEY_VARIABLE
 
     if not raw.exists():
         raise ConfigError("--raw must be the folder or file that was read", str(raw))
-    key_folder = RootPaths.at(place.root).root / "prepared"
+    key_folder = place.paths.root / "prepared"
     if HASH.search(said) and not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
         rule = "The root must hold the key by which the hash was made"
         raise ConfigError(rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT")
@@ -274,26 +234,13 @@ def locate(
         rule = "WHAT must be a row of the table, or the hash of a file below --raw, made with this root's key"
         raise ConfigError(rule, said)
     emit(place, {"file": name}, lambda: line(name))
-    return 0
-
-
-def _executor(address: str | None, num_cpus: int, stack: ExitStack) -> Executor:
-    from orchestrator.running.cluster import connect
-    from tasks.remote import InlineExecutor, RayExecutor
-
-    if address is None and num_cpus == 1:
-        return InlineExecutor()
-    cluster = stack.enter_context(connect(address, num_cpus=num_cpus, dashboard=False))
-    # The source and the prepared images lie on this node.
-    return RayExecutor(driver_node_only=not cluster.local)
 
 
 def _show_taken(record: dict[str, Any]) -> None:
     """Print what was taken, left out and doubtful: a wrong label shows here first."""
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
-    for text in preparation_lines(PreparedRecord.model_validate(record)):
-        stdout.print(escape(text), soft_wrap=True)
+    line(*preparation_lines(PreparedRecord.model_validate(record)))
 
 
 def _measure_table(record: MeasureResult) -> Table:
@@ -305,9 +252,7 @@ def _measure_table(record: MeasureResult) -> Table:
             value = cell(estimate.value) or f"undefined: {estimate.reason}"
             head = (str(size.train_size), shown, str(size.num_duplicates)) if index == 0 else ("", "", "")
             table.add_row(head[0], name, value, cell(estimate.error), head[1], head[2])
-    if record.calibration is not None:
-        document = record.calibration.to_json()
-        interval = document.get("interval")
-        spread = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
-        table.add_row("", "calibrated", cell(document.get("value")), spread, "", "")
+    if (corrected := record.calibration) is not None:
+        spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
+        table.add_row("", "calibrated", cell(corrected.value), spread, "", "")
     return table

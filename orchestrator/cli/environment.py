@@ -9,21 +9,14 @@ from cyclopts import Parameter
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.options import CLUSTER, Place
-from orchestrator.cli.printing import emit, stderr, stdout
+from orchestrator.cli.options import Address, File, Place
+from orchestrator.cli.printing import emit, line, stdout, tell
 
 TABLE_WIDTH = 200
 """A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
 
-SEEN = {True: "seen", False: "not seen", None: "-"}
 
-
-def doctor(
-    *,
-    address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
-    launch: Annotated[Path | None, Parameter(group=CLUSTER, metavar="FILE")] = None,
-    place: Place = Place(),
-) -> int:
+def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
     """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each fault.
 
     Exit code 3 when a check fails, 2 when nothing but the launch file is wrong.
@@ -31,7 +24,6 @@ def doctor(
     Args:
         address: Also check this Ray cluster, each of its nodes by a task that runs there.
         launch: Also check this file for `ray up`, before it starts anything.
-        place: Where everything lies.
     """
     from orchestrator.running.doctor import LAUNCH_FILE, run_checks
 
@@ -45,7 +37,7 @@ def doctor(
             mark = "[green]ok[/]  " if check["ok"] else "[red]no[/]  "
             stdout.print(f"{mark}{check['name']}: {escape(check['detail'])}", soft_wrap=True)
             if not check["ok"]:
-                stdout.print(f"    fix: {escape(check['fix'])}", soft_wrap=True)
+                line(f"    fix: {check['fix']}")
 
     emit(place, checks, show)
     failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
@@ -66,28 +58,20 @@ def gpu_check(
     Args:
         device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
         into: Where the files go, instead of the root's gpu folder.
-        place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
     from orchestrator.running.gpu_check import check, devices
 
-    folder = into or RootPaths.at(place.root).root / "gpu"
-    found = [check(its, folder, lambda line: stderr.print(escape(line))) for its in devices(device)]
-    files = [str(path) for path, _ in found]
-
-    def show() -> None:
-        for path in files:
-            stdout.print(f"{escape(path)}: send this file back, or keep it for plans", soft_wrap=True)
-
-    emit(place, {"files": files, "ok": all(ok for _, ok in found)}, show)
-    return 0 if all(ok for _, ok in found) else 1
+    found = [check(its, into or place.paths.root / "gpu", tell) for its in devices(device)]
+    files, ok = [str(path) for path, _ in found], all(ok for _, ok in found)
+    said = [f"{path}: send this file back, or keep it for plans" for path in files]
+    emit(place, {"files": files, "ok": ok}, lambda: line(*said))
+    return 0 if ok else 1
 
 
 def _node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch"):
-        table.add_column(name, no_wrap=True)
-    for name in ("disk", "spill", "clock", "root", "storage"):
+    names = ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch")
+    for name in (*names, "disk", "spill", "clock"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
         said = bool(node["versions"])
@@ -104,7 +88,5 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
                 for key in ("free_disk_bytes", "free_spill_bytes")
             ),
             f"{node['clock_skew_s']:g} s off" if said else "?",
-            SEEN[node["sees_root"]],
-            SEEN[node["sees_storage"] == "yes" if node["sees_storage"] else None],
         )
     return table

@@ -1,23 +1,22 @@
-"""Options that several commands share, and the numbers that options take."""
+"""Options that several commands share, and how words of a command line are read."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from orchestrator.planning.paths import holds_password, without_secrets
+from orchestrator.planning.paths import RootPaths, holds_password, without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.running.options import RunOptions
-
-Number = int | float
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.running.cluster import RunOptions
 
 
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
@@ -63,20 +62,11 @@ def _each(check: Callable[[str], object]) -> Callable[[object, Sequence[Token]],
     return convert
 
 
-Positive = Annotated[int, whole(1)]
-Sweep = Annotated[str, Parameter(name="SWEEP")]
-"""Name of a preset or of a sweep of the root, or path of a sweep file."""
-
-
 def _named(text: str) -> str:
     # A shell's variable that is not set: what it should have said is not the default.
     if not text.strip():
         raise ValueError("must not be empty; leave the option out to take its default")
     return text
-
-
-NAMED = Parameter(converter=_each(_named))
-"""How to read the name of a place."""
 
 
 def _named_openly(text: str) -> str:
@@ -89,12 +79,27 @@ def _named_openly(text: str) -> str:
     return text
 
 
-NAMED_OPENLY = Parameter(converter=_each(_named_openly))
-"""How to read the name of a place that may hold a password."""
-
-PLACES = Group("Places", sort_key=8)
+SEVERAL = (1, None)  # words that one option takes
+NAMED, NAMED_OPENLY = Parameter(converter=_each(_named)), Parameter(converter=_each(_named_openly))
+CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
-CLUSTER = Group("Cluster", sort_key=7)
+
+Positive = Annotated[int, whole(1)]
+File = Annotated[Path | None, Parameter(metavar="FILE")]
+Sweep = Annotated[
+    str,
+    Parameter(name="SWEEP", help="Name of a preset or of a sweep of the root, or path of a sweep file."),
+]
+FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
+Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
+Changes = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        metavar="KEY=VALUE",
+        help="Change one value for this command, e.g. recipe.epochs=3; may be given for several.",
+    ),
+]
 
 
 @Parameter(name="*")
@@ -113,6 +118,19 @@ class Place:
     storage: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URL")] = None
     mlflow_uri: Annotated[str | None, NAMED_OPENLY, Parameter(group=PLACES, metavar="URI")] = None
     json: Annotated[bool, Parameter(group=OUTPUT)] = False
+
+    @property
+    def paths(self) -> RootPaths:
+        """What lies below the root."""
+        return RootPaths.at(self.root)
+
+    def open(
+        self, sweep: str, *, as_run: bool = True, changes: Mapping[str, object] | None = None
+    ) -> Workspace:
+        """Open a sweep; of a name that is both, the one that ran rather than the preset, if ``as_run``."""
+        from orchestrator.planning.plan import Workspace
+
+        return Workspace.open(sweep, self.root, self.storage, as_run=as_run, changes=changes)
 
     def hint(self, command: str, *words: str) -> str:
         """Spell a command to type next, for the same places, quoted for a shell; without passwords."""
@@ -135,7 +153,7 @@ class ClusterOptions:
         quiet: Show no progress.
     """
 
-    address: Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None
+    address: Address = None
     num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
     dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
@@ -143,50 +161,19 @@ class ClusterOptions:
     quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
 
-Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")]
-"""Values of a sweep that hold for this run over what its file says."""
-
-RawFolders = Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")]
-"""Where the raw downloads of datasets lie."""
-
-
-def raw_folders(values: Sequence[str]) -> dict[str, Path]:
-    """Return dataset -> folder of its raw download.
+def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str, str]:
+    """Read words of the form ``NAME=VALUE``.
 
     Raises:
-        ConfigError: for what is no NAME=DIR, or two folders for one dataset.
-    """
-    folders: dict[str, Path] = {}
-    for value in values:
-        name, equals, folder = value.partition("=")
-        if not equals or not name or not folder:
-            raise ConfigError("--raw must be NAME=DIR", value, "e.g. --raw mnist=/data/mnist")
-        if folders.setdefault(name, Path(folder)) != Path(folder):
-            raise ConfigError("--raw must name one folder per dataset", f"{name}={folders[name]} and {value}")
-    return folders
-
-
-LabelMap = Annotated[
-    tuple[str, ...], Parameter(name="--label-map", consume_multiple=(1, None), metavar="WRITTEN=CLASS...")
-]
-"""Labels as own data spell them, and the classes that they mean."""
-
-
-def label_map(pairs: Sequence[str]) -> dict[str, str]:
-    """Return label as written -> class.
-
-    Raises:
-        ConfigError: for what is no pair, a blank side, or two classes for one label.
+        ConfigError: for what is none, has a blank side, or gives a name two values.
     """
     found: dict[str, str] = {}
-    for pair in pairs:
-        written, mark, meant = (part.strip() for part in pair.partition("="))
-        if not (written and mark and meant):
-            raise ConfigError("--label-map takes WRITTEN=CLASS", repr(pair), "e.g. --label-map CAT=cat 0.0=0")
-        if found.setdefault(written, meant) != meant:
-            raise ConfigError(
-                "--label-map must give a label one class", f"{written}={found[written]} and {pair}"
-            )
+    for value in values:
+        name, mark, meant = (part.strip() for part in value.partition("="))
+        if not (name and mark and meant):
+            raise ConfigError(f"{flag} must be {form}", value, f"e.g. {flag} {example}")
+        if found.setdefault(name, meant) != meant:
+            raise ConfigError(f"{flag} must give {name} one value", f"{name}={found[name]} and {value}")
     return found
 
 
@@ -201,17 +188,16 @@ class OwnOptions:
         layout: What is on top of class folders in patients' folders, or of these in those.
     """
 
-    label_map: LabelMap = ()
-    label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")] = ()
+    label_map: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=SEVERAL, metavar="WRITTEN=CLASS...")
+    ] = ()
+    label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=SEVERAL, metavar="NAME...")] = ()
     layout: Literal["class/group", "group/class"] | None = None
 
     def said(self) -> dict[str, Any]:
         """Return what was said, by the names of a sweep file's ``own``."""
-        found = {
-            "label_map": label_map(self.label_map),
-            "label_columns": self.label_columns,
-            "layout": self.layout,
-        }
+        label_map = pairs("--label-map", self.label_map, "WRITTEN=CLASS", "CAT=cat 0.0=0")
+        found = {**vars(self), "label_map": label_map}
         return {name: value for name, value in found.items() if value}
 
 
@@ -228,21 +214,35 @@ class ReadingOptions:
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
 
 
-def run_options(
-    place: Place, cluster: ClusterOptions, reading: ReadingOptions, raw: dict[str, Path]
-) -> RunOptions:
-    """Return what the options say about where and how to run."""
-    from orchestrator.running.options import RunOptions
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Work(ReadingOptions, ClusterOptions, Place):
+    """What commands take that read raw files, compute on a cluster and store results."""
 
-    return RunOptions(
-        root=place.root,
-        storage=place.storage,
-        address=cluster.address,
-        num_cpus=cluster.num_cpus,
-        device=cluster.device,
-        dashboard=cluster.dashboard,
-        mlflow_uri=place.mlflow_uri,
-        tracking=cluster.tracking,
-        raw=raw,
-        max_skipped_share=reading.max_skipped_share,
-    )
+    def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
+        """Return where and how to run, with the folders of raw downloads by dataset."""
+        from orchestrator.running.cluster import RunOptions
+
+        given = vars(self) | {"raw": {name: Path(folder) for name, folder in raw.items()}}
+        return RunOptions(**{name: given[name] for name in RunOptions.__dataclass_fields__})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SweepWork(Work):
+    """What commands take that do what is left of a sweep.
+
+    Attributes:
+        raw: Raw download of a dataset; may be given for several.
+    """
+
+    raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = ()
+    changes: Changes = ()
+
+    def raw_folders(self) -> dict[str, str]:
+        """Return dataset -> folder of its raw download."""
+        return pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist")
+
+    def again(self, command: str, sweep: str) -> str:
+        """Spell the command that goes on where this one was stopped."""
+        return self.hint(command, sweep, *(word for change in self.changes for word in ("--set", change)))

@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import (
-    ClusterOptions,
-    Place,
-    Positive,
-    ReadingOptions,
-    Sweep,
-    real,
-    run_options,
-    whole,
-)
+from orchestrator.cli.options import SEVERAL, FromStore, Positive, Sweep, Work, real, whole
 from orchestrator.cli.printing import emit, grid, line, stderr, stdout, waited
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
@@ -29,7 +20,6 @@ if TYPE_CHECKING:
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.commands import Question
-    from orchestrator.running.options import RunOptions
     from search_spaces.specs import Domain
 
 Finite = Annotated[float, real()]
@@ -38,10 +28,8 @@ PILOT = Group("Pilot", sort_key=2)
 
 def _one_goal(arguments: ArgumentCollection) -> None:
     given = [argument.name for argument in arguments if argument.tokens]
-    if len(given) > 1:
-        raise ValueError(f"argument {given[1]}: not allowed with argument {given[0]}")
-    if not given:
-        raise ValueError("one of the arguments --train-size --target-loss is required")
+    if len(given) != 1:
+        raise ValueError(f"one of --train-size and --target-loss must be given, got {len(given)}")
 
 
 GOAL = Group("Goal (one of the two)", validator=_one_goal, sort_key=1)
@@ -61,13 +49,13 @@ class PilotOptions:
 
     pilot: Annotated[str | None, Parameter(group=PILOT, metavar="SOURCE")] = None
     pilot_sizes: Annotated[
-        tuple[int, ...], whole(2), Parameter(group=PILOT, consume_multiple=(1, None), metavar="N...")
+        tuple[int, ...], whole(2), Parameter(group=PILOT, consume_multiple=SEVERAL, metavar="N...")
     ] = ()
     pilot_test_size: Annotated[int | None, whole(2), Parameter(group=PILOT, metavar="N")] = None
 
 
 def predict(
-    preset: Sweep,
+    sweep: Sweep,
     /,
     *,
     model: str = "pooled",
@@ -77,16 +65,13 @@ def predict(
     measured: Annotated[str | None, Parameter(metavar="SOURCE")] = None,
     train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
     target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
-    from_store: bool = False,
+    from_store: FromStore = False,
     trained: PilotOptions = PilotOptions(),
-    reading: ReadingOptions = ReadingOptions(),
-    cluster: ClusterOptions = ClusterOptions(),
-    place: Place = Place(),
-) -> int:
+    work: Work = Work(),
+) -> None:
     """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         model: A model of the sweep; pooled (default) for all of them together.
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
@@ -94,43 +79,23 @@ def predict(
         measured: Take both from a record that isweep measure --json wrote, or measure these images now.
         train_size: How many images you train on.
         target_loss: Test loss to reach.
-        from_store: Do not compare with MLflow.
-        trained: Small trainings to go by.
-        reading: How to read images of a pilot.
-        cluster: Where to train a pilot.
-        place: Where everything lies.
     """
+    from orchestrator.analysis import fit_growth
     from orchestrator.commands import Question, predicted
 
-    record = {} if measured is None else _record(measured, (d_data, label_sharpness), preset, place)
+    record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
     question = Question(model, domain, d_data, label_sharpness, train_size, target_loss)
-    options = run_options(place, cluster, reading, {})
-    found, pilot = predicted(
-        question,
-        record,
-        lambda model, domain: _growth(preset, place, from_store, model, domain),
-        _pilot(preset, trained, question, place, options, cluster.quiet),
-    )
+
+    def growth(model: str, domain: str | None) -> Growth:
+        table = read_table(sweep, work, from_store=from_store)
+        return fit_growth(table, model=model, domain=domain, arms=arms(sweep, work))
+
+    found, pilot = predicted(question, record, growth, _pilot(sweep, trained, question, work))
     points = [] if pilot is None else [asdict(point) for point in pilot.points]
-    emit(place, {**found.to_json(), "pilot": points}, lambda: _show_prediction(found, model, domain, pilot))
-    return 0
+    emit(work, {**found.to_json(), "pilot": points}, lambda: _show_prediction(found, model, domain, pilot))
 
 
-def _growth(preset: str, place: Place, from_store: bool, model: str, domain: str | None) -> Growth:
-    from orchestrator.analysis import fit_growth
-
-    table = read_table(preset, place, from_store=from_store)
-    return fit_growth(table, model=model, domain=domain, arms=arms(preset, place))
-
-
-def _pilot(
-    preset: str,
-    trained: PilotOptions,
-    question: Question,
-    place: Place,
-    options: RunOptions,
-    quiet: bool,
-) -> Callable[[], Pilot] | None:
+def _pilot(sweep: str, trained: PilotOptions, question: Question, work: Work) -> Callable[[], Pilot] | None:
     """Return what reads or trains the pilot that was asked for."""
     from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
@@ -144,15 +109,14 @@ def _pilot(
         return lambda: read_pilot(path, question.model)
 
     def train() -> Pilot:
-        from orchestrator.planning.plan import Workspace
         from orchestrator.running.measuring import PilotRequest, run_pilot
         from orchestrator.running.progress import Progress
 
         waited()  # trainings have a display of their own
-        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
         sizes, domain = trained.pilot_sizes, cast("Domain | None", question.domain)
         request = PilotRequest(source, question.model, sizes, trained.pilot_test_size, domain)
-        return run_pilot(sweep, request, options, Progress(console=None if quiet else stderr))
+        progress = Progress(console=None if work.quiet else stderr)
+        return run_pilot(work.open(sweep).plan.sweep, request, work.options({}), progress)
 
     return train
 
@@ -173,11 +137,11 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
         how = f"{abs(found.shorter):.0%} {'shorter' if found.shorter >= 0 else 'longer'}"
         line(f"The interval is {how} than one that knows nothing of the dataset.")
     if found.warning:
-        stdout.print(escape(f"Beware: {found.warning}."), soft_wrap=True)
+        line(f"Beware: {found.warning}.")
 
 
 def _record(
-    source: str, given: tuple[float | None, float | None], preset: str, place: Place
+    source: str, given: tuple[float | None, float | None], sweep: str, work: Work
 ) -> Mapping[str, Any]:
     """Return the record that was named, or that of images measured now at the sweep's side and channels.
 
@@ -185,6 +149,8 @@ def _record(
         ConfigError: where both numbers are given already.
     """
     from orchestrator.analysis.prediction_inputs import read_record
+    from orchestrator.running.measuring import MeasureRequest, measure_source
+    from tasks.remote import InlineExecutor
 
     if None not in given:
         raise ConfigError(
@@ -194,11 +160,6 @@ def _record(
         )
     if source.endswith(".json"):
         return read_record(Path(source))
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.running.measuring import MeasureRequest, measure_source
-    from tasks.remote import InlineExecutor
-
-    sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
-    request = MeasureRequest(source=source, image_size=sweep.image_size, channels=sweep.channels or 1)
-    return measure_source(request, InlineExecutor(), RootPaths.at(place.root)).record.to_json()
+    spec = work.open(sweep).plan.sweep
+    request = MeasureRequest(source=source, image_size=spec.image_size, channels=spec.channels or 1)
+    return measure_source(request, InlineExecutor(), work.paths).record.to_json()

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -107,9 +107,15 @@ def waited() -> None:
         _waits.pop().stop()
 
 
-def line(text: str) -> None:
-    """Print one line of data; not through rich, which would fold a long path at the terminal's width."""
-    sys.stdout.write(f"{text}\n")
+def line(*texts: str) -> None:
+    """Print lines of data; not through rich, which would fold a long path at the terminal's width."""
+    for text in texts:
+        sys.stdout.write(f"{text}\n")
+
+
+def tell(text: str) -> None:
+    """Print one line that is no data."""
+    stderr.print(escape(text), soft_wrap=True)
 
 
 def cell(value: object) -> str:
@@ -140,6 +146,13 @@ def text_table(table: Plain) -> Table:
     return shown
 
 
+def show_tables(*tables: Plain) -> None:
+    """Print tables of the report, each with its note."""
+    for table in tables:
+        stdout.print(text_table(table))
+        line(table.note)
+
+
 def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:
     """Write a file that the user named, and say so.
 
@@ -150,7 +163,7 @@ def written(path: Path, write: Callable[[Path], object], what: str = "") -> None
         write(path)
     except OSError as error:
         raise ConfigError("The file must be one that can be written", f"{path}: {error}") from None
-    stderr.print(f"wrote {what}{escape(str(path))}", soft_wrap=True)
+    tell(f"wrote {what}{path}")
 
 
 # The story of one cell, as `isweep status PRESET --cell ID` tells it.
@@ -165,18 +178,19 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
     Raises:
         ConfigError: when ``asked`` begins no id of the plan, or several.
     """
-    from orchestrator.results.state import History, look_at_state
-    from orchestrator.running.run_state import running_trials
+    from orchestrator.results.state import read_state
+    from orchestrator.results.store import ResultStore
+    from orchestrator.running.progress import running_trials
 
     trial_id = _named(workspace, asked)
-    state = look_at_state(workspace, running_trials(workspace))
-    history, problem = History(workspace.results_url), ""
+    state = read_state(workspace, running_trials(workspace), look=True)
+    store, problem = ResultStore(workspace.results_url), ""
     try:
-        story = history.story(trial_id)
+        story = store.story(trial_id)
     except CorruptStoreError as error:
         story, problem = [], str(error)
-    said = {number: history.log(trial_id, number) for number in sorted({event.attempt for event in story})}
-    logs = {number: history.log_path(trial_id, number) for number, text in said.items() if text is not None}
+    said = {number: store.log(trial_id, number) for number in sorted({event.attempt for event in story})}
+    logs = {number: store.log_path(trial_id, number) for number, text in said.items() if text is not None}
     failure = state.failures.get(trial_id)
     document: dict[str, Any] = {
         "trial_id": trial_id,
@@ -188,23 +202,18 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
     }
 
     def show() -> None:
-        stdout.print(escape(f"{trial_id}: {document['status']}"), soft_wrap=True)
-        if problem:
-            stdout.print(escape(problem), soft_wrap=True)
-        elif not story:
-            stdout.print("no attempt at it is recorded")
+        line(f"{trial_id}: {document['status']}", *filter(None, [problem]))
+        if not story and not problem:
+            line("no attempt at it is recorded")
         for event in story:
-            where = f" on {event.node}" if event.node else ""
+            where, said_then = f" on {event.node}" * bool(event.node), f": {event.said}" * bool(event.said)
             when = time.strftime("%F %T", time.localtime(event.at))
-            text = f"{when}  attempt {event.attempt} {event.what}{where}{': ' * bool(event.said)}{event.said}"
-            stdout.print(escape(text), soft_wrap=True)
-        for number, path in logs.items():
-            stdout.print(escape(f"log of attempt {number}: {path}"), soft_wrap=True)
+            line(f"{when}  attempt {event.attempt} {event.what}{where}{said_then}")
+        line(*(f"log of attempt {number}: {path}" for number, path in logs.items()))
         if logs:
-            lines = (said[max(logs)] or "").splitlines()[-LOG_LINES:]
-            stdout.print(escape("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
-        if failure is not None and failure.failure.traceback and not logs:
-            stdout.print(escape(failure.failure.traceback), soft_wrap=True)
+            line(*(f"  {text}" for text in (said[max(logs)] or "").splitlines()[-LOG_LINES:]))
+        elif failure is not None and failure.failure.traceback:
+            line(failure.failure.traceback)
 
     emit(place, document, show)
 
@@ -234,8 +243,8 @@ MAX_NAMED = 3
 """Trials of one failure that are named; the others are counted."""
 
 
-def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
-    """Print a plan: a line per model and dataset, or one per trial."""
+def plan_table(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> Table:
+    """Lay out a plan: a line per model and dataset, or one per trial."""
     from orchestrator.planning.plan import CellStatus
 
     if all_:
@@ -243,16 +252,16 @@ def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
         table = grid(*names)
         for row in rows:
             table.add_row(*(cell(row[name]) for name in names))
-    else:
-        table = grid("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
-        groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for row in rows:
-            groups.setdefault((row["model"], row["dataset"]), []).append(row)
-        for (model, dataset), group in groups.items():
-            done = sum(row["status"] == CellStatus.DONE for row in group)
-            spans = (_span(row[name] for row in group) for name in ("class_pair", "train_size", "seed"))
-            table.add_row(cell(model), cell(dataset), *map(escape, spans), str(len(group)), str(done))
-    stdout.print(table)
+        return table
+    table = grid("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["dataset"]), []).append(row)
+    for (model, dataset), group in groups.items():
+        done = sum(row["status"] == CellStatus.DONE for row in group)
+        spans = (_span(row[name] for row in group) for name in ("class_pair", "train_size", "seed"))
+        table.add_row(cell(model), cell(dataset), *map(escape, spans), str(len(group)), str(done))
+    return table
 
 
 def _span(values: Iterable[Any]) -> str:
@@ -261,25 +270,6 @@ def _span(values: Iterable[Any]) -> str:
     if len(distinct) <= MAX_NAMED:
         return ", ".join(map(str, distinct))
     return f"{len(distinct)}: {distinct[0]} to {distinct[-1]}"
-
-
-def emit_sweeps(place: Place, documents: list[dict[str, Any]]) -> None:
-    """Print the sweeps of a root, a line each."""
-
-    def show() -> None:
-        if not documents:
-            start = f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}"
-            stdout.print(escape(start), soft_wrap=True)
-            return
-        table = grid("sweep", *COUNTS)
-        for document in documents:
-            table.add_row(cell(document["sweep"]), *(str(document[name]) for name in COUNTS))
-        stdout.print(table)
-        for document in documents:
-            if document["now"]:
-                stdout.print(escape(f"{document['sweep']}: {document['now']}"), soft_wrap=True)
-
-    emit(place, documents, show)
 
 
 def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
@@ -295,7 +285,7 @@ def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
 
 def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a run does now, and a line per trial that runs."""
-    from orchestrator.running.run_state import RunningTrial, spelled
+    from orchestrator.running.progress import RunningTrial, spelled
 
     if document["now"]:
         yield f"now: {document['now']}"
@@ -307,33 +297,24 @@ def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
 def watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
     """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep.
 
+    Into a pipe or file, a line whenever they have changed; on stderr, since stdout is for data.
+
     Raises:
         KeyboardInterrupt: when it is stopped, which stops no run.
     """
+    said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)
     try:
-        _watch_terminal(look, interval) if stdout.is_terminal else _watch_lines(look, interval)
+        with shown if stdout.is_terminal else nullcontext():
+            while (document := look())["now"] and not stderr.quiet:  # as once nobody reads it any more
+                now = f"{_counted(document)}  {document['now']}"
+                if stdout.is_terminal:
+                    shown.update(_watched(document), refresh=True)
+                elif now != said:
+                    tell(now)
+                said = now
+                time.sleep(interval)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
-
-
-def _watch_terminal(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
-    document = look()
-    with Live(_watched(document), console=stdout, transient=True, auto_refresh=False) as live:
-        while document["now"]:
-            live.update(_watched(document), refresh=True)
-            time.sleep(interval)
-            document = look()
-
-
-def _watch_lines(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
-    """Say in a line where the sweep stands whenever that has changed; on stderr, since stdout is for data."""
-    said = ""
-    while (document := look())["now"] and not stderr.quiet:  # as it is once nobody reads it any more
-        line = f"{_counted(document)}  {document['now']}"
-        if line != said:
-            stderr.print(escape(line), soft_wrap=True)
-        said = line
-        time.sleep(interval)
 
 
 def _counted(document: Mapping[str, Any]) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
-from rich.markup import escape
 
-from orchestrator.cli.options import Place, Sweep, whole
-from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
+from orchestrator.cli.options import File, FromStore, Place, Sweep, whole
+from orchestrator.cli.printing import cell, emit, grid, line, show_tables, stdout, tell, written
 from orchestrator.commands import Mirror
 from search_spaces.errors import ConfigError, unknown_name
 
@@ -48,9 +47,6 @@ SEARCH_SHOWN = {
     "epochs": "epochs",
     "validation_loss": "loss",
 }
-"""Columns that ``isweep results --search`` prints for people, with their short names."""
-
-
 BEST_SHOWN = {
     "dataset": "dataset",
     "model": "model",
@@ -145,39 +141,35 @@ def _text(value: object) -> str:
 
 
 def results(
-    preset: Sweep,
+    sweep: Sweep,
     /,
     *,
     chosen: RowOptions = RowOptions(),
-    csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    from_store: bool = False,
+    csv: File = None,
+    parquet: File = None,
+    predictions: File = None,
+    from_store: FromStore = False,
     search: bool = False,
     place: Place = Place(),
-) -> int:
+) -> None:
     """Print or write the tidy table, one row per trial.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
-        chosen: Which rows.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
         predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
             image; the sweep needs predictions: true.
-        from_store: Do not compare with MLflow.
         search: The trials of isweep tune instead.
-        place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
 
     if search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
-        return write_predictions(preset, predictions, place)
+        return write_predictions(sweep, predictions, place)
     if csv and parquet and csv.absolute() == parquet.absolute():
         raise ConfigError("--csv and --parquet must name two files", f"{csv} for both")
-    table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
+    table = read_search(sweep, place) if search else read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (chosen.shown, "train_size")
     what = f"{len(table)} rows to "
@@ -186,7 +178,7 @@ def results(
     if parquet:
         written(parquet, lambda path: table.to_parquet(path, index=False), what)
     if (csv or parquet) and not place.json:
-        return 0
+        return None
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
@@ -199,122 +191,151 @@ def results(
         for row in rows:
             lines.add_row(*(cell(row.get(name)) for name in shown))
         stdout.print(lines)
-        _say_guessing(rows)
+        from orchestrator.analysis.guessing import is_guessing
 
-    emit(place, rows, show)
-    return 0
+        losses = [loss for row in rows if (loss := row.get("test_loss")) is not None]
+        if guessed := sum(is_guessing(loss) for loss in losses):
+            line(f"{guessed} of {len(losses)} losses lie at guessing between two classes, or beyond.")
 
-
-def _say_guessing(rows: list[dict[str, float | None]]) -> None:
-    """Say how many losses say nothing of any law, where there are such."""
-    from orchestrator.analysis.guessing import is_guessing
-
-    losses = [loss for row in rows if (loss := row.get("test_loss")) is not None]
-    if guessed := sum(is_guessing(loss) for loss in losses):
-        line(f"{guessed} of {len(losses)} losses lie at guessing between two classes, or beyond.")
+    return emit(place, rows, show)
 
 
-def write_predictions(preset: str, path: Path, place: Place) -> int:
+def write_predictions(sweep: str, path: Path, place: Place) -> None:
     """Write every network's logits of the test images as one Parquet file.
 
     Raises:
         DataError: when no trial has any.
         CorruptStoreError: when a trial's are gone or damaged.
     """
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.results.predictions import predictions_table
+    from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
+    from orchestrator.results.store import ResultStore
 
-    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    workspace = place.open(sweep)
     results = read_state(workspace).records
-    table = predictions_table(results, workspace.results_url)
+    table = predictions_table(results, ResultStore(workspace.results_url))
     num_trials = table["trial_id"].nunique()
     what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
     written(path, lambda path: table.to_parquet(path, index=False), what)
     if place.json:
         emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, lambda: None)
-    return 0
+
+
+OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
+
+
+@Parameter(name="*", group=OWN_TABLE)
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What is asked of a table of one's own.
+
+    Attributes:
+        response: Column of numbers that is explained.
+        on: Column of numbers that explains it; may be given several times.
+        groups: Column that says which rows belong together, e.g. dataset.
+        within: Column that must be equal for rows to be compared, e.g. model; may be given several times.
+        figure: Draw it into this file: .svg, .pdf or .png.
+    """
+
+    response: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
+    groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
+    figure: File = None
+
+    def fit(self, path: Path, place: Place) -> None:
+        """Fit a table within and between its groups, and print what it says.
+
+        Raises:
+            ConfigError: where a part of the design is missing, or the table cannot be used.
+        """
+        from orchestrator.analysis import grouped
+
+        if not self.response or not self.on or not self.groups:
+            rule = "A table needs --response, --on and --groups"
+            raise ConfigError(rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset")
+        design = grouped.Design(self.response, self.on, self.groups, self.within)
+        table = grouped.read_own_table(path, design)
+        found = grouped.fit_groups(table, design)
+
+        def show() -> None:
+            line(*found.lines())
+            show_tables(found.table())
+
+        emit(place, found.to_json(), show)
+        if self.figure:
+            written(self.figure, grouped.draw(table, found).savefig)
 
 
 def fit(
-    preset: Sweep,
+    sweep: Sweep,
     /,
     *,
+    own: TableOptions = TableOptions(),
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
-    from_store: bool = False,
+    from_store: FromStore = False,
     place: Place = Place(),
-) -> int:
-    """Fit the scaling laws and say what they answer.
+) -> None:
+    """Fit the scaling laws and say what they answer; or fit any table within and between its groups.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         all_: Fit and print what no answer rests on as well, as tables.
-        from_store: Do not compare with MLflow.
-        place: Where everything lies.
     """
+    from orchestrator.analysis.grouped import SUFFIXES
+
+    if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
+        return own.fit(Path(sweep), place)
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
-    table = read_table(preset, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms(preset, place), explore=all_)
+    table = read_table(sweep, place, from_store=from_store)
+    fits = fit_scaling_laws(table, arms=arms(sweep, place), explore=all_)
 
     def show() -> None:
-        for text in summary(fits, width=min(80, stdout.width)):
-            line(text)
+        line(*summary(fits, width=min(80, stdout.width)))
         if not all_:
-            line(f"Every number: {place.hint('fit', preset)} --all")
-            return
-        for table in (seen_table(fits), *fit_tables(fits)):
-            stdout.print(text_table(table))
-            stdout.print(escape(table.note), soft_wrap=True)
-        for text in (not_fitted(fits), *fits.caveats, *(f"Left out: {found}." for found in fits.excluded)):
-            stdout.print(escape(text), soft_wrap=True)
+            return line(f"Every number: {place.hint('fit', sweep)} --all")
+        show_tables(seen_table(fits), *fit_tables(fits))
+        return line(not_fitted(fits), *fits.caveats, *(f"Left out: {found}." for found in fits.excluded))
 
-    emit(place, fits.to_json(), show)
-    return 0
+    return emit(place, fits.to_json(), show)
 
 
 def report(
-    preset: Sweep | None = None,
+    sweep: Sweep | None = None,
     /,
     *,
-    from_store: bool = False,
+    from_store: FromStore = False,
     published: bool = False,
     place: Place = Place(),
-) -> int:
+) -> None:
     """Write the report with its figures and print its path.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file; --published can do
-            without.
-        from_store: Do not compare with MLflow.
         published: Print the study's own regressions redone on its published numbers, and how this sweep
-            agrees with every published quantity.
-        place: Where everything lies.
+            agrees with every published quantity; needs no SWEEP.
     """
     if published:
-        return _published(None if preset is None else read_table(preset, place, from_store=from_store), place)
-    if preset is None:
+        return _published(None if sweep is None else read_table(sweep, place, from_store=from_store), place)
+    if sweep is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
     from orchestrator.analysis.report import report_can_be_written, report_sweep
     from orchestrator.commands import compare_with_mlflow
-    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import read_state
 
-    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    workspace = place.open(sweep)
     state = read_state(workspace)
     with report_can_be_written():
         path = report_sweep(workspace, state)
     if path is None:
-        raise no_results(preset, workspace, place)
+        raise no_results(sweep, workspace, place)
     if not from_store:
-        compare_with_mlflow(workspace, state, Mirror(place.mlflow_uri, place.hint("reconcile", preset)), _say)
-    emit(place, {"report": str(path)}, lambda: line(str(path)))
-    return 0
+        compare_with_mlflow(workspace, state, _mirror(sweep, place), tell)
+    return emit(place, {"report": str(path)}, lambda: line(str(path)))
 
 
-def _published(table: pd.DataFrame | None, place: Place) -> int:
+def _published(table: pd.DataFrame | None, place: Place) -> None:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
     from orchestrator.analysis.findings import summary
@@ -324,28 +345,22 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
     redone = published_report()
     scores = () if table is None else scorecard(table)
     left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
-    tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
-        for text in summary(redone.fits):
-            line(text)
-        for shown in tables:
-            stdout.print(text_table(shown))
-            line(shown.note)
-        for text in left_out:
-            line(f"Left out: {text}")
+        line(*summary(redone.fits))
+        show_tables(redone.table(), *([] if table is None else [score_table(scores)]))
+        line(*(f"Left out: {text}" for text in left_out))
 
     found = {
         "claims": [asdict(claim) for claim in redone.fits.claims],
-        "regressions": redone.regressions(),
+        "regressions": [*redone.regressions],
         "scorecard": [asdict(score) for score in scores],
         "left_out": left_out,
     }
     emit(place, found, show)
-    return 0
 
 
-def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
+def read_table(sweep: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     """Return the tidy table of a sweep; see `orchestrator.commands.results_of`.
 
     Raises:
@@ -353,17 +368,19 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
         SetupError: when neither store nor MLflow can be reached.
     """
     from orchestrator.commands import results_of
-    from orchestrator.planning.plan import Workspace
 
-    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
-    mirror = None if from_store else Mirror(place.mlflow_uri, place.hint("reconcile", preset))
-    table = results_of(workspace, mirror, _say)
+    workspace = place.open(sweep)
+    table = results_of(workspace, None if from_store else _mirror(sweep, place), tell)
     if table.empty:
-        raise no_results(preset, workspace, place)
+        raise no_results(sweep, workspace, place)
     return table
 
 
-def read_search(preset: str, place: Place) -> pd.DataFrame:
+def _mirror(sweep: str, place: Place) -> Mirror:
+    return Mirror(place.mlflow_uri, place.hint("reconcile", sweep))
+
+
+def read_search(sweep: str, place: Place) -> pd.DataFrame:
     """Return the stored trials of a sweep's search.
 
     Raises:
@@ -371,87 +388,71 @@ def read_search(preset: str, place: Place) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.tuning.standing import search_rows
+    from orchestrator.tuning.cells import search_rows
 
-    rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
+    rows = search_rows(place.open(sweep))
     if not rows:
-        raise ConfigError(
-            "Results of a search need one", f"{preset}: none stored", f"run: {place.hint('tune', preset)}"
-        )
+        way_out = f"run: {place.hint('tune', sweep)}"
+        raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
     return pd.DataFrame(rows)
 
 
-def arms(preset: str, place: Place) -> tuple[Arm, ...]:
+def arms(sweep: str, place: Place) -> tuple[Arm, ...]:
     """Return the datasets of a sweep's experiment; none where it has no worlds."""
     from orchestrator.analysis.report import arms_of
-    from orchestrator.planning.plan import Workspace
 
-    return arms_of(Workspace.open(preset, place.root, place.storage, as_run=True))
-
-
-def _say(text: str) -> None:
-    stderr.print(text, markup=False, soft_wrap=True)
+    return arms_of(place.open(sweep))
 
 
-def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
+def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
     """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
-    from orchestrator.running.run_state import read_run
+    from orchestrator.running.progress import read_run
 
     if read_run(workspace) is not None:
-        way_out = f"a run works on it; see: {place.hint('status', preset)}"
+        way_out = f"a run works on it; see: {place.hint('status', sweep)}"
     else:
         absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
-        way_out = f"run it: {place.hint('run', preset)}{absent}"
-    return ConfigError(f"Sweep {preset!r} has no results yet", way_out=way_out)
+        way_out = f"run it: {place.hint('run', sweep)}{absent}"
+    return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)
 
 
 # Commands that weigh sweeps: what a design could detect, and how two sweeps differ.
 
 
 def power(
-    preset: Sweep,
+    sweep: Sweep,
     /,
     *,
     effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",
     num_tables: Annotated[int, whole(20), Parameter(metavar="N")] = 200,
     seed: Annotated[int, whole(0)] = 0,
     place: Place = Place(),
-) -> int:
+) -> None:
     """Simulate how often a sweep's own analysis would settle its questions, before anything is trained.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         effect: What is true in the simulated world: the whole law (default), or a part of it alone.
         num_tables: Simulated sweeps (default 200); shares are good to 0.5 / √N.
         seed: Seed of the simulation (default 0).
-        place: Where everything lies.
     """
     from orchestrator.analysis.power import planned_power
-    from orchestrator.planning.plan import Workspace
 
-    plan = Workspace.open(preset, place.root, place.storage).plan
+    plan = place.open(sweep, as_run=False).plan
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
 
     def show() -> None:
-        for table in found.tables():
-            stdout.print(text_table(table))
-            line(table.note)
-        for text in found.lines():
-            line(text)
+        show_tables(found.table())
+        line(*found.lines())
 
     emit(place, found.to_json(), show)
-    return 0
 
 
-def compare(first: str, second: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+def compare(first: str, second: str, /, *, from_store: FromStore = False, place: Place = Place()) -> None:
     """Compare two sweeps on the cells that both have, datasets being the replicates.
 
     Args:
         first: A preset's or sweep's name, or the path of a sweep file.
         second: The other; ratios are of it over the first.
-        from_store: Do not compare with MLflow.
-        place: Where everything lies.
     """
     from orchestrator.analysis import compare as compare_tables
 
@@ -460,11 +461,4 @@ def compare(first: str, second: str, /, *, from_store: bool = False, place: Plac
         raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
     tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
-
-    def show() -> None:
-        table = found.table()
-        stdout.print(text_table(table))
-        line(table.note)
-
-    emit(place, asdict(found), show)
-    return 0
+    emit(place, asdict(found), lambda: show_tables(found.table()))

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import OwnOptions, Place, Sweep, whole
-from orchestrator.cli.printing import emit, grid, line, stderr, stdout
+from orchestrator.cli.options import File, OwnOptions, Place, whole
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout, tell
 from search_spaces.errors import ConfigError
 
 DRAFT = Group("Sweep file", sort_key=1)
@@ -21,12 +21,12 @@ def init(
     source: Path | None = None,
     /,
     *,
-    out: Annotated[Path | None, Parameter(group=DRAFT, metavar="FILE")] = None,
+    out: Annotated[File, Parameter(group=DRAFT)] = None,
     domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
     own: OwnOptions = OwnOptions(),
     place: Place = Place(),
-) -> int:
+) -> None:
     """Write a sweep file for your images that runs as it is; prints its path last.
 
     Args:
@@ -35,9 +35,8 @@ def init(
         domain: What the images are of (default: guessed).
         device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
         own: What own data leave open.
-        place: Where everything lies.
     """
-    from orchestrator.planning.draft import draft_sweep
+    from orchestrator.planning.checks import draft_sweep
 
     to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
     if to.exists():
@@ -51,20 +50,14 @@ def init(
     hints = [place.hint("plan", named), place.hint("run", named)]
 
     def show() -> None:
-        stderr.print(escape(text), soft_wrap=True)
-        stderr.print(escape(f"What it will do: {hints[0]}\nDo it:           {hints[1]}"), soft_wrap=True)
+        tell(f"{text}\nWhat it will do: {hints[0]}\nDo it:           {hints[1]}")
         line(str(to))
 
     emit(place, {"sweep_file": str(to), "text": text, "next": hints}, show)
-    return 0
 
 
-def models(*, place: Place = Place()) -> int:
-    """List the networks that a sweep file can name.
-
-    Args:
-        place: Where everything lies.
-    """
+def models(*, place: Place = Place()) -> None:
+    """List the networks that a sweep file can name."""
     from search_spaces.models import MODELS, about
 
     rows = [
@@ -73,16 +66,10 @@ def models(*, place: Place = Place()) -> int:
     ]
     more = "Also: torchvision:NAME, timm:NAME, or a function of your own; see docs/trials.md."
     emit(place, rows, lambda: _show(rows, ("model", "about"), more))
-    return 0
 
 
-def recipes(*, place: Place = Place()) -> int:
-    """List the training recipes that a sweep file can name, those that isweep tune wrote among them.
-
-    Args:
-        place: Where everything lies.
-    """
-    from orchestrator.planning.paths import RootPaths
+def recipes(*, place: Place = Place()) -> None:
+    """List the training recipes that a sweep file can name, those that isweep tune wrote among them."""
     from search_spaces.recipes import RECIPES, recipe_spec
 
     rows: list[dict[str, Any]] = []
@@ -91,20 +78,15 @@ def recipes(*, place: Place = Place()) -> int:
         pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
         numbers = {"epochs": usual.epochs, "rate": f"{usual.learning_rate:g}", "batch": usual.batch_size}
         rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about})
-    for path in sorted(RootPaths.at(place.root).recipes.glob("tuned-*.yaml")):
+    for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
         blank = dict.fromkeys(("epochs", "rate", "batch", "pixels"), "")
         rows.append({"recipe": path.stem, **blank, "about": f"found by isweep tune: {path}"})
     more = "Change a recipe in the sweep file: recipe: {from: demo, epochs: 40}; see docs/trials.md."
     emit(place, rows, lambda: _show(rows, ("recipe", "epochs", "rate", "batch", "pixels", "about"), more))
-    return 0
 
 
-def presets(*, place: Place = Place()) -> int:
-    """List the sweeps that ship with the package.
-
-    Args:
-        place: Where everything lies.
-    """
+def presets(*, place: Place = Place()) -> None:
+    """List the sweeps that ship with the package."""
     from orchestrator.planning.plan import plan_sweep
     from orchestrator.planning.sweep_file import load_sweep, preset_names
 
@@ -114,7 +96,6 @@ def presets(*, place: Place = Place()) -> int:
         trials = len(plan_sweep(sweep).trials)
         rows.append({"preset": name, "trials": trials, "about": " ".join(sweep.description.split())})
     emit(place, rows, lambda: _show(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
-    return 0
 
 
 def _show(rows: list[dict[str, Any]], names: tuple[str, ...], more: str) -> None:
@@ -127,15 +108,9 @@ def _show(rows: list[dict[str, Any]], names: tuple[str, ...], more: str) -> None
     line(more)
 
 
-def ls(*, place: Place = Place()) -> int:
-    """List what lies in a root: sweeps, prepared data, recipes, with their size on disk.
-
-    Args:
-        place: Where everything lies.
-    """
-    from orchestrator.planning.paths import RootPaths
-
-    paths = RootPaths.at(place.root)
+def ls(*, place: Place = Place()) -> None:
+    """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
+    paths = place.paths
     rows: list[dict[str, Any]] = []
     for name in paths.sweep_names():
         num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
@@ -150,16 +125,14 @@ def ls(*, place: Place = Place()) -> int:
 
     def show() -> None:
         if not rows:
-            line(f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}")
-            return
+            return line(f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}")
         table = grid("what", "name", "size", "")
         for row in rows:
             table.add_row(row["what"], escape(row["name"]), _spelled(row["bytes"]), row["about"])
         stdout.print(table)
-        line(f"In {paths.root}; remove a sweep or prepared data with: {place.hint('rm', 'NAME')}")
+        return line(f"In {paths.root}; remove a sweep or prepared data with: {place.hint('rm', 'NAME')}")
 
     emit(place, rows, show)
-    return 0
 
 
 def _row(what: str, name: str, path: Path, about: str) -> dict[str, Any]:
@@ -178,76 +151,59 @@ def _spelled(num_bytes: int) -> str:
     return f"{num_bytes} B"
 
 
-def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> int:
+def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     """Remove a sweep with its results, or prepared data, from the root; asks first.
 
     Args:
         name: Of a sweep, or of prepared data, as isweep ls prints it.
         yes: Do not ask.
-        place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
     from orchestrator.running.locks import exclusive
     from tasks.atomic import remove_folder
 
     if place.storage:
         rule = "isweep rm removes what lies in the root"
         raise ConfigError(rule, f"--storage {place.storage}", "remove the sweep's folder there yourself")
-    paths = RootPaths.at(place.root)
-    folder, what = _found(name, paths.root, paths.sweep_names(), place)
+    paths = place.paths
+    sweeps, data = paths.sweep_names(), sorted((paths.root / "prepared").glob("[!.]*/"))
+    known = {folder.name: folder for folder in (*data, *(paths.sweep(one).folder for one in sweeps))}
+    if name not in known:
+        holds = f"it holds: {', '.join([*sweeps, *(one.name for one in data)]) or 'nothing'}"
+        rule = f"{paths.root} must hold what is removed"
+        raise ConfigError(rule, name, f"{holds}; see {place.hint('ls')}")
+    folder, what = known[name], f"prepared data {name}"
+    if name in sweeps:
+        num = sum(1 for _ in (folder / "trials").glob("*/result.json"))
+        what = f"sweep {name} with the results of {num} trials"
     if not yes:
-        _ask(f"Remove {what}, {_spelled(_size(folder))}? This cannot be undone. [y/N] ")
+        if not (stdout.is_terminal and stderr.is_terminal):
+            raise ConfigError("isweep rm asks before it removes", "no terminal to ask on", "give --yes")
+        question = f"Remove {what}, {_spelled(_size(folder))}? This cannot be undone. [y/N] "
+        if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
+            raise KeyboardInterrupt("Nothing was removed.")
     with exclusive(paths.lock, f"isweep rm {name}"):
         remove_folder(folder)
-    said = f"removed {what}" + ("; MLflow keeps its runs" if what.startswith("sweep") else "")
+    said = f"removed {what}" + "; MLflow keeps its runs" * (name in sweeps)
     emit(place, {"removed": str(folder)}, lambda: line(said))
-    return 0
-
-
-def _found(name: str, root: Path, sweeps: list[str], place: Place) -> tuple[Path, str]:
-    data = {folder.name: folder for folder in (root / "prepared").glob("[!.]*/")}
-    if name in sweeps:
-        folder = root / "sweeps" / name
-        num = sum(1 for _ in (folder / "trials").glob("*/result.json"))
-        return folder, f"sweep {name} with the results of {num} trials"
-    if name in data:
-        return data[name], f"prepared data {name}"
-    known = ", ".join([*sweeps, *sorted(data)]) or "nothing"
-    raise ConfigError(f"{root} must hold what is removed", name, f"it holds: {known}; see {place.hint('ls')}")
-
-
-def _ask(question: str) -> None:
-    """Ask on the terminal, and go on when the answer is yes.
-
-    Raises:
-        ConfigError: when nobody is there to answer.
-        KeyboardInterrupt: when the answer is no.
-    """
-    if not (stdout.is_terminal and stderr.is_terminal):
-        raise ConfigError("isweep rm asks before it removes", "no terminal to ask on", "give --yes")
-    if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
-        raise KeyboardInterrupt("Nothing was removed.")
 
 
 def ui(
-    sweep: Sweep | None = None,
+    sweep: Annotated[str | None, Parameter(name="SWEEP")] = None,
     /,
     *,
     port: Annotated[int | None, whole(1, 65536, "from 1 to 65535"), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
-) -> int:
+) -> None:
     """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends it.
 
     Args:
         sweep: Name of a sweep of the root (default: all).
         port: Of 127.0.0.1 (default: 5000, or any free one).
-        place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
     from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
     from orchestrator.results.tracking import mlflow_uri
 
-    paths = RootPaths.at(place.root)
+    paths = place.paths
     uri = mlflow_uri(paths, place.mlflow_uri)
     names = paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
@@ -257,26 +213,23 @@ def ui(
     if sweep is not None and sweep not in names:
         known = ", ".join(names) or "none"
         raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
+
+    def show() -> None:
+        line(f"MLflow: {address}")
+        for experiment, links in pages.items():
+            line(experiment, *(f"  {question}: {link}" for question, link in links.items()))
+        if not pages:
+            line("No sweep has runs there; isweep reconcile SWEEP sends what is missing.")
+        tell("Ctrl-C ends it.")
+
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
             for name in [sweep] if sweep else names:
                 pages |= sweep_pages(address, name)
-            emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, pages))
+            emit(place, {"address": address, "pages": pages}, show)
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
-    return 0
-
-
-def _show_pages(address: str, pages: dict[str, dict[str, str]]) -> None:
-    line(f"MLflow: {address}")
-    for experiment, links in pages.items():
-        line(experiment)
-        for question, link in links.items():
-            line(f"  {question}: {link}")
-    if not pages:
-        line("No sweep has runs there; isweep reconcile SWEEP sends what is missing.")
-    stderr.print("Ctrl-C ends it.")

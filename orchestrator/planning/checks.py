@@ -1,22 +1,31 @@
-"""What of a plan the data cannot give, found before Ray starts and before anything is prepared."""
+"""What one's data can give: checked before anything is prepared, and asked for in a first sweep file."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.planning.plan import Workspace
+from orchestrator.planning.sweep_file import parse_sweep, preset_names
+from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
-from search_spaces.specs import SubsetSpec
+from search_spaces.models import as_name
+from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.parts import SPLIT_CODES
 from tasks.prepared.prepare import list_raw
+from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.sources.base import Listing, RawRequest, hash_key
+from tasks.sources import OWN_KINDS, own_kind_of, source_for
+from tasks.sources.base import Listing, RawRequest, SkipItem, hash_key
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,22 @@ class Counted:
     groups: NDArray[np.int64]
     splits: NDArray[np.int8]
     label_names: tuple[str, ...]
+
+
+def counted(listing: Listing) -> Counted | None:
+    """Return what own files say by their places and names; None where only reading them tells."""
+    if not listing.one_each or any(item.label is None for item in listing.items):
+        return None
+    ids: dict[str, int] = {}
+    groups = [
+        ids.setdefault(item.group or f"\0{place}", len(ids)) for place, item in enumerate(listing.items)
+    ]
+    return Counted(
+        np.array([item.label for item in listing.items], np.int64),
+        np.array(groups, np.int64),
+        np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
+        listing.label_names,
+    )
 
 
 def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, int]:
@@ -45,50 +70,63 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     Raises:
         SweepError: naming all of them.
     """
+    plan, own = workspace.plan, _own_data(workspace, raw or {})
+    problems: list[SweepError] = []
+    images: dict[str, PreparedDataset | Counted | None] = {}
+    unopened: dict[str, int] = {}
+    # By the root's key, if there is a root, isweep locate finds what a message names.
+    has_root = os.access(workspace.paths.root, os.W_OK)
+    for spec in plan.prepared:
+        images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id)
+        if images[spec.prepared_id] is None and spec.dataset in own:
+            key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
+            try:
+                listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
+                unopened[spec.prepared_id] = len(listing.items)
+                images[spec.prepared_id] = counted(listing)
+            except SweepError as error:
+                problems.append(error)
+    for measure in plan.measures:
+        subset = measure.subset
+        there = images[subset.prepared.prepared_id]
+        if there is None:
+            continue
+        try:
+            # Where the names were known when the sweep was planned, pairs were named.
+            if subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names:
+                _check_class_numbers(subset.prepared.dataset, there.label_names)
+            size = max(measure.train_sizes)
+            make_subset(there.labels, there.groups, subset, there.splits, max_train_size=size)
+        except SweepError as error:
+            problems.append(_of(subset, there.label_names, error))
+    collect(problems, DataError)
+    return unopened
+
+
+def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
+    """Return where own data lie, by dataset; refuses those that lie nowhere."""
     problems: list[SweepError] = []
     own: dict[str, Path] = {}
     for choice in workspace.plan.sweep.datasets:
-        given = (raw or {}).get(choice.name)
-        if choice.own is not None and given is None and not Path(choice.own.path).exists():
-            rule = f"datasets.{choice.name}.own.path must exist"
-            near = nearest_path(Path(choice.own.path))
-            way_out = f"a relative path starts at the sweep file; {near}" if near else ""
-            problems.append(ConfigError(rule, choice.own.path, way_out))
-        elif choice.own is not None:
-            own[choice.name] = given or Path(choice.own.path)
+        if choice.own is not None:
+            own[choice.name] = raw.get(choice.name) or Path(choice.own.path)
+            if choice.name not in raw and not own[choice.name].exists():
+                near = nearest_path(own[choice.name])
+                way_out = f"a relative path starts at the sweep file; {near}" if near else ""
+                rule = f"datasets.{choice.name}.own.path must exist"
+                problems.append(ConfigError(rule, choice.own.path, way_out))
     collect(problems, ConfigError)
-    images: dict[str, Counted] = {}
-    unopened: dict[str, int] = {}
-    for spec in workspace.plan.prepared:
-        found, data = None, workspace.prepared.get(spec.prepared_id)
-        try:
-            if data is not None:
-                found = Counted(data.labels, data.groups, data.splits, data.label_names)
-            elif spec.dataset in own:
-                # By the root's key, if there is a root, isweep locate finds what a message names.
-                keys = workspace.paths.prepared(spec).parent
-                key = hash_key(keys) if os.access(workspace.paths.root, os.W_OK) else "unkeyed"
-                dataset = workspace.plan.datasets[spec.dataset]
-                listing = list_raw(RawRequest(dataset, spec, own[spec.dataset], key))
-                unopened[spec.prepared_id] = len(listing.items)
-                found = counted(listing)
-        except SweepError as error:
-            problems.append(error)
-        if found is not None:
-            images[spec.prepared_id] = found
-    for measure in workspace.plan.measures:
-        subset = measure.subset
-        there = images.get(subset.prepared.prepared_id)
-        if there is not None:
-            known = workspace.plan.datasets[subset.prepared.dataset].label_names
-            size = max(measure.train_sizes)
-            try:
-                _check_class_numbers(subset, there.label_names, known)
-                make_subset(there.labels, there.groups, subset, there.splits, max_train_size=size)
-            except SweepError as error:
-                problems.append(_of(subset, there.label_names, error))
-    collect(problems, DataError)
-    return unopened
+    return own
+
+
+def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
+    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
+    if names != tuple(map(str, range(len(names)))) and all(name.lstrip("-").isdigit() for name in names):
+        raise DataError(
+            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
+            f"{dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
+            f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
+        )
 
 
 def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
@@ -97,40 +135,188 @@ def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepE
     if about in f"{error.rule} {error.value}":
         return error
     if subset.class_pair is not None:
-        about += ", classes " + " and ".join(_name(names, label) for label in subset.class_pair)
+        named = (names[label] if label < len(names) else str(label) for label in subset.class_pair)
+        about += ", classes " + " and ".join(named)
     return DataError(f"{about}: {error.rule}", error.value, error.way_out)
 
 
-def _name(names: tuple[str, ...], label: int) -> str:
-    return names[label] if label < len(names) else str(label)
+# A first sweep file for one's own images, which runs: what ``isweep init`` writes.
+
+TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
+"""Of the images, the largest that groups and given splits allow."""
+MOST_NAMED = 8
+"""Classes that a comment names."""
+PEEKED = 20
+"""Images that are tried until one can be read: colour or grey?"""
+LEAST_TRAINED = 8
+Sizes = tuple[tuple[int, ...], int]
+"""Train sizes, and the size of the test set."""
+UNKNOWN_SIZES: Sizes = ((60, 120, 240), 100)
 
 
-def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places.
+@dataclass(frozen=True)
+class Size:
+    """What a machine can train in reasonable time."""
 
-    Where the names were known when the sweep was planned, pairs were named, and there is only one way.
+    models: str
+    recipe: str
+    side: int
+    most_trained: int
+    most_tested: int
+    resources: str
+
+
+ON_CPU = Size("[small_cnn, resnet_tiny]", "demo", 32, 1000, 400, "{num_cpus: 1}")
+ON_GPU = Size("[resnet18, resnet34]", "paper", 224, 1750, 750, "{num_cpus: 2}")
+EXAMPLE: tuple[str, ...] = (
+    "  - name: digits  # scans of handwritten digits; ships with scikit-learn",
+    "    class_pairs: [['3', '8']]",
+    "  # - name: my_images",
+    "  #   own: {kind: folder, path: ./my-images, domain: medical, channels: 1}",
+)
+
+
+def draft_sweep(
+    source: Path | None,
+    to: Path,
+    *,
+    name: str | None = None,
+    domain: str | None = None,
+    gpu: bool = False,
+    said: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the text of a sweep file; the data are listed, and of their images only one is read.
+
+    Args:
+        source: One's own images; None takes digits that a package ships, as an example.
+        to: The file that will hold the text: its name is the sweep's, paths start at its folder.
+        name: Of the sweep; None for the file's.
+        domain: ``natural`` or ``medical``; None guesses by the kind of the files.
+        gpu: Whether trainings run on a GPU: larger networks and images then.
+        said: What own data leave open, by the names of a sweep file's ``own``.
+
+    Raises:
+        SweepError: for data that cannot be read or are too few, as ``isweep run`` would say it.
     """
-    if subset.class_pair is None or known or names == tuple(map(str, range(len(names)))):
-        return
-    if all(name.lstrip("-").isdigit() for name in names):
-        raise DataError(
-            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
-            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
-            f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
-        )
-
-
-def counted(listing: Listing) -> Counted | None:
-    """Return what own files say by their places and names; None where only reading them tells."""
-    if not listing.one_each or any(item.label is None for item in listing.items):
-        return None
-    ids: dict[str, int] = {}
-    groups = [
-        ids.setdefault(item.group or f"\0{place}", len(ids)) for place, item in enumerate(listing.items)
-    ]
-    return Counted(
-        np.array([item.label for item in listing.items], np.int64),
-        np.array(groups, np.int64),
-        np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
-        listing.label_names,
+    size = ON_GPU if gpu else ON_CPU
+    stem = as_name(name or to.stem)
+    lines, channels, (train_sizes, test_size) = EXAMPLE, 1, UNKNOWN_SIZES
+    if source is not None:
+        lines, channels, (train_sizes, test_size) = _own(source, to, size, domain, said or {})
+    text = "\n".join(
+        [
+            f"# Written by `isweep init{f' {source}' if source else ''}`. Change what you like:",
+            f"# `isweep plan {to}` says what is wrong, `isweep run {to}` does what is left.",
+            f"name: {f'my-{stem}'[:64] if stem in preset_names() else stem}",
+            f"models: {size.models}  # isweep models",
+            "datasets:  # add others to compare with: isweep datasets",
+            *lines,
+            f"train_sizes: {list(train_sizes)}  # every smaller set is part of the larger",
+            f"test_size: {test_size}  # images that nobody trains on; whole groups (patients)",
+            f"image_size: {size.side}  # side in pixels",
+            f"channels: {channels}  # equal for all datasets, so that K_F can be compared",
+            "seeds: [0]  # more seeds, narrower intervals",
+            f"recipe: {size.recipe}  # isweep recipes",
+            "attacks: {methods: [fgsm], epsilons: [1, 2, 4, 8]}  # in 1/255 of the pixel range; also: pgd",
+            f"resources: {size.resources}  # of one training",
+            "",
+        ]
     )
+    parse_sweep(text, origin=str(to), folder=to.parent)
+    return text
+
+
+def _own(
+    source: Path, to: Path, size: Size, domain: str | None, said: Mapping[str, Any]
+) -> tuple[tuple[str, ...], int, Sizes]:
+    """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
+    if not source.exists():
+        raise ConfigError("The images must exist", str(source), "give a folder, a table or a file of arrays")
+    kind = own_kind_of(source)
+    if kind is None:
+        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
+        raise ConfigError("The images must be of a known kind", str(source), what)
+    stem = as_name(source.absolute().name.split(".")[0])
+    name = f"my_{stem}"[:64] if stem in DATASETS else stem
+    own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
+    spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
+    request = RawRequest(own_dataset_spec(name, own), spec, source)
+    listing = list_raw(request)
+    found, (channels, is_medical) = counted(listing), _look(request, listing)
+    path = os.path.relpath(source.absolute(), to.absolute().parent)
+    fields = {
+        "kind": kind,
+        "path": _flow(path if path.startswith("..") else f"./{path}"),
+        "domain": domain or ("medical" if is_medical else "natural"),
+        "channels": channels,
+        **{key: _flow(value) for key, value in said.items()},
+    }
+    entry = ", ".join(f"{key}: {value}" for key, value in fields.items())
+    about = "how many images there are is known when they are prepared: isweep run says so"
+    lines = [f"    own: {{{entry}}}{'' if domain else '  # natural or medical? guessed'}"]
+    if found is not None:
+        about = _described(found)
+        if len(found.label_names) > 2:
+            pair = ", ".join(_flow(label) for label in found.label_names[:2])
+            lines.append(f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it")
+    sizes = UNKNOWN_SIZES if found is None else _sizes(found, spec, size)
+    return (f"  - name: {name}", f"    # {about}", *lines), channels, sizes
+
+
+def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
+    """Read images until one can be read; returns its channels, and whether its file is of a medical kind."""
+    items, read = listing.items, source_for(request.dataset.source).reader(request)
+    for item in islice(items, PEEKED):
+        try:
+            pixels = next(iter(read(item))).pixels
+        except (SkipItem, StopIteration):
+            continue
+        colour = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
+        medical = item.locator.lower().endswith((".dcm", ".dicom", ".ima", ".nii", ".nii.gz"))
+        return 3 if colour else 1, medical
+    raise DataError(
+        f"{request.dataset.name}: images must be readable", f"none of the first {min(len(items), PEEKED)} is"
+    )
+
+
+def _described(found: Counted) -> str:
+    counts = np.bincount(found.labels, minlength=len(found.label_names)).tolist()
+    named = [f"{name} {count:,}" for name, count in zip(found.label_names, counts, strict=True)]
+    more = f" and {len(named) - MOST_NAMED} more classes" if len(named) > MOST_NAMED else ""
+    groups = len(np.unique(found.groups))
+    said = "every image is its own group" if groups == len(found.labels) else f"{groups:,} groups (patients)"
+    return f"{len(found.labels):,} images, {said}: {', '.join(named[:MOST_NAMED])}{more}"
+
+
+def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
+    """Return what the data can give, each train size half of the next."""
+    for share in TEST_SHARES:
+        asked = max(min(size.most_tested, round(share * len(found.labels))), 2)
+        subset = SubsetSpec(prepared=spec, class_pair=None, test_size=asked)
+        try:
+            order = make_subset(found.labels, found.groups, subset, found.splits).train_order
+            break
+        except DataError as error:
+            problem = error
+    else:
+        raise problem
+    largest = _rounded(min(size.most_trained, len(order)))
+    if largest < LEAST_TRAINED:
+        raise DataError(
+            f"{spec.dataset}: a sweep needs more images",
+            f"{len(found.labels)}, of which {len(order)} are left to train on",
+            "a group (patient) stays on one side of the split; add images or groups",
+        )
+    sizes = {_rounded(largest // part) for part in (4, 2, 1)}
+    return tuple(sorted(one for one in sizes if one >= min(largest, LEAST_TRAINED))), asked
+
+
+def _rounded(number: int) -> int:
+    """Round down to a number that is easy to read, and even, as two equal classes need it."""
+    unit = 100 if number >= 1000 else 10 if number >= 40 else 2
+    return max(number // unit * unit, 2)
+
+
+def _flow(value: object) -> str:
+    """Spell a value for YAML on one line; JSON is YAML, and quotes what could be read as something else."""
+    return json.dumps(value, ensure_ascii=False)

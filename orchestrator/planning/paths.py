@@ -14,6 +14,140 @@ from search_spaces.specs import PreparedSpec
 DEFAULT_ROOT = "isweep-root"
 
 
+class _Below:
+    """A path below an object's ``folder``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: RootPaths | SweepPaths, kind: type) -> Path:
+        return owner.folder / self._name
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """What lies in one sweep's folder."""
+
+    folder: Path
+
+    progress = _Below("progress.json")
+    """What the driver is doing now; believed only while the root's lock is held."""
+    sweep_file = _Below("sweep.yaml")
+    """The sweep as it was last run, as a sweep file of its own."""
+    index = _Below("index.sqlite")
+    """Outlines of the sweep's results; may be thrown away."""
+    run_pages = _Below("run-pages.json")
+    """Where the tracker showed the trials when the sweep last ran; may be thrown away."""
+    code = _Below("code")
+    """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
+    report = _Below("report")
+    """Folder of the report, its figures and tables."""
+    search_journal = _Below("search/optuna.log")
+    """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
+    search_report = _Below("search/report")
+    """Folder of the search's report, its figures and tables."""
+
+
+@dataclass(frozen=True)
+class RootPaths:
+    """What lies below one root: prepared data, sweeps, the MLflow database."""
+
+    root: Path
+
+    prices = _Below("prices.yaml")
+    """A price table of one's own, if there is one."""
+    lock = _Below("driver.lock")
+    """Held by the one driver that works on this root."""
+    identity = _Below("driver.id")
+    """What tells this root from others on one object store."""
+    token = _Below("ray-token")
+    """Access token of the private cluster that runs now, for its dashboard."""
+    mlflow_database = _Below("mlflow.db")
+    """SQLite file of the default MLflow store."""
+    mlflow_artifacts = _Below("mlflow-artifacts")
+    tune = _Below("tune")
+    """Ray Tune's own state; scratch, nothing is ever read back from it."""
+    log = _Below("isweep.log")
+    """Log of all commands."""
+    recipes = _Below("recipes")
+    """Folder of the recipes that searches wrote; sweeps of this root may name them."""
+
+    @classmethod
+    def at(cls, root: str | Path | None = None) -> RootPaths:
+        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
+
+        Raises:
+            SetupError: when ``root`` can be no folder, or none that can be read.
+        """
+        named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
+        try:
+            path = Path(named).expanduser().absolute()
+            base = next(folder for folder in (path, *path.parents) if folder.exists())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _no_root(named, error) from None
+        if not base.is_dir():
+            raise _no_root(path, NotADirectoryError(errno.ENOTDIR, f"{base} is a file"))
+        if not os.access(base, os.R_OK | os.X_OK):
+            raise _no_root(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        return cls(path)
+
+    @classmethod
+    def create(cls, root: str | Path | None = None) -> RootPaths:
+        """Return the paths of ``root``, see :meth:`at`, with its folder made, see :meth:`make`."""
+        paths = cls.at(root)
+        paths.make()
+        return paths
+
+    def make(self) -> None:
+        """Make the folder, for this user alone, and see that it can be written and will stay.
+
+        Raises:
+            ConfigError: when it lies in a session folder of Ray, which goes with the cluster.
+            SetupError: when it cannot.
+        """
+        check_outlasts_ray(self.root, "root", "--root")
+        try:
+            # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.root / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _no_root(self.root, error) from None
+
+    @property
+    def folder(self) -> Path:
+        """The root."""
+        return self.root
+
+    @property
+    def exist(self) -> bool:
+        """Whether the folder has been made."""
+        return self.root.is_dir()
+
+    def prepared(self, spec: PreparedSpec) -> Path:
+        """Folder of one prepared dataset."""
+        return self.root / "prepared" / spec.prepared_id
+
+    def pretrained(self, key: str) -> Path:
+        """Weights that a library trained, downloaded once: a safetensors file."""
+        return self.root / "pretrained" / f"{key}.safetensors"
+
+    def tuned_recipe(self, sweep: str) -> Path:
+        """The recipe that the search of a sweep writes."""
+        return self.recipes / f"tuned-{sweep}.yaml"
+
+    def sweep_names(self) -> list[str]:
+        """Names of the sweeps that ran below this root."""
+        folders = (self.root / "sweeps").glob("*")
+        # A link that leads nowhere is a damaged sweep, and none that never ran.
+        return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
+
+    def sweep(self, name: str) -> SweepPaths:
+        """Paths of one sweep."""
+        return SweepPaths(self.root / "sweeps" / name)
+
+
 def _no_root(path: str | Path, error: Exception) -> SetupError:
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     return SetupError(
@@ -37,179 +171,6 @@ def check_outlasts_ray(path: Path, what: str, option: str) -> None:
                 str(path),
                 f"name another with {option}, absolute; `ray job submit --working-dir` starts commands there",
             )
-
-
-@dataclass(frozen=True)
-class RootPaths:
-    """What lies below one root: prepared data, sweeps, the MLflow database."""
-
-    root: Path
-
-    @classmethod
-    def at(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
-
-        Raises:
-            SetupError: when ``root`` can be no folder, or none that can be read.
-        """
-        named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
-        try:
-            path = Path(named).expanduser().absolute()
-            base = next(folder for folder in (path, *path.parents) if folder.exists())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _no_root(named, error) from None
-        if not base.is_dir():
-            raise _no_root(path, NotADirectoryError(errno.ENOTDIR, f"{base} is a file"))
-        if not os.access(base, os.R_OK | os.X_OK):
-            raise _no_root(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-        return cls(path)
-
-    @classmethod
-    def create(cls, root: str | Path | None = None) -> RootPaths:
-        """Make the folder ``root``, see :meth:`at`, and return its paths.
-
-        Raises:
-            SetupError: when the folder cannot be made or written.
-        """
-        paths = cls.at(root)
-        paths.make()
-        return paths
-
-    def make(self) -> None:
-        """Make the folder, for this user alone, and see that it can be written and will stay.
-
-        Raises:
-            ConfigError: when it lies in a session folder of Ray, which goes with the cluster.
-            SetupError: when it cannot.
-        """
-        check_outlasts_ray(self.root, "root", "--root")
-        try:
-            # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = self.root / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise _no_root(self.root, error) from None
-
-    @property
-    def prices(self) -> Path:
-        """A price table of one's own, if there is one."""
-        return self.root / "prices.yaml"
-
-    @property
-    def exist(self) -> bool:
-        """Whether the folder has been made."""
-        return self.root.is_dir()
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one driver that works on this root."""
-        return self.root / "driver.lock"
-
-    @property
-    def identity(self) -> Path:
-        """What tells this root from others on one object store (:mod:`orchestrator.running.lease`)."""
-        return self.root / "driver.id"
-
-    @property
-    def token(self) -> Path:
-        """Access token of the private cluster that runs now, for its dashboard."""
-        return self.root / "ray-token"
-
-    @property
-    def mlflow_database(self) -> Path:
-        """SQLite file of the default MLflow store."""
-        return self.root / "mlflow.db"
-
-    @property
-    def mlflow_artifacts(self) -> Path:
-        """Artifacts of the default MLflow store."""
-        return self.root / "mlflow-artifacts"
-
-    @property
-    def tune(self) -> Path:
-        """Ray Tune's own state; scratch, nothing is ever read back from it."""
-        return self.root / "tune"
-
-    @property
-    def log(self) -> Path:
-        """Log of all commands."""
-        return self.root / "isweep.log"
-
-    def prepared(self, spec: PreparedSpec) -> Path:
-        """Folder of one prepared dataset."""
-        return self.root / "prepared" / spec.prepared_id
-
-    @property
-    def recipes(self) -> Path:
-        """Folder of the recipes that searches wrote; sweeps of this root may name them."""
-        return self.root / "recipes"
-
-    def pretrained(self, key: str) -> Path:
-        """Weights that a library trained, downloaded once: a safetensors file."""
-        return self.root / "pretrained" / f"{key}.safetensors"
-
-    def tuned_recipe(self, sweep: str) -> Path:
-        """The recipe that the search of a sweep writes."""
-        return self.recipes / f"tuned-{sweep}.yaml"
-
-    def sweep_names(self) -> list[str]:
-        """Names of the sweeps that ran below this root."""
-        folders = (self.root / "sweeps").glob("*")
-        # A link that leads nowhere is a damaged sweep, and none that never ran.
-        return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
-
-    def sweep(self, name: str) -> SweepPaths:
-        """Paths of one sweep."""
-        return SweepPaths(self.root / "sweeps" / name)
-
-
-@dataclass(frozen=True)
-class SweepPaths:
-    """What lies in one sweep's folder."""
-
-    folder: Path
-
-    @property
-    def progress(self) -> Path:
-        """What the driver is doing now; believed only while the root's lock is held."""
-        return self.folder / "progress.json"
-
-    @property
-    def sweep_file(self) -> Path:
-        """The sweep as it was last run, as a sweep file of its own."""
-        return self.folder / "sweep.yaml"
-
-    @property
-    def index(self) -> Path:
-        """Outlines of the sweep's results; may be thrown away."""
-        return self.folder / "index.sqlite"
-
-    @property
-    def run_pages(self) -> Path:
-        """Where the tracker showed the trials when the sweep last ran; may be thrown away."""
-        return self.folder / "run-pages.json"
-
-    @property
-    def code(self) -> Path:
-        """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
-        return self.folder / "code"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report, its figures and tables."""
-        return self.folder / "report"
-
-    @property
-    def search_journal(self) -> Path:
-        """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
-        return self.folder / "search" / "optuna.log"
-
-    @property
-    def search_report(self) -> Path:
-        """Folder of the search's report, its figures and tables."""
-        return self.folder / "search" / "report"
 
 
 # What must not be said: passwords in URLs, and the values of variables that hold secrets.

@@ -7,13 +7,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from types import NoneType
-from typing import TypedDict
 
 from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ray
 from orchestrator.planning.sweep_file import (
@@ -57,17 +56,8 @@ class CellStatus(StrEnum):
     PENDING = "pending"
 
 
-class PlanRow(TypedDict):
-    """A planned trial as the command line prints it."""
-
-    trial_id: str
-    model: str
-    dataset: str
-    class_pair: str
-    train_size: int
-    seed: int
-    recipe: str
-    status: CellStatus
+PlanRow = dict[str, str | int]
+"""A planned trial as the command line prints it."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +104,8 @@ class SweepPlan:
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
         """The prepared datasets that the cells need, each once."""
-        return tuple(
-            {
-                measure.subset.prepared.prepared_id: measure.subset.prepared for measure in self.measures
-            }.values()
-        )
+        specs = (measure.subset.prepared for measure in self.measures)
+        return tuple({spec.prepared_id: spec for spec in specs}.values())
 
 
 def plan_sweep(sweep: SweepSpec) -> SweepPlan:
@@ -129,14 +116,14 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             dataset does not have.
     """
     datasets = {choice.name: _dataset(choice) for choice in sweep.all_datasets}
-    subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.all_datasets}
-    num_subsets = sum(map(len, subsets.values()))
+    subsets = [
+        subset for choice in sweep.all_datasets for subset in _subsets(sweep, choice, datasets[choice.name])
+    ]
     num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
-    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
+    num_trials = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
     if num_trials > MAX_TRIALS:
-        raise ConfigError(
-            f"A sweep may have at most {MAX_TRIALS:,} trials", f"{num_trials:,}", "shorten a list"
-        )
+        rule = f"A sweep may have at most {MAX_TRIALS:,} trials"
+        raise ConfigError(rule, f"{num_trials:,}", "shorten a list")
     models = _models(sweep)
     trials = tuple(
         TrialSpec(
@@ -152,15 +139,13 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             predictions=sweep.predictions,
             representation=RepresentationSpec(num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages),
         )
-        for group in subsets.values()
-        for subset in group
+        for subset in subsets
         for model in models
         for train_size in sweep.train_sizes
         for recipe in recipe_grid(sweep.recipe, model.name, subset.prepared.dataset)
         for seed in sweep.seeds
     )
-    measures = _measures(sweep, trials)
-    return SweepPlan(sweep, trials, measures, datasets)
+    return SweepPlan(sweep, trials, _measures(sweep, trials), datasets)
 
 
 def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[PlanRow]:
@@ -182,19 +167,17 @@ def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[PlanR
 
 def _models(sweep: SweepSpec) -> list[ModelSpec]:
     models = [model_spec(choice) for choice in sweep.models]
-    twice = sorted(name for name, count in Counter(model.name for model in models).items() if count > 1)
-    if twice:
-        raise ConfigError(
-            "Every model of a sweep needs a name of its own", ", ".join(twice), "give one of them a `name`"
-        )
-    names = {model.name for model in models}
-    unknown = sorted({name for row in sweep.recipe.overrides for name in row.models} - names)
-    if unknown:
-        raise unknown_name("model of this sweep", unknown[0], names)
-    datasets = {choice.name for choice in sweep.all_datasets}
-    unknown = sorted({name for row in sweep.recipe.overrides for name in row.datasets} - datasets)
-    if unknown:
-        raise unknown_name("dataset of this sweep", unknown[0], datasets)
+    counts = Counter(model.name for model in models)
+    if twice := ", ".join(sorted(name for name, count in counts.items() if count > 1)):
+        rule = "Every model of a sweep needs a name of its own"
+        raise ConfigError(rule, twice, "give one of them a `name`")
+    rows, datasets = sweep.recipe.overrides, {choice.name for choice in sweep.all_datasets}
+    for kind, known, named in (
+        ("model", {model.name for model in models}, {name for row in rows for name in row.models}),
+        ("dataset", datasets, {name for row in rows for name in row.datasets}),
+    ):
+        if unknown := sorted(named - known):
+            raise unknown_name(f"{kind} of this sweep", unknown[0], known)
     return models
 
 
@@ -303,7 +286,6 @@ class Workspace:
     plan: SweepPlan
     paths: RootPaths
     storage: str | None = None
-    _prepared: dict[str, PreparedDataset] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(
@@ -392,28 +374,19 @@ class Workspace:
         """Where the trials of the sweep's search are kept, likewise."""
         return f"{self.results_url}/search"
 
-    @property
+    @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
         """Prepared datasets that are whole, by prepared id; looked for once, see :meth:`look_again`."""
-        if self._prepared is None:
-            found = {spec.prepared_id: open_prepared(self.paths, spec) for spec in self.plan.prepared}
-            self._prepared = {name: data for name, data in found.items() if data is not None}
-        return self._prepared
+        found: dict[str, PreparedDataset] = {}
+        for spec in self.plan.prepared:
+            folder = self.paths.prepared(spec)
+            with suppress(CorruptStoreError):
+                found |= {spec.prepared_id: PreparedDataset.open(folder)} if folder.exists() else {}
+        return found
 
     def look_again(self) -> None:
         """Forget which datasets are prepared: some were prepared since."""
-        self._prepared = None
-
-
-def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | None:
-    """Open a prepared dataset; None when it is missing or not whole."""
-    folder = paths.prepared(spec)
-    if not folder.exists():
-        return None
-    try:
-        return PreparedDataset.open(folder)
-    except CorruptStoreError:
-        return None
+        self.__dict__.pop("prepared", None)
 
 
 def _check_types(source: object, changes: object, storage: object) -> None:
@@ -422,9 +395,8 @@ def _check_types(source: object, changes: object, storage: object) -> None:
         rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
         raise ConfigError(rule, type(source).__name__)
     if changes is not None and not isinstance(changes, Mapping):
-        raise ConfigError(
-            "changes must be a mapping", type(changes).__name__, "e.g. changes={'recipe.epochs': 3}"
-        )
+        way_out = "e.g. changes={'recipe.epochs': 3}"
+        raise ConfigError("changes must be a mapping", type(changes).__name__, way_out)
     if not isinstance(storage, (str, NoneType)):
         raise ConfigError("storage must be text: a folder or a URL", repr(storage))
 
@@ -444,11 +416,7 @@ def _find(
 
 
 def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None) -> SweepSpec:
-    """Read the sweep that ran below the root under this name.
-
-    Raises:
-        ConfigError: naming its file, which the user did not, where that is damaged.
-    """
+    """Read the sweep that ran below the root under this name; its file is named where it is damaged."""
     path = paths.sweep(name).sweep_file
     find_modules_in(paths.sweep(name).code)
     try:

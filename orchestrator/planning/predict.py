@@ -1,39 +1,44 @@
-"""What trials need of a GPU or a core, how long a plan takes there, and in which order its trials go.
+"""What a trial needs of a GPU or a core: how long it takes, how much memory, which share of a GPU.
 
-Shares, hours and the order follow from each network's own costs (:mod:`orchestrator.planning.costs`) and the
-table of GPUs (:mod:`orchestrator.planning.gpus`), corrected by what finished trials were measured to take.
+All follows from what each network's passes compute and move and from the table of GPUs, corrected by what
+finished trials were measured to take. A kernel takes as long as its arithmetic or its traffic, whichever is
+longer, at the share of the data sheet's rate that training is seen to reach, and never less than the time
+between two kernels. Where a GPU's shares are fitted to published training throughput at 224 pixels, a unit
+test, which names the sources, holds them to it; where they are assumed, its row says so; what
+``isweep gpu-check`` measured takes their place.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import math
+import re
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-from orchestrator.planning.gpus import (
-    EAGER_INTERVAL_S,
-    GRAPH_INTERVAL_S,
-    Card,
-    Job,
-    card_like,
-    memory_bytes,
-    pass_time,
-)
-from orchestrator.planning.plan import SweepPlan
-from search_spaces.errors import ConfigError, SweepError
-from search_spaces.specs import NetworkSpec, RecipeSpec, Spec, TrialSpec
-from search_spaces.tuning import SearchTrialSpec
+from search_spaces.errors import ConfigError, SweepError, unknown_name
+from search_spaces.fingerprint import fingerprint
+from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec, TrialSpec
 from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
-if TYPE_CHECKING:
-    from orchestrator.planning.costs import NetworkCost, PassCost
-
-# What each trial needs of a card: how long it takes there, how much of it, and in which order trials go.
-
+STREAM_EFFICIENCY = 0.85
+"""Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
+EAGER_INTERVAL_S = 10e-6
+GRAPH_INTERVAL_S = 3e-6
+"""Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
+IDLE_DRAW = 0.1
+"""Share of its power that a card draws without work: assumed (about 70 W of an H100)."""
+TENSOR_FACTOR = 1.1
+WORKSPACE_FACTOR = 2.0
+"""Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions. Fitted to
+published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of the measured)."""
+PACKING_PAYS = 1.1
+"""Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
 PGD_GRADIENTS = 5 * 20
 """Per image and strength: restarts and steps."""
 TRIAL_SECONDS = 3.0
@@ -54,38 +59,242 @@ SHARE_STEP = 100
 """Shares are multiples of a hundredth of a card."""
 
 
+@dataclass(frozen=True)
+class Card:
+    """One model of GPU, by its name on the command line.
+
+    Attributes:
+        half_tflops: dense bfloat16 rate of the data sheet (float16 where it has none), 1e12 operations per
+            second.
+        single_tflops: float32 rate without TensorFloat-32.
+        bandwidth: GB/s of its memory.
+        compute_efficiency: share of the arithmetic rate that training's convolutions reach.
+        bandwidth_efficiency: share of the bandwidth that its elementwise kernels reach.
+        watts: of the card at work.
+        price: assumed list price of an hour in US dollars, November 2026; change it to yours.
+        bfloat16: whether it computes in bfloat16 (from compute capability 8.0 on).
+        timed: whether its rates are known; else its hours are not.
+    """
+
+    name: str
+    half_tflops: float
+    single_tflops: float
+    bandwidth: float
+    memory_gib: float
+    compute_efficiency: float
+    bandwidth_efficiency: float
+    watts: float
+    price: float
+    origin: str = "data sheet; shares fitted to published training"
+    bfloat16: bool = True
+    timed: bool = True
+
+
+ASSUMED = "data sheet; shares assumed as those of "
+CARDS = {
+    card.name: card
+    for card in (
+        Card("rtx3090", 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
+        Card("a100-40", 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
+        Card("a100", 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
+        Card("h100-pcie", 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
+        Card("h100", 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
+        Card("h200", 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
+        Card("rtx4090", 165, 82.6, 1008, 24, 0.65, 0.65, 450, 0.6, ASSUMED + "a 3090 and an H100"),
+        Card("l4", 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, ASSUMED + "an A100 and an H100"),
+        Card("l40s", 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, ASSUMED + "an A100"),
+        Card("a10g", 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, ASSUMED + "a 3090 and an A100"),
+        Card("a6000", 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, ASSUMED + "a 3090, which has the same chip"),
+        Card("t4", 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, ASSUMED + "an A100", bfloat16=False),
+        Card("v100", 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, ASSUMED + "an A100", bfloat16=False),
+        Card("v100-32", 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, ASSUMED + "an A100", bfloat16=False),
+        Card("b200", 2250, 75, 8000, 180, 0.50, 0.38, 1000, 5.0, ASSUMED + "an H100"),
+    )
+}
+UNKNOWN_RATES = CARDS["a10g"]
+"""Whose rates stand in for those of a GPU that the table lacks, to tell long trials from short ones."""
+
+
+def card_named(name: str) -> Card:
+    """Return the card of the table; a name that is not in it is a :class:`ConfigError`."""
+    if name not in CARDS:
+        raise unknown_name("card", name, CARDS)
+    return CARDS[name]
+
+
+def card_like(name: str) -> Card | None:
+    """Return the card of the table that a driver or Ray names, the one with least memory where several fit.
+
+    None where the table has no such card, and for a slice of one (MIG).
+    """
+    words = re.split("[-_ ]+", name.lower())
+    words += [first + second for first, second in pairwise(words)]  # RTX 3090
+    if "mig" in words:
+        return None
+    fit = [card for key, card in CARDS.items() if key.partition("-")[0] in words]
+    size = re.search(r"\b(\d+)\s?g", name.lower())  # NVIDIA A100-SXM4-80GB; Ray calls both A100
+    fit = [card for card in fit if size and card.memory_gib == int(size[1])] or fit
+    fit = [card for card in fit if ("pcie" in card.name) == ("pcie" in words)] or fit
+    return min(fit, key=lambda card: card.memory_gib, default=None)
+
+
+def card_there(name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None) -> Card:
+    """Return the card that a node's driver calls so, with the memory that it counts.
+
+    ``checks`` is what ``isweep gpu-check`` found, from :func:`read_checks`.
+    """
+    card = card_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
+    found = (checks or {}).get(name, {}).get("row", {})
+    measured = {field.name: found[field.name] for field in fields(Card) if field.name in found}
+    return replace(card, **{**measured, "name": card.name, "memory_gib": memory_gib})
+
+
+def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Return the summaries of the records of ``isweep gpu-check`` in folders, by their GPU's name.
+
+    Files that are none are left alone; of several of one model the last by name counts.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found[str(record["gpu"])] = dict(record["parts"]["summary"]["values"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
+    """Tell whether trials share a GPU: where MPS runs, or a pair of them was measured to be faster."""
+    gain = (checks.get(name) or {}).get("pair_gain")
+    return mps if gain is None else float(gain) >= PACKING_PAYS
+
+
+# What a network costs: kernels, operations, bytes and memory of its passes.
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation of a pass, by PyTorch's name of it.
+
+    Attributes:
+        flops: floating-point operations of a convolution or matrix product; 0 for all others.
+        num_bytes: read and written once each.
+    """
+
+    name: str
+    flops: float
+    num_bytes: float
+
+    @property
+    def num_launches(self) -> int:
+        """How many kernels a GPU starts for it: a convolution's gradients of input and weight are two."""
+        return 2 if self.name == "convolution_backward" else 1
+
+    @property
+    def streams(self) -> bool:
+        """Whether it reads and writes long arrays in order, as an optimiser does with weights."""
+        return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
+
+
+@dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
+class PassCost:
+    """What one pass costs.
+
+    Attributes:
+        kernels: its operations in order.
+        peak_bytes: most memory alive at once, in tensors: weights, gradients, moments and activations.
+        workspace_bytes: input and output of the largest convolution: libraries' scratch grows with it.
+    """
+
+    kernels: tuple[Kernel, ...]
+    peak_bytes: int
+    workspace_bytes: int
+
+    @cached_property
+    def flops(self) -> float:
+        """Operations of all convolutions and matrix products."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+    @cached_property
+    def num_launches(self) -> int:
+        """Kernels that a GPU starts."""
+        return sum(kernel.num_launches for kernel in self.kernels)
+
+
+PASSES = ("step", "evaluation", "attack")
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network costs in one recipe.
+
+    Attributes:
+        num_parameters: trainable parameters.
+        state_bytes: of its kept weights: all parameters and buffers.
+        forward_flops: of one image, multiply-adds counted twice.
+        step: one training step on a whole batch.
+        evaluation: one forward pass of ``evaluation_batch`` images in float32.
+        attack: forward and back to the pixels, ``attack_batch`` images in float32.
+        uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
+            layer of as many weights.
+    """
+
+    num_parameters: int
+    state_bytes: int
+    forward_flops: float
+    step: PassCost
+    evaluation: PassCost
+    attack: PassCost
+    evaluation_batch: int
+    attack_batch: int
+    uncounted: str = ""
+
+
+WALKED = Path(__file__).with_name("walked.json")
+"""Costs of the presets' networks, so that a plan of them needs neither torch nor the seconds of a walk: by
+:func:`cost_key`, equal kernels of a pass counted. A test holds them to the walk."""
+
+
+@cache
+def _walked() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(WALKED.read_text(encoding="utf-8"))
+    return found
+
+
+def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
+    """Return by what a network's costs are kept; sizes are channels, side in pixels and logits."""
+    return fingerprint([model, recipe, sizes])[:16]
+
+
+@lru_cache(maxsize=256)
+def network_cost(
+    model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
+) -> NetworkCost:
+    """Return the costs of one training step, one evaluation pass and one attack pass of a network.
+
+    Images are square, ``image_size`` pixels high; ``num_outputs`` logits hold where the recipe names none.
+
+    Raises:
+        ConfigError: for a network that cannot be built so.
+    """
+    known = _walked().get(cost_key(model, recipe, channels, image_size, num_outputs))
+    if known is None:
+        from orchestrator.planning.walk import walk_network
+
+        return walk_network(model, recipe, channels, image_size, num_outputs)
+    passes = {}
+    for name in PASSES:
+        counted = known[name]["kernels"]
+        kernels = tuple(Kernel(*kernel) for *kernel, number in counted for _ in range(number))
+        passes[name] = PassCost(**{**known[name], "kernels": kernels})
+    return NetworkCost(**{**known, **passes})
+
+
 MOST_KNOWN_COSTS = 4096
-_KNOWN_COSTS: dict[tuple[int, int, int], tuple[tuple[Spec, ...], NetworkCost]] = {}
+_KNOWN_COSTS: dict[tuple[int, ...], tuple[tuple[Spec, ...], NetworkCost]] = {}
 """By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
 share them, and hashing their content for each takes longer than all the rest of a plan."""
-
-
-@dataclass(frozen=True)
-class CardNeed:
-    """What a trial needs of one kind of card.
-
-    Attributes:
-        seconds: on its share of a card.
-        share: of the card: as many trials go on one as keep it busy together, fewer where memory is short.
-        memory_bytes: predicted peak.
-    """
-
-    seconds: float
-    share: float
-    memory_bytes: float
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """How far predictions for one kind of card were off, by model: measured over predicted, 1 where unknown.
-
-    Attributes:
-        memory: the worst peak.
-        seconds: the median time.
-    """
-
-    memory: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
@@ -94,14 +303,35 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     Raises:
         ConfigError: for a network that cannot be built, or fails on every image.
     """
-    parts = (network.model, network.recipe, network.subset.prepared)
-    key = (id(parts[0]), id(parts[1]), id(parts[2]))
-    known = _KNOWN_COSTS.get(key)
-    if known is None:
-        if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
-            _KNOWN_COSTS.clear()
-        known = _KNOWN_COSTS[key] = (parts, _counted_cost(network))
-    return known[1]
+    prepared = network.subset.prepared
+    parts = (network.model, network.recipe, prepared)
+    key = tuple(map(id, parts))
+    if key in _KNOWN_COSTS:
+        return _KNOWN_COSTS[key][1]
+    recipe, channels = recipe_of_costs(network), prepared.channels
+    try:
+        cost = network_cost(network.model, recipe, channels=channels, image_size=prepared.image_size)
+    except SweepError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a network does
+        raise ConfigError(
+            "A network must take a training step, an evaluation and an attack on some image",
+            f"{network.model.library} {network.model.architecture}: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}",
+        ) from error
+    if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
+        _KNOWN_COSTS.clear()
+    _KNOWN_COSTS[key] = parts, cost
+    return cost
+
+
+def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
+    """Return the recipe of a network without what changes no cost."""
+    # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.
+    decay = 1e-4 if network.recipe.optimizer == "sgd" and network.recipe.weight_decay else 0.0
+    return network.recipe.model_copy(
+        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": decay, "epochs": 1, "input_scale": 1.0}
+    )
 
 
 def has_cost(network: NetworkSpec) -> bool:
@@ -118,45 +348,6 @@ def has_batch_norm(network: NetworkSpec) -> bool:
     """
     cost = cost_of(network)
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
-
-
-def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
-    """Return the recipe of a network without what changes no cost."""
-    # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.
-    decay = 1e-4 if network.recipe.optimizer == "sgd" and network.recipe.weight_decay else 0.0
-    return network.recipe.model_copy(
-        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": decay, "epochs": 1, "input_scale": 1.0}
-    )
-
-
-def _counted_cost(network: NetworkSpec) -> NetworkCost:
-    from orchestrator.planning.costs import network_cost
-
-    where = f"{network.model.library} {network.model.architecture}"
-    prepared, recipe = network.subset.prepared, recipe_of_costs(network)
-    try:
-        return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
-    except SweepError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a network does
-        raise ConfigError(
-            "A network must take a training step, an evaluation and an attack on some image",
-            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-        ) from error
-
-
-def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
-    """Return the networks whose costs are guessed from their weights, and what failed in counting them."""
-    costs = {trial.network.model.name: cost_of(trial.network) for trial in trials}
-    return {name: cost.uncounted for name, cost in costs.items() if cost.uncounted}
-
-
-def flops(trial: TrialSpec) -> float:
-    """Return the floating-point operations of one trial: training, evaluation and attacks."""
-    network = trial.network
-    num_images = network.train_size + network.subset.test_size + _images_looked_at(network)
-    evaluation = num_images * cost_of(network).forward_flops
-    return training_flops(trial) + evaluation + sum(attack_flops(trial).values())
 
 
 def _images_looked_at(network: NetworkSpec) -> int:
@@ -176,29 +367,35 @@ def attack_flops(trial: TrialSpec) -> dict[str, float]:
     forward = cost_of(trial.network).forward_flops
     return {
         kind: forward * (3 * num_gradients + num_evaluations)
-        for kind, (num_gradients, num_evaluations) in attack_passes(trial).items()
+        for kind, (num_gradients, num_evaluations) in _attack_passes(trial).items()
     }
 
 
-def attack_passes(trial: TrialSpec) -> dict[str, tuple[int, int]]:
+def _attack_passes(trial: TrialSpec) -> dict[str, tuple[int, int]]:
     """Return by kind of attack how many images take a gradient, and how many a forward pass alone."""
-    attacks, asked = trial.attacks, trial.robustness
-    num_epsilons, test_size = len(attacks.epsilons), trial.network.subset.test_size
-    num_images = 0 if asked is None else min(asked.num_images, test_size)
-    return {
+    attacks, asked, test_size = trial.attacks, trial.robustness, trial.network.subset.test_size
+    num_epsilons = len(attacks.epsilons)
+    passes = {
         "fgsm": (test_size, test_size * num_epsilons) if "fgsm" in attacks.methods else (0, 0),
         "pgd": (test_size * num_epsilons * PGD_GRADIENTS, 0) if "pgd" in attacks.methods else (0, 0),
-        "robustness": (0, 0)
-        if asked is None
-        else (num_images * asked.num_steps, 2 * num_images * asked.num_bisections),
+        "robustness": (0, 0),
     }
+    if asked is not None:
+        num_images = min(asked.num_images, test_size)
+        passes["robustness"] = (num_images * asked.num_steps, 2 * num_images * asked.num_bisections)
+    return passes
 
 
-def array_bytes(network: NetworkSpec) -> int:
-    """Return the bytes of a trial's images, one each."""
+def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
+    """Return the bytes of a trial's images, one each; of ``train_size`` training images where it is given."""
     prepared = network.subset.prepared
-    pixels = prepared.channels * prepared.image_size**2
-    return (network.train_size + network.subset.test_size) * pixels
+    num_images = (train_size or network.train_size) + network.subset.test_size
+    return num_images * prepared.channels * prepared.image_size**2
+
+
+def memory_bytes(cost: PassCost) -> float:
+    """Predict what a process holds on a card while it makes this pass, its CUDA context included."""
+    return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 
 def peak_bytes(network: NetworkSpec) -> float:
@@ -232,49 +429,42 @@ def _is_captured(network: NetworkSpec) -> bool:
     return network.model.library != "own"
 
 
-def need_of(
-    trial: TrialSpec, card: Card, corrections: Corrections | None = None, given: float | None = None
-) -> CardNeed:
-    """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need.
+# How long it takes.
 
-    Args:
-        trial: the trial.
-        card: the kind of card.
-        corrections: from measured trials.
-        given: the share that it gets whatever it needs; None for the share that it needs.
+
+@dataclass(frozen=True)
+class PassTime:
+    """How many seconds a pass takes alone on a card, and of those, how long the card computes or moves data.
+
+    The rest it waits for the next kernel, and another trial could have it.
     """
-    corrections = corrections or Corrections()
-    alone, busy = _alone(trial, card)
-    name = trial.network.model.name
-    memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
-    seconds, share = _shared(alone, busy, memory, card)
-    if given:
-        seconds, share = seconds_on_share(trial, card, given), given
-    return CardNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
-
-def seconds_on_share(trial: TrialSpec, card: Card, share: float) -> float:
-    """Predict the time of ``trial`` on a given share of ``card``; of several cards it uses one."""
-    alone, busy = _alone(trial, card)
-    return alone * max(1.0, busy / min(share, 1.0))
-
-
-def core_seconds(trial: TrialSpec) -> float:
-    """Predict how long a trial takes one core, where no trial of its model was measured."""
-    cost = cost_of(trial.network)
-    parts = zip(_num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
-    return CORE_TRIAL_SECONDS + sum(number * _core_pass(part) for number, part in parts)
+    seconds: float
+    busy: float
 
 
 @lru_cache(maxsize=1024)
-def _core_pass(cost: PassCost) -> float:
-    launches = sum(kernel.num_launches for kernel in cost.kernels)
-    return cost.flops / CORE_FLOPS + launches * CORE_INTERVAL_S
+def pass_time(cost: PassCost, card: Card, *, interval: float, half: bool = True) -> PassTime:
+    """Predict one pass, with at least ``interval`` seconds between two kernels.
+
+    Products run in 16 bits where ``half`` says so, else in float32 without TensorFloat-32.
+    """
+    rate = 1e12 * (card.half_tflops if half else card.single_tflops)
+    # Data sheets of float32 units are reached more easily than those of tensor cores.
+    arithmetic = rate * (card.compute_efficiency if half else max(0.7, card.compute_efficiency))
+    traffic = 1e9 * card.bandwidth
+    seconds = busy = 0.0
+    for kernel in cost.kernels:
+        reached = STREAM_EFFICIENCY if kernel.streams else card.bandwidth_efficiency
+        work = max(kernel.flops / arithmetic, kernel.num_bytes / (traffic * reached))
+        busy += work
+        seconds += max(work, kernel.num_launches * interval)
+    return PassTime(seconds, busy)
 
 
 def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
     """Return how many training steps, batches of an evaluation and gradients of a batch it takes."""
-    network, recipe, attacks = trial.network, trial.network.recipe, attack_passes(trial)
+    network, recipe, attacks = trial.network, trial.network.recipe, _attack_passes(trial)
     gradients, forwards = (sum(numbers) for numbers in zip(*attacks.values(), strict=True))
     # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as well.
     clean = network.subset.test_size - attacks["fgsm"][0]
@@ -285,228 +475,80 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
     )
 
 
-def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
-    """Return the seconds of ``trial`` alone on ``card``, and in which share of them the card works."""
-    cost, recipe = cost_of(trial.network), trial.network.recipe
+@dataclass(frozen=True)
+class Corrections:
+    """How far predictions were off, by model: measured over predicted, 1 where unknown.
+
+    Attributes:
+        memory: the worst peak on any GPU: networks allocate alike on all.
+        seconds: the median time on one kind of GPU.
+        core_seconds: the median time of a CPU core.
+    """
+
+    memory: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    core_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CardNeed:
+    """What a trial needs of one kind of card.
+
+    Attributes:
+        seconds: on its share of a card; of several cards it uses one.
+        share: of the card: as many trials go on one as keep it busy together, fewer where memory is short.
+        memory_bytes: predicted peak.
+    """
+
+    seconds: float
+    share: float
+    memory_bytes: float
+
+    @property
+    def card_seconds(self) -> float:
+        """For how long it takes a whole card; of several that it is given all are taken."""
+        return self.seconds * self.share
+
+
+def need_of(
+    trial: TrialSpec, card: Card, corrections: Corrections | None = None, given: float | None = None
+) -> CardNeed:
+    """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need.
+
+    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs.
+    """
+    corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
     interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S
-    step = pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32")
-    evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
-    attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
-    passes = tuple(zip(_num_passes(trial, cost), (step, evaluation, attack), strict=True))
+    times = (
+        pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32"),
+        pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False),
+        pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False),
+    )
+    passes = tuple(zip(_num_passes(trial, cost), times, strict=True))
     alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
-    return alone, sum(number * part.busy for number, part in passes) / alone
+    busy = sum(number * part.busy for number, part in passes) / alone
+    name = trial.network.model.name
+    memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
+    share = given or _share(busy, memory, card)
+    seconds = alone * max(1.0, busy / min(share, 1.0))
+    return CardNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
 
-def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float, float]:
-    """Return the share, with the seconds on it before, of a trial that takes ``alone`` on a whole card."""
+def _share(busy: float, memory: float, card: Card) -> float:
+    """Return the share that a trial needs which keeps a whole card ``busy`` for that part of its time."""
     together = max(1, math.ceil(BUSY_ENOUGH / busy))
     work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
     work = work if card.timed else max(work, 0.25)
     room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (card.memory_gib * 2**30)) / SHARE_STEP
-    share = min(1.0, max(work, room, 1 / SHARE_STEP))
-    return alone * max(1.0, busy / share), share
+    return min(1.0, max(work, room, 1 / SHARE_STEP))
 
 
-def jobs_on(
-    trials: Iterable[TrialSpec],
-    card: Card,
-    corrections: Corrections | None = None,
-    given: float | None = None,
-) -> list[Job]:
-    """Return trials as jobs for a replay on cards of this kind; arguments as of :func:`need_of`."""
-    needs = [(trial.trial_id, need_of(trial, card, corrections, given)) for trial in trials]
-    return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]
-
-
-# What done trials say of those to come: rates, and how far predictions of memory and time were off.
-
-
-@dataclass(frozen=True)
-class MeasuredTrial:
-    """What a finished trial cost.
-
-    Attributes:
-        spec: What was done.
-        on_gpu: Whether it ran on a GPU.
-        share: GPUs, or CPU threads, that it had.
-        seconds: Wall time.
-        card: The card's name, as its driver says; empty where nobody noted it.
-        peak_bytes: What the process reserved on the card, beside its context; 0 where that is not known or
-            its batches passed in parts.
-    """
-
-    spec: TrialSpec
-    on_gpu: bool
-    share: float
-    seconds: float
-    card: str = ""
-    peak_bytes: int = 0
-
-    def ran_on(self, card: Card) -> bool:
-        """Tell whether it ran on this kind of card, whatever an hour of it costs."""
-        found = card_like(self.card)
-        return found is not None and found.name == card.name
-
-
-def corrections_for(card: Card, trials: Iterable[MeasuredTrial]) -> Corrections:
-    """Return measured over predicted by network: of memory the worst, of time on such a card the median.
-
-    Memory of any card counts, since networks allocate alike on all; time counts on the same kind of card.
-    """
-    memory: dict[str, float] = {}
-    seconds: dict[str, list[float]] = {}
-    for trial in trials:
-        if not trial.on_gpu or not has_cost(trial.spec.network):
-            continue
-        network = trial.spec.network
-        name = network.model.name
-        if trial.peak_bytes:
-            ratio = (CONTEXT_BYTES + trial.peak_bytes) / peak_bytes(network)
-            memory[name] = max(ratio, memory.get(name, 0.0))
-        if network.recipe.epochs and trial.seconds > 0 and trial.ran_on(card):
-            predicted = seconds_on_share(trial.spec, card, trial.share)
-            seconds.setdefault(name, []).append(trial.seconds / predicted)
-    return Corrections(memory, {name: statistics.median(found) for name, found in seconds.items()})
-
-
-def measured_rates(trials: Iterable[MeasuredTrial]) -> dict[tuple[str, bool], float]:
-    """Return achieved operations per core- or GPU-second by model and device, the median over trials."""
-    seen: dict[tuple[str, bool], list[float]] = {}
-    for trial in trials:
-        seconds = trial.seconds * trial.share
-        if seconds > 0 and trial.spec.network.recipe.epochs and has_cost(trial.spec.network):
-            rates = seen.setdefault((trial.spec.network.model.name, trial.on_gpu), [])
-            rates.append(flops(trial.spec) / seconds)
-    return {key: statistics.median(values) for key, values in seen.items()}
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """How long trials are expected to take, so that the longest can go first.
-
-    Attributes:
-        card: They run on; None on CPUs.
-        corrections: What was measured on such cards.
-        core_rates: Measured operations per second of a core by model.
-        share: Of a card that every trial gets; None for what each is predicted to need.
-    """
-
-    card: Card | None = None
-    corrections: Corrections = field(default_factory=Corrections)
-    core_rates: Mapping[str, float] = field(default_factory=dict)
-    share: float | None = None
-
-    @classmethod
-    def of(
-        cls, card: Card | None, trials: Collection[MeasuredTrial], share: float | None = None
-    ) -> Expectation:
-        """Learn from done trials."""
-        rates = {model: rate for (model, on_gpu), rate in measured_rates(trials).items() if not on_gpu}
-        return cls(card, corrections_for(card, trials) if card else Corrections(), rates, share)
-
-    def seconds(self, trial: TrialSpec) -> float:
-        """Return the seconds of one trial, on its share of the card or on one core.
-
-        Raises:
-            ConfigError: for a network that cannot be walked.
-        """
-        if self.card is not None:
-            return need_of(trial, self.card, self.corrections, self.share).seconds
-        if not self.core_rates:
-            return core_seconds(trial)
-        # A model that was never measured is taken for a middling one of those that were.
-        usual = statistics.median(self.core_rates.values())
-        return flops(trial) / self.core_rates.get(trial.network.model.name, usual)
-
-
-# In which order trials are offered: the longest first, as far as the arrays they share fit into memory.
-
-log = logging.getLogger(__name__)
-Cell = TypeVar("Cell")
-
-
-def order_trials(
-    plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, seconds: Mapping[str, float]
-) -> list[TrialSpec]:
-    """Return trials in the order in which they are offered, when arrays may take ``budget`` bytes at once.
-
-    ``seconds`` are those of :func:`expected_seconds`.
-    """
-    return longest_first_within(
-        trials,
-        seconds=lambda trial: seconds[trial.trial_id],
-        array=lambda trial: array_key(plan, trial),
-        array_bytes=lambda trial: _array_bytes(plan, trial),
-        budget=budget,
+def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:
+    """Predict how long a trial takes one core; a model that was not measured is off as others are."""
+    cost, measured = cost_of(trial.network), corrections.core_seconds if corrections else {}
+    parts = zip(_num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
+    predicted = CORE_TRIAL_SECONDS + sum(
+        number * (part.flops / CORE_FLOPS + part.num_launches * CORE_INTERVAL_S) for number, part in parts
     )
-
-
-def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
-    """Return how long each trial is expected to take, by its id; infinite where nothing is known of it."""
-    return {trial.trial_id: _seconds(trial, expectation) for trial in trials}
-
-
-def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
-    """Name the arrays that a trial needs; trials of all sizes share them where no fault forbids it.
-
-    Those of a search are of one size, and of one validation split each.
-    """
-    subset = trial.network.subset
-    key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
-    return f"{key}/{trial.validation.split}" if isinstance(trial, SearchTrialSpec) else key
-
-
-def _array_bytes(plan: SweepPlan, trial: TrialSpec) -> int:
-    network, prepared = trial.network, trial.network.subset.prepared
-    num_images = plan.load_size(network.subset, network.train_size) + network.subset.test_size
-    return num_images * prepared.channels * prepared.image_size**2
-
-
-def _seconds(trial: TrialSpec, expectation: Expectation) -> float:
-    try:
-        return expectation.seconds(trial)
-    except SweepError as error:  # it will say so itself, and soonest when it goes first
-        log.warning("%s: %s", trial.trial_id, error)
-        return math.inf
-
-
-def longest_first_within(
-    cells: Sequence[Cell],
-    *,
-    seconds: Callable[[Cell], float],
-    array: Callable[[Cell], str],
-    array_bytes: Callable[[Cell], int],
-    budget: float,
-) -> list[Cell]:
-    """Return ``cells``, the longest first; where their arrays do not fit together, one shelf after another.
-
-    A shelf is as many arrays as fit into half the budget, so that the next one can be filled while the last
-    trials of the one before still run: nothing waits for a shelf to be done.
-
-    Args:
-        cells: to order; ties keep their order.
-        seconds: how long a cell is expected to take, on any scale.
-        array: name of the array that a cell needs.
-        array_bytes: how large that array is.
-        budget: bytes that arrays may take at once.
-    """
-    sizes = {array(cell): array_bytes(cell) for cell in cells}
-    by_length = sorted(cells, key=lambda cell: -seconds(cell))
-    if sum(sizes.values()) <= budget:
-        return by_length
-    shelf_of = _shelves((array(cell) for cell in by_length), sizes, budget / 2)
-    return sorted(by_length, key=lambda cell: shelf_of[array(cell)])
-
-
-def _shelves(names: Iterable[str], sizes: dict[str, int], room: float) -> dict[str, int]:
-    """Return the shelf of each array, filled in the order in which the longest cells need them."""
-    shelf_of: dict[str, int] = {}
-    shelf, used = 0, 0.0
-    for name in names:
-        if name in shelf_of:
-            continue
-        if used and used + sizes[name] > room:
-            shelf, used = shelf + 1, 0.0
-        shelf_of[name] = shelf
-        used += sizes[name]
-    return shelf_of
+    usual = statistics.median(measured.values()) if measured else 1.0
+    return predicted * measured.get(trial.network.model.name, usual)

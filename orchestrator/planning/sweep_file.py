@@ -1,14 +1,19 @@
 """A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
 
-The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes), of plain
-values only: see :mod:`orchestrator.planning.sweep_file`.
+The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes) of plain
+values: mappings, lists, text, numbers, true, false, null. What it has no use for is refused, so that no value
+is guessed and a hostile file costs nothing: anchors, tags and dates, keys that stand twice, more nesting or
+values than any sweep has.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
+import io
+import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
@@ -17,15 +22,208 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+from ruamel.yaml.nodes import ScalarNode
 
-from orchestrator.planning.plain_yaml import plain_json, read_plain, read_text, write_plain
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
-from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, RecipeOverride, SweepSpec
+from search_spaces.sweeps import DatasetChoice, RecipeOverride, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, check_own_options, source_for
+
+MAX_FILE_BYTES = 1_000_000
+MAX_NESTING = 20
+MAX_VALUES = 20_000
+"""Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few hundred."""
+MAX_RECIPE_FILES = 5
+MAX_PROBLEMS = 20
+"""So many are named; what is behind them is counted."""
+SEE = "see README, 'Your own sweep'"
+
+SweepSource = str | Path | Mapping[str, Any] | SweepSpec
+"""A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in Python."""
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("search_spaces") / "presets"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_sweep(
+    source: SweepSource, changes: Mapping[str, object] | None = None, *, recipes: Path | None = None
+) -> SweepSpec:
+    """Read a sweep from wherever it is written.
+
+    Args:
+        source: Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``. Paths
+            in a mapping start at the working directory.
+        changes: Values by dotted key (``recipe.epochs``) that hold over what is written.
+        recipes: Folder of the recipes that searches wrote and that may be named; None knows of none.
+
+    Raises:
+        ConfigError: naming the file and every mistake in it with its key path, value and what is allowed.
+    """
+    if isinstance(source, SweepSpec):
+        if not changes:
+            _report(_unknown_names(source.model_dump()))
+            return source
+        source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    if isinstance(source, Mapping):
+        return _own_paths(_spec_of(dict(source), "the sweep", Path(), changes or {}, recipes), Path())
+    if isinstance(source, Path) or _is_path(source):
+        path = Path(source)
+        text = _read_file(path)
+        # As a script's own folder is: modules of one's own networks lie beside the sweep file.
+        find_modules_in(path.parent)
+        return _own_paths(
+            parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
+            path.parent,
+        )
+    if source not in preset_names():
+        raise unknown_name("preset", source, preset_names())
+    text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    return parse_sweep(text, origin=f"preset {source}", changes=changes, recipes=recipes)
+
+
+def parse_sweep(
+    text: str,
+    *,
+    origin: str,
+    folder: Path | None = None,
+    changes: Mapping[str, object] | None = None,
+    recipes: Path | None = None,
+) -> SweepSpec:
+    """Turn the text of a sweep file, which messages call ``origin``, into a validated spec.
+
+    Recipe files that it names lie in ``folder``, by default the working directory. The rest, and what is
+    raised, is as of :func:`load_sweep`.
+    """
+    document = _load_yaml(text, origin)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{origin} must be a mapping of keys to values", type(document).__name__, SEE)
+    return _spec_of(document, origin, folder or Path(), changes or {}, recipes)
+
+
+def sweep_text(spec: SweepSpec) -> str:
+    """Write a sweep as a sweep file that :func:`load_sweep` reads back to an equal one."""
+    return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
+
+
+def find_modules_in(folder: Path) -> None:
+    """Let modules of one's own networks be found in a folder, after all others of their name."""
+    if (name := str(folder.absolute())) not in sys.path:
+        sys.path.append(name)
+
+
+def _spec_of(
+    document: dict[str, Any],
+    origin: str,
+    folder: Path,
+    changes: Mapping[str, object],
+    recipes: Path | None,
+) -> SweepSpec:
+    document = with_changes(document, changes)
+    if isinstance(document.get("datasets"), list):
+        document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
+    named = _tuned_path(document.pop("recipe", None), document.get("name"), recipes)
+    recipe, tuned = split_tuned(_with_recipe_file(named, folder))
+    said = [name for name in SEARCHED if tuned is not None and isinstance(named, dict) and name in named]
+    if said:
+        raise ConfigError(
+            "What was searched of a recipe cannot be changed for all models and datasets beside it",
+            ", ".join(f"recipe.{name}" for name in said),
+            "change it for some in recipe.overrides, or start from another recipe",
+        )
+    if recipe is not None:
+        document["recipe"] = recipe
+    try:
+        spec = SweepSpec.model_validate_json(_plain_json(document, origin))
+    except ValidationError as error:
+        details = error.errors()
+        places = [detail["loc"] for detail in details]
+        problems: list[SweepError] = [
+            _problem(detail, origin)
+            for detail in details
+            # That a list is too short is no fault of its own where only its bad items made it so.
+            if detail["type"] != "too_short"
+            or not any(place != (at := detail["loc"]) and place[: len(at)] == at for place in places)
+        ]
+        names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
+        _report(problems + _unknown_names(names))
+        raise
+    _report(_unknown_names(spec.model_dump()))
+    return spec if tuned is None else _with_tuned_cells(spec, tuned)
+
+
+def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
+    """Put the content of a recipe file in place of its path; what stands beside the path holds over it."""
+    outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
+    name = outer.get("from") if isinstance(outer, dict) else None
+    if not isinstance(outer, dict) or not isinstance(name, str) or not _is_path(name):
+        return recipe
+    path = folder / os.path.expanduser(name)  # the home of nobody stays as it is written, and is not there
+    if depth > MAX_RECIPE_FILES:
+        raise ConfigError("Recipe files must not start from one another", str(path))
+    content = _load_yaml(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
+    inner = _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
+    parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
+    if not all(isinstance(rows, list) for rows in parts):
+        raise ConfigError(f"overrides of {path} must be a list", "something else", "see README, 'Recipes'")
+    rows = [row for rows in parts for row in rows]
+    merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
+    return {**merged, **({"overrides": rows} if rows else {})}
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml"))
+
+
+def _read_file(path: Path, kind: str = "sweep file") -> str:
+    try:
+        return read_text(path, kind, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
+        raise ConfigError(f"The {kind} must exist", str(path), f"{what} are: {', '.join(names)}") from None
+
+
+def _load_yaml(text: str, origin: str) -> object:
+    if text.isspace() or not text:
+        raise ConfigError(f"{origin} must not be empty", way_out=SEE)
+    return read_plain(text, origin)
+
+
+def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
+    """Take paths of own data from the sweep file's folder: the file works from wherever it is run."""
+
+    def own_path(choice: DatasetChoice) -> DatasetChoice:
+        if choice.own is None:
+            return choice
+        check_own_options(own_dataset_spec(choice.name, choice.own))
+        try:
+            path = folder / Path(choice.own.path).expanduser()
+        except RuntimeError:
+            rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
+            raise ConfigError(rule, choice.own.path) from None
+        own = choice.own.model_copy(update={"path": str(path)})
+        pairs = choice.class_pairs or ()
+        if not own.class_names and any(isinstance(name, str) for pair in pairs for name in pair):
+            # A pair names some, and their places are needed; they depend on neither size nor channels.
+            prepared = PreparedSpec(dataset=choice.name, image_size=4, channels=own.channels)
+            request = RawRequest(own_dataset_spec(choice.name, own), prepared, path)
+            names = source_for(own.kind).list_items(request).label_names
+            own = own.model_copy(update={"class_names": names})
+        return choice.model_copy(update={"own": own})
+
+    return spec.model_copy(update={"datasets": tuple(map(own_path, spec.datasets))})
+
 
 # Single values of a sweep changed for one run: ``--set recipe.epochs=3``.
 
@@ -63,72 +261,58 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
         *parents, last = key.split(".")
         holder: Any = changed
         for part in parents:
-            holder = _inside(holder, part, key)
-        if isinstance(holder, list):
-            _ = _inside(holder, last, key)
-            holder[int(last)] = value
-        elif isinstance(holder, dict):
-            holder[last] = value
-        else:
-            raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), WAY_OUT)
+            place = _place_in(holder, part, key)
+            # A dataset, model or recipe that is written as its name alone.
+            if isinstance(holder, list) and isinstance(holder[place], str):
+                holder[place] = {"name": holder[place]}
+            elif part == "recipe" and isinstance(holder.get(part), str):
+                holder[part] = {"from": holder[part]}
+            holder = holder[place] if isinstance(holder, list) else holder.setdefault(part, {})
+        holder[_place_in(holder, last, key)] = value
     return changed
 
 
-def _inside(holder: Any, part: str, key: str) -> Any:
-    if isinstance(holder, list):
-        if not part.isdecimal() or int(part) >= len(holder):
-            raise ConfigError(f"--set {key}: the list has places 0 to {len(holder) - 1}", part, WAY_OUT)
-        if isinstance(holder[int(part)], str):
-            # A dataset or model that is written as its name alone.
-            holder[int(part)] = {"name": holder[int(part)]}
-        return holder[int(part)]
-    if not isinstance(holder, dict):
+def _place_in(holder: Any, part: str, key: str) -> Any:
+    """Return what a part of a dotted key is in a list or a mapping."""
+    if isinstance(holder, dict):
+        return part
+    if not isinstance(holder, list):
         raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), WAY_OUT)
-    if part == "recipe" and isinstance(holder.get(part), str):
-        holder[part] = {"from": holder[part]}
-    return holder.setdefault(part, {})
+    if not part.isdecimal() or int(part) >= len(holder):
+        raise ConfigError(f"--set {key}: the list has places 0 to {len(holder) - 1}", part, WAY_OUT)
+    return int(part)
 
 
 # Recipes that a search wrote, named by a sweep: found below the root, and cut to the sweep's own cells.
 
 TUNED = "tuned"
 """As a recipe's name, the recipe that was searched for the sweep itself; as a file's key, its evidence."""
-
 SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 
 
-def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
+def _tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     """Return ``recipe`` as a sweep file has it, with the path of a searched recipe in place of its name.
-
-    Args:
-        recipe: A name, or a mapping with one under ``from``.
-        sweep: The sweep's name.
-        recipes: Folder of the recipes that searches wrote.
 
     Raises:
         ConfigError: for ``tuned`` where no search of this sweep wrote one.
     """
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
-    if recipes is None or not isinstance(name, str) or name in RECIPES or not _plain_name(name):
+    if recipes is None or not isinstance(name, str) or name in RECIPES or _is_path(name):
         return recipe
     path = recipes / f"{f'{TUNED}-{sweep}' if name == TUNED else name}.yaml"
-    if not os.path.isfile(path):  # which is no error for a name that no file can have
-        if name != TUNED and not name.startswith(f"{TUNED}-"):
-            return recipe  # reported as any unknown name
-        there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
-        raise ConfigError(
-            "A searched recipe must have been searched below this root",
-            f"recipe: {name}, but no {path}",
-            f"run isweep tune {_searches(name, sweep)} first; searched recipes there: {there}",
-        )
-    return {**recipe, "from": str(path)} if isinstance(recipe, dict) else str(path)
-
-
-def _searches(name: str, sweep: object) -> str:
-    """Return what to tune for a recipe to be there; a sweep that names its own begins from another."""
-    if name != TUNED:
-        return name.removeprefix(f"{TUNED}-")
-    return f"{sweep} --set recipe=NAME, with the recipe to begin from and to compare with,"
+    if os.path.isfile(path):  # which is no error for a name that no file can have
+        return {**recipe, "from": str(path)} if isinstance(recipe, dict) else str(path)
+    if name != TUNED and not name.startswith(f"{TUNED}-"):
+        return recipe  # reported as any unknown name
+    there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
+    search = name.removeprefix(f"{TUNED}-")
+    if name == TUNED:
+        search = f"{sweep} --set recipe=NAME, with the recipe to begin from and to compare with,"
+    raise ConfigError(
+        "A searched recipe must have been searched below this root",
+        f"recipe: {name}, but no {path}",
+        f"run isweep tune {search} first; searched recipes there: {there}",
+    )
 
 
 def split_tuned(recipe: object) -> tuple[object, dict[str, Any] | None]:
@@ -148,35 +332,14 @@ def searched_cells(tuned: dict[str, Any]) -> list[tuple[object, object]]:
     ]
 
 
-def check_beside(recipe: object) -> None:
-    """Refuse what a sweep says for all beside a searched recipe, whose own values would hold over it.
-
-    Args:
-        recipe: As a sweep file has it.
-
-    Raises:
-        ConfigError: naming the fields.
-    """
-    said = [name for name in SEARCHED if isinstance(recipe, dict) and name in recipe]
-    if said:
-        raise ConfigError(
-            "What was searched of a recipe cannot be changed for all models and datasets beside it",
-            ", ".join(f"recipe.{name}" for name in said),
-            "change it for some in recipe.overrides, or start from another recipe",
-        )
-
-
-def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
+def _with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     """Return the sweep without searched rows of models and datasets that it does not have.
 
     Raises:
         ConfigError: naming every model and dataset of the sweep that the search has no recipe for.
     """
-    from search_spaces.models import model_spec
-
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
-    rows = [row for row in sweep.recipe.overrides if _concerns(row, models, datasets)]
     searched = searched_cells(tuned)
     missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]
     if missing:
@@ -185,235 +348,16 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
             f"none for {', '.join(missing[:20])}",
             f"add them to sweep {tuned.get('sweep')} and tune it again, or leave them out here",
         )
-    return sweep.model_copy(update={"recipe": sweep.recipe.model_copy(update={"overrides": tuple(rows)})})
+
+    def concerns(row: RecipeOverride) -> bool:
+        one_cell = len(row.models) == len(row.datasets) == 1  # as searched rows have
+        return not one_cell or (row.models[0] in models and row.datasets[0] in datasets)
+
+    rows = tuple(filter(concerns, sweep.recipe.overrides))
+    return sweep.model_copy(update={"recipe": sweep.recipe.model_copy(update={"overrides": rows})})
 
 
-def _concerns(row: RecipeOverride, models: set[str], datasets: set[str]) -> bool:
-    """Tell whether a row that names one model and one dataset, as searched ones do, is of the sweep."""
-    if len(row.models) != 1 or len(row.datasets) != 1:
-        return True
-    return row.models[0] in models and row.datasets[0] in datasets
-
-
-def _plain_name(name: str) -> bool:
-    return "/" not in name and not name.endswith((".yaml", ".yml"))
-
-
-MAX_FILE_BYTES = 1_000_000
-MIN_SIDE = 4
-MAX_RECIPE_FILES = 5
-MAX_PROBLEMS = 20
-"""So many are named; what is behind them is counted."""
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
-    folder = resources.files("search_spaces") / "presets"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-SweepSource = str | Path | Mapping[str, Any] | SweepSpec
-"""A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in Python."""
-
-
-def load_sweep(
-    source: SweepSource, changes: Mapping[str, object] | None = None, *, recipes: Path | None = None
-) -> SweepSpec:
-    """Read a sweep from wherever it is written.
-
-    Args:
-        source: Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``. Paths
-            in a mapping start at the working directory.
-        changes: Values by dotted key (``recipe.epochs``) that hold over what is written.
-        recipes: Folder of the recipes that searches wrote and that may be named; None knows of none.
-
-    Raises:
-        ConfigError: naming the file and every mistake in it with its key path, value and what is allowed.
-    """
-    if isinstance(source, SweepSpec):
-        if changes:
-            source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
-        else:
-            _report(_unknown_names(source.model_dump()))
-            return source
-    if isinstance(source, Mapping):
-        return _own_paths(_spec_of(dict(source), "the sweep", Path(), changes or {}, recipes), Path())
-    if isinstance(source, Path) or _is_path(source):
-        path = Path(source)
-        text = _read_file(path)
-        # As a script's own folder is: modules of one's own networks lie beside the sweep file.
-        find_modules_in(path.parent)
-        return _own_paths(
-            parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
-            path.parent,
-        )
-    if source not in preset_names():
-        raise unknown_name("preset", source, preset_names())
-    text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
-    return parse_sweep(text, origin=f"preset {source}", changes=changes, recipes=recipes)
-
-
-def parse_sweep(
-    text: str,
-    *,
-    origin: str,
-    folder: Path | None = None,
-    changes: Mapping[str, object] | None = None,
-    recipes: Path | None = None,
-) -> SweepSpec:
-    """Turn the text of a sweep file into a validated spec; see :func:`load_sweep` for what is raised.
-
-    Args:
-        text: YAML.
-        origin: What messages call it.
-        folder: Where recipe files that it names lie; None for the working directory.
-        changes: See :func:`load_sweep`.
-        recipes: See :func:`load_sweep`.
-    """
-    document = _load_yaml(text, origin)
-    if not isinstance(document, dict):
-        found = type(document).__name__
-        raise ConfigError(
-            f"{origin} must be a mapping of keys to values", found, "see README, 'Your own sweep'"
-        )
-    return _spec_of(document, origin, folder or Path(), changes or {}, recipes)
-
-
-def sweep_text(spec: SweepSpec) -> str:
-    """Write a sweep as a sweep file that :func:`load_sweep` reads back to an equal one."""
-    return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
-
-
-def _spec_of(
-    document: dict[str, Any],
-    origin: str,
-    folder: Path,
-    changes: Mapping[str, object],
-    recipes: Path | None,
-) -> SweepSpec:
-    document = with_changes(document, changes)
-    if isinstance(document.get("datasets"), list):
-        document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
-    named = tuned_path(document.get("recipe"), document.get("name"), recipes)
-    recipe, tuned = split_tuned(_with_recipe_file(named, folder))
-    if tuned is not None:
-        check_beside(named)
-    document["recipe"] = recipe
-    if document["recipe"] is None:
-        del document["recipe"]
-    try:
-        spec = SweepSpec.model_validate_json(plain_json(document, origin))
-    except ValidationError as error:
-        problems: list[SweepError] = [_problem(detail, origin) for detail in _own_faults(error.errors())]
-        names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
-        _report(problems + _unknown_names(names))
-        raise
-    _report(_unknown_names(spec.model_dump()))
-    return spec if tuned is None else with_tuned_cells(spec, tuned)
-
-
-def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
-    """Put the content of a recipe file in place of its path; what stands beside the path holds over it."""
-    outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
-    if not isinstance(outer, dict):
-        return recipe
-    name = outer.get("from")
-    if not isinstance(name, str) or not _is_path(name):
-        return recipe
-    path = folder / os.path.expanduser(name)  # the home of nobody stays as it is written, and is not there
-    if depth > MAX_RECIPE_FILES:
-        raise ConfigError("Recipe files must not start from one another", str(path))
-    content = _load_yaml(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
-    inner = _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
-    if not isinstance(inner, dict):
-        raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
-    parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
-    if not all(isinstance(rows, list) for rows in parts):
-        raise ConfigError(f"overrides of {path} must be a list", "something else", "see README, 'Recipes'")
-    rows = [row for rows in parts for row in rows]
-    merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
-    return {**merged, **({"overrides": rows} if rows else {})}
-
-
-def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith((".yaml", ".yml"))
-
-
-def _report(problems: list[SweepError]) -> None:
-    """Raise all problems as one; the first of them where there are too many to read."""
-    more = len(problems) - MAX_PROBLEMS
-    collect(problems[:MAX_PROBLEMS] + ([ConfigError(f"and {more:,} more like these")] if more > 0 else []))
-
-
-def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
-    """Take paths of own data from the sweep file's folder: the file works from wherever it is run."""
-    return spec.model_copy(update={"datasets": tuple(_own_path(choice, folder) for choice in spec.datasets)})
-
-
-def _own_path(choice: DatasetChoice, folder: Path) -> DatasetChoice:
-    if choice.own is None:
-        return choice
-    check_own_options(own_dataset_spec(choice.name, choice.own))
-    try:
-        path = folder / Path(choice.own.path).expanduser()
-    except RuntimeError:
-        rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
-        raise ConfigError(rule, choice.own.path) from None
-    own = choice.own.model_copy(update={"path": str(path)})
-    if not own.class_names and any(
-        isinstance(name, str) for pair in choice.class_pairs or () for name in pair
-    ):
-        own = own.model_copy(update={"class_names": _class_names(choice.name, own)})
-    return choice.model_copy(update={"own": own})
-
-
-def _class_names(name: str, own: OwnSourceSpec) -> tuple[str, ...]:
-    """Read the names of the classes from the data: a class pair names some, and their places are needed."""
-    dataset = own_dataset_spec(name, own)
-    # Classes depend on neither size nor channels.
-    spec = PreparedSpec(dataset=name, image_size=MIN_SIDE, channels=own.channels)
-    return source_for(own.kind).list_items(RawRequest(dataset, spec, Path(own.path))).label_names
-
-
-def _read_file(path: Path, kind: str = "sweep file") -> str:
-    try:
-        return read_text(path, kind, MAX_FILE_BYTES)
-    except FileNotFoundError:
-        what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
-        raise ConfigError(f"The {kind} must exist", str(path), f"{what} are: {', '.join(names)}") from None
-
-
-def _load_yaml(text: str, origin: str) -> object:
-    if text.isspace() or not text:
-        raise ConfigError(f"{origin} must not be empty", way_out="see README, 'Your own sweep'")
-    return read_plain(text, origin)
-
-
-def _own_faults(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Leave out that a list is too short where only its bad items made it so."""
-    places = [detail["loc"] for detail in details]
-
-    def has_bad_item(loc: tuple[int | str, ...]) -> bool:
-        return any(len(place) > len(loc) and place[: len(loc)] == loc for place in places)
-
-    return [d for d in details if not (d["type"] == "too_short" and has_bad_item(d["loc"]))]
-
-
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """Return the model whose keys belong at a place in a sweep file."""
-    model: type[BaseModel] = SweepSpec
-    for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return model
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    """Find the model in an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
-
+# What is wrong, in the words of a sweep file.
 
 RULES = {
     "tuple_type": "must be a list, e.g. [a, b]",
@@ -421,8 +365,14 @@ RULES = {
     "dict_type": "must be a mapping of keys to values",
     "model_type": "must be a mapping of keys to values",
 }
-"""Rules in the words of a sweep file, by the type of the error."""
+"""By the type of the error."""
 NAME_RULE = "must be lower case letters, digits, - and _, at most 64, the first a letter"
+
+
+def _report(problems: list[SweepError]) -> None:
+    """Raise all problems as one; the first of them where there are too many to read."""
+    more = len(problems) - MAX_PROBLEMS
+    collect(problems[:MAX_PROBLEMS] + ([ConfigError(f"and {more:,} more like these")] if more > 0 else []))
 
 
 def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
@@ -451,39 +401,48 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
 
 
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the model whose keys belong at a place in a sweep file."""
+    model: type[BaseModel] = SweepSpec
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return model
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Find the model in an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
 def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
-    checks: list[tuple[Callable[[str], object], object]] = [
-        *((model_spec, _from(choice)) for choice in document.get("models", ())),
-        *(check for choice in document.get("datasets", ()) for check in _dataset_checks(choice)),
-        (_check_recipe, _from(document.get("recipe"))),
-        *((_check_estimator, name) for name in document.get("estimators") or ()),
-    ]
+    """Return what is wrong with the names of models, datasets, the recipe and estimators."""
     problems: list[SweepError] = []
-    for check, name in checks:
-        try:
-            if isinstance(name, str):
-                check(name)
-        except SweepError as error:
-            problems.append(error)
-        if len(problems) > MAX_PROBLEMS:
-            break
+
+    def check(rule: Callable[[str], object], choice: object) -> None:
+        name = choice.get("from", choice.get("from_")) if isinstance(choice, dict) else choice
+        if isinstance(name, str) and len(problems) <= MAX_PROBLEMS:
+            try:
+                rule(name)
+            except SweepError as error:
+                problems.append(error)
+
+    for choice in document.get("models", ()):
+        check(model_spec, choice)
+    for choice in document.get("datasets", ()):
+        if not isinstance(choice, dict):
+            continue
+        own = choice.get("own")
+        if isinstance(own, dict):
+            check(check_own_kind, own.get("kind"))
+        is_own = own is not None or choice.get("made") is not None
+        check(_check_own_name if is_own else dataset_spec, choice.get("name"))
+    check(_check_recipe, document.get("recipe"))
+    for name in document.get("estimators") or ():
+        check(_check_estimator, name)
     return problems
-
-
-def _from(choice: object) -> object:
-    return choice.get("from", choice.get("from_")) if isinstance(choice, dict) else choice
-
-
-def _dataset_checks(choice: object) -> list[tuple[Callable[[str], object], object]]:
-    if not isinstance(choice, dict):
-        return []
-    own = choice.get("own")
-    if choice.get("made") is not None:
-        return [(_check_own_name, choice.get("name"))]
-    if own is None:
-        return [(dataset_spec, choice.get("name"))]
-    kind = own.get("kind") if isinstance(own, dict) else None
-    return [(check_own_kind, kind), (_check_own_name, choice.get("name"))]
 
 
 def _check_own_name(name: str) -> None:
@@ -504,7 +463,110 @@ def _check_estimator(name: str) -> None:
         table_width((name,), 0)
 
 
-def find_modules_in(folder: Path) -> None:
-    """Let modules of one's own networks be found in a folder, after all others of their name."""
-    if (name := str(folder.absolute())) not in sys.path:
-        sys.path.append(name)
+# YAML 1.2 of plain data.
+
+
+def read_text(path: Path, kind: str, max_bytes: int) -> str:
+    """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is waited for.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ConfigError: when it is no file, too long, or no UTF-8.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            found = "a folder" if path.is_dir() else "no regular file"
+            raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
+        if status.st_size > max_bytes:
+            rule = f"A {kind} may have at most {max_bytes:,} bytes"
+            raise ConfigError(rule, f"{path} has {status.st_size:,}", "split it")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
+
+
+def read_plain(text: str, origin: str) -> object:
+    """Read one YAML document, which messages call ``origin``.
+
+    Raises:
+        ConfigError: naming the place of what cannot be read or is refused.
+    """
+    try:
+        _check_plain(text, origin)
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        found = ", ".join(filter(None, (error.context, error.problem)))
+        if isinstance(error, DuplicateKeyError):
+            key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
+            found = f"{key} stands twice"
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(f"{origin} must be valid YAML", f"{place}: {found}") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin} must be valid YAML", " ".join(str(error).split())) from None
+
+
+def write_plain(document: object) -> str:
+    """Write plain values so that :func:`read_plain` reads them back; short lists stand on one line."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None
+    writer.width = 100
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    buffer = io.StringIO()
+    writer.dump(document, buffer)
+    return buffer.getvalue()
+
+
+def _check_plain(text: str, origin: str) -> None:
+    """Refuse what a sweep file has no use for, before anything is made of it."""
+    reader, depth = YAML(typ="safe", pure=True), 0
+    for number, event in enumerate(reader.parse(text)):
+        found = _not_plain(event, reader.resolver)
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_NESTING:
+            found = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
+        if number > 2 * MAX_VALUES:
+            found = f"more than {MAX_VALUES:,} values", "split it"
+        if found is not None:
+            what, way_out = found
+            place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
+            raise ConfigError(f"{origin} must hold plain values only", place, way_out)
+
+
+def _not_plain(event: Any, resolver: Any) -> tuple[str, str] | None:
+    """Return what is no plain value, and the way out; None for what is."""
+    if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+        return "an anchor or alias", "write it out"
+    if getattr(event, "version", None) is not None:
+        return "a %YAML line", "take it out: the file is read as YAML 1.2"
+    if (tag := getattr(event, "tag", None)) is not None:
+        return f"the tag {str(tag)[:60]}", "take it out"
+    if isinstance(event, ScalarEvent) and event.implicit[0]:
+        resolved = str(resolver.resolve(ScalarNode, event.value, event.implicit))
+        if resolved.endswith((":timestamp", ":merge", ":value")):
+            return repr(event.value[:60]), "put text in quotes"
+    return None
+
+
+def _plain_json(document: object, origin: str) -> bytes:
+    """Return a sweep's content as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in them.
+
+    Raises:
+        ConfigError: for what is neither number, text, list nor mapping, and text that is no Unicode.
+    """
+
+    def plain(value: Any) -> object:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        raise TypeError(repr(value)[:200])
+
+    try:
+        return json.dumps(document, ensure_ascii=False, default=plain).encode()
+    except TypeError as error:
+        hint = "use numbers, text, lists and mappings"
+        raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None

@@ -23,44 +23,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from orchestrator.planning.costs import Kernel, NetworkCost, PassCost
+from orchestrator.planning.predict import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_pass
 from tasks.trials.isolation import contained
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
+from tasks.trials.records import EVALUATION_PASS
 from tasks.trials.training import Step
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
-_SHAPE_ONLY = {
-    "view",
-    "_unsafe_view",
-    "t",
-    "transpose",
-    "permute",
-    "expand",
-    "detach",
-    "slice",
-    "alias",
-    "as_strided",
-} | {"select", "split", "unsqueeze", "squeeze", "empty", "empty_like", "empty_strided"}
+_SHAPE_ONLY = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice", "alias"}
+_SHAPE_ONLY |= {"as_strided", "select", "split", "unsqueeze", "squeeze", "empty", "empty_like"}
+_SHAPE_ONLY |= {"empty_strided"}
 
 
 def walk_network(
-    model: ModelSpec,
-    recipe: RecipeSpec,
-    channels: int,
-    image_size: int,
-    num_outputs: int,
-    evaluation_batch: int,
-    attack_batch: int | None,
+    model: ModelSpec, recipe: RecipeSpec, channels: int, image_size: int, num_outputs: int
 ) -> NetworkCost:
-    """See :func:`orchestrator.planning.costs.network_cost`."""
+    """See :func:`orchestrator.planning.predict.network_cost`."""
     # It logs a traceback of what fails in it; what fails is told as an error.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     shape = (channels, image_size, image_size)
-    batches = evaluation_batch, attack_batch or attack_pass(recipe)
 
     def built() -> nn.Module:
         return build_model(
@@ -73,7 +58,7 @@ def walk_network(
             image_size=image_size,
         )
 
-    walked = partial(_walked, recipe, shape, batches)
+    walked = partial(_walked, recipe, shape)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with contained():
@@ -101,33 +86,34 @@ def _without_data(built: Callable[[], nn.Module], mode: FakeTensorMode) -> nn.Mo
 
 
 def _walked(
-    recipe: RecipeSpec,
-    shape: tuple[int, int, int],
-    batches: tuple[int, int],
-    network: nn.Module,
-    brightest: float = 255.0,
+    recipe: RecipeSpec, shape: tuple[int, int, int], network: nn.Module, brightest: float = 255.0
 ) -> NetworkCost:
-    evaluation = _forward(network, batches[0], shape, brightest)
-    attack = _attack(network, batches[1], shape, brightest)
-    step = _step(network, recipe, shape, brightest)
+    network.eval()
+    evaluation = _Walk(network)
+    pixels = torch.rand(EVALUATION_PASS, *shape) * brightest
+    with torch.no_grad(), evaluation:
+        network(pixels)
+    attack_batch = attack_pass(recipe)
+    labels = torch.zeros(attack_batch, dtype=torch.int64)
+    pixels = (torch.rand(attack_batch, *shape) * brightest).requires_grad_()
+    attack = _Walk(network, pixels)
+    with attack:
+        loss = F.cross_entropy(network(pixels), labels, reduction="sum")
+        torch.autograd.grad(loss, pixels)
     return NetworkCost(
         num_parameters=num_parameters(network),
         state_bytes=_state_bytes(network),
-        num_activations=evaluation.num_outputs // batches[0],
-        forward_flops=evaluation.cost().flops / batches[0],
-        step=step.cost(),
+        forward_flops=evaluation.cost().flops / EVALUATION_PASS,
+        step=_step(network, recipe, shape, brightest).cost(),
         evaluation=evaluation.cost(),
         attack=attack.cost(),
-        evaluation_batch=batches[0],
-        attack_batch=batches[1],
+        evaluation_batch=EVALUATION_PASS,
+        attack_batch=attack_batch,
     )
 
 
 def _walked_with_memory(
-    error: BaseException,
-    built: Callable[[], nn.Module],
-    walked: Callable[..., NetworkCost],
-    num_pixels: int,
+    error: BaseException, built: Callable[[], nn.Module], walked: Callable[..., NetworkCost], num_pixels: int
 ) -> NetworkCost:
     """Walk over somebody's own network with real tensors: ``error`` came of those that hold no data.
 
@@ -148,8 +134,7 @@ def _walked_with_memory(
     dense = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, max(2, weights // num_pixels)))
     with FakeTensorMode(allow_non_fake_inputs=True):
         counted = walked(dense)
-    counted = replace(counted, num_parameters=weights, state_bytes=state, num_activations=0)
-    return replace(counted, uncounted=one_line(failure))
+    return replace(counted, num_parameters=weights, state_bytes=state, uncounted=one_line(failure))
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
@@ -158,7 +143,7 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
     def __init__(self, network: nn.Module, *given: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
-        self.num_outputs = self._alive = self._peak = self._workspace = 0
+        self._alive = self._peak = self._workspace = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         for tensor in (*network.parameters(), *network.buffers(), *given):
             self._hold(tensor)
@@ -187,8 +172,6 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         self.kernels.append(Kernel(name, flops, float(moved)))
         if name == "convolution":
             self._workspace = max(self._workspace, moved)
-        if not func._schema.is_mutable:
-            self.num_outputs += sum(tensor.numel() for tensor in outputs[:1])
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -202,26 +185,6 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
 
     def _release(self, size: int) -> None:
         self._alive -= size
-
-
-def _forward(network: nn.Module, batch: int, shape: tuple[int, int, int], brightest: float) -> _Walk:
-    network.eval()
-    pixels = torch.rand(batch, *shape) * brightest
-    walk = _Walk(network)
-    with torch.no_grad(), walk:
-        network(pixels)
-    return walk
-
-
-def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int], brightest: float) -> _Walk:
-    network.eval()
-    labels = torch.zeros(batch, dtype=torch.int64)
-    pixels = (torch.rand(batch, *shape) * brightest).requires_grad_()
-    walk = _Walk(network, pixels)
-    with walk:
-        loss = F.cross_entropy(network(pixels), labels, reduction="sum")
-        torch.autograd.grad(loss, pixels)
-    return walk
 
 
 def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], brightest: float) -> _Walk:

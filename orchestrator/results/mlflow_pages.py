@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -21,11 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
-from orchestrator.results.records import provenance
 from search_spaces.errors import SetupError
+from tasks.atomic import read_whole
 from tasks.trials.records import attack_name
+
+log = logging.getLogger(__name__)
 
 SWEEP_KEY = "sweep"
 """Run key of the sweep's own run."""
@@ -115,12 +120,6 @@ class Page:
         tags = {"planned": str(self.planned), "description": self.description}
         return {**tags, NOTE_TAG: self.note(experiment)}
 
-    def source_tags(self) -> dict[str, str]:
-        """Return the tags that fill MLflow's fields for what made a run."""
-        made_by = {"mlflow.source.name": f"isweep run {self.sweep}", "mlflow.source.type": "LOCAL"}
-        commit = provenance().commit
-        return {**made_by, **({"mlflow.source.git.commit": commit} if commit else {})}
-
     def note(self, experiment: str) -> str:
         """Return the description of the experiment and of the sweep's run, in Markdown, with its views."""
         pages = f"#/experiments/{experiment}/runs"
@@ -147,21 +146,32 @@ class Page:
         views = {VIEW_TAG + name: view.text() for name, view in self.views().items()}
         return {NOTE_TAG: self.note(experiment), **views}
 
-    def run_name(self, key: str, kind: str, tags: Mapping[str, str]) -> str:
+    def run_name(self, key: str, tags: Mapping[str, str]) -> str:
         """Return the name of a run: of a trial its model, dataset and N first, since columns are narrow."""
         if c.DATASET not in tags:
             return self.sweep if key == SWEEP_KEY else key
-        data = " ".join(filter(None, (tags[c.DATASET], tags.get(c.CLASS_PAIR, ""))))
-        if kind != "trial":
-            return f"{kind} {data}"
+        size, seed = f"N={tags.get(c.TRAIN_SIZE, '')}", f"seed {tags.get(c.SEED, '0')}"
+        words = [tags.get(c.MODEL, ""), tags[c.DATASET], tags.get(c.CLASS_PAIR, ""), size, seed]
         recipe = tags.get(c.RECIPE, "")
-        words = [
-            tags.get(c.MODEL, ""),
-            data,
-            f"N={tags.get(c.TRAIN_SIZE, '')}",
-            f"seed {tags.get(c.SEED, '0')}",
-        ]
-        return " ".join([*words, recipe] if "+" in recipe else words)
+        return " ".join(filter(None, [*words, recipe if "+" in recipe else ""]))
+
+
+class RunPages(BaseModel):
+    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by key."""
+
+    prefix: str = ""
+    runs: dict[str, str] = Field(default_factory=dict)
+
+
+def read_run_pages(path: Path) -> RunPages:
+    """Return what :meth:`Tracker.keep_pages` kept; nothing where that is nothing, or cannot be read."""
+    try:
+        return RunPages.model_validate_json(read_whole(path))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
+    return RunPages()
 
 
 # MLflow's own page, started on loopback for one person, and the addresses on it that answer a question.
@@ -190,7 +200,7 @@ def free_port(asked: int | None = None) -> int:
 
 
 @contextlib.contextmanager
-def served(uri: str, port: int, log: Path) -> Iterator[str]:
+def served(uri: str, port: int, words: Path) -> Iterator[str]:
     """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it answers.
 
     A server's own address is given back as it is, and nothing started.
@@ -198,35 +208,35 @@ def served(uri: str, port: int, log: Path) -> Iterator[str]:
     Args:
         uri: A database or a server. Passed in the environment, since it may hold a password.
         port: Of loopback.
-        log: What the server says goes there.
+        words: What the server says goes there.
 
     Raises:
-        SetupError: when it does not start, with its last words.
+        SetupError: when the store does not answer, or the server does not start, with its last words.
     """
+    from orchestrator.results.mlflow_runs import connect
+
     if uri.startswith(("http://", "https://")):
         yield uri.rstrip("/")
         return
+    connect(uri)
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.
     settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with log.open("wb") as said:
+    with words.open("wb") as said:
         server = subprocess.Popen(
             [*command, "--workers", "1"],
-            env=os.environ | settings, cwd=log.parent, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            env=os.environ | settings, cwd=words.parent, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             start_new_session=True,
         )  # fmt: skip
     try:
         until = time.monotonic() + START_S
         while not _answers(address):
             if server.poll() is not None or time.monotonic() > until:
-                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                why = (
-                    f"no answer in {START_S} s"
-                    if server.poll() is None
-                    else (lines or ["it said nothing"])[-1]
-                )
-                raise SetupError("MLflow's page must start", why[:300], f"its log: {log}")
+                lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                last = lines[-1][:300] if lines else "it said nothing"
+                why = f"no answer in {START_S} s" if server.poll() is None else last
+                raise SetupError("MLflow's page must start", why, f"its log: {words}")
             time.sleep(LOOK_S)
         yield address
     finally:

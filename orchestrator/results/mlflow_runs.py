@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -29,11 +30,10 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table
-from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page
-from orchestrator.results.rows import FlatRun, Live, Row, row_of
+from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
+from orchestrator.results.rows import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
-from tasks.trials.records import TrialStatus
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
 """Of one call."""
@@ -46,7 +46,12 @@ KILLED = "killed"
 LOCAL_PAGES = "http://127.0.0.1:5000"
 """Where ``mlflow ui`` serves unless told otherwise."""
 SQLITE = "sqlite:///"
+DAMAGED = re.compile("file is not a database|disk image is malformed")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+PERHAPS_RUNNING = "RUNNING?"
+OPEN = ("RUNNING", PERHAPS_RUNNING)
 
 
 @dataclass
@@ -55,7 +60,7 @@ class _Known:
 
     Attributes:
         run_id: MLflow's.
-        status: MLflow's, such as ``RUNNING``.
+        status: MLflow's, such as ``RUNNING``, or :data:`PERHAPS_RUNNING`.
         shown: Digest of all that it shows; empty where that is unknown.
         live: Points of curves that were sent while it was running.
     """
@@ -93,17 +98,13 @@ class SweepRuns:
         self._sent: set[tuple[str, str]] = set()
         self._load()
 
-    @property
-    def pages(self) -> str:
-        """What stands before a run's id in the address of its page."""
+    def run_pages(self) -> RunPages:
+        """Return where the server shows the runs that are known."""
         uri = str(self.client.tracking_uri)
         # A database has no pages of its own: those of `mlflow ui`, as README starts it.
         server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
-        return f"{server}/#/experiments/{self._experiment}/runs/"
-
-    def run_ids(self) -> dict[str, str]:
-        """Return the id of every run that is known, by its key."""
-        return {key: known.run_id for key, known in self._runs.copy().items()}
+        ids = {key: known.run_id for key, known in self._runs.copy().items()}
+        return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
 
     def show_live(self, key: str, live: Live) -> None:
         """Make the key's run RUNNING or FAILED, with these tags and those points that were not sent before.
@@ -111,7 +112,7 @@ class SweepRuns:
         Points alone are for a run that is RUNNING: one that has ended has all from its result.
         """
         known, tags = self._find(key), live.tags or {}
-        if live.tags is None and (known is None or known.status != "RUNNING"):
+        if live.tags is None and (known is None or known.status not in OPEN):
             return
         if live.failed and known is not None and known.status == "FAILED":
             shown = self.client.get_run(known.run_id).data.tags
@@ -120,8 +121,7 @@ class SweepRuns:
         if key == SWEEP_KEY and live.tags is not None:
             tags = self._sweep_tags()
         new = [point for point in live.points if known is None or point[:3] not in known.live]
-        points = [Metric(name, value, at, step) for name, step, value, at in new]
-        known = self._open(key, SWEEP_KEY if key == SWEEP_KEY else "trial", tags, live.at_ms, points)
+        known = self._open(key, tags, live.at_ms, [Metric(n, value, at, step) for n, step, value, at in new])
         known.live.update(point[:3] for point in new)
         if live.failed:
             self._end(known, "FAILED")
@@ -155,7 +155,7 @@ class SweepRuns:
                 there = unsure & data.metrics.keys()
                 history = {name: self.client.get_metric_history(known.run_id, name) for name in there}
         points = _missing_points(run, wanted, history)
-        known = self._open(run.run_key, run.kind, run.tags, run.started_ms, points, run.params)
+        known = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
         self._end(known, "FINISHED", run.finished_ms)
         known.shown = digest
         known.live.clear()
@@ -176,13 +176,14 @@ class SweepRuns:
         for name, value in numbers.items():
             if math.isfinite(value) and data.metrics.get(name) != value:
                 old = self.client.get_metric_history(own, name) if name in data.metrics else []
-                last = max(old, key=_shown_last, default=Metric(name, value, _now(), 0))
+                last = max(old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0))
                 points.append(Metric(name, value, last.timestamp + 1, last.step))
         tags = {name: text for name, text in self._sweep_tags().items() if data.tags.get(name) != text}
         self._log(own, points, {}, tags)
-        files = {} if folder is None else _digests(folder)
-        whole = _hash(files)
-        there = set(self._artifacts("report")) if data.tags.get(REPORT_TAG) == whole else set[str]()
+        paths = [] if folder is None else [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {str(path.relative_to(folder or "")): _hash(path.read_bytes()) for path in paths}
+        whole = _hash(json.dumps(files).encode())
+        there = self._artifacts("report") if data.tags.get(REPORT_TAG) == whole else set[str]()
         for name, digest in files.items():
             place = f"report/{name}"
             if place not in there and (name, digest) not in self._sent:
@@ -201,7 +202,7 @@ class SweepRuns:
         if self._uncertain:
             self._load()  # a create whose reply was lost may have been carried out after we looked
             self._uncertain.clear()
-        running = [key for key, known in self._runs.items() if known.status == "RUNNING"]
+        running = [key for key, known in self._runs.items() if known.status in OPEN]
         left = [self._runs[key] for key in running if key != SWEEP_KEY and key not in but]
         for known in left:
             # Its tags are those of its start, and would say for ever that it is running.
@@ -216,12 +217,12 @@ class SweepRuns:
     def end_sweep(self, status: str) -> None:
         """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
         own = self._own()
-        if own.status == "RUNNING" or (status == "FINISHED" and own.status != status):
+        if own.status in OPEN or (status == "FINISHED" and own.status != status):
             self._end(own, status)
 
     def _own(self) -> _Known:
         """Return the sweep's own run, as it ended until something is done: a start may yet be refused."""
-        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, SWEEP_KEY, self._sweep_tags(), _now())
+        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags(), milliseconds(time.time()))
 
     def _sweep_tags(self) -> dict[str, str]:
         return self._page.sweep_tags(self._experiment)
@@ -250,31 +251,30 @@ class SweepRuns:
     def _open(
         self,
         key: str,
-        kind: str,
         tags: Mapping[str, str],
         start_ms: int,
         points: Iterable[Metric] = (),
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str] = MappingProxyType({}),
     ) -> _Known:
         """Make or reopen the key's one run, and log to it."""
         known = self._find(key)
         if known is None:
-            base = {KEY_TAG: key, "kind": kind, "sweep": self._page.sweep, **self._page.source_tags()}
+            base = {KEY_TAG: key, "kind": SWEEP_KEY, "sweep": self._page.sweep}
             if key != SWEEP_KEY:
-                base["mlflow.parentRunId"] = self._own().run_id
-            name = self._page.run_name(key, kind, tags)
+                base |= {"kind": "trial", "mlflow.parentRunId": self._own().run_id}
             self._uncertain.add(key)
             run = self.client.create_run(
-                self._experiment, start_time=start_ms, tags={**base, **tags}, run_name=name
+                self._experiment, start_ms, {**base, **tags}, self._page.run_name(key, tags)
             )
             self._uncertain.discard(key)
-            known = self._runs[key] = _Known(str(run.info.run_id), "RUNNING")
-            tags = {}
+            known, tags = _Known(str(run.info.run_id), "RUNNING"), {}
+            self._runs[key] = known
         elif known.status != "RUNNING":
+            known.status, known.shown = PERHAPS_RUNNING, ""  # until the reply is here
             self.client.update_run(known.run_id, status="RUNNING")
             known.status = "RUNNING"
         known.shown = ""
-        self._log(known.run_id, [*points], params or {}, tags)
+        self._log(known.run_id, [*points], params, tags)
         return known
 
     def _log(
@@ -287,12 +287,10 @@ class SweepRuns:
             self.client.log_batch(run_id, points[:MOST_METRICS], chosen[:MOST_PARAMS], labels[:MOST_TAGS])
             points, chosen, labels = points[MOST_METRICS:], chosen[MOST_PARAMS:], labels[MOST_TAGS:]
 
-    def _artifacts(self, folder: str) -> Iterator[str]:
-        for item in self.client.list_artifacts(self._own().run_id, folder):
-            if item.is_dir:
-                yield from self._artifacts(item.path)
-            else:
-                yield item.path
+    def _artifacts(self, folder: str) -> set[str]:
+        found = self.client.list_artifacts(self._own().run_id, folder)
+        inner = [self._artifacts(item.path) for item in found if item.is_dir]
+        return {item.path for item in found if not item.is_dir}.union(*inner)
 
     def _end(self, known: _Known, status: str, end_ms: int | None = None) -> None:
         self.client.set_terminated(known.run_id, status, end_ms)
@@ -309,10 +307,7 @@ def _has_too_much(
     """Tell whether a param is another one, or a metric of ours is there that the run has not."""
     if any(params.get(name, value) != value for name, value in run.params.items()):
         return True
-    # A diverged trial has none of these numbers, and its row leaves out what an earlier attempt left.
-    diverged = run.tags.get(table.STATUS) == TrialStatus.DIVERGED
-    surplus = () if diverged else metrics.keys() - wanted.keys()
-    return any(column.origin is not None for column in table.describe(surplus))
+    return any(column.origin is not None for column in table.describe(metrics.keys() - wanted.keys()))
 
 
 def _missing_points(
@@ -351,25 +346,11 @@ def _digest(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping
     """Return a digest of what a run shows, without the tags that MLflow and we keep beside it."""
     beside = {"kind", "sweep"}
     kept = {k: v for k, v in tags.items() if k not in beside and not k.startswith(("mlflow.", "isweep."))}
-    return _hash([kept, dict(params), dict(metrics)])
+    return _hash(json.dumps([kept, dict(params), dict(metrics)], sort_keys=True).encode())
 
 
-def _hash(values: object) -> str:
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """Return the digest of every file of a folder by its name below it."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _now() -> int:
-    """Return milliseconds since 1970."""
-    return round(time.time() * 1000)
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 # Experiments: one per sweep and result store.
@@ -440,15 +421,14 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
     """
     rows: list[Row] = []
     try:
-        for name in experiment_names(sweep, storage):
-            found = client.get_experiment_by_name(name)
-            if found is not None and (storage is None or found.tags.get(STORAGE_TAG) in (None, storage)):
-                query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
-                for run in search(client, str(found.experiment_id), query):
-                    if run.data.tags.get(DUPLICATE_TAG) != "true":
-                        finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
-                        rows.append(row_of(run.data.tags, finite))
-                break
+        known = [client.get_experiment_by_name(name) for name in experiment_names(sweep, storage)]
+        whose = (None, storage)
+        ours = [one for one in known if one and (not storage or one.tags.get(STORAGE_TAG) in whose)]
+        query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
+        for run in search(client, str(ours[0].experiment_id), query) if ours else ():
+            if run.data.tags.get(DUPLICATE_TAG) != "true":
+                finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
+                rows.append(row_of(run.data.tags, finite))
     except Exception as error:
         raise no_answer(error) from error
     return sorted(rows, key=lambda row: str(row[table.TRIAL_ID]))
@@ -457,11 +437,11 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
 def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
     """Yield all runs of an experiment that fit ``query``, oldest first."""
     token: str | None = ""
+    order = ["attribute.start_time ASC"]
     while token is not None:
         page = client.search_runs(
-            [experiment], query, max_results=PAGE_SIZE,
-            order_by=["attribute.start_time ASC"], page_token=token or None,
-        )  # fmt: skip
+            [experiment], query, max_results=PAGE_SIZE, order_by=order, page_token=token or None
+        )
         yield from page
         token = page.token or None
 
@@ -494,15 +474,16 @@ def connect(uri: str) -> MlflowClient:
             _make_database(path)
         return _client(uri)
     except Exception as error:
+        said = first_line(error, uri)
+        way_out = "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
+        if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
+            way_out = "pip install 'isweep[postgres]'"
+        elif DAMAGED.search(said):
+            way_out = (
+                "remove the file, then `isweep reconcile` every sweep: the result stores have everything"
+            )
         kind = Refused if is_final(error) else SetupError
-        lacks_driver = isinstance(error, ModuleNotFoundError) and "psycopg" in str(error)
-        raise kind(
-            "The MLflow store must answer",
-            f"{without_secrets(uri)}: {first_line(error, uri)}",
-            "pip install 'isweep[postgres]'"
-            if lacks_driver
-            else "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later",
-        ) from None
+        raise kind("The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out) from None
 
 
 def _client(uri: str) -> MlflowClient:

@@ -64,13 +64,14 @@ class SealedRecord(Finding):
     folder: ClassVar[str]
     file: ClassVar[str]
     version: ClassVar[int]
+    id_field: ClassVar[str] = "trial_id"
 
     schema_version: int
 
     @property
     def record_id(self) -> str:
         """Name of the record's folder in the store."""
-        raise NotImplementedError
+        return str(getattr(self, self.id_field))
 
     @field_validator("schema_version")
     @classmethod
@@ -85,19 +86,14 @@ class TrialRecord(SealedRecord):
 
     Attributes:
         trial_id: Of the planned trial; the network's.
-        sweep: Name of the sweep.
-        spec: What was trained and measured.
         domain: Of the dataset; None where none was given.
         data_fingerprint: Content hash of the prepared dataset.
         shared_group_share: Share of test images whose group is also trained on.
         gpu_share: Share of a GPU that the trial had; 0 on a CPU.
         gpu_name: The GPU, in its driver's words; empty on a CPU.
         attempt: Which attempt this was, from 1.
-        started_at: Seconds since 1970.
-        finished_at: Likewise.
-        measured_at: When more was measured on the kept network, if ever; the times above are its training's.
-        provenance: What made it.
-        result: What was found.
+        started_at: Seconds since 1970, as the others.
+        measured_at: When more was measured on the kept network, if ever; the other times are its training's.
     """
 
     folder: ClassVar[str] = "trials"
@@ -119,11 +115,6 @@ class TrialRecord(SealedRecord):
     measured_at: float | None = None
     provenance: Provenance = Provenance()
     result: TrialResult
-
-    @property
-    def record_id(self) -> str:
-        """The trial's id."""
-        return self.trial_id
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
         """Return the measurements of ``asked`` that this record does not have.
@@ -150,6 +141,7 @@ class MeasureRecord(SealedRecord):
     folder: ClassVar[str] = "measures"
     file: ClassVar[str] = "result.json"
     version: ClassVar[int] = 2
+    id_field: ClassVar[str] = "measure_id"
 
     schema_version: int = version
     measure_id: str
@@ -160,11 +152,6 @@ class MeasureRecord(SealedRecord):
     finished_at: float
     provenance: Provenance = Provenance()
     result: MeasureResult
-
-    @property
-    def record_id(self) -> str:
-        """The measure's id."""
-        return self.measure_id
 
 
 class TrialFailure(Finding):
@@ -188,11 +175,6 @@ class FailureRecord(SealedRecord):
     attempt: int
     failure: TrialFailure
 
-    @property
-    def record_id(self) -> str:
-        """The trial's id."""
-        return self.trial_id
-
     def row(self) -> dict[str, str]:
         """Return the failure as the command line and the report print it."""
         return {"trial_id": self.trial_id, "kind": str(self.failure.kind), "message": self.failure.message}
@@ -201,17 +183,12 @@ class FailureRecord(SealedRecord):
 class CellReport(Finding):
     """What a worker hands to the driver about one attempt at a cell: a result or a failure.
 
+    Attributes as those of :class:`TrialRecord`, times by the worker's clock, and:
+
     Attributes:
-        started_at: Seconds since 1970, by the worker's clock.
-        finished_at: Likewise.
-        outcome: What came of it.
         data_fingerprint: Of the images it was given; empty with a failure.
-        shared_group_share: See :class:`TrialRecord`.
-        gpu_share: See :class:`TrialRecord`.
-        gpu_name: See :class:`TrialRecord`.
         gpu_note: What the user is to know of the GPU, once.
         trained: Whether a network was trained; otherwise a kept one was measured.
-        provenance: What made it: code and packages of the worker.
         node: Address of the node where it ran.
         log: What it logged, warned of and printed.
     """
@@ -233,8 +210,6 @@ class CellReport(Finding):
 # Where a result came from: code, versions, never a host name or a path.
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
-
-
 SOURCES = ("search_spaces", "tasks", "orchestrator")
 _PACKAGE = Path(orchestrator.__file__).resolve().parent
 _hashed: dict[tuple[tuple[str, int, int], ...], str] = {}
@@ -283,22 +258,18 @@ def _version(package: str) -> str:
 
 def _commit() -> tuple[str, bool]:
     """Return the commit of the checkout, or the one baked into the installed wheel."""
-    baked = _PACKAGE / "commit.json"
+    baked, folder = _PACKAGE / "commit.json", _PACKAGE.parent
     if baked.exists():
         made = json.loads(baked.read_text(encoding="utf-8"))
         return str(made["commit"]), bool(made["dirty"])
-    folder = _PACKAGE.parent
     if not (folder / ".git").exists():
         return "", False
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        head = _git(folder, "rev-parse", "HEAD")
-        return head, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return "", False
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()

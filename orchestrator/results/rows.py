@@ -1,4 +1,4 @@
-"""How a stored trial or measure becomes one flat row.
+"""How a stored trial becomes one flat row.
 
 The same flat form goes to MLflow (tags, params, metrics) and comes back from it, so that the table read from
 MLflow and the table read from the store are equal.
@@ -9,41 +9,48 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.results import table as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
+from orchestrator.results.store import FileKind, ResultStore
+from search_spaces.errors import DataError
 from search_spaces.specs import pair_name
-from tasks.measures.records import SizeRecord
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult, TrialStatus
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, str | int | float]
 """One line of the results table; every key is a name that :mod:`orchestrator.results.table` describes."""
 
 Point = tuple[str, int, float, int]
-"""A point of a curve: metric, step (epoch, train size, number of results), value, milliseconds since 1970."""
+"""A point of a curve: metric, step (epoch, number of results), value, milliseconds since 1970."""
 
 MEASURED = {"attacks", "representation", "robustness"}
 """Fields of a trial's spec of which more may be asked for later."""
 
 
+PREDICTED = (c.TRIAL_ID, c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
+"""Columns that say of which trial a prediction is."""
+
+
 @dataclass(frozen=True)
 class FlatRun:
-    """A trial or measure as MLflow keeps it.
+    """A trial with a result as MLflow keeps it.
 
     Attributes:
-        run_key: ``trial_id`` or ``measure_id``: the tag by which its run is found.
-        kind: ``"trial"`` or ``"measure"``.
+        run_key: The trial's id: the tag by which its run is found.
         tags: What it is; everything is text.
         params: Everything that was chosen, one entry per field.
         metrics: Final numbers; all finite.
-        series: Points per epoch or per train size.
+        series: Points per epoch.
         started_ms: Start, milliseconds since 1970.
         finished_ms: End, likewise.
         metrics_ms: When the newest of ``metrics`` was made; of two values MLflow shows the later one.
     """
 
     run_key: str
-    kind: str
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
@@ -75,12 +82,7 @@ MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
 
 
 def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
-    """Return a stored trial as one flat run, with the measures of its subset at its train size joined.
-
-    Args:
-        record: A trial's stored record.
-        measures: From :func:`index_measures`.
-    """
+    """Return a stored trial as one flat run, with the measures of its subset at its train size joined."""
     network = record.spec.network
     prepared = network.subset.prepared
     tags = {
@@ -98,12 +100,15 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         c.CHANNELS: str(prepared.channels),
         c.STATUS: str(record.result.status),
         c.ATTEMPT: str(record.attempt),
-        **_steps(record.result),
         c.DATA_FINGERPRINT: record.data_fingerprint,
         c.CODE_VERSION: record.provenance.code_version,
         # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
         **spelled_params(record.spec.model_dump(mode="json", include=MEASURED)),
     }
+    if record.result.step_path:
+        tags[c.STEP_PATH] = record.result.step_path
+    if record.result.micro_batch is not None:
+        tags[c.MICRO_BATCH] = str(record.result.micro_batch)
     metrics = trial_metrics(record.result, network.train_size)
     metrics[c.SHARED_GROUP_SHARE] = record.shared_group_share
     metrics[c.WALL_TIME_S] = record.finished_at - record.started_at
@@ -113,114 +118,60 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         tags["measure_id"] = measure.measure_id
         metrics.update(measure_metrics(measure, network.train_size))
         newest = max(newest, measure.finished_at)
+    started, result = milliseconds(record.started_at), record.result
+    epochs = [point for epoch in result.history for point in epoch_points(epoch, None, started)]
+    scores = [point for score in result.test_history for point in epoch_points(None, score, started)]
     return FlatRun(
         record.trial_id,
-        "trial",
         tags,
         spelled_params(network.model_dump(mode="json")),
         metrics,
-        _epoch_series(record),
-        milliseconds(record.started_at),
+        (*epochs, *scores),
+        started,
         milliseconds(record.finished_at),
         milliseconds(newest),
     )
 
 
-def _steps(result: TrialResult) -> dict[str, str]:
-    """Return how training took its steps, where it is known; and that batches were cut, where they were."""
-    found = {c.STEP_PATH: result.step_path} if result.step_path else {}
-    return found | ({} if result.micro_batch is None else {c.MICRO_BATCH: str(result.micro_batch)})
-
-
-def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:
-    started = milliseconds(record.started_at)
-    result = record.result
-    return tuple(point for epoch in result.history for point in epoch_points(epoch, None, started)) + tuple(
-        point for score in result.test_history for point in epoch_points(None, score, started)
-    )
-
-
 def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
     """Return the points of one epoch: what training saw of it, and what the test images gave after it."""
-    points: list[Point] = []
-    if epoch is not None:
-        points.append((c.EPOCH_PREFIX + c.TRAIN_LOSS, epoch.epoch, epoch.train_loss, at_ms))
-        points.append((c.EPOCH_PREFIX + c.TRAIN_ACCURACY, epoch.epoch, epoch.train_accuracy, at_ms))
-    if score is not None:
-        points.append((c.EPOCH_PREFIX + c.TEST_LOSS, score.epoch, score.test_loss, at_ms))
-        points.append((c.EPOCH_PREFIX + c.TEST_ACCURACY, score.epoch, score.test_accuracy, at_ms))
-    return tuple(points)
-
-
-def flat_measure(record: MeasureRecord) -> FlatRun:
-    """Return a stored measure as one flat run; its numbers per train size are a series with step N."""
-    subset = record.spec.subset
-    tags = {
-        "measure_id": record.measure_id,
-        c.DATASET: subset.prepared.dataset,
-        c.DOMAIN: record.domain or "",
-        c.CLASS_PAIR: pair_name(subset.class_pair),
-        c.DATA_MODE: subset.prepared.data_mode,
-        c.DATA_FINGERPRINT: record.data_fingerprint,
-        c.CODE_VERSION: record.provenance.code_version,
-    }
-    series = tuple(
-        (name, size, value, milliseconds(record.finished_at))
-        for size in record.spec.train_sizes
-        for name, value in measure_metrics(record, size).items()
-    )
-    return FlatRun(
-        record.measure_id,
-        "measure",
-        tags,
-        spelled_params(record.spec.model_dump(mode="json")),
-        {},
-        series,
-        milliseconds(record.started_at),
-        milliseconds(record.finished_at),
+    seen = ((epoch, (c.TRAIN_LOSS, c.TRAIN_ACCURACY)), (score, (c.TEST_LOSS, c.TEST_ACCURACY)))
+    return tuple(
+        (c.EPOCH_PREFIX + name, record.epoch, getattr(record, name), at_ms)
+        for record, names in seen
+        if record is not None
+        for name in names
     )
 
 
 def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
     """Return a trial's numbers under their column names; undefined ones are absent, the result says why."""
-    found: dict[str, float | None] = {}
-    scores = result.scores
-    if scores is not None:
+    found: dict[str, float | None] = {c.ENERGY_J: result.energy_j}
+    if (scores := result.scores) is not None:
         found.update({name: float(value) for name, value in scores if name != "classification"})
         if scores.classification is not None:
-            found[c.AUC] = scores.classification.auc
-            found[c.BALANCED_ACCURACY] = scores.classification.balanced_accuracy
-            found[c.CALIBRATION_ERROR] = scores.classification.calibration_error
+            for name in (c.AUC, c.BALANCED_ACCURACY, c.CALIBRATION_ERROR):
+                found[name] = getattr(scores.classification, name)
         found[c.BEST_EPOCH] = result.best_epoch
     seconds = sum(epoch.seconds for epoch in result.history)
     if seconds > 0 and train_size:
         found[c.IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
     if result.peak_memory_bytes:
         found[c.PEAK_MEMORY_BYTES] = result.peak_memory_bytes
-    found[c.ENERGY_J] = result.energy_j
-    found.update(_robustness(result))
+    if (robustness := result.robustness) is not None:
+        found[c.R_HAT_NOT_FOUND] = robustness.num_not_found
+        if robustness.true is not None:
+            found[c.R_HAT_TRUE] = robustness.true.mean
+        if (pred := robustness.pred) is not None:
+            found[c.R_HAT_PRED], found[c.R_HAT_PRED_PER_PIXEL] = pred.mean, pred.mean_per_pixel
+            for name in ("std_error", "median", "geometric_mean"):
+                found[f"{c.R_HAT_PRED}_{name}"] = getattr(pred, name)
     found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
     for place, stage in enumerate(result.d_repr_stages, start=1):
         found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
     for attack in result.attacks:
         found.update({f"{attack.name}_{name}": getattr(attack, name) for name in c.ATTACK_QUANTITIES})
     return _finite(found)
-
-
-def _robustness(result: TrialResult) -> dict[str, float | None]:
-    record = result.robustness
-    if record is None:
-        return {}
-    found: dict[str, float | None] = {c.R_HAT_NOT_FOUND: record.num_not_found}
-    if record.true is not None:
-        found[c.R_HAT_TRUE] = record.true.mean
-    if record.pred is not None:
-        found[c.R_HAT_PRED] = record.pred.mean
-        found[c.R_HAT_PRED_STD_ERROR] = record.pred.std_error
-        found[c.R_HAT_PRED_MEDIAN] = record.pred.median
-        found[c.R_HAT_PRED_GEOMETRIC_MEAN] = record.pred.geometric_mean
-        found[c.R_HAT_PRED_PER_PIXEL] = record.pred.mean_per_pixel
-    return found
 
 
 def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
@@ -244,27 +195,24 @@ def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
         if name in size.d_data:
             found[f"d_data_{name}"] = size.d_data[name].value
             found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
-    found.update(_other_neighbors(size))
+    if "mle" in size.d_data:
+        curve = {
+            point["num_neighbors"]: point["value"] for point in size.d_data["mle"].details.get("curve", ())
+        }
+        found.update({c.d_data_at(k): curve.get(k) for k in c.NEIGHBORS_TOO})
     return _finite(found)
-
-
-def _other_neighbors(size: SizeRecord) -> dict[str, float | None]:
-    estimate = size.d_data.get("mle")
-    curve = () if estimate is None else estimate.details.get("curve", ())
-    values = {point["num_neighbors"]: point["value"] for point in curve}
-    return {c.d_data_at(k): values[k] for k in c.NEIGHBORS_TOO if k in values}
 
 
 def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:
     """Return a stored measure as the rows of a table for people: one per train size, every estimator."""
     subset = record.spec.subset
+    about = {c.DATASET: subset.prepared.dataset, c.CLASS_PAIR: pair_name(subset.class_pair)}
     rows: list[dict[str, str | int | float | None]] = []
     for size in record.result.sizes:
         sharpness = size.label_sharpness
         rows.append(
             {
-                c.DATASET: subset.prepared.dataset,
-                c.CLASS_PAIR: pair_name(subset.class_pair),
+                **about,
                 c.TRAIN_SIZE: size.train_size,
                 **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
                 c.LABEL_SHARPNESS: sharpness.value if sharpness else None,
@@ -300,6 +248,36 @@ def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) ->
     index = index_measures(measures)
     flat = (flat_trial(record, index) for record in trials)
     return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row[c.TRIAL_ID]))
+
+
+def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.DataFrame:
+    """Return one row per trial and test image: what the trial is, ``image``, ``label`` and the logits.
+
+    Args:
+        records: Of trials; those without predictions have no rows.
+        store: Where they are kept.
+
+    Raises:
+        DataError: when no trial has predictions.
+        CorruptStoreError: when a trial's are gone or damaged.
+    """
+    import pandas as pd
+
+    from tasks.trials.scores import from_parquet
+
+    tables = []
+    for record in sorted(records, key=lambda record: record.trial_id):
+        if record.result.predictions is not None:
+            kept = store.get(FileKind.PREDICTIONS, record.trial_id, record.result.predictions)
+            (row,), table = rows_of([record], ()), from_parquet(kept)
+            about = {name: [row[name]] * len(table) for name in PREDICTED}
+            tables.append(pd.concat([pd.DataFrame(about), table], axis=1))
+    if not tables:
+        raise DataError(
+            "No trial of this sweep has predictions",
+            way_out="set predictions: true and run it again: where weights are kept, nothing is trained",
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:

@@ -3,92 +3,223 @@
 from __future__ import annotations
 
 import logging
-import posixpath
+import sqlite3
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
-from orchestrator.planning.estimate import Prices, amount
+from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
-from orchestrator.planning.predict import MeasuredTrial
-from orchestrator.results.index import Index, TrialOutline
-from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
-from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
-from orchestrator.results.storage import Patience, open_storage
-from orchestrator.results.store import Newer, Records, ResultStore, Unreadable
-from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
-from search_spaces.specs import MeasureSpec, TrialSpec
+from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
+from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
+from orchestrator.results.storage import Patience, Storage
+from orchestrator.results.store import FileKind, Newer, ResultStore, Unreadable
+from search_spaces.errors import NewerRecordError
+from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
 from tasks.finding import Finding
 from tasks.trials.records import TrialStatus
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class StoredResults:
-    """All records of a sweep: read once, then kept up to date by writing through it.
+class TrialOutline(Finding):
+    """What decides whether a result counts, and what its trial cost; attributes as of :class:`TrialRecord`.
 
     Attributes:
-        store: Where they are sealed.
-        trials: Results by trial id; see :class:`Records`.
-        outlines: Of the same results.
-        index: Where outlines are kept for the next look.
+        has_weights: Whether the trained network is kept.
+        has_predictions: Whether its predictions are.
+        peak_bytes: What the whole batches of its process took on a card; 0 where that is not known.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    trial_id: str
+    spec: TrialSpec
+    data_fingerprint: str
+    status: TrialStatus
+    device: str
+    num_threads: int
+    gpu_share: float
+    gpu_name: str
+    started_at: float
+    finished_at: float
+    measured_at: float | None
+    has_weights: bool
+    has_predictions: bool
+    peak_bytes: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it ran on a card."""
+        return self.device.startswith("cuda")
+
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """See :meth:`TrialRecord.lacks`."""
+        return missing(self.spec, asked, kept_without=self.has_weights and not self.has_predictions)
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> TrialOutline:
+        """Return the outline of a record."""
+        result = record.result
+        more = {
+            "has_weights": result.weights is not None,
+            "has_predictions": result.predictions is not None,
+            "peak_bytes": result.peak_memory_bytes if result.micro_batch is None else 0,
+        }
+        return cls.model_validate({**dict(result), **dict(record), **more})
+
+
+INDEX_VERSION = TrialRecord.version + 1
+"""Of the rows of an index; a file of another one is made anew."""
+
+Stamped = tuple[str, TrialOutline]
+"""An outline with the stamp of the file that it was read from."""
+
+
+class Index:
+    """Outlines of a sweep's results in one SQLite file at ``path``, so that a look reads no record twice.
+
+    A row that is not whole, or whose record file has changed, counts for nothing. The file may be missing,
+    thrown away, or below a root that cannot be written. No number of a table comes from it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Stamped]:
+        """Return what is whole of it, by trial id."""
+        rows: list[tuple[str, str, int]] = []
+        try:
+            if self._path.is_file():
+                with self._opened() as database:
+                    rows = database.execute("SELECT stamp, outline, seal FROM outlines").fetchall()
+        except sqlite3.Error as error:
+            log.info("the index %s cannot be read: %s", self._path, error)
+        whole = [(stamp, text) for stamp, text, seal in rows if seal == _seal(stamp, text)]
+        found = ((stamp, TrialOutline.model_validate_json(text)) for stamp, text in whole)
+        return {outline.trial_id: (stamp, outline) for stamp, outline in found}
+
+    def add(self, found: Iterable[Stamped], *, anew: bool = False) -> None:
+        """Keep outlines; that they cannot be kept costs time at the next look and nothing else.
+
+        Args:
+            found: What to keep; without a stamp nobody could tell whether it still holds.
+            anew: Whether they are all that there is.
+        """
+        texts = ((outline.trial_id, stamp, outline.text()) for stamp, outline in found if stamp)
+        rows = [(trial_id, stamp, text, _seal(stamp, text)) for trial_id, stamp, text in texts]
+        if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
+            return
+        for again in (True, False):
+            try:
+                with self._opened() as database:
+                    if anew:
+                        database.execute("DELETE FROM outlines")
+                    database.executemany("INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows)
+                return
+            except sqlite3.Error as error:
+                log.info("the index %s cannot be written: %s", self._path, error)
+                if not again or isinstance(error, sqlite3.OperationalError):
+                    return
+                self._path.unlink(missing_ok=True)  # no database, or a damaged one
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._path, timeout=5.0)) as database, database:
+            # It may be lost at any time, so nothing waits for the disk.
+            database.execute("PRAGMA synchronous = OFF")
+            if database.execute("PRAGMA user_version").fetchone() != (INDEX_VERSION,):
+                database.execute("DROP TABLE IF EXISTS outlines")
+                columns = "trial_id TEXT PRIMARY KEY, stamp TEXT, outline TEXT, seal INTEGER"
+                database.execute(f"CREATE TABLE outlines ({columns})")
+                database.execute(f"PRAGMA user_version = {INDEX_VERSION}")
+            yield database
+
+
+def _seal(stamp: str, text: str) -> int:
+    return zlib.crc32(f"{stamp} {text}".encode())
+
+
+class Records(MutableMapping[str, TrialRecord]):
+    """Results of trials by id: an outline of each, and its record, held or read when it is asked for.
+
+    As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from
+    which an equal one is made; what was read to make its outline stays as it is, since that took its memory.
+    """
+
+    def __init__(
+        self, store: ResultStore, outlines: dict[str, TrialOutline], records: Mapping[str, TrialRecord]
+    ) -> None:
+        self._store, self.outlines = store, outlines
+        self._held: dict[str, TrialRecord | bytes] = dict(records)
+
+    def __getitem__(self, trial_id: str) -> TrialRecord:
+        found = None
+        if trial_id in self.outlines:
+            found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
+        if found is None:
+            raise KeyError(trial_id)
+        return TrialRecord.model_validate_json(zlib.decompress(found)) if isinstance(found, bytes) else found
+
+    def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
+        self._held[trial_id] = zlib.compress(record.text().encode(), 1)  # more takes longer and saves a tenth
+        self.outlines[trial_id] = TrialOutline.of(record)
+
+    def __delitem__(self, trial_id: str) -> None:
+        del self.outlines[trial_id]
+        self._held.pop(trial_id, None)
+
+    def __contains__(self, trial_id: object) -> bool:
+        return trial_id in self.outlines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outlines)
+
+    def __len__(self) -> int:
+        return len(self.outlines)
+
+
+@dataclass
+class StoredResults:
+    """All that is stored of a sweep: read once, then kept up to date by writing through it.
+
+    Attributes:
+        store: Where records are sealed.
+        trials: Results by trial id.
         measures: Measures by measure id.
         failures: Latest failures of trials without a result, by trial id.
         unreadable: Files that are not believed.
+        index: Where outlines are kept for the next look; None keeps none.
         patience: Waits for storage that is full or away; None raises at once.
     """
 
     store: ResultStore
-    trials: MutableMapping[str, TrialRecord]
-    measures: dict[str, MeasureRecord] = field(default_factory=dict)
-    failures: dict[str, FailureRecord] = field(default_factory=dict)
-    unreadable: list[Unreadable] = field(default_factory=list)
-    patience: Patience | None = None
-    outlines: dict[str, TrialOutline] = field(default_factory=dict)
+    trials: Records
+    measures: dict[str, MeasureRecord]
+    failures: dict[str, FailureRecord]
+    unreadable: list[Unreadable]
     index: Index | None = None
+    patience: Patience | None = None
 
     @classmethod
-    def read(cls, url: str, index: Path | None = None) -> StoredResults:
-        """Read every record below ``url``.
-
-        Args:
-            url: A local path or the URL of an object store.
-            index: Where outlines are kept for the next look; made anew. None keeps none.
-        """
-        store = ResultStore(url)
-        scan = store.scan(TrialRecord)
-        outlines = {name: TrialOutline.of(record) for name, record in scan.records.items()}
-        stored = cls(store, Records(store, scan.records), outlines=outlines)
-        if index is not None:
-            stored.index = Index(index)
-            stored.index.add(((scan.stamps[name], one) for name, one in outlines.items()), anew=True)
-        return stored._with_the_rest(scan.unreadable)
-
-    @classmethod
-    def look(cls, url: str, index: Path) -> StoredResults:
-        """As :meth:`read`, of a sweep that is only looked at: a result whose outline is known is not read."""
-        store, kept = ResultStore(url), Index(index)
-        files, known = store.listing(TrialRecord), kept.read()
+    def read(cls, url: str | Storage, index: Path | None = None, *, look: bool = False) -> StoredResults:
+        """Read every record below ``url``; for a ``look``, no result whose outline the index has."""
+        store, kept = ResultStore(url), None if index is None else Index(index)
+        files, known = store.listing(TrialRecord), kept.read() if kept and look else {}
         believed = {n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp}
         scan = store.scan(TrialRecord, [file for name, file in files.items() if name not in believed])
         new = {name: TrialOutline.of(record) for name, record in scan.records.items()}
-        if new:
-            kept.add((scan.stamps[name], outline) for name, outline in new.items())
-        found = believed | new
+        if kept is not None and (new or not look):
+            kept.add(((files[name].stamp, outline) for name, outline in new.items()), anew=not look)
+        found, measures, failures = believed | new, store.scan(MeasureRecord), store.scan(FailureRecord)
         outlines = {name: found[name] for name in files if name in found}
-        stored = cls(store, Records(store), outlines=outlines, index=kept)
-        return stored._with_the_rest(scan.unreadable)
-
-    def _with_the_rest(self, unreadable: list[Unreadable]) -> StoredResults:
-        """Read what there is beside results."""
-        measures, failures = self.store.scan(MeasureRecord), self.store.scan(FailureRecord)
-        self.measures, self.failures = measures.records, failures.records
-        self.unreadable = unreadable + failures.unreadable + measures.unreadable
-        return self
+        trials = Records(store, outlines, {} if look else scan.records)
+        unreadable = scan.unreadable + failures.unreadable + measures.unreadable
+        return cls(store, trials, measures.records, failures.records, unreadable, kept)
 
     def forget_lost(self) -> int:
         """Forget results and measures whose file was removed since it was read or sealed; returns how many.
@@ -96,14 +227,35 @@ class StoredResults:
         Raises:
             SetupError: when the storage does not answer.
         """
-        lost = self.outlines.keys() - self.store.listing(TrialRecord).keys()
-        for trial_id in lost:
-            self.outlines.pop(trial_id)
-            self.trials.pop(trial_id, None)
+        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         gone = self.measures.keys() - self.store.listing(MeasureRecord).keys()
+        for trial_id in lost:
+            del self.trials[trial_id]
         for measure_id in gone:
-            self.measures.pop(measure_id)
+            del self.measures[measure_id]
         return len(lost) + len(gone)
+
+    def forget_damaged(self, planned: Iterable[str]) -> tuple[int, int]:
+        """Take predictions that are gone or damaged for not made, in memory, so that a run makes them again.
+
+        A trial without kept weights is taken for not done; its stored result stays until it is replaced.
+
+        Args:
+            planned: Ids of trials that are to have predictions.
+
+        Returns:
+            How many are made from kept weights, and how many networks are trained again.
+        """
+        known = {trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials}
+        kept = {trial_id: one.result.predictions for trial_id, one in known.items() if one.result.predictions}
+        damaged = self.store.damaged(FileKind.PREDICTIONS, kept)
+        lost = {trial_id for trial_id in damaged if known[trial_id].result.weights is None}
+        for trial_id in damaged - lost:
+            without = known[trial_id].result.model_copy(update={"predictions": None})
+            self.trials[trial_id] = known[trial_id].model_copy(update={"result": without})
+        for trial_id in lost:
+            del self.trials[trial_id]
+        return len(damaged - lost), len(lost)
 
     def check_writable(self) -> None:
         """Refuse a store in which a newer version wrote: a run of this one would replace what that one found.
@@ -132,9 +284,8 @@ class StoredResults:
             self.patience.until_done(lambda: self.store.save(record))
         if isinstance(record, TrialRecord):
             self.trials[record.trial_id] = record
-            self.outlines[record.trial_id] = outline = TrialOutline.of(record)
             if self.index is not None:
-                self.index.add([(self.store.stamp(record), outline)])
+                self.index.add([(self.store.stamp(record), self.trials.outlines[record.trial_id])])
             self.failures.pop(record.trial_id, None)
         elif isinstance(record, MeasureRecord):
             self.measures[record.measure_id] = record
@@ -144,18 +295,18 @@ class StoredResults:
 
 @dataclass(frozen=True)
 class State:
-    """What is done, failed and left of a plan.
+    """What is done, failed and left of a plan; everything by id.
 
     Attributes:
-        results: Outlines of the believed results of planned trials, with everything asked for, by id.
-        trials: Records by id, of these and other results.
-        measures: Stored measures of the plan made from the data prepared now, by measure id.
-        failures: Latest failures of planned trials that have no result, by id.
-        running: Ids that a live driver works on now.
+        results: Outlines of the believed results of planned trials that have everything asked for.
+        trials: Records of these and other results.
+        measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
+        failures: Latest failures of planned trials that have no result.
+        running: Trials that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
             choices under the same id.
-        partial: Outlines of believed results of planned trials that lack a measurement that is asked for now:
-            what they have is shown, and a run adds what they lack.
+        partial: Outlines of believed results that lack a measurement that is asked for now: what they have is
+            shown, and a run adds what they lack.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
     """
@@ -186,10 +337,9 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield what a tracker should show: all results of planned trials, measures first."""
+        """Yield all results of planned trials as a tracker shows them."""
         index = index_measures(self.measures.values())
-        yield from (flat_measure(record) for record in self.measures.values())
-        yield from (flat_trial(record, index) for record in self.records)
+        return (flat_trial(record, index) for record in self.records)
 
     @property
     def records(self) -> list[TrialRecord]:
@@ -205,11 +355,7 @@ class State:
         return [record.row() for _, record in sorted(self.failures.items())]
 
     def measured_trials(self, among: Container[str] | None = None) -> list[MeasuredTrial]:
-        """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing.
-
-        Args:
-            among: Only trials with these ids; None takes all.
-        """
+        """Return what done trials cost, all or those ``among``; diverged ones stopped at an unknown epoch."""
         return [
             MeasuredTrial(
                 spec=outline.spec,
@@ -225,15 +371,16 @@ class State:
         ]
 
 
-def read_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
-    """Read the store of a sweep and judge it; see :func:`judge`."""
-    return judge(workspace, StoredResults.read(workspace.results_url), running)
+def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
+    """Read the store of a sweep and judge it.
 
-
-def look_at_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
-    """As :func:`read_state`, by outlines: for what needs no number that a network gave."""
-    stored = StoredResults.look(workspace.results_url, workspace.sweep_paths.index)
-    return judge(workspace, stored, running)
+    Args:
+        workspace: The sweep.
+        running: See :func:`judge`.
+        look: Whether outlines will do, which an index has: for what needs no number that a network gave.
+    """
+    index = workspace.sweep_paths.index if look else None
+    return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
 
 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
@@ -245,27 +392,39 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         running: Ids of trials that a live driver works on now.
     """
     planned = workspace.plan.trials_by_id
-    known = {i: outline for i, outline in stored.outlines.items() if i in planned}
+    known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
     stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
     believed = {i: outline for i, outline in known.items() if i not in stale}
     partial = {i: outline for i, outline in believed.items() if outline.lacks(planned[i])}
     results = {i: outline for i, outline in believed.items() if i not in partial}
-    measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
         results=results,
         trials=stored.trials,
-        measures={
-            i: record
-            for i, record in stored.measures.items()
-            if i in measures and not _is_stale(workspace, measures[i], record)
-        },
+        measures=_measures(workspace, stored),
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
         partial=partial,
-        foreign=frozenset(set(stored.outlines) - set(planned)),
+        foreign=frozenset(stored.trials.keys() - planned.keys()),
         unreadable=list(stored.unreadable),
     )
+
+
+def _measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
+    """Return the believed measures of the plan; for one that is not made yet, those of other train sizes.
+
+    What is found at a train size does not depend on the others: a sweep file that was extended keeps it.
+    """
+    alike: dict[MeasureSpec, dict[str, MeasureRecord]] = {}
+    for name, record in stored.measures.items():
+        if not _is_stale(workspace, record.spec, record):
+            alike.setdefault(record.spec.model_copy(update={"train_sizes": ()}), {})[name] = record
+    found: dict[str, MeasureRecord] = {}
+    for spec in workspace.plan.measures:
+        same = alike.get(spec.model_copy(update={"train_sizes": ()}), {})
+        own = same.get(spec.measure_id)
+        found |= same if own is None else {spec.measure_id: own}
+    return found
 
 
 def _is_stale(
@@ -298,8 +457,6 @@ class Cost:
         saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
         saved_core_hours: Likewise.
         networks_used_again: How many those were.
-        measures: Stored measures, each made once.
-        trials_per_measure: Trials that read them, per measure.
         prices: Where prices and draw are from.
     """
 
@@ -310,44 +467,31 @@ class Cost:
     saved_gpu_hours: float
     saved_core_hours: float
     networks_used_again: int
-    measures: int
-    trials_per_measure: float
     prices: str
 
     def text(self) -> str:
         """Say it in a line."""
-        parts = [
-            f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {amount(self.dollars)} $, "
-            f"{amount(self.kilowatt_hours)} kWh ({self.prices})"
-        ]
-        if self.networks_used_again:
-            saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
-            parts.append(
-                f"{self.networks_used_again} kept networks measured again, not trained: {saved} saved"
-            )
-        if self.measures:
-            parts.append(f"each measure made once for {self.trials_per_measure:.3g} trials")
-        return "; ".join(parts)
+        cost = f"{amount(self.dollars)} $, {amount(self.kilowatt_hours)} kWh ({self.prices})"
+        text = f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {cost}"
+        if not self.networks_used_again:
+            return text
+        saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
+        return f"{text}; {self.networks_used_again} kept networks measured again, not trained: {saved} saved"
 
 
 def cost_of(state: State, prices: Prices) -> Cost:
     """Add up the trials of a sweep that have a result."""
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
-    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
     joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)
-    num_measures = len(state.measures)
     return Cost(
-        gpu_hours=gpu,
-        core_hours=core,
-        dollars=gpu * prices.card.dollars + core * prices.core.dollars,
-        kilowatt_hours=joules / JOULES_PER_KILOWATT_HOUR,
-        saved_gpu_hours=saved_gpu,
-        saved_core_hours=saved_core,
-        networks_used_again=len(again),
-        measures=num_measures,
-        trials_per_measure=len(state.results) / num_measures if num_measures else 0.0,
-        prices=prices.origin,
+        gpu,
+        core,
+        gpu * prices.card.dollars + core * prices.core.dollars,
+        joules / JOULES_PER_KILOWATT_HOUR,
+        *_unit_hours(state.measured_trials(again)),
+        len(again),
+        prices.origin,
     )
 
 
@@ -362,95 +506,3 @@ def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:
 def _hours(gpu: float, core: float) -> str:
     parts = [f"{amount(gpu)} GPU-hours"] * bool(gpu) + [f"{amount(core)} core-hours"] * bool(core or not gpu)
     return " and ".join(parts)
-
-
-# The story of each cell: when its attempts started, where, how they ended, and what they logged.
-#
-# ``trials/<trial_id>/history.json`` and one ``attempt-<n>.log`` per attempt lie beside the result. They are
-# for people: nothing is decided by them, and a story that cannot be written is worth no result.
-
-MOST_EVENTS = 200
-"""Of one cell; lost nodes are tried again without limit. The oldest go."""
-
-
-What = Literal["started", "finished", "failed", "stopped"]
-
-
-class Event(Finding):
-    """Something that happened to a cell.
-
-    Attributes:
-        at: Seconds since 1970, by the driver's clock.
-        what: What happened.
-        attempt: To which attempt, from 1 over all runs.
-        node: Address of the node where it ran, where that is known.
-        said: Of a failure: its kind and reason, and whether there is another attempt; of an end: how.
-    """
-
-    at: float
-    what: What
-    attempt: int
-    node: str = ""
-    said: str = ""
-
-
-_EVENTS = TypeAdapter(list[Event])
-
-
-class History:
-    """Stories and logs of the cells of one sweep, beside its results below ``url``."""
-
-    def __init__(self, url: str) -> None:
-        self._files = open_storage(url)
-        self._open: dict[str, list[Event]] = {}
-
-    def tell(self, trial_id: str, event: Event, log_text: str = "") -> None:
-        """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended then."""
-        try:
-            events = self._open.setdefault(trial_id, []) or self.story(trial_id)
-        except SweepError as error:
-            log.warning("the story of %s begins anew: %s", trial_id, error)
-            events = []
-        self._open[trial_id] = events = [*events, event][-MOST_EVENTS:]
-        self._write(trial_id, "history.json", _EVENTS.dump_json(events, indent=1))
-        if log_text:
-            self._write(trial_id, f"attempt-{event.attempt}.log", log_text.encode())
-        if event.what == "finished":
-            del self._open[trial_id]
-
-    def story(self, trial_id: str) -> list[Event]:
-        """Return what happened to a cell, oldest first.
-
-        Raises:
-            CorruptStoreError: when the file is damaged.
-            SetupError: when the store does not answer.
-        """
-        path = self._path(trial_id, "history.json")
-        try:
-            return _EVENTS.validate_json(self._files.read(path))
-        except FileNotFoundError:
-            return []
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            way_out = "delete it: nothing is decided by it"
-            raise CorruptStoreError("A cell's story must be whole", f"{path}: {reason}", way_out) from None
-
-    def log_path(self, trial_id: str, attempt: int) -> str:
-        """Return where an attempt's log is, if it left one."""
-        return self._path(trial_id, f"attempt-{attempt}.log")
-
-    def log(self, trial_id: str, attempt: int) -> str | None:
-        """Return what an attempt logged; None where it left nothing."""
-        try:
-            return self._files.read(self.log_path(trial_id, attempt)).decode(errors="replace")
-        except OSError:
-            return None
-
-    def _path(self, trial_id: str, name: str) -> str:
-        return posixpath.join(self._files.base, TrialRecord.folder, trial_id, name)
-
-    def _write(self, trial_id: str, name: str, data: bytes) -> None:
-        try:
-            self._files.write(self._path(trial_id, name), data, durable=False)
-        except SweepError as error:
-            log.warning("the story of %s is not kept: %s", trial_id, error)

@@ -1,8 +1,7 @@
 """The result store: one sealed JSON file per finished trial or measure, the truth of a sweep.
 
-A file is believed only when its checksum matches its content and its schema is one that we read. Files are
-written by the driver alone, each to a temporary sibling that is flushed and renamed, so a reader sees the old
-one, the new one, or none: :mod:`orchestrator.results.storage`.
+A file is believed only when its checksum matches its content and its schema is one that we read. Records are
+written by the driver alone; a reader sees the old one, the new one, or none: :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -12,26 +11,27 @@ import json
 import logging
 import posixpath
 import secrets
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from orchestrator.results.storage import Content, Folder, Found, open_storage
+from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import TrialSpec
+from tasks.finding import Finding
 from tasks.trials.records import KeptFile
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
 
 IDENTITY_FILE = "store.json"
+MOST_EVENTS = 200
+"""Of one cell; lost nodes are tried again without limit. The oldest go."""
 
 
 @dataclass
@@ -49,27 +49,66 @@ class Newer(Unreadable):
 
 @dataclass
 class Scan(Generic[R]):
-    """All records of one kind, by id, and what was left out.
-
-    Attributes:
-        records: What is believed.
-        unreadable: What is not.
-        stamps: Of the files of ``records``, see :class:`Found`.
-    """
+    """All records of one kind that are believed, by id, and what was left out."""
 
     records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
-    stamps: dict[str, str] = field(default_factory=dict)
+
+
+class FileKind(StrEnum):
+    """A kind of file that is kept of a trial beside its result; the folder that it lies in."""
+
+    WEIGHTS = "weights"
+    PREDICTIONS = "predictions"
+    CHECKPOINT = "checkpoints"
+    """The state of a training so far, which lives while its trial does, with its checksum before it."""
+
+
+_ENDINGS = {
+    FileKind.WEIGHTS: ("safetensors", "the network is trained again"),
+    FileKind.PREDICTIONS: (
+        "parquet",
+        "run the sweep again: they are made anew, from kept weights where there are some",
+    ),
+    FileKind.CHECKPOINT: ("pt", "the training begins anew"),
+}
+"""How the name of each kind's files ends, and what follows from one that is not whole."""
+
+
+What = Literal["started", "finished", "failed", "stopped"]
+
+
+class Event(Finding):
+    """Something that happened to a cell.
+
+    Attributes:
+        at: Seconds since 1970, by the driver's clock.
+        what: What happened.
+        attempt: To which attempt, from 1 over all runs.
+        node: Address of the node where it ran, where that is known.
+        said: Of a failure: its kind and reason, and whether there is another attempt; of an end: how.
+    """
+
+    at: float
+    what: What
+    attempt: int
+    node: str = ""
+    said: str = ""
+
+
+_EVENTS = TypeAdapter(list[Event])
 
 
 class ResultStore:
-    """Sealed records of one sweep below ``url``, a local path or the URL of an object store.
+    """What one sweep keeps below ``url``, a local path or the URL of an object store.
 
-    Layout: ``trials/<trial_id>/result.json`` (the completion marker), ``trials/<trial_id>/failure.json`` (the
-    latest failed attempt) and ``measures/<measure_id>/result.json``.
+    ``trials/<trial_id>/`` has ``result.json`` (the completion marker), ``failure.json`` (the latest failed
+    attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story), ``measures/<measure_id>/`` has
+    ``result.json``. ``weights``, ``predictions`` and ``checkpoints`` of trials are written before the result
+    that names their checksums, and never go to MLflow.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Storage) -> None:
         """Open it; nothing is asked or made.
 
         Raises:
@@ -84,21 +123,16 @@ class ResultStore:
         Raises:
             SetupError: when the storage is full or cannot be written; the previous file is still whole.
         """
-        self._files.write(self._path(record.folder, record.record_id, record.file), self.sealed(record))
+        plain = record.plain()
+        sealed = {"sha256": fingerprint(plain), "record": plain}
+        data = json.dumps(sealed, indent=1, allow_nan=False).encode()
+        self._files.write(self._path(record.folder, record.record_id, record.file), data)
         if isinstance(record, TrialRecord):
             self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))
 
-    @staticmethod
-    def sealed(record: SealedRecord) -> bytes:
-        """Return what a record's file holds."""
-        plain = record.plain()
-        sealed = {"sha256": fingerprint(plain), "record": plain}
-        return json.dumps(sealed, indent=1, allow_nan=False).encode()
-
-    def listing(self, kind: type[R]) -> dict[str, Found]:
+    def listing(self, kind: type[SealedRecord]) -> dict[str, Found]:
         """Return the files of ``kind``, by id, without reading them."""
-        listed = self._files.find(self._path(kind.folder), kind.file)
-        return {posixpath.basename(posixpath.dirname(file.path)): file for file in listed}
+        return {_id(file): file for file in self._files.find(self._path(kind.folder), kind.file)}
 
     def stamp(self, record: SealedRecord) -> str:
         """Return the stamp of a record's file as it is now; empty where it cannot be asked."""
@@ -107,13 +141,9 @@ class ResultStore:
     def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
         """Read all records of ``kind``, or those in ``files`` alone, by id."""
         scan: Scan[R] = Scan()
-        if files is None:
-            files = self._files.find(self._path(kind.folder), kind.file)
-        for file, content in self._files.read_many(files):
-            record_id = posixpath.basename(posixpath.dirname(file.path))
+        for file, content in self._files.read_many(self.listing(kind).values() if files is None else files):
             try:
-                scan.records[record_id] = _believed(file.path, content, kind, record_id)
-                scan.stamps[record_id] = file.stamp
+                scan.records[_id(file)] = _believed(file.path, content, kind, _id(file))
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
@@ -141,13 +171,24 @@ class ResultStore:
         """File that the one driver of a store holds; None for an object store, which has no locks."""
         return Path(self._files.base) / "driver.lock" if isinstance(self._files, Folder) else None
 
-    def identity(self) -> str | None:
-        """Return what tells this store from every other one, wherever it is moved; None before a run."""
-        path = self._path(IDENTITY_FILE)
+    def identity(self, *, make: bool = False) -> str | None:
+        """Return what tells this store from every other one, wherever it is moved.
+
+        Args:
+            make: Whether to make one where there is none yet; otherwise that is None.
+
+        Raises:
+            CorruptStoreError: when it cannot be read.
+            SetupError: when it cannot be written.
+        """
+        path, found = self._path(IDENTITY_FILE), None
         try:
             return str(json.loads(self._files.read(path))["store_id"])
         except FileNotFoundError:
-            return None
+            if make:
+                found = secrets.token_hex(8)
+                self._files.write(path, json.dumps({"store_id": found}).encode())
+            return found
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
                 "The result store's own id must be whole",
@@ -155,21 +196,118 @@ class ResultStore:
                 "delete the file: the next run makes a new one, and MLflow gets the runs again under it",
             ) from None
 
-    def own_identity(self) -> str:
-        """Return :meth:`identity`, made where there is none yet.
+    # Files of trials, whole or not at all.
+
+    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
+        """Keep a file of a trial.
 
         Raises:
-            CorruptStoreError: when it cannot be read.
-            SetupError: when it cannot be written.
+            SetupError: when there is no room or no permission.
         """
-        found = self.identity()
-        if found is None:
-            found = secrets.token_hex(8)
-            self._files.write(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
-        return found
+        seal = hashlib.sha256(data)
+        sealed = seal.digest() + data if kind == FileKind.CHECKPOINT else data
+        self._files.write(self._file(kind, trial_id), sealed)
+        return KeptFile(sha256=seal.hexdigest(), num_bytes=len(data))
+
+    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
+        """Return a file that was kept.
+
+        Raises:
+            CorruptStoreError: when it is gone or not what was kept.
+        """
+        path, found = self._file(kind, trial_id), "checksum does not match"
+        try:
+            data = self._files.read(path)
+            if hashlib.sha256(data).hexdigest() == kept.sha256:
+                return data
+        except FileNotFoundError:
+            found = "gone"
+        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", _ENDINGS[kind][1])
+
+    def checkpoint(self, trial_id: str) -> bytes | None:
+        """Return a trial's checkpoint; None where there is none that is whole."""
+        try:
+            sealed = self._files.read(self._file(FileKind.CHECKPOINT, trial_id))
+        except FileNotFoundError:
+            return None
+        return sealed[32:] if hashlib.sha256(sealed[32:]).digest() == sealed[:32] else None
+
+    def forget_checkpoint(self, trial_id: str) -> None:
+        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
+        try:
+            self._files.remove(self._file(FileKind.CHECKPOINT, trial_id))
+        except (SetupError, OSError) as error:
+            log.warning("the checkpoint of %s stays: %s", trial_id, error)
+
+    def damaged(self, kind: FileKind, kept: Mapping[str, KeptFile]) -> set[str]:
+        """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by trial id."""
+        ids = {self._file(kind, trial_id): trial_id for trial_id in kept}
+        found = self._files.read_many(Found(path, "") for path in ids) if ids else ()
+        seals = {
+            ids[file.path]: hashlib.sha256(data).hexdigest()
+            for file, data in found
+            if isinstance(data, bytes)
+        }
+        return {trial_id for trial_id, file in kept.items() if seals.get(trial_id) != file.sha256}
+
+    # The story of each cell, for people: nothing is decided by it, and one that is not kept costs nothing.
+
+    def tell(self, trial_id: str, event: Event, log_text: str = "") -> None:
+        """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended then."""
+        try:
+            try:
+                events = self.story(trial_id)
+            except CorruptStoreError as error:
+                log.warning("the story of %s begins anew: %s", trial_id, error)
+                events = []
+            story = _EVENTS.dump_json([*events, event][-MOST_EVENTS:], indent=1)
+            self._files.write(self._story_path(trial_id), story, durable=False)
+            if log_text:
+                self._files.write(self.log_path(trial_id, event.attempt), log_text.encode(), durable=False)
+        except SweepError as error:
+            log.warning("the story of %s is not kept: %s", trial_id, error)
+
+    def story(self, trial_id: str) -> list[Event]:
+        """Return what happened to a cell, oldest first.
+
+        Raises:
+            CorruptStoreError: when the file is damaged.
+            SetupError: when the store does not answer.
+        """
+        path = self._story_path(trial_id)
+        try:
+            return _EVENTS.validate_json(self._files.read(path))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            way_out = "delete it: nothing is decided by it"
+            raise CorruptStoreError("A cell's story must be whole", f"{path}: {reason}", way_out) from None
+
+    def log_path(self, trial_id: str, attempt: int) -> str:
+        """Return where an attempt's log is, if it left one."""
+        return self._path(TrialRecord.folder, trial_id, f"attempt-{attempt}.log")
+
+    def log(self, trial_id: str, attempt: int) -> str | None:
+        """Return what an attempt logged; None where it left nothing."""
+        try:
+            return self._files.read(self.log_path(trial_id, attempt)).decode(errors="replace")
+        except OSError:
+            return None
+
+    def _story_path(self, trial_id: str) -> str:
+        return self._path(TrialRecord.folder, trial_id, "history.json")
+
+    def _file(self, kind: FileKind, trial_id: str) -> str:
+        return self._path(kind, f"{trial_id}.{_ENDINGS[kind][0]}")
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._files.base, *parts)
+
+
+def _id(file: Found) -> str:
+    """Return whose a file is: the name of its folder."""
+    return posixpath.basename(posixpath.dirname(file.path))
 
 
 def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
@@ -192,23 +330,21 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
         intact = seal == _seal(record)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise broken("truncated or not a sealed record") from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
     if not intact:
         raise broken("checksum does not match its content")
+    if version is None:
+        raise broken("it has no schema version")
+    if isinstance(version, int) and version > kind.version:
+        reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
+        rule = "A stored record must be of a version that this isweep knows"
+        raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
     try:
-        version = record.get("schema_version")
-        if version is None:
-            raise broken("it has no schema version")
-        if isinstance(version, int) and version > kind.version:
-            reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
-            rule = "A stored record must be of a version that this isweep knows"
-            raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
         read = kind.model_validate(record, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    except CorruptStoreError:
-        raise
     except (SweepError, KeyError, TypeError, AttributeError) as error:
         raise broken(f"not a record of this kind: {error}") from None
     if read.record_id != record_id:
@@ -220,152 +356,3 @@ def _seal(parsed: object) -> str:
     """Return the fingerprint of what ``json.loads`` gave: its plain values need no spelling of our own."""
     text = json.dumps(parsed, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-# What a driver of thousands of trials keeps of those that are done, small in memory.
-
-FAST = 1
-"""Level of compression: a higher one takes twice as long and saves a tenth."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A record as compressed text; its spec stays as it is, since all of a plan share their parts."""
-
-    spec: TrialSpec
-    rest: bytes
-
-    @classmethod
-    def of(cls, record: TrialRecord) -> _Packed:
-        text = json.dumps(record.model_dump(mode="json", exclude={"spec"}), allow_nan=False)
-        return cls(record.spec, zlib.compress(text.encode(), FAST))
-
-    def record(self) -> TrialRecord:
-        fields = json.loads(zlib.decompress(self.rest))
-        return TrialRecord.model_validate({**fields, "spec": self.spec}, strict=False)
-
-
-class Records(MutableMapping[str, TrialRecord]):
-    """Records of trials by id: held packed, and read from the store when one is asked for that is not held.
-
-    As objects they take 15 to 100 kB each, packed 1 to 5. Equal comes out to what went in, as it does from
-    the store. Those that are only in the store are found when they are named, and not counted.
-
-    Args:
-        store: Where they are sealed.
-        records: Read already; they stay as they are, since reading them took their memory.
-    """
-
-    def __init__(self, store: ResultStore, records: Mapping[str, TrialRecord] | None = None) -> None:
-        self._store = store
-        self._held: dict[str, TrialRecord | _Packed] = dict(records or {})
-
-    def __getitem__(self, trial_id: str) -> TrialRecord:
-        found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
-        if found is None:
-            raise KeyError(trial_id)
-        return found.record() if isinstance(found, _Packed) else found
-
-    def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        self._held[trial_id] = _Packed.of(record)
-
-    def __delitem__(self, trial_id: str) -> None:
-        del self._held[trial_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __contains__(self, trial_id: object) -> bool:
-        return trial_id in self._held
-
-
-class FileKind(StrEnum):
-    """A kind of file that is kept of a trial beside its result; the folder that it lies in."""
-
-    WEIGHTS = "weights"
-    PREDICTIONS = "predictions"
-    CHECKPOINT = "checkpoints"
-    """The state of a training so far, which lives while its trial does."""
-
-
-_ENDINGS = {
-    FileKind.WEIGHTS: ("safetensors", "the network is trained again"),
-    FileKind.PREDICTIONS: (
-        "parquet",
-        "run the sweep again: they are made anew, from kept weights where there are some",
-    ),
-    FileKind.CHECKPOINT: ("pt", "the training begins anew"),
-}
-"""How the name of each kind's files ends, and what follows from one that is not whole."""
-
-
-class KeptFiles:
-    """Weights, predictions and checkpoints of one sweep below ``url``, beside its results, checked when read.
-
-    They are written before the result that names their checksums, so what a result names is there. A
-    checkpoint has its checksum inside. None goes to MLflow.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._files = open_storage(url)
-
-    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
-        """Keep a file, whole or not at all.
-
-        Raises:
-            SetupError: when there is no room or no permission.
-        """
-        seal = hashlib.sha256(data)
-        rule = "Weights, predictions and checkpoints must have room where results are kept"
-        way_out = "free space, or set keep_weights to last or none"
-        sealed = seal.digest() + data if kind == FileKind.CHECKPOINT else data
-        self._files.write(self._path(kind, trial_id), sealed, rule, way_out)
-        return KeptFile(sha256=seal.hexdigest(), num_bytes=len(data))
-
-    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
-        """Return a file that was kept.
-
-        Raises:
-            CorruptStoreError: when it is gone or not what was kept.
-        """
-        path = self._path(kind, trial_id)
-        try:
-            data = self._files.read(path)
-        except FileNotFoundError:
-            found = "gone"
-        else:
-            if hashlib.sha256(data).hexdigest() == kept.sha256:
-                return data
-            found = "checksum does not match"
-        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", _ENDINGS[kind][1])
-
-    def checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; None where there is none that is whole."""
-        try:
-            sealed = self._files.read(self._path(FileKind.CHECKPOINT, trial_id))
-        except FileNotFoundError:
-            return None
-        return sealed[32:] if hashlib.sha256(sealed[32:]).digest() == sealed[:32] else None
-
-    def forget_checkpoint(self, trial_id: str) -> None:
-        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
-        try:
-            self._files.remove(self._path(FileKind.CHECKPOINT, trial_id))
-        except (SetupError, OSError) as error:
-            log.warning("the checkpoint of %s stays: %s", trial_id, error)
-
-    def damaged(self, kind: FileKind, kept: Mapping[str, KeptFile]) -> set[str]:
-        """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by trial id."""
-        whole = set()
-        ids = {self._path(kind, trial_id): trial_id for trial_id in kept}
-        for found, content in self._files.read_many(Found(path, "") for path in ids):
-            trial_id = ids[found.path]
-            if isinstance(content, bytes) and hashlib.sha256(content).hexdigest() == kept[trial_id].sha256:
-                whole.add(trial_id)
-        return kept.keys() - whole
-
-    def _path(self, kind: FileKind, trial_id: str) -> str:
-        return posixpath.join(self._files.base, kind, f"{trial_id}.{_ENDINGS[kind][0]}")

@@ -96,7 +96,12 @@ def d_data_at(num_neighbors: int) -> str:
     return f"{D_DATA_MLE}_k{num_neighbors}"
 
 
-_ATTACK = re.compile(r"^(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_loss_gain$")
+_ATTACK = re.compile(
+    rf"(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_(?P<what>{'|'.join(ATTACK_QUANTITIES)})"
+)
+_DIMENSION = re.compile(
+    r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*?)(?:_stage(?P<place>\d+))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,11 @@ class AttackColumn(NamedTuple):
     name: str
     attack: str
     epsilon: float
+
+    @property
+    def words(self) -> str:
+        """Say it as people do."""
+        return f"{self.attack.upper()} at {self.epsilon:g}/255"
 
 
 _attack = partial(Column, origin="attack")
@@ -309,42 +319,33 @@ REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
 
 def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
     """Return the loss-gain columns among ``names``, ordered by attack and then by epsilon."""
-    matches = ((name, _ATTACK.match(name)) for name in names)
-    found = [AttackColumn(name, m["attack"], float(m["eps"])) for name, m in matches if m]
+    matches = ((name, _ATTACK.fullmatch(name)) for name in names)
+    gains = ((name, m) for name, m in matches if m and m["what"] == "loss_gain")
+    found = [AttackColumn(name, m["attack"], float(m["eps"])) for name, m in gains]
     return tuple(sorted(found, key=lambda column: (column.attack, column.epsilon)))
 
 
 def describe(names: Iterable[str]) -> tuple[Column, ...]:
     """Return the dictionary entry of each name, in the order given; strangers say so and have no origin."""
     known = {column.name: column for column in (*COLUMNS, *MEASURE_TABLE, *EPOCH_SERIES)}
-    entries = []
-    for name in names:
-        entry = known.get(name) or _describe_attack(name) or _describe_dimension(name)
-        entries.append(entry or Column(name, "not part of the standard table"))
-    return tuple(entries)
+    return tuple(known.get(name) or _described(name) for name in names)
 
 
-def _describe_attack(name: str) -> Column | None:
-    for suffix in (f"_{quantity}" for quantity in ATTACK_QUANTITIES):
-        match = _ATTACK.match(name.removesuffix(suffix) + "_loss_gain") if name.endswith(suffix) else None
-        if match:
-            words = f"{match['attack']} at epsilon {match['eps']}/255"
-            return next(c for c in _attack_columns(match["attack"], match["eps"], words) if c.name == name)
-    return None
-
-
-def _describe_dimension(name: str) -> Column | None:
-    match = re.fullmatch(r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*)", name)
-    if match is None:
-        return None
-    stage = re.fullmatch(r"(?P<estimator>.*)_stage(?P<place>\d+)", match["estimator"])
-    if stage and match["dimension"] == "d_repr":
-        where = f"activations after stage {stage['place']} of the network, counted from the pixels"
-        words = f"intrinsic dimension of the {where}, by the estimator `{stage['estimator']}`"
-        return Column(name, words, origin="d_repr")
-    origin: Origin = "d_repr" if match["dimension"] == "d_repr" else "measure"
-    words = f"{match['dimension']} by the estimator `{match['estimator']}` (docs/measures.md)"
-    return Column(name, words, origin=origin)
+def _described(name: str) -> Column:
+    """Describe a column by the pattern of its name."""
+    if m := _ATTACK.fullmatch(name):
+        columns = _attack_columns(m["attack"], m["eps"], f"{m['attack']} at epsilon {m['eps']}/255")
+        return columns[ATTACK_QUANTITIES.index(m["what"])]
+    if m := _DIMENSION.fullmatch(name):
+        origin: Origin = "d_repr" if m["dimension"] == "d_repr" else "measure"
+        if m["place"] and origin == "d_repr":
+            where = f"activations after stage {m['place']} of the network, counted from the pixels"
+            words = f"intrinsic dimension of the {where}, by the estimator `{m['estimator']}`"
+        else:
+            estimator = name.removeprefix(f"{m['dimension']}_")
+            words = f"{m['dimension']} by the estimator `{estimator}` (docs/measures.md)"
+        return Column(name, words, origin=origin)
+    return Column(name, "not part of the standard table")
 
 
 def markdown_table() -> str:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,18 +23,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, Field
-
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import FlatRun, Live, Point, Row
+from orchestrator.results.rows import FlatRun, Live, Point, Row, milliseconds
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import ConfigError, SetupError
-from tasks.atomic import read_whole, write_atomic
+from tasks.atomic import write_atomic
+from tasks.clock import SYSTEM, Clock
 
 if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
@@ -83,10 +80,13 @@ class Tracker:
         open_runs: Returns the sweep's runs in MLflow; called in the background, until it works. None tracks
             nothing (``--no-tracking``); the store still has everything.
         say: Is called with what a person should know, such as a server that does not answer.
+        clock: What its thread waits by.
     """
 
-    def __init__(self, open_runs: Callable[[], SweepRuns] | None = None, say: Say = log.info) -> None:
-        self._open_runs, self._say = open_runs, say
+    def __init__(
+        self, open_runs: Callable[[], SweepRuns] | None = None, say: Say = log.info, clock: Clock = SYSTEM
+    ) -> None:
+        self._open_runs, self._say, self._clock = open_runs, say, clock
         self._runs: SweepRuns | None = None
         # The first row connects: a server that refuses us should do so before anything is trained.
         self._behind: dict[str, _Row] = {SWEEP_KEY: Live()} if open_runs else {}
@@ -96,8 +96,8 @@ class Tracker:
         self._error: Exception | None = None
         self._failing_since: float | None = None
         self._progress, self._pause, self._hurried = 0, 0.0, False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, args=(open_runs,), name="mlflow", daemon=True)
+        self._changed = clock.condition()
+        self._thread = clock.thread(self._work, "mlflow")
         if open_runs:
             self._thread.start()
 
@@ -122,7 +122,7 @@ class Tracker:
         with self._changed:
             self._begin()
             self._running.add(trial_id)
-            self._want(trial_id, replace(self._live(trial_id), tags=tags, at_ms=_now(), failed=False))
+            self._want(trial_id, replace(self._live(trial_id), tags=tags, at_ms=self._now(), failed=False))
 
     def log_points(self, trial_id: str, points: Sequence[Point]) -> None:
         """Add points to the curves of a running trial."""
@@ -132,7 +132,7 @@ class Tracker:
 
     def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
         """Add to the curves of the sweep's own run how many trials are done, failed and so on."""
-        at = _now()
+        at = self._now()
         with self._changed:
             self._begin()
             self._add(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
@@ -155,7 +155,7 @@ class Tracker:
         with self._changed:
             self._running.discard(failure.trial_id)
             live = self._live(failure.trial_id)
-            self._want(failure.trial_id, replace(live, tags=tags, at_ms=_now(), failed=True))
+            self._want(failure.trial_id, replace(live, tags=tags, at_ms=self._now(), failed=True))
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
         """Show the final numbers of the sweep in its own run, and the files of its report, each by itself.
@@ -207,10 +207,13 @@ class Tracker:
                 moves = self._changed.wait_for(partial(self._is_past, self._progress), patience)
             return not self._is_dirty()
 
-    def pages(self) -> RunPages:
-        """Return where MLflow's server shows the runs that are known; none before it has answered."""
-        runs = self._runs
-        return RunPages() if runs is None else RunPages(prefix=runs.pages, runs=runs.run_ids())
+    def keep_pages(self, path: Path) -> None:
+        """Keep at ``path`` where MLflow's server shows the runs that are known, for reports to link there."""
+        if self._runs is not None:
+            try:
+                write_atomic(path, self._runs.run_pages().model_dump_json().encode(), durable=False)
+            except OSError as error:
+                log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
 
     def close(self, ending: Ending) -> None:
         """Send what is behind, then end every run that is open, and the sweep's own as it ended.
@@ -227,10 +230,13 @@ class Tracker:
         if self._thread.is_alive():
             self._thread.join(1.0)  # left alone where the other side does not let go of it
 
+    def _now(self) -> int:
+        return milliseconds(self._clock.time())
+
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._want(SWEEP_KEY, replace(self._live(SWEEP_KEY), tags={}, at_ms=_now()))
+            self._want(SWEEP_KEY, replace(self._live(SWEEP_KEY), tags={}, at_ms=self._now()))
 
     def _live(self, key: str) -> Live:
         """Return the row of a live run with the points that are not sent yet, of an earlier attempt too."""
@@ -254,13 +260,15 @@ class Tracker:
     def _is_past(self, progress: int) -> bool:
         return self._progress > progress
 
-    def _work(self, open_runs: Callable[[], SweepRuns]) -> None:
+    def _work(self) -> None:
+        if self._open_runs is None:
+            return
         while rows := self._due():
             for key, row in rows:
                 if self._stopped or self._behind.get(key) is not row or key in self._refused:
                     continue  # a newer one comes with the next round
                 try:
-                    self._runs = self._runs or open_runs()
+                    self._runs = self._runs or self._open_runs()
                     self._show(self._runs, key, row)
                 except Exception as error:
                     if not self._is_refused(error, key, row):
@@ -311,7 +319,7 @@ class Tracker:
         """
         from orchestrator.results.mlflow_runs import first_line, is_final
 
-        why, now = first_line(error), time.monotonic()
+        why, now = first_line(error), self._clock.monotonic()
         log.warning("MLflow does not show %s: %s", key, why)
         with self._changed:
             self._error = error
@@ -340,11 +348,6 @@ class Tracker:
 
 def _packed(run: FlatRun) -> bytes:
     return zlib.compress(pickle.dumps(run), 1)
-
-
-def _now() -> int:
-    """Return milliseconds since 1970."""
-    return round(time.time() * 1000)
 
 
 # Which MLflow a sweep has.
@@ -394,7 +397,7 @@ def make_tracker(
     """
     if not used:
         return Tracker(None)
-    resolved, storage = mlflow_uri(workspace.paths, uri), store.own_identity()
+    resolved, storage = mlflow_uri(workspace.paths, uri), store.identity(make=True)
 
     def open_runs() -> SweepRuns:
         from orchestrator.results.mlflow_runs import SweepRuns, connect
@@ -461,36 +464,6 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
         return f"{paths.mlflow_database}, not made yet"
     connect(resolved)
     return f"answers ({resolved.partition('://')[0]})"
-
-
-# Where MLflow shows a sweep's trials, kept beside the sweep so that a report can link there unasked.
-
-
-class RunPages(BaseModel):
-    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by key."""
-
-    prefix: str = ""
-    runs: dict[str, str] = Field(default_factory=dict)
-
-
-def keep_run_pages(path: Path, pages: RunPages) -> None:
-    """Write down what is known, if anything is; links are a convenience, and failing is for the log alone."""
-    try:
-        if pages.runs:
-            write_atomic(path, pages.model_dump_json().encode(), durable=False)
-    except OSError as error:
-        log.warning("%s cannot be written: %s", path, error)
-
-
-def read_run_pages(path: Path) -> RunPages:
-    """Return what was kept; nothing where nothing was, or where it cannot be read."""
-    try:
-        return RunPages.model_validate_json(read_whole(path))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
-    return RunPages()
 
 
 MOST_SHOWN = 3

@@ -1,7 +1,4 @@
-"""The driver's own actors: they hold arrays, keep files and hear what trials say, beside the driver.
-
-They lie on its node, so that no other node takes one along when it goes.
-"""
+"""The driver's own actors, on its node: they hold arrays, keep files and hear what trials say."""
 
 from __future__ import annotations
 
@@ -16,28 +13,29 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.storage import Patience
-from orchestrator.results.store import FileKind, KeptFiles
+from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.failures import Place
 from search_spaces.errors import CorruptStoreError, DataError, SetupError, SweepError
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, KeptFile
 
-# Credentials in the driver's environment: out of Ray's files, and in the one process that needs them.
-#
-# Tune copies keys of AWS into the runtime environment of every trial, which Ray's agents write to their
-# logs in clear. Trials need none: weights and checkpoints go through :class:`.keeper.Keeper`.
-
 STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
 """Of the variables that name object stores and open them."""
-
-
-def for_storage() -> dict[str, str]:
-    """Return the variables of this process by which object stores are reached."""
-    return {name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)}
+TELL_INTERVAL_S = 0.5
+ASK_INTERVAL_S = 1.0
+ANSWER_TIMEOUT_S = 2.0
+MOST_KEPT = 100_000
+"""Of what trials say, until the driver asks. Live views alone lose the rest: a result has all its epochs."""
+PATIENCE_S = 120.0
+"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to hang."""
+SAID_AFTER_S = 10.0
 
 
 def keep_out_of_runtime_environments() -> None:
-    """Take credentials off the list of variables that Tune copies to its trials."""
+    """Take credentials off the list of variables that Tune copies to its trials.
+
+    Ray's agents would log them in clear, and trials need none: files go through :class:`Keeper`.
+    """
     from ray.tune.execution import class_cache
 
     # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say so.
@@ -45,34 +43,15 @@ def keep_out_of_runtime_environments() -> None:
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})
 
 
-# Actors of the driver's own: on its node, so that no other node takes one along when it goes.
-
-
 def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
-    """Start an actor on this driver's node and return its handle.
+    """Start an actor on this driver's node and return its handle; ``options`` are Ray's.
 
-    It asks for no CPU, since it must answer while trials have all of them. Left to Ray it would lie on
-    any node, and every trial that asks it would fail once that node is lost. Its calls are kept out of Ray's
-    list of tasks, where people look for trials.
-
-    Args:
-        kind: Class of the actor.
-        arguments: Of its constructor.
-        options: Further ones of Ray's, e.g. ``max_restarts``.
+    It asks for no CPU, since it must answer while trials have all of them. Lost with another node, it would
+    fail every trial that asks it. Its calls stay out of Ray's list of tasks, where people look for trials.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
     return ray.remote(**options)(kind).remote(*arguments)
-
-
-# What running trials say: kept by a small actor until the driver asks, and nobody waits.
-#
-# What is lost on the way is lost to live views alone: a trial's result has all its epochs.
-
-TELL_INTERVAL_S = 0.5
-ASK_INTERVAL_S = 1.0
-ANSWER_TIMEOUT_S = 2.0
-MOST_KEPT = 100_000
 
 
 class EpochReport(NamedTuple):
@@ -94,7 +73,7 @@ Said = EpochReport | Place | Note
 
 
 class IsweepEpochs:
-    """The actor."""
+    """The actor that keeps what running trials say until the driver asks; nobody waits."""
 
     def __init__(self) -> None:
         self._said: list[Said] = []
@@ -110,7 +89,7 @@ class IsweepEpochs:
 
 
 class EpochBoard:
-    """The way to the actor; may be sent anywhere."""
+    """A trial's way to the actor; may be sent anywhere."""
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
@@ -124,18 +103,12 @@ class EpochBoard:
         self.actor.tell.remote([Note(trial_id, text)])
 
     def teller(self, trial_id: str) -> EpochTeller:
-        """Return the side of a trial."""
+        """Return what tells the epochs of a trial."""
         return EpochTeller(trial_id, self.actor.tell.remote)
 
 
 class EpochTeller:
-    """A trial's side: epochs that are shorter than a moment are told together.
-
-    Args:
-        trial_id: Whose epochs.
-        send: Sends them.
-        clock: Tells the time, in seconds.
-    """
+    """Tells the epochs of a trial; those that are shorter than a moment are told together."""
 
     def __init__(
         self,
@@ -162,11 +135,7 @@ class EpochTeller:
 
 
 class EpochListener:
-    """The driver's side.
-
-    Args:
-        board: Where trials tell.
-    """
+    """The driver's way to the actor."""
 
     def __init__(self, board: EpochBoard) -> None:
         self._actor = board.actor
@@ -176,8 +145,7 @@ class EpochListener:
     def heard(self, *, wait: bool = False) -> list[Said]:
         """Return what was said since the last call; asks about once a second.
 
-        Args:
-            wait: Ask now and wait for the answer: a process has ended that may just have said something.
+        With ``wait`` it asks now and waits: a process has ended that may just have said something.
         """
         said = self._answer(0.0)
         if self._asked is None and (wait or time.monotonic() - self._heard >= ASK_INTERVAL_S):
@@ -196,23 +164,19 @@ class EpochListener:
         return said
 
 
-# Who keeps weights, predictions and checkpoints: one actor, so that workers need no shared disk.
-
-PATIENCE_S = 120.0
-"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to hang."""
-SAID_AFTER_S = 10.0
-
-
 class IsweepKeeper:
-    """The actor: everything is a file, so it may be started again at any time."""
+    """The one actor that writes weights, predictions and checkpoints, so that workers need no shared disk.
+
+    Everything is a file, so it may be started again at any time.
+    """
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
-        self._files = KeptFiles(url)
+        self._files = ResultStore(url)
         self._patience = Patience(limit_s=PATIENCE_S)
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
-        """See :meth:`KeptFiles.put`; a failure in words. A checkpoint does not wait: another one follows."""
+        """See :meth:`ResultStore.put`; a failure in words. A checkpoint does not wait: another follows."""
         try:
             if kind == FileKind.CHECKPOINT:
                 return self._files.put(kind, trial_id, data)
@@ -221,30 +185,24 @@ class IsweepKeeper:
             return str(error)
 
     def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes | str:
-        """See :meth:`KeptFiles.get`; a failure in words."""
+        """See :meth:`ResultStore.get`; a failure in words."""
         try:
             return self._patience.until_done(lambda: self._files.get(kind, trial_id, kept))
         except CorruptStoreError as error:
             return str(error)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """See :meth:`KeptFiles.checkpoint`."""
+        """See :meth:`ResultStore.checkpoint`."""
         return self._patience.until_done(lambda: self._files.checkpoint(trial_id))
 
 
 class Keeper:
-    """A worker's way to the actor, with the methods of :class:`KeptFiles`; may be sent anywhere.
-
-    Args:
-        url: Where results are kept.
-        board: Where it is said that a file has to wait.
-    """
+    """A worker's way to the actor, with the methods of :class:`ResultStore`; may be sent anywhere."""
 
     def __init__(self, url: str, board: EpochBoard) -> None:
         self._board = board
-        self._actor = start_beside_driver(
-            IsweepKeeper, url, for_storage(), max_restarts=-1, max_task_retries=1
-        )
+        credentials = {name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)}
+        self._actor = start_beside_driver(IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1)
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep a file; text says why it could not be kept, which costs no result."""
@@ -272,15 +230,8 @@ class Keeper:
         return data
 
 
-# Arrays enter and leave the object store as trials start and end: it holds what runs, and little more.
-#
-# The driver puts an array when the first trial that needs it starts, and drops it when none that is left
-# needs it, or when others need its room. Ray copies it to each node once. Trials ask a small actor for the
-# reference, because theirs is not made yet when they are planned.
-
-
 class IsweepArrays:
-    """The actor: hands out references, and lets those wait who come before the driver has put the array."""
+    """The actor that hands out references; who comes before the driver has put the array waits."""
 
     def __init__(self) -> None:
         self._references: dict[str, list[Any]] = {}
@@ -304,7 +255,11 @@ class IsweepArrays:
 
 
 class ArrayCache:
-    """The driver's side: which arrays are in the object store, and who still needs them.
+    """Which arrays are in the object store, and who still needs them: it holds what runs, and little more.
+
+    The driver puts an array when the first trial that needs it starts, and drops it when none that is left
+    needs it, or when others need its room. Ray copies it to each node once. Trials ask an actor for the
+    reference, because theirs is not made yet when they are planned.
 
     Args:
         load: reads an array.

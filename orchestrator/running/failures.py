@@ -1,16 +1,15 @@
-"""Of what a trial died, and how many further attempts each kind of failure is worth."""
+"""Of what a trial died, trials that hang, and how many further attempts each kind of failure is worth."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import re
-import socket
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,12 @@ from ray.exceptions import (
 )
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure
-from orchestrator.running.gpus import NO_CARD
+from orchestrator.running.cluster import answers
+from orchestrator.running.gpus import NO_GPU
 from search_spaces.errors import ConfigError, SetupError, SweepError
+from tasks.clock import SYSTEM, Clock
+
+log = logging.getLogger(__name__)
 
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
@@ -44,10 +47,29 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.BAD_DATA: 0,
     FailureKind.CODE_ERROR: 0,
 }
-"""Further attempts within one ``isweep run`` of a cell that fails alone (see
-:mod:`orchestrator.running.failures`); None is no limit. A new run tries every failed cell again."""
+"""Further attempts within one ``isweep run`` of a cell that fails alone, see :class:`Retries`; None is no
+limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
+ASK_FOR_S = 2.0
+"""How long the cluster is asked which trial the memory killer hit: it is known a moment after its error."""
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+MOST_DEATHS = 20
+"""Of one cell's process, whatever happens to others; those with a lost node do not count."""
+MOST_IN_VAIN = 200
+"""Failures in a row without a single result in between: then nothing works here, not even node by node."""
+MOST_ON_UNFIT = 4
+"""Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
+PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+
+HELD_UP_S = 30.0
+"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
+ANSWERS_WITHIN_S = 60.0
+"""How long a worker may take to say that it has the cell that it was given."""
+
+GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [^\s)]+")
 
 
 class OtherCodeError(SetupError):
@@ -74,9 +96,8 @@ class DeviceError(Exception):
     """What a process dies of that must not be used again: ``kind: message``."""
 
 
-@dataclass(frozen=True)
-class GpuError:
-    """What an error of a GPU is taken for.
+class GpuError(NamedTuple):
+    """What an error of a GPU, or of memory, is taken for.
 
     Attributes:
         type: Name of the exception's class, so that the driver need not import torch; ``RuntimeError`` takes
@@ -85,39 +106,36 @@ class GpuError:
         kind: What the attempt died of.
         ends_process: Whether nothing that the process computes afterwards can be believed, or its memory is
             lost to it.
-        source: Where the reading of it comes from.
     """
 
     type: str
     words: str
     kind: FailureKind
     ends_process: bool
-    source: str
 
 
 MEMORY, DEVICE = FailureKind.OUT_OF_MEMORY, FailureKind.DEVICE_ERROR
 GPU_ERRORS = (
-    GpuError("OutOfMemoryError", "", MEMORY, False, "PyTorch's allocator"),
-    GpuError("MemoryError", "", MEMORY, False, "the machine's memory"),
-    GpuError("RuntimeError", "unable to find an engine", MEMORY, False, "no workspace: pytorch#108645"),
-    GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False, "cuBLAS and cuDNN allocate by themselves"),
-    GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False, "cuDNN 9"),
-    GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True, "cublasCreate finds no room"),
+    GpuError("OutOfMemoryError", "", MEMORY, False),  # PyTorch's allocator
+    GpuError("MemoryError", "", MEMORY, False),  # the machine's memory
+    GpuError("RuntimeError", "unable to find an engine", MEMORY, False),  # no workspace: pytorch#108645
+    # cuBLAS and cuDNN allocate by themselves.
+    GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False),
+    GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False),  # cuDNN 9
+    GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True),  # cublasCreate finds no room
     # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries again.
-    GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True, "cudaErrorMemoryAllocation"),
-    GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True, "hipErrorOutOfMemory"),
-    GpuError("RuntimeError", "CUDA unknown error", DEVICE, True, "torch.cuda._lazy_init"),
-    GpuError("CaptureError", "", DEVICE, True, "its memory is lost to the process: pytorch#190308"),
-    GpuError("AcceleratorError", "", DEVICE, True, "a CUDA error stays with its process"),
+    GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True),  # cudaErrorMemoryAllocation
+    GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True),  # hipErrorOutOfMemory
+    GpuError("RuntimeError", "CUDA unknown error", DEVICE, True),  # torch.cuda._lazy_init
+    GpuError("CaptureError", "", DEVICE, True),  # its memory is lost to the process: pytorch#190308
+    # A CUDA error stays with its process.
+    GpuError("AcceleratorError", "", DEVICE, True),
     *(
-        GpuError("RuntimeError", words, DEVICE, True, "a CUDA error stays with its process")
+        GpuError("RuntimeError", words, DEVICE, True)
         for words in ("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error")
     ),
 )
-"""The first that fits counts."""
-
-
-GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [^\s)]+")
+"""The first that fits counts. Beside a row stands what raises it, or where its reading comes from."""
 
 
 def gpu_error(error: BaseException) -> GpuError | None:
@@ -129,7 +147,7 @@ def gpu_error(error: BaseException) -> GpuError | None:
     found = next((row for row in GPU_ERRORS if row.type in types and row.words in str(error)), None)
     if found is not None and found.type == "CaptureError" and error.__cause__ is not None:
         cause = gpu_error(error.__cause__)
-        return replace(found, kind=cause.kind) if cause is not None else found
+        return found._replace(kind=cause.kind) if cause is not None else found
     return found
 
 
@@ -162,29 +180,23 @@ def _kind(error: BaseException) -> FailureKind:
     found = gpu_error(error)
     if found is not None:
         return found.kind
-    if isinstance(error, OtherCodeError):
-        return FailureKind.OTHER_CODE
-    if isinstance(error, ConfigError):
-        return FailureKind.BAD_CONFIG
-    if isinstance(error, SetupError):
-        return FailureKind.SETUP
-    if isinstance(error, SweepError):
-        return FailureKind.BAD_DATA
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FailureKind.DISK_FULL
-    return _ray_kind(error)
-
-
-def _ray_kind(error: BaseException) -> FailureKind:
-    if isinstance(error, OutOfDiskError):
-        return FailureKind.DISK_FULL
-    if isinstance(error, ObjectStoreFullError):
-        return FailureKind.OUT_OF_MEMORY
-    if isinstance(error, NodeDiedError) or (isinstance(error, RayActorError) and error.preempted):
+    if isinstance(error, RayActorError) and error.preempted:
         return FailureKind.LOST_NODE
-    # A task's own exception arrives wrapped in RayTaskError; all others are Ray's.
-    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-        return FailureKind.CLUSTER_ERROR
+    for kind, of_kind in (
+        (OtherCodeError, FailureKind.OTHER_CODE),
+        (ConfigError, FailureKind.BAD_CONFIG),
+        (SetupError, FailureKind.SETUP),
+        (SweepError, FailureKind.BAD_DATA),
+        (OutOfDiskError, FailureKind.DISK_FULL),
+        (ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
+        (NodeDiedError, FailureKind.LOST_NODE),
+        (RayTaskError, FailureKind.CODE_ERROR),  # a task's own exception; all others are Ray's
+        (RayError, FailureKind.CLUSTER_ERROR),
+    ):
+        if isinstance(error, kind):
+            return of_kind
     return FailureKind.CODE_ERROR
 
 
@@ -209,14 +221,14 @@ def classify_lost_worker(
             message=((fault if known else said) or "the device failed")[:500],
             traceback=text[-MAX_TRACEBACK:],
         )
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "the worker is gone")
-    kind = FailureKind.WORKER_CRASH if error is None else _ray_kind(error)
+    kind = FailureKind.WORKER_CRASH if error is None else _kind(error)
     if isinstance(error, OutOfMemoryError) or "memory pressure" in text or "running low on memory" in text:
         kind = FailureKind.OUT_OF_MEMORY
     elif any(node in text for node in dead_nodes):
         kind = FailureKind.LOST_NODE
     elif kind in (FailureKind.CLUSTER_ERROR, FailureKind.CODE_ERROR):
         kind = FailureKind.WORKER_CRASH
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "the worker is gone")
     return TrialFailure(kind=kind, message=line[:500], traceback=text[-MAX_TRACEBACK:])
 
 
@@ -234,23 +246,99 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
     return failure.model_copy(update={"kind": FailureKind.CLUSTER_ERROR})
 
 
-# Whether a cell that failed gets another attempt in this run, when, and why: a decision that is explained.
-#
-# A death counts as the trial's own doing only when it dies again and again while others live. Where other
-# cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing
-# about the trial at all. Every attempt waits twice as long as the one before, up to a minute.
+class Place(NamedTuple):
+    """Where an attempt runs: Ray's ids of its actor and its node, and the node's address."""
 
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
-MOST_DEATHS = 20
-"""Of one cell's process, whatever happens to others; those with a lost node do not count."""
-MOST_IN_VAIN = 200
-"""Failures in a row without a single result in between: then nothing works here, not even node by node."""
+    trial_id: str
+    actor: str
+    node: str
+    node_id: str = ""
 
-MOST_ON_UNFIT = 4
-"""Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
+    @classmethod
+    def here(cls, trial_id: str) -> Place:
+        """Return the place of the process that asks."""
+        context = ray.get_runtime_context()
+        address = ray.util.get_node_ip_address()
+        return cls(trial_id, context.get_actor_id(), address, context.get_node_id())
 
-PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+
+def told_failure(trial: Any) -> CellReport | None:
+    """Return what the worker of a Tune trial said of its failure; None when it went without a word."""
+    error = _pickled(trial)
+    cause = getattr(error, "cause", None) or error
+    return CellReport.model_validate_json(cause.report) if isinstance(cause, CellFailed) else None
+
+
+def read_failure(trial: Any, place: Place | None) -> TrialFailure:
+    """Return the failure of a Tune trial whose process went away; ``place`` is where it ran, if it said so.
+
+    Tune writes the error into the trial's local folder and copies it to its storage later, where
+    ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
+    such as the memory killer's, it writes the text alone. A worker dies a moment before its node, which the
+    head counts as alive until its health check has failed for a while; so the node itself is asked.
+    """
+    error, text, dead = _pickled(trial), "", list[str]()
+    # Private: with a Ray that has it no more, each death is a crash of its worker.
+    if path := getattr(trial, "error_file", None):
+        try:
+            # Attempts of one cell share a folder: the last error counts, below the line that numbers it.
+            last = Path(path).read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
+            text = last.partition("\n")[2] or last
+        except OSError:
+            text = ""
+    try:
+        for node in ray.nodes():
+            if not (node["Alive"] and answers(node["NodeManagerAddress"], node["NodeManagerPort"])):
+                dead.append(node["NodeID"])
+    except Exception as problem:
+        log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
+    actor = getattr(error, "actor_id", None)
+    if actor is not None and place is not None and place.node_id in dead:
+        dead.append(actor)
+    return classify_lost_worker(error, text, dead)
+
+
+def _pickled(trial: Any) -> BaseException | None:
+    """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
+    path = getattr(trial, "pickled_error_file", None)
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        error = cloudpickle.loads(Path(path).read_bytes())
+    except Exception as problem:
+        log.warning("Tune's error file %s cannot be read: %s", path, problem)
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def fit_nodes(failure: TrialFailure) -> set[str]:
+    """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
+    needed = "GPU" if failure.message.startswith(NO_GPU) else "CPU"
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
+
+
+def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
+    """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
+
+    The memory killer's error ends Tune's loop and names no process; what each actor died of the head knows.
+    """
+    patience = time.monotonic() + ASK_FOR_S
+    while places:
+        try:
+            found = {trial_id for trial_id, place in places.items() if _died_of_memory(place.actor)}
+        except Exception as problem:
+            log.warning("the cluster cannot be asked what a trial died of: %s", problem)
+            return set()
+        if found or time.monotonic() > patience:
+            return found
+        time.sleep(0.1)
+    return set()
+
+
+def _died_of_memory(actor: str) -> bool:
+    about = ray._private.state.actors(actor)
+    return bool(about) and about["State"] == "DEAD" and about["DeathCause"].HasField("oom_context")
 
 
 @dataclass(frozen=True)
@@ -263,14 +351,18 @@ class Decision:
 
 @dataclass
 class Retries:
-    """The failures of one run, by cell and kind.
+    """Whether a cell that failed gets another attempt in this run, when, and why.
+
+    A death counts as the trial's own doing only when it dies again and again while others live. Where other
+    cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing
+    about the trial at all. Every attempt waits twice as long as the one before, up to a minute.
 
     Attributes:
         failures: How often each cell failed of each kind.
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
         of_gpus: The cells that each GPU failed, by its UUID and node.
-        unfit: By address of a node, trials in a row that reached no card there, or found other code.
+        unfit: By address of a node, trials in a row that reached no GPU there, or found other code.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
@@ -279,23 +371,18 @@ class Retries:
     of_gpus: dict[str, set[str]] = field(default_factory=dict)
     unfit: Counter[str] = field(default_factory=Counter)
 
-    def finished(self, trial_id: str, node: str = "") -> None:
+    def finished(self, node: str = "") -> None:
         """A cell has its result, on ``node``: the sweep makes progress."""
         self.in_vain = 0
         self.unfit[node] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """End the sweep when no node is left that can run its trials.
-
-        Args:
-            node: Address of the one where a trial has failed.
-            failure: Of the trial.
-            offered: Addresses of the live nodes that could be given it.
+        """End the sweep when none of the nodes at the addresses ``offered`` can run its trials.
 
         Raises:
             SetupError: saying what the last trial found.
         """
-        if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_CARD)):
+        if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_GPU)):
             return
         self.unfit[node] += 1
         if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
@@ -310,10 +397,10 @@ class Retries:
                 "again: what is done is kept",
             )
         raise SetupError(
-            "Some node must give trials a card that they can reach",
+            "Some node must give trials a GPU that they can reach",
             tried.format(" with GPUs", "reached none; the last one"),
             "mend a node and run the same command again: what is done is kept. "
-            "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+            "isweep doctor --address ADDRESS looks at every node; --device cpu needs no GPU",
         )
 
     def failed(
@@ -325,7 +412,7 @@ class Retries:
             trial_id: Whose.
             kind: Of what.
             died: Whether the trial's process went with it.
-            gpu: The GPU that failed, by its node and UUID.
+            gpu: The GPU that failed, by its UUID and node.
             hopeless: Whether another attempt would get no more than this one.
         """
         if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
@@ -363,128 +450,78 @@ class Retries:
         return limit + others // 2, f"other trials died {others} times too"
 
 
-# Of what a worker died: the error where Tune wrote it, and whether the worker's node is there at all.
+@dataclass
+class _Watched:
+    """A trial that was given to a worker: since when it is silent, and how long it may be."""
 
-log = logging.getLogger(__name__)
-
-ANSWER_TIMEOUT_S = 2.0
-
-
-def told_failure(trial: Any) -> CellReport | None:
-    """Return what the worker of a Tune trial said of its failure; None when it went without a word."""
-    error = _pickled(getattr(trial, "pickled_error_file", None))
-    cause = getattr(error, "cause", None) or error
-    return CellReport.model_validate_json(cause.report) if isinstance(cause, CellFailed) else None
+    since: float
+    limit_s: float
+    answered: bool = False
 
 
-def read_failure(trial: Any, place: Place | None) -> TrialFailure:
-    """Return the failure of a Tune trial whose process went away; ``place`` is where it ran, if it said so.
-
-    Tune writes the error into the trial's local folder and copies it to its storage later, where
-    ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
-    such as the memory killer's, it writes the text alone.
-    """
-    # Private: with a Ray that has them no more, each death is a crash of its worker.
-    error = _pickled(getattr(trial, "pickled_error_file", None))
-    text = _text(getattr(trial, "error_file", None))
-    return classify_lost_worker(error, text, _dead_nodes(error, place))
-
-
-class Place(NamedTuple):
-    """Where an attempt runs: Ray's ids of its actor and its node, and the node's address."""
-
-    trial_id: str
-    actor: str
-    node: str
-    node_id: str = ""
-
-    @classmethod
-    def here(cls, trial_id: str) -> Place:
-        """Return the place of the process that asks."""
-        context = ray.get_runtime_context()
-        address = ray.util.get_node_ip_address()
-        return cls(trial_id, context.get_actor_id(), address, context.get_node_id())
-
-
-def fit_nodes(failure: TrialFailure) -> set[str]:
-    """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
-    needed = "GPU" if failure.message.startswith(NO_CARD) else "CPU"
-    alive = (node for node in ray.nodes() if node["Alive"])
-    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
-
-
-def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
-    """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
-
-    The memory killer's error ends Tune's loop and names no process. What each actor died of is known at the
-    head, a moment later than the error.
+class HangWatch:
+    """Finds trials of one sweep that hang, and workers that do not answer, by a limit, and ends them.
 
     Args:
-        places: Where the trials ran, by their ids.
+        say: Is told of workers that do not answer.
+        process: Returns how to kill a trial's process; None where it has none.
+        clock: Says how long a trial is silent.
     """
-    patience = time.monotonic() + ANSWER_TIMEOUT_S
-    while places:
-        try:
-            found = {trial_id for trial_id, place in places.items() if _died_of_memory(place.actor)}
-        except Exception as problem:
-            log.warning("the cluster cannot be asked what a trial died of: %s", problem)
-            return set()
-        if found or time.monotonic() > patience:
-            return found
-        time.sleep(0.1)
-    return set()
 
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        process: Callable[[Any], Callable[[], object] | None],
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._say, self._process, self._clock = say, process, clock
+        self._watched: dict[str, _Watched] = {}
+        self._failures: dict[str, TrialFailure] = {}
+        self._looked_at = clock.monotonic()
 
-def _died_of_memory(actor: str) -> bool:
-    about = ray._private.state.actors(actor)
-    return bool(about) and about["State"] == "DEAD" and about["DeathCause"].HasField("oom_context")
+    def started(self, trial_id: str, limit_s: float) -> None:
+        """A trial begins, for the first time or again; after ``limit_s`` without a word it counts as hung."""
+        self._failures.pop(trial_id, None)
+        self._watched[trial_id] = _Watched(self._clock.monotonic(), limit_s)
 
+    def heard(self, trial_id: str) -> None:
+        """A trial said where it runs, or told of an epoch: it lives, and its limit begins anew."""
+        if trial_id in self._watched:
+            watched = self._watched[trial_id]
+            watched.since, watched.answered = self._clock.monotonic(), True
 
-def _pickled(path: str | None) -> BaseException | None:
-    """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        error = cloudpickle.loads(Path(path).read_bytes())
-    except Exception as problem:
-        log.warning("Tune's error file %s cannot be read: %s", path, problem)
-        return None
-    return error if isinstance(error, BaseException) else None
+    def ended(self, trial_id: str) -> None:
+        """A trial has its result, or its process is gone."""
+        self._watched.pop(trial_id, None)
 
+    def failure(self, trial_id: str) -> TrialFailure | None:
+        """Return the failure of a trial that was ended here; None for any other."""
+        return self._failures.get(trial_id)
 
-def _text(path: str | None) -> str:
-    """Return the last error in Tune's text file: attempts of one cell share a folder."""
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
-    except OSError:
-        return ""
-    last = text.rpartition("Failure # ")[2]
-    return last.partition("\n")[2] if "\n" in last else last
-
-
-def _dead_nodes(error: BaseException | None, place: Place | None) -> list[str]:
-    """Return ids of nodes that are gone, and the actor's id when the node that it ran on is among them.
-
-    A raylet that was killed shows first as an actor that is "unavailable", and Ray lists the node as alive
-    until its health check has failed for a while; so the node itself is asked.
-    """
-    try:
-        dead = [node["NodeID"] for node in ray.nodes() if not _answers(node)]
-        actor = getattr(error, "actor_id", None)
-        if actor is not None and place is not None and place.node_id in dead:
-            dead.append(actor)
-    except Exception as problem:
-        log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
-        return []
-    return dead
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    if not node["Alive"]:
-        return False
-    try:
-        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
-        with socket.create_connection(address, timeout=ANSWER_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+    def end_hung(self, trials: Iterable[Any]) -> None:
+        """End the process of each of Tune's ``trials`` that is past its limit."""
+        now, before = self._clock.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - before > HELD_UP_S:
+            for watched in self._watched.values():
+                watched.since += now - before
+        for trial in trials:
+            trial_id = str(trial.config["cell"]["trial_id"])
+            kill = self._process(trial)
+            if kill is None or trial_id in self._failures:
+                continue
+            # A worker that was used before is asked to take the cell; only then does the trial start.
+            watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
+            limit = watched.limit_s if watched.answered else min(watched.limit_s, ANSWERS_WITHIN_S)
+            if now - watched.since <= limit:
+                continue
+            kind = FailureKind.HUNG
+            told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
+            if not watched.answered:
+                kind, told = (
+                    FailureKind.WORKER_CRASH,
+                    f"its worker did not answer for {limit:.0f} s and was ended",
+                )
+                self._say(f"{trial_id}: {told}")
+            self._failures[trial_id] = TrialFailure(kind=kind, message=told)
+            kill()

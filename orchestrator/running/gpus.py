@@ -13,14 +13,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.gpus import Card, card_there, read_checks
+from orchestrator.planning.predict import Card, card_there, read_checks
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
 
-NO_CARD = "A trial that is given a GPU must reach it, and never computes on CPUs instead"
+NO_GPU = "A trial that is given a GPU must reach it, and never computes on CPUs instead"
 """How the failure of a trial begins that has no GPU."""
 
 REST_S = 120.0
@@ -53,12 +53,9 @@ class Gpu:
     """A GPU as its node describes it.
 
     Attributes:
-        name: in its driver's words.
         uuid: GPU-..., or MIG-... for a slice.
-        memory_bytes: all of it.
-        held_bytes: what processes held when it was asked.
+        held_bytes: what processes held of its memory when it was asked.
         capability: CUDA compute capability.
-        num_processors: streaming multiprocessors.
         compute_mode: ``Default``, or in whose way it stands.
         mig: whether it is cut into slices, or is one.
         has_kernels: whether the installed torch has kernels for it.
@@ -85,10 +82,8 @@ class NodeGpus:
     """What a node says of its GPUs.
 
     Attributes:
-        node: its name.
         gpus: that torch reaches there.
         driver: version of NVIDIA's driver; empty without.
-        torch: version of torch.
         cuda: that torch was built for; empty for a build without.
         mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
@@ -105,46 +100,66 @@ class NodeGpus:
     offered: float = 0.0
 
 
-def describe(visible: str | None = None) -> NodeGpus:
-    """Return this node's GPUs, as a process of its own sees them.
-
-    Args:
-        visible: what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since Ray hides
-            GPUs from tasks without a share.
-    """
-    visible = _raylets_visible() if visible is None else visible
-    command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
-    lines = output_of(*command, visible=visible).splitlines()
-    found = json.loads(lines[-1]) if lines else {}
-    gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
-    return NodeGpus(node=socket.gethostname(), gpus=gpus, visible=visible, mps=mps_runs(), **found)
+def is_logical() -> bool:
+    """Tell whether GPUs are logical ones."""
+    return os.environ.get(LOGICAL_GPUS) == "1"
 
 
-def _raylets_visible() -> str:
-    """Return what the raylet, our parent, was started with."""
-    name = b"CUDA_VISIBLE_DEVICES="
-    with suppress(OSError):
-        words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-        return next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
-    return ""
+def mps_runs() -> bool:
+    """Tell whether NVIDIA's multi-process service answers on this node."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
+
+
+def output_of(*command: str, visible: str = "") -> str:
+    """Return what a command prints, with all GPUs or those named visible; nothing where it fails."""
+    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
+    """Return what ``nvidia-smi`` says of each GPU, field by field; nothing where there is none."""
+    text = output_of("nvidia-smi", *options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    return [[word.strip() for word in line.split(",")] for line in text.splitlines()]
+
+
+def driver_version() -> str:
+    """Return the version of this machine's NVIDIA driver; empty where there is none."""
+    return next((row[0] for row in nvidia_smi("driver_version")), "")
+
+
+def driver_way_out(driver: str, cuda: str | None) -> str:
+    """Return how a driver and a torch that was built for ``cuda`` are brought together."""
+    if not driver:
+        return "install NVIDIA's driver"
+    if not cuda:
+        return "install a torch with CUDA (pip install torch)"
+    branch, needed = int(driver.partition(".")[0]), NEEDS_DRIVER.get(int(cuda.partition(".")[0]), 0)
+    if branch >= needed:
+        return "see what nvidia-smi says: the driver is new enough"
+    older = ", or a torch of PyTorch's cu126 wheels (up to 2.14), which takes it" if branch >= 525 else ""
+    return f"CUDA {cuda} needs a driver of branch {needed} or later, this is {driver}: install one{older}"
 
 
 def gpus_here() -> list[Gpu]:
     """Return this machine's GPUs as ``nvidia-smi`` lists them, without torch; empty where there are none."""
     if is_logical() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return []
-    text = output_of("nvidia-smi", "--query-gpu=name,uuid,memory.total", "--format=csv,noheader,nounits")
-    rows = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
-    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    rows = nvidia_smi("name,uuid,memory.total")
     gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size in rows if size.isdigit()]
+    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
     return gpus[: len(visible)] if visible else gpus
 
 
 def gpu_to_plan_for(folders: Iterable[Path]) -> tuple[Card | None, int]:
     """Return this machine's GPU, of several that with least memory, and how many there are."""
     checks = read_checks(folders)
-    cards = [card_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
-    return min(cards, key=lambda card: card.memory_gib, default=None), len(cards)
+    found = [card_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
+    return min(found, key=lambda its: its.memory_gib, default=None), len(found)
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
@@ -152,43 +167,51 @@ def gpu_check_folders(root: Path) -> tuple[Path, ...]:
     return root / "gpu", Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
 
 
+def describe(visible: str | None = None) -> NodeGpus:
+    """Return this node's GPUs, as a process of its own sees them.
+
+    Args:
+        visible: what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since Ray hides
+            GPUs from tasks without a share.
+    """
+    if visible is None:
+        visible, name = "", b"CUDA_VISIBLE_DEVICES="
+        with suppress(OSError):  # what the raylet, our parent, was started with
+            words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+            visible = next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
+    command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
+    lines = output_of(*command, visible=visible).splitlines()
+    found = json.loads(lines[-1]) if lines else {}
+    gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
+    return NodeGpus(node=socket.gethostname(), gpus=gpus, visible=visible, mps=mps_runs(), **found)
+
+
 def print_gpus() -> None:
     """Print, as JSON, what torch and ``nvidia-smi`` say of this node's GPUs."""
-    said = {row["uuid"]: row for row in _nvidia_smi()}
+    said = {row[0]: row[1:] for row in nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")}
     import torch
 
     gpus = []
     for index in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
         about = torch.cuda.get_device_properties(index)
         uuid = _uuid(about)
-        row = said.get(uuid, {})
-        mig = "MIG" in about.name or row.get("mig") == "Enabled"
+        mode, cut, used = said.get(uuid, ("Default", "", ""))
+        mig = "MIG" in about.name or cut == "Enabled"
         gpus.append(
             Gpu(
                 name=about.name,
                 uuid=uuid,
                 memory_bytes=about.total_memory,
-                held_bytes=0 if mig else row.get("held_bytes", 0),
+                held_bytes=int(used) * 2**20 if used.isdigit() and not mig else 0,
                 capability=(about.major, about.minor),
                 num_processors=about.multi_processor_count,
-                compute_mode=row.get("compute_mode", "Default"),
+                compute_mode=mode,
                 mig=mig,
                 has_kernels=_has_kernels((about.major, about.minor), torch.cuda.get_arch_list()),
             )
         )
     found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version()}
     print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
-
-
-def _nvidia_smi() -> list[dict[str, Any]]:
-    fields = "uuid,compute_mode,mig.mode.current,memory.used"
-    text = output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-    rows = []
-    for line in text.splitlines():
-        uuid, mode, mig, used = (word.strip() for word in line.split(","))
-        held = int(used) * 2**20 if used.isdigit() else 0
-        rows.append({"uuid": uuid, "compute_mode": mode, "mig": mig, "held_bytes": held})
-    return rows
 
 
 def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> bool:
@@ -205,17 +228,10 @@ def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> boo
     return not built_for
 
 
-def mps_runs() -> bool:
-    """Tell whether NVIDIA's multi-process service answers on this node."""
-    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
-
-
 def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is offered.
 
-    Args:
-        num_gpus: that Ray hands out on this machine, where the cluster is a private one.
-        local: whether it is.
+    Of a private cluster this machine is asked alone, which hands out ``num_gpus``.
     """
     if is_logical():
         return []
@@ -239,21 +255,15 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
 
 
 def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
-    """Refuse what no trial could do on these GPUs.
+    """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
 
-    Args:
-        nodes: from :func:`survey`.
-        trials: that are to be trained.
-        share: of a GPU that each gets, at most.
-        alone: whether nobody's trials run there yet: what is held of a GPU is then somebody else's.
+    ``alone`` tells that nobody's trials run there yet: what is held of a GPU is then somebody else's.
 
     Raises:
         ConfigError: for recipes in bfloat16 where a GPU has none.
         SetupError: for all else, every problem with its way out.
     """
-    problems: list[tuple[str, str]] = []
-    for node in nodes:
-        problems += _problems(node, share=share, alone=alone)
+    problems = [problem for node in nodes for problem in _problems(node, share=share, alone=alone)]
     if problems:
         what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
         raise SetupError(
@@ -274,7 +284,7 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
         )
 
 
-def _problems(node: NodeGpus, *, share: float, alone: bool) -> Iterable[tuple[str, str]]:
+def _problems(node: NodeGpus, *, share: float, alone: bool) -> Iterator[tuple[str, str]]:
     where = f"node {node.node}"
     slices = node.visible.startswith("MIG-")
     if any(gpu.mig for gpu in node.gpus) and not slices:
@@ -311,96 +321,26 @@ def _problems(node: NodeGpus, *, share: float, alone: bool) -> Iterable[tuple[st
             )
 
 
-def trial_options(cell: Mapping[str, Any], *, own_network: bool) -> dict[str, Any]:
+def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trial computes on, as :func:`tasks.trials.trial.run_trial` takes it.
 
-    Args:
-        cell: what the trial's process was told, see :class:`~orchestrator.running.requests.Request`.
-        own_network: whether the network is somebody's own, whose code need not replay as a graph: it is
-            captured only where ``resources.fast`` is ``on``.
+    Steps of somebody's own network, whose code need not replay as a graph, are captured only where
+    ``resources.fast`` is ``on``.
 
     Raises:
         SetupError: naming node, driver and torch's CUDA when torch cannot reach the GPU.
     """
     share, fast = float(cell["num_gpus"]), cell["fast"]
-    on_gpu = bool(share) and not is_logical()
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
-    if on_gpu:
-        check_card()
-        graphs = fast == "on" or (fast == "auto" and not own_network and not graphs_off())
+    if share and not is_logical():
+        check_gpu()
+        graphs = fast == "on" or (fast == "auto" and not cell["own_network"] and not graphs_off())
         # A whole GPU needs no limit: nobody else is there.
         options |= {"device": "cuda", "gpu_fraction": share if share < 1 else None, "graphs": graphs}
     return options
 
 
-@cache
-def graphs_off() -> str:
-    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures graphs.
-
-    The test runs at first contact, once per GPU, driver, torch and version of the code; processes of one node
-    wait for each other, and its verdict is kept on the node.
-    """
-    name, uuid = gpu_in_use()
-    verdict = self_test(uuid)
-    if verdict["graphs"]:
-        return ""
-    said = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
-    log.warning("%s%s", said, verdict["reason"])
-    return said + str(verdict["reason"])
-
-
-def self_test(uuid: str, device: str = "cuda") -> dict[str, Any]:
-    """Return the verdict of the self-test for a GPU: the kept one, or that of a new test."""
-    from orchestrator.results.records import provenance
-
-    about = provenance()
-    versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]
-    folder = cache_folder()
-    file = folder / f"self-test-{uuid}-{fingerprint(versions)[:12]}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"self-test-{uuid}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(OSError, ValueError):
-            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if known["finished"] or time.time() - known["at"] < UNFINISHED_S:
-                return known
-        verdict = _tested(device) | {"at": time.time(), "versions": versions}
-        with suppress(OSError):  # a full disk costs the next process the test
-            file.write_text(json.dumps(verdict), encoding="utf-8")
-        return verdict
-
-
-def _tested(device: str) -> dict[str, Any]:
-    command = (sys.executable, "-m", "orchestrator.running.self_test", device)
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"graphs": False, "finished": False, "reason": "the self-test did not end in five minutes"}
-    with suppress(ValueError, IndexError):
-        return dict(json.loads(done.stdout.splitlines()[-1]), finished=True)
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return {"graphs": False, "finished": False, "reason": f"the self-test died: {last[:300]}"}
-
-
-def cache_folder() -> Path:
-    """Return where this node keeps verdicts of self-tests."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isweep" / "gpus"
-
-
-def is_logical() -> bool:
-    """Tell whether GPUs are logical ones."""
-    return os.environ.get(LOGICAL_GPUS) == "1"
-
-
-def rest(num_finished: int) -> None:
-    """Wait before a GPU's failure is told, in a process that has not finished a trial on it."""
-    if not num_finished:
-        time.sleep(REST_S)
-
-
-def check_card() -> None:
+def check_gpu() -> None:
     """See that torch reaches a GPU of this machine, unless they are logical ones.
 
     Raises:
@@ -413,24 +353,17 @@ def check_card() -> None:
     if not torch.cuda.is_available():
         driver = driver_version()
         raise SetupError(
-            NO_CARD,
+            NO_GPU,
             f"{named()}: NVIDIA driver {driver or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
             f"{driver_way_out(driver, torch.version.cuda)}, or run with --device cpu",
         )
 
 
-def driver_way_out(driver: str, cuda: str | None) -> str:
-    """Return how a driver and a torch that was built for ``cuda`` are brought together."""
-    if not driver:
-        return "install NVIDIA's driver"
-    if not cuda:
-        return "install a torch with CUDA (pip install torch)"
-    branch, needed = int(driver.partition(".")[0]), NEEDS_DRIVER.get(int(cuda.partition(".")[0]), 0)
-    if branch >= needed:
-        return "see what nvidia-smi says: the driver is new enough"
-    older = ", or a torch of PyTorch's cu126 wheels (up to 2.14), which takes it" if branch >= 525 else ""
-    return f"CUDA {cuda} needs a driver of branch {needed} or later, this is {driver}: install one{older}"
+def rest(has_finished: bool) -> None:
+    """Wait before a GPU's failure is told, in a process that has not finished a trial on it."""
+    if not has_finished:
+        time.sleep(REST_S)
 
 
 def gpu_in_use() -> tuple[str, str]:
@@ -452,18 +385,52 @@ def named(uuid: str = "") -> str:
     return f"{known} of node {socket.gethostname()}"
 
 
-def driver_version() -> str:
-    """Return the version of this machine's NVIDIA driver; empty where there is none."""
-    command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return output_of(*command).partition("\n")[0]
+@cache
+def graphs_off() -> str:
+    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures graphs.
 
-
-def output_of(*command: str, visible: str = "") -> str:
-    """Return what a command prints, with all GPUs or those named visible; nothing where it fails."""
-    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+    The test runs at first contact, once per GPU, driver, torch and version of the code; processes of one node
+    wait for each other, and its verdict is kept on the node.
+    """
+    name, uuid = gpu_in_use()
+    verdict = self_test(uuid)
+    if verdict["graphs"]:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    said = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
+    log.warning("%s%s", said, verdict["reason"])
+    return said + str(verdict["reason"])
+
+
+def self_test(uuid: str) -> dict[str, Any]:
+    """Return the verdict of the self-test for a GPU: the kept one, or that of a new test."""
+    from orchestrator.results.records import provenance
+
+    about = provenance()
+    versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isweep" / "gpus"
+    file = folder / f"self-test-{uuid}-{fingerprint(versions)[:12]}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"self-test-{uuid}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError, ValueError):
+            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if known["finished"] or time.time() - known["at"] < UNFINISHED_S:
+                return known
+        verdict = _tested() | {"at": time.time(), "versions": versions}
+        with suppress(OSError):  # a full disk costs the next process the test
+            file.write_text(json.dumps(verdict), encoding="utf-8")
+        return verdict
+
+
+def _tested() -> dict[str, Any]:
+    command = (sys.executable, "-m", "orchestrator.running.self_test", "cuda")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"graphs": False, "finished": False, "reason": "the self-test did not end in five minutes"}
+    with suppress(ValueError, IndexError):
+        return dict(json.loads(done.stdout.splitlines()[-1]), finished=True)
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return {"graphs": False, "finished": False, "reason": f"the self-test died: {last[:300]}"}

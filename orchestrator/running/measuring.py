@@ -23,7 +23,7 @@ from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec, RecipeChoice, SweepSpec
+from search_spaces.sweeps import OwnSourceSpec, SweepSpec
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.prepared.store import MARKER, PreparedDataset
@@ -33,138 +33,22 @@ from tasks.sources.base import RawRequest
 
 if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.running.options import RunOptions
+    from orchestrator.running.cluster import RunOptions
     from orchestrator.running.progress import Progress
 
 DEFAULT_SIDE = 224
 """Of image files, where none is asked for: the study's."""
-NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
-Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]
-"""Images, labels (None without any), class names, and what was taken, as lines."""
-
-
-def load_arrays(path: Path, labels: Path | None, own: OwnSourceSpec) -> Arrays:
-    """Read images from ``.npz`` or ``.npy``, the second with its labels in another file.
-
-    Args:
-        path: Of the images.
-        labels: Of the labels of a ``.npy``; ``.npy``, or text with one per line.
-        own: What is said of them: ``label_map`` (label as written -> class) and ``pixel_range``.
-
-    Raises:
-        SweepError: for files that are no such arrays, or labels that are no classes.
-    """
-    if path.suffix.lower() == ".npz":
-        from tasks.sources import source_for
-        from tasks.sources.arrays import NpzFile, load_images
-
-        request = _request(own)
-        # The source checks declared sizes, labels and types before anything large is read.
-        listing = source_for("npz").list_items(request)
-        codes = np.array([item.label for item in listing.items], np.int64)
-        images = load_images(NpzFile(request), listing)
-        groups = [item.group or f"\0{item.locator}" for item in listing.items]
-        lines = _taken(images, codes, tuple(listing.label_names), groups)
-        lines += [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
-        lines += [f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()]
-        return images, codes, tuple(listing.label_names), tuple(lines)
-    images = _load_npy(path)
-    if labels is None:
-        return images, None, (), ()
-    names, codes = _classes(labels, own)
-    if len(codes) != len(images):
-        raise DataError(
-            "There must be one label per image",
-            f"{len(codes)} labels, {len(images)} images",
-            "check --labels",
-        )
-    return images, codes, names, tuple(_taken(images, codes, names, range(len(codes))))
-
-
-def _request(own: OwnSourceSpec) -> RawRequest:
-    spec = PreparedSpec(dataset="own", image_size=DEFAULT_SIDE, channels=1)
-    return RawRequest(own_dataset_spec("own", own), spec, Path(own.path))
-
-
-def _classes(path: Path, own: OwnSourceSpec) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Return the classes of a file of labels, in order, and each image's."""
-    values = _load_npy(path) if path.suffix.lower() == ".npy" else _load_text(path)
-    if values.ndim != 1 or values.dtype.kind not in "uibfUS":
-        raise DataError(
-            "There must be one label per image", f"{values.dtype} {values.shape}", "check --labels"
-        )
-    return name_labels(values.tolist(), own)
-
-
-def name_labels(
-    cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Return the classes of labels as given, in order, and each image's place in them.
-
-    Args:
-        cells: One per image: numbers, text or bytes.
-        own: For its labels' map; none by default.
-
-    Raises:
-        DataError: for missing labels, and classes spelt in two ways.
-    """
-    from tasks.sources.labels import sort_labels
-    from tasks.sources.own import Rows, class_labels
-    from tasks.sources.tables import label_text
-
-    written = [label_text(cell) for cell in cells]
-    labels = class_labels(Rows(cells={"label": written}, locator=str), _request(own))
-    names = sort_labels(labels)
-    places = {name: place for place, name in enumerate(names)}
-    return names, np.array([places[label] for label in labels], np.int64)
-
-
-def _taken(
-    images: npt.NDArray[Any], codes: npt.NDArray[np.int64], names: Sequence[str], groups: Sequence[object]
-) -> list[str]:
-    """Return what was taken of arrays, as lines; their values are measured as they are stored."""
-    members = [{groups[row] for row in np.flatnonzero(codes == code).tolist()} for code in range(len(names))]
-    counts = np.bincount(codes, minlength=len(members)).tolist()
-    lines = [f"{len(codes):,} images, {len(members)} classes, {len(set(groups)):,} groups"]
-    lines += [
-        f"  class {name}: {n:,} images, {len(own):,} groups"
-        for name, n, own in zip(names, counts, members, strict=True)
-    ]
-    shape = "x".join(map(str, images.shape[1:]))
-    return [*lines, f"  as they are, {shape}, {_values(images)}, not scaled"]
-
-
-def _values(images: npt.NDArray[Any]) -> str:
-    if images.dtype == np.uint8 or images.dtype.kind not in "uif" or not images.size:
-        return str(images.dtype)
-    return f"{images.dtype} in [{images.min():g}, {images.max():g}]"
-
-
-def _load_text(path: Path) -> npt.NDArray[Any]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
-    return np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
-
-
-def _load_npy(path: Path) -> npt.NDArray[Any]:
-    try:
-        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
-        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            "A .npy file must hold one plain numeric array",
-            f"{path.name}: {str(error).splitlines()[0]}",
-            "save it with numpy.save(PATH, array, allow_pickle=False)",
-        ) from None
-    return loaded
-
-
 MAX_HELD_BYTES = 2 << 30
 PREPARED_RANGE = (0.0, 255.0)
 SAID = ("label_map", "label_columns", "layout", "pixel_range")
 """What may be said of own data that are measured."""
+NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
+PILOT = "pilot"
+NUM_SIZES = 3
+
+Images = npt.NDArray[Any]
+Codes = npt.NDArray[np.int64]
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -212,21 +96,18 @@ class Measured:
     """
 
     record: MeasureResult
-    pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
-    pair_labels: tuple[str, str] | None
-    label_names: tuple[str, ...]
+    pair_images: tuple[Images, Images] | None = None
+    pair_labels: tuple[str, str] | None = None
+    label_names: Names = ()
     preparation: dict[str, Any] | None = None
-    taken: tuple[str, ...] = ()
+    taken: Names = ()
 
 
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
-    """Read a source and measure it.
+    """Read a source and measure it; ``executor`` runs reading and block tasks.
 
-    Args:
-        request: What and how.
-        executor: Runs reading and block tasks.
-        paths: The root, made only for image files: a prepared dataset in it is used as it is; image files
-            are prepared in it and their arrays removed afterwards, only the key of hashed file names stays.
+    A root is made only for image files: a prepared dataset in it is used as it is; image files are prepared
+    in it and their arrays removed afterwards, only the key of hashed file names stays.
 
     Raises:
         SweepError: for a source that cannot be read or measured.
@@ -235,10 +116,11 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if request.settings.pixel_range is not None:
         request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
     path = Path(request.source)
-    if request.said and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
+    of_table = request.source in DATASETS and not path.exists()
+    if request.said and (of_table or (path / MARKER).exists()):
         rule = f"{_options(request.said)} is for own data that are not prepared yet"
         raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
-    if request.source in DATASETS and not path.exists():
+    if of_table:
         return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
     if not path.exists():
         raise ConfigError(
@@ -250,25 +132,61 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return _measure_dataset(request, PreparedDataset.open(path), executor)
     suffix = path.suffix.lower()
     if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
-        if suffix == ".npz" and path.stat().st_size > MAX_HELD_BYTES:
-            rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
-            raise ConfigError(
-                rule, f"{path.stat().st_size:,} bytes", "give --image-size, e.g. that of the arrays"
-            )
         return _measure_file(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
-    kind = own_kind_of(path)
-    if kind is None:
-        if not path.is_file():
-            rule = "The source must be a folder or a plain file"
-            raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
-        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
-        raise ConfigError(
-            "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
-        )
-    own = _own_source(kind, path, request)
+    own = _own_source(_known_kind(path), path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def measure_arrays(
+    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
+) -> Measured:
+    """Measure images in memory as ``request`` says, whose source is not looked at.
+
+    Raises:
+        SweepError: for images, labels or a class pair that cannot be measured.
+    """
+    if request.class_pair is not None:
+        if labels is None:
+            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
+        rows = _rows_of_pair(labels, label_names, request.class_pair)
+        images, labels = images[rows], labels[rows]
+    sizes = request.train_sizes or None
+    record = measure_array(images, labels, train_sizes=sizes, executor=executor, settings=request.settings)
+    return _measured(record, images.__getitem__, labels, label_names)
+
+
+def _check_device(name: str) -> None:
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        rule = "--device must be a torch device of this machine"
+        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
+
+
+def _options(said: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in said)
+
+
+def _known_kind(path: Path) -> str:
+    """Return the kind of own data that a path holds.
+
+    Raises:
+        ConfigError: when it holds none.
+    """
+    kind = own_kind_of(path)
+    if kind is not None:
+        return kind
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        rule = "The source must be a folder or a plain file"
+        raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
+    what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
+    raise ConfigError("Your images must be a .npy file or of a known kind", path.suffix or "no ending", what)
 
 
 def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
@@ -282,22 +200,6 @@ def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec
         first = error.errors()[0]
         rule = f"{first['loc'][0]} of own data must be as in a sweep file"
         raise ConfigError(rule, first["msg"], "see docs/datasets.md, your own data") from None
-
-
-def _options(said: Iterable[str]) -> str:
-    return ", ".join(f"--{field.replace('_', '-')}" for field in said)
-
-
-def _check_device(name: str) -> None:
-    if name == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        rule = "--device must be a torch device of this machine"
-        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
 
 
 def _measure_prepared(
@@ -338,78 +240,138 @@ def _measure_prepared(
 
 
 def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
-    settings = replace(request.settings, pixel_range=PREPARED_RANGE)
-    names, preparation = data.label_names, data.record.model_dump(mode="json")
+    settings, names = replace(request.settings, pixel_range=PREPARED_RANGE), data.label_names
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
-        return _measured(record, data.read_rows, data.labels, names, preparation)
-    rows = _rows_of_pair(data.labels, names, request.class_pair)
-    asked = replace(request, class_pair=None, settings=settings)
-    found = measure_arrays(data.read_rows(rows), data.labels[rows], names, asked, executor)
-    return replace(found, preparation=preparation)
-
-
-def _measured(
-    record: MeasureResult,
-    read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
-    labels: npt.NDArray[np.int64] | None,
-    label_names: tuple[str, ...],
-    preparation: dict[str, Any] | None = None,
-) -> Measured:
-    if labels is None:
-        return Measured(record, None, None, (), preparation)
-    classes = {code: _name(label_names, code) for code in np.unique(labels).tolist()}
-    pair = record.label_sharpness.pair if record.label_sharpness else None
-    if pair is None:
-        return Measured(record, None, None, tuple(classes.values()), preparation)
-    first, second = read_rows(np.array(pair, np.int64))
-    named = classes[int(labels[pair[0]])], classes[int(labels[pair[1]])]
-    return Measured(record, (first, second), named, tuple(classes.values()), preparation)
-
-
-def _name(label_names: tuple[str, ...], code: int) -> str:
-    return label_names[code] if code < len(label_names) else str(code)
+        found = _measured(record, data.read_rows, data.labels, names)
+    else:
+        pair = request.class_pair
+        rows = np.arange(data.num_images) if pair is None else _rows_of_pair(data.labels, names, pair)
+        asked = replace(request, class_pair=None, settings=settings)
+        found = measure_arrays(data.read_rows(rows), data.labels[rows], names, asked, executor)
+    return replace(found, preparation=data.record.model_dump(mode="json"))
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    others = set(request.said) - {"label_map", "pixel_range"}
-    if others:
-        raise ConfigError(
-            f"{_options(sorted(others))} is for other kinds of own data", path.name, "leave it out"
-        )
-    images, labels, names, taken = load_arrays(path, request.labels, _own_source("npz", path, request))
-    return replace(measure_arrays(images, labels, names, request, executor), taken=taken)
-
-
-def measure_arrays(
-    images: npt.NDArray[Any],
-    labels: npt.NDArray[np.int64] | None,
-    label_names: tuple[str, ...],
-    request: MeasureRequest,
-    executor: Executor,
-) -> Measured:
-    """Measure images in memory as ``request`` says, whose source is not looked at.
+    """Measure arrays of a ``.npz`` or ``.npy`` as they are stored.
 
     Raises:
-        SweepError: for images, labels or a class pair that cannot be measured.
+        SweepError: for files that are no such arrays, or labels that are no classes.
     """
-    if request.class_pair is not None:
-        if labels is None:
-            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
-        rows = _rows_of_pair(labels, label_names, request.class_pair)
-        images, labels = images[rows], labels[rows]
-    sizes = request.train_sizes or None
-    record = measure_array(images, labels, train_sizes=sizes, executor=executor, settings=request.settings)
-    return _measured(record, images.__getitem__, labels, label_names)
+    of_npz = path.suffix.lower() == ".npz"
+    if of_npz and path.stat().st_size > MAX_HELD_BYTES:
+        rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+        found = f"{path.stat().st_size:,} bytes"
+        raise ConfigError(rule, found, "give --image-size, e.g. that of the arrays")
+    others = set(request.said) - {"label_map", "pixel_range"}
+    if others:
+        rule = f"{_options(sorted(others))} is for other kinds of own data"
+        raise ConfigError(rule, path.name, "leave it out")
+    own = _own_source("npz", path, request)
+    if of_npz:
+        from tasks.sources import source_for
+        from tasks.sources.arrays import NpzFile, load_images
+
+        # The source checks declared sizes, labels and types before anything large is read.
+        listing = source_for("npz").list_items(_raw(own))
+        images, names = load_images(NpzFile(_raw(own)), listing), tuple(listing.label_names)
+        labels = np.array([item.label for item in listing.items], np.int64)
+        groups: Sequence[object] = [item.group or f"\0{item.locator}" for item in listing.items]
+        notes = [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
+        notes += [f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()]
+    else:
+        images, notes = _load_npy(path), []
+        if request.labels is None:
+            return measure_arrays(images, None, (), request, executor)
+        names, labels = _classes(request.labels, own)
+        groups = range(len(labels))
+        if len(labels) != len(images):
+            found = f"{len(labels)} labels, {len(images)} images"
+            raise DataError("There must be one label per image", found, "check --labels")
+    measured = measure_arrays(images, labels, names, request, executor)
+    return replace(measured, taken=(*_taken(images, labels, names, groups), *notes))
 
 
-def _rows_of_pair(
-    labels: npt.NDArray[np.int64], names: tuple[str, ...], pair: tuple[str, str] | None
-) -> npt.NDArray[np.int64]:
-    """Return the rows of two classes, by name first: labels 1, 2, 3 have the places 0, 1, 2."""
+def _raw(own: OwnSourceSpec) -> RawRequest:
+    spec = PreparedSpec(dataset="own", image_size=DEFAULT_SIDE, channels=1)
+    return RawRequest(own_dataset_spec("own", own), spec, Path(own.path))
+
+
+def _load_npy(path: Path) -> Images:
+    try:
+        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
+        loaded: Images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            "A .npy file must hold one plain numeric array",
+            f"{path.name}: {str(error).splitlines()[0]}",
+            "save it with numpy.save(PATH, array, allow_pickle=False)",
+        ) from None
+    return loaded
+
+
+def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
+    """Return the classes of a file of labels, in order, and each image's."""
+    if path.suffix.lower() == ".npy":
+        values = _load_npy(path)
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
+        values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
+    if values.ndim != 1 or values.dtype.kind not in "uibfUS":
+        found = f"{values.dtype} {values.shape}"
+        raise DataError("There must be one label per image", found, "check --labels")
+    return name_labels(values.tolist(), own)
+
+
+def name_labels(cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID) -> tuple[Names, Codes]:
+    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's place in them.
+
+    Raises:
+        DataError: for missing labels, and classes spelt in two ways.
+    """
+    from tasks.sources.labels import sort_labels
+    from tasks.sources.own import Rows, class_labels
+    from tasks.sources.tables import label_text
+
+    written = [label_text(cell) for cell in cells]
+    labels = class_labels(Rows(cells={"label": written}, locator=str), _raw(own))
+    names = sort_labels(labels)
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.array([places[label] for label in labels], np.int64)
+
+
+def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object]) -> list[str]:
+    """Return what was taken of arrays, as lines; their values are measured as they are stored."""
+    lines = [f"{len(codes):,} images, {len(names)} classes, {len(set(groups)):,} groups"]
+    for code, name in enumerate(names):
+        rows = np.flatnonzero(codes == code).tolist()
+        lines.append(f"  class {name}: {len(rows):,} images, {len({groups[row] for row in rows}):,} groups")
+    values = str(images.dtype)
+    if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
+        values += f" in [{images.min():g}, {images.max():g}]"
+    return [*lines, f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {values}, not scaled"]
+
+
+def _measured(
+    record: MeasureResult, read_rows: Callable[[Codes], Images], labels: Codes | None, names: Names
+) -> Measured:
+    if labels is None:
+        return Measured(record)
+    classes = {code: names[code] if code < len(names) else str(code) for code in np.unique(labels).tolist()}
+    pair = record.label_sharpness.pair if record.label_sharpness else None
     if pair is None:
-        return np.arange(len(labels))
+        return Measured(record, label_names=tuple(classes.values()))
+    first, second = read_rows(np.array(pair, np.int64))
+    named = classes[int(labels[pair[0]])], classes[int(labels[pair[1]])]
+    return Measured(record, (first, second), named, tuple(classes.values()))
+
+
+def _rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
+    """Return the rows of two classes, by name first: labels 1, 2, 3 have the places 0, 1, 2."""
     places = {name: place for place, name in enumerate(names)}
     by_place = {str(place): place for place in np.unique(labels).tolist()}
     codes = [places.get(name, by_place.get(name, -1)) for name in pair]
@@ -420,18 +382,9 @@ def _rows_of_pair(
     return np.flatnonzero(np.isin(labels, codes))
 
 
-# A pilot: a few small trainings on one's own data, as a sweep trains, from which predictions can start.
-#
-# It is a sweep of its own, named after the one whose recipe, side, channels and split it takes, so that it
-# resumes as sweeps do: asked again, it trains nothing.
-
-DATASET = "pilot"
-NUM_SIZES = 3
-
-
 @dataclass(frozen=True)
 class PilotRequest:
-    """What to train.
+    """A few small trainings on one's own data, as a sweep trains, from which predictions can start.
 
     Attributes:
         source: your own data (a folder or a file), or the name of a dataset.
@@ -477,6 +430,9 @@ def run_pilot(
 def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     """Return the sweep that a pilot is: one model and dataset, a few sizes, no attacks.
 
+    It is named after the sweep whose recipe, side, channels and split it takes, so that it resumes as sweeps
+    do: asked again, it trains nothing.
+
     Raises:
         ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
     """
@@ -489,52 +445,40 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     if request.model not in models:
         raise unknown_name("model of the sweep to train a pilot with", request.model, models)
     if sweep.recipe.axes:
-        rule = "A pilot needs a sweep with one recipe"
-        raise ConfigError(
-            rule, f"{sweep.name} varies {', '.join(sweep.recipe.axes)}", "give its losses as CSV"
-        )
-    whose = f"{Path(request.source).absolute()}|{request.model}"
-    document = sweep.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        varied = f"{sweep.name} varies {', '.join(sweep.recipe.axes)}"
+        raise ConfigError("A pilot needs a sweep with one recipe", varied, "give its losses as CSV")
+    # Without rows for the sweep's own datasets or for other models.
+    rows = tuple(
+        row.model_copy(update={"models": (request.model,)} if row.models else {})
+        for row in sweep.recipe.overrides
+        if not row.datasets and (not row.models or request.model in row.models)
+    )
+    as_said: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
+    document = sweep.model_dump(**as_said)
     for key in ("worlds", "arms", "robustness", "tune"):
         document.pop(key, None)
+    whose = f"{Path(request.source).absolute()}|{request.model}"
     document |= {
         "name": f"{sweep.name}-pilot-{sha256(whose.encode()).hexdigest()[:8]}",
         "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",
-        "models": [models[request.model].model_dump(mode="json", exclude_unset=True, by_alias=True)],
-        "datasets": [_dataset(sweep, request)],
+        "models": [models[request.model].model_dump(**as_said)],
+        "datasets": [_pilot_dataset(sweep, request)],
         "train_sizes": list(request.train_sizes or sorted(sweep.train_sizes)[:NUM_SIZES]),
         "test_size": request.test_size or sweep.test_size,
-        "recipe": _recipe(sweep.recipe, request.model),
+        "recipe": sweep.recipe.model_copy(update={"overrides": rows}).model_dump(**as_said),
         "attacks": {"methods": [], "epsilons": []},
         "keep_weights": "none",
     }
     return load_sweep(document)
 
 
-def _recipe(recipe: RecipeChoice, model: str) -> dict[str, Any]:
-    """The recipe without rows for the sweep's own datasets or for other models."""
-    rows = [
-        row.model_copy(update={"models": (model,)} if row.models else {})
-        for row in recipe.overrides
-        if not row.datasets and (not row.models or model in row.models)
-    ]
-    kept = recipe.model_copy(update={"overrides": tuple(rows)})
-    return kept.model_dump(mode="json", exclude_unset=True, by_alias=True)
-
-
-def _dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
+def _pilot_dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
     path = Path(request.source).expanduser()
     if request.source in DATASETS and not path.exists():
         return {"name": request.source}
     if not path.exists():
         rule = "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of results"
         raise ConfigError(rule, request.source, "give a path that exists")
-    kind = own_kind_of(path)
-    if kind is None:
-        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
-        raise ConfigError("A pilot's data must be of a known kind", str(path), what)
-    own = {
-        "kind": kind, "path": str(path.absolute()), "domain": request.domain or "natural",
-        "channels": sweep.channels or 1,
-    }  # fmt: skip
-    return {"name": DATASET, "own": own}
+    own: dict[str, Any] = {"kind": _known_kind(path), "path": str(path.absolute())}
+    own |= {"domain": request.domain or "natural", "channels": sweep.channels or 1}
+    return {"name": PILOT, "own": own}

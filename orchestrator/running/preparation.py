@@ -1,22 +1,212 @@
-"""What comes before training: data are prepared, subsets measured, and what is impossible is refused."""
+"""What comes before training: what cannot run is refused, data are prepared, subsets measured."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.planning.plan import Workspace
-from orchestrator.results.records import MeasureRecord, provenance
-from orchestrator.running.options import RunOptions
-from orchestrator.running.progress import Monitor
-from search_spaces.errors import DataError, SweepError, collect, unknown_name
-from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, Workspace
+from orchestrator.planning.predict import cost_of
+from orchestrator.results.records import MeasureRecord, TrialRecord, provenance
+from orchestrator.running.cluster import RunOptions
+from orchestrator.running.progress import Progress
+from search_spaces.errors import ConfigError, DataError, SweepError, collect, unknown_name
+from search_spaces.models import source_texts
+from search_spaces.specs import (
+    DatasetSpec,
+    MeasureSpec,
+    ModelSpec,
+    NetworkSpec,
+    PreparedSpec,
+    SubsetSpec,
+    TrialSpec,
+)
+from tasks.atomic import write_atomic
 
 if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
     from tasks.remote import Executor
+
+PIXEL_RANGE = (0.0, 255.0)
+"""Of all prepared images, also of those stored as float32."""
+READ_HERE_S = 30.0
+"""How long own data are read before anything is started for them: some 5,000 images of 512 x 512."""
+
+
+def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
+    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing.
+
+    Preparing the first of several datasets can take hours, in which nobody learns that the last has no files.
+
+    Raises:
+        ConfigError: naming the nearest dataset.
+        DataError: naming every dataset that is read from a download which is not there.
+    """
+    from tasks.sources import FROM_RAW, RawRequest
+
+    datasets, problems = workspace.plan.datasets, list[SweepError]()
+    for name in raw:
+        if name not in datasets:
+            raise unknown_name("dataset of this sweep", name, datasets)
+    for spec in workspace.plan.prepared:
+        dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
+        needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
+        if needed or folder is not None:
+            try:
+                RawRequest(dataset, spec, None if folder is None else folder.expanduser()).root()
+            except SweepError as error:
+                problems.append(error)
+    collect(problems, DataError)
+
+
+def check_models(plan: SweepPlan, known: Collection[str]) -> None:
+    """Find every network that cannot be built before anything is prepared or trained.
+
+    Those of trials ``known``, which have a result, were built.
+
+    Raises:
+        ConfigError: naming all of them.
+    """
+    asked: set[tuple[ModelSpec, int, int, int, float | None]] = set()
+    own: dict[ModelSpec, NetworkSpec] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        if trial_id not in known:
+            network, prepared = trial.network, trial.network.subset.prepared
+            outputs, dropout = plan.num_outputs(network), network.recipe.dropout
+            asked.add((network.model, outputs, prepared.channels, prepared.image_size, dropout))
+            if network.model.library == "own":
+                own[network.model] = network
+    if not asked:
+        return
+    from tasks.trials.models import check_buildable
+
+    problems: list[SweepError] = []
+    for model, outputs, channels, side, dropout in sorted(asked, key=str):
+        try:
+            check_buildable(
+                model, num_outputs=outputs, in_channels=channels, image_size=side, dropout=dropout
+            )
+        except SweepError as error:
+            problems.append(error)
+            own.pop(model, None)
+    for network in own.values():
+        # A step of training without memory: one's own network may fail only there.
+        try:
+            cost_of(network)
+        except SweepError as error:
+            problems.append(error)
+    collect(problems)
+
+
+def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
+    """Return the source of one's own networks among ``cells``, by relative path, for the workers."""
+    references = {cell.network.model.architecture for cell in cells if cell.network.model.library == "own"}
+    return {path: text for name in sorted(references) for path, text in source_texts(name).items()}
+
+
+def fetch_pretrained(
+    plan: SweepPlan, known: Collection[str], paths: RootPaths, say: Callable[[str], None]
+) -> dict[str, bytes]:
+    """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
+
+    Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the same.
+
+    Raises:
+        SweepError: naming all that are not there and cannot be downloaded.
+    """
+    models = {
+        trial.network.model.pretrained_key: trial.network.model
+        for trial_id, trial in plan.trials_by_id.items()
+        if trial.network.model.pretrained and trial_id not in known
+    }
+    found: dict[str, bytes] = {}
+    problems: list[SweepError] = []
+    for key, model in sorted(models.items()):
+        path = paths.pretrained(key)
+        try:
+            if not path.is_file():
+                from tasks.trials.pretrained import download
+
+                say(f"Downloading the pretrained weights of {model.library} {model.architecture}")
+                data = download(model)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, data)
+            found[key] = path.read_bytes()
+        except SweepError as error:
+            problems.append(error)
+    collect(problems, type(problems[0]) if problems else SweepError)
+    return found
+
+
+def check_same_start(
+    records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
+) -> None:
+    """Refuse to start networks of one sweep from different weights of one name.
+
+    A library gives its names to other weights in other versions, and ids of trials hold the name alone.
+
+    Raises:
+        ConfigError: naming all keys whose results started from others.
+    """
+    here = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
+    others: dict[str, Counter[str]] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        key = trial.network.model.pretrained_key
+        start = records[trial_id].result.pretrained if trial_id in records else ""
+        if start and start != here.get(key, start):
+            others.setdefault(key, Counter())[start] += 1
+    collect(
+        [
+            ConfigError(
+                "Networks of a sweep must start from the same pretrained weights",
+                f"{key}: SHA-256 {here[key][:16]}… here, "
+                + ", ".join(f"{start[:16]}… in {number} results" for start, number in found.items()),
+                f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep",
+            )
+            for key, found in others.items()
+        ]
+    )
+
+
+def check_pretrained(plan: SweepPlan, weights: Mapping[str, bytes]) -> None:
+    """See that pretrained weights fit their networks, before anything is prepared or trained.
+
+    Raises:
+        ConfigError: naming all that do not.
+    """
+    asked = {
+        (
+            trial.network.model,
+            trial.network.subset.prepared.channels,
+            trial.network.subset.prepared.image_size,
+        )
+        for trial in plan.trials
+        if trial.network.model.pretrained and trial.network.model.pretrained_key in weights
+    }
+    problems: list[SweepError] = []
+    for model, channels, image_size in sorted(asked, key=str):
+        from tasks.trials.models import build_model
+
+        try:
+            build_model(
+                model,
+                num_outputs=2,
+                in_channels=channels,
+                input_scale=1.0,
+                dropout=None,
+                seed=0,
+                image_size=image_size,
+                pretrained=weights[model.pretrained_key],
+            )
+        except SweepError as error:
+            problems.append(error)
+    collect(problems)
 
 
 def prepare_missing(
@@ -24,7 +214,7 @@ def prepare_missing(
     missing: list[PreparedSpec],
     options: RunOptions,
     executor: Executor,
-    monitor: Monitor,
+    monitor: Progress,
 ) -> None:
     """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
 
@@ -34,39 +224,38 @@ def prepare_missing(
     from tasks.prepared.prepare import prepare_dataset
 
     problems: list[SweepError] = []
-    own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
+    own = {choice.name: Path(choice.own.path) for choice in workspace.plan.sweep.datasets if choice.own}
     for spec in missing:
-        monitor.stage("prepare", spec.dataset)
-        folder = options.raw.get(spec.dataset)
-        if folder is None and spec.dataset in own:
-            folder = Path(own[spec.dataset].path)
-        folder = folder.expanduser().absolute() if folder is not None else None
-        named = executor.labelled(f"prepare {spec.dataset}")
+        name = spec.dataset
+        monitor.stage("prepare", name)
+        folder = options.raw.get(name) or own.get(name)
+        folder = None if folder is None else folder.expanduser().absolute()
+        named = executor.labelled(f"prepare {name}")
+
+        def show(done: int, total: int, name: str = name) -> None:
+            monitor.advance(f"{name} {done:,}/{total:,} items")
+
         try:
             prepare_dataset(
                 spec,
-                workspace.plan.datasets[spec.dataset],
+                workspace.plan.datasets[name],
                 raw=folder,
                 destination=workspace.paths.prepared(spec),
                 executor=named,
                 max_skipped_share=options.max_skipped_share,
-                on_progress=_progress(monitor, spec.dataset),
-                readers=_readers(spec.dataset, folder, named, monitor),
+                on_progress=show,
+                readers=_readers(name, folder, named, monitor),
             )
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
 
 
-READ_HERE_S = 30.0
-"""How long own data are read before anything is started for them: some 5,000 images of 512 x 512."""
-
-
 class _OutOfTimeError(Exception):
     """The rest is read when a cluster is there."""
 
 
-def prepare_own(workspace: Workspace, options: RunOptions, monitor: Monitor) -> None:
+def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Read own data in this process, so that what is wrong with them is said before MLflow and Ray start.
 
     What is not done after :data:`READ_HERE_S` seconds goes on where it is once a cluster reads. Files that
@@ -89,20 +278,13 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Monitor) -> 
                 yield index, function(*arguments)
 
     own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    problems: list[SweepError] = []
-    for spec in workspace.plan.prepared:
-        if spec.dataset in own:
-            try:
-                prepare_missing(workspace, [spec], options, UntilThen(), monitor)
-            except SweepError as error:
-                problems.append(error)
-            except _OutOfTimeError:
-                break
-    collect(problems, DataError)
+    listed = [spec for spec in workspace.plan.prepared if spec.dataset in own]
+    with suppress(_OutOfTimeError):
+        prepare_missing(workspace, listed, options, UntilThen(), monitor)
     workspace.look_again()
 
 
-def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) -> Executor | None:
+def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
     """Return what reads on every node of a shared cluster that has the raw download too; None without any."""
     from tasks.remote import RayExecutor, nodes_that_see
 
@@ -118,54 +300,12 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) 
     return readers.labelled(f"prepare {name}")
 
 
-def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing.
-
-    Preparing the first of several datasets can take hours, in which nobody learns that the last has no files.
-
-    Raises:
-        ConfigError: naming the nearest dataset.
-        DataError: naming every dataset that is read from a download which is not there.
-    """
-    from tasks.sources import FROM_RAW, RawRequest
-
-    datasets, problems = workspace.plan.datasets, list[SweepError]()
-    for name in raw:
-        if name not in datasets:
-            raise unknown_name("dataset of this sweep", name, datasets)
-    for spec in workspace.plan.prepared:
-        dataset = datasets[spec.dataset]
-        folder = raw.get(spec.dataset)
-        needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
-        if needed or folder is not None:
-            try:
-                RawRequest(dataset, spec, None if folder is None else folder.expanduser()).root()
-            except SweepError as error:
-                problems.append(error)
-    collect(problems, DataError)
-
-
-def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        monitor.advance(f"{name} {done:,}/{total:,} items")
-
-    return show
-
-
-PIXEL_RANGE = (0.0, 255.0)
-"""Of all prepared images, also of those stored as float32."""
-
-
 def measure_subset(
     spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
 ) -> MeasureRecord:
     """Return the stored record of one subset's intrinsic dimension and label sharpness.
 
-    Args:
-        spec: What to measure.
-        data: The subset's arrays; the train images in nested order are measured, the test images are not.
-        dataset: What the images are.
-        executor: Runs the block tasks.
+    The train images of ``data`` are measured, in nested order; its test images are not.
 
     Raises:
         DataError: for images that cannot be measured (not finite, one class only).
@@ -187,13 +327,8 @@ def measure_subset(
         discard_fraction=spec.subset.twonn_discard_fraction,
         seed=spec.derived_seed % 2**32,
     )
-    measured = measure_nested(
-        np.asarray(data.train_images[:num_rows]),
-        np.asarray(data.train_labels[:num_rows]),
-        spec.train_sizes,
-        executor=executor,
-        settings=settings,
-    )
+    images, labels = (np.asarray(array[:num_rows]) for array in (data.train_images, data.train_labels))
+    measured = measure_nested(images, labels, spec.train_sizes, executor=executor, settings=settings)
     return MeasureRecord(
         measure_id=spec.measure_id,
         spec=spec,

@@ -1,24 +1,27 @@
-"""Live progress for people, on stderr: stages, counts, failures and the time that is left."""
+"""What a run says while it runs: to people on stderr, to ``isweep status`` in a file, to Prometheus."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
+from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.running.run_state import RunningTrial, RunState, spelled
-from orchestrator.running.signals import raise_if_asked
+from orchestrator.planning.plan import Workspace
+from orchestrator.running.ending import raise_if_asked
+from orchestrator.running.locks import holder_pid
 from search_spaces.specs import NetworkSpec
+from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import EpochRecord, TrialStatus
 
 log = logging.getLogger(__name__)
@@ -32,52 +35,71 @@ MOST_SHOWN = 4
 """Running trials in the terminal."""
 
 
-class Monitor(Protocol):
-    """What a run tells whoever watches it."""
+class RunningTrial(BaseModel):
+    """How far a trial is: what no epoch has told yet is 0 or None; times are in seconds since 1970."""
 
-    def stage(self, name: str, detail: str = "", total: int = 0) -> None:
-        """A stage begins."""
+    started_at: float = Field(default_factory=time.time)
+    epoch: int = 0
+    num_epochs: int = 0
+    images_per_second: float | None = None
+    epochs_per_second: float | None = None
+    seconds_left: float | None = None
 
-    def advance(self, detail: str = "", by: int = 1) -> None:
-        """The stage moved on."""
+    def text(self, duration: str) -> str:
+        """Say it in a line, after how long it has run."""
+        parts = [duration]
+        if self.num_epochs:
+            parts.append(f"epoch {self.epoch}/{self.num_epochs}")
+        if self.images_per_second is not None:
+            parts.append(f"{self.images_per_second:,.0f} img/s")
+        if self.seconds_left is not None:
+            parts.append(f"about {spelled(self.seconds_left)} of training left")
+        return "  ".join(parts)
 
-    def note(self, message: str) -> None:
-        """Something worth a line that stays."""
 
-    def trials_planned(self, planned: int, done: int) -> None:
-        """How many trials there are, and how many were done before."""
+class RunState(BaseModel):
+    """Where a run stands, as its file says; it counts only while process ``pid`` holds the root's lock."""
 
-    def trials_expected(self, seconds: Mapping[str, float]) -> None:
-        """How long each trial of this run is expected to take, on any scale; infinite if unknown."""
+    pid: int = Field(default_factory=os.getpid)
+    now: str = ""
+    running: dict[str, RunningTrial] = Field(default_factory=dict)
+    seconds_left: float | None = None
 
-    def trial_started(self, trial_id: str) -> None:
-        """A trial runs."""
 
-    def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
-        """An epoch of a running trial has ended."""
+def read_run(workspace: Workspace) -> RunState | None:
+    """Return what the process that works on a sweep now says; None when none does, or it has not said yet."""
+    path = workspace.sweep_paths.progress
+    holder = holder_pid(workspace.paths.lock)
+    if holder is None or not path.exists():
+        return None
+    try:
+        state = RunState.model_validate_json(read_whole(path))
+    except (OSError, ValueError) as error:
+        # The live driver writes it anew within seconds; nothing else hangs on it.
+        log.warning("%s cannot be read, so no trial counts as running: %s", path, error)
+        return None
+    return state if state.pid == holder else None
 
-    def trial_finished(self, trial_id: str, status: str) -> None:
-        """A trial has its result."""
 
-    def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
-        """An attempt failed."""
+def running_trials(workspace: Workspace) -> list[str]:
+    """Return the ids of the trials that run now; the list of a killed run counts for nothing."""
+    state = read_run(workspace)
+    return [] if state is None else sorted(state.running)
 
-    def trial_stopped(self, trial_id: str) -> None:
-        """An attempt ended through no fault of the trial, which waits again."""
 
-    def counts(self) -> dict[str, int]:
-        """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
-
-    def states(self) -> dict[str, int]:
-        """Return how many trials are in each state now."""
-
-    def pace(self) -> dict[str, float]:
-        """Return how fast running trials are, and when the last will end, as far as is known."""
+def spelled(seconds: float) -> str:
+    """Spell a duration for people."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 @dataclass
 class Progress:
-    """The state of a run, and its :class:`Monitor`.
+    """The state of a run, told to whoever watches it.
 
     Args:
         console: Where to show it; None shows nothing.
@@ -100,29 +122,26 @@ class Progress:
     _expected: Mapping[str, float] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
-    _live: Live | None = None
+    _live: bool = False
     _started: float = field(default_factory=time.monotonic)
     _printed: float = 0.0
     _saved: float = 0.0
 
     @contextmanager
-    def shown(self) -> Iterator[Progress]:
+    def shown(self) -> Iterator[None]:
         """Show progress inside the block: live in a terminal, a line now and then elsewhere."""
-        if self.console is None or not self.console.is_terminal:
-            try:
-                yield self
-            finally:
-                self.save()
-            return
-        with Live(
-            get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
-        ) as live:
-            self._live = live
-            try:
-                yield self
-            finally:
-                self._live = None
-                self.save()
+        try:
+            if self.console is None or not self.console.is_terminal:
+                yield
+                return
+            with Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
+            ):
+                self._live = True
+                yield
+        finally:
+            self._live = False
+            self.save()
 
     def stage(self, name: str, detail: str = "", total: int = 0) -> None:
         """A stage begins."""
@@ -157,49 +176,42 @@ class Progress:
         log.info("trial %s starts", trial_id)
         self.running[trial_id], self._began[trial_id] = RunningTrial(), time.monotonic()
         self.failed.pop(trial_id, None)
-        self.save()
-        self._say()
+        self._say(save=True)
 
     def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
         """An epoch of a running trial has ended."""
-        trial = self.running.get(trial_id)
-        if trial is None:
+        if (trial := self.running.get(trial_id)) is None:
             return
-        num_epochs = network.recipe.epochs
+        num_epochs, seconds = network.recipe.epochs, max(epoch.seconds, 1e-9)
         self.running[trial_id] = RunningTrial(
             started_at=trial.started_at,
             epoch=epoch.epoch,
             num_epochs=num_epochs,
-            images_per_second=network.train_size / max(epoch.seconds, 1e-9),
-            epochs_per_second=1 / max(epoch.seconds, 1e-9),
+            images_per_second=network.train_size / seconds,
+            epochs_per_second=1 / seconds,
             seconds_left=epoch.seconds * (num_epochs - epoch.epoch),
         )
         self._say()
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         """A trial has its result."""
-        seconds = self._ran(trial_id)
-        self._forget(trial_id)
+        self._seconds[trial_id] = seconds = self._ran(trial_id)
         log.info("trial %s ends: %s after %.1f s", trial_id, status, seconds)
-        self._seconds[trial_id] = seconds
         self.done += 1
         self.diverged += status == TrialStatus.DIVERGED
-        self.save()
-        self._say()
+        self.trial_stopped(trial_id)
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
         """An attempt failed."""
-        self._forget(trial_id)
         self.failed[trial_id] = kind
         self.note(f"  failed ({kind}) {trial_id}: {message}")
-        self.save()
-        self._say()
+        self.trial_stopped(trial_id)
 
     def trial_stopped(self, trial_id: str) -> None:
-        """An attempt ended through no fault of the trial, which waits again."""
-        self._forget(trial_id)
-        self.save()
-        self._say()
+        """A trial runs no more; where nothing else was said of it, it waits again."""
+        self.running.pop(trial_id, None)
+        self._began.pop(trial_id, None)
+        self._say(save=True)
 
     def counts(self) -> dict[str, int]:
         """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
@@ -242,65 +254,56 @@ class Progress:
             left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
         return left / max(1, self.slots)
 
-    def _forget(self, trial_id: str) -> None:
-        self.running.pop(trial_id, None)
-        self._began.pop(trial_id, None)
+    def save(self) -> None:
+        """Say in the run's file where it stands; that it cannot be written neither ends nor stops a sweep."""
+        if self.path is None:
+            return
+        self._saved = time.monotonic()
+        state = RunState(now=self._line(), running=self.running, seconds_left=self.time_left())
+        try:
+            write_atomic(self.path, state.model_dump_json().encode(), durable=False)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path, error)
 
     def _ran(self, trial_id: str) -> float:
         began = self._began.get(trial_id)
         return 0.0 if began is None else time.monotonic() - began
 
     def _line(self) -> str:
-        parts = [self.name]
-        if self.total:
-            parts.append(f"{self.step}/{self.total}")
-        if self.detail:
-            parts.append(self.detail)
-        if self.planned and self.name in WITH_TRIALS:
-            parts = [f"{self.name}  {self.done}/{self.planned} done"]
-            if self.running:
-                parts.append(f"{len(self.running)} running")
-            if self.failed:
-                parts.append(f"{len(self.failed)} failed")
-            if self.diverged:
-                parts.append(f"{self.diverged} diverged")
-            left = self.time_left()
-            if left is not None and self.done < self.planned:
-                parts.append(f"about {spelled(left)} left")
+        if not self.planned or self.name not in WITH_TRIALS:
+            step = f"{self.step}/{self.total}" if self.total else ""
+            return "  ".join(filter(None, (self.name, step, self.detail)))
+        left = self.time_left()
+        counts = {"running": len(self.running), "failed": len(self.failed), "diverged": self.diverged}
+        parts = [f"{self.name}  {self.done}/{self.planned} done"]
+        parts += [f"{count} {what}" for what, count in counts.items() if count]
+        if left is not None and self.done < self.planned:
+            parts.append(f"about {spelled(left)} left")
         return "  ".join(parts)
 
     def _render(self) -> Table:
         table = Table.grid(padding=(0, 1))
         table.add_row(Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line()))
-        for trial_id, trial in list(self.running.items())[:MOST_SHOWN]:
-            said = trial.text(spelled(self._ran(trial_id)))
-            table.add_row("", Text(f"{trial_id}  {said}", style="dim"))
+        lines = [
+            f"{trial_id}  {trial.text(spelled(self._ran(trial_id)))}"
+            for trial_id, trial in list(self.running.items())[:MOST_SHOWN]
+        ]
         if len(self.running) > MOST_SHOWN:
-            more = f"and {len(self.running) - MOST_SHOWN} more: isweep status --watch shows them"
-            table.add_row("", Text(more, style="dim"))
+            lines.append(f"and {len(self.running) - MOST_SHOWN} more: isweep status --watch shows them")
+        for line in lines:
+            table.add_row("", Text(line, style="dim"))
         return table
 
-    def _say(self, *, force: bool = False) -> None:
+    def _say(self, *, force: bool = False, save: bool = False) -> None:
         now = time.monotonic()
-        if force or now - self._saved >= SAVE_INTERVAL_S:
+        if force or save or now - self._saved >= SAVE_INTERVAL_S:
             self.save()
-        if self.console is None or self._live is not None:
+        if self.console is None or self._live:
             return
         if force or now - self._printed >= PLAIN_INTERVAL_S:
             self._printed = now
             self.console.print(Text(f"[{spelled(now - self._started):>6}] {self._line()}"), soft_wrap=True)
 
-    def save(self) -> None:
-        """Say in the run's file where it stands."""
-        if self.path is not None:
-            self._saved = time.monotonic()
-            state = RunState(now=self._line(), running=self.running, seconds_left=self.time_left())
-            state.save(self.path)
-
-
-# Series for Prometheus, told by the driver: a handful per sweep whatever its size, never one per trial.
-#
-# Ray's nodes serve them beside Ray's own, as ``ray_isweep_…``; ``grafana.json`` draws them.
 
 INTERVAL_S = 2.0
 BOARD = Path(__file__).with_name("grafana.json")
@@ -315,11 +318,9 @@ GAUGES = {
 
 
 class Series:
-    """The series of one sweep.
+    """The series of one sweep for Prometheus: a handful whatever its size, never one per trial.
 
-    Args:
-        sweep: Its name, a label of every series.
-        num_gpus: Cards of the cluster.
+    Ray's nodes serve them beside Ray's own, as ``ray_isweep_…``; ``grafana.json`` draws them.
     """
 
     def __init__(self, sweep: str, num_gpus: float) -> None:
@@ -336,21 +337,16 @@ class Series:
         """Count an attempt that failed."""
         self._failed.inc(1, {**self._sweep, "kind": kind})
 
-    def tell(self, monitor: Monitor, requests: Iterable[Mapping[str, float]]) -> None:
-        """Say where the sweep stands, every two seconds however often it is called.
-
-        Args:
-            monitor: Knows the counts and the pace.
-            requests: What each running trial asked of Ray.
-        """
+    def tell(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
+        """Say where the sweep stands, and what running trials asked of Ray, every two seconds at most."""
         if time.monotonic() - self._told < INTERVAL_S:
             return
         self._told = time.monotonic()
-        for state, count in monitor.states().items():
+        for state, count in progress.states().items():
             self._trials.set(count, {**self._sweep, "state": state})
         asked = list(requests)
         num_gpus = sum(request.get("gpu", 0.0) for request in asked)
-        found = monitor.pace() | {
+        found = progress.pace() | {
             "isweep_gpus_asked": num_gpus,
             "isweep_gpu_share_used": num_gpus / self._num_gpus if self._num_gpus else 0.0,
             "isweep_memory_asked_bytes": sum(request.get("memory", 0.0) for request in asked),
@@ -360,15 +356,10 @@ class Series:
 
 
 def offer_board(session: str) -> None:
-    """Lay our board beside Ray's own, where a Grafana that Ray provisions finds it.
-
-    Args:
-        session: Ray's folder on this node; empty where there is none.
-    """
+    """Lay our board beside Ray's own in its session, where a Grafana that Ray provisions finds it."""
     folder = Path(session) / "metrics" / "grafana" / "dashboards"
-    if not session or not folder.is_dir():
-        return
-    try:
-        (folder / "isweep.json").write_bytes(BOARD.read_bytes())
-    except OSError as error:
-        log.info("the Grafana board stays in %s: %s", BOARD, error)
+    if session and folder.is_dir():
+        try:
+            (folder / "isweep.json").write_bytes(BOARD.read_bytes())
+        except OSError as error:
+            log.info("the Grafana board stays in %s: %s", BOARD, error)

@@ -1,7 +1,8 @@
-"""What each trial asks of Ray: the sweep's wish, or the share of a card that it is predicted to need."""
+"""What each trial asks of Ray, and what is missing where it waits: Ray itself waits without a word."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections import Counter
@@ -11,31 +12,62 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.experimental.internal_kv import _internal_kv_get
 
-from orchestrator.planning.gpus import Card, card_like, card_there, packing_pays, read_checks
-from orchestrator.planning.predict import Expectation, MeasuredTrial, has_batch_norm, need_of
+from orchestrator.planning.estimate import Expectation, MeasuredTrial
+from orchestrator.planning.predict import Card, card_there, has_batch_norm, need_of, packing_pays, read_checks
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
-from orchestrator.running.gpus import NodeGpus, is_logical
-from search_spaces.errors import SweepError
+from orchestrator.running.gpus import NodeGpus
+from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
+from tasks.clock import SYSTEM, Clock
 from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 4
-"""Times that a trial on CPUs may run out of memory with nothing more to get: others may have used it up."""
+TIMES_OUT_OF_MEMORY = 4
+"""That a trial on CPUs may be with nothing more to get: others may have used the memory up."""
+
+PATIENCE_S = 60.0
+"""How long no trial may start before it is said what is missing, and then until it is looked at again."""
+ENDS_AFTER_S = 180.0
+"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything of it."""
+MOST_KINDS = 4
+"""Of nodes that are named."""
+MOST_TOLD = 3
+MOST_CHARACTERS = 200
+STATUS_KEY = b"__autoscaling_status"
+MONITOR_LOG = "see monitor.* in /tmp/ray/session_latest/logs on the head"
+ADVICE = (
+    (("limitexceeded", "spotinstancecount", "quota"), "ask the provider for a higher quota of this type"),
+    (
+        ("capacity", "exhausted", "stockout"),
+        "name another zone or type; an on-demand type is taken when max_workers of this one is lowered",
+    ),
+    (("servicelinkedrole",), "make the role once: aws iam create-service-linked-role, see docs/cluster.md"),
+    (
+        ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),
+        "give the head's role the rights of clusters/iam/head.json",
+    ),
+    (
+        ("invalidami", "imagenotfound", "errimagepull", "imagepullbackoff"),
+        "correct the image in the launch file",
+    ),
+    (("securitygroup", "subnet"), "correct the security group or subnet in the launch file"),
+)
+"""What a provider's words ask for; the first row with a word in the message holds."""
+NO_TYPE = (
+    "What to do: ask for less, or raise max_workers or the machines of a node type in the launch file; "
+    "`ray status` says what is asked for."
+)
+"""Where nothing failed and nothing comes: no node of any type would do, or as many are there as may be."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one attempt at a trial gets.
-
-    Attributes:
-        resources: for Ray.
-        micro_batch: images that pass the network at once; None for whole batches.
-    """
+    """What one attempt at a trial gets: batches pass the network whole, or ``micro_batch`` images at once."""
 
     resources: Resources
     micro_batch: int | None = None
@@ -57,8 +89,8 @@ class Requests:
 
     Attributes:
         resources: what the sweep asks for every trial.
-        expectation: the cluster's kind of card, where shares are to be predicted, and what was measured on
-            it; without a card all get the same share.
+        expectation: the cluster's kind of GPU, where shares are to be predicted, and what was measured on
+            it; without one all get the same share.
         node_memory_bytes: what the largest node has: a trial that asks for more would never start.
         out_of_memory: how often each trial ran out of memory in this run.
         not_captured: trials whose steps could not be captured.
@@ -81,18 +113,20 @@ class Requests:
             resources = replace(resources, num_gpus=self._share(cell, self.expectation.card))
         if cell.trial_id in self.not_captured:
             resources = replace(resources, fast="off")
-        halvings = max(0, times - self._doublings(resources.num_gpus))
-        if times:
-            share = resources.num_gpus
-            resources = replace(
-                resources,
-                num_gpus=min(1.0, share * 2**times) if 0 < share <= 1 else share,
-                memory_bytes=self._more_memory(resources.memory_bytes),
-            )
-        if not halvings or not self._may_be_cut(cell):
+        if not times:
+            return Request(resources)
+        share, memory = resources.num_gpus, resources.memory_bytes
+        # Up to a whole GPU; a machine's memory grows once.
+        doublings = max(0, math.ceil(math.log2(1 / share) - 1e-9)) if share else 1
+        resources = replace(
+            resources,
+            num_gpus=min(1.0, share * 2**times) if 0 < share <= 1 else share,
+            memory_bytes=max(memory, int(min(2 * memory, self.node_memory_bytes()))) if memory else 0,
+        )
+        if times <= doublings or not self._may_be_cut(cell):
             return Request(resources)
         # Two at least: batch norm has no variance over one image.
-        return Request(resources, micro_batch=max(2, cell.network.recipe.batch_size >> halvings))
+        return Request(resources, max(2, cell.network.recipe.batch_size >> (times - doublings)))
 
     def failed(self, cell: TrialSpec, failure: TrialFailure) -> str:
         """Count a failure, so that the next attempt gets more.
@@ -108,8 +142,8 @@ class Requests:
         before = self.of(cell)
         self.out_of_memory[cell.trial_id] += 1
         on_gpu = before.resources.num_gpus > 0
-        if self.of(cell) != before or not (on_gpu or self.out_of_memory[cell.trial_id] > PATIENCE):
-            return ""  # a machine's memory may have been used up by others
+        if self.of(cell) != before or not (on_gpu or self.out_of_memory[cell.trial_id] > TIMES_OUT_OF_MEMORY):
+            return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
         there = "a whole GPU has: choose a larger GPU" if on_gpu else "its machine gave: choose a larger one"
         cut = "; resources.micro_batches: on cuts batches, which changes what batch norm sees"
@@ -118,11 +152,10 @@ class Requests:
             f"{'' if self._may_be_cut(cell) else cut}"
         )
 
-    def _doublings(self, share: float) -> int:
-        """Return how often a share can grow: up to a whole GPU; that of a machine's memory once."""
-        if not share:
-            return 1
-        return max(0, math.ceil(math.log2(1 / share) - 1e-9))
+    def usual(self, cells: Collection[TrialSpec]) -> Resources:
+        """Return what a trial of ``cells``, at least one, asks for on average."""
+        shares = [self.of(cell).resources.num_gpus for cell in cells]
+        return replace(self.resources, num_gpus=sum(shares) / len(shares))
 
     def _may_be_cut(self, cell: TrialSpec) -> bool:
         """Tell whether batches of a trial may pass in parts: with batch norm that changes its numbers."""
@@ -132,15 +165,6 @@ class Requests:
             return not has_batch_norm(cell.network)
         except SweepError:
             return False
-
-    def usual(self, cells: Collection[TrialSpec]) -> Resources:
-        """Return what a trial of ``cells``, at least one, asks for on average."""
-        shares = [self.of(cell).resources.num_gpus for cell in cells]
-        return replace(self.resources, num_gpus=sum(shares) / len(shares))
-
-    def _more_memory(self, num_bytes: int) -> int:
-        """Return twice as much, or what the largest node has if that is less; 0 stays 0."""
-        return max(num_bytes, int(min(2 * num_bytes, self.node_memory_bytes()))) if num_bytes else 0
 
     def _share(self, cell: TrialSpec, card: Card) -> float:
         if self.expectation.share is not None:
@@ -154,7 +178,7 @@ class Requests:
 
 def node_memory_bytes() -> float:
     """Return the memory that Ray may hand out on the node of the connected cluster that has most."""
-    return max(float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+    return max(float(node.get("memory", 0)) for node in _nodes())
 
 
 def expected(
@@ -165,39 +189,198 @@ def expected(
 ) -> Expectation:
     """Return what trials are expected to need of the connected cluster's GPUs.
 
-    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check`` found
-    that a pair of trials pays; elsewhere each trial has one to itself.
-
-    Args:
-        nodes: from :func:`~orchestrator.running.gpus.survey`; none where there are no GPUs, or logical ones.
-        asked: what the sweep asks for.
-        measured: finished trials.
-        folders: where records of ``isweep gpu-check`` lie.
+    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check``, whose
+    records lie in ``folders``, found that a pair of trials pays; elsewhere each trial has one to itself.
     """
-    if asked.num_gpus is not None or not (nodes or is_logical()):
+    if asked.num_gpus is not None or not nodes:
         return Expectation.of(None, measured)
-    if is_logical():
-        prefix = "accelerator_type:"
-        kinds = [name[len(prefix) :] for name in ray.cluster_resources() if name.startswith(prefix)]
-        return Expectation.of(card_of(sorted(kinds)), measured)
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
-    cards = [card_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
+    known = [card_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
     shared = all(packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig for gpu, node in gpus)
-    card = min(cards, key=lambda card: (card.memory_gib, card.half_tflops))
-    return Expectation.of(card, measured, None if shared else 1.0)
+    least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
+    return Expectation.of(least, measured, None if shared else 1.0)
 
 
-def card_of(names: list[str]) -> Card | None:
-    """Return the card of the table that Ray's accelerator types name, the one with least memory of several.
+class StartWatch:
+    """Says what is missing when cells wait for a place and none starts, and again when the reason changes.
 
-    None, with a warning, for a card that is not in the table.
+    Args:
+        why: Says what is missing.
+        say: Is told.
+        ends: Whether waiting ends, as on a private cluster.
+        clock: Says how long nothing starts.
     """
-    found = {}
-    for name in names:
-        card = card_like(name)
-        if card is None:
-            log.warning("no data sheet for card %s: trials share it as resources.num_gpus says, or not", name)
-            return None
-        found[card.name] = card
-    return min(found.values(), key=lambda card: card.memory_gib, default=None)
+
+    def __init__(
+        self,
+        why: Callable[[], str],
+        say: Callable[[str], None],
+        *,
+        ends: bool = False,
+        clock: Clock = SYSTEM,
+    ) -> None:
+        self._why, self._say, self._ends, self._clock = why, say, ends, clock
+        self._moved_at = self._looked_at = self._seen_at = clock.monotonic()
+        self._said = ""
+
+    def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
+        """Look at Tune's trials; ``waiting`` tells whether any should run.
+
+        Raises:
+            SetupError: when nothing will ever start.
+        """
+        now = self._clock.monotonic()
+        if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
+            self._moved_at = self._looked_at = now
+        self._seen_at = now
+        if not waiting or any(trial.status == "RUNNING" for trial in trials):
+            if self._said and waiting:
+                self._say(f"The first trial started after {now - self._moved_at:.0f} s.")
+            self._moved_at, self._said = now, ""
+        elif now - max(self._moved_at, self._looked_at) > PATIENCE_S:
+            self._looked_at = now
+            reason, told = self._why(), f"for {now - self._moved_at:.0f} s"
+            if reason != self._said:
+                self._said = reason
+                self._say(f"No trial could start {told}: {reason}")
+            if self._ends and now - self._moved_at > ENDS_AFTER_S:
+                raise SetupError(
+                    "Ray must be able to start a worker on this machine",
+                    f"no trial could start {told}: {reason}",
+                    "run the same command again when the machine has less to do, with bash on PATH; "
+                    "what is done is kept, and isweep doctor knows other causes",
+                )
+
+
+def why_nothing_starts(resources: Resources) -> str:
+    """Say what each trial asks for, what the cluster lacks, and what its autoscaler does about it."""
+    asked = {name if name == "memory" else name.upper(): n for name, n in resources.as_ray().items()}
+    there, free, nodes = ray.cluster_resources(), ray.available_resources(), _nodes()
+    missing = "each asks for {}.".format(
+        ", ".join(
+            f"{amount:g} {name} (the cluster has {there.get(name, 0):g}, {free.get(name, 0):g} free)"
+            for name, amount in asked.items()
+        )
+    )
+    # Ray puts a trial together from no two nodes.
+    fits = any(all(amount <= node.get(name, 0) for name, amount in asked.items()) for node in nodes)
+    held = fits and any(free.get(name, 0) < there.get(name, 0) for name in asked)
+    if held:
+        missing += " What is not free is held by other work, or by processes that still start."
+    elif not fits and all(amount <= there.get(name, 0) for name, amount in asked.items()):
+        kinds = Counter(" and ".join(f"{node.get(name, 0):g} {name}" for name in asked) for node in nodes)
+        they = ", ".join(f"{kind} ({number} nodes)" for kind, number in kinds.most_common(MOST_KINDS))
+        missing += f" No node has all that one asks for: they have {they}."
+    report = launch_report()
+    if report is not None:
+        return f"{missing} {report.text()}"
+    if held:
+        return f"{missing} The sweep goes on as soon as it is free."
+    less = "ask for less, or run with --device cpu" if resources.num_gpus else "or ask for less"
+    return f"{missing} This cluster does not grow by itself: add nodes, {less}."
+
+
+def bound_by_cpus(resources: Resources) -> str:
+    """Say when trials ask for so many CPUs that GPUs stay empty, node by node; nothing where they do not."""
+    if not resources.num_gpus:
+        return ""
+    rooms = [
+        (int(node.get("GPU", 0) / resources.num_gpus), int(node.get("CPU", 0) / resources.num_cpus))
+        for node in _nodes()
+    ]
+    by_gpu, at_once = sum(gpu for gpu, _ in rooms), sum(map(min, rooms))
+    if at_once == by_gpu:
+        return ""
+    return (
+        f"CPUs bound the trials: {at_once} at once by resources.num_cpus {resources.num_cpus:g}, "
+        f"{by_gpu} by the GPUs; {by_gpu * resources.num_cpus:g} CPUs beside the GPUs would fill them"
+    )
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@dataclass(frozen=True)
+class LaunchReport:
+    """What a cluster's autoscaler does about the trials that wait.
+
+    Attributes:
+        coming: Nodes that were asked for or are being set up, in words.
+        failures: Launches and set-ups that failed lately, newest first, in the provider's words.
+    """
+
+    coming: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Say it in a sentence or two, with what to do about the newest failure."""
+        parts = [f"On their way: {', '.join(self.coming)}." if self.coming else "No node is on its way."]
+        for failure in self.failures[:MOST_TOLD]:
+            parts.append(f"Launch failed: {failure[:MOST_CHARACTERS].rstrip('.')}.")
+        if self.failures:
+            plain = self.failures[0].lower().replace(" ", "").replace("_", "")
+            fitting = (what for words, what in ADVICE if any(word in plain for word in words))
+            parts.append(f"What to do: {next(fitting, MONITOR_LOG)}.")
+        elif not self.coming:
+            parts.append(NO_TYPE)
+        return " ".join(parts)
+
+
+def launch_report() -> LaunchReport | None:
+    """Ask the connected cluster's autoscaler; None where there is none, or none that we can read.
+
+    Ray keeps it in two forms, by the autoscaler's version, in its private interfaces.
+    """
+    try:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+        if is_autoscaler_v2():
+            return read_second_version(get_cluster_status(ray.get_runtime_context().gcs_address))
+        report = json.loads(_internal_kv_get(STATUS_KEY) or "{}").get("autoscaler_report")
+        # Of nodes that were added by hand Ray's provider calls each one's type by its id: it launches none.
+        types = (report or {}).get("node_type_mapping") or {}
+        by_hand = types and all(kind == f"node_{node}" for node, kind in types.items())
+        return read_first_version(report) if report and not by_hand else None
+    except Exception as error:  # private interfaces, that another Ray may have changed
+        log.warning("the autoscaler cannot be asked: %s: %s", type(error).__name__, error)
+        return None
+
+
+def read_first_version(report: dict[str, Any]) -> LaunchReport:
+    """Read the summary of version 1, as it lies in Ray's table."""
+    asked_for = {(kind, "asked for"): number for kind, number in report.get("pending_launches", {}).items()}
+    setting_up = Counter((kind, state) for _, kind, state in report.get("pending_nodes", ()))
+    known = report.get("node_availability_summary", {}).get("node_availabilities", {})
+    unavailable = [
+        (record["last_checked_timestamp"], f"{kind}: {told['category']}: {told['description']}")
+        for kind, record in known.items()
+        if not record["is_available"] and (told := record.get("unavailable_node_information"))
+    ]
+    failed = Counter(kind for _, kind in report.get("failed_nodes", ()))
+    return LaunchReport(
+        _counted(asked_for | setting_up),
+        (
+            *(text for _, text in sorted(unavailable, reverse=True)),
+            *(f"{kind}: {number} nodes did not get through their setup" for kind, number in failed.items()),
+        ),
+    )
+
+
+def read_second_version(status: Any) -> LaunchReport:
+    """Read the status of version 2."""
+    asked_for = {(one.ray_node_type_name, "asked for"): one.count for one in status.pending_launches}
+    setting_up = Counter(
+        (one.ray_node_type_name, one.details or one.node_status) for one in status.pending_nodes
+    )
+    launches = sorted(status.failed_launches, key=lambda launch: launch.failed_ts_s or 0, reverse=True)
+    return LaunchReport(
+        _counted(asked_for | setting_up),
+        tuple(f"{one.ray_node_type_name}: {one.details or 'no reason given'}" for one in launches),
+    )
+
+
+def _counted(nodes: dict[tuple[str, str], int]) -> tuple[str, ...]:
+    return tuple(f"{number} {kind} ({state})" for (kind, state), number in nodes.items() if number)

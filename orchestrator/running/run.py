@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,31 +17,36 @@ from orchestrator.analysis.report import log_report, report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
-from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import TrialRecord, provenance
-from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
-from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
+from orchestrator.results.tracking import Tracker, open_tracker
+from orchestrator.running.cluster import (
+    Cluster,
+    Resources,
+    RunOptions,
+    connect,
+    this_machine,
+    trial_resources,
+)
+from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
-from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
-from orchestrator.running.options import RunOptions
-from orchestrator.running.orphans import remove_orphans
 from orchestrator.running.preparation import (
+    check_models,
+    check_pretrained,
     check_raw,
+    check_same_start,
+    fetch_pretrained,
     load_arrays,
     measure_subset,
     prepare_missing,
     prepare_own,
 )
 from orchestrator.running.progress import Progress
-from orchestrator.running.signals import at_forced_end, stop_heard
-from search_spaces.specs import TrialSpec, pair_name
+from search_spaces.specs import pair_name
 from tasks.remote import Executor
 
 
@@ -163,7 +168,13 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
     with workspace.recorded_while_checked():
         stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
-        _say_damaged(workspace, stored, monitor)
+        if workspace.plan.sweep.predictions:
+            damaged = "Predictions gone or damaged"
+            remade, retrained = stored.forget_damaged(workspace.plan.trials_by_id)
+            if remade:
+                monitor.note(f"{damaged}: {remade}; made again from kept weights")
+            if retrained:
+                monitor.note(f"{damaged}: {retrained}; without weights, so trained again")
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
         check_models(workspace.plan, stored.trials)
@@ -174,7 +185,11 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
                 check_gpus(workspace, options, survey(there, local=True))
         prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
-    _say_found_elsewhere(workspace, workspace.plan.trials_by_id.keys() - done.keys(), monitor)
+    waiting = workspace.plan.trials_by_id.keys() - done.keys()
+    for name in workspace.paths.sweep_names() if waiting else ():
+        others = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
+        if both := len(others.keys() & waiting):
+            monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
     stored.patience = Patience(monitor.note)
     return stored
 
@@ -188,31 +203,11 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
-def _say_found_elsewhere(workspace: Workspace, waiting: Set[str], monitor: Progress) -> None:
-    """Say which cells another sweep of the root has: each sweep has results of its own."""
-    for name in workspace.paths.sweep_names() if waiting else ():
-        there = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
-        if both := len(there.keys() & waiting):
-            monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
-
-
-def _say_damaged(workspace: Workspace, stored: StoredResults, monitor: Progress) -> None:
-    """Have predictions that are gone or damaged made again, and say so."""
-    if workspace.plan.sweep.predictions:
-        remade, retrained = forget_damaged(stored, workspace.plan.trials_by_id)
-        if remade:
-            monitor.note(f"Predictions gone or damaged: {remade}; made again from kept weights")
-        if retrained:
-            monitor.note(f"Predictions gone or damaged: {retrained}; without weights, so trained again")
-
-
 def _fetch_weights(sweep: _Sweep) -> None:
     """Download what pretrained networks start from."""
-    plan, trained = sweep.workspace.plan, sweep.state.results
-    sweep.pretrained = fetch_pretrained(plan, trained, sweep.workspace.paths, sweep.monitor.note)
+    plan, known = sweep.workspace.plan, sweep.state.results
+    sweep.pretrained = fetch_pretrained(plan, known, sweep.workspace.paths, sweep.monitor.note)
     check_same_start(sweep.stored.trials, plan, sweep.pretrained)
-    if sweep.options.address and len(trained) < len(plan.trials):
-        check_gpus(sweep.workspace, sweep.options, sweep.nodes)
     check_pretrained(plan, sweep.pretrained)
 
 
@@ -220,6 +215,8 @@ def _start(sweep: _Sweep) -> None:
     """Start Ray, where trials wait, while MLflow gives its first answer; where that is no, the sweep ends."""
     if len(sweep.state.results) < len(sweep.workspace.plan.trials):
         _ = sweep.cluster
+        if sweep.options.address:
+            check_gpus(sweep.workspace, sweep.options, sweep.nodes)
     sweep.tracker.check()
 
 
@@ -245,57 +242,32 @@ def _measure(sweep: _Sweep) -> None:
         label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
         record = measure_subset(spec, data, dataset, sweep.executor().labelled(label))
         sweep.stored.save(record)
-        sweep.tracker.finish(flat_measure(record))
         sweep.monitor.advance(spec.measure_id)
 
 
 def _train(sweep: _Sweep) -> None:
     """Train the cells that are left, and measure on kept networks what is asked for now."""
-    plan, state, monitor = sweep.workspace.plan, sweep.state, sweep.monitor
+    workspace, plan, state, monitor = sweep.workspace, sweep.workspace.plan, sweep.state, sweep.monitor
     pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
     monitor.trials_planned(len(plan.trials), len(state.results))
     if not pending:
         return
+    from orchestrator.running.requests import Requests, bound_by_cpus, expected
     from orchestrator.running.trials import GridWork, Run, Trials
 
-    resources, expectation = _requests(sweep, pending, state)
-    monitor.stage("train")
-    run = Run(
-        plan,
-        sweep.workspace.paths,
-        sweep.cluster,
-        resources,
-        sweep.stored,
-        sweep.tracker,
-        monitor,
-        expectation,
-    )
-    work = GridWork(
-        run,
-        pending,
-        partial(load_arrays, sweep.workspace),
-        state=state,
-        measures=index_measures(state.measures.values()),
-        keep_url=sweep.workspace.results_url,
-        pretrained=sweep.pretrained,
-    )
-    Trials(run, work).run()
-
-
-def _requests(sweep: _Sweep, pending: list[TrialSpec], state: State) -> tuple[Resources, Expectation]:
-    """Return what each trial asks for, and how long it is expected to take on this cluster."""
-    from orchestrator.running.requests import Requests, expected
-    from orchestrator.running.waiting import bound_by_cpus
-
-    asked = sweep.workspace.plan.sweep.resources
-    resources = trial_resources(asked, sweep.cluster, sweep.options.device)
-    folders = gpu_check_folders(sweep.workspace.paths.root)
+    asked, cluster = plan.sweep.resources, sweep.cluster
+    resources = trial_resources(asked, cluster, sweep.options.device)
+    folders = gpu_check_folders(workspace.paths.root)
     expectation = expected(sweep.nodes, asked, state.measured_trials(), folders)
     usual = Requests(resources, expectation).usual(pending)
-    sweep.monitor.slots = slots(usual, sweep.cluster)
+    monitor.slots = slots(usual, cluster)
     if bound := bound_by_cpus(usual):
-        sweep.monitor.note(bound)
-    return resources, expectation
+        monitor.note(bound)
+    monitor.stage("train")
+    run = Run(plan, workspace.paths, cluster, resources, sweep.stored, sweep.tracker, monitor, expectation)
+    load, url = partial(load_arrays, workspace), workspace.results_url
+    work = GridWork(run, pending, load, state=state, keep_url=url, pretrained=sweep.pretrained)
+    Trials(run, work).run()
 
 
 def _report(sweep: _Sweep) -> RunSummary:
@@ -310,7 +282,7 @@ def _report(sweep: _Sweep) -> RunSummary:
     state = sweep.state
     # Trials done earlier take the numbers of measures done now.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-    keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+    tracker.keep_pages(workspace.sweep_paths.run_pages)
     written = Patience(monitor.note).until_done(lambda: report_sweep(workspace, state))
     log_report(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)
@@ -337,18 +309,13 @@ def announced(
         token_file=workspace.paths.token,
         job=job,
     ) as cluster:
-        _announce(cluster, workspace, monitor)
+        gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
+        where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
+        monitor.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
+        if cluster.dashboard:
+            token = f"access token in {workspace.paths.token}"
+            monitor.note(f"Ray dashboard: {cluster.dashboard} ({token})")
         yield cluster
-
-
-def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
-    """Say where trials run, and where its dashboard is."""
-    gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
-    where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
-    progress.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
-    if cluster.dashboard:
-        told = f"(access token in {workspace.paths.token})"
-        progress.note(f"Ray dashboard: {cluster.dashboard} {told}")
 
 
 def slots(resources: Resources, cluster: Cluster) -> int:

@@ -14,13 +14,14 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_spaces.specs import ModelSpec, RecipeSpec
+from search_spaces.models import model_spec
+from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, trial_memory
 from tasks.trials.models import PixelModel, build_model
 from tasks.trials.training import as_pixels, autocast, train
@@ -38,15 +39,14 @@ BFLOAT16_FROM = (8, 0)
 class Case:
     """A network that is trained, with a batch that leaves a ragged rest."""
 
-    architecture: str
+    model: str
     batch_size: int
     num_images: int = 110
     image_size: int = 224
-    library: str = "torchvision"
 
 
 CASES = (Case("resnet18", 40), Case("vgg13", 6))
-SMALL_CASES = (Case("resnet18", 8, 18, 32), Case("small_cnn", 8, 18, 32, "isweep"))
+SMALL_CASES = (Case("resnet18", 8, 18, 32), Case("small_cnn", 8, 18, 32))
 """For a CPU, which has no graphs: they try the test itself."""
 
 
@@ -55,24 +55,18 @@ class CaseResult:
     """What a case found.
 
     Attributes:
-        loss_noise: largest difference of an epoch's loss between A and A'.
-        loss_difference: between F and A.
-        weight_noise: largest difference of a weight between A and A'.
-        weight_difference: between F and A.
-        first_loss: of the first batch, and ``first_loss_cpu`` in float32 on the CPU.
-        plain_s: seconds of a plain epoch; ``graph_s`` of one by graphs, captures not counted.
+        losses: largest difference of an epoch's loss: between A and A', and between F and A.
+        weights: of a weight, likewise.
+        first_loss: of the first batch: on the device, and in float32 on the CPU.
+        seconds: of a plain epoch, and of one by graphs, captures not counted.
         problem: why graphs are not to be taken; empty where they may.
     """
 
-    architecture: str
-    loss_noise: float
-    loss_difference: float
-    weight_noise: float
-    weight_difference: float
-    first_loss: float
-    first_loss_cpu: float
-    plain_s: float
-    graph_s: float
+    model: str
+    losses: tuple[float, float]
+    weights: tuple[float, float]
+    first_loss: tuple[float, float]
+    seconds: tuple[float, float]
     problem: str = ""
 
 
@@ -83,33 +77,28 @@ class Verdict:
     graphs: bool
     reason: str
     seconds: float
-    cases: tuple[CaseResult, ...] = field(default=())
+    cases: tuple[CaseResult, ...]
 
 
 def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
     """Run the self-test on a device; nothing that it meets is raised."""
-    start, results = time.perf_counter(), []
+    start, results = time.perf_counter(), list[CaseResult]()
     try:
         for case in cases:
             results.append(run_case(case, device))
+        reason = "; ".join(result.problem for result in results if result.problem)
+        plain, graph = (sum(times) for times in zip(*(result.seconds for result in results), strict=True))
+        if not reason and graph > plain:
+            reason = f"they are {100 * (graph / plain - 1):.0f} % slower than plain steps"
     except Exception as error:  # whatever a driver, a library or a capture does
         first = (str(error).splitlines() or [""])[0][:300]
-        reason = f"{case.architecture}: {type(error).__name__}: {first}"
-        return Verdict(False, reason, time.perf_counter() - start, tuple(results))
-    reason = "; ".join(result.problem for result in results if result.problem)
-    if not reason:
-        plain, graph = (sum(getattr(r, name) for r in results) for name in ("plain_s", "graph_s"))
-        if graph > plain:
-            reason = f"they are {100 * (graph / plain - 1):.0f} % slower than plain steps"
+        reason = f"{case.model}: {type(error).__name__}: {first}"
     return Verdict(not reason, reason, time.perf_counter() - start, tuple(results))
 
 
 def run_case(case: Case, device: torch.device) -> CaseResult:
     """Train one network three times and compare."""
-    draw = torch.Generator().manual_seed(0)
-    size = case.image_size
-    images = torch.randint(0, 256, (case.num_images, 1, size, size), generator=draw, dtype=torch.uint8)
-    labels = torch.arange(case.num_images) % 2
+    images, labels = noise(case.num_images, case.image_size)
     half = device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_FROM
     recipe = RecipeSpec(
         name="self-test",
@@ -119,54 +108,52 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
         input_scale=1 / 255,
         precision="bfloat16" if half else "float32",
     )
+    # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
+    dropout = None if case.model.startswith("resnet") else 0.0
     with trial_memory(device), contained(0, device), deterministic(device):
-        start = _built(case)
-        rows = slice(0, case.batch_size)
-        expected = _first_loss(start, images[rows], labels[rows], "float32")
-        on_device = images[rows].to(device), labels[rows].to(device)
-        found = _first_loss(start.to(device), *on_device, recipe.precision)
+        start = built(case.model, case.image_size, dropout)
+        first, classes = images[: case.batch_size], labels[: case.batch_size]
+        expected = _first_loss(start, first, classes, "float32")
+        found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
         plain, again, graph = (
-            _trained(_built(case), images, labels, recipe, device, graphs=graphs)
+            _trained(case, dropout, images, labels, recipe, device, graphs=graphs)
             for graphs in (False, False, True)
         )
-    result = CaseResult(
-        architecture=case.architecture,
-        loss_noise=_largest(plain[0], again[0]),
-        loss_difference=_largest(plain[0], graph[0]),
-        weight_noise=_largest(plain[1], again[1]),
-        weight_difference=_largest(plain[1], graph[1]),
-        first_loss=found,
-        first_loss_cpu=expected,
-        plain_s=plain[2],
-        graph_s=graph[2],
-    )
-    return CaseResult(**{**asdict(result), "problem": problem(result)})
+    losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
+    weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
+    result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], graph[2]))
+    return replace(result, problem=problem(result))
 
 
 def problem(found: CaseResult) -> str:
     """Return what is wrong with a case, in one line; empty where nothing is."""
-    name = found.architecture
-    if not abs(found.first_loss - found.first_loss_cpu) <= FIRST_LOSS_TOLERANCE:
-        return f"{name}: the first loss is {found.first_loss:.4f}, on the CPU {found.first_loss_cpu:.4f}"
-    for what in ("loss", "weight"):
-        noise, difference = getattr(found, f"{what}_noise"), getattr(found, f"{what}_difference")
-        if not difference <= NOISE_FACTOR * noise:  # false for NaN
-            return f"{name}: a {what} differs by {difference:.1e}, between two plain trainings by {noise:.1e}"
+    here, on_cpu = found.first_loss
+    if not abs(here - on_cpu) <= FIRST_LOSS_TOLERANCE:
+        return f"{found.model}: the first loss is {here:.4f}, on the CPU {on_cpu:.4f}"
+    for what, (spread, difference) in (("loss", found.losses), ("weight", found.weights)):
+        if not difference <= NOISE_FACTOR * spread:  # false for NaN
+            between = f"between two plain trainings by {spread:.1e}"
+            return f"{found.model}: a {what} differs by {difference:.1e}, {between}"
     return ""
 
 
-def _built(case: Case) -> PixelModel:
+def noise(number: int, side: int) -> tuple[Tensor, Tensor]:
+    """Return seeded images of noise (``number`` x 1 x ``side`` x ``side``, bytes), and two labels in turn."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (number, 1, side, side), generator=draw, dtype=torch.uint8)
+    return images, torch.arange(number) % 2
+
+
+def built(model: str, side: int, dropout: float | None = None) -> PixelModel:
+    """Return a network for such images, from a fixed start, on the CPU."""
     return build_model(
-        ModelSpec.model_validate(
-            {"name": case.architecture, "library": case.library, "architecture": case.architecture}
-        ),
+        model_spec(model),
         num_outputs=2,
         in_channels=1,
         input_scale=1 / 255,
-        # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
-        dropout=None if case.architecture.startswith("resnet") else 0.0,
+        dropout=dropout,
         seed=0,
-        image_size=case.image_size,
+        image_size=side,
     )
 
 
@@ -176,7 +163,8 @@ def _first_loss(model: PixelModel, images: Tensor, labels: Tensor, precision: st
 
 
 def _trained(
-    model: PixelModel,
+    case: Case,
+    dropout: float | None,
     images: Tensor,
     labels: Tensor,
     recipe: RecipeSpec,
@@ -185,6 +173,7 @@ def _trained(
     graphs: bool,
 ) -> tuple[Tensor, Tensor, float]:
     """Return the losses of all epochs, all weights, and the seconds of an epoch once all is captured."""
+    model = built(case.model, case.image_size, dropout)
     history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
     weights = torch.cat([value.detach().double().flatten().cpu() for value in model.state_dict().values()])
     losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
@@ -198,8 +187,8 @@ def _largest(first: Tensor, second: Tensor) -> float:
 
 
 def main() -> None:
-    """Run on the device that is named, ``cuda`` unless told otherwise."""
-    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    """Run on the device that is named."""
+    device = torch.device(sys.argv[1])
     verdict = run(device, CASES if device.type == "cuda" else SMALL_CASES)
     print(json.dumps(asdict(verdict)))  # noqa: T201
 

@@ -8,23 +8,17 @@ tracker and shown, by this driver alone.
 
 from __future__ import annotations
 
-import gc
 import logging
-import shutil
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import ray
 from ray import tune
 
-from orchestrator.planning.estimate import time_limit
+from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
 from orchestrator.results import table
 from orchestrator.results.records import (
     CellReport,
@@ -34,40 +28,29 @@ from orchestrator.results.records import (
     TrialRecord,
     provenance,
 )
-from orchestrator.results.rows import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
-from orchestrator.results.state import Event, History, State, StoredResults, What
-from orchestrator.results.store import KeptFiles
+from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, index_measures
+from orchestrator.results.state import State, StoredResults
+from orchestrator.results.store import Event, ResultStore, What
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.actors import (
-    ArrayCache,
-    EpochBoard,
-    EpochListener,
-    Keeper,
-    Note,
-    keep_out_of_runtime_environments,
-)
+from orchestrator.running.actors import Note
 from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.ending import raise_if_asked
 from orchestrator.running.failures import (
+    HangWatch,
     Place,
     Retries,
     classify_broken_fit,
-    fit_nodes,
     gpu_named,
-    killed_for_memory,
-    read_failure,
-    told_failure,
 )
-from orchestrator.running.networks import own_code
-from orchestrator.running.progress import Progress, Series, offer_board
-from orchestrator.running.queue import CellQueue, Feed, TaskNames, empty, trial_name, trial_tasks_named
-from orchestrator.running.requests import Requests, node_memory_bytes
-from orchestrator.running.signals import raise_if_asked
-from orchestrator.running.waiting import HangWatch, StartWatch
-from orchestrator.running.worker import REPORT, Perform, TrialTrainable, equipped, perform_cell
+from orchestrator.running.progress import Progress
+from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
+from orchestrator.running.requests import Requests, StartWatch
+from orchestrator.running.worker import REPORT, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
+from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialResult
+from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -83,16 +66,7 @@ WITHOUT_A_WORD = TrialFailure(
 class Run:
     """What everything in one run shares.
 
-    Attributes:
-        plan: The whole grid.
-        paths: What lies below the root.
-        cluster: Where it runs.
-        resources: What each trial asks for.
-        stored: Where results go.
-        tracker: Who is told.
-        monitor: Who shows it.
-        expectation: How long trials will take, and what share of the cluster's kind of card they need;
-            without a card all get the same share.
+    Without a GPU in its expectation all trials get the same share of one.
     """
 
     plan: SweepPlan
@@ -103,6 +77,11 @@ class Run:
     tracker: Tracker
     monitor: Progress
     expectation: Expectation = field(default_factory=Expectation)
+
+    @property
+    def array_budget(self) -> float:
+        """Bytes of the object store that arrays may fill."""
+        return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
 
 
 class Work:
@@ -116,6 +95,7 @@ class Work:
         keep_url: Where workers keep weights, predictions and checkpoints; None keeps none.
         num_uses: How many cells need each array; None where nobody knows.
         earlier: Attempts at cells in earlier runs.
+        pretrained: Weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
     """
 
     perform: Perform
@@ -139,9 +119,6 @@ class Work:
         """Return what a worker is told of a cell beside what it may use."""
         raise NotImplementedError
 
-    def started(self, trial_id: str) -> None:
-        """A cell has its worker."""
-
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
         """Seal the result of a cell; returns what a tracker shows of it.
 
@@ -149,6 +126,9 @@ class Work:
             SweepError: when it cannot be stored.
         """
         raise NotImplementedError
+
+    def started(self, trial_id: str) -> None:
+        """A cell has its worker."""
 
     def given_up(self, trial_id: str) -> None:
         """A cell failed and is not tried again in this run."""
@@ -167,17 +147,7 @@ class Work:
 
 
 class GridWork(Work):
-    """The cells of a plan that are left.
-
-    Args:
-        run: What it is a part of.
-        cells: What is left.
-        state: What is done.
-        load: Reads the arrays of a subset, given how many training images.
-        measures: Stored measure records by subset id and train size.
-        keep_url: Where weights, predictions and checkpoints are kept, beside the results; None keeps none.
-        pretrained: Weights that pretrained networks start from, by library and architecture.
-    """
+    """The cells of a plan that are left; ``load`` reads a subset's arrays, given how many training images."""
 
     perform = staticmethod(perform_cell)
 
@@ -188,24 +158,21 @@ class GridWork(Work):
         load: Callable[[SubsetSpec, int], TrialData],
         *,
         state: State | None = None,
-        measures: MeasureIndex | None = None,
         keep_url: str | None = None,
         pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
         cells, plan = list(cells), run.plan
         seconds = expected_seconds(cells, run.expectation)
         run.monitor.trials_expected(seconds)
-        budget = run.cluster.object_store_bytes * OBJECT_STORE_SHARE
-        ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, budget, seconds)}
+        ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, run.array_budget, seconds)}
         super().__init__(run, CellQueue.of(ordered), ordered)
-        self._load, self._measures, self.keep_url = load, measures or {}, keep_url
-        self.pretrained = pretrained or {}
+        self._load, self.keep_url, self.pretrained = load, keep_url, pretrained or {}
         self._networks = {array_key(plan, cell): cell.network for cell in cells}
         self.num_uses = Counter(array_key(plan, cell) for cell in cells)
         self._incomplete = frozenset(state.incomplete) if state else frozenset()
         self._measured = state.measured_trials() if state else []
-        if state is not None:
-            self.earlier = {trial_id: record.attempt for trial_id, record in state.failures.items()}
+        self._measures = index_measures(state.measures.values() if state else ())
+        self.earlier = {name: record.attempt for name, record in state.failures.items()} if state else {}
 
     def load(self, key: str) -> TrialData:
         """See :class:`Work`."""
@@ -223,7 +190,7 @@ class GridWork(Work):
 
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
         """See :class:`Work`."""
-        plan = self.run.plan
+        plan, result = self.run.plan, cast("TrialResult", report.outcome)
         known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
         made_by = report if known is None else known  # where nothing was trained, its training's times stay
         record = TrialRecord(
@@ -240,17 +207,14 @@ class GridWork(Work):
             finished_at=made_by.finished_at,
             measured_at=None if known is None else report.finished_at,
             provenance=report.provenance,
-            result=cast("TrialResult", report.outcome),
+            result=result,
         )
         self.run.stored.save(record)
-        for kind, note in (
-            ("weights", record.result.weights_note),
-            ("predictions", record.result.predictions_note),
-        ):
+        for kind, note in (("weights", result.weights_note), ("predictions", result.predictions_note)):
             if note:
                 self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
         if self.keep_url is not None:
-            KeptFiles(self.keep_url).forget_checkpoint(cell.trial_id)
+            ResultStore(self.keep_url).forget_checkpoint(cell.trial_id)
         return flat_trial(record, self._measures)
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
@@ -261,33 +225,24 @@ class GridWork(Work):
 class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
 
-    Args:
-        run: What everything shares.
-        work: The cells.
-        trainable: What runs a cell; another one is for tests and benchmarks.
+    Another ``trainable`` is for tests and benchmarks.
     """
 
-    def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
-        self.retries, self.attempts = Retries(), Counter[str]()
-        self._run, self._work, self._queue, self._trainable = run, work, work.queue, trainable
-        self._num_broken = 0
-        self._requests = Requests(run.resources, run.expectation, node_memory_bytes)
-        self._starts = StartWatch(run.resources, run.monitor.note, ends=run.cluster.local)
-        self._hangs = HangWatch(run.monitor.note)
+    def __init__(
+        self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM
+    ) -> None:
+        self._retries, self._attempts = Retries(), Counter[str]()
+        self._run, self._work, self._queue, self._num_broken = run, work, work.queue, 0
+        self._execution, self._clock = execution or TuneExecution(run, work), clock
+        self._requests = Requests(run.resources, run.expectation, self._execution.node_memory_bytes)
+        why, note = self._execution.why_nothing_starts, run.monitor.note
+        self._starts = StartWatch(why, note, ends=run.cluster.local, clock=clock)
+        self._hangs = HangWatch(note, self._execution.process, clock)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
         self._noted = {""}
-        self._history = History(run.stored.store.url)
-        self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
-        # A private cluster without a dashboard shows names to nobody.
-        shown = bool(run.cluster.dashboard) or not run.cluster.local
-        self._task_names = TaskNames() if shown else TaskNames(most=0)
-        self._board = EpochBoard()
-        self._listener = EpochListener(self._board)
-        self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
 
-    # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def run(self) -> None:
@@ -296,74 +251,30 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         Raises:
             SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
         """
-        budget = self._run.cluster.object_store_bytes * OBJECT_STORE_SHARE
-        self._arrays = ArrayCache(self._work.load, budget, self._work.num_uses)
-        offer_board(self._run.cluster.session)
         try:
             while not self._queue.empty:
                 try:
-                    self._fit()
+                    self._execution.fit(self, Feed(self._queue, self._taken, self._clock))
                 except Exception as error:
                     # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
                     self._fit_failed(error)
-                # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
-                gc.collect()
                 if self._queue.error is not None:
                     raise self._queue.error
                 for trial_id in sorted(self._queue.running):  # that Tune ended without a word
                     self._lost(trial_id, lambda: WITHOUT_A_WORD)
         finally:
-            self._arrays.close()
-
-    def _fit(self) -> None:
-        """Give cells to Tune until it has no more."""
-        name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        trainable = equipped(
-            self._trainable,
-            perform=self._work.perform,
-            arrays=self._arrays.references,
-            keeper=self._keeper,
-            epochs=self._board,
-            code=own_code(self._work.cells.values()),
-            pretrained=dict(self._work.pretrained),
-        )
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=Feed(self._queue, self._taken),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=trial_name,
-                trial_dirname_creator=trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(self._run.paths.tune),
-                # Tune saves class trainables at their end unless told otherwise, into a folder that the nodes
-                # would have to share.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[self],
-                verbose=0,
-            ),
-        )
-        keep_out_of_runtime_environments()
-        try:
-            with trial_tasks_named(self._task_names):
-                tuner.fit()
-        finally:
-            shutil.rmtree(self._run.paths.tune / name, ignore_errors=True)
+            self._execution.arrays.close()
 
     def _taken(self, trial_id: str) -> dict[str, Any]:
         """A cell is given to Tune: count the attempt, and return what its worker is told."""
-        self.attempts[trial_id] += 1
+        self._attempts[trial_id] += 1
         cell = self._work.cells[trial_id]
-        request = self._requests.of(cell)
         return {
             "cell": {
                 "trial_id": trial_id,
-                "data": array_key(self._run.plan, cell),
+                "data": self._array(trial_id),
                 "own_network": cell.network.model.library == "own",
-                **request.for_worker(),
+                **self._requests.of(cell).for_worker(),
                 "code": provenance().code,
                 **self._work.job(cell),
             }
@@ -375,9 +286,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         cell = self._work.cells[trial_id]
         self._work.started(trial_id)
         try:
-            self._arrays.trial_started(trial_id, trial.config["cell"]["data"])
+            self._execution.arrays.trial_started(trial_id, self._array(trial_id))
         except SweepError as error:
-            self._end(error)
+            self._queue.error = error
             return
         self._run.tracker.start_trial(trial_id, self._tags(cell))
         self._run.monitor.trial_started(trial_id)
@@ -396,12 +307,12 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         try:
             self._starts.look(trials, waiting=bool(self._queue.running))
         except SweepError as error:
-            self._end(error)
+            self._queue.error = error
             raise
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._hear()
         running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
-        self._series.tell(self._run.monitor, running)
+        self._execution.show(self._run.monitor, running)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -409,34 +320,17 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Store the outcome first, then tell the tracker."""
         self._reported(trial_name(trial), CellReport.model_validate_json(result[REPORT]))
 
-    def _reported(self, trial_id: str, report: CellReport) -> None:
-        """A worker has said how its cell ended."""
-        if trial_id not in self._queue.running or self._queue.error is not None:
-            return
-        self._nodes[trial_id] = report.node
-        try:
-            if isinstance(report.outcome, TrialFailure):
-                ending = self._fail(trial_id, report.outcome)
-                self._tell(trial_id, "failed", ending, report.log + _trace(report.outcome))
-                self.retries.check_nodes(report.node, report.outcome, fit_nodes(report.outcome))
-            else:
-                self._finish(trial_id, report, report.outcome)
-                self._tell(trial_id, "finished", str(report.outcome.status), report.log)
-                if report.gpu_note not in self._noted:  # once of each GPU
-                    self._noted.add(report.gpu_note)
-                    self._run.monitor.note(report.gpu_note)
-        except SweepError as error:
-            self._end(error)
-
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        ended, told = self._hangs.failure(trial_id), told_failure(trial)
+        ended, told = self._hangs.failure(trial_id), self._execution.told_failure(trial)
         if ended is None and told is not None:
             self._reported(trial_id, told)
         else:
-            self._lost(trial_id, lambda: ended or read_failure(trial, self._places.get(trial_id)))
+            self._lost(
+                trial_id, lambda: ended or self._execution.lost_failure(trial, self._places.get(trial_id))
+            )
         empty(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -444,10 +338,33 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
         empty(trial)
 
+    def _reported(self, trial_id: str, report: CellReport) -> None:
+        """A worker has said how its cell ended."""
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
+        self._nodes[trial_id], failure = report.node, report.outcome
+        try:
+            if isinstance(failure, TrialFailure):
+                self._failed(trial_id, failure, log_text=report.log)
+                self._retries.check_nodes(report.node, failure, self._execution.fit_nodes(failure))
+            else:
+                self._finished(trial_id, report)
+        except SweepError as error:
+            self._queue.error = error
+
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        """The process of a trial is gone; ``failure`` says of what, where nobody knows yet how it ended."""
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
+        try:
+            self._failed(trial_id, failure(), died=True)
+        except SweepError as error:
+            self._queue.error = error
+
     def _hear(self, *, wait: bool = False) -> None:
         """Take what running trials said: where they run, and of their epochs."""
-        at = round(time.time() * 1000)
-        for said in self._listener.heard(wait=wait):
+        at = round(self._clock.time() * 1000)
+        for said in self._execution.heard(wait=wait):
             self._hangs.heard(said.trial_id)
             if isinstance(said, Place):
                 self._places[said.trial_id], self._nodes[said.trial_id] = said, said.node
@@ -459,32 +376,32 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 if points := self._work.points(said.epoch, said.score, at):
                     self._run.tracker.log_points(said.trial_id, points)
 
-    def _finish(self, trial_id: str, report: CellReport, result: TrialResult | SearchResult) -> None:
+    def _finished(self, trial_id: str, report: CellReport) -> None:
+        """Store a result and tell everybody."""
+        status = cast("TrialResult", report.outcome).status
         shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
-        self.retries.finished(trial_id, self._nodes.get(trial_id, ""))
+        self._retries.finished(report.node)
         self._num_broken = 0
         self._settled(trial_id)
         self._run.tracker.finish(shown)
-        self._run.monitor.trial_finished(trial_id, result.status)
-        self._show_counts()
+        self._run.monitor.trial_finished(trial_id, status)
+        self._tell(trial_id, "finished", str(status), report.log)
+        if report.gpu_note not in self._noted:  # once of each GPU
+            self._noted.add(report.gpu_note)
+            self._run.monitor.note(report.gpu_note)
 
-    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
-        """Store a failure and do what follows from it; returns both in words.
-
-        Args:
-            trial_id: Whose.
-            failure: What happened.
-            died: Whether the trial's process went with it.
-        """
+    def _failed(
+        self, trial_id: str, failure: TrialFailure, *, died: bool = False, log_text: str = ""
+    ) -> None:
+        """Store a failure, do what follows from it, and tell everybody; ``died`` is of its process."""
         said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
         failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
         if way_out := self._requests.failed(cell, failure):
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
-        attempt = self._attempt(trial_id)
-        record = FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure)
+        record = FailureRecord(trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure)
         self._run.stored.save(record)
-        self._series.failed(failure.kind)
-        decision = self.retries.failed(
+        self._execution.count_failure(failure.kind)
+        decision = self._retries.failed(
             trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
         )
         if decision.pause_s is None:
@@ -496,27 +413,10 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             ending = decision.reason
         self._run.tracker.fail_trial(record)
         self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
-        self._show_counts()
-        log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
-        return f"{failure.kind}: {failure.message} ({ending})"
-
-    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
-        """The process of a trial is gone; ``failure`` says of what, where nobody knows yet how it ended."""
-        if trial_id not in self._queue.running or self._queue.error is not None:
-            return
-        try:
-            found = failure()
-            self._tell(trial_id, "failed", self._fail(trial_id, found, died=True), _trace(found))
-        except SweepError as error:
-            self._end(error)
-
-    def _spare(self, trial_id: str, reason: str) -> None:
-        """A trial has ended through no fault of its own: it waits again, no attempt is counted."""
-        self._tell(trial_id, "stopped", reason)
-        self.attempts[trial_id] -= 1
-        self._waits_again(trial_id, 0.0)
-        self._run.monitor.trial_stopped(trial_id)
-        log.warning("trial %s waits again: %s", trial_id, reason)
+        told = f"{failure.kind}: {failure.message} ({ending})"
+        log.warning("trial %s failed: %s", trial_id, told)
+        trace = f"\n{failure.traceback}" if failure.traceback else ""
+        self._tell(trial_id, "failed", told, log_text + trace)
 
     def _fit_failed(self, error: Exception) -> None:
         """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
@@ -528,50 +428,50 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             self._hear(wait=True)
-            killed = killed_for_memory({i: self._places[i] for i in running if i in self._places})
+            killed = self._execution.killed_for_memory(
+                {i: self._places[i] for i in running if i in self._places}
+            )
         for trial_id in running:
             if not killed or trial_id in killed:
                 self._lost(trial_id, lambda: failure)
-            else:
-                self._spare(trial_id, f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}")
-        if not ray.is_initialized() or self._num_broken > MOST_BROKEN_FITS:
-            self._end(
-                SetupError(
-                    "Ray Tune must be able to run trials",
-                    failure.message,
-                    "run the same command again: what is done is kept; the log below the root says more",
-                )
+                continue
+            # It has ended through no fault of its own: no attempt is counted.
+            reason = f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}"
+            self._tell(trial_id, "stopped", reason)
+            self._attempts[trial_id] -= 1
+            self._waits_again(trial_id, 0.0)
+            self._run.monitor.trial_stopped(trial_id)
+            log.warning("trial %s waits again: %s", trial_id, reason)
+        if not self._execution.is_up() or self._num_broken > MOST_BROKEN_FITS:
+            self._queue.error = SetupError(
+                "Ray Tune must be able to run trials",
+                failure.message,
+                "run the same command again: what is done is kept; the log below the root says more",
             )
 
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
         self._queue.settle(trial_id)
         self._hangs.ended(trial_id)
-        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
+        self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
         """A cell that ran may be taken again."""
-        self._queue.again(trial_id, time.monotonic() + pause_s)
+        self._queue.again(trial_id, self._clock.monotonic() + pause_s)
         self._hangs.ended(trial_id)
-        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
-
-    def _end(self, error: SweepError) -> None:
-        """Give out no more cells, because of an error that ends the sweep."""
-        self._queue.error = error
-
-    def _show_counts(self) -> None:
-        """Tell how far the sweep is."""
-        counts = self._run.monitor.counts()
-        self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
+        self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
-        """Add to the story of a cell."""
+        """Add to the story of a cell, and tell how far the sweep is."""
+        if what in ("finished", "failed"):
+            counts = self._run.monitor.counts()
+            self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
         node = "" if what == "started" else self._nodes.get(trial_id, "")
-        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
-        self._history.tell(trial_id, event, without_secrets(log_text))
+        event = Event(at=self._clock.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
-        return self._work.earlier.get(trial_id, 0) + self.attempts[trial_id]
+        return self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]
 
     def _array(self, trial_id: str) -> str:
         return array_key(self._run.plan, self._work.cells[trial_id])
@@ -591,8 +491,3 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             table.ATTEMPT: str(self._attempt(cell.trial_id)),
             table.STATUS: str(CellStatus.RUNNING),
         }
-
-
-def _trace(failure: TrialFailure) -> str:
-    """Return the traceback of a failure as the end of its attempt's log."""
-    return f"\n{failure.traceback}" if failure.traceback else ""

@@ -28,7 +28,7 @@ from orchestrator.results.records import (
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import CellFailed, DeviceError, OtherCodeError, classify, ends_process
-from orchestrator.running.gpus import NO_CARD, gpu_in_use, graphs_off, named, rest, trial_options
+from orchestrator.running.gpus import NO_GPU, gpu_in_use, graphs_off, named, rest, trial_options
 from search_spaces.errors import CorruptStoreError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -36,14 +36,21 @@ from tasks.trials.records import SearchResult, TrialResult
 
 log = logging.getLogger(__name__)
 
-# What one attempt logs, warns of and prints, so that it can be read when its process and node are gone.
-
+REPORT = "report"
+"""Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
 HEAD_CHARACTERS = 16_000
 TAIL_CHARACTERS = 48_000
 
+Perform = Callable[["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]]
+"""Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns what was
+found, and whether a network was trained for it."""
+
 
 class TrialLog:
-    """The first and last lines of what was said; what lies between is counted."""
+    """The first and last of what an attempt said, to be read when its process and node are gone.
+
+    What lies between is counted.
+    """
 
     def __init__(self) -> None:
         self._head, self._tail, self._left_out = "", "", 0
@@ -101,26 +108,13 @@ class _Copy(io.TextIOBase):
             self._stream.flush()
 
 
-REPORT = "report"
-"""Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
-
-Perform = Callable[["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]]
-"""Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns what was
-found, and whether a network was trained for it."""
-
-
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Runs one cell per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
     An exception inside a cell is an outcome like any other, of which the driver is told in full. It reaches
     Tune as an error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that
-    a failure left in the process meets the next cell.
-
-    Attributes:
-        cell: What it was told of its cell: see :meth:`orchestrator.running.trials.Trials._taken`.
-        keeper: Who keeps weights, predictions and checkpoints; None keeps none.
-        epochs: Where it says what it does; None tells nobody.
-        pretrained: Weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
+    a failure left in the process meets the next cell. What a worker is told of its ``cell`` stands in
+    :meth:`orchestrator.running.trials.Trials._taken`.
     """
 
     def setup(
@@ -139,10 +133,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             config: Has the cell.
             perform: Does it.
             arrays: The actor that hands out references to :class:`TrialData`.
-            keeper: See :class:`TrialTrainable`, likewise the rest.
+            keeper: Who keeps weights, predictions and checkpoints; None keeps none.
             code: Source of one's own networks, by relative path.
-            epochs: Likewise.
-            pretrained: Likewise.
+            epochs: Where it says what it does; None tells nobody.
+            pretrained: Weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
         self._perform, self._arrays, self._code = perform or perform_cell, arrays, code or {}
         self.keeper, self.epochs, self.pretrained = keeper, epochs, pretrained or {}
@@ -176,20 +170,21 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                     started_at=started_at, finished_at=started_at, outcome=self._failure(error)
                 )
             # By a clock that nobody sets: durations are stored.
-            seconds = time.monotonic() - began
+            seconds, outcome = time.monotonic() - began, report.outcome
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
-            print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
+            ended = f"failed ({outcome.kind})" if isinstance(outcome, TrialFailure) else outcome.status
+            print(f"{trial_id}: {ended} after {seconds:.1f} s", flush=True)  # noqa: T201
         told: dict[str, Any] = {"finished_at": started_at + seconds, "provenance": provenance()}
         told |= {"node": ray.util.get_node_ip_address(), "log": said.text()}
         text = report.model_copy(update=told).text()
-        if isinstance(report.outcome, TrialFailure):
+        if isinstance(outcome, TrialFailure):
             # Costs the process, and shows the task as failed in Ray's dashboard.
-            raise CellFailed(f"{report.outcome.kind}: {report.outcome.message}", text)
+            raise CellFailed(f"{outcome.kind}: {outcome.message}", text)
         return {DONE: True, REPORT: text}
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()
-        options = trial_options(self.cell, own_network=self.cell["own_network"])
+        options = trial_options(self.cell)
         on_gpu = options["device"] == "cuda"
         if on_gpu:
             self._gpu = gpu_in_use()  # one that failed cannot be asked any more
@@ -214,7 +209,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """
         failure = classify(error)
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-        if of_node or failure.message.startswith(NO_CARD):
+        if of_node or failure.message.startswith(NO_GPU):
             rest(self._has_run)  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
             gpu = f" ({named(self._gpu[1])})" if self.cell["num_gpus"] else ""
@@ -305,10 +300,6 @@ def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.
     made.__name__ = made.__qualname__ = "IsweepTrial"
     return made
-
-
-def _spelled(outcome: Any) -> str:
-    return f"failed ({outcome.kind})" if isinstance(outcome, TrialFailure) else str(outcome.status)
 
 
 def _title_process(trial_id: str) -> None:

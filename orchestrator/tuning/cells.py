@@ -1,8 +1,9 @@
-"""What is searched: one cell per model and dataset of a sweep, and the trial that a point of its space is."""
+"""What is searched: a cell per model and dataset of a sweep, the trials of its points, their records."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -11,10 +12,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.results import table as c
-from orchestrator.results.records import Provenance, SealedRecord
+from orchestrator.results.records import FailureRecord, Provenance, SealedRecord
 from orchestrator.results.rows import FlatRun, milliseconds, spelled_params
+from orchestrator.results.store import ResultStore
 from search_spaces.errors import ConfigError, SweepError, collect
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (
@@ -31,10 +33,12 @@ from search_spaces.specs import (
 )
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 from search_spaces.tuning import SearchSpace, SearchTrialSpec, TuneSpec, ValidationSpec, space_of
+from tasks.finding import Finding
 from tasks.trials.records import SearchResult
 
 CellKey = tuple[str, str]
 """Model and dataset, by name."""
+Row = dict[str, str | int | float | None]
 
 
 class Point(Spec):
@@ -43,6 +47,11 @@ class Point(Spec):
     learning_rate: LearningRate
     weight_decay: WeightDecay
     batch_size: BatchSize
+
+    @classmethod
+    def of(cls, recipe: RecipeSpec) -> Point:
+        """Return the point that a recipe stands at."""
+        return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
 
     def rounded(self) -> Point:
         """Return the point with four digits: what people copy is what was run."""
@@ -86,7 +95,7 @@ class TuningCell:
     @cached_property
     def own(self) -> Point:
         """The point that the sweep's own recipe stands at."""
-        return _point(self._recipe(None))
+        return Point.of(self._recipe(None))
 
     @cached_property
     def num_epochs(self) -> int:
@@ -95,12 +104,7 @@ class TuningCell:
 
     def contains(self, point: Point) -> bool:
         """Tell whether a point lies in the space."""
-        space = self.space
-        return (
-            space.learning_rate[0] <= point.learning_rate <= space.learning_rate[1]
-            and space.weight_decay[0] <= point.weight_decay <= space.weight_decay[1]
-            and point.batch_size in space.batch_size
-        )
+        return self.nearest(point) == point
 
     def nearest(self, point: Point) -> Point:
         """Return the point of the space nearest to one of another space."""
@@ -112,7 +116,10 @@ class TuningCell:
         )
 
     def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
-        """Return the trial of a point; run 0 is the search's, others have other seeds, splits and pairs."""
+        """Return the trial of a point; run 0 is the search's, others have other seeds, splits and pairs.
+
+        Another split each, or a choice would be that of one split.
+        """
         network = NetworkSpec(
             model=self.model,
             subset=self.subsets[run % len(self.subsets)],
@@ -120,11 +127,8 @@ class TuningCell:
             recipe=self._recipe(point),
             seed=run,
         )
-        return SearchTrialSpec(network=network, validation=self.split(run))
-
-    def split(self, run: int) -> ValidationSpec:
-        """Return the validation split of a run: another one each, or a choice would be that of one split."""
-        return self.validation if run == 0 else self.validation.model_copy(update={"split": run})
+        validation = self.validation.model_copy(update={"split": run}) if run else self.validation
+        return SearchTrialSpec(network=network, validation=validation)
 
     def held_to(self, tune: TuneSpec, num_train: int) -> TuningCell:
         """Return the cell with the space of a set of ``num_train`` images; see :func:`space_of`."""
@@ -142,7 +146,7 @@ class TuningCell:
 
 
 def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
-    """Return the cells of a sweep, model by model, so that each stands beside those most like it.
+    """Return the cells of a sweep, model by model.
 
     Raises:
         ConfigError: naming everything that cannot be searched: a recipe with several values of a field,
@@ -177,8 +181,9 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
             "leave these models out of the sweep that is searched",
         )
     num_train = round(train_size * (1 - tune.validation_share))
+    validation = ValidationSpec(share=tune.validation_share)
     cells: list[TuningCell] = []
-    problems: list[SweepError] = []
+    problems: dict[str, SweepError] = {}
     for (name, dataset), found in sorted(subsets.items(), key=lambda item: list(models).index(item[0][0])):
         recipe = recipe_grid(sweep.recipe, name, dataset)[0]
         try:
@@ -186,14 +191,12 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
                 raise ConfigError("A search needs a recipe with epochs", f"0 for {name} on {dataset}")
             space = space_of(models[name], recipe.optimizer, tune, num_train)
         except SweepError as error:
-            if str(error) not in map(str, problems):
-                problems.append(error)
+            problems.setdefault(str(error), error)
             continue
-        validation = ValidationSpec(share=tune.validation_share)
         cells.append(
             TuningCell(models[name], tuple(found.values()), train_size, sweep.recipe, space, validation)
         )
-    collect(problems)
+    collect(list(problems.values()))
     return tuple(cells)
 
 
@@ -221,12 +224,6 @@ def held_to_splits(
     return tuple(held)
 
 
-def _point(recipe: RecipeSpec) -> Point:
-    return Point(
-        learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, batch_size=recipe.batch_size
-    )
-
-
 # What the store seals of a search: a record per training that is asked for, and one per result.
 
 VALIDATION_LOSS = "validation_loss"
@@ -239,8 +236,6 @@ class Role(StrEnum):
 
     OWN = "own"
     """At the sweep's own recipe, to compare with."""
-    NEIGHBOUR = "neighbour"
-    """At the best point of a cell that is like this one."""
     SAMPLED = "sampled"
     FINALIST = "finalist"
     """One of the best, with another seed or class pair."""
@@ -279,10 +274,7 @@ class _OfATrial(SealedRecord):
     @property
     def point(self) -> Point:
         """Where in its space the trial lies."""
-        recipe = self.spec.network.recipe
-        return Point(
-            learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, batch_size=recipe.batch_size
-        )
+        return Point.of(self.spec.network.recipe)
 
 
 class AskedRecord(_OfATrial):
@@ -326,14 +318,18 @@ class SearchRecord(_OfATrial):
     provenance: Provenance = Provenance()
     result: SearchResult
 
+    def scores(self) -> dict[str, float | None]:
+        """Return epochs that it took, and loss and accuracy on the validation images; None when diverged."""
+        result = self.result
+        accuracy = None if result.loss is None else result.curve[-1].accuracy
+        return {EPOCHS: result.epochs, VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: accuracy}
+
 
 def flat_search(record: SearchRecord) -> FlatRun:
     """Return a stored trial of a search as one flat run: its validation losses are a series over epochs."""
     network, result = record.spec.network, record.result
-    started = milliseconds(record.started_at)
-    metrics: dict[str, float] = {EPOCHS: result.epochs, c.WALL_TIME_S: record.finished_at - record.started_at}
-    if result.loss is not None:
-        metrics |= {VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: result.curve[-1].accuracy}
+    started, finished = milliseconds(record.started_at), milliseconds(record.finished_at)
+    scores = record.scores() | {c.WALL_TIME_S: record.finished_at - record.started_at}
     tags = {
         c.TRIAL_ID: record.trial_id,
         c.SWEEP: record.sweep,
@@ -350,18 +346,104 @@ def flat_search(record: SearchRecord) -> FlatRun:
         c.CODE_VERSION: record.provenance.code_version,
         "role": str(record.role),
     }
-    return FlatRun(
-        record.trial_id,
-        "trial",
-        tags,
-        spelled_params(network.model_dump(mode="json")),
-        metrics,
-        tuple(
-            (c.EPOCH_PREFIX + name, score.epoch, value, started)
-            for score in result.curve
-            for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
-        ),
-        started,
-        milliseconds(record.finished_at),
-        milliseconds(record.finished_at),
+    series = tuple(
+        (c.EPOCH_PREFIX + name, score.epoch, value, started)
+        for score in result.curve
+        for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
     )
+    metrics = {name: value for name, value in scores.items() if value is not None}
+    params = spelled_params(network.model_dump(mode="json"))
+    return FlatRun(record.trial_id, tags, params, metrics, series, started, finished, finished)
+
+
+# Where the search of a sweep stands, read from what is stored; nothing is trained, told or made.
+
+
+class SearchStanding(Finding):
+    """What is stored of a search.
+
+    Attributes:
+        trials: Results, of finalists too.
+        by_status: How many of them ended in each way.
+        recipe: Path of the recipe; None before it is written.
+        report: Path of the page; likewise.
+        failed: Trials without a result whose last attempt failed.
+        unreadable: Files that are not believed.
+    """
+
+    trials: int
+    by_status: dict[str, int]
+    recipe: str | None
+    report: str | None
+    failed: int = 0
+    unreadable: int = 0
+
+    @property
+    def summary(self) -> str:
+        """Say it in a line."""
+        ways = ", ".join(f"{count} {status}" for status, count in sorted(self.by_status.items()))
+        failed = f", {self.failed} failed" if self.failed else ""
+        broken = f"; {self.unreadable} files not believed" if self.unreadable else ""
+        recipe = f"; recipe {self.recipe}" if self.recipe else "; no recipe yet"
+        return f"search: {self.trials} trials ({ways}){failed}{broken}{recipe}"
+
+
+def search_standing(workspace: Workspace) -> SearchStanding | None:
+    """Return where the search of a sweep stands; None where nothing was searched.
+
+    Raises:
+        SetupError: when the storage does not answer.
+    """
+    store = ResultStore(workspace.search_url)
+    scan, failures = store.scan(SearchRecord), store.scan(FailureRecord)
+    if not (scan.records or scan.unreadable or failures.records):
+        return None
+    recipe = workspace.paths.tuned_recipe(workspace.plan.sweep.name)
+    report = workspace.sweep_paths.search_report / "search.html"
+    return SearchStanding(
+        trials=len(scan.records),
+        by_status=dict(Counter(str(record.result.status) for record in scan.records.values())),
+        recipe=str(recipe) if recipe.is_file() else None,
+        report=str(report) if report.is_file() else None,
+        failed=len(failures.records.keys() - scan.records.keys()),
+        unreadable=len(scan.unreadable),
+    )
+
+
+def search_rows(workspace: Workspace) -> list[Row]:
+    """Return one row per stored trial of a search, the first to finish first.
+
+    Raises:
+        SetupError: when the storage does not answer.
+    """
+    records = ResultStore(workspace.search_url).scan(SearchRecord).records.values()
+    return [
+        {
+            "trial_id": record.trial_id,
+            "model": record.key[0],
+            "dataset": record.key[1],
+            "class_pair": pair_name(record.spec.network.subset.class_pair),
+            "train_size": record.spec.network.train_size,
+            **record.point.model_dump(),
+            "role": str(record.role),
+            "seed": record.spec.network.seed,
+            "status": str(record.result.status),
+            **record.scores(),
+        }
+        for record in sorted(records, key=lambda record: record.finished_at)
+    ]
+
+
+def most_trainings(workspace: Workspace) -> tuple[int | None, str]:
+    """Return how many whole trainings a search takes at most, and that in words.
+
+    None where the sweep cannot be searched; in words why, for a sweep that says how it is to be.
+    """
+    sweep, tune = workspace.plan.sweep, workspace.plan.sweep.tune
+    try:
+        cells = tuning_cells(workspace.plan)
+    except SweepError as error:
+        return None, f"isweep tune would refuse: {error}" if "tune" in sweep.model_fields_set else ""
+    # The budget of each cell, and the further trainings of finalists and of the sweep's own recipe.
+    most = round(len(cells) * (tune.num_trainings + (tune.finalists + 1) * (tune.seeds - 1)))
+    return most, f"beside it, isweep tune would train {most} networks to the end at most"

@@ -1,20 +1,31 @@
-"""What a search found: per cell the chosen point, and what speaks for it."""
+"""What a search found: per cell the chosen point and what speaks for it, as tables and as a page."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from orchestrator.results.store import ResultStore, Unreadable
-from orchestrator.tuning.cells import AskedRecord, CellKey, Point, SearchRecord, TuningCell
-from orchestrator.tuning.search import CellSearch, Search, Training, rungs_of
+from orchestrator.analysis import figures as palette
+from orchestrator.analysis.guessing import AT_GUESSING
+from orchestrator.analysis.inference import mean_interval
+from orchestrator.analysis.table import interval, number, write_csv
+from orchestrator.analysis.tables import Table
+from orchestrator.planning.plan import Workspace
+from orchestrator.tuning.cells import Point, Row
+from orchestrator.tuning.search import CellSearch, Search
+from tasks.atomic import write_atomic
 from tasks.finding import Finding
 from tasks.trials.records import SearchResult, SearchStatus, capped
 
@@ -54,7 +65,6 @@ class CellOutcome(Finding):
         gain_std_error: From the spread of the differences, run by run; None for one run, or own kept.
         flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
         num_trials: Points that were tried.
-        num_pruned: Of them, stopped early.
         num_diverged: Of them, diverged.
         num_failed: Of them, without a result at the last start.
         spent: Search trainings, in whole trainings; finalists' further runs are not in it.
@@ -72,7 +82,6 @@ class CellOutcome(Finding):
     gain_std_error: float | None
     flat: tuple[float, float] | None
     num_trials: int
-    num_pruned: int
     num_diverged: int
     num_failed: int
     spent: float
@@ -91,281 +100,36 @@ class CellOutcome(Finding):
         return self.own is not None and self.chosen == self.own
 
     @property
-    def why_not(self) -> str:
-        """Why there is no recipe for this cell, and the way out; empty where there is one."""
-        if self.chosen is not None:
-            return ""
-        where = f"{self.model} on {self.dataset}"
-        if self.num_trials and self.num_diverged == self.num_trials:
-            return (
-                f"{where}: all {self.num_trials} trials diverged, so there is no recipe; "
-                "lower tune.learning_rate and tune again: what was found is kept"
-            )
-        if self.num_trials > self.num_pruned + self.num_diverged:
-            return (
-                f"{where}: further trainings of every finalist failed or diverged, so there is no recipe; "
-                "mend what failed, and tune again: what was found is kept"
-            )
-        return (
-            f"{where}: no trial was trained to its end ({self.num_trials} tried, "
-            f"{self.num_diverged} diverged, {self.num_failed} failed), so there is no recipe; "
-            "mend what failed, or raise tune.budget, and tune again: what was found is kept"
-        )
-
-    @property
     def problem(self) -> str:
         """What to know before using the recipe, and the way out; empty where there is nothing."""
-        from orchestrator.analysis.guessing import AT_GUESSING
-
-        if self.chosen is None or self.chance_loss is None:
-            return self.why_not
-        where = f"{self.model} on {self.dataset}"
-        if self.chosen.mean < AT_GUESSING * self.chance_loss:
-            unknown = (
-                "" if self.own is not None else "the sweep's own recipe failed, so there is no gain to tell"
+        again = "and tune again: what was found is kept"
+        found = ""
+        if self.chosen is None:
+            if self.num_trials and self.num_diverged == self.num_trials:
+                found = (
+                    f"all {self.num_trials} trials diverged, so there is no recipe; lower tune.learning_rate"
+                )
+            elif self.num_trials > self.num_diverged:
+                found = (
+                    "further trainings of every finalist failed or diverged, so there is no recipe; "
+                    "mend what failed,"
+                )
+            else:
+                found = (
+                    f"no trial was trained to its end ({self.num_trials} tried, {self.num_diverged} "
+                    f"diverged, {self.num_failed} failed), so there is no recipe; mend what failed, or raise "
+                    "tune.budget,"
+                )
+        elif self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
+            again = "and tune again"
+            found = (
+                "the best recipe found is hardly better than guessing "
+                f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
+                "tune.learning_rate, raise tune.budget or recipe.epochs,"
             )
-            return unknown and f"{where}: {unknown}; mend what failed, and tune again: what was found is kept"
-        return (
-            f"{where}: the best recipe found is hardly better than guessing "
-            f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
-            "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
-        )
-
-
-def outcomes(search: Search) -> tuple[CellOutcome, ...]:
-    """Return what was found so far, cell by cell."""
-    return tuple(_outcome(cell, search.tune.finalists, search.tune.seeds) for cell in search.cells.values())
-
-
-def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutcome:
-    tried = [result for (_, run), result in search.results.items() if run == 0]
-    points = search.finalists(num_finalists)
-    # Finalists of earlier starts have all their runs too: a search that goes on forgets none.
-    points += [point for point, _ in search.complete() if point not in points]
-    finalists = [_candidate(search, point, num_runs) for point in points]
-    # Of equal means the first, the better one of the search.
-    ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
-    own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
-    chosen = _choice(ranked, own)
-    gains = [] if chosen is None or own is None else _differences(own, chosen)
-    statuses = [result.status for result in tried]
-    return CellOutcome(
-        model=search.cell.key[0],
-        dataset=search.cell.key[1],
-        chosen=chosen,
-        own=own,
-        finalists=tuple(ranked),
-        gain=statistics.fmean(gains) if gains else None,
-        gain_std_error=None if chosen == own else _std_error(gains),
-        flat=_flat(search),
-        num_trials=len(tried),
-        num_pruned=statuses.count(SearchStatus.PRUNED),
-        num_diverged=statuses.count(SearchStatus.DIVERGED),
-        num_failed=search.num_failed,
-        spent=search.spent,
-        finalist_trainings=sum(r.epochs for (_, run), r in search.results.items() if run)
-        / search.cell.num_epochs,
-        budget=search.num_trainings,
-        chance_loss=tried[0].chance_loss if tried else None,
-    )
-
-
-def _choice(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
-    """Return the finalist of lowest mean loss, or the own recipe where that is within one error of it.
-
-    The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984: what is not
-    better by more than the error of the difference, run by run, is not worth leaving what is known. One run
-    alone has no error, and the lowest loss is taken.
-    """
-    best = next((candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None)
-    if best is None or own is None or own.diverged == len(own.losses):
-        return best
-    gains = _differences(own, best)
-    return best if statistics.fmean(gains) > (_std_error(gains) or 0.0) else own
-
-
-def _candidate(search: CellSearch, point: Point, num_runs: int) -> Candidate | None:
-    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs.
-
-    The first made it a finalist, by its luck too, and so is judged by only where there is no other.
-    """
-    runs = [search.results.get((point, run)) for run in range(num_runs)]
-    found: list[SearchResult] = [result for result in runs if result is not None]
-    if len(found) < num_runs:
-        return None
-    found = found[1:] or found
-    losses = tuple(result.capped_loss for result in found)
-    return Candidate(
-        point=point,
-        losses=losses,
-        mean=statistics.fmean(losses),
-        std_error=_std_error(losses),
-        diverged=sum(result.status == SearchStatus.DIVERGED for result in found),
-    )
-
-
-def _differences(own: Candidate, chosen: Candidate) -> list[float]:
-    return [before - after for before, after in zip(own.losses, chosen.losses, strict=True)]
-
-
-def _std_error(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
-
-
-def _flat(search: CellSearch) -> tuple[float, float] | None:
-    complete = search.complete()
-    if not complete:
-        return None
-    limit = complete[0][1].capped_loss + FLAT_WITHIN
-    rates = [point.learning_rate for point, result in complete if result.capped_loss <= limit]
-    return min(rates), max(rates)
-
-
-# Which searched parameters matter: how much of the losses' ranks each explains, beside what chance gives.
-
-PARAMETERS = ("learning_rate", "weight_decay", "batch_size")
-FEWEST_FOR_IMPORTANCE = 12
-"""Points of a model, over its datasets. With twelve a rate that alone decides is told from chance in four
-searches of five, with 18 in nearly all."""
-NUM_GROUPS = 3
-NUM_SHUFFLES = 999
-ERROR = 0.05
-"""How often chance alone tells any parameter of a model apart."""
-
-
-def importance_table(cells: Sequence[CellSearch], seed: int = 0) -> pd.DataFrame:
-    """Return how much each parameter decides the loss at the first rung, one row per model and parameter.
-
-    The points of a model's datasets are taken together, by the rank of their loss within the dataset, at the
-    first rung, because all trials come to it. A parameter explains the share of the ranks' variance that lies
-    between its lowest, middle and highest third of points, or between batch sizes: the ε² of Kruskal and
-    Wallis's test, without its ties. Models of fewer than ``FEWEST_FOR_IMPORTANCE`` points are left out, and
-    those whose points are all alike.
-
-    Args:
-        cells: The search's.
-        seed: Of the shuffles.
-
-    Returns:
-        Columns ``model``, ``parameter``, ``num_points``, ``share``, and ``by_chance``: what the shares stay
-        below when losses are shuffled among the points of each dataset, for all parameters of a model in
-        all but ``ERROR`` of the shuffles (Bonferroni).
-    """
-    rows = []
-    for model in dict.fromkeys(search.cell.key[0] for search in cells):
-        found = [_points(search) for search in cells if search.cell.key[0] == model]
-        table = pd.concat([one for one in found if not one.empty] or [pd.DataFrame(columns=["rank"])])
-        if len(table) < FEWEST_FOR_IMPORTANCE or table["rank"].nunique() == 1:
-            continue
-        rng = np.random.default_rng(seed)
-        ranks = [one["rank"].to_numpy() for one in found]
-        shuffled = np.stack(
-            [np.concatenate([rng.permutation(some) for some in ranks]) for _ in range(NUM_SHUFFLES)]
-        )
-        for name in PARAMETERS:
-            groups = _groups(table[name].to_numpy(dtype=float), split=name != "batch_size")
-            limit = np.quantile(explained(shuffled, groups), 1 - ERROR / len(PARAMETERS), method="higher")
-            share = explained(np.concatenate(ranks)[None], groups)[0]
-            rows.append((model, name, len(table), float(share), float(limit)))
-    return pd.DataFrame(rows, columns=["model", "parameter", "num_points", "share", "by_chance"])
-
-
-def explained(ranks: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the share of the variance that lies between groups.
-
-    Args:
-        ranks: ``(num_shuffles, num_points)``, not all equal.
-        groups: ``(num_points,)``.
-    """
-    centred = ranks - ranks.mean(axis=1, keepdims=True)
-    between = np.zeros(len(ranks))
-    for group in np.unique(groups):
-        inside = centred[:, groups == group]
-        between += inside.sum(axis=1) ** 2 / inside.shape[1]
-    return np.asarray(between / (centred**2).sum(axis=1))
-
-
-def _groups(values: NDArray[np.float64], *, split: bool) -> NDArray[np.int64]:
-    """Return the third of each value by its place in their order, or its place among the distinct ones."""
-    if not split:
-        return np.unique(values, return_inverse=True)[1]
-    places = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return places * NUM_GROUPS // len(values)
-
-
-def _points(search: CellSearch) -> pd.DataFrame:
-    """Return the points of a cell with the ranks of their losses at the first rung."""
-    rung = (rungs_of(search.cell) or (search.cell.num_epochs,))[0]
-    rows = []
-    for (point, run), result in search.results.items():
-        if run == 0 and search.cell.contains(point):
-            reached = [score.loss for score in result.curve if score.epoch == rung]
-            rows.append(
-                {**point.model_dump(), "loss": capped(reached[0] if reached else None, result.chance_loss)}
-            )
-    table = pd.DataFrame(rows, columns=[*PARAMETERS, "loss"])
-    return table.assign(rank=table["loss"].rank(pct=True))
-
-
-# What earlier starts left of a search: trainings that were asked for, in their order, and what they gave.
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What is stored of a search.
-
-    Attributes:
-        asked: What was asked for, by trial id.
-        records: What was found, likewise, the first to end first.
-        num_others: Results of another train size, recipe, split or prepared data; kept and not used.
-        unreadable: Files that are not believed.
-    """
-
-    asked: dict[str, AskedRecord]
-    records: dict[str, SearchRecord]
-    num_others: int
-    unreadable: list[Unreadable]
-
-    @classmethod
-    def read(
-        cls, store: ResultStore, cells: Iterable[TuningCell], fingerprints: Mapping[str, str]
-    ) -> Earlier:
-        """Read it.
-
-        Args:
-            store: Of the search.
-            cells: What is searched now.
-            fingerprints: Content hash of each prepared dataset, by prepared id.
-        """
-        by_key = {cell.key: cell for cell in cells}
-        asked, found = store.scan(AskedRecord), store.scan(SearchRecord)
-        records = [one for one in found.records.values() if _belongs(one, by_key, fingerprints)]
-        records.sort(key=lambda record: record.finished_at)
-        return cls(
-            {name: one for name, one in asked.records.items() if _belongs(one, by_key, fingerprints)},
-            {record.trial_id: record for record in records},
-            len(found.records) - len(records),
-            asked.unreadable + found.unreadable,
-        )
-
-    def trainings(self) -> list[Training]:
-        """Return everything in the order in which it was asked for; what is of no known place comes first."""
-        every: dict[str, AskedRecord | SearchRecord] = {**self.records, **self.asked}
-        ordered = sorted(every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1)
-        results = {name: record.result for name, record in self.records.items()}
-        return [Training(one.key, one.point, one.role, one.run, results.get(one.trial_id)) for one in ordered]
-
-
-def _belongs(
-    record: AskedRecord | SearchRecord, cells: Mapping[CellKey, TuningCell], fingerprints: Mapping[str, str]
-) -> bool:
-    """Tell whether a record is of one of these very cells, and made from the data prepared now."""
-    cell = cells.get(record.key)
-    if cell is None or cell.trial(record.point, record.run) != record.spec:
-        return False
-    prepared = record.spec.network.subset.prepared.prepared_id
-    return fingerprints.get(prepared) == record.data_fingerprint
+        elif self.own is None:
+            found = "the sweep's own recipe failed, so there is no gain to tell; mend what failed,"
+        return found and f"{self.model} on {self.dataset}: {found} {again}"
 
 
 @dataclass(frozen=True)
@@ -400,3 +164,334 @@ class TuneSummary:
     def exit_code(self) -> int:
         """0 when every cell has a recipe, 1 otherwise."""
         return 1 if self.not_tuned else 0
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``isweep tune --json`` prints."""
+        return {
+            "table": outcome_rows(self.cells),
+            "recipe": str(self.recipe),
+            "report": None if self.report is None else str(self.report),
+            "new_trials": self.num_new,
+        }
+
+
+def outcomes(search: Search) -> tuple[CellOutcome, ...]:
+    """Return what was found so far, cell by cell."""
+    return tuple(map(_outcome, search.cells.values()))
+
+
+def _outcome(search: CellSearch) -> CellOutcome:
+    tried = [result for (_, run), result in search.results.items() if run == 0]
+    complete = search.complete()
+    points = search.finalists()
+    # Finalists of earlier starts have all their runs too: a search that goes on forgets none.
+    points += [point for point, _ in complete if point not in points]
+    finalists = [_candidate(search, point) for point in points]
+    # Of equal means the first, the better one of the search.
+    ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
+    own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
+    chosen = _choice(ranked, own)
+    gains = [] if chosen is None or own is None else _differences(own, chosen)
+    flat = [p.learning_rate for p, r in complete if r.capped_loss <= complete[0][1].capped_loss + FLAT_WITHIN]
+    further = sum(result.epochs for (_, run), result in search.results.items() if run)
+    return CellOutcome(
+        model=search.cell.key[0],
+        dataset=search.cell.key[1],
+        chosen=chosen,
+        own=own,
+        finalists=tuple(ranked),
+        gain=statistics.fmean(gains) if gains else None,
+        gain_std_error=None if chosen == own else _std_error(gains),
+        flat=(min(flat), max(flat)) if flat else None,
+        num_trials=len(tried),
+        num_diverged=sum(result.status == SearchStatus.DIVERGED for result in tried),
+        num_failed=search.num_failed,
+        spent=search.spent,
+        finalist_trainings=further / search.cell.num_epochs,
+        budget=search.tune.num_trainings,
+        chance_loss=tried[0].chance_loss if tried else None,
+    )
+
+
+def _choice(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
+    """Return the finalist of lowest mean loss, or the own recipe where that is within one error of it.
+
+    The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984: what is not
+    better by more than the error of the difference, run by run, is not worth leaving what is known. One run
+    alone has no error, and the lowest loss is taken.
+    """
+    best = next((candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None)
+    if best is None or own is None or own.diverged == len(own.losses):
+        return best
+    gains = _differences(own, best)
+    return best if statistics.fmean(gains) > (_std_error(gains) or 0.0) else own
+
+
+def _candidate(search: CellSearch, point: Point) -> Candidate | None:
+    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs.
+
+    The first made it a finalist, by its luck too, and so is judged by only where there is no other.
+    """
+    runs = [search.results.get((point, run)) for run in range(search.tune.seeds)]
+    found: list[SearchResult] = [result for result in runs if result is not None]
+    if len(found) < len(runs):
+        return None
+    found = found[1:] or found
+    losses = tuple(result.capped_loss for result in found)
+    return Candidate(
+        point=point,
+        losses=losses,
+        mean=statistics.fmean(losses),
+        std_error=_std_error(losses),
+        diverged=sum(result.status == SearchStatus.DIVERGED for result in found),
+    )
+
+
+def _differences(own: Candidate, chosen: Candidate) -> list[float]:
+    return [before - after for before, after in zip(own.losses, chosen.losses, strict=True)]
+
+
+def _std_error(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+# As tables, for people, notebooks and JSON.
+
+
+def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
+    """Return one row per model and dataset; losses are of the validation images, in nat."""
+
+    def row(cell: CellOutcome) -> Row:
+        chosen, own, (flat_from, flat_to) = cell.chosen, cell.own, cell.flat or (None, None)
+        points = {name: getattr(chosen.point, name) if chosen else None for name in Point.model_fields}
+        return {
+            "model": cell.model,
+            "dataset": cell.dataset,
+            **points,
+            "validation_loss": chosen.mean if chosen else None,
+            "std_error": chosen.std_error if chosen else None,
+            "own_validation_loss": own.mean if own else None,
+            "own_std_error": own.std_error if own else None,
+            "gain": cell.gain,
+            "gain_std_error": cell.gain_std_error,
+            "flat_from": flat_from,
+            "flat_to": flat_to,
+            "num_trials": cell.num_trials,
+            "divergence_rate": cell.divergence_rate,
+            "trainings": cell.spent,
+            "finalist_trainings": cell.finalist_trainings,
+            "budget": cell.budget,
+        }
+
+    return [row(cell) for cell in cells]
+
+
+HEADER = (
+    *("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "own recipe", "gain"),
+    *("flat", "trials", "diverged", "trainings"),
+)
+BRIEF = (0, 1, 2, 3, 4, 5, 7)
+"""Columns of ``HEADER`` that fit a terminal."""
+
+
+def outcome_table(cells: Iterable[CellOutcome]) -> Table:
+    """Return the table for people."""
+    return Table(
+        key="tuned",
+        title="Searched recipes",
+        note="Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
+        "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an "
+        "error); flat: rates "
+        f"tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
+        header=HEADER,
+        rows=tuple(_cells(cell) for cell in cells),
+        numeric_from=2,
+    )
+
+
+def brief_table(cells: Iterable[CellOutcome]) -> Table:
+    """Return what of the table fits a terminal; the page has it all."""
+    whole = outcome_table(cells)
+    return replace(
+        whole,
+        header=tuple(whole.header[place] for place in BRIEF),
+        rows=tuple(tuple(row[place] for place in BRIEF) for row in whole.rows),
+    )
+
+
+def _cells(cell: CellOutcome) -> tuple[str, ...]:
+    def spelled(value: float | None, std_error: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.3f}" + ("" if std_error is None else f" ± {std_error:.3f}")
+
+    def loss(candidate: Candidate | None) -> str:
+        return "–" if candidate is None else spelled(candidate.mean, candidate.std_error)
+
+    flat, point = cell.flat, None if cell.chosen is None else cell.chosen.point
+    return (
+        cell.model,
+        cell.dataset,
+        "none" if point is None else f"{point.learning_rate:.3g}",
+        "" if point is None else f"{point.weight_decay:.2g}",
+        "" if point is None else str(point.batch_size),
+        loss(cell.chosen),
+        loss(cell.own),
+        "own kept" if cell.keeps_own else spelled(cell.gain, cell.gain_std_error),
+        "" if flat is None else f"{flat[0]:.2g} to {flat[1]:.2g}",
+        str(cell.num_trials),
+        f"{cell.divergence_rate:.0%}",
+        f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}",
+    )
+
+
+def gains(cells: Iterable[CellOutcome]) -> str:
+    """Say how much lower validation loss is than with the sweep's own recipe, with an interval."""
+    by_dataset: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell.gain is not None:
+            by_dataset.setdefault(cell.dataset, []).append(cell.gain)
+    if not by_dataset:
+        return "No cell has both a chosen recipe and its own to compare."
+    mean, bounds = mean_interval(np.array([statistics.fmean(values) for values in by_dataset.values()]))
+    return (
+        f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
+        f"{len(by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that both had. The "
+        "chosen recipe is the best of several in these very trainings, so its own loss is a little too low; "
+        "the test images know nothing of the choice."
+    )
+
+
+def trial_table(cells: Iterable[CellSearch]) -> pd.DataFrame:
+    """Return one row per point tried: where, how it ended, and its capped validation loss then."""
+    rows = [
+        {
+            "model": search.cell.key[0],
+            "dataset": search.cell.dataset,
+            **point.model_dump(),
+            "role": str(search.roles.get(point, "")),
+            "status": str(result.status),
+            "epochs": result.epochs,
+            "loss": result.curve[-1].loss if result.curve else None,
+            "shown": capped(result.loss, result.chance_loss),
+            "chance_loss": result.chance_loss,
+        }
+        for search in cells
+        for (point, run), result in search.results.items()
+        if run == 0
+    ]
+    return pd.DataFrame(rows)
+
+
+# The page.
+
+
+def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutcome]) -> Path | None:
+    """Write the page and ``trials.csv``; None where nothing was tried.
+
+    Args:
+        workspace: The sweep that was tuned.
+        search: Its search.
+        cells: What was found.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    states, sweep, tune = list(search.cells.values()), workspace.plan.sweep, search.tune
+    trials = trial_table(states)
+    if trials.empty:
+        return None
+    folder = workspace.sweep_paths.search_report
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(trials, folder / "trials.csv")
+    chosen = {(cell.model, cell.dataset): cell.chosen.point.learning_rate for cell in cells if cell.chosen}
+    domains = {name: spec.domain or "natural" for name, spec in workspace.plan.datasets.items()}
+    environment = Environment(
+        loader=PackageLoader("orchestrator.tuning", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        sweep=sweep.name,
+        settings=f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole trainings per "
+        f"model and dataset; {states[0].cell.train_size} training images, {tune.validation_share:.0%} of "
+        f"them, in whole groups, to validate on; {tune.finalists} finalists and the sweep's own recipe "
+        f"trained {tune.seeds} times. No test image was read.",
+        gains=gains(cells),
+        problems=[cell.problem for cell in cells if cell.problem],
+        table=outcome_table(cells),
+        caption=CAPTION,
+        figure=loss_against_rate(states, trials, chosen, domains),
+        journal=f"sweeps/{sweep.name}/search/{workspace.sweep_paths.search_journal.name}",
+    )
+    path = folder / "search.html"
+    write_atomic(path, page.encode())
+    return path
+
+
+CAPTION = (
+    "Validation loss against learning rate. Weight decay and batch size differ from point to point; a loss "
+    "of more than twice that of guessing, or of a diverged trial, is drawn at twice that."
+)
+MARKS = {SearchStatus.COMPLETE: None, SearchStatus.DIVERGED: "x"}
+"""How points are drawn by how they ended; None is their dataset's marker."""
+
+
+def loss_against_rate(
+    cells: Sequence[CellSearch],
+    table: pd.DataFrame,
+    chosen: Mapping[tuple[str, str], float],
+    domains: Mapping[str, str],
+) -> str:
+    """Draw loss against rate, a panel per model; returns the figure as SVG in base64.
+
+    Args:
+        cells: The search's cells.
+        table: See :func:`trial_table`.
+        chosen: Chosen learning rate by model and dataset.
+        domains: Domain of each dataset.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    marks = palette.dataset_marks({name: domains[name] for name in table["dataset"].unique()})
+    with palette.styled():
+        figure, axes = palette.panels(len(models), share=False)
+        for panel, model in zip(axes, models, strict=True):
+            panel.set_title(model)
+            for search in (one for one in cells if one.cell.key[0] == model):
+                mark = marks[search.cell.dataset]
+                rows = table[(table["model"] == model) & (table["dataset"] == search.cell.dataset)]
+                _points(panel, rows, mark.colour, mark.marker)
+                panel.axvline(search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1)
+                rate = chosen.get(search.cell.key)
+                best = rows[rows["learning_rate"] == rate]["shown"]
+                if rate is not None:
+                    star = mark.colour
+                    panel.plot([rate], [best.min()], "*", color=star, markersize=13, markeredgecolor="black")
+            palette.log_ticks(panel, "x", table["learning_rate"])
+            panel.set_yscale("log")
+        palette.label_outer(figure, "learning rate", "validation loss (nat)")
+        extra = [
+            Line2D([], [], color=palette.GREY, linestyle=":", label="the sweep's own rate"),
+            Line2D([], [], color="white", marker="*", markeredgecolor="black", markersize=11, label="chosen"),
+            Line2D(
+                [], [], color=palette.GREY, marker="o", linestyle="none", markersize=4, label="to the end"
+            ),
+            Line2D([], [], color=palette.GREY, marker="x", linestyle="none", label="diverged"),
+        ]
+        palette.legend(figure, palette.mark_handles(marks, table["dataset"]) + extra)
+        text = io.BytesIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(text, format="svg", metadata=metadata)
+    return base64.b64encode(text.getvalue()).decode("ascii")
+
+
+def _points(panel: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
+    for status, shape in MARKS.items():
+        some = rows[rows["status"] == str(status)]
+        drawn = panel.scatter(
+            some["learning_rate"], some["shown"], s=22, linewidths=1, marker=shape or marker
+        )
+        drawn.set_edgecolor(colour)
+        drawn.set_facecolor(colour)

@@ -10,28 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.plain_yaml import read_plain, write_plain
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.sweep_file import SweepSource, searched_cells, split_tuned
-from orchestrator.results import table as c
+from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_cells, split_tuned, write_plain
 from orchestrator.results.records import provenance
-from orchestrator.results.rows import index_measures, measure_metrics
-from orchestrator.results.state import StoredResults, judge
+from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.tracking import Tracker, make_tracker
-from orchestrator.running.cluster import Cluster, trial_resources
+from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
+from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
-from orchestrator.running.networks import check_models
-from orchestrator.running.options import RunOptions
-from orchestrator.running.orphans import remove_orphans
-from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
+from orchestrator.running.preparation import check_models, check_raw, prepare_missing, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import announced, check_gpus, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
-from orchestrator.tuning.outcome import CellOutcome, Earlier, TuneSummary, outcomes
-from orchestrator.tuning.report import write_report
-from orchestrator.tuning.search import Likeness, Search, open_storage
+from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcomes, write_report
+from orchestrator.tuning.search import Earlier, Search, open_storage
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
@@ -66,6 +60,8 @@ def write_recipe(
         for cell in found
         if cell.chosen is not None
     ]
+    origin = provenance()
+    packages = {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages}
     document = {
         **base,
         "overrides": [*base.get("overrides", []), *rows],
@@ -75,7 +71,7 @@ def write_recipe(
             "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
             "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and class pair",
             "cells": [_evidence(cell) for cell in found],
-            "made_by": _made_by(fingerprints),
+            "made_by": {"code_version": origin.code_version, "packages": packages, "data": fingerprints},
         },
     }
     try:
@@ -97,11 +93,7 @@ def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
         return []  # none there, or not one of ours any more
     _, tuned = split_tuned(document)
     here = [(cell.model, cell.dataset) for cell in found]
-    return [
-        f"{model} on {dataset}"
-        for model, dataset in searched_cells(tuned or {})
-        if (model, dataset) not in here
-    ]
+    return [f"{cell[0]} on {cell[1]}" for cell in searched_cells(tuned or {}) if cell not in here]
 
 
 def _evidence(cell: CellOutcome) -> dict[str, Any]:
@@ -120,20 +112,10 @@ def _evidence(cell: CellOutcome) -> dict[str, Any]:
     return found | {
         "flat_learning_rates": None if cell.flat is None else list(cell.flat),
         "trials": cell.num_trials,
-        "pruned": cell.num_pruned,
         "divergence_rate": _digits(cell.divergence_rate),
         "trainings": _digits(cell.spent),
         "finalist_trainings": _digits(cell.finalist_trainings),
         "budget": cell.budget,
-    }
-
-
-def _made_by(fingerprints: dict[str, str]) -> dict[str, Any]:
-    origin = provenance()
-    return {
-        "code_version": origin.code_version,
-        "packages": {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages},
-        "data": fingerprints,
     }
 
 
@@ -265,23 +247,9 @@ class _Tuning:
     def _search(self, stored: StoredResults, earlier: Earlier) -> Search:
         """Return the search with everything that is stored told to it, each trial once."""
         storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
-        search = Search(self.cells, self.workspace.plan.sweep.tune, storage, self._known())
+        search = Search(self.cells, self.workspace.plan.sweep.tune, storage)
         search.go_on(earlier.trainings())
         return search
-
-    def _known(self) -> dict[str, Likeness]:
-        """Return what is known of each dataset, its stored measures included."""
-        stored = StoredResults.read(self.workspace.results_url)
-        measures = index_measures(judge(self.workspace, stored).measures.values())
-        known = {}
-        for cell in self.cells:
-            record = measures.get((cell.subsets[0].subset_id, cell.train_size))
-            found = {} if record is None else measure_metrics(record, cell.train_size)
-            domain = self.workspace.plan.datasets[cell.dataset].domain
-            known[cell.dataset] = Likeness.of(
-                domain, cell.train_size, found.get(c.D_DATA_MLE), found.get(c.LABEL_SHARPNESS)
-            )
-        return known
 
     def _search_workspace(self) -> Workspace:
         """Return the search as a sweep of its own: its name, its train size, and cells made as it goes."""
@@ -329,8 +297,7 @@ class _Tuning:
         expectation = expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root))
         run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
         fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
-        with SearchWork(run, search, earlier, self._load, fingerprints) as work:
-            Trials(run, work).run()
+        Trials(run, SearchWork(run, search, earlier, self._load, fingerprints)).run()
 
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int

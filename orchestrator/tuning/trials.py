@@ -1,74 +1,44 @@
-"""The trials of a search as :class:`orchestrator.running.trials.Work`, and the actor that stops some."""
+"""The trials of a search as :class:`orchestrator.running.trials.Work`."""
 
 from __future__ import annotations
 
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import ray
-
-from orchestrator.planning.predict import array_key
+from orchestrator.planning.estimate import array_key
 from orchestrator.results.records import CellReport
 from orchestrator.results.rows import FlatRun, Point
-from orchestrator.running.actors import start_beside_driver
 from orchestrator.running.queue import CellQueue
 from orchestrator.running.trials import Run, Work
 from orchestrator.running.worker import TrialTrainable
-from orchestrator.tuning.cells import AskedRecord, CellKey, SearchRecord, flat_search
-from orchestrator.tuning.outcome import Earlier
-from orchestrator.tuning.search import Asked, Rungs, Search, rungs_of
+from orchestrator.tuning.cells import AskedRecord, SearchRecord, flat_search
+from orchestrator.tuning.search import Asked, Earlier, Search
 from search_spaces.errors import SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import EpochRecord, EpochScore, SearchResult, capped
+from tasks.trials.records import EpochRecord, EpochScore, SearchResult
 
-
-class IsweepJudge:
-    """The actor: every rung of every cell, so that trials on all nodes are compared with each other."""
-
-    def __init__(self, earlier: Iterable[tuple[str, str, int, float]]) -> None:
-        self._rungs = Rungs()
-        for entry in earlier:
-            self._rungs.come(*entry)
-
-    def come(self, study: str, trial_id: str, epoch: int, loss: float) -> bool:
-        """See :meth:`orchestrator.tuning.search.Rungs.come`."""
-        return self._rungs.come(study, trial_id, epoch, loss)
+AHEAD = 2
+"""Trials that may wait for their worker: a point that is asked for early knows less."""
 
 
 def perform_search(
     worker: TrialTrainable, data: TrialData, options: dict[str, Any]
 ) -> tuple[SearchResult, bool]:
-    """Train a point of a search, in a worker, until it is done or others are better at a rung."""
+    """Train a point of a search, in a worker."""
     from tasks.trials.trial import run_search_trial
 
     cell = worker.cell
-
-    def goes_on(epoch: int, loss: float) -> bool:
-        # A trial that runs to the end is noted all the same.
-        if epoch not in cell["rungs"]:
-            return True
-        judge = ray.get_actor(cell["judge"])
-        among_the_best = ray.get(judge.come.remote(cell["study"], cell["trial_id"], epoch, loss))
-        return bool(among_the_best) or not cell["may_be_pruned"]
-
     found = run_search_trial(
         NetworkSpec.model_validate_json(cell["network"]),
         data,
         micro_batch=cell["micro_batch"],
-        go_on=goes_on,
         on_epoch=None if worker.epochs is None else worker.epochs.teller(cell["trial_id"]).ended,
         **options,
     )
     return found, True
-
-
-AHEAD = 2
-"""Trials that may wait for their worker: a point that is asked for early knows less."""
 
 
 class SearchQueue(CellQueue):
@@ -132,7 +102,7 @@ class SearchQueue(CellQueue):
 
 
 class SearchWork(Work):
-    """The trials of a search, each made when it is taken; a context that holds the search's judge.
+    """The trials of a search, each made when it is taken.
 
     Args:
         run: What it is a part of.
@@ -152,40 +122,14 @@ class SearchWork(Work):
         load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
         fingerprints: Mapping[str, str],
     ) -> None:
-        # The source of one's own networks is sent along at the start, and is that of every cell.
-        firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
-        cells: dict[str, TrialSpec] = {trial.trial_id: trial for trial in firsts}
-        super().__init__(run, SearchQueue(search, cells, self._note), cells)
-        self._search, self._stored, self._load, self._fingerprints = search, earlier, load, fingerprints
         runs = range(search.tune.seeds)
         trials = [one.cell.trial(one.cell.own, run) for one in search.cells.values() for run in runs]
+        # The source of one's own networks is sent along at the start, and is that of every cell.
+        cells: dict[str, TrialSpec] = {trial.trial_id: trial for trial in trials}
+        super().__init__(run, SearchQueue(search, cells, self._note), cells)
+        self._search, self._stored, self._load, self._fingerprints = search, earlier, load, fingerprints
         self._by_array = {array_key(self.run.plan, trial): trial for trial in trials}
         self._count()
-
-    def __enter__(self) -> SearchWork:
-        """Start the judge, which knows the losses at the rungs of stored trials."""
-        rungs = {key: rungs_of(one.cell) for key, one in self._search.cells.items()}
-        known = [
-            (
-                study_name(record.key),
-                record.trial_id,
-                score.epoch,
-                capped(score.loss, record.result.chance_loss),
-            )
-            for record in self._stored.records.values()
-            if record.run == 0
-            for score in record.result.curve
-            if score.epoch in rungs.get(record.key, ())
-        ]
-        self._name = f"isweep-judge-{uuid.uuid4().hex[:8]}"
-        self._judge = start_beside_driver(IsweepJudge, known, name=self._name, max_restarts=-1)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the judge."""
-        ray.kill(self._judge)
 
     def load(self, key: str) -> TrialData:
         """See :class:`Work`."""
@@ -194,14 +138,7 @@ class SearchWork(Work):
 
     def job(self, cell: TrialSpec) -> dict[str, Any]:
         """See :class:`Work`."""
-        asked = self._search.asked(cell.trial_id)
-        return {
-            "network": cell.network.model_dump_json(),
-            "study": study_name(asked.cell.key),
-            "judge": self._name,
-            "rungs": rungs_of(asked.cell) if asked.run == 0 else (),
-            "may_be_pruned": asked.may_be_pruned,
-        }
+        return {"network": cell.network.model_dump_json()}
 
     def started(self, trial_id: str) -> None:
         """See :class:`Work`; the next trial may be asked for."""
@@ -252,25 +189,19 @@ class SearchWork(Work):
         """
         trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
         known = self._stored.asked
-        if trial_id in known:
-            return
-        record = AskedRecord(
-            trial_id=trial_id,
-            role=asked.role,
-            run=asked.run,
-            spec=asked.spec,
-            data_fingerprint=self._fingerprints[prepared],
-            number=1 + max((one.number for one in known.values()), default=-1),
-        )
-        self.run.stored.save(record)
-        known[trial_id] = record
+        if trial_id not in known:
+            record = AskedRecord(
+                trial_id=trial_id,
+                role=asked.role,
+                run=asked.run,
+                spec=asked.spec,
+                data_fingerprint=self._fingerprints[prepared],
+                number=1 + max((one.number for one in known.values()), default=-1),
+            )
+            self.run.stored.save(record)
+            known[trial_id] = record
 
     def _count(self) -> None:
         """Tell the monitor what is done and how much is left at most."""
         done = len(self._stored.records)
         self.run.monitor.trials_planned(done + self._search.num_left, done)
-
-
-def study_name(key: CellKey) -> str:
-    """Name the study of a cell."""
-    return " on ".join(key)

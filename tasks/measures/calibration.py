@@ -15,119 +15,75 @@ curled-up sheet give different values. But they also differ in other statistics 
    real data are in none of the families: `VALUE_SPREAD` of it for the value, the distribution's mean in
    ln d, and the more cautious `INTERVAL_SPREAD` for the interval, its central part.
 
-The embedding does not matter
-beyond bounding d: statistics of distances do not change when points are moved isometrically into more
-pixels.
+Moving points isometrically into more pixels changes no distance: the embedding only bounds d.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.errors import DataError
 from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source, flatten, squared_distances
 from tasks.measures.estimators import inverse_dimensions
 from tasks.measures.neighbors import NeighborTable, nested_neighbors
 from tasks.remote import Executor, InlineExecutor
 
-# Points and images of known intrinsic dimension: for calibration, for tests, and for trying things out.
-#
-# Every point generator takes ``(num_points, dimension, rng)`` and returns float64 points whose number of
-# columns is whatever the shape needs. An isometric embedding into more columns changes no distance, so none
-# is made: an estimator that sees distances only cannot tell.
-
 Points = npt.NDArray[np.float64]
-Generator = Callable[[int, int, np.random.Generator], Points]
 
 
-def hypersphere(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Uniform on the unit sphere of that dimension: no edge, constant curvature."""
+def _on_sphere(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
     points = rng.normal(size=(num_points, dimension + 1))
     on_sphere: Points = points / np.linalg.norm(points, axis=1, keepdims=True)
     return on_sphere
 
 
-def hypercube(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Uniform in the unit cube: flat, and in high dimension nearly all of it is edge."""
-    return rng.random((num_points, dimension))
-
-
-def gaussian(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Normal in all directions alike: flat, dense in the middle."""
-    return rng.normal(size=(num_points, dimension))
-
-
-def ball(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Uniform in the unit ball: flat, one smooth edge."""
-    return hypersphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
-
-
-def skewed_gaussian(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Normal with standard deviations falling from 1 to 1/4: directions that matter more than others."""
-    return rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
-
-
-def beta_cloud(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: strongly uneven density."""
-    return rng.beta(10, 0.5, size=(num_points, dimension))
-
-
-def curled(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Cube whose coordinates are wound around each other: curved, with two columns per dimension.
-
-    Coordinate i sets the radius ``u_{i+1}`` and the angle ``2π u_i`` of a circle, as in the nonlinear
-    manifolds of Hein & Audibert (2005).
-    """
+def _curled(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
     angles = 2 * np.pi * rng.random((num_points, dimension))
     radii = np.roll(angles, -1, axis=1)
     return np.concatenate([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def swiss_roll(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
-    """Rolled-up sheet; above dimension 2 with further flat directions of the sheet's width."""
-    if dimension < 2:
-        raise DataError("A Swiss roll has dimension 2 or more", str(dimension))
+def _swiss_roll(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
     angle = 1.5 * np.pi * (1 + 2 * rng.random((num_points, 1)))
     flat = 21 * rng.random((num_points, dimension - 1))
     return np.concatenate([angle * np.cos(angle), angle * np.sin(angle), flat], axis=1)
 
 
-MANIFOLDS: dict[str, Generator] = {
-    "hypersphere": hypersphere,
-    "hypercube": hypercube,
-    "gaussian": gaussian,
-    "ball": ball,
-    "skewed_gaussian": skewed_gaussian,
-    "beta_cloud": beta_cloud,
-    "curled": curled,
-    "swiss_roll": swiss_roll,
+MANIFOLDS: dict[str, Callable[[int, int, np.random.Generator], Points]] = {
+    # No edge, constant curvature: the unit sphere of that dimension.
+    "hypersphere": _on_sphere,
+    # Flat, and in high dimension nearly all of it is edge.
+    "hypercube": lambda num_points, dimension, rng: rng.random((num_points, dimension)),
+    # Flat, dense in the middle.
+    "gaussian": lambda num_points, dimension, rng: rng.normal(size=(num_points, dimension)),
+    # Flat, one smooth edge.
+    "ball": lambda num_points, dimension, rng: (
+        _on_sphere(num_points, dimension - 1, rng) * rng.random((num_points, 1)) ** (1 / dimension)
+    ),
+    # Standard deviations falling from 1 to 1/4: directions that matter more than others.
+    "skewed_gaussian": lambda num_points, dimension, rng: (
+        rng.normal(size=(num_points, dimension)) * np.geomspace(1, 0.25, dimension)
+    ),
+    # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: strongly uneven density.
+    "beta_cloud": lambda num_points, dimension, rng: rng.beta(10, 0.5, size=(num_points, dimension)),
+    # A curved cube, coordinates wound around each other: coordinate i sets the radius u_{i+1} and the angle
+    # 2π u_i of a circle, as in the nonlinear manifolds of Hein & Audibert (2005).
+    "curled": _curled,
+    # A rolled-up sheet; above dimension 2 with further flat directions of the sheet's width.
+    "swiss_roll": _swiss_roll,
 }
-
-
-def cosine_patterns(num_patterns: int, side: int) -> npt.NDArray[np.float64]:
-    """Orthogonal ``(num_patterns, side, side)`` cosines of rising frequency, values in [-1, 1].
-
-    Raises:
-        DataError: If the side holds fewer patterns.
-    """
-    if not 1 <= num_patterns < side * side:
-        raise DataError(f"A side of {side} pixels has {side * side - 1} patterns", str(num_patterns))
-    grid = (np.arange(side) + 0.5) * np.pi / side
-    order: list[Any] = sorted(
-        ((u, v) for u in range(side) for v in range(side) if u or v),
-        key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv),
-    )
-    return np.stack([np.outer(np.cos(u * grid), np.cos(v * grid)) for u, v in order[:num_patterns]])
-
+"""Generators of float64 points of known dimension, in as many columns as the shape needs."""
+FROM_DIMENSION_2 = ("swiss_roll", "ball")
 
 DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NUM_REPEATS = 3
+# Probability of the interval.
+LEVEL = 0.9
 # Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md.
 # A small part makes the best values, but intervals that are too sure of shapes they have not seen: of
 # families left out (dimensions 2 to 50, 500 points) they held 74 % with a part of 1, 85 with 4, 88 with 6.
@@ -175,10 +131,8 @@ class CalibratedDimension:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         record = {key: value for key, value in vars(self).items() if key != "reason"}
-        record |= {
-            "interval": None if self.interval is None else list(self.interval),
-            "notes": list(self.notes),
-        }
+        interval = None if self.interval is None else list(self.interval)
+        record |= {"interval": interval, "notes": list(self.notes)}
         return record | ({"reason": self.reason} if self.reason else {})
 
 
@@ -203,8 +157,6 @@ def calibrate(
     *,
     num_neighbors: int = 20,
     keep: npt.NDArray[Any] | None = None,
-    max_points: int = MAX_POINTS,
-    level: float = 0.9,
     families: Sequence[str] = tuple(MANIFOLDS),
     executor: Executor | None = None,
     precision: Precision | None = None,
@@ -215,46 +167,37 @@ def calibrate(
     Args:
         rows: ``(num_points, ...)`` array or source, without duplicates among ``keep``.
         num_neighbors: k of the MLE.
-        keep: Rows to use, ascending; all when None.
-        max_points: More points than this are thinned at random to it.
-        level: Probability of the interval, 90 % as usual for such intervals.
-        families: Of `tasks.measures.calibration.MANIFOLDS`, to simulate.
+        keep: Rows to use, ascending; all when None. More than ``MAX_POINTS`` are thinned at random to it.
+        families: Of ``MANIFOLDS``, to simulate.
         executor: Where simulations run; in this process when None.
         precision: How products are formed.
         seed: Of thinning and simulations.
 
     Returns:
-        The corrected value. How often its interval covers the true dimension is tested on fresh samples of
-        the families, on families left out of the simulations, and on the benchmark manifolds of the field;
-        ``docs/measures.md`` has the counts. Shapes far from every family are covered less often than
-        ``level`` says.
+        The corrected value. ``docs/measures.md`` says how often its interval covers the true dimension on
+        fresh samples of the families, on families left out of the simulations, and on the benchmark manifolds
+        of the field; shapes far from every family are covered less often than ``LEVEL`` says.
     """
-    executor = executor or InlineExecutor()
     source = as_source(rows)
     kept = np.arange(source.num_rows) if keep is None else np.asarray(keep)
-    if len(kept) > max_points:
-        kept = np.sort(np.random.default_rng(seed).choice(kept, max_points, replace=False))
+    if len(kept) > MAX_POINTS:
+        kept = np.sort(np.random.default_rng(seed).choice(kept, MAX_POINTS, replace=False))
     num_points = len(kept)
+    undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {}, 0)
     if num_points < 4 * num_neighbors:
         reason = f"needs at least {4 * num_neighbors} distinct points, has {num_points}"
-        return CalibratedDimension(None, None, None, num_points, num_neighbors, level, {}, 0, reason=reason)
+        return replace(undefined, reason=reason)
+    executor, how_many = executor or InlineExecutor(), (num_points, num_neighbors)
     search = nested_neighbors(
         source, None, [num_points], num_neighbors, executor=executor, precision=precision, keep=kept
     )
     observed = statistics(search.tables[0], _pair_distances(source, kept), num_neighbors)
     if observed is None:
-        reason = "neighbour distances are zero or all equal"
-        return CalibratedDimension(None, None, None, num_points, num_neighbors, level, {}, 0, reason=reason)
+        return replace(undefined, reason="neighbour distances are zero or all equal")
     ambient = int(np.prod(source.row_shape))
-    simulations = simulate(
-        num_points,
-        num_neighbors,
-        dimension_grid(np.exp(observed[0]), ambient),
-        families,
-        executor=executor,
-        seed=seed,
-    )
-    return posterior(observed, simulations, num_points, num_neighbors, level, ambient)
+    grid = dimension_grid(np.exp(observed[0]), ambient)
+    simulations = simulate(*how_many, grid, families, executor=executor, seed=seed)
+    return posterior(observed, simulations, *how_many, ambient)
 
 
 def statistics(table: NeighborTable, pair_distances: FloatArray, num_neighbors: int) -> FloatArray | None:
@@ -278,19 +221,18 @@ def simulate(
     families: Sequence[str],
     *,
     executor: Executor,
-    num_repeats: int = NUM_REPEATS,
     seed: int = 0,
 ) -> Simulations:
-    """Statistics of every family at every dimension, ``num_repeats`` samples each."""
+    """Statistics of every family at every dimension, ``NUM_REPEATS`` samples each."""
     cells = [
         (f, d, r)
         for f, family in enumerate(families)
         for d, dimension in enumerate(dimensions)
-        for r in range(num_repeats)
-        if dimension >= 2 or family not in ("swiss_roll", "ball")
+        for r in range(NUM_REPEATS)
+        if dimension >= 2 or family not in FROM_DIMENSION_2
     ]
     arguments = [(families[f], dimensions[d], num_points, num_neighbors, [seed, r]) for f, d, r in cells]
-    result = np.full((len(families), len(dimensions), num_repeats, 4), np.nan)
+    result = np.full((len(families), len(dimensions), NUM_REPEATS, 4), np.nan)
     for index, values in executor.map_unordered(simulate_one, arguments):
         if values is not None:
             result[cells[index]] = values
@@ -332,7 +274,6 @@ def posterior(
     simulations: Simulations,
     num_points: int,
     num_neighbors: int,
-    level: float,
     ambient: int,
 ) -> CalibratedDimension:
     """Step 3: distribution over families and ln d given the observed statistics."""
@@ -341,7 +282,7 @@ def posterior(
     weight, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
     value = min(float(np.exp(weight.sum(axis=0) @ grid)), ambient)
     density = _weights(observed, curves, noise, INTERVAL_SPREAD)[0].sum(axis=0)
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     # Clipped, not cut off before: data may well fill all their columns.
     low, high = np.minimum(np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid)), ambient)
     notes = []
@@ -362,7 +303,7 @@ def posterior(
         uncorrected=float(np.exp(observed[0])),
         num_points=num_points,
         num_neighbors=num_neighbors,
-        level=level,
+        level=LEVEL,
         families=dict(zip(simulations.families, weight.sum(axis=1).tolist(), strict=True)),
         num_simulations=int(np.isfinite(simulations.statistics[..., 0]).sum()),
         notes=tuple(notes),

@@ -10,7 +10,6 @@ thin, curved or low-dimensional set), the whole block is redone in float64 inste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -106,9 +105,7 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
     starts = np.unique(np.linspace(0, max(total - 64, 0), max(num_rows // 64, 1)).astype(int))
     parts = [flatten(source.read(int(start), min(int(start) + 64, total))) for start in starts]
     integral = np.issubdtype(parts[0].dtype, np.integer) or parts[0].dtype == np.bool_
-    centre: FloatArray = np.concatenate([part.mean(axis=0, dtype=np.float64)[None] for part in parts]).mean(
-        axis=0
-    )
+    centre: FloatArray = np.mean([part.mean(axis=0, dtype=np.float64) for part in parts], axis=0)
     return np.rint(centre) if integral else centre
 
 
@@ -133,8 +130,7 @@ def squared_distances(
         was asked for but too many pairs were too close for it. A caller with more blocks of the same
         data saves time by asking for that dtype from then on.
     """
-    gram, norms_a, norms_b = _gram(a, b, centre, precision)
-    squared = _expand(gram, norms_a, norms_b, precision.dtype)
+    squared, norms_a, norms_b = _expanded(a, b, centre, precision)
     close = _close_pairs(squared, norms_a, norms_b, precision.dtype)
     if b is None:
         upper = close[0] < close[1]
@@ -166,10 +162,10 @@ def direct_squared_distances(
     return result
 
 
-def _gram(
+def _expanded(
     a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Products of centred rows and their squared norms, summed over chunks of features."""
+    """``|a|² + |b|² - 2ab`` of centred rows, summed over chunks of features, and both sides' ``|a|²``."""
     dtype = np.dtype(precision.dtype)
     num_features = a.shape[1]
     width = min(precision.chunk_features, num_features)
@@ -180,19 +176,23 @@ def _gram(
     buffer_a = np.empty((len(a), width), dtype)
     buffer_b = buffer_a if b is None else np.empty((len(b), width), dtype)
     product = gram if one_chunk else np.empty(gram.shape, dtype)
-    for start in range(0, num_features, width):
-        part = slice(start, start + width)
-        chunk_a = _centre_into(buffer_a, a[:, part], centre[part])
-        chunk_b = chunk_a if b is None else _centre_into(buffer_b, b[:, part], centre[part])
-        _product_into(product, chunk_a, chunk_b, precision.device)
-        if not one_chunk:
-            gram += product
-        if b is not None:
-            norms_a += np.square(chunk_a).sum(axis=1)
-            norms_b += np.square(chunk_b).sum(axis=1)
-    if b is None:
-        norms_a = norms_b = gram.diagonal().astype(np.float64)
-    return gram, norms_a, norms_b
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by the caller, see `trouble`
+        for start in range(0, num_features, width):
+            part = slice(start, start + width)
+            chunk_a = _centre_into(buffer_a, a[:, part], centre[part])
+            chunk_b = chunk_a if b is None else _centre_into(buffer_b, b[:, part], centre[part])
+            _product_into(product, chunk_a, chunk_b, precision.device)
+            if not one_chunk:
+                gram += product
+            if b is not None:
+                norms_a += np.square(chunk_a).sum(axis=1)
+                norms_b += np.square(chunk_b).sum(axis=1)
+        if b is None:
+            norms_a = norms_b = gram.diagonal().astype(np.float64)
+        gram *= -2
+        gram += norms_a[:, None].astype(gram.dtype)
+        gram += norms_b.astype(gram.dtype)
+        return gram.astype(dtype, copy=False), norms_a, norms_b
 
 
 def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray) -> FloatArray:
@@ -200,16 +200,14 @@ def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray)
     out = buffer[:, : rows.shape[1]]
     narrow = rows.dtype in (np.float32, np.float16, np.uint8, np.int8, np.uint16, np.int16, np.bool_)
     subtract_in = buffer.dtype if narrow else np.dtype(np.float64)
-    with np.errstate(over="ignore"):  # as in `_product_into`
-        np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
+    np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
     return out
 
 
 def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) -> None:
     """``a @ b.T``; for ``a is b`` numpy's BLAS computes one triangle only (syrk)."""
     if device == "cpu":
-        with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by the caller, see `trouble`
-            np.matmul(a, b.T, out=out)
+        np.matmul(a, b.T, out=out)
         return
     import torch
 
@@ -222,15 +220,6 @@ def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) ->
         out[...] = (left @ right.T).cpu().numpy()
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _expand(gram: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: str) -> FloatArray:
-    """``|a|² + |b|² - 2ab`` in place, handed on in the dtype asked for."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        gram *= -2
-        gram += norms_a[:, None].astype(gram.dtype)
-        gram += norms_b.astype(gram.dtype)
-        return gram.astype(dtype, copy=False)
 
 
 def _close_pairs(
@@ -246,8 +235,6 @@ def _close_pairs(
     return rows[keep], columns[keep]
 
 
-# Rows that hold bytes, in whatever type they come, and the exact distances between them.
-#
 # Images are bytes before they are anything else. As uint8, as floats that are whole numbers up to 255, or
 # as floats that are such numbers divided by 255, their differences are whole numbers of one unit, and
 # ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on block
@@ -333,32 +320,24 @@ def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
 def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float) -> bool:
     """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without one."""
     divisor = rows.dtype.type(255)
-    with np.errstate(invalid="ignore", over="ignore"):  # casts of NaN and large values are found unequal
-        for top, part, values in _pieces(rows):
-            if unit == 1:
-                levels = values.astype(np.uint8)
-                equal = levels == values
-            else:
-                levels = np.rint(values * divisor).astype(np.uint8)
-                equal = levels.astype(rows.dtype) / divisor == values
-            if not equal.all():
-                return False
-            flatten(out[top : top + len(values)])[:, part] = levels
-    return True
-
-
-def _pieces(rows: npt.NDArray[Any]) -> Iterator[tuple[int, slice, npt.NDArray[Any]]]:
-    """Yield first row, features and values of pieces small enough for the cache.
-
-    Rows are flattened few at a time, since that copies those that do not lie one after another.
-    """
-    num_features = int(np.prod(rows.shape[1:]))
-    width = max(1, min(num_features, _PIECE_VALUES))
+    width = max(1, min(int(np.prod(rows.shape[1:])), _PIECE_VALUES))
     height = max(1, _PIECE_VALUES // width)
-    for top in range(0, len(rows), height):
-        values = flatten(rows[top : top + height])
-        for left in range(0, num_features, width):
-            yield top, slice(left, left + width), values[:, left : left + width]
+    with np.errstate(invalid="ignore", over="ignore"):  # casts of NaN and large values are found unequal
+        for top in range(0, len(rows), height):
+            # Few at a time, since flattening copies rows that do not lie one after another.
+            few, levels_of_few = flatten(rows[top : top + height]), flatten(out[top : top + height])
+            for left in range(0, few.shape[1], width):
+                values = few[:, left : left + width]
+                if unit == 1:
+                    levels = values.astype(np.uint8)
+                    equal = levels == values
+                else:
+                    levels = np.rint(values * divisor).astype(np.uint8)
+                    equal = levels.astype(rows.dtype) / divisor == values
+                if not equal.all():
+                    return False
+                levels_of_few[:, left : left + width] = levels
+    return True
 
 
 def signed(rows: npt.NDArray[Any], buffer: SignedBytes | None = None) -> SignedBytes:
@@ -399,10 +378,7 @@ def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
 
 
 def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]) -> IntArray:
-    """Turn products of rows into squared distances, in place: ``|a|² + |b|² - 2ab``.
-
-    No step can leave the dtype that `gram` chose; results are below `tasks.measures.neighbors.far` of it.
-    """
+    """Turn products of rows into squared distances, in place; no step can leave the dtype of `gram`."""
     products *= -2
     products += norms_a[:, None].astype(products.dtype)
     products += norms_b.astype(products.dtype)

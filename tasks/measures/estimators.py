@@ -3,16 +3,15 @@
 T_j(x) is the distance from x to its j-th nearest other point. Every estimator works on a table of T and
 returns a record; none returns a bare number, NaN or infinity.
 
-Neighbourhoods overlap, so the contributions of nearby points to an estimate are not independent, and a
-bootstrap over single points would promise too much. Blocks are disjoint neighbourhoods; whole blocks are
-drawn with replacement.
+Neighbourhoods overlap, so a bootstrap over single points would promise too much: disjoint blocks of
+neighbouring points are drawn with replacement.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,25 +64,6 @@ class IntrinsicDimension:
         return record | ({"reason": self.reason} if self.reason else {}) | self.details
 
 
-def undefined(
-    estimator: str, table: NeighborTable, num_neighbors: int, convention: str, reason: str
-) -> IntrinsicDimension:
-    """Return the record of an estimate that these points do not allow."""
-    return IntrinsicDimension(
-        estimator, None, None, table.num_points, num_neighbors, convention, reason=reason
-    )
-
-
-def usable(table: NeighborTable, num_neighbors: int) -> tuple[FloatArray, npt.NDArray[np.bool_], str | None]:
-    """Distances to the nearest ``num_neighbors``, rows that have them all above zero, and what is wrong."""
-    distances = table.distances[:, :num_neighbors]
-    if table.num_points < num_neighbors + 1 or distances.shape[1] < num_neighbors:
-        rule = f"needs at least {num_neighbors + 1} distinct points for {num_neighbors} neighbours"
-        return distances, np.zeros(len(distances), bool), f"{rule}, has {table.num_points}"
-    good = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
-    return distances, good, None if good.sum() > 1 else "all neighbour distances are zero"
-
-
 def inverse_dimensions(logs: FloatArray, num_neighbors: int, subtract: int) -> FloatArray:
     """``1/(k - subtract) · Σ_{j<k} ln(T_k / T_j)`` per point, from ``(num_points, >= k)`` log distances."""
     k = num_neighbors
@@ -108,13 +88,11 @@ def neighborhood_blocks(
     Returns:
         ``(num_good,)`` block number of each point that takes part.
     """
-    num_points = len(indices)
-    block = np.full(num_points, -1, np.int64)
+    block = np.full(len(indices), -1, np.int64)
     number = 0
-    for point in range(num_points):
+    for point, neighbors in enumerate(indices):
         if block[point] >= 0:
             continue
-        neighbors = indices[point]
         free = neighbors[(neighbors >= 0) & (block[neighbors] < 0)]
         block[free[: BLOCK_POINTS - 1]] = number
         block[point] = number
@@ -130,16 +108,13 @@ def block_std_error(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> float | None:
-    """Standard deviation of a statistic over resamples of blocks.
+    """Standard deviation of a statistic over resamples of blocks; None when fewer than two define it.
 
     Args:
         statistic: Function of ``(num_points,)`` multiplicities; None when undefined for them.
         blocks: ``(num_points,)`` block of each point.
         seed: Of the draws.
         num_resamples: Draws.
-
-    Returns:
-        The standard error, or None when fewer than two resamples define the statistic.
     """
     num_blocks = int(blocks.max(initial=-1)) + 1
     if num_blocks < 2:
@@ -155,49 +130,115 @@ def block_std_error(
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-# Gride, an estimator that looks at several scales, on the same table of neighbours.
+@dataclass(frozen=True)
+class Neighborhoods:
+    """What an estimator looks at: the points that have all their neighbours, none at distance zero.
+
+    Attributes:
+        distances: ``(num_good, num_neighbors)``, ascending.
+        indices: ``(num_points, num_neighbors)`` neighbours of all points.
+        good: ``(num_points,)`` which of them these are.
+        discard_fraction: Of TwoNN.
+        seed: Of bootstraps.
+    """
+
+    distances: FloatArray
+    indices: npt.NDArray[Any]
+    good: npt.NDArray[np.bool_]
+    discard_fraction: float
+    seed: int
+
+    def std_error(self, statistic: Callable[[npt.NDArray[np.float64]], float | None]) -> float | None:
+        """Standard error of a statistic over resamples of blocks."""
+        return block_std_error(statistic, neighborhood_blocks(self.indices, self.good), seed=self.seed)
 
 
-def gride(table: NeighborTable, *, num_neighbors: int = 20) -> IntrinsicDimension:
+Fit = tuple[float | None, float | None, dict[str, Any]]
+"""Value, standard error and details; no value where points are equally far."""
+
+
+def _mle(near: Neighborhoods) -> Fit:
+    """Maximum-likelihood dimension (Levina & Bickel 2004, aggregated as MacKay & Ghahramani 2005).
+
+    ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
+
+    Where density is even the sum has the mean ``(k - 1)/d``, so that k - 1 is the unbiased divisor where
+    inverses are averaged. The study's code divides by k - 2, and so does the value, which is compared with
+    the study's laws; ``value_k_minus_1`` is the other, 19/18 of it at k = 20. The standard error is by the
+    delta method, ``d² · sd(inverse) / √n``, which takes points as independent; ``std_error_bootstrap``
+    resamples blocks of neighbouring points. ``curve`` has both values for every smaller k: of the two only
+    the latter does not change with k for the divisor's sake alone.
+    """
+    logs, k = np.log(near.distances), near.distances.shape[1]
+    inverses = inverse_dimensions(logs, k, 2)
+    mean = inverses.mean()
+    if mean <= EQUAL_LOG_RATIO:
+        return None, None, {}
+    curve = [
+        {
+            "num_neighbors": smaller,
+            "value": _inverse(inverse_dimensions(logs, smaller, 2).mean()),
+            "value_k_minus_1": _inverse(inverse_dimensions(logs, smaller, 1).mean()),
+        }
+        for smaller in range(3, k + 1)
+    ]
+    details = {
+        "std_error_bootstrap": near.std_error(lambda weights: weights.sum() / (weights * inverses).sum()),
+        "value_k_minus_1": curve[-1]["value_k_minus_1"],
+        "curve": curve,
+    }
+    return float(1 / mean), float(inverses.std(ddof=1) / mean**2 / np.sqrt(len(inverses))), details
+
+
+def _inverse(mean: float) -> float | None:
+    return float(1 / mean) if mean > 0 else None
+
+
+def _twonn(near: Neighborhoods) -> Fit:
+    """Two-nearest-neighbour dimension (Facco et al. 2017): slope of ``-ln(1 - F(μ))`` on ``ln μ``.
+
+    μ = T_2/T_1, F its empirical distribution ``i/n``; least squares through the origin. The share
+    ``discard_fraction`` of the largest μ is left out, 0.1 as in Facco et al.; 0 drops the last point only
+    (where F = 1), as the code of Konz & Mazurowski does. The standard error is the likelihood's, ``d/√n``.
+    """
+    log_ratios = np.log(near.distances[:, 1] / near.distances[:, 0])
+    order, discarded = np.argsort(log_ratios, kind="stable"), near.discard_fraction
+    value = _twonn_slope(log_ratios[order], np.ones(len(order)), discarded)
+    if value is None or value >= 1 / EQUAL_LOG_RATIO:
+        return None, None, {}
+    error = near.std_error(lambda weights: _twonn_slope(log_ratios[order], weights[order], discarded))
+    details = {"std_error_bootstrap": error, "discard_fraction": discarded}
+    return value, float(value / np.sqrt(len(order))), details
+
+
+def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: float) -> float | None:
+    """Slope for ascending ``log_ratios``; ``weights`` are multiplicities, all one for the sample itself."""
+    share = np.cumsum(weights) / weights.sum()
+    # The tolerance keeps i/n <= 1 - f on the side that exact arithmetic would put it.
+    num_kept = int(np.searchsorted(share, 1 - discard_fraction + 1e-12, side="right"))
+    num_kept = min(num_kept, int(np.searchsorted(share, 1 - 1e-12)))  # F = 1 has no logarithm
+    x, w = log_ratios[:num_kept], weights[:num_kept]
+    # Not by products of vectors: BLAS shares long ones out over threads, whose number would show here.
+    norm = float((w * x * x).sum())
+    return float((w * x * -np.log1p(-share[:num_kept])).sum() / norm) if norm > 0 else None
+
+
+def _gride(near: Neighborhoods) -> Fit:
     """Generalised ratios (Denti et al. 2022): likelihood of ``T_{2n}/T_n`` for n = 1, 2, 4, ...
 
     For points of locally constant density the ratio μ = T_{n2}/T_{n1} has the density
-    ``d (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``; d maximises the likelihood.
-
-    Args:
-        table: Neighbours of the points.
-        num_neighbors: The largest n2 is the largest power of two not above it.
-
-    Returns:
-        The value at the largest scale (least variance); ``curve`` has every scale with its standard error
-        from the observed information, and the mean distance at which it looks.
+    ``d (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``; d maximises the likelihood. The value is the one
+    at the largest scale (least variance); ``curve`` has every scale with its standard error from the observed
+    information, and the mean distance at which it looks.
     """
-    convention = "Denti et al. 2022, n2 = 2 n1, largest n2 within num_neighbors; std_error by the information"
-    scales = [2**j for j in range(20) if 2 ** (j + 1) <= num_neighbors]
-    if not scales:
-        return undefined("gride", table, num_neighbors, convention, "needs at least 2 neighbours")
-    distances, good, problem = usable(table, 2 * scales[-1])
-    if problem:
-        return undefined("gride", table, 2 * scales[-1], convention, problem)
     curve = []
-    for n1 in scales:
-        near, far = distances[good, n1 - 1], distances[good, 2 * n1 - 1]
-        value, error = _gride_fit(np.log(far / near), n1, 2 * n1)
+    for n1 in [2**j for j in range(20) if 2 ** (j + 1) <= near.distances.shape[1]]:
+        closer, farther = near.distances[:, n1 - 1], near.distances[:, 2 * n1 - 1]
+        value, error = _gride_fit(np.log(farther / closer), n1, 2 * n1)
         curve.append(
-            {"n1": n1, "n2": 2 * n1, "value": value, "std_error": error, "distance": float(far.mean())}
+            {"n1": n1, "n2": 2 * n1, "value": value, "std_error": error, "distance": float(farther.mean())}
         )
-    reason = None if curve[-1]["value"] is not None else EQUALLY_FAR
-    return IntrinsicDimension(
-        "gride",
-        curve[-1]["value"],
-        curve[-1]["std_error"],
-        int(good.sum()),
-        2 * scales[-1],
-        convention,
-        num_dropped=int((~good).sum()),
-        reason=reason,
-        details={"curve": curve},
-    )
+    return value, error, {"curve": curve}
 
 
 def _gride_fit(log_ratios: FloatArray, n1: int, n2: int) -> tuple[float | None, float | None]:
@@ -230,152 +271,27 @@ def _gride_fit(log_ratios: FloatArray, n1: int, n2: int) -> tuple[float | None, 
     return value, 1 / math.sqrt(information(value))
 
 
-MLE_CONVENTION = (
-    "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-2 as in the code of "
-    "Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as printed there, which is unbiased where "
-    "inverses are averaged; std_error by the delta method"
-)
-
-
-def mle(table: NeighborTable, *, num_neighbors: int = 20, seed: int = 0) -> IntrinsicDimension:
-    """Maximum-likelihood dimension (Levina & Bickel 2004, aggregated as MacKay & Ghahramani 2005).
-
-    ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
-
-    Where density is even the sum has the mean ``(k - 1)/d``, so that k - 1 is the unbiased divisor where
-    inverses are averaged. The study's code divides by k - 2, and so does ``value``, which is compared with
-    the study's laws; the other is 19/18 of it at k = 20.
-
-    Args:
-        table: Neighbours of the points, at least ``num_neighbors`` wide.
-        num_neighbors: k, 20 as in Konz & Mazurowski.
-        seed: Of the bootstrap.
-
-    Returns:
-        Record whose ``std_error`` is by the delta method, ``d² · sd(inverse) / √n``, which takes points as
-        independent; ``std_error_bootstrap`` resamples blocks of neighbouring points instead.
-        ``value_k_minus_1`` is the value with the other divisor. ``curve`` has both for every smaller k: of
-        the two only the latter does not change with k for the divisor's sake alone.
-
-    Raises:
-        DataError: If ``num_neighbors`` leaves nothing to divide by.
-    """
-    if num_neighbors <= 2:
-        raise DataError("num_neighbors must be above 2", str(num_neighbors))
-    distances, good, problem = usable(table, num_neighbors)
-    if problem:
-        return undefined("mle", table, num_neighbors, MLE_CONVENTION, problem)
-    logs = np.log(distances[good])
-    inverses = inverse_dimensions(logs, num_neighbors, 2)
-    mean = inverses.mean()
-    if mean <= EQUAL_LOG_RATIO:
-        return undefined("mle", table, num_neighbors, MLE_CONVENTION, EQUALLY_FAR)
-    curve = [
-        {
-            "num_neighbors": k,
-            "value": _inverse(inverse_dimensions(logs, k, 2).mean()),
-            "value_k_minus_1": _inverse(inverse_dimensions(logs, k, 1).mean()),
-        }
-        for k in range(3, num_neighbors + 1)
-    ]
-    bootstrap = block_std_error(
-        lambda weights: weights.sum() / (weights * inverses).sum(),
-        neighborhood_blocks(table.indices[:, :num_neighbors], good),
-        seed=seed,
-    )
-    return IntrinsicDimension(
-        "mle",
-        float(1 / mean),
-        float(inverses.std(ddof=1) / mean**2 / np.sqrt(len(inverses))),
-        len(inverses),
-        num_neighbors,
-        MLE_CONVENTION,
-        num_dropped=int((~good).sum()),
-        details={
-            "std_error_bootstrap": bootstrap,
-            "value_k_minus_1": curve[-1]["value_k_minus_1"],
-            "curve": curve,
-        },
-    )
-
-
-def _inverse(mean: float) -> float | None:
-    return float(1 / mean) if mean > 0 else None
-
-
-def twonn(table: NeighborTable, *, discard_fraction: float = 0.1, seed: int = 0) -> IntrinsicDimension:
-    """Two-nearest-neighbour dimension (Facco et al. 2017): slope of ``-ln(1 - F(μ))`` on ``ln μ``.
-
-    μ = T_2/T_1, F its empirical distribution ``i/n``; least squares through the origin.
-
-    Args:
-        table: Neighbours of the points, at least two wide.
-        discard_fraction: Share of the largest μ left out, 0.1 as in Facco et al.; 0 drops the last point
-            only (where F = 1), as the code of Konz & Mazurowski does.
-        seed: Of the bootstrap.
-
-    Returns:
-        Record with ``d/√n`` as standard error (the one of the likelihood), and the bootstrap's.
-
-    Raises:
-        DataError: If ``discard_fraction`` is not in [0, 1).
-    """
-    if not 0 <= discard_fraction < 1:
-        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
-    convention = (
-        f"Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest ratios discarded "
-        "(0: only the last point); std_error d/sqrt(n)"
-    )
-    distances, good, problem = usable(table, 2)
-    if problem:
-        return undefined("twonn", table, 2, convention, problem)
-    log_ratios = np.log(distances[good, 1] / distances[good, 0])
-    order = np.argsort(log_ratios, kind="stable")
-    value = _twonn_slope(log_ratios[order], np.ones(len(order)), discard_fraction)
-    if value is None or value >= 1 / EQUAL_LOG_RATIO:
-        return undefined("twonn", table, 2, convention, EQUALLY_FAR)
-    error = block_std_error(
-        lambda weights: _twonn_slope(log_ratios[order], weights[order], discard_fraction),
-        neighborhood_blocks(table.indices[:, :2], good),
-        seed=seed,
-    )
-    return IntrinsicDimension(
-        "twonn",
-        value,
-        float(value / np.sqrt(len(order))),
-        len(order),
-        2,
-        convention,
-        num_dropped=int((~good).sum()),
-        details={"std_error_bootstrap": error, "discard_fraction": discard_fraction},
-    )
-
-
-def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: float) -> float | None:
-    """Slope for ascending ``log_ratios``; ``weights`` are multiplicities, all one for the sample itself."""
-    share = np.cumsum(weights) / weights.sum()
-    # The tolerance keeps i/n <= 1 - f on the side that exact arithmetic would put it.
-    num_kept = int(np.searchsorted(share, 1 - discard_fraction + 1e-12, side="right"))
-    num_kept = min(num_kept, int(np.searchsorted(share, 1 - 1e-12)))  # F = 1 has no logarithm
-    x, w = log_ratios[:num_kept], weights[:num_kept]
-    # Not by products of vectors: BLAS shares long ones out over threads, whose number would show here.
-    norm = float((w * x * x).sum())
-    return float((w * x * -np.log1p(-share[:num_kept])).sum() / norm) if norm > 0 else None
-
-
-Estimator = Callable[..., IntrinsicDimension]
-
-
-def estimator_table() -> dict[str, tuple[Estimator, int]]:
-    """Estimators by name: a function of a table and the settings, by keyword, and the neighbours it needs.
-
-    Zero neighbours means as many as the caller's ``num_neighbors``.
-    """
-    return {
-        "mle": (lambda t, num_neighbors, seed, **_: mle(t, num_neighbors=num_neighbors, seed=seed), 0),
-        "twonn": (lambda t, num_neighbors, **how: twonn(t, **how), 2),
-        "gride": (lambda t, num_neighbors, **_: gride(t, num_neighbors=num_neighbors), 0),
-    }
+ESTIMATORS: dict[str, tuple[Callable[[Neighborhoods], Fit], Callable[[int], int], str]] = {
+    "mle": (
+        _mle,
+        lambda num_neighbors: num_neighbors,
+        "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-2 as in the code "
+        "of Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as printed there, which is unbiased "
+        "where inverses are averaged; std_error by the delta method",
+    ),
+    "twonn": (
+        _twonn,
+        lambda num_neighbors: 2,
+        "Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest ratios discarded "
+        "(0: only the last point); std_error d/sqrt(n)",
+    ),
+    "gride": (
+        _gride,
+        lambda num_neighbors: 2 ** int(math.log2(num_neighbors)),
+        "Denti et al. 2022, n2 = 2 n1, largest n2 within num_neighbors; std_error by the information",
+    ),
+}
+"""By name: the estimator, the neighbours it needs where that many are asked for, and its convention."""
 
 
 def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
@@ -384,21 +300,53 @@ def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
     Raises:
         ConfigError: If an estimator is not known.
     """
-    known = estimator_table()
     for name in estimators:
-        if name not in known:
-            raise unknown_name("estimator", name, known)
-    return max([known[name][1] or num_neighbors for name in estimators], default=num_neighbors)
+        if name not in ESTIMATORS:
+            raise unknown_name("estimator", name, ESTIMATORS)
+    return max([ESTIMATORS[name][1](num_neighbors) for name in estimators], default=num_neighbors)
 
 
 def estimate(
     table: NeighborTable,
     *,
-    num_neighbors: int,
+    num_neighbors: int = 20,
     estimators: Sequence[str],
     discard_fraction: float = 0.1,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Run several estimators on one table of neighbours."""
-    how = {"num_neighbors": num_neighbors, "discard_fraction": discard_fraction, "seed": seed}
-    return {name: estimator_table()[name][0](table, **how) for name in estimators}
+    """Run several estimators on one table of neighbours.
+
+    Args:
+        table: Neighbours of the points, as wide as `table_width` says.
+        num_neighbors: k of the MLE, 20 as in Konz & Mazurowski; the largest scale of Gride is within it.
+        estimators: Names.
+        discard_fraction: Of TwoNN.
+        seed: Of bootstraps.
+
+    Raises:
+        DataError: If ``num_neighbors`` leaves nothing to divide by, or ``discard_fraction`` is not in [0, 1).
+    """
+    if num_neighbors <= 2:
+        raise DataError("num_neighbors must be above 2", str(num_neighbors))
+    if not 0 <= discard_fraction < 1:
+        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
+    records = {}
+    for name in estimators:
+        fit, width_of, convention = ESTIMATORS[name]
+        k, convention = width_of(num_neighbors), convention.format(discard_fraction=discard_fraction)
+        distances, indices = table.distances[:, :k], table.indices[:, :k]
+        good = (distances[:, 0] > 0) & np.isfinite(distances[:, -1])
+        reason, value = EQUALLY_FAR, None
+        if table.num_points < k + 1 or distances.shape[1] < k:
+            reason = f"needs at least {k + 1} distinct points for {k} neighbours, has {table.num_points}"
+        elif good.sum() < 2:
+            reason = "all neighbour distances are zero"
+        else:
+            near = Neighborhoods(distances[good], indices, good, discard_fraction, seed)
+            value, error, details = fit(near)
+        record = IntrinsicDimension(name, None, None, table.num_points, k, convention, reason=reason)
+        if value is not None:
+            record = replace(record, value=value, std_error=error, details=details, reason=None)
+            record = replace(record, num_points=int(good.sum()), num_dropped=int((~good).sum()))
+        records[name] = record
+    return records

@@ -1,8 +1,5 @@
 """Both measures of a dataset, for all its train sizes, with everything needed to judge them.
 
-From top to bottom: the doors (`measure_nested`, `measure_array`, `intrinsic_dimension`), what they
-put together, and which rows are measured at all.
-
 Two equal images are at distance zero, where logarithms and inverses break. Policy: of rows with the same
 bytes the first one stays and the later ones are left out of every measure, and counted; if their labels
 differ they are conflicts, and listed.
@@ -27,14 +24,13 @@ from tasks.measures.distances import (
     FloatArray,
     Precision,
     as_bytes,
-    as_source,
     byte_units,
     direct_squared_distances,
     flatten,
     is_byte_dtype,
 )
 from tasks.measures.estimators import IntrinsicDimension, estimate, table_width
-from tasks.measures.neighbors import BLOCK_ROWS, EXACT, NeighborSearch, nested_neighbors
+from tasks.measures.neighbors import EXACT, NeighborSearch, NeighborTable, nested_neighbors
 from tasks.measures.records import (
     MeasureResult,
     MeasureSettings,
@@ -71,52 +67,53 @@ def measure_nested(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Measure prefixes of rows that are already in nested order.
+    """Measure prefixes of rows that are already in nested order; pairs found are row numbers of ``images``.
 
     Args:
-        images: ``(num_images, channels, height, width)`` or ``(num_images, ...)``, uint8 or any real dtype,
-            in the pixel range that shall be measured; or a source that reads such blocks.
+        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range that shall be measured; or
+            a source that reads such blocks.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Prefix lengths, any order.
         executor: Where block tasks run; in this process when None.
         settings: How to measure.
 
-    Returns:
-        Record with one entry per size. Pairs in it are row numbers of ``images``.
-
     Raises:
         DataError: If images, labels or sizes cannot be used.
-        ConfigError: If an estimator is not known.
         CorruptStoreError: From the source, when a shard fails its checksum.
     """
-    settings = settings or MeasureSettings()
-    width = table_width(settings.estimators, settings.num_neighbors)
-    executor = executor or InlineExecutor()
-    source = checked_source(images)
+    settings, source = settings or MeasureSettings(), checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
-    rows = as_bytes(source)
-    profile = profile_rows(rows, codes, executor=executor)
-    rows = profile.rows(rows)
+    profile = profile_rows(source, codes, executor=executor)
+    positions = np.searchsorted(profile.keep, sizes).tolist()
+    keep = profile.keep[: positions[-1]]
+    labels_of_kept = None if codes is None else codes[keep]
+    how = settings.sharpness_sample, settings.sharpness_seeds
+    samples, parts = stratified_subsets(labels_of_kept, positions, *how)
+    width = max(1, min(table_width(settings.estimators, settings.num_neighbors), len(keep) - 1))
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
-    found = _one_pass(rows, codes, sizes, profile, executor, settings, precision, width)
+    search: dict[str, Any] = {"executor": executor, "precision": precision, "keep": keep}
+    found = nested_neighbors(
+        profile.source, codes, positions, width, block_rows=settings.block_rows, subsets=samples, **search
+    )
     convention = _convention(source, settings)
-    records = [_size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)]
-    calibration = None
-    if settings.calibrate:
-        calibration = calibrate(
-            rows,
-            num_neighbors=settings.num_neighbors,
-            keep=profile.keep[: found.positions[-1]],
-            executor=executor,
-            precision=precision,
-            seed=settings.seed,
+    records = [
+        SizeRecord(
+            train_size=size,
+            num_duplicates=size - table.num_points,
+            num_conflicts=sum(row < size for row, _ in profile.conflicts),
+            d_data=estimate(table, **settings.of_estimates()),
+            label_sharpness=_sharpness(profile, labels_of_kept, found, table, samples, part, convention),
         )
+        for size, table, part in zip(sizes, found.tables, parts, strict=True)
+    ]
+    asked = {"num_neighbors": settings.num_neighbors, "seed": settings.seed, **search}
+    calibration = calibrate(profile.source, **asked) if settings.calibrate else None
     return MeasureResult(
         sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=found.search.precision,
+        precision=found.precision,
         notes=_notes(records[-1], convention),
         calibration=calibration,
     )
@@ -162,46 +159,30 @@ def measure_array(
     given = {"num_neighbors": num_neighbors, "seed": seed}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(settings or MeasureSettings(), **asked)
-    table_width(settings.estimators, settings.num_neighbors)
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
     sizes = sorted({*check_train_sizes(train_sizes, len(array)), len(array)})
-    order = _nested_order(codes, len(array), settings.seed)
-    record = measure_nested(
-        array[order],
-        None if codes is None else codes[order],
-        sizes,
-        executor=executor,
-        settings=settings,
-    )
+    targets = np.zeros(len(array), np.int64) if codes is None else np.unique(codes, return_inverse=True)[1]
+    rng = np.random.default_rng(settings.seed)
+    order = stratified_order(targets.astype(np.int64), np.arange(len(array)), rng, balanced=False)
+    codes = None if codes is None else codes[order]
+    record = measure_nested(array[order], codes, sizes, executor=executor, settings=settings)
     return record.renumbered(order)
 
 
 def intrinsic_dimension(
-    features: npt.ArrayLike | BlockSource,
-    *,
-    num_neighbors: int = 20,
-    estimators: Sequence[str] = ("mle", "twonn"),
-    discard_fraction: float = 0.1,
-    executor: Executor | None = None,
-    precision: Precision | None = None,
-    seed: int = 0,
-    block_rows: int = BLOCK_ROWS,
+    features: npt.ArrayLike | BlockSource, *, executor: Executor | None = None, **settings: Any
 ) -> dict[str, IntrinsicDimension]:
     """Intrinsic dimension of any array of points, for example of a network's last hidden layer (d_repr).
 
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
-        num_neighbors: k of the MLE.
-        estimators: Names from `estimator_table`.
-        discard_fraction: Of TwoNN; 0 as in the code of Konz & Mazurowski.
         executor: Where block tasks run; in this process when None.
-        precision: How products are formed.
-        seed: Of bootstraps; no value depends on it.
-        block_rows: Rows per block.
+        settings: Of `MeasureSettings`: ``num_neighbors``, ``estimators``, ``discard_fraction``, ``seed``,
+            ``block_rows``.
 
     Returns:
         One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
@@ -215,38 +196,10 @@ def intrinsic_dimension(
         >>> 0.9 < intrinsic_dimension(points)["mle"].value < 1.1
         True
     """
-    source = as_bytes(features if isinstance(features, BlockSource) else as_source(as_array(features)))
-    profile = profile_rows(source, None, executor=executor)
-    source = profile.rows(source)
-    size = len(profile.keep)
-    table = nested_neighbors(
-        source,
-        None,
-        [size],
-        max(1, min(table_width(estimators, num_neighbors), size - 1)),
-        executor=executor,
-        precision=profile.precision(precision or Precision()),
-        keep=profile.keep,
-        block_rows=block_rows,
-    ).tables[0]
-    records = estimate(
-        table,
-        num_neighbors=num_neighbors,
-        estimators=estimators,
-        discard_fraction=discard_fraction,
-        seed=seed,
-    )
-    extra = {"num_duplicates": profile.num_duplicates}
-    return {name: replace(record, details=record.details | extra) for name, record in records.items()}
-
-
-def _nested_order(codes: npt.NDArray[np.int64] | None, num_images: int, seed: int) -> npt.NDArray[np.int64]:
-    """Random order whose every prefix holds each class in proportion."""
-    targets = np.zeros(num_images, np.int64)
-    if codes is not None:
-        targets = np.unique(codes, return_inverse=True)[1].astype(np.int64)
-    rng = np.random.default_rng(seed)
-    return stratified_order(targets, np.arange(num_images), rng, balanced=False)
+    chosen, source = MeasureSettings(**settings), checked_source(features)
+    found = measure_nested(source, None, [source.num_rows], executor=executor, settings=chosen).sizes[0]
+    extra = {"num_duplicates": found.num_duplicates}
+    return {name: replace(record, details=record.details | extra) for name, record in found.d_data.items()}
 
 
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
@@ -254,103 +207,45 @@ def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConv
     side = (shape[-2], shape[-1]) if len(shape) == 3 else None
     channels = shape[0] if len(shape) == 3 else int(np.prod(shape))
     pixel_range = settings.pixel_range
-    dtype = source.read(0, 1).dtype
-    if pixel_range is None and dtype.kind in "bu":
+    if pixel_range is None and (dtype := source.read(0, 1).dtype).kind in "bu":
         pixel_range = (0.0, 1.0 if dtype.kind == "b" else float(np.iinfo(dtype).max))
     return SharpnessConvention(pixel_range, side, channels, settings.sharpness_sample)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What one pass over the rows found, and what it was about.
-
-    Attributes:
-        source: Where rows are read, as bytes where they are bytes.
-        profile: Duplicates and conflicts.
-        labels: ``(num_distinct,)`` labels of the distinct images, or None.
-        positions: Distinct images below each train size.
-        samples: ``(num_samples, num_positions)`` masks of the samples of all sizes.
-        parts: Which of them belong to each size.
-        search: Neighbours.
-    """
-
-    source: BlockSource
-    profile: RowProfile
-    labels: npt.NDArray[np.int64] | None
-    positions: list[int]
-    samples: npt.NDArray[np.bool_]
-    parts: list[slice]
-    search: NeighborSearch
-
-
-def _one_pass(
-    source: BlockSource,
-    codes: npt.NDArray[np.int64] | None,
-    sizes: list[int],
-    profile: RowProfile,
-    executor: Executor,
-    settings: MeasureSettings,
-    precision: Precision,
-    width: int,
-) -> _Pass:
-    """Draw the samples and find all neighbours."""
-    positions = np.searchsorted(profile.keep, sizes).tolist()
-    labels = None if codes is None else codes[profile.keep]
-    samples, parts = np.zeros((0, positions[-1]), bool), [slice(0, 0)] * len(sizes)
-    if labels is not None:
-        how = settings.sharpness_sample, settings.sharpness_seeds
-        samples, parts = stratified_subsets(labels[: positions[-1]], positions, *how)
-    search = nested_neighbors(
-        source,
-        codes,
-        positions,
-        max(1, min(width, positions[-1] - 1)),
-        executor=executor,
-        precision=precision,
-        block_rows=settings.block_rows,
-        keep=profile.keep,
-        subsets=samples,
-    )
-    return _Pass(source, profile, labels, positions, samples, parts, search)
-
-
-def _size_record(
-    found: _Pass, number: int, size: int, settings: MeasureSettings, convention: SharpnessConvention
-) -> SizeRecord:
-    """The record of one train size."""
-    return SizeRecord(
-        train_size=size,
-        num_duplicates=size - found.positions[number],
-        num_conflicts=sum(row < size for row, _ in found.profile.conflicts),
-        d_data=estimate(
-            found.search.tables[number],
-            num_neighbors=settings.num_neighbors,
-            estimators=settings.estimators,
-            discard_fraction=settings.discard_fraction,
-            seed=settings.seed,
-        ),
-        label_sharpness=None if found.labels is None else _sharpness(found, found.labels, number, convention),
-    )
-
-
 def _sharpness(
-    found: _Pass, labels: npt.NDArray[np.int64], number: int, convention: SharpnessConvention
-) -> LabelSharpness:
-    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly."""
-    table, rows, part = found.search.tables[number], found.profile.keep, found.parts[number]
-    size = table.num_points
+    profile: RowProfile,
+    labels: npt.NDArray[np.int64] | None,
+    search: NeighborSearch,
+    table: NeighborTable,
+    samples: npt.NDArray[np.bool_],
+    part: slice,
+    convention: SharpnessConvention,
+) -> LabelSharpness | None:
+    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly.
+
+    Args:
+        profile: Which rows are measured.
+        labels: ``(num_kept,)``, or None when there are none.
+        search: What was found for all sizes.
+        table: The size's own.
+        samples: ``(num_samples, num_kept)`` members of the samples of all sizes.
+        part: Which of them are the size's.
+        convention: What distances are measured in.
+    """
+    if labels is None:
+        return None
+    size, rows = table.num_points, profile.keep
     nearest = table.opposite_distances.copy()
-    inside = found.search.subset_opposites[part, :size].copy()
-    if found.search.precision != EXACT:
-        _refine_minimum(found.source, rows, nearest, table.opposite_indices)
-        for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
-            _refine_minimum(found.source, rows, line, ids)
+    inside, members = search.subset_opposites[part, :size].copy(), samples[part, :size]
+    if search.precision != EXACT:
+        _refine_minimum(profile.source, rows, nearest, table.opposite_indices)
+        for line, ids in zip(inside, search.subset_indices[part, :size], strict=True):
+            _refine_minimum(profile.source, rows, line, ids)
     pair, closest = None, float(nearest.min(initial=np.inf))
     if np.isfinite(closest):
         one = int(nearest.argmin())
         ends = int(rows[one]), int(rows[table.opposite_indices[one]])
         pair = min(ends), max(ends)
-    members = found.samples[part, :size]
     record = summarise(labels[:size], nearest, pair, closest, convention, inside, members)
     if record.value is None:
         return record
@@ -396,16 +291,18 @@ class RowProfile:
     """Which rows to measure.
 
     Attributes:
+        source: Where to read them, as bytes where all of them hold bytes and are of one type.
         keep: Rows that are the first of their kind, ascending.
         first_of: ``(num_rows,)`` the row that each row equals, itself when it is the first.
         conflicts: ``(row, earlier row)`` of identical images with different labels.
-        byte_unit: What one grey level is, if every value is a byte times that, and all rows are of one type.
+        exact: Whether they are read as bytes.
     """
 
+    source: BlockSource
     keep: npt.NDArray[np.int64]
     first_of: npt.NDArray[np.int64]
     conflicts: list[tuple[int, int]]
-    byte_unit: float | None = None
+    exact: bool
 
     @property
     def num_duplicates(self) -> int:
@@ -414,13 +311,7 @@ class RowProfile:
 
     def precision(self, asked: Precision) -> Precision:
         """What was asked for, in floats where rows are no bytes of one type."""
-        return asked if self.byte_unit is not None else replace(asked, exact_bytes=False)
-
-    def rows(self, source: BlockSource) -> BlockSource:
-        """What was looked at, read as bytes where it holds bytes."""
-        if self.byte_unit is None or is_byte_dtype(source.read(0, 1).dtype):
-            return source
-        return ByteRows(source, self.byte_unit)
+        return asked if self.exact else replace(asked, exact_bytes=False)
 
 
 def profile_rows(
@@ -431,7 +322,7 @@ def profile_rows(
     Raises:
         DataError: If rows are no real numbers, hold no values, or are not finite.
     """
-    executor = executor or InlineExecutor()
+    executor, source = executor or InlineExecutor(), as_bytes(source)
     num_rows = source.num_rows
     row_values = int(np.prod(source.row_shape))
     if num_rows == 0 or row_values == 0:
@@ -441,12 +332,13 @@ def profile_rows(
     pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
     keys = np.empty(num_rows, np.uint64)
     not_finite: list[int] = []
-    units, dtypes = set(UNITS), {source.read(0, 1).dtype.str}  # pieces of several types are read as one
-    for index, (piece, bad, piece_units, dtype) in executor.map_unordered(row_keys, pieces):
+    dtype = source.read(0, 1).dtype
+    units, dtypes = set(UNITS), {dtype.str}  # pieces of several types are read as one
+    for index, (piece, bad, piece_units, piece_dtype) in executor.map_unordered(row_keys, pieces):
         keys[pieces[index][1] : pieces[index][2]] = piece
         not_finite += bad
         units &= piece_units
-        dtypes.add(dtype)
+        dtypes.add(piece_dtype)
     if not_finite:
         raise DataError(
             "All values must be finite",
@@ -454,11 +346,13 @@ def profile_rows(
             "remove or repair these rows",
         )
     first_of = _confirm(source, keys)
-    keep = np.flatnonzero(first_of == np.arange(num_rows))
     conflicts = []
     if labels is not None:
         conflicts = [(int(i), int(first_of[i])) for i in np.flatnonzero(labels != labels[first_of])]
-    return RowProfile(keep, first_of, conflicts, max(units, default=None) if len(dtypes) == 1 else None)
+    exact = bool(units) and len(dtypes) == 1
+    if exact and not is_byte_dtype(dtype):
+        source = ByteRows(source, max(units))
+    return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), first_of, conflicts, exact)
 
 
 Piece = tuple[npt.NDArray[np.uint64], list[int], set[float], str]

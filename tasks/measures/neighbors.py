@@ -9,7 +9,6 @@ commutative, so any division of the blocks over workers gives the same tables.
 
 Rows of bytes go the exact way: one large block of rows is held in int8, and columns stream past it in pieces,
 the next piece being read and shifted while one is multiplied. All else goes the float way, in square blocks.
-Blocks are floats, or whole numbers below `far` of their dtype; tables are float64, which holds both.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import numpy.typing as npt
 
 from search_spaces.errors import DataError
 from tasks.measures.distances import (
-    ArraySource,
     BlockSource,
     ByteRows,
     FloatArray,
@@ -45,27 +43,24 @@ from tasks.measures.distances import (
 from tasks.measures.products import Product, SignedBytes, check_device, choose_product, num_threads
 from tasks.remote import Executor, InlineExecutor
 
-# 2,048 rows: the product of two blocks of image rows takes long enough to hide all else, and the working
-# set (products in float64 and float32, two chunks of centred features) stays near 200 MB per worker.
+# The product of two blocks of image rows takes long enough to hide all else, and the working set (products in
+# float64 and float32, two chunks of centred features) stays near 200 MB per worker.
 BLOCK_ROWS = 2048
-# Rows of one side of a tile, so that what a task sends back stays small however many rows there are.
-TILE_ROWS = 16384
-# The same for one worker, whose one result is the whole.
-TILE_ROWS_OF_ONE = 1 << 18
+# Rows of one side of a tile, so that what a task sends back stays small however many rows there are; more for
+# one worker, whose one result is the whole.
+TILE_ROWS, TILE_ROWS_OF_ONE = 16384, 1 << 18
 # Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
 TILES_PER_WORKER = 5
-# Seconds of work per worker from which it is worth sending rows to other nodes.
-SPREAD_SECONDS = 1.0
+# Multiply-adds per worker from which it is worth sending rows to other nodes: a second or so.
+SPREAD_WORK = 1e11
 # What ``precision`` says of distances that were formed in whole numbers.
 EXACT = "exact integer"
 # Rows of bytes that pass by a block at a time: fine enough that the diagonal costs little more than half, and
-# that a block of distances stays in the cache while it is filed.
-PIECE_ROWS = 256
-# And not more bytes than this, of which two pieces are in memory: images may have any number of pixels.
-PIECE_BYTES = 64 << 20
-# Bytes held while others pass by. Reading rows again is free where they are in memory.
+# that a block of distances stays in the cache while it is filed. Images may have any number of pixels: not
+# more bytes than this, of which two pieces are in memory.
+PIECE_ROWS, PIECE_BYTES = 256, 64 << 20
+# Bytes held while others pass by.
 HELD_BYTES = 256 << 20
-HELD_BYTES_IN_MEMORY = 128 << 20
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
@@ -80,28 +75,19 @@ def far(dtype: np.dtype[Any]) -> float | int:
     return 2**31 - 1 if dtype == np.int32 else 2**47  # both exact in float64, as the numbers below them are
 
 
-def _as_table(values: Block) -> FloatArray:
-    """Entries of a block as a table holds them, "no such pair" being infinity."""
-    if values.dtype.kind == "f":
-        return values
-    return np.where(values == far(values.dtype), np.inf, values)
-
-
 class Partial:
-    """The best found so far for positions ``start`` to ``stop``, by shell; merges associatively."""
+    """The best found so far for positions ``start`` to ``stop``; merges associatively.
+
+    Neighbours are filed by shell, ``squared[shell]``; nearest opposites by shell and, after these, by sample.
+    """
 
     def __init__(
         self, start: int, stop: int, *, num_shells: int, num_neighbors: int, num_subsets: int, dtype: str
     ) -> None:
-        shape = (num_shells, stop - start)
-        self.start, self.stop = start, stop
-        self.precision = dtype
-        self.squared = np.full((*shape, num_neighbors), np.inf)
-        self.ids = np.full((*shape, num_neighbors), -1, np.int64)
-        self.opposite = np.full(shape, np.inf)
-        self.opposite_ids = np.full(shape, -1, np.int64)
-        self.subset_opposite = np.full((num_subsets, stop - start), np.inf)
-        self.subset_ids = np.full((num_subsets, stop - start), -1, np.int64)
+        near, opposite = (num_shells, stop - start, num_neighbors), (num_shells + num_subsets, stop - start)
+        self.start, self.stop, self.precision = start, stop, dtype
+        self.squared, self.ids = np.full(near, np.inf), np.full(near, -1, np.int64)
+        self.opposite, self.opposite_ids = np.full(opposite, np.inf), np.full(opposite, -1, np.int64)
 
     def merge(self, other: Partial) -> None:
         """Take over what ``other``, which covers a part of the same positions, found."""
@@ -109,14 +95,9 @@ class Partial:
         squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
         ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
         self.squared[:, part], self.ids[:, part] = smallest(squared, ids, self.squared.shape[-1])
-        for best, ids, theirs, their_ids in (
-            (self.opposite, self.opposite_ids, other.opposite, other.opposite_ids),
-            (self.subset_opposite, self.subset_ids, other.subset_opposite, other.subset_ids),
-        ):
-            mine = best[:, part]
-            better = (theirs < mine) | ((theirs == mine) & (their_ids < ids[:, part]))
-            best[:, part][better] = theirs[better]
-            ids[:, part][better] = their_ids[better]
+        mine, mine_ids = self.opposite[:, part], self.opposite_ids[:, part]
+        better = (other.opposite < mine) | ((other.opposite == mine) & (other.opposite_ids < mine_ids))
+        mine[better], mine_ids[better] = other.opposite[better], other.opposite_ids[better]
         self.precision = max(self.precision, other.precision)  # "float64" > "float32"
 
     def offer(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
@@ -146,8 +127,8 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
 
 def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
     """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
-    nearest = _as_table(squared.min(axis=1))
-    near = np.flatnonzero((nearest <= best[rows]) & np.isfinite(nearest))
+    nearest = squared.min(axis=1)
+    near = np.flatnonzero((nearest <= best[rows]) & (nearest < far(squared.dtype)))
     if not len(near):
         return
     nearest, rows, found = nearest[near], rows[near], columns[squared[near].argmin(axis=1)]
@@ -194,10 +175,6 @@ class Job:
         shells: ``(num_positions,)`` index of the smallest train size that holds the position.
         subsets: ``(num_subsets, num_positions)`` bool, samples whose nearest opposites are wanted too.
         centre: ``(num_features,)``.
-        num_shells: Number of train sizes.
-        num_neighbors: Neighbours kept per row and shell.
-        precision: How products are formed.
-        block_rows: Rows per block, at most.
         work: Multiply-adds that each worker does in all.
         byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all others.
     """
@@ -215,17 +192,6 @@ class Job:
     work: float
     byte_dtype: np.dtype[Any] | None = None
 
-    @property
-    def exact(self) -> bool:
-        """Whether distances are formed in whole numbers."""
-        return self.byte_dtype is not None
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory for the rows that others pass by."""
-        source = self.source.source if isinstance(self.source, ByteRows) else self.source
-        return HELD_BYTES_IN_MEMORY if isinstance(source, ArraySource) else HELD_BYTES
-
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``.
 
@@ -235,7 +201,7 @@ class Job:
         wanted = self.rows[start:stop]
         first = int(wanted[0])
         block = self.source.read(first, int(wanted[-1]) + 1)
-        if self.exact and block.dtype != self.byte_dtype:
+        if self.byte_dtype is not None and block.dtype != self.byte_dtype:
             raise DataError(
                 "All rows must be of one type",
                 f"{self.byte_dtype} in row 0, {block.dtype} from row {first} on",
@@ -243,28 +209,18 @@ class Job:
             )
         return flatten(block if len(block) == len(wanted) else block[wanted - first])
 
-    def seconds(self) -> float:
-        """Rough time of the whole search on one core: to decide where work goes, never what comes out."""
-        rate = 5e11 if self.exact else 5e10  # multiply-adds per second
-        return len(self.rows) ** 2 / 2 * (float(np.prod(self.source.row_shape)) / rate + 5e-9)
-
     def hold(self, span: Span, piece: int, buffer: SignedBytes, pool: ThreadPoolExecutor) -> SignedBytes:
         """Rows of bytes in ``buffer``, read piece by piece: a source's own copy of all would double them."""
         held = buffer[: span[1] - span[0]]
         for start, stop in _spans(*span, piece):
             rows, out = self.read(start, stop), held[start - span[0] : stop - span[0]]
-            strips = np.array_split(np.arange(len(rows)), num_threads())
-            parts = [slice(strip[0], strip[-1] + 1) for strip in strips if len(strip)]
-            list(pool.map(signed, [rows[part] for part in parts], [out[part] for part in parts]))
+            list(pool.map(signed, np.array_split(rows, num_threads()), np.array_split(out, num_threads())))
         return held
 
     def stream(
         self, spans: Iterator[Span], buffers: tuple[SignedBytes, SignedBytes], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Span, SignedBytes]]:
-        """Rows of bytes, span after span; the next ones are read while the caller works on these.
-
-        What is yielded lies in one of the buffers, and holds until the next is asked for.
-        """
+        """Rows of bytes, span after span, each until the next is asked for, which is read meanwhile."""
         free = cycle(buffers)
 
         def load(span: Span) -> tuple[Span, SignedBytes]:
@@ -284,7 +240,7 @@ class Job:
             num_shells=self.num_shells,
             num_neighbors=self.num_neighbors,
             num_subsets=len(self.subsets),
-            dtype=EXACT if self.exact else self.precision.dtype,
+            dtype=EXACT if self.byte_dtype is not None else self.precision.dtype,
         )
 
 
@@ -301,7 +257,7 @@ def search_tile(
     rows, columns = (row_start, row_stop), (column_start, column_stop)
     mine = job.partial(*rows)
     theirs = mine if rows == columns else job.partial(*columns)
-    blocks = _blocks_of_bytes if job.exact else _blocks_of_floats
+    blocks = _blocks_of_bytes if job.byte_dtype is not None else _blocks_of_floats
     for i, j, squared, precision in blocks(job, rows, columns):
         mine.precision = theirs.precision = precision
         if i == j:
@@ -326,7 +282,7 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     """The same in whole numbers; blocks lie beside the diagonal or, with equal rows and columns, on it."""
     num_features = int(np.prod(job.source.row_shape))
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
-    held = min(job.block_rows, max(job.held_bytes // num_features, 1))
+    held = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held = max(held // piece, 1) * piece
     product = choose_product(num_features, job.work, job.precision.device)
     norms: dict[Span, npt.NDArray[np.int64]] = {}  # of the pieces that pass by several times
@@ -396,7 +352,7 @@ def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Blo
             columns = np.arange(opposite.shape[1])
         else:
             inside = opposite[rows][:, columns]
-        best, ids = side.subset_opposite[number], side.subset_ids[number]
+        best, ids = side.opposite[job.num_shells + number], side.opposite_ids[job.num_shells + number]
         improve(best, ids, rows + own[0] - side.start, columns + other[0], inside)
 
 
@@ -406,11 +362,10 @@ def _spans(start: int, stop: int, step: int) -> Iterator[Span]:
         yield first, min(first + step, stop)
 
 
-def _segments(shells: IntArray, start: int, stop: int) -> Iterator[tuple[int, int]]:
+def _segments(shells: IntArray, start: int, stop: int) -> Iterator[Span]:
     """Runs of equal shell between two positions."""
     cuts = np.flatnonzero(np.diff(shells[start:stop])) + start + 1
-    edges = [start, *cuts.tolist(), stop]
-    return pairwise(edges)
+    return pairwise([start, *cuts.tolist(), stop])
 
 
 @dataclass(frozen=True)
@@ -433,11 +388,6 @@ class NeighborTable:
     def num_points(self) -> int:
         """Number of rows."""
         return len(self.distances)
-
-    @property
-    def num_neighbors(self) -> int:
-        """Neighbours kept per row."""
-        return int(self.distances.shape[1])
 
 
 @dataclass(frozen=True)
@@ -494,9 +444,7 @@ def nested_neighbors(
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
-    source = as_source(rows)
-    if precision.exact_bytes:
-        source = as_bytes(source)
+    source = as_bytes(as_source(rows)) if precision.exact_bytes else as_source(rows)
     positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[: train_sizes[-1]]
     num_rows = len(positions)
     dtype = source.read(0, 1).dtype
@@ -516,32 +464,23 @@ def nested_neighbors(
         byte_dtype=dtype if exact else None,
     )
     total = _merged(job, executor)
-    return _found(total, train_sizes, source.unit if isinstance(source, ByteRows) else 1.0)
+    unit = source.unit if isinstance(source, ByteRows) else 1.0
+    opposites, ids = np.sqrt(total.opposite) * unit, total.opposite_ids
+    tables = _tables(total, train_sizes, unit)
+    return NeighborSearch(tables, opposites[len(tables) :], ids[len(tables) :], total.precision)
 
 
 def _merged(job: Job, executor: Executor) -> Partial:
     """Search all tiles, wherever the executor does so, and merge what they found."""
-    num_rows = len(job.rows)
+    num_rows, workers = len(job.rows), executor.num_workers
     shared = executor.share(job)
-    tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers)]
-    spread = job.seconds() / executor.num_workers > SPREAD_SECONDS
-    results = executor.map_unordered(search_tile, tiles, spread=spread)
+    tiles = [(shared, *tile) for tile in plan_tiles(num_rows, workers)]
+    results = executor.map_unordered(search_tile, tiles, spread=job.work > SPREAD_WORK)
     partials = (partial for _, found in results for partial in found)
     total = next(partials) if len(tiles) == 1 else job.partial(0, num_rows)
     for partial in partials:
         total.merge(partial)
     return total
-
-
-def _found(total: Partial, train_sizes: Sequence[int], unit: float) -> NeighborSearch:
-    tables = _tables(total, train_sizes, unit)
-    return NeighborSearch(tables, _distances(total.subset_opposite, unit), total.subset_ids, total.precision)
-
-
-def _distances(squared: FloatArray, unit: float) -> FloatArray:
-    roots = np.sqrt(squared)
-    roots *= unit
-    return roots
 
 
 def _codes(labels: IntArray) -> IntArray:
@@ -583,12 +522,6 @@ def _tables(total: Partial, train_sizes: Sequence[int], unit: float) -> list[Nei
             better = total.opposite[shell] < opposite
             opposite = np.where(better, total.opposite[shell], opposite)
             opposite_ids = np.where(better, total.opposite_ids[shell], opposite_ids)
-        tables.append(
-            NeighborTable(
-                _distances(squared[:size], unit),
-                ids[:size],
-                _distances(opposite[:size], unit),
-                opposite_ids[:size],
-            )
-        )
+        found = np.sqrt(squared[:size]) * unit, ids[:size]
+        tables.append(NeighborTable(*found, np.sqrt(opposite[:size]) * unit, opposite_ids[:size]))
     return tables

@@ -12,10 +12,9 @@ float32 by BLAS    50            55 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
 So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch where the work pays for
-importing it; any other multiplies float32, over so few features at a time that every partial sum is a whole
-number that float32 holds. ``torch._int_mm`` is a private function: it and numkong are called here only. Each
-way is checked before it is used, against products known to be right, and left aside where it is missing or
-wrong.
+importing it; any other multiplies float32. ``torch._int_mm`` is a private function: it and numkong are called
+here only. Each way is checked against products known to be right before it is used, and left aside where it
+is missing or wrong.
 """
 
 from __future__ import annotations
@@ -54,8 +53,9 @@ NUMKONG_FEATURES = 4_096
 LEAST_FEATURES, LEAST_ROWS = 1_024, 128
 # numkong's names of what multiplies 8-bit integers in one step.
 BYTE_INSTRUCTIONS = {"icelake", "alder", "sierra", "sapphireamx", "graniteamx", "neonsdot", "svesdot", "sme"}
-# Rows and features of products that are checked: as many as a way may treat differently from few.
-CHECKED_ROWS, CHECKED_FEATURES = 512, 4096
+# Rows and features of the products that are checked: odd shapes take other code paths than round ones, and
+# large blocks than small ones.
+CHECKED = [(1, 1, MIN_FEATURES), (3, 5, 17), (70, 33, 1000), (2, 3, MAX_FEATURES), (512, 256, 4096)]
 
 
 def num_threads() -> int:
@@ -66,13 +66,12 @@ def num_threads() -> int:
 
 def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
     """``a @ b.T`` by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact."""
-    total: npt.NDArray[np.int32] | None = None
+    total = np.zeros((len(a), len(b)), np.int32)
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
         left = a[:, start : start + FLOAT32_FEATURES].astype(np.float32)
         right = left if a is b else b[:, start : start + FLOAT32_FEATURES].astype(np.float32)
-        part = np.matmul(left, right.T).astype(np.int32)
-        total = part if total is None else np.add(total, part, out=total)
-    return np.zeros((len(a), len(b)), np.int32) if total is None else total
+        total += np.matmul(left, right.T).astype(np.int32)
+    return total
 
 
 def wide_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
@@ -117,21 +116,17 @@ def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.ND
     """
     import torch
 
+    def padded(rows: torch.Tensor) -> torch.Tensor:
+        num_rows, num_features = rows.shape
+        return torch.nn.functional.pad(rows, (0, -num_features % 32, 0, -num_rows % 32))
+
     left, right = torch.from_numpy(a), torch.from_numpy(b)
     if torch.device(device).type == "cpu":
         return torch._int_mm(left, right.T).numpy()
-    left = _padded(left.to(device), 32)
-    right = left if a is b else _padded(right.to(device), 32)
+    left = padded(left.to(device))
+    right = left if a is b else padded(right.to(device))
     product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
     return product
-
-
-def _padded(rows: Any, multiple: int) -> Any:
-    """Rows with zeros added on both axes, up to a multiple."""
-    import torch
-
-    num_rows, num_features = rows.shape
-    return torch.nn.functional.pad(rows, (0, -num_features % multiple, 0, -num_rows % multiple))
 
 
 def choose_product(num_features: int, work: float, device: str = "cpu") -> Product:
@@ -141,9 +136,6 @@ def choose_product(num_features: int, work: float, device: str = "cpu") -> Produ
         num_features: Features of a row.
         work: Multiply-adds of all products of this process: importing torch must be worth it.
         device: A torch device other than ``"cpu"`` is used wherever it is exact.
-
-    Returns:
-        A function of two blocks; all that it may be give the same bits.
     """
     ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
     if num_features >= MIN_FEATURES and device != "cpu":
@@ -184,45 +176,32 @@ def has_byte_instructions() -> bool:
 
 
 _checked: dict[str, bool] = {}
-"""Whether a way is exact, by its name: found out once per process."""
 
 
 def is_exact(name: str, product: Product) -> bool:
     """Whether a product exists here and is right where others were seen to fail, found out once per process.
 
-    Instructions that add pairs of products in 16 bits (before VNNI) saturate at extremes of one sign; odd
-    shapes take other code paths than round ones, and large blocks than small ones; BLAS can be told to round
-    to 16 bits.
+    Instructions that add pairs of products in 16 bits (before VNNI) saturate at extremes of one sign; BLAS
+    can be told to round to 16 bits.
     """
     if name not in _checked:
-        _checked[name] = _passes(name, product)
+        rng = np.random.default_rng(0)
+        _checked[name] = all(_is_right(name, product, rng, *shape) for shape in CHECKED)
     return _checked[name]
 
 
-def _passes(name: str, product: Product) -> bool:
-    rng = np.random.default_rng(0)
-    for num_a, num_b, num_features in [
-        (1, 1, MIN_FEATURES),
-        (3, 5, 17),
-        (70, 33, 1000),
-        (2, 3, MAX_FEATURES),
-        (CHECKED_ROWS, CHECKED_ROWS // 2, CHECKED_FEATURES),
-    ]:
-        a = rng.integers(-128, 128, (num_a, num_features), np.int8)
-        b = rng.integers(-128, 128, (num_b, num_features), np.int8)
-        a[0], b[-1] = -128, rng.choice(np.array([-128, 127], np.int8))
-        if not _is_right(name, product, a, b):
-            return False
-    return True
-
-
-def _is_right(name: str, product: Product, a: SignedBytes, b: SignedBytes) -> bool:
+def _is_right(
+    name: str, product: Product, rng: np.random.Generator, num_a: int, num_b: int, num_features: int
+) -> bool:
     """Whether ``product(a, b)`` is ``a @ b.T``, by products with one long random number per row of ``b``.
 
     ``(a bᵀ) r = a (bᵀ r)`` costs two passes over the rows instead of a second product, in integers that
     cannot overflow; a wrong entry goes unseen once in 2²⁰ numbers (Freivalds 1977).
     """
-    weights = np.random.default_rng(1).integers(1, 1 << 20, len(b))
+    a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
+    b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)
+    a[0], b[-1] = -128, rng.choice(np.array([-128, 127], np.int8))
+    weights = rng.integers(1, 1 << 20, num_b)
     try:
         found = product(a, b).astype(np.int64) @ weights
     except Exception as error:  # whatever a library raises that is broken, or too old for this processor

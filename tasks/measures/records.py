@@ -20,9 +20,6 @@ from tasks.measures.estimators import IntrinsicDimension, table_width
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.measures.sharpness import LabelSharpness
 
-#: Named in the settings of old records, which must be readable; measuring them is refused.
-RETIRED_ESTIMATORS = {"mle_k_minus_1", "mst", "geomle"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings:
@@ -56,65 +53,49 @@ class MeasureSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings that measure nothing."""
-        self._check_types()
-        seeds, sample, limits = (self.seed, *self.sharpness_seeds), self.sharpness_sample, self.pixel_range
-        rules: list[tuple[bool, str, Any]] = [
-            (self.num_neighbors >= 3, "num_neighbors must be at least 3", self.num_neighbors),
-            (self.dtype in ("float32", "float64"), "dtype must be float32 or float64", self.dtype),
-            (self.block_rows >= 1, "block_rows must be at least 1", self.block_rows),
-            (0 <= self.discard_fraction < 1, "discard_fraction must be in [0, 1)", self.discard_fraction),
-            (bool(self.estimators), "estimators must name at least one", ""),
-            (
-                len(set(self.estimators)) == len(self.estimators),
-                "estimators must name each once",
-                ", ".join(self.estimators),
-            ),
-            (len(seeds) > 1, "sharpness_seeds must hold at least one seed", ""),
-            (min(seeds) >= 0, "seeds must not be negative", seeds),
-            (
-                sample is None or sample >= 2,
-                "sharpness_sample must be at least 2, or None for all images",
-                sample,
-            ),
-            (
-                limits is None or limits[0] < limits[1],
-                "pixel_range must be (black, white) with black below white",
-                limits,
-            ),
-        ]
-        for holds, rule, value in rules:
-            if not holds:
-                raise ConfigError(rule, str(value))
-        table_width(set(self.estimators) - RETIRED_ESTIMATORS, self.num_neighbors)
-
-    def _check_types(self) -> None:
-        """Refuse what is no number where one is needed; all that follows compares them."""
-        whole = {
-            "num_neighbors": (self.num_neighbors,),
-            "block_rows": (self.block_rows,),
-            "sharpness_sample": () if self.sharpness_sample is None else (self.sharpness_sample,),
-            "seed": (self.seed,),
-            "sharpness_seeds": _as_tuple(self.sharpness_seeds),
-        }
-        for name, values in whole.items():
-            if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
-                raise ConfigError(f"{name} must be a whole number", repr(getattr(self, name)), "round it")
+        """Refuse settings that measure nothing, or are of the wrong type."""
+        sample, seeds, names = (
+            self.sharpness_sample,
+            _as_tuple(self.sharpness_seeds),
+            _as_tuple(self.estimators),
+        )
         limits = (0, 1) if self.pixel_range is None else _as_tuple(self.pixel_range)
-        if len(limits) != 2 or not all(isinstance(limit, Real) for limit in limits):
-            raise ConfigError("pixel_range must be (black, white), two numbers", repr(self.pixel_range))
-        if not isinstance(self.discard_fraction, Real):
-            raise ConfigError("discard_fraction must be a number", repr(self.discard_fraction))
-        if isinstance(self.estimators, str) or not all(
-            isinstance(name, str) for name in _as_tuple(self.estimators)
-        ):
-            raise ConfigError("estimators must be names", repr(self.estimators), "e.g. ('mle', 'twonn')")
+        is_range = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
+        are_names = not isinstance(self.estimators, str) and all(isinstance(name, str) for name in names)
+        share = self.discard_fraction
+        rules = {
+            "num_neighbors must be a whole number, 3 or more": _whole(self.num_neighbors, 3),
+            "block_rows must be a whole number, 1 or more": _whole(self.block_rows, 1),
+            "sharpness_sample must be a whole number, 2 or more, or None for all": sample is None
+            or _whole(sample, 2),
+            "seed must be a whole number, not negative": _whole(self.seed, 0),
+            "sharpness_seeds must be whole numbers, not negative": bool(seeds)
+            and all(_whole(seed, 0) for seed in seeds),
+            "pixel_range must be (black, white), two numbers": is_range and limits[0] < limits[1],
+            "dtype must be float32 or float64": self.dtype in ("float32", "float64"),
+            "discard_fraction must be a number in [0, 1)": isinstance(share, Real) and 0 <= share < 1,
+            "estimators must be names, each once, e.g. ('mle', 'twonn')": are_names
+            and len({*names}) == len(names) > 0,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ConfigError(rule, repr(getattr(self, rule.partition(" ")[0])))
+        table_width(self.estimators, self.num_neighbors)
+
+    def of_estimates(self) -> dict[str, Any]:
+        """Return those that :func:`tasks.measures.estimators.estimate` takes."""
+        names = ("num_neighbors", "estimators", "discard_fraction", "seed")
+        return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
@@ -273,9 +254,10 @@ def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
     Raises:
         DataError: If they have several shapes, are no numbers, are a single number, or some are masked.
     """
-    if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
+    mask = getattr(images, "mask", None)  # numpy.ma takes long to import, to ask whether it is one of its own
+    if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
         rule = "No value of an image may be masked"
-        raise DataError(rule, f"{np.ma.getmaskarray(images).sum()} masked values", "fill or remove them")
+        raise DataError(rule, f"{mask.sum()} masked values", "fill or remove them")
     try:
         array = np.asarray(images)
     except ValueError as error:  # numpy's word for ragged nested sequences

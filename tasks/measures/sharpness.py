@@ -20,12 +20,10 @@ from tasks.measures.distances import FloatArray
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-#: Rearrangements of the labels whose mean is the label sharpness of labels without meaning, and how many of
-#: the closest pairs are looked through for the first with unlike labels.
+# Rearrangements of the labels whose mean is the label sharpness of labels without meaning, and how many of
+# the closest pairs are looked through for the first with unlike labels; nearly always it is among the first.
 NUM_PERMUTATIONS = 100
-CLOSEST_PAIRS = 4096
-# Nearly always there is one among these.
-FIRST_PAIRS = 64
+CLOSEST_PAIRS, FIRST_PAIRS = 4096, 64
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class LabelSharpness:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the convention's fields stand beside the value."""
-        apart = {"convention", "reason"} | ({"permuted"} if self.permuted is None else set())
+        apart = ["convention", "reason", *(["permuted"] if self.permuted is None else [])]
         record = {key: value for key, value in vars(self).items() if key not in apart}
         record |= asdict(self.convention) | {"interval": self.interval}
         for key in ("pair", "pixel_range", "side", "sample_values"):
@@ -92,16 +90,16 @@ class LabelSharpness:
 
 
 def stratified_subsets(
-    labels: npt.NDArray[Any], train_sizes: Sequence[int], sample: int | None, seeds: Sequence[int]
+    labels: npt.NDArray[Any] | None, train_sizes: Sequence[int], sample: int | None, seeds: Sequence[int]
 ) -> tuple[npt.NDArray[np.bool_], list[slice]]:
     """Draw the samples in which the maximum is taken.
 
-    Every sample of a size holds each class in the proportion it has among the images of that size, so all
-    samples of a size have the same number of pairs.
+    Every sample of a size holds each class in the proportion it has among the images of that size (by largest
+    remainder), so all samples of a size have the same number of pairs.
 
     Args:
-        labels: ``(num_images,)`` integers, in nested order.
-        train_sizes: Prefix lengths.
+        labels: ``(num_images,)`` integers, in nested order; None draws no sample.
+        train_sizes: Prefix lengths, ascending.
         sample: Images per sample (M = 1000 in Konz & Mazurowski); None for all.
         seeds: One sample per seed.
 
@@ -109,28 +107,21 @@ def stratified_subsets(
         ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes that are
         no larger than ``sample``, where all images are used.
     """
+    num_images = train_sizes[-1] if labels is None else len(labels)
     masks: list[npt.NDArray[np.bool_]] = []
     slices = []
     for size in train_sizes:
         first = len(masks)
-        if sample is not None and size > sample:
-            masks += [
-                _stratified(labels, size, sample, np.random.default_rng([seed, size])) for seed in seeds
-            ]
+        if labels is not None and sample is not None and size > sample:
+            members = np.unique(labels[:size], return_inverse=True)[1]
+            counts = quotas_of(np.bincount(members), sample, balanced=False)
+            for seed in seeds:
+                rng, mask = np.random.default_rng([seed, size]), np.zeros(num_images, bool)
+                for number, count in enumerate(counts):
+                    mask[rng.choice(np.flatnonzero(members == number), count, replace=False)] = True
+                masks.append(mask)
         slices.append(slice(first, len(masks)))
-    return np.array(masks).reshape(len(masks), len(labels)), slices
-
-
-def _stratified(
-    labels: npt.NDArray[Any], size: int, sample: int, rng: np.random.Generator
-) -> npt.NDArray[np.bool_]:
-    """One mask of ``sample`` among the first ``size`` images, classes by largest remainder."""
-    classes, members = np.unique(labels[:size], return_inverse=True)
-    counts = quotas_of(np.bincount(members), sample, balanced=False)
-    mask = np.zeros(len(labels), bool)
-    for number in range(len(classes)):
-        mask[rng.choice(np.flatnonzero(members == number), counts[number], replace=False)] = True
-    return mask
+    return np.array(masks, bool).reshape(len(masks), num_images), slices
 
 
 def count_pairs(labels: npt.NDArray[Any]) -> int:
@@ -148,7 +139,7 @@ def summarise(
     samples: FloatArray,
     sample_members: npt.NDArray[np.bool_],
 ) -> LabelSharpness:
-    """Turn nearest-opposite distances into a record.
+    """Turn nearest-opposite distances into a record; undefined, with a reason, when there is one class only.
 
     Args:
         labels: ``(num_images,)`` of one size.
@@ -158,9 +149,6 @@ def summarise(
         convention: What the distances are measured in.
         samples: ``(num_samples, num_images)`` the same distances inside each sample; no rows for all images.
         sample_members: ``(num_samples, num_images)`` members of each sample.
-
-    Returns:
-        The record; undefined, with a reason, when there is one class only.
     """
     members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
     num_pairs, num_images = count_pairs(labels[members]), int(members.sum())
@@ -201,8 +189,8 @@ def permuted_sharpness(
     all neighbours of both its images have their own label.
 
     Args:
-        distances: ``(num_images, num_neighbors)``, ascending; inf where there are fewer.
-        indices: ``(num_images, num_neighbors)`` rows they belong to, -1 where there are fewer.
+        distances: ``(num_images, num_neighbors)``, of a :class:`~tasks.measures.neighbors.NeighborTable`.
+        indices: Likewise.
         labels: ``(num_images,)``.
         members: ``(num_samples, num_images)`` of each sample; no rows for all images.
         seed: Of the permutations.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -349,7 +350,7 @@ def render_slice(
     Everything but the lesion is the same for ``lesion`` True and False, so only the lesion tells the label.
     ``contrast`` and ``size`` are factors on the lesion's contrast and radii.
     """
-    from scipy.ndimage import affine_transform
+    from scipy.ndimage import map_coordinates
 
     head = np.random.default_rng(derive_seed("mri_lesion head", variation))
     turn, stretch, shift = head.normal(0, 0.06), 1 + head.normal(0, 0.04, 2), head.normal(0, 3, 2)
@@ -364,13 +365,22 @@ def render_slice(
 
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / stretch
     center = (np.array(plane.shape) - 1) / 2
-    moved = affine_transform(plane, matrix, offset=center - matrix @ (center + shift), order=1)
-    rows, columns = (np.linspace(-1, 1, size) for size in plane.shape)
-    field = 1 + shading[0] * rows[:, None] + shading[1] * columns[None, :]
-    bright = np.clip(moved, 0, 1) ** gamma * field
+    origin = center - matrix @ (center + shift)
+    # Outside of the head all is black: only the box that the head's box is moved into is drawn.
+    sides = [np.flatnonzero(plane.any(axis))[[0, -1]] + (-1, 1) for axis in (1, 0)]
+    corners = np.linalg.solve(matrix, np.array(list(product(*sides))).T - origin[:, None])
+    first = np.clip(np.floor(corners.min(1)), 0, None).astype(int)
+    stop = np.clip(np.ceil(corners.max(1)) + 1, None, plane.shape).astype(int)
+    box = tuple(map(slice, first, stop))
+    row, column = np.ogrid[box]
+    places = np.broadcast_arrays(*(matrix[i, 0] * row + matrix[i, 1] * column + origin[i] for i in (0, 1)))
+    moved = map_coordinates(plane, places, order=1)
+    across, along = (np.linspace(-1, 1, size) for size in plane.shape)
+    field = 1 + shading[0] * across[box[0], None] + shading[1] * along[None, box[1]]
+    rendered = np.zeros(plane.shape, np.uint8)
+    rendered[box] = np.rint(np.clip(np.clip(moved, 0, 1) ** gamma * field, 0, 1) * 255)
     # The template's first axis runs from left to right; turned so that the face looks up.
-    rendered: NDArray[np.uint8] = np.rint(np.clip(bright.T[::-1], 0, 1) * 255).astype(np.uint8)
-    return rendered
+    return rendered.T[::-1]
 
 
 def _with_lesion(
@@ -384,9 +394,9 @@ def _with_lesion(
     center = places[rng.integers(len(places))]
     radii = size * rng.uniform(16, 32, 2)
     angle, change = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
-    offsets = np.indices(plane.shape).reshape(2, -1).T - center
-    turned = offsets @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    distance = np.sqrt(((turned / radii) ** 2).sum(1)).reshape(plane.shape)
-    weight = mask / (1 + np.exp((distance - 1) * 6))
-    blended: NDArray[np.float32] = np.clip(plane + contrast * change * weight, 0, 1).astype(np.float32)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    across, along = ((places - center) @ turn / radii).T
+    weight = 1 / (1 + np.exp((np.sqrt(across**2 + along**2) - 1) * 6))
+    blended = plane.copy()
+    blended[mask] = np.clip(plane[mask] + contrast * change * weight, 0, 1)
     return blended

@@ -24,8 +24,6 @@ class SearchStatus(StrEnum):
     """How a trial of a search ended; each is a result."""
 
     COMPLETE = "complete"
-    PRUNED = "pruned"
-    """Stopped early, because at its epoch too many others of its search were better."""
     DIVERGED = "diverged"
     """Its training or validation loss was no finite number."""
 
@@ -43,7 +41,7 @@ class SearchResult(Finding):
 
     Attributes:
         status: see :class:`SearchStatus`.
-        reason: why it diverged or was stopped; empty when complete.
+        reason: why it diverged; empty when complete.
         epochs: epochs of training that it took.
         curve: the validation images after each epoch; a diverged one's end before the loss that is no number.
         num_train: images that it was trained on.

@@ -51,7 +51,6 @@ from tasks.trials.records import (
     TrialResult,
     TrialStatus,
     ValidationScore,
-    capped,
     epochs_to_look_at,
 )
 from tasks.trials.representations import (
@@ -78,8 +77,6 @@ RESTORED_TOLERANCE = 1e-3
 
 Keep = Callable[[bytes], KeptFile | str]
 """Keeps a file beside the result; text says why it could not."""
-GoOn = Callable[[int, float], bool]
-"""Given an epoch and the validation loss after it, capped, tells whether to train on."""
 
 
 def run_trial(
@@ -173,15 +170,13 @@ def run_search_trial(
     gpu_fraction: float | None = None,
     micro_batch: int | None = None,
     graphs: bool = False,
-    go_on: GoOn | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
     """Train a network on one side of a validation split and return its validation loss after every epoch.
 
     It is built, seeded and trained as the sweep's own trial of it is, but on all of ``data``, which comes
-    from :func:`tasks.prepared.subsets.load_validation`. ``go_on`` is asked after every epoch but the last,
-    None trains to the end; ``on_epoch`` is given the record of every epoch, once it is judged. The other
-    arguments, and what is raised, are those of :func:`run_trial`.
+    from :func:`tasks.prepared.subsets.load_validation`. ``on_epoch`` is given the record of every epoch, once
+    it is validated. The other arguments, and what is raised, are those of :func:`run_trial`.
     """
     if network.model.pretrained:
         found = f"{network.model.name} is pretrained"
@@ -193,21 +188,17 @@ def run_search_trial(
     with _Trial.alone(spec, data, *options, num_train=num_train) as trial:
         trial.build()
 
-        def judge(record: EpochRecord) -> None:
+        def validated(record: EpochRecord) -> None:
             if reason := trial.validate(record.epoch, curve):
-                raise _Ended(SearchStatus.DIVERGED, reason)
+                raise _Diverged(reason)
             if on_epoch is not None:
                 on_epoch(record)
-            if go_on is None or record.epoch == network.recipe.epochs:
-                return
-            if not go_on(record.epoch, capped(curve[-1].loss, chance_loss)):
-                raise _Ended(SearchStatus.PRUNED, f"others were better at epoch {record.epoch}")
 
         try:
-            reason = trial.train(judge)
-            status = SearchStatus.DIVERGED if reason else SearchStatus.COMPLETE
-        except _Ended as ended:
-            status, reason = ended.status, str(ended)
+            reason = trial.train(validated)
+        except _Diverged as diverged:
+            reason = str(diverged)
+        status = SearchStatus.DIVERGED if reason else SearchStatus.COMPLETE
         if not curve and not reason:  # a recipe of no epochs
             trial.validate(0, curve)
         return SearchResult(
@@ -226,12 +217,8 @@ def run_search_trial(
         )
 
 
-class _Ended(Exception):
-    """A search ends a training early."""
-
-    def __init__(self, status: SearchStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+class _Diverged(Exception):
+    """The validation loss is no finite number."""
 
 
 class _Trial:

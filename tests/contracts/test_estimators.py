@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from tasks.measures.calibration import hypersphere
-from tasks.measures.estimators import estimator_table
+from tasks.measures.calibration import MANIFOLDS
+from tasks.measures.estimators import ESTIMATORS
 from tasks.measures.measure import intrinsic_dimension
 
 
 def points_on_sphere(dimension: int, num_points: int = 800, seed: int = 0) -> np.ndarray:
     """Points of known dimension, turned into 20 dimensions: distances are those on the sphere."""
     rng = np.random.default_rng(seed)
-    sphere = hypersphere(num_points, dimension, rng)
+    sphere = MANIFOLDS["hypersphere"](num_points, dimension, rng)
     turn, _ = np.linalg.qr(rng.normal(size=(20, dimension + 1)))
     return sphere @ turn.T
 
@@ -24,7 +24,7 @@ def measure(name: str, points: np.ndarray, **options):
     return intrinsic_dimension(points, estimators=(name,), **options)[name]
 
 
-@pytest.mark.parametrize("name", sorted(estimator_table()))
+@pytest.mark.parametrize("name", ESTIMATORS)
 class TestEstimator:
     @pytest.mark.parametrize("dimension", [2, 4])
     def test_it_finds_a_known_dimension(self, name, dimension):

@@ -35,6 +35,7 @@ from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import SubsetSpec
@@ -122,7 +123,8 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Ru
     def load(subset: SubsetSpec, size: int) -> TrialData:
         return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
-    return run, lambda: Trials(run, GridWork(run, plan.trials, load), Sleeper).run()
+    work = GridWork(run, plan.trials, load)
+    return run, lambda: Trials(run, work, TuneExecution(run, work, Sleeper)).run()
 
 
 def outcome(trials: Run, history: list[Any], started: float) -> dict[str, Any]:

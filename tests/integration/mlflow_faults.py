@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from orchestrator.results.mlflow_runs import SweepRuns, connect
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.tracking import Tracker
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
+from tests.unit.orchestrator.results.test_tracking import flat as finished_run
 
 
 class Server:
@@ -66,26 +68,9 @@ class Server:
         self._server.server_close()
 
 
-@contextmanager
-def proxied(server: Server) -> Iterator[Proxy]:
-    """Put a proxy before the server."""
-    with before(f"127.0.0.1:{server.port}") as proxy:
-        yield proxy
-
-
 def flat(name: str, number: int) -> FlatRun:
     """Return what a trial shows."""
-    return FlatRun(
-        f"{name}-{number}",
-        "trial",
-        {"trial_id": f"{name}-{number}", "sweep": name, "status": "done"},
-        {"recipe.learning_rate": "0.001"},
-        {"test_loss": 1 / (number + 1)},
-        (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500)),
-        1000,
-        2000,
-        2000,
-    )
+    return finished_run(f"{name}-{number}", 1 / (number + 1))
 
 
 def opened(uri: str, name: str, said: list[str] | None = None) -> Tracker:
@@ -116,24 +101,53 @@ def shown(uri: str, name: str) -> dict[str, Any]:
     }
 
 
-def outcome(
-    server: Server, name: str, num: int, proxy: Proxy, said: list[str], behind: int
-) -> dict[str, Any]:
-    """Heal and read."""
-    found = shown(server.uri, name)
-    expected = {f"{name}-{number}": 1 / (number + 1) for number in range(num)}
-    return {
-        **found,
-        "right": found.pop("losses") == expected and found["counted"] == num,
-        "faults": dict(Counter(proxy.faults)),
-        "behind": behind,
-        "said": said,
-    }
+@dataclass
+class Case:
+    """A sweep whose tracker goes through a proxy; ``found`` is what MLflow shows of it in the end."""
+
+    server: Server
+    name: str
+    num: int
+    proxy: Proxy
+    tracker: Tracker
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def log(self, numbers: range | None = None) -> None:
+        """Log trials that start and end, all or some."""
+        log_trials(self.tracker, self.name, range(self.num) if numbers is None else numbers)
+
+    def halves(self) -> tuple[range, range]:
+        """Return the numbers of the trials of the first and of the second half."""
+        return range(self.num // 2), range(self.num // 2, self.num)
+
+    def heal(self) -> None:
+        """Let everything pass until all is shown."""
+        self.proxy.decide = lambda method, path: PASS
+        self.tracker.flush()
+
+
+@contextmanager
+def broken(server: Server, name: str, num: int) -> Iterator[Case]:
+    """Open a case; closes its tracker and reads what MLflow shows."""
+    said: list[str] = []
+    with before(f"127.0.0.1:{server.port}") as proxy:
+        case = Case(server, name, num, proxy, opened(proxy.url, name, said))
+        yield case
+        case.tracker.close("FINISHED")
+        found = shown(server.uri, name)
+        expected = {f"{name}-{number}": 1 / (number + 1) for number in range(num)}
+        case.found |= {
+            **found,
+            "right": found.pop("losses") == expected and found["counted"] == num,
+            "faults": dict(Counter(proxy.faults)),
+            "behind": case.tracker.num_behind,
+            "said": said,
+        }
 
 
 def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str, Any]:
     """The replies of a random third of all writes get lost, until so many were."""
-    chance, said, left = random.Random(13), [], [drops]
+    chance, left = random.Random(13), [drops]
 
     def decide(method: str, path: str) -> str:
         if method != "GET" and left[0] and chance.random() < 0.3:
@@ -141,71 +155,54 @@ def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str,
             return DROP
         return PASS
 
-    with proxied(server) as proxy:
-        proxy.decide = decide
-        tracker = opened(proxy.url, "dropped", said)
-        log_trials(tracker, "dropped", range(num))
-        tracker.close("FINISHED")
-        return outcome(server, "dropped", num, proxy, said, tracker.num_behind)
+    with broken(server, "dropped", num) as case:
+        case.proxy.decide = decide
+        case.log()
+    return case.found
 
 
 def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
     """Down when the sweep starts, up, down again for a while in the middle."""
-    said: list[str] = []
-    with proxied(server) as proxy:
-        proxy.decide = lambda method, path: REFUSE
-        tracker = opened(proxy.url, "away", said)
-        log_trials(tracker, "away", range(num // 2))
-        time.sleep(seconds)
-        proxy.decide = lambda method, path: PASS
-        tracker.flush()
-        proxy.decide = lambda method, path: REFUSE
-        log_trials(tracker, "away", range(num // 2, num))
-        time.sleep(seconds)
-        proxy.decide = lambda method, path: PASS
-        tracker.flush()
-        tracker.close("FINISHED")
-        return outcome(server, "away", num, proxy, said, tracker.num_behind)
+    with broken(server, "away", num) as case:
+        for numbers in case.halves():
+            case.proxy.decide = lambda method, path: REFUSE
+            case.log(numbers)
+            time.sleep(seconds)
+            case.heal()
+    return case.found
 
 
 def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any]:
     """Connections are reset in the middle of replies, of reads too."""
-    chance, said = random.Random(7), []
-    with proxied(server) as proxy:
-        proxy.decide = lambda method, path: RESET if chance.random() < share else PASS
-        tracker = opened(proxy.url, "resetting", said)
-        log_trials(tracker, "resetting", range(num))
-        tracker.flush()
-        proxy.decide = lambda method, path: PASS
-        tracker.close("FINISHED")
-        return outcome(server, "resetting", num, proxy, said, tracker.num_behind)
+    chance = random.Random(7)
+    with broken(server, "resetting", num) as case:
+        case.proxy.decide = lambda method, path: RESET if chance.random() < share else PASS
+        case.log()
+        case.tracker.flush()
+        case.heal()
+    return case.found
 
 
 def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
     """Every reply is late; nobody who logs something waits for it."""
-    said: list[str] = []
-    with proxied(server) as proxy:
-        proxy.delay_s = delay_s
-        tracker = opened(proxy.url, "slow", said)
-        log_trials(tracker, "slow", range(num))
-        waiting = tracker.num_behind
-        tracker.close("FINISHED")
-        return {**outcome(server, "slow", num, proxy, said, tracker.num_behind), "waiting": waiting}
+    with broken(server, "slow", num) as case:
+        case.proxy.delay_s = delay_s
+        case.log()
+        case.found["waiting"] = case.tracker.num_behind
+    return case.found
 
 
 def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, Any]:
     """The server ends in the middle and starts again."""
-    said: list[str] = []
-    with proxied(server) as proxy:
-        tracker = opened(proxy.url, "restarted", said)
-        log_trials(tracker, "restarted", range(num // 2))
+    with broken(server, "restarted", num) as case:
+        first, second = case.halves()
+        case.log(first)
         server.stop()
-        log_trials(tracker, "restarted", range(num // 2, num))
+        case.log(second)
         time.sleep(seconds)
         server.start()
-        tracker.flush()
-        tracker.close("FINISHED")
-        return outcome(server, "restarted", num, proxy, said, tracker.num_behind)
+        case.tracker.flush()
+    return case.found
 
 
 CASES = {case.__name__: case for case in (dropped_replies, away, resetting, slow, restarted)}

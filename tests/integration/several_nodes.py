@@ -34,6 +34,7 @@ from orchestrator.running.actors import ArrayCache
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
@@ -133,7 +134,8 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
         monitor=Progress(),
     )
     data = TrialData(images, labels, images[:4], labels[:4], 2, "f")
-    Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Probe).run()
+    work = GridWork(run, plan.trials, lambda subset, size: data)
+    Trials(run, work, TuneExecution(run, work, Probe)).run()
     return [
         {
             "node": json.loads(record.result.reason)[0],

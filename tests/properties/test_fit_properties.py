@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis import fit_growth, fit_scaling_laws, predict, read_csv, write_csv
+from orchestrator.analysis.fits import prepare
+from orchestrator.analysis.published import PREDICTED_FORM, fit_published
 from orchestrator.analysis.table import escape_cell, unescape_cell
 from tests.synthetic import synthetic_table
 
@@ -33,7 +35,7 @@ SEEDS = st.integers(0, 10_000)
 @given(size=SLOPES, sharpness=SLOPES, seed=SEEDS, models=st.sampled_from([("a",), ("a", "b")]))
 def test_any_exact_law_is_recovered(size, sharpness, seed, models):
     table = losses_only(size_slope=size, sharpness_slope=sharpness, seed=seed, models=models)
-    law = fit_scaling_laws(table, explore=True).find("published", "scaled_log_train_size", "log_sharpness")
+    law = fit_published(prepare(table).points, PREDICTED_FORM)
     assert [e.value for e in law.estimates] == pytest.approx([size, sharpness], rel=1e-6)
 
 

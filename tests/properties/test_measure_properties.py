@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.measures import neighbors
 from tasks.measures.distances import ArraySource, as_bytes
-from tasks.measures.estimators import estimate
+from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
 from tasks.measures.neighbors import Partial, improve, nested_neighbors
 from tasks.measures.products import (
@@ -26,7 +26,6 @@ from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=25)
-ESTIMATORS = ("mle", "twonn", "gride")
 
 
 class ManyWorkers:
@@ -53,7 +52,7 @@ def points_of(seed, num_points=60, num_features=6):
 
 def values_of(points, num_neighbors=8):
     table = nested_neighbors(points, None, [len(points)], num_neighbors).tables[0]
-    records = estimate(table, num_neighbors=num_neighbors, estimators=ESTIMATORS)
+    records = estimate(table, num_neighbors=num_neighbors, estimators=[*ESTIMATORS])
     return np.array([records[name].value for name in ESTIMATORS])
 
 

@@ -125,19 +125,3 @@ def test_every_port_that_the_lab_saw_stands_in_the_table_of_ports(lab):
     }
     (jobs,) = {port["address"] for port in seen if port["port"] == 8265}
     assert jobs == "127.0.0.1"
-
-
-def test_the_growth_that_is_told_is_the_one_that_was_computed():
-    computed = json.loads((ROOT / "benchmarks/results/cluster_growth.json").read_text(encoding="utf-8"))[
-        "projected"
-    ]
-    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
-    for told in (
-        f"| {computed['arrays_gb']} GB |",
-        f"| {computed['start_s_at_most']} s |",
-        f"| {computed['plan_s']:.1f} s, {computed['plan_mib']:.0f} MiB |",
-        f"| {computed['driver_mib']:,} MiB ",
-        f"| {computed['driver_hours']:g} h ",
-        f"computed from {computed['constants']['driver_kb_per_trial']:.0f} kB a trial",
-    ):
-        assert told in text, told

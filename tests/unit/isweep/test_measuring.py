@@ -48,7 +48,7 @@ def test_the_closest_pair_is_the_closest(images, record):
     shortest = distances[other].min()
     assert np.linalg.norm(first.astype(float) - second) == pytest.approx(shortest)
     titles = [axes.get_title() for axes in record.plot_pair().axes]
-    rows = record.result.label_sharpness.pair
+    rows = record.record.label_sharpness.pair
     assert titles == [f"image {row}: {LABELS[row]}" for row in rows]
 
 
@@ -71,8 +71,12 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
         ((np.zeros((4, 2, 2)), [None] * 4), {}, "every row needs a label; found: blank in 4: row "),
         (([[1, 2], [3]],), {}, "Images must make one array"),
         ((np.zeros((4, 2, 2)),), {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
-        ((np.zeros((4, 2, 2)),), {"num_neighbors": "a"}, "num_neighbors must be a whole number"),
-        ((np.zeros((4, 2, 2)),), {"seed": -1}, "seeds must not be negative"),
+        (
+            (np.zeros((4, 2, 2)),),
+            {"num_neighbors": "a"},
+            "num_neighbors must be a whole number, 3 or more; found: 'a'",
+        ),
+        ((np.zeros((4, 2, 2)),), {"seed": -1}, "seed must be a whole number, not negative"),
         (
             (np.zeros((4, 2, 2)), [0, 1, 0, 1]),
             {"class_pair": ("0", "7")},
@@ -86,7 +90,11 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
         ((np.zeros((4, 2, 2)),), {"image_size": 4}, "image_size is for image files"),
         ((np.zeros((4, 2, 2)), [0, 1, 2, 0]), {"class_pair": (0, 1, 2)}, "class_pair must be two classes"),
         ((np.zeros((4, 2, 2)), [0, 1, 2, 0]), {"class_pair": 3}, "must be two classes; found: 3; e.g. "),
-        ((np.zeros((4, 2, 2)),), {"estimators": "mle"}, "estimators must be names; found: 'mle'"),
+        (
+            (np.zeros((4, 2, 2)),),
+            {"estimators": "mle"},
+            "estimators must be names, each once, .*; found: 'mle'",
+        ),
         (("digits",), {"channels": 5}, "channels: input should be 1 or 3; found: 5"),
         (("digits",), {"image_size": "x"}, "image_size: input should be a valid integer; found: 'x'"),
         ((".",), {"own": "x"}, "own must be a mapping; found: 'x'"),
@@ -96,7 +104,7 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
             {"num_neighbours": 4},
             "found: 'num_neighbours'; did you mean",
         ),
-        ((np.zeros((4, 2, 2)),), {"num_neighbors": 1}, "num_neighbors must be at least 3"),
+        ((np.zeros((4, 2, 2)),), {"num_neighbors": 1}, "num_neighbors must be a whole number, 3 or more"),
         (("x.npy", [1, 2]), {}, "Labels of a file of images must be a file too"),
         ((np.array([["a"]]), None), {}, "[Ii]mages must"),
     ],
@@ -193,11 +201,10 @@ def fits():
     return isweep.Fits(fit_scaling_laws(table, explore=True), table)
 
 
-def test_fits_are_a_table_and_a_figure(fits):
+def test_fits_are_a_table(fits):
     rows = fits.to_frame()
     assert {"fit", "coefficient", "value", "low", "high"} <= set(rows)
-    assert {"headline", "exponent", "attack", "published"} <= set(rows["fit"])
-    assert len(fits.plot().axes) == 2
+    assert {"headline", "height", "exponent", "attack", "representation"} == set(rows["fit"])
     assert repr(fits).startswith("Fits of ")
 
 

@@ -11,38 +11,35 @@ FAMILY = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(
 
 @pytest.mark.parametrize("error", FAMILY)
 def test_errors_survive_pickling(error):
-    made = error("a rule", "a value", "a way out")
-    again = pickle.loads(pickle.dumps(made))
+    again = pickle.loads(pickle.dumps(error("a rule", "a value", "a way out")))
     assert type(again) is error
     assert str(again) == "a rule; found: a value; a way out."
 
 
-def test_a_notebook_shows_the_message_alone():
+def test_a_notebook_shows_the_message_alone_and_a_shell_the_code():
     assert ConfigError("a rule", "a value")._render_traceback_() == ["ConfigError: a rule; found: a value."]
-
-
-def test_exit_codes():
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
 
-def test_collect_reports_all_problems_at_once():
+def test_collect_reports_all_problems_at_once_and_keeps_a_single_one_as_it_is():
     with pytest.raises(ConfigError, match=r"(?s)2 problems found:.*first.*second"):
         collect([ConfigError("first"), DataError("second")])
-
-
-def test_collect_keeps_a_single_problem_as_it_is():
     with pytest.raises(ConfigError, match=r"^only\.$"):
         collect([ConfigError("only")])
     collect([])
 
 
-def test_unknown_numbers_stand_in_their_order_and_are_no_text():
-    message = str(unknown_name("size", "240", [240, 60, 120]))
-    assert message == "Unknown size; found: '240'; did you mean 240? known sizes: 60, 120, 240."
-
-
-def test_unknown_names_show_the_nearest_and_all():
-    message = str(unknown_name("model", "resnet19", ["resnet18", "vgg13"]))
-    assert (
-        message == "Unknown model; found: 'resnet19'; did you mean 'resnet18'? known models: resnet18, vgg13."
-    )
+@pytest.mark.parametrize(
+    ("kind", "name", "known", "message"),
+    [
+        ("size", "240", [240, 60], "Unknown size; found: '240'; did you mean 240? known sizes: 60, 240."),
+        (
+            "model",
+            "a13",
+            ["a12", "b"],
+            "Unknown model; found: 'a13'; did you mean 'a12'? known models: a12, b.",
+        ),
+    ],
+)
+def test_unknown_names_show_the_nearest_and_all_numbers_in_their_order(kind, name, known, message):
+    assert str(unknown_name(kind, name, known)) == message

@@ -7,7 +7,6 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 from search_spaces.models import MODELS
-from search_spaces.sweeps import SweepSpec
 from search_spaces.tuning import SearchTrialSpec, TuneSpec, ValidationSpec, space_of
 
 
@@ -18,19 +17,16 @@ def test_released_rates_lie_in_the_range_of_their_family():
         assert all(low <= rate <= high for rate in rates), name
 
 
-def test_the_optimiser_decides_before_the_family():
+def test_the_optimiser_decides_before_the_family_and_a_sweep_over_both():
     assert space_of(MODELS["vgg13"], "sgd", TuneSpec(), 1000).learning_rate == (1e-4, 1e-1)
-
-
-def test_a_sweep_narrows_and_widens():
     tune = TuneSpec(learning_rate=(1e-4, 1.0), batch_size=(4, 100))
     space = space_of(MODELS["resnet18"], "adam", tune, 100)
-    assert space.learning_rate == (1e-4, 1.0)
-    assert space.batch_size == (4, 100)
-    assert space.weight_decay == (1e-6, 1e-2)
-
-
-def test_batches_of_a_family_that_do_not_fit_are_left_out():
+    assert (space.learning_rate, space.batch_size, space.weight_decay) == (
+        (1e-4, 1.0),
+        (4, 100),
+        (1e-6, 1e-2),
+    )
+    # Batches of a family that do not fit are left out.
     assert space_of(MODELS["resnet18"], "adam", TuneSpec(), 40).batch_size == (8, 16, 32)
 
 
@@ -66,16 +62,15 @@ def test_every_mistake_is_named(said, message):
 
 
 def test_all_mistakes_are_reported_at_once():
-    with pytest.raises(ConfigError, match="2 problems found") as caught:
+    with pytest.raises(ConfigError, match=r"(?s)2 problems found.*learning_rate.*budget"):
         load_sweep("smoke", {"tune": {"learning_rate": [2, 1], "budget": 9}})
-    assert "learning_rate" in str(caught.value)
-    assert "budget" in str(caught.value)
 
 
 def test_how_a_sweep_is_tuned_is_no_part_of_any_identity():
-    said = {"budget": 0.4, "sampler": "gp", "seed": 3}
-    plain, other = load_sweep("smoke"), load_sweep("smoke", {"tune": said})
-    assert isinstance(other, SweepSpec)
+    plain, other = (
+        load_sweep("smoke"),
+        load_sweep("smoke", {"tune": {"budget": 0.4, "sampler": "gp", "seed": 3}}),
+    )
     assert set(plan_sweep(plain).trials_by_id) == set(plan_sweep(other).trials_by_id)
 
 
@@ -85,8 +80,7 @@ def test_a_search_trial_is_another_trial_than_the_sweeps_and_depends_on_the_spli
         SearchTrialSpec(network=trial.network, validation=ValidationSpec(share=share))
         for share in (0.2, 0.25)
     ]
-    ids = {trial.trial_id, *(spec.trial_id for spec in searched)}
-    assert len(ids) == 3
+    assert len({trial.trial_id, *(spec.trial_id for spec in searched)}) == 3
     assert searched[0].measurements[0].network_id != trial.trial_id
     assert not searched[0].attacks.methods
     with pytest.raises(ValidationError, match="less than 1"):

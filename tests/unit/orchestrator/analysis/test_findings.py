@@ -10,6 +10,7 @@ from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings, seen, summary
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import t_power
+from orchestrator.analysis.published import LOSS_ON_D_DATA, fit_published
 from orchestrator.analysis.tables import seen_table
 from tests.synthetic import synthetic_table
 
@@ -69,18 +70,11 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
     log_loss = 0.05 * true_d - 0.5 * np.log(table["train_size"]) + rng.normal(0, 0.05, len(table))
     grown = true_d * (table["train_size"] / 250) ** 0.25
     table = table.assign(d_data_mle=grown, test_loss=np.exp(log_loss))
-    fits = fit_scaling_laws(table, explore=True)
     for domain in ("natural", "medical"):
-        pooled = fits.find("published", "d_data_mle", subset=domain).estimates[0].value
-        equal = fits.find("height", "d_data_mle", subset=domain).estimates[0].value
-        assert pooled < 0 < equal
-    found = findings(fits)[0]
+        pooled = fit_published(prepare(table).points, LOSS_ON_D_DATA, subset=domain)
+        assert pooled.estimates[0].value < 0
+    found = findings(fit_scaling_laws(table))[0]
     assert "log test loss rises with d_data: going from the lowest to the highest d_data" in found.answer
-    figure, caption = DRAWINGS["loss_on_d_data"](prepare(table).points, fits)
-    lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]
-    assert lines
-    assert all(line.get_ydata()[1] > line.get_ydata()[0] for line in lines)
-    assert "compare points of equal train size" in caption
 
 
 @pytest.mark.parametrize(
@@ -224,11 +218,11 @@ def test_what_was_seen_is_a_row_a_dataset_and_one_sentence():
     fits = fit_scaling_laws(table)
     assert seen(fits) == (
         "Of 3 datasets, medical0 has the highest loss, and has the sharpest labels and loses most under "
-        "attack (FGSM 8/255); natural1 has the highest d_data. That is what was seen, not a test."
+        "attack (FGSM at 8/255); natural1 has the highest d_data. That is what was seen, not a test."
     )
     shown = seen_table(fits)
     assert shown.header == (
-        "dataset", "domain", "d_data", "K_F", "largest N", "loss there", "gained by FGSM 8/255",
+        "dataset", "domain", "d_data", "K_F", "largest N", "loss there", "gained by FGSM at 8/255",
     )  # fmt: skip
     assert shown.rows[0] == ("medical0", "medical", "10", "0.001", "1,750", "0.6 (at guessing)", "9")
 
@@ -248,14 +242,6 @@ def test_slopes_that_guessing_flattens_are_refused():
     found = answers(held)["sharpness"]
     assert re.search(r"the losses of \d+ of 36 points lie at guessing, which flattens slopes", found.answer)
     assert found.to_add == "train until losses leave guessing"
-
-
-def test_no_line_is_drawn_through_two_datasets():
-    table = synthetic_table(num_natural=2, num_medical=2, class_pairs=("3-8", "4-9"))
-    fits = fit_scaling_laws(table, explore=True)
-    figure, caption = DRAWINGS["loss_on_d_data"](prepare(table).points, fits)
-    assert not [line for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 2]
-    assert "Lines are fits" not in caption
 
 
 def test_what_answers_rest_on_is_drawn_with_every_dataset_left_out():

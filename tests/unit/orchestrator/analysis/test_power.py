@@ -1,23 +1,29 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from orchestrator.analysis import design_of, power
-from orchestrator.analysis.inference import curve_sums, dataset_effects, ols, slope_within_curves
-from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.inference import (
+    curve_sums,
+    dataset_effects,
+    mean_interval,
+    ols,
+    slope_within_curves,
+)
+from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.power import (
+    TRIAL_STD,
+    WORLD_STD,
     Design,
     Truth,
     draw,
-    drawn_slopes,
     experiment_power,
     exponent_sums,
     heights,
     planned_power,
 )
-from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
-from orchestrator.planning.gpus import CARDS
+from orchestrator.planning.estimate import DEFAULT_CARD
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import CARDS, need_of
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 
@@ -44,7 +50,7 @@ def test_effects_of_a_design_are_those_that_the_fits_reduce_points_to():
     values = np.column_stack([sample.log_loss, 1 / sample.d_reference, sample.log_sharpness])
     names = np.array([name for name, _, _ in SMALL.datasets])
     order = np.argsort(names)
-    _, theirs = dataset_effects(values, at.cell.astype(str), names[at.dataset], at.weights)
+    _, theirs = dataset_effects(values, (at.model * 10 + at.size).astype(str), names[at.dataset], at.weights)
     y, x = heights(SMALL, sample)
     assert np.column_stack([y, x[:, :2]])[order] == pytest.approx(theirs)
     sums = curve_sums(
@@ -68,10 +74,11 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
 def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
     found = power(SMALL, effect="exponent", num_tables=20)
     share = f"{found.adjusted['exponent']:.0%}"
-    assert f"8 datasets would claim it (± 11%): exponent of N within datasets (against none): {share}." in (
-        found.line()
+    assert (
+        f"8 datasets would claim it (± 11%): exponent of N within datasets (against none): {share}."
+        in (found.lines()[0])
     )
-    assert "d_data" not in found.line()
+    assert "d_data" not in found.lines()[0]
 
 
 def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
@@ -95,9 +102,9 @@ def test_what_a_design_cannot_test_is_said():
     found = planned_power(plan, num_tables=20)
     text = "loss on K_F, given 1/d and the domain label"
     assert f"{text}: cannot be tested; exponent of N within datasets (against none): " in found.lines()[0]
-    note = found.tables()[0].note
+    note = found.table().note
     assert f"cannot be tested: loss on 1/d, given K_F and the domain label; {text}." in note
-    assert set(found.headline.alone) == {"exponent", "exponent_below_bound"}
+    assert set(found.alone) == {"exponent", "exponent_below_bound"}
 
 
 def test_the_same_seed_gives_the_same_power():
@@ -118,29 +125,35 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
         "lesions_base", "digits_base",
     ]  # fmt: skip
     found = planned_power(plan, num_tables=4)
-    assert found.experiment.num_worlds == 6
+    assert found.experiment["num_worlds"] == 6
     assert "6 worlds in which only K_F is moved tell it from 0 in" in found.lines()[0]
-    assert found.to_json()["experiment"]["num_tables"] == 4
+    assert found.to_json()["experiment"] == found.experiment
 
 
 def test_the_hours_of_a_plan_are_those_of_its_trials():
     plan = plan_sweep(load_sweep("demo"))
-    predicted = sum(predicted_card_seconds(trial, CARDS[DEFAULT_CARD]) for trial in plan.trials) / 3600
-    assert planned_power(plan, num_tables=1).headline.gpu_hours == pytest.approx(predicted)
+    predicted = sum(need_of(trial, CARDS[DEFAULT_CARD]).card_seconds for trial in plan.trials) / 3600
+    assert planned_power(plan, num_tables=1).gpu_hours == pytest.approx(predicted)
 
 
-def test_drawn_worlds_are_analysed_as_an_experiment_is():
-    """Without spread between worlds and trainings the slope is the one that was put in."""
-    found = drawn_slopes(np.array([3, 1, 2]), 4000, 0.7, np.random.default_rng(2))
-    # Standard error: 0.8 between worlds; single trainings vanish over 4,000 cells.
-    assert found.mean() == pytest.approx(0.7, abs=3 * 0.8 / np.sqrt(3))
-    arms = [Arm(f"w{k}_{name}", f"w{k}", name) for k in range(6) for name in ("base", "sharpness")]
-    nothing = experiment_power(arms, num_models=2, num_sizes=5, effect="exponent", num_tables=2000)
-    assert stats.binomtest(round(2000 * nothing.from_none), 2000, 0.05).pvalue > 1e-3
-    law = experiment_power(arms, num_models=2, num_sizes=5, num_tables=2000)
-    # The same draws moved by 1: as often told from 0 as nothing is from 1.
-    assert law.from_none == pytest.approx(nothing.from_law, abs=0.03)
-    assert law.from_law == nothing.from_none
+def test_the_power_of_an_experiment_is_that_of_drawn_ones():
+    """Worlds with their own slopes, arms that share their world's base, and the t interval over worlds."""
+    num_arms, num_cells, rng, slope = np.array([3, 1, 2, 1, 1]), 4, np.random.default_rng(2), 1.0
+    none = law = 0
+    for _ in range(2000):
+        found = []
+        for num in num_arms:
+            own, base = rng.normal(slope, WORLD_STD), rng.normal(0, TRIAL_STD, num_cells)
+            changes = own * MOVED + rng.normal(0, TRIAL_STD, (num, num_cells)) - base
+            found.append(changes.mean() / MOVED)
+        low, high = mean_interval(np.array(found))[1]
+        none, law = none + (not low <= 0 <= high), law + (not low <= 1 <= high)
+    arms = [Arm(f"w{k}_{n}", f"w{k}", "sharpness") for k, num in enumerate(num_arms) for n in range(num)]
+    reckoned = experiment_power(arms, num_models=2, num_sizes=2)
+    # Four standard errors of 2,000 draws.
+    assert none / 2000 == pytest.approx(reckoned["from_none"], abs=0.045)
+    assert reckoned["from_law"] == pytest.approx(0.05)
+    assert law / 2000 == pytest.approx(0.05, abs=0.02)
 
 
 def test_an_experiment_of_two_worlds_is_refused():

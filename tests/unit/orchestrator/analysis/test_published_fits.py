@@ -4,11 +4,16 @@ Natural d_data is recorded as a mean over models, where the earlier derivation u
 numbers that need natural datasets agree to a few hundredths only; medical ones agree to the last digit given.
 """
 
-import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_table
-from orchestrator.analysis.published import published_loss_gains, side_by_side
+from orchestrator.analysis import fit_scaling_laws, published_report, published_table
+from orchestrator.analysis.fits import fit_exponent, prepare
+from orchestrator.analysis.published import (
+    LOSS_ON_D_DATA,
+    PREDICTED_FORM,
+    fit_published,
+    published_loss_gains,
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +22,19 @@ def fits():
 
 
 @pytest.fixture(scope="module")
-def without_prostate():
+def points():
+    """Fitted points of two models, with and without the prostate set."""
     table = published_table()
     table = table[table["model"].isin(["resnet34", "vgg13"])]
-    return fit_scaling_laws(table[table["dataset"] != "prostate"], sharpness_policy="ignore", explore=True)
+    return [
+        prepare(rows, sharpness_policy="ignore").points
+        for rows in (table, table[table["dataset"] != "prostate"])
+    ]
+
+
+@pytest.fixture(scope="module")
+def redone():
+    return {(row["model"], row["datasets"]): row for row in published_report().regressions}
 
 
 def test_the_table_has_every_published_combination():
@@ -37,49 +51,47 @@ def test_the_table_has_every_published_combination():
     [("resnet34", 0.249, 0.38, 0.008, 0.00), ("vgg13", 0.325, 0.33, -0.043, 0.05)],
 )
 def test_the_medical_slope_rests_on_the_prostate_set(
-    fits, without_prostate, model, slope, r_squared, slope_without_prostate, r_squared_without
+    points, redone, model, slope, r_squared, slope_without_prostate, r_squared_without
 ):
-    fit = fits.find("published", "d_data_mle", model=model, subset="medical")
-    coefficient = fit.estimates[0]
+    coefficient = fit_published(points[0], LOSS_ON_D_DATA, model=model, subset="medical").estimates[0]
     assert coefficient.value == pytest.approx(slope, abs=5e-4)
-    assert fit.r_squared == pytest.approx(r_squared, abs=5e-3)
     assert coefficient.influential == "prostate"
     assert coefficient.left_out["prostate"] == pytest.approx(slope_without_prostate, abs=5e-4)
-    refit = without_prostate.find("published", "d_data_mle", model=model, subset="medical")
-    assert refit.estimates[0].value == pytest.approx(coefficient.left_out["prostate"])
-    assert refit.r_squared == pytest.approx(r_squared_without, abs=5e-3)
+    whole, refit = redone[model, "all"], redone[model, "without prostate"]
+    assert whole["slope"] == pytest.approx(coefficient.value)
+    assert whole["r_squared"] == pytest.approx(r_squared, abs=5e-3)
+    assert refit["slope"] == pytest.approx(coefficient.left_out["prostate"])
+    assert refit["r_squared"] == pytest.approx(r_squared_without, abs=5e-3)
     low, high = coefficient.interval
     assert low < 0 < high
 
 
 @pytest.mark.parametrize(("model", "slope"), [("resnet34", 0.056), ("vgg13", 0.089)])
-def test_natural_slopes(fits, model, slope):
-    fit = fits.find("published", "d_data_mle", model=model, subset="natural")
+def test_natural_slopes(points, model, slope):
+    fit = fit_published(points[0], LOSS_ON_D_DATA, model=model, subset="natural")
     assert fit.estimates[0].value == pytest.approx(slope, abs=0.012)
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "sharpness", "r_squared"), [("resnet34", 4.30, 1.39, 0.67), ("vgg13", 5.84, 1.68, 0.71)]
+    ("model", "datasets", "size", "sharpness", "r_squared", "off"),
+    [
+        ("resnet34", "all", 4.30, 1.39, 0.67, (0.02, 0.015)),
+        ("vgg13", "all", 5.84, 1.68, 0.71, (0.02, 0.015)),
+        ("resnet34", "without prostate", 3.00, 1.22, 0.39, (0.08, 0.035)),
+        ("vgg13", "without prostate", 1.93, 1.16, 0.36, (0.08, 0.035)),
+    ],
 )
-def test_the_predicted_form(fits, model, size, sharpness, r_squared):
-    fit = fits.find("published", "scaled_log_train_size", "log_sharpness", model=model)
+def test_the_predicted_form(points, redone, model, datasets, size, sharpness, r_squared, off):
+    row = redone[model, datasets]
+    assert row["form"][0] == pytest.approx(size, rel=off[0])
+    assert row["form"][1] == pytest.approx(sharpness, rel=0.02)
+    assert row["form_r_squared"] == pytest.approx(r_squared, abs=off[1])
+    fit = fit_published(points[0], PREDICTED_FORM, model=model)
     assert (fit.num_points, fit.num_datasets) == (66, 11)
-    assert [e.value for e in fit.estimates] == pytest.approx([size, sharpness], rel=0.02)
-    assert fit.r_squared == pytest.approx(r_squared, abs=0.015)
 
 
-@pytest.mark.parametrize(
-    ("model", "size", "sharpness", "r_squared"), [("resnet34", 3.00, 1.22, 0.39), ("vgg13", 1.93, 1.16, 0.36)]
-)
-def test_the_predicted_form_without_prostate(without_prostate, model, size, sharpness, r_squared):
-    fit = without_prostate.find("published", "scaled_log_train_size", "log_sharpness", model=model)
-    assert fit.estimates[0].value == pytest.approx(size, rel=0.08)
-    assert fit.estimates[1].value == pytest.approx(sharpness, rel=0.02)
-    assert fit.r_squared == pytest.approx(r_squared, abs=0.035)
-
-
-def test_the_exponent_without_prostate(without_prostate):
-    estimate = without_prostate.find("exponent").estimates[0]
+def test_the_exponent_without_prostate(points):
+    estimate = fit_exponent(points[1]).estimates[0]
     assert estimate.value == pytest.approx(1.92, abs=0.01)
     assert estimate.interval == pytest.approx((-0.46, 4.29), abs=0.01)
 
@@ -87,21 +99,21 @@ def test_the_exponent_without_prostate(without_prostate):
 @pytest.mark.parametrize(
     ("model", "with_prostate", "without"), [("resnet34", 0.30, 0.005), ("vgg13", 0.70, 0.014)]
 )
-def test_the_bare_label_is_tested_by_exact_permutation(fits, without_prostate, model, with_prostate, without):
-    for found, expected in ((fits, with_prostate), (without_prostate, without)):
-        gap = found.find("height", "is_medical", model=model).estimates[0]
-        assert gap.exact
-        assert gap.resampled_p == pytest.approx(expected, abs=5e-3)
+def test_the_bare_label_is_tested_by_exact_permutation(redone, model, with_prostate, without):
+    for datasets, expected in (("all", with_prostate), ("without prostate", without)):
+        row = redone[model, datasets]
+        assert row["exact"]
+        assert row["permutation_p"] == pytest.approx(expected, abs=5e-3)
 
 
 def test_the_share_of_representations_below_the_data_dimension(fits):
-    found = fits.find("representation", variant="mle", response="d_repr_mle")
+    found = fits.find("representation")
     assert (found.num_held, found.num_points) == (334, 396)
     assert found.estimates[0].value == pytest.approx(0.841, abs=0.005)
     assert found.by_dataset["oai"] == pytest.approx(18 / 36)
     for name, above in {"chexpert": 4, "mnist": 4, "prostate": 2, "mura": 1}.items():
         assert found.by_dataset[name] == pytest.approx(above / 36)
-    one = fits.find("representation", variant="mle", response="d_repr_mle", model="resnet34")
+    one = fits.find("representation", model="resnet34")
     assert one.num_held / one.num_points == pytest.approx(0.83, abs=5e-3)
 
 
@@ -132,16 +144,3 @@ def test_the_answer_about_attacks_is_given_the_label(fits):
     assert (found.num_datasets, r.value) == (11, pytest.approx(0.636, abs=5e-4))
     assert r.num_resamples == 24 * 5040
     assert r.resampled_p == pytest.approx(0.0455, abs=5e-4)
-
-
-def test_side_by_side_pairs_equal_datasets_and_sizes_only():
-    ours = published_table()
-    ours = ours[(ours["dataset"] == "mnist") & (ours["model"] == "vgg13")]
-    ours = pd.concat(
-        [ours, ours.assign(trial_id=lambda t: "x" + t["trial_id"], train_size=64, dataset="digits")]
-    )
-    both = side_by_side(ours)
-    assert both["dataset"].unique().tolist() == ["mnist"]
-    assert both["train_size"].tolist() == [500, 750, 1000, 1250, 1500, 1750]
-    assert both["test_loss"].tolist() == pytest.approx(both["test_loss_published"].tolist())
-    assert both["d_data"].tolist() == pytest.approx(both["d_data_published"].tolist())

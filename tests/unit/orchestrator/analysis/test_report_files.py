@@ -23,7 +23,7 @@ SUMMARY = {
     ],
     "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
     "packages": {"torch": "2.10"}, "devices": {"cpu": 36},
-    "description": "A <small> sweep.", "preset": {"name": "<demo>", "train_sizes": [500]},
+    "description": "A <small> sweep.", "preset": "name: <demo>",
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_what_users_name_is_escaped(page):
 def test_counts_findings_caveats_and_provenance_are_shown(page):
     assert "<b>40</b>planned" in page
     assert "<b>1</b>diverged" in page
-    assert "medical0: Lesions. semi-synthetic slices." in page
+    assert "Lesions. semi-synthetic slices" in page
     assert "2 versions of the code" in page
     assert "torch 2.10" in page
     assert "9.12" in page
@@ -183,13 +183,14 @@ def test_little_data_makes_a_report_that_says_so(few, tmp_path):
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
-def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
-    assert "published numbers" not in page
+def test_a_sweep_is_scored_against_published_numbers_of_matching_datasets_only(page, tmp_path):
+    assert "Against every published quantity" not in page
     ours = published_table()
     ours = ours[(ours["dataset"].isin(["mnist", "brats"])) & (ours["model"] == "vgg13")]
     fits = fit_scaling_laws(ours)
     text = write_report(ours, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
-    assert "Side by side with the published numbers" in text
+    assert "Against every published quantity" in text
+    assert "12 of 12" in text  # losses
 
 
 def test_the_report_answers_first(page, fits):

@@ -9,8 +9,8 @@ from importlib import metadata
 import pytest
 
 from orchestrator.cli import main, parse
-from orchestrator.cli.app import COMMANDS, EXAMPLES, WAITS, application
-from orchestrator.running.signals import stop_heard
+from orchestrator.cli.app import COMMANDS, application
+from orchestrator.running.ending import stop_heard
 
 
 def test_help_and_version_load_nothing_heavy():
@@ -156,25 +156,27 @@ def test_a_request_to_stop_and_a_closed_terminal_are_ctrl_c(tmp_path, monkeypatc
 
 
 def test_every_help_ends_with_examples_that_are_commands(capsys):
-    functions = [function for group in COMMANDS.values() for function in group]
-    assert set(EXAMPLES) == {function.__name__ for function in functions}
-    for name, examples in EXAMPLES.items():
-        assert main([name.replace("_", "-"), "--help"]) == 0
-        assert capsys.readouterr().out.rstrip().endswith("For example:\n  " + "\n  ".join(examples))
-        for example in examples:
-            assert parse(shlex.split(example)[1:]).function.__name__ == name
+    for group in COMMANDS.values():
+        for function, (_, *examples) in group.items():
+            assert main([function.__name__.replace("_", "-"), "--help"]) == 0
+            assert capsys.readouterr().out.rstrip().endswith("For example:\n  " + "\n  ".join(examples))
+            for example in examples:
+                assert parse(shlex.split(example)[1:]).function is function
 
 
 def test_what_takes_long_says_so_on_a_terminal_and_to_no_file(root):
     """Every command that has no display of its own; what is shown is gone before the answer stands there."""
     shown = {"run", "tune", "status", "prepare", "rm", "datasets", "models", "recipes", "gpu_check"}
-    names = {function.__name__ for group in COMMANDS.values() for function in group}
-    assert set(WAITS) == names - shown
+    functions = {
+        function.__name__: said[0] for group in COMMANDS.values() for function, said in group.items()
+    }
+    assert {name for name, wait in functions.items() if not wait} == shown
+    wait = functions["plan"]
     command = f"{sys.executable} -m orchestrator.cli plan smoke --root {root}"
     done = subprocess.run(
         ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.index(WAITS["plan"]) < done.stdout.index("8 trials")
-    assert WAITS["plan"] not in done.stdout.partition("small_cnn")[2]
+    assert done.stdout.index(wait) < done.stdout.index("8 trials")
+    assert wait not in done.stdout.partition("small_cnn")[2]
     quiet = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
     assert quiet.stderr == ""

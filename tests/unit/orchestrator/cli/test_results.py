@@ -88,7 +88,7 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(run, monkeypatc
     assert lines[-1].startswith("Every number: ")
     assert "Do sharper labels give higher losses?" in short
     _, whole, _ = run("fit", "smoke", "--all")
-    for title in ("What was seen", "Headline questions", "Regressions as published"):
+    for title in ("What was seen", "Headline questions", "Height of the losses"):
         assert title in whole
         assert title not in short
 
@@ -101,7 +101,7 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     table = synthetic_table(num_natural=1, num_medical=0)
     table.loc[0, "status"] = "diverged"
     monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), redone=())
+    redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), regressions=())
     monkeypatch.setattr("orchestrator.analysis.published_report", lambda: redone)
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
@@ -179,3 +179,19 @@ class TestRows:
     )
     def test_mistakes(self, go, words, message):
         assert message in go(*words)
+
+
+def test_fit_takes_any_table(run, tmp_path):
+    table = tmp_path / "scores.csv"
+    lines = [f"{g + k * k},{k},s{g},m{k % 2}" for g in range(4) for k in range(6)]
+    table.write_text("\n".join(["loss,d,dataset,model", *lines]), encoding="utf-8")
+    words = ("fit", str(table), "--response", "loss", "--on", "d", "--groups", "dataset")
+    figure = tmp_path / "scores.svg"
+    code, out, err = run(*words, "--within", "model", "--figure", str(figure))
+    assert (code, f"wrote {figure}" in err, figure.is_file()) == (0, True, True)
+    assert "At equal model: within one dataset, loss rises with d (slope 5" in out
+    assert "between 4 groups, nothing can be said of d (it needs 3 groups that differ in d)" in out
+    code, out, _ = run(*words, "--json")
+    assert (code, json.loads(out)["num_groups"]) == (0, 4)
+    code, _, err = run("fit", str(table), "--response", "loss")
+    assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (2, True)

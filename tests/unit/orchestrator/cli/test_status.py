@@ -9,10 +9,9 @@ from rich.console import Console
 
 from orchestrator.cli import printing
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.state import Event, History
+from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.locks import exclusive
-from orchestrator.running.progress import Progress
-from orchestrator.running.run_state import RunningTrial
+from orchestrator.running.progress import Progress, RunningTrial
 from tests.damage import directory, fifo, loop
 
 
@@ -84,7 +83,7 @@ def test_a_narrow_terminal_cuts_no_time_that_is_left(capsys):
 
 def test_the_story_of_a_cell_is_told(run, workspace):
     first, second, *_ = workspace.plan.trials_by_id
-    history = History(workspace.results_url)
+    history = ResultStore(workspace.results_url)
     history.tell(first, Event(at=1000.0, what="started", attempt=1))
     failed = Event(
         at=1010.0, what="failed", attempt=1, node="10.0.0.7", said="worker_crash: gone (attempt 2)"
@@ -105,7 +104,7 @@ def test_the_story_of_a_cell_is_told(run, workspace):
 
 def test_a_damaged_story_is_said(run, workspace):
     trial_id = next(iter(workspace.plan.trials_by_id))
-    History(workspace.results_url).tell(trial_id, Event(at=1000.0, what="started", attempt=1))
+    ResultStore(workspace.results_url).tell(trial_id, Event(at=1000.0, what="started", attempt=1))
     (workspace.sweep_paths.folder / "trials" / trial_id / "history.json").write_text("[")
     code, out, _ = run("status", "smoke", "--cell", trial_id)
     assert code == 0

@@ -168,9 +168,9 @@ def test_reconcile_of_a_sweep_that_never_ran_makes_no_root(run, root):
 
 
 def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monkeypatch):
-    from orchestrator.running.run_state import RunState
+    from orchestrator.running.progress import RunState
 
-    monkeypatch.setattr("orchestrator.running.run_state.read_run", lambda workspace: RunState(now="train"))
+    monkeypatch.setattr("orchestrator.running.progress.read_run", lambda workspace: RunState(now="train"))
     _, _, err = run("results", "smoke", "--from-store")
     assert f"has no results yet; a run works on it; see: isweep status smoke --root {root}." in err
 
@@ -179,7 +179,7 @@ def test_one_word_for_one_thing_given_twice_with_two_values_is_refused(run):
     _, _, err = run("plan", "smoke", "--set", "seeds=[1]", "--set", "seeds=[2]")
     assert "--set seeds must be given one value; found: [1] and [2]." in err
     _, _, err = run("run", "smoke", "--raw", "mnist=/a", "--raw", "mnist=/b")
-    assert "--raw must name one folder per dataset; found: mnist=/a and mnist=/b." in err
+    assert "--raw must give mnist one value; found: mnist=/a and mnist=/b." in err
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):

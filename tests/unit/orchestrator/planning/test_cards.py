@@ -7,8 +7,15 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 
 import pytest
 
-from orchestrator.planning.costs import Kernel, PassCost
-from orchestrator.planning.gpus import CARDS, card_like, card_named, memory_bytes, pass_time
+from orchestrator.planning.predict import (
+    CARDS,
+    Kernel,
+    PassCost,
+    card_like,
+    card_named,
+    memory_bytes,
+    pass_time,
+)
 from orchestrator.planning.walk import walk_network
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
@@ -46,7 +53,7 @@ MEMORY_GB = {
 
 def step(model, batch, precision="bfloat16"):
     recipe = RecipeSpec(name="published", batch_size=batch, precision=precision)
-    return walk_network(model_spec(model), recipe, 3, 224, 1000, 16, None).step
+    return walk_network(model_spec(model), recipe, 3, 224, 1000).step
 
 
 @pytest.mark.parametrize(("card", "model", "batch"), THROUGHPUT)

@@ -1,35 +1,44 @@
-"""What is left of a sweep, from the rates of trials that are done."""
+"""What is left of a sweep: by the costs of its networks, and by what done trials took."""
 
 import math
 from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.estimate import estimate, on_cards
-from orchestrator.planning.gpus import CARDS, EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
+from orchestrator.planning.estimate import (
+    Expectation,
+    corrections_for,
+    estimate,
+    expected_seconds,
+    on_cards,
+    order_trials,
+    time_limit,
+)
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
+    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
+    Corrections,
+    attack_flops,
     core_seconds,
     cost_of,
-    flops,
+    has_cost,
     need_of,
-    seconds_on_share,
+    pass_time,
+    peak_bytes,
     training_flops,
 )
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
-from tests.unit.orchestrator.results.examples import (
-    diverged,
-    state_of,
-    trial_record,
-    trial_result,
-)
+from tasks.trials.records import CONTEXT_BYTES
+from tests.unit.orchestrator.results.examples import diverged, state_of, trial_record, trial_result
 
 SWEEP = """
 name: mine
-models: [small_cnn]
+models: [small_cnn, small_mlp]
 datasets: [manifold_d4]
 train_sizes: [20]
 test_size: 20
@@ -37,70 +46,84 @@ image_size: 16
 seeds: [0, 1, 2]
 recipe: smoke
 """
+H100 = CARDS["h100"]
+ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share": 0.5}
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml"))
 
 
 @pytest.fixture
-def trials():
-    return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml")).trials
+def trials(plan):
+    return of_model(plan, "small_cnn")
 
 
-def record(trial, seconds, *, gpu_share=0.0, device="cpu", num_threads=1, status="done"):
-    found = trial_result() if status == "done" else diverged()
-    result = found.model_copy(update={"device": device, "num_threads": num_threads})
-    return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, gpu_share=gpu_share)
+def of_model(plan, name):
+    return [trial for trial in plan.trials if trial.network.model.name == name]
 
 
-def cost(trials, *records):
-    done = {
-        f"{i}": record(trial, **given) for i, (trial, given) in enumerate(zip(trials, records, strict=False))
-    }
-    return estimate(trials[len(done) :], state_of(done).measured_trials())
+def done(trial, seconds, *, device="cpu", threads=1, peak=0, micro_batch=None, found=None, **record):
+    result = (found or trial_result()).model_copy(
+        update={
+            "device": device,
+            "num_threads": threads,
+            "peak_memory_bytes": peak,
+            "micro_batch": micro_batch,
+        }
+    )
+    return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, **record)
+
+
+def measured(*records):
+    return state_of({str(i): record for i, record in enumerate(records)}).measured_trials()
+
+
+def seconds_on_share(trial, card, share):
+    return need_of(trial, card, given=share).seconds
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
-    # Two trials are left, each as long as the measured one: 100 s on four cores.
-    assert cost(trials, {"seconds": 100.0, "num_threads": 4})["cpu_core_hours"] == pytest.approx(
-        2 * 400 / 3600
-    )
+    """Two trials are left, each as long as the measured one: 100 s on four cores."""
+    found = estimate(trials[1:], measured(done(trials[0], 100.0, threads=4)))
+    assert found["cpu_core_hours"] == pytest.approx(2 * 400 / 3600)
 
 
-@pytest.mark.parametrize(("share", "gpu_seconds"), [({"gpu_share": 0.25}, 25.0), ({}, 100.0)])
-def test_gpu_hours_count_a_trials_share_of_its_card(trials, share, gpu_seconds):
-    found = cost(trials, {"seconds": 100.0, "device": "cuda:0", "num_threads": 4, **share})
-    assert found["gpu_hours"] == pytest.approx(2 * gpu_seconds / 3600)
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_gpu_hours_count_a_trials_share_of_its_card(trials, share):
+    known = measured(done(trials[0], 100.0, **{**ON_H100, "gpu_share": share}))
+    found = estimate(trials[1:], known, share=share)
+    assert found["gpu_hours"] == pytest.approx(2 * 100 * share / 3600)
 
 
 def test_diverged_trials_tell_no_rate(trials):
-    found = cost(trials, {"seconds": 100.0}, {"seconds": 0.001, "status": "diverged"})
+    stopped = done(trials[1], 0.001, found=diverged())
+    found = estimate(trials[2:], measured(done(trials[0], 100.0), stopped))
     assert found["cpu_core_hours"] == pytest.approx(100 / 3600)
-    assert cost(trials, {"seconds": 0.001, "status": "diverged"})["measured_share"] == 0.0
+    assert estimate(trials[2:], measured(stopped))["measured_share"] == 0.0
 
 
 def test_without_measured_trials_the_rate_is_assumed(trials):
     """Arithmetic is the least it takes; a small network's many short operations take longer than that."""
-    arithmetic = sum(flops(trial) for trial in trials) / CORE_FLOPS
-    assert cost(trials)["cpu_core_hours"] > arithmetic / 3600
+    arithmetic = sum(map(training_flops, trials)) / CORE_FLOPS
+    assert estimate(trials, ())["cpu_core_hours"] > arithmetic / 3600
     network = trials[0].network
     starts = sum(kernel.num_launches for kernel in cost_of(network).step.kernels)
     num_steps = network.recipe.epochs * math.ceil(network.train_size / network.recipe.batch_size)
-    assert cost(trials[:1])["cpu_core_hours"] >= starts * num_steps * CORE_INTERVAL_S / 3600
+    assert estimate(trials[:1], ())["cpu_core_hours"] >= starts * num_steps * CORE_INTERVAL_S / 3600
 
 
 def test_a_large_networks_time_is_its_arithmetic(trials):
-    text = SWEEP.replace("[small_cnn]", "[vgg19]").replace("[20]", "[400]").replace("size: 16", "size: 224")
+    text = (
+        SWEEP.replace("[small_cnn, small_mlp]", "[vgg19]")
+        .replace("[20]", "[400]")
+        .replace("size: 16", "size: 224")
+    )
     trial = plan_sweep(parse_sweep(text, origin="mine.yaml")).trials[0]
-    assert core_seconds(trial) == pytest.approx(flops(trial) / CORE_FLOPS, rel=0.1)
-
-
-def test_training_is_counted_from_the_network_itself(trials):
-    network = trials[0].network
-    cost = cost_of(network)
-    steps = network.recipe.epochs * network.train_size
-    assert flops(trials[0]) > 2.5 * cost.forward_flops * steps
-    longer = network.recipe.model_copy(update={"epochs": 2 * network.recipe.epochs})
-    twice = trials[0].model_copy(update={"network": network.model_copy(update={"recipe": longer})})
-    added = training_flops(twice) - training_flops(trials[0])
-    assert added == pytest.approx(steps * cost.step.flops / network.recipe.batch_size)
+    operations = training_flops(trial) + sum(attack_flops(trial).values())
+    operations += cost_of(trial.network).forward_flops * (400 + 20 + 20)  # test images pass once in between
+    assert core_seconds(trial) == pytest.approx(operations / CORE_FLOPS, rel=0.1)
 
 
 def test_test_images_that_pass_between_epochs_take_their_time(trials):
@@ -111,11 +134,8 @@ def test_test_images_that_pass_between_epochs_take_their_time(trials):
         network = trials[0].network.model_copy(update={"recipe": recipe})
         return trials[0].model_copy(update={"network": network})
 
-    cost, card, test_size = cost_of(trials[0].network), CARDS["h100"], 20
+    cost, card, test_size = cost_of(trials[0].network), H100, 20
     for epochs, looks in ((2, 1), (10, 9), (100, 9)):
-        training = training_flops(after(epochs)) - training_flops(after(1))
-        added = flops(after(epochs)) - flops(after(1))
-        assert added - training == pytest.approx(looks * test_size * cost.forward_flops)
         times = [core_seconds(after(epochs)) for epochs in (1, epochs)]
         steps = (epochs - 1) * 2
         step, look = (
@@ -137,18 +157,18 @@ def test_every_attack_that_is_asked_for_takes_its_time(trials):
     )
     steps = usual.network.subset.test_size * len(usual.attacks.epsilons) * 5 * 20
     added = steps * 3 * cost_of(usual.network).forward_flops
-    assert flops(asked) - flops(usual) == pytest.approx(added)
-    assert cost([asked])["cpu_core_hours"] > cost([usual])["cpu_core_hours"]
-    card = CARDS["h100"]
+    assert sum(attack_flops(asked).values()) - sum(attack_flops(usual).values()) == pytest.approx(added)
+    assert core_seconds(asked) > core_seconds(usual)
+    card = H100
     assert need_of(asked, card).seconds > need_of(usual, card).seconds
 
 
 def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
-    one, two = (on_cards(trials, CARDS["h100"], number) for number in (1, 2))
+    one, two = (on_cards(trials, H100, number) for number in (1, 2))
     assert two["hours"] <= one["hours"]
     for found in (one, two):
         assert found["hours"] >= found["lower_bound_hours"] > 0
-        assert found["dollars"] == pytest.approx(found["hours"] * found["num_cards"] * CARDS["h100"].price)
+        assert found["dollars"] == pytest.approx(found["hours"] * found["num_cards"] * H100.price)
         # Cards are paid until the last trial ends, and draw a tenth where they have none.
         draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
         assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_cards"] * 0.7 * draw)
@@ -159,7 +179,7 @@ def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
     ("share", "num_cards", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
 )
 def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_cards, at_once):
-    found = on_cards(trials, CARDS["h100"], num_cards, share=share)
+    found = on_cards(trials, H100, num_cards, share=share)
     assert found["most_at_once"] == at_once
     assert found["shares"] == {"small_cnn": share}
 
@@ -168,7 +188,7 @@ def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_card
 def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
     """As a status counts them afterwards: time times share, whatever a trial makes of it."""
     found = estimate(trials, (), share=share)
-    given = [need_of(trial, CARDS["h100"], given=share) for trial in trials]
+    given = [need_of(trial, H100, given=share) for trial in trials]
     expected = sum(need.seconds * need.share for need in given)
     assert found["gpu_hours"] == pytest.approx(expected / 3600)
     cluster = found["cluster"]
@@ -180,15 +200,15 @@ def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
 def test_a_trial_that_asks_for_more_cards_than_there_are_is_refused(trials):
     message = "as many cards as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
     with pytest.raises(ConfigError, match=message):
-        on_cards(trials, CARDS["h100"], 1, share=2.0)
+        on_cards(trials, H100, 1, share=2.0)
     assert estimate(trials, (), share=2.0)["cluster"]["num_cards"] == 2
 
 
 def test_a_trial_that_no_card_can_hold_is_named(trials):
-    tiny = replace(CARDS["h100"], memory_gib=0.5)
+    tiny = replace(H100, memory_gib=0.5)
     assert "more memory than the share has: small_cnn" in estimate(trials, (), card=tiny)["text"]
-    assert on_cards(trials, CARDS["h100"], 1)["too_large"] == {}
-    assert set(on_cards(trials, CARDS["h100"], 1, share=0.001)["too_large"]) == {"small_cnn"}
+    assert on_cards(trials, H100, 1)["too_large"] == {}
+    assert set(on_cards(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
 
 
 def test_shares_of_a_card_never_add_up_to_more_than_the_card(trials):
@@ -208,14 +228,14 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
     """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
     plan = plan_sweep(load_sweep("paper"))
-    found = on_cards(plan.trials, CARDS["h100"], 1)
+    found = on_cards(plan.trials, H100, 1)
     assert 4.5 < found["hours"] < 17
-    many = on_cards(plan.trials, CARDS["h100"], 64)
+    many = on_cards(plan.trials, H100, 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
 
 
 def test_cards_that_are_too_few_for_a_trial_are_paid_and_not_used(trials):
-    two, three = (on_cards(trials, CARDS["h100"], number, share=2.0) for number in (2, 3))
+    two, three = (on_cards(trials, H100, number, share=2.0) for number in (2, 3))
     assert three["hours"] == two["hours"]
     assert (two["utilisation"], three["utilisation"]) == pytest.approx((1.0, 2 / 3))
     # The idle third draws a tenth.
@@ -230,3 +250,115 @@ def test_the_clean_test_images_take_their_time_whatever_attacks_are_asked_for(tr
     evaluation = cost.evaluation.flops / CORE_FLOPS + CORE_INTERVAL_S * cost.evaluation.num_launches
     strengths = len(fgsm.attacks.epsilons) * num_images / cost.evaluation_batch
     assert core_seconds(fgsm) - core_seconds(none) == pytest.approx(strengths * evaluation)
+
+
+def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(plan):
+    cnn, mlp = of_model(plan, "small_cnn"), of_model(plan, "small_mlp")
+    reserved = 30 * 2**30  # far more than predicted
+    found = corrections_for(H100, measured(done(cnn[0], 1.0, peak=reserved, **ON_H100)))
+    need = need_of(cnn[1], H100, found)
+    assert need.memory_bytes == pytest.approx(reserved + CONTEXT_BYTES)
+    assert need.share >= need.memory_bytes / (H100.memory_gib * 2**30) > need_of(cnn[1], H100).share
+    assert need_of(mlp[0], H100, found) == need_of(mlp[0], H100)
+
+
+def test_the_worst_peak_counts_and_one_of_batches_in_parts_does_not(plan):
+    cnn = of_model(plan, "small_cnn")
+    found = corrections_for(
+        H100,
+        measured(
+            done(cnn[0], 1.0, peak=2**30, **ON_H100),
+            done(cnn[1], 1.0, peak=2**31, **ON_H100),
+            done(cnn[2], 1.0, peak=2**40, micro_batch=2, **ON_H100),
+        ),
+    )
+    assert found.memory == {"small_cnn": (CONTEXT_BYTES + 2**31) / peak_bytes(cnn[1].network)}
+
+
+def test_measured_seconds_scale_those_of_the_same_card_only(plan):
+    cnn = of_model(plan, "small_cnn")
+    predicted = seconds_on_share(cnn[0], H100, 0.5)
+    trials = measured(
+        *(done(trial, factor * predicted, **ON_H100) for trial, factor in zip(cnn, (2, 3, 9), strict=True))
+    )
+    assert corrections_for(H100, trials).seconds == pytest.approx({"small_cnn": 3.0})
+    assert corrections_for(CARDS["a100"], trials).seconds == {}
+    found = estimate(plan.trials, trials, card=H100)
+    assert found["corrections"]["seconds"] == pytest.approx({"small_cnn": 3.0})
+    assert found["cluster"]["hours"] > estimate(plan.trials, [], card=H100)["cluster"]["hours"]
+
+
+def test_measured_seconds_count_whatever_a_root_pays_for_the_card_and_on_no_other_kind(plan):
+    trial = of_model(plan, "small_cnn")[0]
+    trials = measured(done(trial, 3 * seconds_on_share(trial, H100, 0.5), **ON_H100))
+    dear = replace(H100, price=99.0)
+    assert corrections_for(dear, trials).seconds == pytest.approx({"small_cnn": 3.0})
+    alone, hours = [trial], {}
+    for card in (dear, CARDS["a100"]):
+        hours[card.name] = estimate(alone, trials, card=card)["gpu_hours"]
+    assert hours["a100"] == estimate(alone, [], card=CARDS["a100"])["gpu_hours"]
+    assert hours["h100"] == pytest.approx(3 * need_of(trial, H100).card_seconds / 3600)
+
+
+def test_trials_on_cpus_and_without_a_cards_name_correct_no_card(plan):
+    trial = of_model(plan, "small_cnn")[0]
+    on_cpu = corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
+    assert on_cpu == Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / core_seconds(trial))})
+    nameless = corrections_for(H100, measured(done(trial, 9.0, device="cuda:0", gpu_share=0.5)))
+    assert nameless == Corrections()
+
+
+def test_the_longest_go_first_by_what_was_measured_on_cores(plan):
+    cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
+    assert core_seconds(cnn) > core_seconds(mlp)
+    known = Expectation.of(None, measured(done(cnn, 1.0), done(mlp, 1000.0)))
+    cells = [mlp, cnn]
+    orders = [
+        order_trials(plan, cells, 1e9, expected_seconds(cells, expected))
+        for expected in (Expectation(), known)
+    ]
+    first = [order[0] for order in orders]
+    assert first == [cnn, mlp]
+
+
+LOOKS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.last = nn.Linear(256, num_outputs)
+
+    def forward(self, pixels):
+        flat = pixels.flatten(1)
+        if not 0.2 < flat.mean() < 0.3:  # neither noise nor black
+            raise ValueError("no such image")
+        return self.last(flat)
+
+def net(*, num_outputs, **options):
+    return Net(num_outputs)
+"""
+
+
+def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monkeypatch):
+    (tmp_path / "looks_at_values.py").write_text(LOOKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "[small_cnn, {from: 'looks_at_values:net', name: looks}]"
+    mine = plan_sweep(parse_sweep(SWEEP.replace("[small_cnn, small_mlp]", own), origin="mine.yaml"))
+    looks, cnn = of_model(mine, "looks")[0], of_model(mine, "small_cnn")[0]
+    assert has_cost(cnn.network)
+    assert not has_cost(looks.network)  # its operations are guessed from its weights
+    trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(looks, 5.0))
+    assert corrections_for(H100, trials) == Corrections()
+    assert set(
+        order_trials(mine, [cnn, looks], 1e9, expected_seconds([cnn, looks], Expectation.of(None, trials)))
+    ) == {looks, cnn}
+    assert time_limit(looks, trials) == math.inf
+    assert time_limit(cnn, trials) < math.inf
+
+
+def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):
+    cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
+    known = Expectation.of(None, measured(done(mlp, 1000.0)))
+    assert known.seconds(mlp) == pytest.approx(1000.0)
+    assert known.seconds(cnn) == pytest.approx(1000.0 * core_seconds(cnn) / core_seconds(mlp))

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from orchestrator.planning.gpus import TENSOR_FACTOR, WORKSPACE_FACTOR
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import array_bytes, cost_of, peak_bytes
+from orchestrator.planning.predict import TENSOR_FACTOR, WORKSPACE_FACTOR, array_bytes, cost_of, peak_bytes
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.walk import _Walk
 from tasks.trials.models import build_model

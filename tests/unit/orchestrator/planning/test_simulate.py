@@ -6,44 +6,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.gpus import LOOK_AHEAD, Job, longest_first, replay
+from orchestrator.planning.estimate import LOOK_AHEAD, Job, longest_first, replay
 
 
 def jobs(*pairs):
     return [Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
 
 
-def test_jobs_share_a_card_up_to_its_whole():
-    found = replay(jobs((4, 0.5), (4, 0.5), (4, 0.5)), 1)
-    assert (found.makespan, found.most_at_once, found.lower_bound) == (8, 2, 6)
-    assert found.utilisation == pytest.approx(6 / 8)
-
-
-def test_no_share_spans_two_cards():
-    # Three jobs of 0.6 on two cards: two run, the third waits although 0.8 cards are free.
-    found = replay(jobs((5, 0.6), (5, 0.6), (5, 0.6)), 2)
-    assert (found.makespan, found.most_at_once) == (10, 2)
-
-
-def test_a_small_job_goes_past_a_large_one_that_must_wait():
-    found = replay(jobs((2, 0.5), (3, 1.0), (2, 0.5)), 1)
-    assert found.makespan == 5
-
-
-def test_longest_first_is_better_than_longest_last():
-    work = jobs((1, 1), (1, 1), (1, 1), (1, 1), (4, 1))
-    assert replay(work, 2).makespan == 6
-    best = replay(longest_first(work), 2)
-    assert best.makespan == best.lower_bound == 4
-
-
-def test_shares_of_a_tenth_ten_at_a_time():
-    assert replay(jobs(*[(1, 0.1)] * 20), 1).makespan == pytest.approx(2)
-
-
-def test_nothing_to_do_takes_no_time():
-    found = replay([], 3)
-    assert (found.makespan, found.utilisation, found.lower_bound) == (0, 0, 0)
+@pytest.mark.parametrize(
+    ("pairs", "num_cards", "makespan", "at_once"),
+    [
+        ([(4, 0.5)] * 3, 1, 8, 2),
+        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 cards are free
+        ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
+        ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
+        ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
+        ([(1, 0.1)] * 20, 1, 2, 10),
+        ([], 3, 0, 0),
+    ],
+)
+def test_schedules_worked_out_by_hand(pairs, num_cards, makespan, at_once):
+    found = replay(jobs(*pairs), num_cards)
+    assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
+    work = sum(seconds * share for seconds, share in pairs)
+    longest = max((seconds for seconds, _ in pairs), default=0)
+    assert found.lower_bound == pytest.approx(max(work / num_cards, longest))
+    assert found.utilisation * makespan * num_cards == pytest.approx(work)
 
 
 @settings(max_examples=60)

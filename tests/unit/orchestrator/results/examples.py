@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.results.index import TrialOutline
 from orchestrator.results.records import (
     FailureKind,
     FailureRecord,
@@ -13,7 +12,7 @@ from orchestrator.results.records import (
     TrialFailure,
     TrialRecord,
 )
-from orchestrator.results.state import State
+from orchestrator.results.state import State, TrialOutline
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec
@@ -32,19 +31,9 @@ def trial_spec(train_size: int = 40) -> TrialSpec:
     return TrialSpec(network=network)
 
 
-CURVE = [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]
-
-
 def dimension(name: str, value: float | None = 4.5) -> IntrinsicDimension:
-    return IntrinsicDimension(
-        name,
-        value,
-        0.25,
-        40,
-        20,
-        "by hand",
-        details={"curve": [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]},
-    )
+    curve = [{"num_neighbors": k, "value": float(k)} for k in (3, 5, 10)]
+    return IntrinsicDimension(name, value, 0.25, 40, 20, "by hand", details={"curve": curve})
 
 
 def attack(epsilon: float, loss: float = 1.5) -> AttackRecord:

@@ -1,14 +1,19 @@
 """Folders and object stores: the same words, and what each says when it cannot."""
 
+import errno
+import os
+
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
+from orchestrator.results import storage
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
-from orchestrator.results.store import FileKind, KeptFiles, ResultStore
+from orchestrator.results.store import FileKind, ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
+from tests.steady_clock import SteadyClock
 from tests.unit.orchestrator.results.examples import trial_record
 
 
@@ -20,8 +25,13 @@ def bucket():
 
 @pytest.fixture
 def short_tries(monkeypatch):
-    monkeypatch.setattr("orchestrator.results.storage.TRIES", 1)
-    monkeypatch.setattr("orchestrator.results.storage.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setattr(storage, "CONNECT_TIMEOUT_S", 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.001)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +69,9 @@ def test_paths_and_file_urls_are_folders(tmp_path):
 
 def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     url = f"{bucket.url}/weights"
-    assert ResultStore(url).identity() is None
-    assert ResultStore(url).own_identity() == ResultStore(url).identity()
-    files = KeptFiles(url)
+    files = ResultStore(url)
+    assert files.identity() is None
+    assert files.identity(make=True) == files.identity()
     kept = files.put(FileKind.WEIGHTS, "a", b"numbers")
     assert files.get(FileKind.WEIGHTS, "a", kept) == b"numbers"
     assert files.checkpoint("a") is None
@@ -87,7 +97,7 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
     with object_store() as store:
         stored = StoredResults.read(store.url)
         stored.save(trial_record())
-        identity = stored.store.own_identity()
+        identity = stored.store.identity(make=True)
         store.stop()
         again = ResultStore(store.url)
         for ask in (again.identity, lambda: again.scan(TrialRecord), lambda: again.read(TrialRecord, "a")):
@@ -100,13 +110,14 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
         assert len(again.scan(TrialRecord).records) == 1
 
 
-def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries, monkeypatch):
+def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
     said = []
     with object_store() as store:
         stored = StoredResults.read(store.url)
-        stored.patience = Patience(said.append)
+        clock = SteadyClock()
+        clock.sleep = lambda _: store.start()
+        stored.patience = Patience(said.append, clock=clock)
         store.stop()
-        monkeypatch.setattr("orchestrator.results.storage.time.sleep", lambda _: store.start())
         stored.save(trial_record())
         assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
     assert len(said) == 2
@@ -145,3 +156,79 @@ def test_what_a_store_says_decides_whether_to_wait(error, waits, monkeypatch):
     with pytest.raises(SetupError, match=r"must be writable; found: s3://b/k: PUT") as caught:
         Bucket(None, "b", "s3://").write("b/k", b"")
     assert isinstance(caught.value, StorageAway) == waits
+
+
+# Storage that is full or away: the write is repeated, what waiting does not mend is raised.
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """The disk says so many times what it is told to say."""
+
+    def fail(number, times):
+        left = [times]
+        real = os.fsync
+
+        def fsync(descriptor):
+            if left[0]:
+                left[0] -= 1
+                raise OSError(number, os.strerror(number))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, failing, number):
+    said = []
+    stored = StoredResults.read(str(tmp_path))
+    stored.patience = Patience(said.append)
+    failing(number, 5)
+    record = trial_record()
+    stored.save(record)
+    assert ResultStore(str(tmp_path)).read(TrialRecord, record.trial_id) == record
+    paused, goes_on = said
+    place = str(tmp_path / "trials" / record.trial_id / "result.json")
+    assert paused.startswith(f"Paused: {place} (")
+    assert f"bytes needed): {os.strerror(number)}; " in paused
+    assert "bytes free" in paused
+    assert goes_on.startswith("Storage takes results again")
+
+
+def test_without_patience_the_error_says_what_is_missing(tmp_path, failing):
+    failing(errno.ENOSPC, 1)
+    with pytest.raises(
+        StorageAway, match=r"bytes needed\): No space left on device; [\d,]+ bytes free; free"
+    ):
+        StoredResults.read(str(tmp_path)).save(trial_record())
+
+
+def test_what_waiting_does_not_mend_is_raised(tmp_path, failing):
+    said = []
+    stored = StoredResults.read(str(tmp_path))
+    stored.patience = Patience(said.append)
+    failing(errno.EACCES, 1)
+    with pytest.raises(SetupError, match="Permission denied") as caught:
+        stored.save(trial_record())
+    assert not isinstance(caught.value, StorageAway)
+    assert said == []
+    assert stored.trials == {}
+
+
+def test_any_write_may_be_repeated_and_a_long_pause_is_said_again(monkeypatch):
+    said, tries = [], []
+
+    def write():
+        tries.append(1)
+        if len(tries) % 4:
+            raise OSError(errno.ENOSPC, "No space left on device", "/r/report.html")
+        return "written"
+
+    for remind_after, num_said in ((600.0, 2), (0.0, 4)):
+        monkeypatch.setattr(storage, "REMIND_AFTER_S", remind_after)
+        assert Patience(said.append).until_done(write) == "written"
+        assert said[0].startswith("Paused: /r/report.html: No space left on device.")
+        assert len(said) == num_said
+        said.clear()

@@ -1,15 +1,13 @@
-import errno
 import json
-import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
+from orchestrator.results.records import CellReport, FailureRecord, MeasureRecord, TrialFailure, TrialRecord
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import ResultStore
-from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
+from orchestrator.results.store import Event, ResultStore
+from search_spaces.errors import CorruptStoreError, NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tests.object_store import object_store
 from tests.unit.orchestrator.results.examples import (
@@ -37,17 +35,12 @@ def store(request, tmp_path):
     return ResultStore(str(tmp_path / "sweep"))
 
 
-def test_what_is_saved_is_read_back(store):
-    assert store.scan(TrialRecord).records == {}
-    assert store.read(TrialRecord, "a") is None
-    store.save(RECORD)
-    assert store.read(TrialRecord, "a") == RECORD
-    assert store.scan(TrialRecord).records == {"a": RECORD}
-
-
 @pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
-def test_every_kind_of_record_survives(store, record):
+def test_what_is_saved_of_every_kind_is_read_back(store, record):
+    assert store.read(type(record), record.record_id) is None
+    assert store.scan(type(record)).records == {}
     store.save(record)
+    assert store.read(type(record), record.record_id) == record
     assert store.scan(type(record)).records == {record.record_id: record}
 
 
@@ -83,17 +76,6 @@ def test_every_damage_is_found(tmp_path):
                 assert str(path) in str(error)  # noqa: PT017
     path.write_bytes(whole)
     assert store.read(TrialRecord, "a") == RECORD
-
-
-def test_damaged_files_are_listed_and_left_out(tmp_path):
-    store = ResultStore(str(tmp_path))
-    store.save(RECORD)
-    store.save(trial_record(diverged(), trial_id="b"))
-    (tmp_path / "trials" / "b" / "result.json").write_bytes(b"")
-    scan = store.scan(TrialRecord)
-    assert list(scan.records) == ["a"]
-    assert len(scan.unreadable) == 1
-    assert scan.unreadable[0].reason.endswith("truncated or not a sealed record")
 
 
 def reseal(folder, change, record=RECORD):
@@ -180,13 +162,6 @@ def test_the_record_of_another_cell_is_refused(tmp_path, record):
         store.read(type(record), "another")
 
 
-def test_a_file_nested_too_deep_is_refused(tmp_path):
-    path = tmp_path / "trials" / "a" / "result.json"
-    path.parent.mkdir(parents=True)
-    path.write_text("[" * 100_000)
-    assert ResultStore(str(tmp_path)).scan(TrialRecord).unreadable[0].reason
-
-
 def test_numbers_that_are_not_finite_are_refused(store):
     unsound = trial_result()
     object.__setattr__(unsound.d_repr["mle"], "value", float("nan"))
@@ -208,15 +183,53 @@ def test_any_record_survives(tmp_path_factory, text, loss, value):
     assert store.read(TrialRecord, "a") == record
 
 
-def test_a_full_disk_is_a_clear_message(tmp_path, monkeypatch):
+def test_a_report_survives_its_way_from_the_worker_unless_a_number_in_it_is_none():
+    for outcome in (trial_result(), TrialFailure(kind="lost_node", message="gone")):
+        report = CellReport(started_at=1.0, finished_at=2.0, outcome=outcome)
+        assert CellReport.model_validate_json(report.text()) == report
+    unsound = trial_result()
+    object.__setattr__(unsound.d_repr["mle"], "value", float("inf"))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        CellReport(started_at=1.0, finished_at=2.0, outcome=unsound).text()
+
+
+# The story of a cell: for people alone.
+
+
+def event(what="started", attempt=1, **more):
+    return Event(at=1000.0, what=what, attempt=attempt, **more)
+
+
+def test_a_story_goes_on_where_a_killed_run_left_it(store):
+    told = [event(), event(attempt=2, node="10.0.0.1"), event("finished", 2, said="done")]
+    for one in told[:2]:
+        store.tell("a", one)
+    again = ResultStore(store.url)
+    again.tell("a", told[2], "first\nlast\n")
+    assert again.story("a") == told
+    assert (again.log("a", 2), again.log("a", 1), again.story("b")) == ("first\nlast\n", None, [])
+
+
+@pytest.mark.parametrize("damage", [b"", b"[", b"{}", b'[{"at": 1}]', b"[" * 50_000, b"\xff\xfe"])
+def test_a_damaged_story_is_said_and_costs_no_result(tmp_path, damage):
     store = ResultStore(str(tmp_path))
+    store.tell("a", event())
+    (tmp_path / "trials" / "a" / "history.json").write_bytes(damage)
+    with pytest.raises(CorruptStoreError, match=r"story must be whole; found: .*history.json: .*delete it"):
+        store.story("a")
+    store.tell("a", event(attempt=2))
+    assert store.story("a") == [event(attempt=2)]
 
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(
-        SetupError,
-        match=r"(?s)must be writable.*bytes needed.*No space left.*bytes free.*what is done is kept",
-    ):
-        store.save(RECORD)
+def test_a_story_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+    (tmp_path / "trials").write_text("in the way")
+    ResultStore(str(tmp_path)).tell("a", event(), "log")
+    assert "the story of a is not kept" in caplog.text
+
+
+def test_a_cell_that_is_tried_for_ever_keeps_the_newest_of_its_story(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.results.store.MOST_EVENTS", 3)
+    store = ResultStore(str(tmp_path))
+    for attempt in range(1, 6):
+        store.tell("a", event("failed", attempt))
+    assert [one.attempt for one in store.story("a")] == [3, 4, 5]

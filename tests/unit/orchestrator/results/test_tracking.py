@@ -14,20 +14,17 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.planning.paths import without_secrets
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_runs, tracking
-from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import (
-    RunPages,
     Tracker,
     check_tracker,
     differences,
-    keep_run_pages,
     make_tracker,
     mlflow_uri,
-    read_run_pages,
     tracked_rows,
 )
 from search_spaces.errors import ConfigError, SetupError
@@ -46,25 +43,11 @@ SWEEP = {
 UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
 
 
-def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made: int = 2000) -> FlatRun:
-    tags = {
-        f"{kind}_id": key,
-        "sweep": "s",
-        "train_size": str(train_size),
-        "class_pair": "",
-        "status": "done",
-    }
-    return FlatRun(
-        key,
-        kind,
-        tags,
-        {"recipe.learning_rate": "0.001", "subset.class_pair": ""},
-        {"test_loss": loss, "d_data_mle": 9.5},
-        (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500)),
-        1000,
-        2000,
-        made,
-    )
+def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatRun:
+    about = {"trial_id": key, "sweep": "s", "class_pair": "", "status": "done", "train_size": str(train_size)}
+    params = {"recipe.learning_rate": "0.001", "subset.class_pair": ""}
+    epochs = (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500))
+    return FlatRun(key, about, params, {"test_loss": loss, "d_data_mle": 9.5}, epochs, 1000, 2000, made)
 
 
 def failed(key: str, kind: str, message: str, attempt: int) -> FailureRecord:
@@ -102,6 +85,20 @@ def opened(client, sweep, description="", storage=None, say=lambda _: None) -> T
     return Tracker(lambda: SweepRuns(client, Page(sweep, description), storage, None), say)
 
 
+def finished(tracker, *runs, ending="FINISHED") -> Tracker:
+    for run in runs:
+        tracker.finish(run)
+    tracker.close(ending)
+    return tracker
+
+
+def reconciled(client, sweep, results, failures=(), ending="FINISHED") -> dict[str, int]:
+    tracker = opened(client, sweep)
+    counts = tracker.reconcile(results, failures)
+    tracker.close(ending)
+    return counts
+
+
 def shown(client, sweep):
     """Return the runs that count by key, asked without our own reader."""
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
@@ -128,11 +125,8 @@ def history(client, sweep, key, name):
 class TestWhatIsShown:
     def test_rows_are_the_trials_with_a_result(self, tracker, client, sweep):
         tracker.start_trial("b", {"trial_id": "b"})
-        tracker.finish(flat("b", 0.5))
-        tracker.finish(flat("a", 0.25, train_size=20))
-        tracker.finish(flat("m", 1.0, kind="measure"))
         tracker.fail_trial(failed("c", "code_error", "boom", 1))
-        tracker.close("FINISHED")
+        finished(tracker, flat("b", 0.5), flat("a", 0.25, train_size=20))
         assert tracker.num_behind == 0
         rows = read_rows(client, sweep)
         assert [(row["trial_id"], row["test_loss"], row["train_size"]) for row in rows] == [
@@ -145,7 +139,6 @@ class TestWhatIsShown:
             runs["sweep"].info.run_id
         }
         assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
-        assert tracker.pages().runs["a"] == runs["a"].info.run_id
 
     def test_one_run_per_trial_for_ever(self, client, sweep):
         for attempt in range(3):
@@ -155,16 +148,10 @@ class TestWhatIsShown:
                 tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
             tracker.close("KILLED")
             assert statuses(client, sweep) == {"a": "FAILED" if attempt else "KILLED", "sweep": "KILLED"}
-        tracker = opened(client, sweep)
-        tracker.finish(flat("a", 0.5))
-        tracker.close("FINISHED")
+            ended = "failed" if attempt else "killed"
+            assert shown(client, sweep)["a"].data.tags["status"] == ended
+        finished(opened(client, sweep), flat("a", 0.5))
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
-
-    def test_no_run_is_left_running(self, tracker, client, sweep):
-        tracker.start_trial("a", {"status": "running"})
-        tracker.close("KILLED")
-        assert statuses(client, sweep) == {"a": "KILLED", "sweep": "KILLED"}
-        assert shown(client, sweep)["a"].data.tags["status"] == "killed"
 
     @pytest.mark.parametrize("made", [3000, 9_000])
     def test_a_later_result_replaces_an_earlier_one_whatever_the_clock_says(
@@ -172,8 +159,7 @@ class TestWhatIsShown:
     ):
         tracker.finish(flat("a", 0.5, made=5000))
         tracker.flush()
-        tracker.finish(flat("a", 0.25, made=made))
-        tracker.close("FINISHED")
+        finished(tracker, flat("a", 0.25, made=made))
         assert losses(client, sweep) == {"a": 0.25}
 
     def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(self, tracker, client, sweep):
@@ -195,16 +181,12 @@ class TestWhatIsShown:
         tracker.start_trial("a", {"trial_id": "a"})
         tracker.log_points("a", [("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)])
         tracker.flush()
-        tracker.finish(flat("a", 0.5))
-        tracker.close("FINISHED")
+        finished(tracker, flat("a", 0.5))
         assert shown(client, sweep)["a"].data.metrics["epoch_train_loss"] == 0.3
-        again = opened(client, sweep)
-        assert again.reconcile([flat("a", 0.5)]) == UP_TO_DATE
-        again.close("FINISHED")
+        assert reconciled(client, sweep, [flat("a", 0.5)]) == UP_TO_DATE
 
     def test_infinity_as_mlflow_stores_it_is_never_a_value(self, tracker, client, sweep):
-        tracker.finish(flat("a", 0.5))
-        tracker.close("FINISHED")
+        finished(tracker, flat("a", 0.5))
         client.log_metric(shown(client, sweep)["a"].info.run_id, "test_loss", 1.7976931348623157e308)
         assert "test_loss" not in read_rows(client, sweep)[0]
 
@@ -239,14 +221,11 @@ class TestReconcile:
 
     @pytest.mark.parametrize("name", EDITS)
     def test_compares_values_and_mends_them(self, tracker, client, sweep, name):
-        tracker.finish(flat("a", 0.5))
-        tracker.close("FINISHED")
+        finished(tracker, flat("a", 0.5))
         old = shown(client, sweep)["a"].info.run_id
         EDITS[name](client, old)
-        again = opened(client, sweep)
-        assert again.reconcile([flat("a", 0.5)])["replayed"] == 1
-        assert again.reconcile([flat("a", 0.5)]) == UP_TO_DATE
-        again.close("FINISHED")
+        assert reconciled(client, sweep, [flat("a", 0.5)])["replayed"] == 1
+        assert reconciled(client, sweep, [flat("a", 0.5)]) == UP_TO_DATE
         (row,) = read_rows(client, sweep)
         assert (row["test_loss"], row["class_pair"]) == (0.5, "")
         assert not {"d_repr_mle", "fgsm_2_loss_gain"} & set(row)
@@ -256,21 +235,16 @@ class TestReconcile:
         assert client.get_run(old).info.status == ("KILLED" if "too many" in name else "FINISHED")
 
     def test_a_note_of_ones_own_is_no_difference(self, tracker, client, sweep):
-        tracker.finish(flat("a", 0.5))
-        tracker.close("FINISHED")
+        finished(tracker, flat("a", 0.5))
         run = shown(client, sweep)["a"].info.run_id
         client.set_tag(run, "reviewed", "yes")
         client.log_metric(run, "my_score", 1.0)
-        again = opened(client, sweep)
-        assert again.reconcile([flat("a", 0.5)]) == UP_TO_DATE
-        again.close("FINISHED")
+        assert reconciled(client, sweep, [flat("a", 0.5)]) == UP_TO_DATE
 
     def test_replays_failures_once(self, client, sweep):
         ended = []
         for message in ("boom", "boom", "another"):
-            tracker = opened(client, sweep)
-            tracker.reconcile([], [failed("a", "code_error", message, 2)])
-            tracker.close("KILLED")
+            reconciled(client, sweep, [], [failed("a", "code_error", message, 2)], "KILLED")
             run = shown(client, sweep)["a"]
             assert (run.info.status, run.data.tags["failure_message"]) == ("FAILED", message)
             ended.append(run.info.end_time)
@@ -278,9 +252,7 @@ class TestReconcile:
 
     @pytest.mark.parametrize("refused", ["FAILED", "KILLED"])
     def test_a_refused_start_leaves_a_finished_sweep_alone(self, client, sweep, refused):
-        first = opened(client, sweep, "as it ran")
-        first.finish(flat("a", 0.5))
-        first.close("FINISHED")
+        finished(opened(client, sweep, "as it ran"), flat("a", 0.5))
         before = shown(client, sweep)["sweep"]
         later = opened(client, sweep, "as it is refused")
         later.reconcile([flat("a", 0.5)], wait=False)
@@ -308,13 +280,10 @@ class TestReconcile:
         tracker.start_trial("b", {"trial_id": "b"})
         tracker.flush()
         shutil.copyfile(backup, now)
-        tracker.finish(flat("b", 0.25))
-        tracker.close("FINISHED")
+        finished(tracker, flat("b", 0.25))
         assert losses(client, sweep) == {"a": 0.5, "b": 0.25}
         shutil.copyfile(backup, now)
-        again = opened(client, sweep)
-        assert again.reconcile([flat("a", 0.5), flat("b", 0.25)])["replayed"] == 1
-        again.close("FINISHED")
+        assert reconciled(client, sweep, [flat("a", 0.5), flat("b", 0.25)])["replayed"] == 1
         assert statuses(client, sweep) == {"a": "FINISHED", "b": "FINISHED", "sweep": "FINISHED"}
 
 
@@ -420,9 +389,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.01)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.4])
-def test_one_run_per_key_although_replies_are_lost(client, sweep, quick, share):
-    lossy = Lossy(client, share)
+def test_one_run_per_key_although_replies_are_lost(client, sweep, quick):
+    lossy = Lossy(client, 0.4)
     tracker = opened(lossy, sweep)
     keys = [f"t{number}" for number in range(8)]
     for key in keys:
@@ -542,9 +510,7 @@ def test_what_mlflow_refuses_is_counted_until_it_is_shown(sweep):
 def test_two_stores_on_one_server_never_mix(client, sweep):
     first, second = "a" * 16, "b" * 16
     for storage, loss in ((first, 0.5), (second, 0.25)):
-        tracker = opened(client, sweep, storage=storage)
-        tracker.finish(flat("x", loss))
-        tracker.close("FINISHED")
+        finished(opened(client, sweep, storage=storage), flat("x", loss))
     assert losses(client, sweep, first) == {"x": 0.5}
     assert losses(client, sweep, second) == {"x": 0.25}
     assert losses(client, sweep, "c" * 16) == {}
@@ -555,10 +521,8 @@ def test_without_tracking_nothing_is_tracked_and_nothing_behind(root):
     workspace.paths.make()
     tracker = make_tracker(workspace, ResultStore(workspace.results_url), None, used=False)
     tracker.start_trial("a", {"trial_id": "a"})
-    tracker.finish(flat("a", 0.5))
     assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 0
-    tracker.close("FINISHED")
-    assert (tracker.num_behind, tracker.pages()) == (0, RunPages())
+    assert finished(tracker, flat("a", 0.5)).num_behind == 0
 
 
 # Which MLflow: its URI, its answers, its files.
@@ -614,38 +578,42 @@ def test_a_server_that_does_not_answer_is_a_clear_message():
 def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
-    (tmp_path / "mlflow.db").mkdir()
-    with pytest.raises(SetupError, match=r"must answer; found: sqlite:.*unable to open database file"):
-        connect(f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "text.db").write_text("no database, but a text that is long enough to be none")
+    for name, told in (
+        ("folder", "unable to open database file; start it"),
+        ("text", r"file is not a database; remove the file, then `isweep reconcile` every sweep"),
+    ):
+        with pytest.raises(SetupError, match=f"must answer; found: sqlite:.*{told}"):
+            connect(f"sqlite:///{tmp_path}/{name}.db")
     assert sum(slept) < 5
 
 
-def test_a_database_whose_driver_is_not_installed_is_refused_at_once(monkeypatch):
-    def without_driver(*_, **__):
-        raise ModuleNotFoundError("No module named 'psycopg'")
-
-    monkeypatch.setattr("sqlalchemy.create_engine", without_driver)
-    way_out = r"No module named 'psycopg'; pip install 'isweep\[postgres\]'"
-    with pytest.raises(Refused, match=rf"must answer; found: postgresql://h/x: {way_out}"):
-        connect("postgresql://h/x")
-
-
 @pytest.mark.parametrize(
-    ("words", "final"),
+    ("error", "told", "final"),
     [
-        ('password authentication failed for user "lab"', True),
-        ('database "isweep" does not exist', True),
-        ("the database system is starting up", False),
-        ("Connection refused", False),
+        ('password authentication failed for user "lab"', "", True),
+        ('database "isweep" does not exist', "", True),
+        ("the database system is starting up", "", False),
+        ("Connection refused", "", False),
+        (
+            ModuleNotFoundError("No module named 'psycopg'"),
+            r"No module named 'psycopg'; pip install 'isweep\[postgres\]'",
+            True,
+        ),
     ],
 )
-def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch, words, final):
+def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch, error, told, final):
     def refuse(*_, **__):
-        said = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {words}'
+        if isinstance(error, Exception):
+            raise error
+        said = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {error}'
         raise OperationalError("select 1", {}, Exception(said))
 
     monkeypatch.setattr("sqlalchemy.create_engine", refuse)
-    with pytest.raises(SetupError, match="MLflow store must answer") as caught:
+    with pytest.raises(
+        SetupError, match=f"MLflow store must answer; found: postgresql://h/x: .*{told}"
+    ) as caught:
         connect("postgresql://h/x")
     assert isinstance(caught.value, Refused) == final
 
@@ -729,11 +697,9 @@ def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(uri, tmp_path, m
 
 def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, caplog):
     client = connect(uri)
-    tracker = opened(client, sweep)
-    tracker.finish(flat("a", 0.5))
-    tracker.close("FINISHED")
-    keep_run_pages(tmp_path / "pages.json", tracker.pages())
-    keep_run_pages(tmp_path / "pages.json", RunPages())  # a run without tracking forgets nothing
+    tracker = finished(opened(client, sweep), flat("a", 0.5))
+    tracker.keep_pages(tmp_path / "pages.json")
+    Tracker().keep_pages(tmp_path / "pages.json")  # a run without tracking forgets nothing
     pages = read_run_pages(tmp_path / "pages.json")
     assert pages.runs["a"] == shown(client, sweep)["a"].info.run_id
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
@@ -749,11 +715,9 @@ def test_pages_say_what_a_run_is(client, sweep):
     run = flat("a", 0.5)
     named = {"dataset": "digits", "class_pair": "3-8", "model": "small_cnn", "seed": "1", "recipe": "demo"}
     run.tags.update(named)
-    tracker.finish(run)
-    tracker.close("FINISHED")
+    finished(tracker, run)
     runs = shown(client, sweep)
     assert runs["a"].data.tags["mlflow.runName"] == "small_cnn digits 3-8 N=10 seed 1"
-    assert runs["a"].data.tags["mlflow.source.name"] == f"isweep run {sweep}"
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     note = experiment.tags["mlflow.note.content"]
     assert note == runs["sweep"].data.tags["mlflow.note.content"]

@@ -1,4 +1,4 @@
-"""A trial that was given a card computes on it or fails, naming node, driver and CUDA."""
+"""A trial that was given a GPU computes on it or fails, naming node, driver and CUDA."""
 
 import re
 import socket
@@ -12,12 +12,8 @@ from orchestrator.running.failures import classify
 from search_spaces.errors import SetupError
 
 
-def cell(share, fast="auto"):
-    return {"num_gpus": share, "num_threads": 1, "fast": fast}
-
-
 def options(share, fast="auto", *, own=False):
-    return gpus.trial_options(cell(share, fast), own_network=own)
+    return gpus.trial_options({"num_gpus": share, "num_threads": 1, "fast": fast, "own_network": own})
 
 
 @pytest.fixture
@@ -116,8 +112,8 @@ def test_whether_torch_has_kernels_for_a_gpu(capability, built_for, has):
 def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version(tmp_path, monkeypatch):
     runs = []
 
-    def tested(device):
-        runs.append(device)
+    def tested():
+        runs.append(1)
         return {"graphs": True, "finished": True, "reason": ""}
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -135,7 +131,7 @@ def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version(tmp_path, monkey
 def test_a_self_test_that_did_not_end_is_tried_again_after_a_day(tmp_path, monkeypatch):
     runs = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gpus, "_tested", lambda device: runs.append(1) or {"finished": False})
+    monkeypatch.setattr(gpus, "_tested", lambda: runs.append(1) or {"finished": False})
     now = time.time()
     for later, number in ((0, 1), (3600, 1), (90_000, 2)):
         monkeypatch.setattr(time, "time", lambda later=later: now + later)
@@ -145,7 +141,7 @@ def test_a_self_test_that_did_not_end_is_tried_again_after_a_day(tmp_path, monke
 
 def test_a_self_test_that_dies_takes_nobody_along(monkeypatch):
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
-    found = gpus._tested("cuda")
+    found = gpus._tested()
     assert found == {"graphs": False, "finished": False, "reason": "the self-test died: exit code 1"}
 
 

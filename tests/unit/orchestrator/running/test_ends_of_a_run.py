@@ -15,8 +15,8 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.running import run as module
-from orchestrator.running.options import RunOptions
-from orchestrator.running.orphans import remove_orphans
+from orchestrator.running.cluster import RunOptions
+from orchestrator.running.ending import remove_orphans
 from orchestrator.running.preparation import load_arrays
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep

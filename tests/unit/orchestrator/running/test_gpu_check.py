@@ -7,15 +7,14 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestrator.planning.gpus import CARDS, card_there, pass_time, read_checks
-from orchestrator.planning.predict import cost_of
+from orchestrator.planning.predict import CARDS, card_there, cost_of, pass_time, read_checks
 from orchestrator.running import gpu_check
 from orchestrator.running.gpu_check import PARTS, bench_of, check, devices, run_part, without_names
 from orchestrator.running.gpus import LOGICAL_GPUS
 from search_spaces.errors import SetupError
 
 
-@pytest.mark.parametrize("part", ["host", "step_times", "passes", "memory", "faults"])
+@pytest.mark.parametrize("part", ["host", "step_times", "memory", "faults"])
 def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
     found = run_part(part, "cpu", {})
     assert (found["error"], found["ok"]) == ("", True)
@@ -24,8 +23,7 @@ def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
 
 def test_the_parts_are_all_there():
     assert list(PARTS) == [
-        *("host", "gpu", "context", "correctness", "step_times", "passes"),
-        *("memory", "pairs", "trial", "faults", "summary"),
+        *("host", "gpu", "correctness", "step_times", "memory", "pairs", "faults", "summary")
     ]
 
 
@@ -37,11 +35,11 @@ def quick(monkeypatch):
         raise RuntimeError(f"broken on {socket.gethostname()}")
 
     parts = {
-        "host": (False, lambda bench: {"cores": 2}),
-        "gpu": (True, lambda bench: {}),
-        "correctness": (False, broken),
-        "faults": (False, lambda bench: {"fails": ["memory that runs out is taken for code_error"]}),
-        "summary": (False, lambda bench, parts: {"pair_gain": 1.2, "seen": sorted(parts)}),
+        "host": lambda bench: {"cores": 2},
+        "gpu": lambda bench: {},
+        "correctness": broken,
+        "faults": lambda bench: {"fails": ["memory that runs out is taken for code_error"]},
+        "summary": lambda bench, parts: {"pair_gain": 1.2, "seen": sorted(parts)},
     }
     monkeypatch.setattr(gpu_check, "PARTS", parts)
 
@@ -112,5 +110,5 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):
 
 def test_a_part_on_a_gpu_dies_alone(monkeypatch):
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
-    found = run_part("context", "cuda:0", {})
+    found = run_part("memory", "cuda:0", {})
     assert (found["ok"], found["values"], found["error"]) == (False, None, "exit code 1")

@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from orchestrator.planning.gpus import card_there, packing_pays
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import peak_bytes
+from orchestrator.planning.predict import card_there, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import classify

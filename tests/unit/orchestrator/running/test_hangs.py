@@ -4,40 +4,35 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.running import waiting
-from orchestrator.running.waiting import HangWatch
+from orchestrator.running.failures import HangWatch
+from tests.steady_clock import SteadyClock
 from tests.unit.orchestrator.results.examples import trial_spec
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
-    return now
+def clock():
+    return SteadyClock()
 
 
 @pytest.fixture
-def killed(monkeypatch):
-    found = []
-    monkeypatch.setattr(waiting.ray, "kill", found.append)
-    return found
+def killed():
+    return []
 
 
 def running(cell):
-    state = SimpleNamespace(ray_actor="actor")
-    return [SimpleNamespace(config={"cell": {"trial_id": cell.trial_id}}, temporary_state=state)]
+    return [SimpleNamespace(config={"cell": {"trial_id": cell.trial_id}})]
 
 
 def look(watch, cell, clock, seconds):
     """Look every ten seconds for so long."""
     for _ in range(seconds // 10):
-        clock[0] += 10
+        clock.now += 10
         watch.end_hung(running(cell))
 
 
 def test_a_trial_past_its_limit_is_ended_once(clock, killed):
     cell, said = trial_spec(), []
-    watch = HangWatch(said.append)
+    watch = HangWatch(said.append, lambda trial: lambda: killed.append("actor"), clock)
     watch.started(cell.trial_id, 100.0)
     watch.heard(cell.trial_id)
     look(watch, cell, clock, 100)
@@ -49,7 +44,7 @@ def test_a_trial_past_its_limit_is_ended_once(clock, killed):
 
 def test_a_trial_that_tells_of_epochs_lives_however_slow_it_is(clock, killed):
     cell, said = trial_spec(), []
-    watch = HangWatch(said.append)
+    watch = HangWatch(said.append, lambda trial: lambda: killed.append("actor"), clock)
     watch.heard("a trial of an earlier attempt")
     watch.started(cell.trial_id, 100.0)
     watch.heard(cell.trial_id)
@@ -63,11 +58,11 @@ def test_a_trial_that_tells_of_epochs_lives_however_slow_it_is(clock, killed):
 
 def test_time_in_which_the_driver_stood_still_is_no_trials(clock, killed):
     cell, said = trial_spec(), []
-    watch = HangWatch(said.append)
+    watch = HangWatch(said.append, lambda trial: lambda: killed.append("actor"), clock)
     watch.started(cell.trial_id, 100.0)
     watch.heard(cell.trial_id)
     look(watch, cell, clock, 50)
-    clock[0] += 3600  # a full disk, a closed laptop
+    clock.now += 3600  # a full disk, a closed laptop
     look(watch, cell, clock, 50)
     assert killed == []
     look(watch, cell, clock, 20)
@@ -76,7 +71,7 @@ def test_time_in_which_the_driver_stood_still_is_no_trials(clock, killed):
 
 def test_a_worker_that_does_not_answer_is_said_and_ended_within_a_minute(clock, killed):
     cell, said = trial_spec(), []
-    watch = HangWatch(said.append)
+    watch = HangWatch(said.append, lambda trial: lambda: killed.append("actor"), clock)
     watch.started(cell.trial_id, 600.0)
     look(watch, cell, clock, 60)
     assert killed == []
@@ -88,6 +83,6 @@ def test_a_worker_that_does_not_answer_is_said_and_ended_within_a_minute(clock, 
 
 def test_a_worker_that_freezes_between_two_cells_is_ended_too(clock, killed):
     """Tune asks it to take the next cell, and does not say that this trial has started."""
-    watch = HangWatch([].append)
+    watch = HangWatch([].append, lambda trial: lambda: killed.append("actor"), clock)
     look(watch, trial_spec(), clock, 80)
     assert killed == ["actor"]

@@ -5,7 +5,6 @@ import json
 import re
 import zipfile
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import pytest
 import yaml
 
 from orchestrator.results.records import provenance
-from orchestrator.running import launch
 from orchestrator.running.launch import check_launch_file
 from tests import damage
 
 REPOSITORY = Path(__file__).parents[4]
 WORKER = "available_node_types.gpu_worker"
 NODE = "available_node_types.head.node_config"
-BOOT = "available_node_types/gpu_worker/node_config/disks/0/initializeParams"
+BOOT = "available_node_types/gpu_worker/node_config/disks/0"
 DISK = "available_node_types.gpu_worker.node_config.BlockDeviceMappings.0.Ebs"
 
 
@@ -32,7 +30,6 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in ("dist", ".ray", ".ssh"):
         (tmp_path / name).mkdir()
     make_wheel(tmp_path, provenance().commit)
-    monkeypatch.setattr(launch, "find_spec", lambda name: name == "googleapiclient" or find_spec(name))
     for name in ("constraints.txt", "constraints-cuda.txt"):
         (tmp_path / "dist" / name).touch()
     (tmp_path / ".ssh/id_ed25519").write_text("a key", encoding="utf-8")
@@ -116,8 +113,6 @@ START = "RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0
     [
         ("max_worker", 8, "'max_worker' was unexpected"),
         ("provider", None, "'provider' is a required property"),
-        ("provider/type", "asw", "provider.type: asw is none that Ray knows; aliyun, aws"),
-        ("provider/type", ["local"], "provider.type: ['local'] is none that Ray knows"),
         ("max_workers", "many", "max_workers: 'many' is not of type"),
         ("idle_timeout_minutes", "ten", "idle_timeout_minutes: 'ten' is not of type"),
         ("provider/head_ip", "127.0.0.2", "provider: a machine is named twice"),
@@ -140,18 +135,12 @@ START = "RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START.split(" --auto")[0]], "the head would start no worker"),
         ("head_start_ray_commands", [START.replace("--head ", "")], "no head is started; add --head"),
-        (
-            "setup_commands",
-            ["true"],
-            "setup_commands: nothing installs the wheel of isweep; add: ~/isweep-venv",
-        ),
         ("head_start_ray_commands", [START], "workers look for the head at another port"),
         ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
-        ("provider/coordinator_address", "127.0.0.1:1", "name head_ip and worker_ips instead"),
+        ("provider/head_ip", None, "provider.head_ip: no head is named"),
         ("auth/ssh_user", None, "auth.ssh_user: nobody to log in as"),
         ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is no path"),
         ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token travels"),
-        ("file_mounts", {"~/.ray/auth_token": "~/.ray/auth_token"}, "~/isweep-dist does not travel"),
         ("setup_commands", ["cat ~/isweep-dist/other.txt"], "~/isweep-dist: no dist/other.txt; make wheel"),
     ],
 )
@@ -166,15 +155,12 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
     ("place", "value", "message"),
     [
         ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
-        ("idle_timeout_minutes", 4.9, "each new one installs anew; 5 minutes or more, e.g. 10"),
-        (f"{WORKER}.idle_timeout_s", 60, f"{WORKER}.idle_timeout_s: 1 minutes: nodes would go"),
         (
             "available_node_types",
             {"head": {"resources": {}, "node_config": {}}},
             "no worker may start; say how",
         ),
         ("provider.cache_stopped_nodes", None, "Ray would stop nodes and not end them: their disks stay"),
-        (DISK, {"VolumeSize": 8, "Encrypted": True}, "8 GB are too few for image, CUDA packages and objects"),
         (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted; add Encrypted: true"),
         (f"{DISK}.DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
         (
@@ -187,10 +173,6 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
             {"MarketType": "spot"},
             "a spot instance as head: taken away, it takes",
         ),
-        ("setup_commands", ["true"], "setup_commands: nothing installs the wheel of isweep"),
-        ("head_setup_commands", ["true"], "head_setup_commands: nothing installs boto3, by which the head"),
-        ("worker_setup_commands", None, "does not end with a look at it"),
-        (f"{WORKER}.worker_setup_commands", ["nvidia-smi"], "Ray runs these instead of all other set-up"),
         (f"{NODE}.SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
         (f"{NODE}.IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}.min_worker", 1, "'min_worker' was unexpected"),
@@ -251,7 +233,6 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
     ("place", "value", "message"),
     [
         ("provider/project_id", None, "provider.project_id: not named"),
-        ("cluster_name", "My cluster", "'My cluster' cannot be a label of Google Cloud"),
         ("max_workers", 0, "max_workers: no worker may start"),
         (
             f"{WORKER}/node_config/scheduling",
@@ -263,57 +244,17 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
             [{"preemptible": True}],
             "a spot machine as head",
         ),
-        (f"{BOOT}/diskSizeGb", 8, "8 GB are too few for image, CUDA packages and objects that spill; 50 or"),
-        (f"{BOOT}/sourceImage", None, "disks: no image is named; sourceImage: one with a driver"),
-        (
-            BOOT.replace("initializeParams", "autoDelete"),
-            None,
-            "the disk stays when its node ends; say autoD",
-        ),
-        ("head_setup_commands", ["true"], "nothing installs google-api-python-client, by which the head"),
-        ("worker_setup_commands", None, "does not end with a look at it"),
+        (f"{BOOT}/autoDelete", None, "disks: the disk stays when its node ends; say autoDelete: true"),
         ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
-        (f"{WORKER}/node_config/networkInterfaces", None, "Ray takes the first network of the project"),
-        (
-            f"{WORKER}/node_config/networkInterfaces/0/subnetwork",
-            None,
-            "Google takes the network called default, whose rules open SSH to the world; name your own",
-        ),
-        (
-            "available_node_types/head/node_config/networkInterfaces/0/accessConfigs",
-            [],
-            "`ray up` would wait for one a quarter of an hour, and give up; add accessConfigs",
-        ),
+        (f"{WORKER}/node_config/networkInterfaces", None, "whose rules open SSH to the world; name your own"),
+        (f"{WORKER}/node_config/networkInterfaces/0/subnetwork", None, "the project's default network is"),
     ],
 )
 def test_a_wrong_field_on_google_cloud(checkout, place, value, message):
     config = filled_in("clusters/gcp.yaml")
     found = told(checkout, changed(config, place.replace(WORKER, WORKER.replace(".", "/")), value))
     assert any(message in one for one in found), found
-
-
-@pytest.mark.parametrize(
-    ("name", "what", "looks", "unfilled"),
-    [
-        ("rayjob.yaml", "a Kubernetes object", "kubectl apply --dry-run=server -f", "registry.example.org"),
-        ("skypilot.yaml", "a task of SkyPilot", "sky launch --dryrun", "s3://CHANGE/isweep"),
-        (
-            "image.yaml",
-            "a component of EC2 Image Builder",
-            "aws imagebuilder",
-            "aws s3 cp --recursive s3://CHANGE",
-        ),
-        ("iam/head.json", "a policy of AWS", "the policy validator", "CHANGE-region"),
-        ("slurm.sbatch", "a script", "sbatch --test-only", None),
-    ],
-)
-def test_a_launch_file_that_ray_up_does_not_read_is_called_by_its_name(checkout, name, what, looks, unfilled):
-    first, *rest = check_launch_file(REPOSITORY / "clusters" / name)
-    assert first.what == f"{what}, and no file for `ray up`"
-    assert first.way_out.startswith(looks)
-    assert [one.what for one in rest if "still to be filled in" not in one.what] == []
-    assert unfilled is None or any(f"filled in: {unfilled}" in one.what for one in rest)
 
 
 @pytest.mark.parametrize(
@@ -349,8 +290,9 @@ def test_what_travels_must_be_there(checkout, harm, message):
     ("text", "message"),
     [
         ("a: [", "not YAML"),
-        ("", "no keys"),
-        ("- a", "no keys"),
+        ("", "no file for `ray up`"),
+        ("- a", "no file for `ray up`"),
+        ("apiVersion: ray.io/v1", "no file for `ray up`: no cluster_name"),
         (None, "no such file"),
         ("a: 1\nb: {c: 1, c: 2}", "not YAML: c stands twice"),
         ("? [a]\n: 1", "not YAML"),

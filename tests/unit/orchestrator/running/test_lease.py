@@ -41,7 +41,7 @@ def key(url):
 
 
 def leases(bucket, url):
-    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=url.removeprefix(f"s3://{BUCKET}/"))
+    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=key(url))
     return [
         json.loads(client(bucket).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())["name"]
         for one in found.get("Contents", ())
@@ -122,11 +122,13 @@ def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, 
 
 def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
     ended = []
-    monkeypatch.setattr(locks, "end_main_thread", lambda error, event: ended.append(error))
-    held = Lease(url, "a", "isweep run")
+    monkeypatch.setattr(
+        "orchestrator.running.ending.end_main_thread", lambda error, event: ended.append(error)
+    )
+    lease = Lease(url, "a", "isweep run")
 
     def drive():
-        with held:
+        with lease as held:
             while held.lost is None or not ended:
                 left_behind(bucket, url, "b")  # again, since it may be in the middle of renewing
                 time.sleep(0.01)
@@ -134,7 +136,7 @@ def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
 
     with pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"):
         drive()
-    assert ended == [held.lost]
+    assert ended == [lease.watch.lost]
     assert leases(bucket, url) == ["b"]
 
 
@@ -148,8 +150,8 @@ def test_a_lease_that_was_deleted_by_hand_is_written_again(bucket, url):
 
 def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):
     """As servers did before they knew conditional writes: the header means nothing to them."""
-    real = Bucket._put
-    monkeypatch.setattr(Bucket, "_put", lambda self, path, data, mode: real(self, path, data, "overwrite"))
+    real = Bucket.put
+    monkeypatch.setattr(Bucket, "put", lambda self, path, data, mode: real(self, path, data, "overwrite"))
     with (
         pytest.raises(SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"),
         Lease(url, "a", "isweep run"),

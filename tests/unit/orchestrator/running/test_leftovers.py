@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.running.orphans import private_folder, remove_leftovers
+from orchestrator.running.ending import private_folder, remove_leftovers
 
 HOLD = """
 import sys, time
-from orchestrator.running.orphans import private_folder
+from orchestrator.running.ending import private_folder
 with private_folder() as folder:
     print(folder, flush=True)
     time.sleep(600)

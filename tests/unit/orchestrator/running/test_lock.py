@@ -11,7 +11,7 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import locks
 from orchestrator.running.locks import exclusive, holder_pid, is_held
-from orchestrator.running.run_state import running_trials
+from orchestrator.running.progress import running_trials
 from search_spaces.errors import SetupError
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from orchestrator.results.store import KeptFiles
+from orchestrator.results.store import ResultStore
 from orchestrator.running.worker import perform_cell
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
@@ -18,7 +18,7 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     options = {"device": "cpu", "num_threads": 1, "gpu_fraction": None}
     spec = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(2.0,))})
     # The store stands in for the actor before it.
-    worker = SimpleNamespace(keeper=KeptFiles(str(tmp_path)), pretrained={}, epochs=None)
+    worker = SimpleNamespace(keeper=ResultStore(str(tmp_path)), pretrained={}, epochs=None)
     worker.cell = {"keep_weights": True, "micro_batch": None, "known": "", "spec": spec.model_dump_json()}
     first, trained = perform_cell(worker, data, dict(options))
     assert trained

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.running import preparation
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.planning.estimate import estimate, extras
+from orchestrator.planning.estimate import estimate, extras, extras_text
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.predict import cost_of
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.networks import check_models
+from orchestrator.running.preparation import check_models
 from search_spaces.errors import ConfigError
 
 NETWORKS = """
@@ -107,9 +107,9 @@ def test_what_fails_on_some_images_only_is_left_to_its_cells(folder: Path, funct
     plan = plan_sweep(load_sweep(path))
     check_models(plan, ())
     beside = extras(plan, {})
-    assert beside.uncounted == ({function: why} if why else {})
-    assert (f"costs of {function} are guessed from its weights: {why}" in beside.text) == bool(why)
-    assert beside.weights_bytes == 4 * (16 * 16 * 2 + 2 + 1000)  # one channel, two classes; and its buffer
+    assert beside["uncounted"] == ({function: why} if why else {})
+    assert (f"costs of {function} are guessed from its weights: {why}" in extras_text(beside)) == bool(why)
+    assert beside["weights_bytes"] == 4 * (16 * 16 * 2 + 2 + 1000)  # one channel, two classes; and its buffer
     assert estimate(plan.trials, ())["gpu_hours"] > 0
 
 

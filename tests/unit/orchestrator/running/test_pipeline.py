@@ -8,7 +8,7 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, read_state
 from orchestrator.results.store import ResultStore
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
@@ -42,9 +42,9 @@ def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
     read = []
     scan = ResultStore.scan
 
-    def counting(self, kind):
+    def counting(self, kind, files=None):
         read.append(kind)
-        return scan(self, kind)
+        return scan(self, kind, files)
 
     monkeypatch.setattr(ResultStore, "scan", counting)
     monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)

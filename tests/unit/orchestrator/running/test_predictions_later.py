@@ -6,9 +6,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.state import StoredResults
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError
@@ -86,6 +85,6 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
     first, second = sorted(stored.trials)
     result = stored.trials[first].result.model_copy(update={"weights": None})
     stored.trials[first] = stored.trials[first].model_copy(update={"result": result})
-    assert forget_damaged(stored, [first, second, "not trained"]) == (1, 1)
+    assert stored.forget_damaged([first, second, "not trained"]) == (1, 1)
     assert set(stored.trials) == {second}
     assert stored.trials[second].result.predictions is None

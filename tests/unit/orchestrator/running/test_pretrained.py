@@ -7,8 +7,8 @@ import pytest
 import torchvision
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.running.networks import check_same_start, fetch_pretrained
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
+from orchestrator.running.preparation import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import ConfigError, SetupError

@@ -1,17 +1,15 @@
 """What a trial asks for, at first and after it ran out of memory."""
 
-import logging
-
 import pytest
 
-from orchestrator.planning.gpus import CARDS
+from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import Expectation, need_of
+from orchestrator.planning.predict import CARDS, need_of
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES
-from orchestrator.running.requests import Requests, card_of
+from orchestrator.running.requests import Requests
 from tasks.trials.records import CAPTURE_FAILED
 
 SWEEP = """
@@ -122,18 +120,3 @@ def test_whole_cards_are_not_doubled(cells):
     requests = Requests(Resources(1, 2))
     requests.out_of_memory[cells[0].trial_id] = 1
     assert requests.of(cells[0]).resources.num_gpus == 2
-
-
-@pytest.mark.parametrize(
-    ("names", "card"),
-    [(["H100"], "h100"), (["A100"], "a100-40"), (["A100-80G", "H200"], "a100"), ([], None)],
-)
-def test_rays_names_of_cards(names, card):
-    found = card_of(names)
-    assert (found.name if found else None) == card
-
-
-def test_an_unknown_card_is_said(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert card_of(["B9000"]) is None
-    assert "B9000" in caplog.text

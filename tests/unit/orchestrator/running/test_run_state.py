@@ -9,8 +9,7 @@ import pytest
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running.locks import exclusive
-from orchestrator.running.progress import Progress
-from orchestrator.running.run_state import read_run, running_trials, spelled
+from orchestrator.running.progress import Progress, read_run, running_trials, spelled
 from tasks.trials.records import EpochRecord
 
 

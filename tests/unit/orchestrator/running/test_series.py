@@ -8,7 +8,7 @@ import pytest
 from ray.tune.execution.tune_controller import TuneController
 
 from orchestrator.running.progress import BOARD, GAUGES, Progress
-from orchestrator.running.queue import TaskNames, trial_tasks_named
+from orchestrator.running.queue import trial_tasks_named
 
 SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
 
@@ -103,7 +103,7 @@ def test_the_task_of_a_trial_has_its_name_and_nothing_stays_changed(monkeypatch,
     said = []
     controller = Controller(said)
     before = dict(controller._live_actors_to_ray_actors_resources)
-    with trial_tasks_named(TaskNames()):
+    with trial_tasks_named(set()):
         TuneController._schedule_trial_task(controller, Trial(), method)
     assert said == [name]
     assert controller._live_actors_to_ray_actors_resources == before
@@ -114,7 +114,7 @@ def test_each_name_costs_memory_so_a_run_gives_out_so_many(monkeypatch):
     monkeypatch.setattr(TuneController, "_schedule_trial_task", schedule)
     monkeypatch.setattr("orchestrator.running.queue.trial_name", lambda trial: trial)
     said = []
-    with trial_tasks_named(TaskNames(most=2)):
+    with trial_tasks_named(set(), most=2):
         for trial_id in ("a", "b", "c", "a", "d"):
             controller = Controller(said)
             controller._trial_to_actor = {trial_id: "tracked"}
@@ -131,10 +131,10 @@ def test_with_another_ray_tasks_keep_tunes_name(monkeypatch):
     said = []
     controller = Controller(said)
     del controller._actor_manager
-    with trial_tasks_named(TaskNames()):
+    with trial_tasks_named(set()):
         TuneController._schedule_trial_task(controller, Trial(), "train")
     assert said == [None]
     monkeypatch.delattr(TuneController, "_schedule_trial_task")
-    with trial_tasks_named(TaskNames()):
+    with trial_tasks_named(set()):
         pass
     assert not hasattr(TuneController, "_schedule_trial_task")

@@ -6,31 +6,31 @@ import sys
 
 import pytest
 
-from orchestrator.running.signals import is_stop
+from orchestrator.running.ending import is_stop
 
 LOST = """
 import os, signal, sys
-from orchestrator.running import signals
+from orchestrator.running import ending
 from orchestrator.running.progress import Progress
 
 class Finalised:
     def __del__(self):
         os.kill(os.getpid(), signal.{name})
 
-signals.stop_on_signals()
+ending.stop_on_signals()
 del_me = Finalised()
 del del_me
 print("the interrupt was lost")
 try:
     Progress().advance()
 except KeyboardInterrupt:
-    signals.stop_heard()
+    ending.stop_heard()
     Progress().stage("stop")
     sys.exit(130)
 """
 TAKEN = """
 import os, signal, sys
-from orchestrator.running.signals import own_signals, stop_on_signals
+from orchestrator.running.ending import own_signals, stop_on_signals
 
 stop_on_signals()
 try:
@@ -42,7 +42,7 @@ except KeyboardInterrupt:
 """
 HELD = """
 import os, signal, sys
-from orchestrator.running.signals import stop_held, stop_on_signals
+from orchestrator.running.ending import stop_held, stop_on_signals
 
 stop_on_signals()
 try:
@@ -73,7 +73,7 @@ def test_a_stop_while_ray_starts_is_ours():
 
 
 def test_what_a_shell_has_ignored_stays_ignored():
-    script = "import signal; from orchestrator.running.signals import stop_on_signals; stop_on_signals()"
+    script = "import signal; from orchestrator.running.ending import stop_on_signals; stop_on_signals()"
     asked = "; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
     done = subprocess.run(
         [sys.executable, "-c", script + asked],

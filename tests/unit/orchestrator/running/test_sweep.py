@@ -23,12 +23,13 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.rows import trial_metrics
-from orchestrator.results.state import History, StoredResults
+from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
@@ -111,7 +112,8 @@ def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
             "monitor": Progress(),
         }
         made = Run(**{**fields, **changes})
-        Trials(made, GridWork(made, plan.trials, load), trainable).run()
+        work = GridWork(made, plan.trials, load)
+        Trials(made, work, TuneExecution(made, work, trainable)).run()
         return Ended(made)
 
     return go
@@ -147,7 +149,7 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert len(sweep.monitor.failed) == 2
     assert os.listdir(sweep.paths.tune) == []
 
-    told = History(sweep.stored.store.url)
+    told = sweep.stored.store
     stories = {size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()}
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
@@ -195,8 +197,8 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkey
         monkeypatch.setenv(name, value)
     sweep = run(make_plan(24), trainable=Talker)
     (failure,) = sweep.stored.failures.values()
-    (_, failed) = History(sweep.stored.store.url).story(failure.trial_id)
-    text = History(sweep.stored.store.url).log(failure.trial_id, 1)
+    (_, failed) = sweep.stored.store.story(failure.trial_id)
+    text = sweep.stored.store.log(failure.trial_id, 1)
     for said in (
         "copied [] in print",
         "INFO my.network: a log line of …",
@@ -338,8 +340,8 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.waiting.PATIENCE_S", 1.0)
-    with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 cpu \(the cluster has 2, \S+ free\)"):
+    monkeypatch.setattr("orchestrator.running.requests.PATIENCE_S", 1.0)
+    with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 
 

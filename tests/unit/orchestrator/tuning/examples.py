@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import Point, TuningCell, tuning_cells
-from orchestrator.tuning.search import Asked, Rungs, Search, Training, rungs_of
+from orchestrator.tuning.search import Asked, Search, Training
 from orchestrator.tuning.trials import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
@@ -20,7 +20,7 @@ BEST_RATE = 3e-3
 
 
 def sweep(**changes: Any) -> SweepSpec:
-    """The smoke sweep with nine epochs, so that there are rungs."""
+    """The smoke sweep with nine epochs."""
     return load_sweep("smoke", {"recipe": {"from": "smoke", "epochs": 9}, **changes})
 
 
@@ -48,23 +48,17 @@ def result(losses: list[float], status: str = "complete", **changes: Any) -> Sea
     return SearchResult.model_validate(fields | changes)
 
 
-def trained(asked: Asked, rungs: Rungs) -> SearchResult:
-    """What the formula gives for a trial, stopped as a worker would be, from the second that comes on."""
-    losses: list[float] = []
-    for epoch in range(1, asked.cell.num_epochs + 1):
-        losses.append(loss_of(asked.point, epoch, asked.run))
-        if asked.run == 0 and epoch in rungs_of(asked.cell):
-            among_best = rungs.come(asked.cell.key, asked.spec.trial_id, epoch, losses[-1])
-            if not among_best and asked.may_be_pruned:
-                return result(losses, "pruned")
-    return result(losses)
+def trained(asked: Asked) -> SearchResult:
+    """What the formula gives for a trial."""
+    epochs = range(1, asked.cell.num_epochs + 1)
+    return result([loss_of(asked.point, epoch, asked.run) for epoch in epochs])
 
 
 def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchResult]]:
     """Run a search one trial at a time; returns what ran."""
-    rungs, ran = Rungs(before=0), []
+    ran = []
     while len(ran) < most and (asked := search.next()) is not None:
-        found = trained(asked, rungs)
+        found = trained(asked)
         assert search.finished(asked.spec.trial_id, found) == asked
         ran.append((asked, found))
     return ran
@@ -96,12 +90,7 @@ def drive(
     def asked(one: Asked) -> None:
         stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
 
-    rungs, queue = Rungs(before=0), SearchQueue(search, {}, asked)
-    for trial_id, one in stored.items():
-        for epoch in rungs_of(search.cells[one.key].cell) if one.result and one.run == 0 else ():
-            losses = {score.epoch: score.loss for score in one.result.curve}
-            rungs.come(one.key, trial_id, epoch, losses[epoch])
-
+    queue = SearchQueue(search, {}, asked)
     search.go_on(store)
     waiting: list[str] = []
     running: list[str] = []
@@ -115,7 +104,7 @@ def drive(
             return list(stored.values())
         trial_id = ends(running)
         running.remove(trial_id)
-        found = trained(search.asked(trial_id), rungs)
+        found = trained(search.asked(trial_id))
         search.finished(trial_id, found)
         queue.settle(trial_id)
         stored[trial_id] = replace(stored[trial_id], result=found)

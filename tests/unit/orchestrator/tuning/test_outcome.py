@@ -7,8 +7,7 @@ import yaml
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
-from orchestrator.tuning.outcome import TuneSummary, outcomes
-from orchestrator.tuning.report import brief_table, outcome_rows, outcome_table
+from orchestrator.tuning.outcome import TuneSummary, brief_table, outcome_rows, outcome_table, outcomes
 from orchestrator.tuning.run import lost_cells, write_recipe
 from orchestrator.tuning.search import Search, open_storage
 from search_spaces.errors import SetupError
@@ -171,22 +170,18 @@ def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
         assert (cell["runs"], cell["trials"], cell["budget"]) == (3, outcome.num_trials, 10)
 
 
-def test_a_cell_without_a_recipe_is_named_in_the_file_and_left_out_of_it(search, changed, tmp_path):
+def test_a_cell_without_a_recipe_is_named_in_the_file_left_out_of_it_and_ends_with_1(
+    search, changed, tmp_path
+):
     path, found = tmp_path / "tuned.yaml", list(outcomes(search))
+    assert TuneSummary(tuple(found), path, None, 0).exit_code == 0
     found[0] = found[0].model_copy(update={"chosen": None})
+    summary = TuneSummary(tuple(found), path, None, 0)
+    assert (summary.exit_code, summary.not_tuned) == (1, (found[0],))
     write_recipe(path, changed, found, {})
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert len(document["overrides"]) == len(found) - 1
     assert document["tuned"]["cells"][0]["not_tuned"] == "diverged or failed"
-
-
-def test_a_search_with_a_cell_without_a_recipe_ends_with_1(search, tmp_path):
-    found = list(outcomes(search))
-    assert TuneSummary(tuple(found), tmp_path, None, 0).exit_code == 0
-    found[0] = found[0].model_copy(update={"chosen": None})
-    summary = TuneSummary(tuple(found), tmp_path, None, 0)
-    assert summary.exit_code == 1
-    assert summary.not_tuned == (found[0],)
 
 
 def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):

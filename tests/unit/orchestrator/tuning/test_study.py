@@ -59,30 +59,21 @@ def test_a_huge_loss_is_capped(storage):
     assert study.study.trials[0].user_attrs["loss"] == 1e14
 
 
-def test_a_stopped_trial_arrives_as_pruned_with_its_rung(storage):
-    study = made(storage)
-    study.tell(study.ask(study.propose()), result([0.6], "pruned"))
-    (trial,) = study.study.trials
-    assert trial.state == TrialState.PRUNED
-    assert trial.intermediate_values == {1: 0.6}
-    assert trial.value == 0.6
-
-
 def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_path):
     path = tmp_path / "optuna.log"
     study = made(open_storage(path))
     told = []
-    for losses, status in (([0.5] * 9, "complete"), ([0.6], "pruned"), ([0.7], "pruned")):
+    for found in (result([0.5] * 9), result([0.6] * 9), result([], **DIVERGED)):
         point = study.propose()
-        study.tell(study.ask(point), result(losses, status))
-        told.append((point, result(losses, status)))
+        study.tell(study.ask(point), found)
+        told.append((point, found))
     study.ask(study.propose())
     study.ask(GIVEN)  # both run when the driver is killed
     again = made(open_storage(path))
     for point, found in told:
         again.add(point, found)
     states = [trial.state for trial in again.study.trials]
-    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED]
+    assert states == [TrialState.COMPLETE] * 3
     loaded = optuna.load_study(study_name="small_mlp on manifold_d4", storage=open_journal(path))
     assert [trial.params["learning_rate"] for trial in loaded.trials] == [p.learning_rate for p, _ in told]
     before = {point for point, _ in told}
@@ -149,7 +140,7 @@ def test_a_study_made_anew_proposes_what_the_old_one_would_have(sampler, tmp_pat
     for number in range(8):
         point = study.propose()
         ticket = study.ask(point)
-        found[point] = result(complete(point)) if number % 3 else result([0.6], "pruned")
+        found[point] = result(complete(point)) if number % 3 else result([], **DIVERGED)
         if number == 1:
             late = (ticket, found[point])
         elif number < 7:
@@ -177,26 +168,10 @@ def open_journal(path):
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
-def test_a_given_point_is_what_is_run_and_told(storage):
-    study = made(storage)
-    study.tell(study.ask(GIVEN), result(complete(GIVEN)))
-    assert study.study.trials[0].params == GIVEN.model_dump()
-
-
 def test_a_trial_that_failed_is_failed(storage):
     study = made(storage)
     study.fail(study.ask(study.propose()))
     assert study.study.trials[0].state == TrialState.FAIL
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_a_point_follows_from_what_was_told_and_its_number(sampler):
-    first, second = made(sampler=sampler), made(sampler=sampler)
-    for _ in range(6):
-        points = [study.propose() for study in (first, second)]
-        assert points[0] == points[1]
-        for study, point in zip((first, second), points, strict=True):
-            study.tell(study.ask(point), result(complete(point)))
 
 
 def test_a_sampler_that_learns_beats_chance_on_a_valley():

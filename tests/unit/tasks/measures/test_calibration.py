@@ -3,17 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tasks.measures import calibration
 from tasks.measures.calibration import (
     MANIFOLDS,
     calibrate,
     dimension_grid,
-    gaussian,
-    hypercube,
-    hypersphere,
     posterior,
     simulate,
     simulate_one,
 )
+from tasks.measures.measure import intrinsic_dimension
 from tasks.remote import InlineExecutor
 
 FLAT = ("hypersphere", "hypercube", "gaussian", "ball", "curled")
@@ -26,10 +25,10 @@ def embedded(points, num_columns=100, seed=1):
 
 
 @pytest.mark.parametrize(
-    ("make", "dimension"), [(hypersphere, 10), (hypercube, 16), (gaussian, 6), (hypercube, 30)]
+    ("make", "dimension"), [("hypersphere", 10), ("hypercube", 16), ("gaussian", 6), ("hypercube", 30)]
 )
 def test_corrects_what_the_raw_estimate_misses(make, dimension):
-    record = calibrate(embedded(make(600, dimension, np.random.default_rng(0))), families=FLAT)
+    record = calibrate(embedded(MANIFOLDS[make](600, dimension, np.random.default_rng(0))), families=FLAT)
     assert abs(record.value - dimension) < abs(record.uncorrected - dimension)
     assert record.value == pytest.approx(dimension, rel=0.12)
 
@@ -59,7 +58,7 @@ def coverage(trials, families_of):
             families=tuple(simulations.families[i] for i in chosen),
             statistics=simulations.statistics[chosen],
         )
-        low, high = posterior(observed, known, 400, 20, 0.9, 1000).interval
+        low, high = posterior(observed, known, 400, 20, 1000).interval
         hits.append(low * 0.99 <= dimension <= high * 1.01)
     return np.mean(hits)
 
@@ -74,13 +73,16 @@ def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
 
 
 def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
-    low, high = (calibrate(hypercube(300, d, np.random.default_rng(0)), families=FLAT).notes for d in (5, 30))
+    low, high = (
+        calibrate(MANIFOLDS["hypercube"](300, d, np.random.default_rng(0)), families=FLAT).notes
+        for d in (5, 30)
+    )
     assert not any("above 16 dimensions" in note for note in low)
     assert any("above 16 dimensions the correction rests on the simulated shapes" in note for note in high)
 
 
 def test_does_not_depend_on_unit_or_embedding():
-    points = hypersphere(300, 5, np.random.default_rng(0))
+    points = MANIFOLDS["hypersphere"](300, 5, np.random.default_rng(0))
     one = calibrate(embedded(points, 50, seed=1), families=FLAT)
     other = calibrate(embedded(1000 * points + 3, 200, seed=2), families=FLAT)
     assert other.value == pytest.approx(one.value, rel=1e-3)
@@ -88,7 +90,7 @@ def test_does_not_depend_on_unit_or_embedding():
 
 
 def test_is_seeded_and_json():
-    points = embedded(hypersphere(200, 4, np.random.default_rng(0)))
+    points = embedded(MANIFOLDS["hypersphere"](200, 4, np.random.default_rng(0)))
     first, again = (calibrate(points, families=FLAT, seed=5) for _ in range(2))
     assert first == again
     assert first.to_json()["interval"] == list(first.interval)
@@ -96,14 +98,15 @@ def test_is_seeded_and_json():
     assert max(first.families, key=first.families.get) == "hypersphere"
 
 
-def test_larger_data_are_thinned():
-    record = calibrate(embedded(hypersphere(500, 3, np.random.default_rng(0))), max_points=300, families=FLAT)
+def test_larger_data_are_thinned(monkeypatch):
+    monkeypatch.setattr(calibration, "MAX_POINTS", 300)
+    record = calibrate(embedded(MANIFOLDS["hypersphere"](500, 3, np.random.default_rng(0))), families=FLAT)
     assert record.num_points == 300
     assert record.value == pytest.approx(3, rel=0.1)
 
 
 def test_never_above_the_number_of_columns():
-    record = calibrate(hypercube(200, 3, np.random.default_rng(0)), families=FLAT)
+    record = calibrate(MANIFOLDS["hypercube"](200, 3, np.random.default_rng(0)), families=FLAT)
     assert record.interval[1] <= 3 + 1e-6
 
 
@@ -131,3 +134,10 @@ def test_grid_reaches_below_and_far_above_the_raw_estimate():
     assert dimension_grid(34, 1000)[0] <= 16
     assert dimension_grid(34, 1000)[-1] >= 96
     assert max(dimension_grid(34, 64)) == 96  # one beyond the number of columns, to interpolate towards
+
+
+@pytest.mark.parametrize("name", MANIFOLDS)
+def test_manifolds_are_seeded_and_have_the_dimension_they_are_made_for(name):
+    points, again = (MANIFOLDS[name](2000, 2, np.random.default_rng(0)) for _ in range(2))
+    assert (points == again).all()
+    assert intrinsic_dimension(points)["mle"].details["value_k_minus_1"] == pytest.approx(2, abs=0.3)

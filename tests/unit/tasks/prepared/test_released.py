@@ -10,6 +10,8 @@ from search_spaces.recipes import RELEASED_MODELS, released_pairs
 from search_spaces.specs import RELEASED_FAULTS, PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset
 
+LABELS = np.random.default_rng(5).choice(6, 900, p=[0.1, 0.1, 0.25, 0.1, 0.3, 0.15]).astype(np.int64)
+
 
 def spec(dataset="mnist", faults=RELEASED_FAULTS, pair=(4, 2), test_size=30) -> SubsetSpec:
     mode = "as_released" if faults == RELEASED_FAULTS else "corrected"
@@ -17,7 +19,8 @@ def spec(dataset="mnist", faults=RELEASED_FAULTS, pair=(4, 2), test_size=30) -> 
     return SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
 
 
-LABELS = np.random.default_rng(5).choice(6, 900, p=[0.1, 0.1, 0.25, 0.1, 0.3, 0.15]).astype(np.int64)
+def chosen(size=None, per_group=1, **said):
+    return make_subset(LABELS, np.arange(900) // per_group, spec(**said), max_train_size=size)
 
 
 def reference(pair, train_size, test_size, *, aligned, files_fixed):
@@ -47,47 +50,39 @@ def reference(pair, train_size, test_size, *, aligned, files_fixed):
     [("mnist", False, False), ("imagenet", True, True), ("mura", True, False)],
 )
 def test_equals_the_released_code_image_by_image(dataset, aligned, files_fixed, train_size):
-    subset = make_subset(LABELS, np.arange(900), spec(dataset), max_train_size=train_size)
+    subset = chosen(train_size, dataset=dataset)
     train, test = reference((4, 2), train_size, 30, aligned=aligned, files_fixed=files_fixed)
     assert list(zip(subset.train_order.tolist(), subset.train_labels.tolist(), strict=True)) == train
     assert list(zip(subset.test_rows.tolist(), subset.test_labels.tolist(), strict=True)) == test
 
 
-def test_misaligned_labels_are_wrong_for_some_images():
-    subset = make_subset(LABELS, np.arange(900), spec(), max_train_size=300)
-    true = np.where(LABELS[subset.train_order] == 4, 0, 1)
-    assert 0 < (true != subset.train_labels).mean() < 0.5
-    only = make_subset(LABELS, np.arange(900), spec(faults=("misaligned_labels",)), max_train_size=120)
-    assert only.max_train_size == 120
-    true = np.where(LABELS[only.train_order] == 4, 0, 1)
-    assert (true != only.train_labels).any()
+@pytest.mark.parametrize(("faults", "size"), [(RELEASED_FAULTS, 300), (("misaligned_labels",), 120)])
+def test_misaligned_labels_are_wrong_for_some_images(faults, size):
+    subset = chosen(size, faults=faults)
+    assert subset.max_train_size == size
+    wrong = subset.train_labels != np.where(LABELS[subset.train_order] == 4, 0, 1)
+    assert 0 < wrong.mean() < 0.5
 
 
-def test_image_level_split_reports_shared_groups():
-    groups = np.arange(900) // 10
-    faulty = make_subset(LABELS, groups, spec("mura", ("image_level_split",)), max_train_size=200)
-    assert faulty.shared_group_share > 0.5
-    assert make_subset(LABELS, groups, spec("mura", ())).shared_group_share == 0
-
-
-def test_test_set_depends_on_size_alone():
-    faults = ("test_set_depends_on_size",)
-    small, large = (
-        make_subset(LABELS, np.arange(900), spec(faults=faults), max_train_size=size) for size in (50, 60)
-    )
+def test_single_faults_do_what_they_say():
+    assert chosen(200, 10, dataset="mura", faults=("image_level_split",)).shared_group_share > 0.5
+    assert chosen(None, 10, dataset="mura", faults=()).shared_group_share == 0
+    small, large = (chosen(size, faults=("test_set_depends_on_size",)) for size in (50, 60))
     assert not np.array_equal(small.test_rows, large.test_rows)
-    with pytest.raises(DataError, match="need the train size"):
-        make_subset(LABELS, np.arange(900), spec(faults=faults))
+    first = chosen(40, dataset="mura", faults=("first_k_selection",))
+    assert max(first.train_order[:40].max(), first.test_rows.max()) < 250
 
 
-def test_first_k_takes_the_first_images():
-    subset = make_subset(LABELS, np.arange(900), spec("mura", ("first_k_selection",)), max_train_size=40)
-    assert max(subset.train_order[:40].max(), subset.test_rows.max()) < 250
-
-
-def test_too_few_images_are_refused_as_there():
-    with pytest.raises(DataError, match="need 265 images of each class"):
-        make_subset(LABELS, np.arange(900), spec(), max_train_size=500)
+@pytest.mark.parametrize(
+    ("faults", "size", "message"),
+    [
+        (("test_set_depends_on_size",), None, "need the train size"),
+        (RELEASED_FAULTS, 500, "need 265 images of each class"),
+    ],
+)
+def test_what_the_released_code_could_not_do_is_refused(faults, size, message):
+    with pytest.raises(DataError, match=message):
+        chosen(size, faults=faults)
 
 
 def test_released_pairs_are_those_recovered_by_the_audit():

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from search_spaces.specs import ModelSpec, NetworkSpec, PreparedSpec, RecipeSpec, SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import EpochRecord, SearchResult, SearchStatus, capped
+from tasks.trials.records import SearchResult, SearchStatus, capped
 from tasks.trials.trial import run_search_trial, run_trial
 
 
@@ -44,39 +44,10 @@ def test_the_loss_is_that_of_the_sweeps_own_trial_on_the_held_out_images(data):
     assert found.chance_loss == pytest.approx(math.log(2))
 
 
-def test_a_trial_is_stopped_where_it_is_told_to(data):
-    seen = []
-
-    def go_on(epoch: int, loss: float) -> bool:
-        seen.append((epoch, loss))
-        return epoch < 2
-
-    found = run_search_trial(network(), data, go_on=go_on)
-    whole = run_search_trial(network(), data)
-    assert found.status == SearchStatus.PRUNED
-    assert found.epochs == 2
-    assert found.curve == whole.curve[:2]
-    assert seen == [(score.epoch, score.loss) for score in found.curve]
-
-
-def test_the_last_epoch_asks_nobody(data):
-    asked = []
-    run_search_trial(network(), data, go_on=lambda epoch, loss: bool(asked.append(epoch)) or True)
-    assert asked == [1, 2, 3]
-
-
-def test_every_epoch_is_told_once_it_is_judged_the_one_it_is_stopped_after_too(data):
-    told, judged = [], []
-
-    def go_on(epoch: int, loss: float) -> bool:
-        judged.append(epoch)
-        return epoch < 3
-
-    def on_epoch(record: EpochRecord) -> None:
-        told.append((record.epoch, list(judged)))
-
-    run_search_trial(network(), data, go_on=go_on, on_epoch=on_epoch)
-    assert told == [(1, []), (2, [1]), (3, [1, 2])]
+def test_every_epoch_is_told(data):
+    told = []
+    run_search_trial(network(), data, on_epoch=lambda record: told.append(record.epoch))
+    assert told == [1, 2, 3, 4]
 
 
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from PIL import Image
 
-import tasks.prepared.prepare as publish_module
-from search_spaces.datasets import dataset_spec
+from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared import prepare
+from tasks.prepared.parts import read_part
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset, stamp_file
-from tasks.prepared.table import _join
 from tasks.remote import InlineExecutor
 from tasks.sources import SOURCES
 from tasks.sources.base import Item, Listing, Sample, SkipItem
@@ -34,7 +38,6 @@ class Toy:
 
     reads: ClassVar[list[str]] = []
     broken: frozenset[int] = frozenset()
-    stop_at: int | None = None
 
     def list_items(self, request):
         items = [Item(f"secret-{row}", row % 2, f"patient-{row // 2}") for row in range(40)]
@@ -43,8 +46,6 @@ class Toy:
     def reader(self, request):
         def read(item):
             row = int(item.locator.split("-")[1])
-            if row == self.stop_at:
-                raise KeyboardInterrupt
             self.reads.append(item.locator)
             if row in self.broken:
                 raise SkipItem("not an image")
@@ -58,7 +59,6 @@ def toy(monkeypatch):
     monkeypatch.setitem(SOURCES, "toy", f"{__name__}:Toy")
     monkeypatch.setattr(Toy, "reads", [])
     monkeypatch.setattr(Toy, "broken", frozenset())
-    monkeypatch.setattr(Toy, "stop_at", None)
     return dataset_spec("digits").model_copy(update={"source": "toy"})
 
 
@@ -81,9 +81,10 @@ def leftovers(folder: Path, destination: Path) -> list[str]:
 
 
 def test_prepares_once_and_returns_at_once_afterwards(toy, tmp_path):
-    record = run(toy, tmp_path / "out")
-    assert record.num_images == 40
-    assert record.num_groups == 20
+    seen = []
+    record = run(toy, tmp_path / "out", on_progress=lambda done, total: seen.append((done, total)))
+    assert (seen[0], seen[-1]) == ((0, 40), (40, 40))
+    assert (record.num_images, record.num_groups) == (40, 20)
     assert record.num_images_per_label == {"a": 20, "b": 20}
     assert run(toy, tmp_path / "out") == record
     assert len(Toy.reads) == 40
@@ -100,27 +101,14 @@ def test_content_does_not_depend_on_completion_order_or_hash_key(toy, tmp_path, 
     assert not np.array_equal(one.groups, two.groups)
 
 
-def test_goes_on_after_an_interruption_without_reading_twice(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(Toy, "stop_at", 30)
-    with pytest.raises(KeyboardInterrupt):
-        run(toy, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(Toy, "stop_at", None)
-    run(toy, tmp_path / "out")
-    # Blocks of 7: rows 28 and 29 were read in the block that did not finish.
-    assert len(Toy.reads) == 42
-
-
-def test_a_kill_before_the_marker_leaves_nothing_believed(toy, tmp_path, monkeypatch):
+def test_a_kill_before_the_marker_leaves_nothing_believed_and_what_is_damaged_is_made_again(
+    toy, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patch:
-        patch.setattr(publish_module, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(prepare, "seal", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(toy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert run(toy, tmp_path / "out").num_images == 40
-
-
-def test_a_damaged_destination_is_made_again(toy, tmp_path):
     record = run(toy, tmp_path / "out")
     (tmp_path / "out" / "complete.json").unlink()
     assert run(toy, tmp_path / "out").fingerprint == record.fingerprint
@@ -128,75 +116,49 @@ def test_a_damaged_destination_is_made_again(toy, tmp_path):
     assert leftovers(tmp_path, tmp_path / "out") == []
 
 
-def test_a_folder_of_the_user_is_never_replaced(toy, tmp_path):
+def test_what_else_lies_at_the_destination_is_never_replaced(toy, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match="must be a prepared dataset or not exist"):
         run(toy, tmp_path / "out")
-
-
-def test_another_spec_in_the_destination_is_refused(toy, tmp_path):
-    run(toy, tmp_path / "out")
-    other = SPEC.model_copy(update={"image_size": 16})
+    run(toy, tmp_path / "other")
     with pytest.raises(DataError, match="must hold prepared dataset"):
-        run(toy, tmp_path / "out", spec=other)
+        run(toy, tmp_path / "other", spec=SPEC.model_copy(update={"image_size": 16}))
 
 
 def test_two_writers_at_once_end_with_one_whole_store(toy, tmp_path):
-    records, errors = [], []
-
-    def work():
-        try:
-            records.append(run(toy, tmp_path / "out"))
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(4) as threads:
+        records = list(threads.map(lambda _: run(toy, tmp_path / "out"), range(4)))
     assert len({record.fingerprint for record in records}) == 1
     PreparedDataset.open(tmp_path / "out").verify()
 
 
 def test_skips_are_counted_and_hashed(toy, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Toy, "broken", frozenset({3}))
-    record = run(toy, tmp_path / "out", max_skipped_share=0.05)
+    record = run(toy, tmp_path / "out")
     assert record.skipped == {"not an image": 1}
-    assert record.num_images == 39
-    assert len(record.skipped_items) == 1
-    text = caplog.text + str(record.model_dump())
-    assert "secret" not in text
-    assert "patient" not in text
+    assert (record.num_images, len(record.skipped_items)) == (39, 1)
+    assert not re.search("secret|patient", caplog.text + str(record.model_dump()))
 
 
-@pytest.mark.parametrize(("allowed", "taken"), [(0.001, True), (0.0, False)])
-def test_one_damaged_file_does_not_refuse_a_set(toy, tmp_path, monkeypatch, allowed, taken):
-    monkeypatch.setattr(Toy, "broken", frozenset({3}))
-    if taken:
-        assert run(toy, tmp_path / "out", max_skipped_share=allowed).num_skipped == 1
-        return
-    with pytest.raises(DataError, match=r"at most 0 of 40 items .*found: 1 \(not an image: 1\)"):
+@pytest.mark.parametrize(
+    ("broken", "allowed", "message"),
+    [
+        ({3}, 0.0, r"at most 0 of 40 items .*found: 1 \(not an image: 1\)"),
+        ({3, 4}, 0.001, r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first"),
+    ],
+)
+def test_too_many_skips_stop_with_the_list(toy, tmp_path, monkeypatch, broken, allowed, message):
+    monkeypatch.setattr(Toy, "broken", frozenset(broken))
+    with pytest.raises(DataError, match=message) as caught:
         run(toy, tmp_path / "out", max_skipped_share=allowed)
-
-
-def test_too_many_skips_stop_with_the_list(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(Toy, "broken", frozenset({3, 4}))
-    with pytest.raises(
-        DataError, match=r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first"
-    ) as caught:
-        run(toy, tmp_path / "out")
     assert "secret" not in str(caught.value)
 
 
 def test_keeps_whole_groups_up_to_the_limit(toy, tmp_path):
-    spec = SPEC.model_copy(update={"max_images_per_class": 6})
-    record = run(toy, tmp_path / "out", spec=spec)
+    record = run(toy, tmp_path / "out", spec=SPEC.model_copy(update={"max_images_per_class": 6}))
     assert record.num_images_per_label == {"a": 6, "b": 6}
-    assert record.num_groups == 6
-    assert len(Toy.reads) == 12
+    assert (record.num_groups, len(Toy.reads)) == (6, 12)
 
 
 def test_groups_of_identical_images_are_joined(toy, tmp_path, monkeypatch):
@@ -212,16 +174,8 @@ def test_groups_of_identical_images_are_joined(toy, tmp_path, monkeypatch):
     assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2
     record = run(toy, tmp_path / "out", max_skipped_share=0.05)
     groups = PreparedDataset.open(tmp_path / "out").groups
-    assert (record.num_duplicates, record.num_conflicts) == (1, 2)
+    assert (record.num_duplicates, record.num_conflicts, record.num_groups) == (1, 2, 19)
     assert groups[0] == groups[5] == groups[4]
-    assert record.num_groups == 19
-
-
-def test_progress_reaches_the_total(toy, tmp_path):
-    seen = []
-    run(toy, tmp_path / "out", on_progress=lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, 40)
-    assert seen[-1] == (40, 40)
 
 
 @pytest.mark.ray
@@ -243,7 +197,7 @@ class Forgetful(InlineExecutor):
     """Loses the result of the last call."""
 
     def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
-        if function in (publish_module.write_shard, stamp_file):
+        if function in (prepare.write_shard, stamp_file):
             argument_tuples = list(argument_tuples)[:-1]
         yield from super().map_unordered(function, argument_tuples, num_cpus=num_cpus)
 
@@ -258,13 +212,8 @@ def test_shards_are_written_when_python_leaves_asserts_out(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from search_spaces.datasets import dataset_spec
-from search_spaces.specs import PreparedSpec
-from tasks.prepared.prepare import prepare_dataset
-from tasks.remote import InlineExecutor
-spec = PreparedSpec(dataset="digits", image_size=8, channels=1)
-destination = Path(sys.argv[1])
-prepare_dataset(spec, dataset_spec("digits"), raw=None, destination=destination, executor=InlineExecutor())
+from tests.unit.tasks.prepared.test_prepare import dataset_spec, run
+run(dataset_spec("digits"), Path(sys.argv[1]))
 """
     root = Path(__file__).parents[4]
     subprocess.run([sys.executable, "-O", "-c", program, str(tmp_path / "fast")], check=True, cwd=root)
@@ -288,16 +237,115 @@ def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
         run(toy, tmp_path / "out")
 
 
-@given(
-    groups=st.lists(st.integers(-3, 3).map(lambda g: g * 2**60), min_size=1, max_size=30),
-    seed=st.integers(0, 100),
-)
-def test_joined_groups_are_the_connected_ones(groups, seed):
-    """Against the definition: two groups are one when a chain of shared images links them."""
-    same = np.random.default_rng(seed).integers(0, 8, len(groups))
-    joined = _join(np.array(groups), np.unique(same, return_inverse=True)[1])
-    linked = np.equal.outer(groups, groups) | np.equal.outer(same, same)
-    for _ in groups:
-        linked = linked @ linked
-    np.testing.assert_array_equal(np.equal.outer(joined, joined), linked)
-    assert set(joined.tolist()) <= set(groups)
+LESIONS = PreparedSpec(dataset="mri_lesion", image_size=48, channels=1, max_images_per_class=150)
+KILLED = """
+import sys
+from pathlib import Path
+from search_spaces.datasets import dataset_spec
+from search_spaces.specs import PreparedSpec
+from tasks.prepared import prepare, store
+from tasks.remote import InlineExecutor
+prepare.BLOCK_BYTES = 48 * 48 * 20
+store.SHARD_BYTES, store.CHUNK_BYTES = 48 * 48 * 40, 48 * 48 * 10
+spec = PreparedSpec.model_validate_json(sys.argv[1])
+prepare.prepare_dataset(spec, dataset_spec(spec.dataset), raw=None, destination=Path(sys.argv[2]),
+                        executor=InlineExecutor(), on_progress=lambda done, total: print(done, flush=True))
+"""
+
+
+@pytest.mark.parametrize("read", [40, 180, 300])
+def test_killed_and_continued(tmp_path, monkeypatch, read):
+    """SIGKILL at any moment: nothing half written is believed, and the next preparation goes on."""
+    destination, told, reads = tmp_path / "out", [], []
+    command = [sys.executable, "-c", KILLED, LESIONS.model_dump_json(), str(destination)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[4])
+    assert process.stdout is not None
+    while read not in told:
+        told.append(int(process.stdout.readline()))
+    time.sleep(0.05 * (read == 300))  # all is read: now inside writing and publishing
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = len(list(tmp_path.glob(".out.parts/*.json")))
+    if destination.exists():
+        assert read == 300
+        PreparedDataset.open(destination).verify()
+        return
+    assert kept >= read // 20
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 48 * 48 * 20)
+    monkeypatch.setattr(prepare, "read_part", lambda *block: reads.append(1) or read_part(*block))
+    run(dataset_spec("mri_lesion"), destination, spec=LESIONS)
+    whole = PreparedDataset.open(destination)
+    whole.verify()
+    assert whole.num_images == 300
+    assert len(reads) == 15 - kept
+
+
+# Blocks read on other nodes: only where the files are the listed ones, and with the same result.
+
+NUM_BLOCKS = 4
+
+
+class Elsewhere(InlineExecutor):
+    """A node with a disk of its own: the raw download's path leads into ``disk`` there, and no root."""
+
+    def __init__(self, disk: Path) -> None:
+        self.disk, self.asked, self.refused = disk, 0, 0
+
+    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
+        assert spread
+        for index, (request, *rest) in enumerate(argument_tuples):
+            assert request.cache is None
+            found = function(replace(request, raw=self.disk), *rest)
+            self.asked, self.refused = self.asked + 1, self.refused + (found is None)
+            yield index, found
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    """Two classes of ten pictures each, to be read five at a time."""
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 8 * 8 * 5)
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        path = tmp_path / "raw" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    return tmp_path / "raw"
+
+
+def spread(raw: Path, destination: Path, readers: Elsewhere | None = None) -> str:
+    row = own_dataset_spec("mine", OwnSourceSpec(kind="folder", path=str(raw), domain="natural"))
+    options = {"raw": raw, "destination": destination, "executor": InlineExecutor(), "readers": readers}
+    return prepare_dataset(SPEC.model_copy(update={"dataset": "mine"}), row, **options).fingerprint
+
+
+@pytest.fixture
+def copy(raw, tmp_path) -> Path:
+    """The same files, with their times, on another disk."""
+    return Path(shutil.copytree(raw, tmp_path / "copy"))
+
+
+def test_blocks_read_elsewhere_give_the_same_data(raw, copy, tmp_path):
+    readers = Elsewhere(copy)
+    found = spread(raw, tmp_path / "spread", readers)
+    assert (readers.asked, readers.refused) == (NUM_BLOCKS, 0)
+    assert found == spread(raw, tmp_path / "here")
+    one, other = (PreparedDataset.open(tmp_path / name) for name in ("spread", "here"))
+    assert np.array_equal(one.read_rows(np.arange(20)), other.read_rows(np.arange(20)))
+
+
+CHANGES = {
+    "content": lambda disk: (disk / "a" / "0.png").write_bytes(b"other"),
+    "time": lambda disk: os.utime(disk / "a" / "0.png", ns=(0, 0)),
+    "file gone": lambda disk: (disk / "a" / "0.png").unlink(),
+    "all gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_another_node_has_otherwise_is_read_on_the_drivers_node(raw, copy, tmp_path, change, caplog):
+    CHANGES[change](copy)
+    readers, refused = Elsewhere(copy), NUM_BLOCKS if change == "all gone" else 1
+    found = spread(raw, tmp_path / "spread", readers)
+    assert (readers.asked, readers.refused) == (NUM_BLOCKS, refused)
+    assert found == spread(raw, tmp_path / "here")
+    assert f"{refused} blocks are read on the driver's node: elsewhere files differ" in caplog.text

@@ -1,4 +1,4 @@
-"""A cluster none of whose nodes can give a trial a card ends the sweep; one with a sound node does not."""
+"""A cluster none of whose nodes can give a trial a GPU ends the sweep; one with a sound node does not."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
-from orchestrator.running import trials
+from orchestrator.running import trials, worker
 from orchestrator.running.failures import MOST_ON_UNFIT, Retries, classify, fit_nodes
-from orchestrator.running.gpus import NO_CARD
+from orchestrator.running.gpus import NO_GPU
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.running.test_sweep import make_plan, run  # noqa: F401
 
-NONE = SetupError(NO_CARD, "node a: NVIDIA driver absent", "install a driver")
+NONE = SetupError(NO_GPU, "node a: NVIDIA driver absent", "install a driver")
 
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
@@ -33,20 +33,24 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     for _ in range(5):
         for _ in range(MOST_ON_UNFIT - 1):
             retries.check_nodes("a", failure, {"a"})
-        retries.finished("cell", "a")
+        retries.finished("a")
     for _ in range(20):
         Retries().check_nodes("a", failure, {"a", "b"})
 
 
-def test_other_failures_say_nothing_of_cards():
+def test_other_failures_say_nothing_of_gpus():
     retries = Retries()
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
         for _ in range(MOST_ON_UNFIT):
             retries.check_nodes("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
 
 
-class WithoutCard(TrialTrainable):
-    """As a trial on a node whose torch reaches no card."""
+class WithoutGpu(TrialTrainable):
+    """As a trial on a node whose torch reaches no GPU, which does not wait before it says so."""
+
+    def setup(self, config: dict[str, Any], **shared: Any) -> None:
+        super().setup(config, **shared)
+        worker.rest = lambda has_run: None
 
     def _run(self, started_at: float) -> CellReport:
         _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
@@ -68,7 +72,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
     with pytest.raises(
         SetupError, match=r"on each of 1 nodes with GPUs the last 4 trials or more reached none"
     ):
-        run(plan, trainable=WithoutCard, stored=stored)
+        run(plan, trainable=WithoutGpu, stored=stored)
     failures = stored.store.scan(FailureRecord).records
     assert 4 <= len(failures) < 12  # told of each, and most cells were never tried
     # Nor those that Tune was given already, 16 of them.

@@ -1,4 +1,4 @@
-"""The tables of what the study chooses agree with each other."""
+"""The tables of what the study chooses agree with each other, and importing them is light."""
 
 import subprocess
 import sys

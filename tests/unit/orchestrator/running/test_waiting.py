@@ -6,6 +6,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.autoscaler._private.autoscaler import AutoscalerSummary
 from ray.autoscaler._private.node_provider_availability_tracker import (
     NodeAvailabilityRecord,
@@ -15,15 +16,17 @@ from ray.autoscaler._private.node_provider_availability_tracker import (
 from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.experimental.internal_kv import _internal_kv_get
 
-from orchestrator.running import waiting
+from orchestrator.running import requests
 from orchestrator.running.cluster import Resources
-from orchestrator.running.waiting import (
+from orchestrator.running.requests import (
     LaunchReport,
-    advice,
+    bound_by_cpus,
     launch_report,
     read_first_version,
     read_second_version,
+    why_nothing_starts,
 )
+from tests.steady_clock import SteadyClock
 
 NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
 
@@ -81,7 +84,7 @@ def test_the_second_version_tells_what_comes_and_what_failed():
     ],
 )
 def test_the_way_out_follows_the_providers_words(message, what):
-    assert what in advice(message)
+    assert what in LaunchReport(failures=(message,)).text().partition("What to do: ")[2]
 
 
 def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
@@ -104,12 +107,12 @@ def test_where_nothing_failed_and_nothing_comes_it_says_what_may_be_in_the_way()
 def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
     """Also once Ray's monitor has written of its nodes, some seconds after the start."""
     for _ in range(60):
-        if b"autoscaler_report" in (_internal_kv_get(waiting._STATUS_KEY) or b""):
+        if b"autoscaler_report" in (_internal_kv_get(requests.STATUS_KEY) or b""):
             break
         time.sleep(0.5)
     assert launch_report() is None
-    text = waiting.why_nothing_starts(Resources(1, 0.5))
-    assert "0.5 gpu (the cluster has 0, 0 free)" in text
+    text = why_nothing_starts(Resources(1, 0.5))
+    assert "0.5 GPU (the cluster has 0, 0 free)" in text
     assert "does not grow by itself" in text
 
 
@@ -117,9 +120,9 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
     """A cluster of these nodes, of which so much is free."""
     names = {name for node in nodes for name in node}
     total = {name: sum(node.get(name, 0) for node in nodes) for name in names}
-    monkeypatch.setattr(waiting, "launch_report", lambda: None)
+    monkeypatch.setattr(requests, "launch_report", lambda: None)
     monkeypatch.setattr(
-        waiting,
+        requests,
         "ray",
         SimpleNamespace(
             cluster_resources=lambda: total,
@@ -134,48 +137,46 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
     of_nodes(monkeypatch, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], {"CPU": 4.0, "GPU": 1.0})
-    assert waiting.why_nothing_starts(Resources(3, 0)) == (
-        "each asks for 3 cpu (the cluster has 4, 4 free). No node has all that one asks for: they have "
-        "1 cpu (2 nodes), 2 cpu (1 nodes). "
+    assert why_nothing_starts(Resources(3, 0)) == (
+        "each asks for 3 CPU (the cluster has 4, 4 free). No node has all that one asks for: they have "
+        "1 CPU (2 nodes), 2 CPU (1 nodes). "
         "This cluster does not grow by itself: add nodes, or ask for less."
     )
     # Each alone would be there, together they are on no node.
-    with_card = waiting.why_nothing_starts(Resources(3, 1))
-    assert "0 gpu (2 nodes)" in with_card
+    with_card = why_nothing_starts(Resources(3, 1))
+    assert "0 GPU (2 nodes)" in with_card
     assert with_card.endswith("add nodes, ask for less, or run with --device cpu.")
 
 
 def test_free_cpus_in_pieces_are_said_to_be_held(monkeypatch):
     """Two of four are free, one on each node: who asks for two waits for the other work, not for nodes."""
     of_nodes(monkeypatch, [{"CPU": 2.0}, {"CPU": 2.0}], {"CPU": 2.0})
-    assert waiting.why_nothing_starts(Resources(2, 0)).endswith("goes on as soon as it is free.")
+    assert why_nothing_starts(Resources(2, 0)).endswith("goes on as soon as it is free.")
 
 
 @pytest.mark.parametrize(("free", "said"), [({"CPU": 0.5}, True), ({"CPU": 2.0}, False)])
 def test_what_is_there_but_not_free_is_said_to_be_held(monkeypatch, free, said):
     of_nodes(monkeypatch, [{"CPU": 2.0}], free)
     held = "What is not free is held by other work, or by processes that still start."
-    assert (held in waiting.what_is_missing(Resources(1, 0))) is said
-    assert held not in waiting.what_is_missing(Resources(4, 0))  # more than there is: waiting helps nobody
+    assert (held in why_nothing_starts(Resources(1, 0))) is said
+    assert held not in why_nothing_starts(Resources(4, 0))  # more than there is: waiting helps nobody
 
 
 def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
     of_nodes(monkeypatch, [{"CPU": 2.0}], {})
-    assert waiting.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
+    assert why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
     for more in (Resources(4, 0), Resources(1, 0.5)):
-        assert "add nodes, " in waiting.why_nothing_starts(more)
+        assert "add nodes, " in why_nothing_starts(more)
 
 
-def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):
-    clock, said, reasons = [0.0], [], ["no capacity"]
-    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(waiting, "why_nothing_starts", lambda resources: reasons[0])
-    watch = waiting.StartWatch(Resources(1, 1), said.append)
+def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
+    clock, said, reasons = SteadyClock(), [], ["no capacity"]
+    watch = requests.StartWatch(lambda: reasons[0], said.append, clock=clock)
     pending, running = [SimpleNamespace(status="PENDING")], [SimpleNamespace(status="RUNNING")]
 
     def look(at: float, trials: list[SimpleNamespace]) -> None:
-        while clock[0] < at:
-            clock[0] = min(clock[0] + 10, at)
+        while clock.now < at:
+            clock.now = min(clock.now + 10, at)
             watch.look(trials, waiting=True)
 
     look(59, pending)
@@ -187,10 +188,32 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkey
     look(150, pending)
     look(200, pending)
     assert said[1:] == ["No trial could start for 200 s: a quota"]
-    clock[0] = 4000.0  # the machine slept
+    clock.now = 4000.0  # the machine slept
     watch.look(pending, waiting=True)
     assert len(said) == 2
     look(4010, running)
     assert said[2:] == ["The first trial started after 10 s."]
     look(4060, pending)
     assert len(said) == 3
+
+
+def node(cpus, gpus, *, alive=True):
+    return {"Alive": alive, "Resources": {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "said"),
+    [
+        ([node(128, 8)], Resources(4, 0.25), ""),
+        ([node(16, 8)], Resources(4, 0.25), "4 at once by resources.num_cpus 4, 32 by the GPUs; 128 CPUs"),
+        # CPUs of a node without gpus fill none of another's.
+        ([node(256, 0), node(8, 1)], Resources(4, 0.25), "2 at once by resources.num_cpus 4, 4 by the GPUs"),
+        ([node(8, 1), node(256, 8, alive=False)], Resources(2, 0.25), ""),
+        ([node(2, 0)], Resources(4, 0), ""),
+        ([node(4, 4)], Resources(1, 2), ""),
+    ],
+)
+def test_gpus_that_stay_empty_for_want_of_cpus_are_told_node_by_node(monkeypatch, nodes, resources, said):
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    found = bound_by_cpus(resources)
+    assert (said in found) if said else not found

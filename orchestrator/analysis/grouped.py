@@ -1,0 +1,494 @@
+"""Anybody's table: does a response go with a column, within groups and between them?
+
+Rows of one group (a dataset, a patient, a hospital) share what is peculiar to it, so a correlation over all
+rows takes them for more than they are, and it mixes two slopes that may differ in sign. Both are estimated
+here, each with an interval that counts groups and not rows, beside the pooled number and why it misleads.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from orchestrator.analysis import inference as i
+from orchestrator.analysis.inference import LEVEL, Array, Interval
+from orchestrator.analysis.table import interval, listing, number, p_value, plural
+from orchestrator.analysis.tables import Table
+from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_LEFT_OUT = 0.05
+"""Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
+MIN_RCOND = 1e-10
+"""Below this share of what the regressors are, what varies of them is rounding."""
+MOST_CELLS = 2_000
+"""Kinds of ``within``: each is a column of a matrix that is solved once per group."""
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
+_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
+_SHOWN_ROWS = 3
+
+Level = Literal["within", "between"]
+LEVELS: tuple[Level, Level] = ("within", "between")
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What is asked of a table.
+
+    Attributes:
+        response: column of numbers that is explained.
+        on: columns of numbers that explain it, each at equal others.
+        groups: column that says which rows belong together.
+        within: columns that have to be equal for two rows to be compared (each kind has its own intercept).
+    """
+
+    response: str
+    on: tuple[str, ...]
+    groups: str
+    within: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All of them, in that order."""
+        return (self.response, *self.on, self.groups, *self.within)
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """How the response goes with one column, within groups or between them.
+
+    Attributes:
+        level: ``within``: at equal group; ``between``: of one effect per group.
+        on: the column.
+        value: slope of the response, at equal other columns; None where it cannot be estimated.
+        interval: 95 %, by t: of the jackknife over groups (CR3) within, of least squares over groups between.
+        p_value: of no slope: by the same t within, by permutation of groups between.
+        adjusted_p: Holm's, over all slopes of both levels that have one.
+        num_groups: that the slope rests on.
+        left_out: the slope without each group.
+        reason: why there is no value, or no interval.
+    """
+
+    level: Level
+    on: str
+    value: float | None = None
+    interval: Interval | None = None
+    p_value: float | None = None
+    adjusted_p: float | None = None
+    num_groups: int = 0
+    left_out: dict[str, float] | None = None
+    reason: str = ""
+
+    @property
+    def hangs_on(self) -> str:
+        """The group that the slope hangs on most, with the slope without it."""
+        if not self.left_out or self.value is None:
+            return ""
+        value, left_out = self.value, self.left_out
+        name = max(left_out, key=lambda group: abs(left_out[group] - value))
+        return f"{number(left_out[name])} without {name}"
+
+    @property
+    def established(self) -> bool:
+        """Whether the slope is claimed: the adjusted p-value holds, and the interval excludes zero."""
+        bounds = self.interval
+        return (
+            self.adjusted_p is not None
+            and self.adjusted_p <= LEVEL
+            and bounds is not None
+            and not bounds[0] <= 0 <= bounds[1]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PooledCorrelation:
+    """What is usually printed, of one column.
+
+    Attributes:
+        on: the column.
+        r: correlation with the response over all rows.
+        p_value: as if rows were independent.
+        shares: of the spread of response and column, how much lies between groups.
+        by_group: r within each group of at least three rows in which both vary.
+    """
+
+    on: str
+    r: float
+    p_value: float
+    shares: tuple[float, float]
+    by_group: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedFit:
+    """Slopes of a table within and between its groups, the pooled numbers, and what was left out."""
+
+    design: Design
+    num_rows: int
+    num_groups: int
+    slopes: tuple[Slope, ...]
+    pooled: tuple[PooledCorrelation, ...]
+    remarks: tuple[str, ...]
+
+    def find(self, level: Level, on: str) -> Slope:
+        """Return one slope."""
+        return next(slope for slope in self.slopes if (slope.level, slope.on) == (level, on))
+
+    def sentence(self, on: str) -> str:
+        """Say what can be said of one column: what is claimed at each level, and nothing else."""
+        equal = f"At equal {listing(self.design.within)}: " if self.design.within else ""
+        parts = [self._said(self.find(level, on)) for level in LEVELS]
+        text = f"{equal}{'; '.join(parts)}."
+        return text[:1].upper() + text[1:]
+
+    def _said(self, slope: Slope) -> str:
+        where = {"within": f"within one {self.design.groups}", "between": f"between {self.num_groups} groups"}
+        if slope.value is None:
+            return f"{where[slope.level]}, nothing can be said of {slope.on} ({slope.reason})"
+        said = p_value(slope.adjusted_p)
+        numbers = [f"slope {number(slope.value)}"]
+        numbers += [f"95 % interval {interval(slope.interval)}"] if slope.interval else []
+        numbers += [f"adjusted p {said if said.startswith('<') else f'= {said}'}"] if said else []
+        numbers += [slope.reason] if slope.reason else []
+        found = f"no relation with {slope.on} is established"
+        if slope.established:
+            found = f"{self.design.response} {'rises' if slope.value > 0 else 'falls'} with {slope.on}"
+        return f"{where[slope.level]}, {found} ({', '.join(numbers)})"
+
+    def why_pooled_misleads(self, pooled: PooledCorrelation) -> str:
+        """Say what the pooled correlation is, and what it mixes."""
+        p = "= " + (p_value(pooled.p_value) if pooled.p_value >= 1e-3 else f"{pooled.p_value:.0e}")
+        p = "< 1e-300" if pooled.p_value < 1e-300 else p
+        own, column = (f"{share:.0%}" for share in pooled.shares)
+        by_group = ""
+        if pooled.by_group:
+            low, high = min(pooled.by_group.values()), max(pooled.by_group.values())
+            by_group = f" Group by group r runs from {number(low)} to {number(high)}."
+        return (
+            f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} (p {p}). That takes "
+            f"{plural(self.num_rows, 'row')} of {plural(self.num_groups, 'group')} for independent. Of the "
+            f"spread of {self.design.response} {own} and of {pooled.on} {column} lie between groups, so it "
+            f"mixes both slopes.{by_group}"
+        )
+
+    def lines(self) -> Iterator[str]:
+        """What a terminal shows, beside the table."""
+        for on in self.design.on:
+            yield self.sentence(on)
+        for pooled in self.pooled:
+            yield self.why_pooled_misleads(pooled)
+        yield from self.remarks
+
+    def table(self) -> Table:
+        """The slopes as a table of text."""
+        rows = tuple(
+            (
+                slope.level, slope.on, str(slope.num_groups), number(slope.value), interval(slope.interval),
+                p_value(slope.p_value), p_value(slope.adjusted_p), slope.reason or slope.hangs_on,
+            )
+            for slope in self.slopes
+        )  # fmt: skip
+        header = ("groups", "column", "G", "slope", "95 % interval", "p", "adjusted p", "remark")
+        note = f"G: groups that a slope rests on, of {self.num_groups}. Adjusted p: Holm's, over all slopes."
+        return Table("grouped", f"Slopes of {self.design.response}", note, header, rows, numeric_from=2)
+
+    def to_json(self) -> dict[str, object]:
+        """All numbers, with the sentences."""
+        return {
+            **asdict(self),
+            "slopes": [{**asdict(slope), "established": slope.established} for slope in self.slopes],
+            "sentences": [self.sentence(on) for on in self.design.on],
+        }
+
+
+def read_own_table(path: Path, design: Design) -> pd.DataFrame:
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text.
+
+    Returns:
+        A frame of the design's columns; ``attrs["left_out"]`` says which rows are not in it, and why.
+
+    Raises:
+        ConfigError: one message with everything that is wrong: no such file or column, text among numbers, a
+            column that does not vary, fewer than two groups, too many rows without a value or doubled.
+    """
+    table = _text_of(path)
+    absent = [name for name in design.columns if name not in table]
+    collect(unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent)
+    if len(set(design.columns)) < len(design.columns):
+        twice = next(name for name in design.columns if design.columns.count(name) > 1)
+        raise ConfigError(
+            "A column has one part in a design", f"{twice} twice", "name another column for one"
+        )
+    doubled = table.duplicated()
+    own: pd.DataFrame = table[list(design.columns)].apply(lambda column: column.str.strip())
+    blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
+    numbers = own[[design.response, *design.on]].apply(pd.to_numeric, errors="coerce").astype(float)
+    odd = ~np.isfinite(numbers) & ~blank[numbers.columns]
+    kept = ~(blank.any(axis=1) | doubled)
+    own[numbers.columns] = numbers
+    collect(chain(_not_numbers(odd), _too_many(blank, doubled), _too_few(own[kept], design)))
+    kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
+    kept_rows.attrs["left_out"] = [*_without_value(blank), *_repeated(doubled)]
+    return kept_rows
+
+
+def _text_of(path: Path) -> pd.DataFrame:
+    """Every cell of a file as text, with one name per column."""
+    if not path.is_file():
+        raise ConfigError("The table must be a file that exists", str(path), nearest_path(path))
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            "The table must be a file of a known kind", path.name, f"known: {', '.join(SUFFIXES)}"
+        )
+    way_out = "save it as CSV in UTF-8 with one line of column names"
+    try:
+        if path.suffix.lower() in (".parquet", ".xlsx"):
+            read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
+            table = read(path)
+            return table.astype(object).where(table.notna(), "").astype(str).rename(columns=str)
+        header = path.open(encoding="utf-8-sig", newline="").readline()
+        separator = max("\t;|,", key=header.count)
+        names = next(csv.reader([header], delimiter=separator), [])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
+        return pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        ).fillna("")
+    except ImportError as error:
+        raise ConfigError("The table needs another package", str(error), "or save it as CSV") from None
+    except (OSError, ValueError, csv.Error) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            "The table must be one that can be read", f"{path.name}: {first}", way_out
+        ) from None
+
+
+def _rows(mask: pd.Series) -> str:
+    """Name the first marked rows by their numbers; the first below the header is row 1."""
+    places = np.flatnonzero(mask) + 1
+    more = ", …" if len(places) > _SHOWN_ROWS else ""
+    return f"row{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:_SHOWN_ROWS]))}{more}"
+
+
+def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
+    for name, mask in odd.items():
+        if mask.any():
+            yield ConfigError(
+                f"Column {name} must hold finite numbers",
+                f"{plural(int(mask.sum()), 'cell')} that are none: {_rows(mask)}",
+                "write 0.5, not 0,5 or a word; leave a cell empty where the value is missing",
+            )
+
+
+def _without_value(blank: pd.DataFrame) -> Iterator[str]:
+    for name, mask in blank.items():
+        if mask.any():
+            yield f"Left out: {plural(int(mask.sum()), 'row')} without {name} ({_rows(mask)})."
+
+
+def _repeated(doubled: pd.Series) -> Iterator[str]:
+    if doubled.any():
+        copies = plural(int(doubled.sum()), "row")
+        yield f"Left out: {copies} equal to an earlier row in every column ({_rows(doubled)})."
+
+
+def _too_many(blank: pd.DataFrame, doubled: pd.Series) -> Iterator[ConfigError]:
+    for texts, mask in ((_without_value(blank), blank.any(axis=1)), (_repeated(doubled), doubled)):
+        if mask.mean() > MOST_LEFT_OUT:
+            found = " ".join(texts).replace("Left out: ", "").rstrip(".")
+            yield ConfigError(
+                f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
+                f"{mask.mean():.0%}: {found}",
+                "drop those rows yourself where that is right, or add a column that tells them apart",
+            )
+
+
+def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
+    num_groups = own[design.groups].nunique()
+    if num_groups < 2:
+        yield ConfigError(
+            f"Column {design.groups} must name at least two groups", f"{num_groups}",
+            "name the column whose rows belong together, e.g. dataset or patient",
+        )  # fmt: skip
+    for name in (design.response, *design.on):
+        values = own[name].dropna()
+        if values.nunique() < 2:
+            yield ConfigError(
+                f"Column {name} must vary", plural(values.nunique(), "value"), "name another one"
+            )
+    cells = own[list(design.within)].drop_duplicates() if design.within else ()
+    if len(cells) > MOST_CELLS:
+        way_out = "name columns of fewer kinds"
+        yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{len(cells):,}", way_out)
+
+
+def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
+    """Fit a table of :func:`read_own_table`.
+
+    Within: least squares with one intercept per group and one per kind of ``within``; every row weighs the
+    same. Between: one effect per group at equal kinds, and least squares over these.
+    """
+    groups = table[design.groups].to_numpy(dtype=str)
+    cells = (
+        np.unique(table[list(design.within)].agg("\x1f".join, axis=1), return_inverse=True)[1]
+        if design.within
+        else np.zeros(len(table), dtype=int)
+    )
+    y, x = table[design.response].to_numpy(), table[list(design.on)].to_numpy()
+    slopes = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
+    adjusted = i.holm({str(k): slope.p_value for k, slope in enumerate(slopes) if slope.p_value is not None})
+    slopes = [replace(slope, adjusted_p=adjusted.get(str(k))) for k, slope in enumerate(slopes)]
+    names, codes = np.unique(groups, return_inverse=True)
+    pooled = tuple(_pooled(name, y, x[:, k], codes, names) for k, name in enumerate(design.on))
+    return GroupedFit(
+        design, len(table), len(names), tuple(slopes), pooled, tuple(table.attrs.get("left_out", ()))
+    )
+
+
+def _centred(values: Array, codes: i.Codes) -> Array:
+    """Columns (n, k) less their mean of the same code; what is equal but for rounding becomes zero."""
+    counts = np.bincount(codes)
+    means = np.stack([np.bincount(codes, column) / counts for column in values.T], axis=1)
+    moved = values - means[codes]
+    return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(axis=0), 0.0, moved))
+
+
+def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design) -> Iterator[Slope]:
+    """Slopes with one intercept per group and kind, by the products of each group's centred columns.
+
+    A group that carries most of what varies leaves few groups to judge by, however many there are: degrees
+    of freedom are those of groups of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017).
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    q = x.shape[1]
+    kinds = range(1, cells.max() + 1)  # the first kind's intercept is the group's
+    dummies = (cells[:, None] == np.array(kinds, dtype=int)).astype(float)
+    scale = np.sqrt((x**2).mean(axis=0))
+    centred = _centred(np.column_stack([x / scale, dummies, y]), codes)
+    each = [part.T @ part for part in (centred[codes == k] for k in range(len(names)))]
+    varies = [k for k in range(len(names)) if np.trace(each[k][:q, :q]) > 0]
+
+    def solve(products: Array) -> Array:
+        """Coefficients of columns and kinds; NaN where those of the columns are not identified."""
+        free, last = products[:-1, :-1], products[:-1, -1]
+        kinds_only = np.linalg.pinv(free[q:, q:], rcond=1e-12, hermitian=True)
+        own = free[:q, :q] - free[:q, q:] @ kinds_only @ free[q:, :q]
+        if np.linalg.eigvalsh(own)[0] <= MIN_RCOND * len(y):
+            return np.full(len(free), np.nan)
+        slopes = np.linalg.solve(own, last[:q] - free[:q, q:] @ kinds_only @ last[q:])
+        return np.concatenate([slopes, kinds_only @ (last[q:] - free[q:, :q] @ slopes)])
+
+    total = np.sum(each, axis=0)
+    values = solve(total)[:q]
+    if not np.isfinite(values).all():
+        equal = f" at equal {listing(design.within)}" if design.within else ""
+        reason = f"{listing(design.on)} do{'es' if q == 1 else ''} not vary within groups{equal}"
+        yield from (Slope("within", name, num_groups=len(varies), reason=reason) for name in design.on)
+        return
+    left_out = np.array([solve(total - each[k])[:q] for k in varies])
+    for k, name in enumerate(design.on):
+        others = [j for j in range(len(total) - 1) if j != k]
+        weights, *_ = np.linalg.lstsq(total[np.ix_(others, others)], total[others, k], rcond=1e-12)
+        carried = np.bincount(codes, (centred[:, k] - centred[:, others] @ weights) ** 2)
+        degrees = 1 / float(((carried / carried.sum()) ** 2).sum()) - 1
+        found = i.jackknife(float(values[k]), left_out[:, k])
+        reason = ""
+        if len(varies) < i.MIN_DATASETS:
+            reason = f"no interval: it varies within {plural(len(varies), 'group')} only"
+        elif not np.isfinite(left_out[:, k]).all() or degrees < 1:
+            reason = f"no interval: it hangs on {names[carried.argmax()]} alone"
+        value = found.value / float(scale[k])
+        if reason:
+            yield Slope("within", name, value, num_groups=len(varies), reason=reason)
+            continue
+        half_width = i.t_quantile(1 - LEVEL / 2, degrees) * found.std_error / float(scale[k])
+        p = float(i.t_p_values(values[k : k + 1], np.array([found.std_error]), degrees)[0])
+        without = dict(zip(names[varies].tolist(), (left_out[:, k] / scale[k]).tolist(), strict=True))
+        bounds = (value - half_width, value + half_width)
+        yield Slope("within", name, value, bounds, p, None, len(varies), without)
+
+
+def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design) -> Iterator[Slope]:
+    """Slopes over one effect per group at equal cell."""
+    reduced = i.dataset_effects(np.column_stack([y, x]), cells, groups, np.ones(len(y)))
+    num = len(np.unique(groups))
+    found = None if reduced is None else i.ols(reduced[1][:, 0], reduced[1][:, 1:])
+    if reduced is None or found is None:
+        reason = f"it needs {len(design.on) + 2} groups that differ in {listing(design.on)}"
+        if reduced is None:
+            reason = f"groups share no {listing(design.within)}"
+        yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
+        return
+    names, effects = reduced
+    for k, name in enumerate(design.on):
+        column, others = effects[:, 1 + k], np.delete(effects[:, 1:], k, axis=1)
+        test = i.permutation_test(effects[:, 0], column, others, [""] * num)
+        refits = {
+            group: float(fit.values[k])
+            for g, group in enumerate(names)
+            if (fit := i.ols(np.delete(effects[:, 0], g), np.delete(effects[:, 1:], g, axis=0))) is not None
+        }
+        p = None if test is None else test.p_value
+        reason = "" if test is None or test.num >= 1 / LEVEL else f"too few groups for a p-value of {LEVEL:g}"
+        yield Slope("between", name, float(found.values[k]), found.intervals[k], p, None, num, refits, reason)
+
+
+def _pooled(name: str, y: Array, x: Array, codes: i.Codes, names: i.Codes) -> PooledCorrelation:
+    """Return the correlation over all rows, and what it hides."""
+
+    def correlation(mask: i.Codes) -> float | None:
+        own = _centred(np.column_stack([y, x])[mask], np.zeros(int(mask.sum()), dtype=int))
+        lengths = np.sqrt((own**2).sum(axis=0))
+        return None if mask.sum() < 3 or not lengths.all() else float(own[:, 0] @ own[:, 1] / lengths.prod())
+
+    r = correlation(np.ones(len(y), dtype=bool)) or 0.0
+    t = abs(r) * np.sqrt((len(y) - 2) / max(1 - r**2, 1e-300))
+    inside = (_centred(np.column_stack([y, x]), codes) ** 2).sum(axis=0)
+    shares = 1 - inside / ((np.column_stack([y, x]) - [y.mean(), x.mean()]) ** 2).sum(axis=0)
+    by_group = {
+        str(group): found for k, group in enumerate(names) if (found := correlation(codes == k)) is not None
+    }
+    p = float(2 * special.stdtr(len(y) - 2, -t))
+    return PooledCorrelation(name, r, p, (float(shares[0]), float(shares[1])), by_group)
+
+
+def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:
+    """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
+    import matplotlib as mpl
+
+    from orchestrator.analysis.figures import BLACK, STYLE, VERMILLION, panels
+
+    design = fit.design
+    y = table[design.response].to_numpy()
+    names, codes = np.unique(table[design.groups].to_numpy(dtype=str), return_inverse=True)
+    with mpl.rc_context(STYLE):
+        figure, axes = panels(len(design.on), width=4.0, height=3.4)
+        for ax, name in zip(axes, design.on, strict=True):
+            x = table[name].to_numpy()
+            ax.scatter(x, y, c=codes, cmap="viridis", s=8, alpha=0.5, linewidths=0, rasterized=len(y) > 2_000)
+            centres = [(x[codes == k].mean(), y[codes == k].mean()) for k in range(len(names))]
+            ax.plot(*zip(*centres, strict=True), "s", color=BLACK, markersize=4, label="mean of a group")
+            within, between = (fit.find(level, name) for level in LEVELS)
+            if within.value is not None:
+                for k, (x_mean, y_mean) in enumerate(centres):
+                    ends = np.array([x[codes == k].min(), x[codes == k].max()])
+                    label = "slope within groups" if k == 0 else None
+                    ax.plot(ends, y_mean + within.value * (ends - x_mean), color=BLACK, lw=0.8, label=label)
+            if between.value is not None:
+                ends, middle = np.array([x.min(), x.max()]), np.mean(centres, axis=0)
+                height = middle[1] + between.value * (ends - middle[0])
+                ax.plot(ends, height, "--", color=VERMILLION, label="slope between groups")
+            ax.set(xlabel=name, ylabel=design.response)
+            ax.legend(fontsize=7)
+    return figure

@@ -1,0 +1,77 @@
+"""Ten thousand schedules, or as many as are asked for, on all cores; see ``make simulate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.harness import environment
+from tests.simulation.world import Violation, run_seed
+
+CHUNK = 50
+
+
+def main() -> int:
+    """Run them and write what was met; returns 1 where something was violated."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--into", type=Path)
+    asked = parser.parse_args()
+    began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)
+    chunks = range(asked.first, asked.first + asked.schedules, CHUNK)
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for found, wrong, slow in pool.imap_unordered(run_chunk, chunks):
+            met, violations, slowest = met + found, violations + wrong, max(slowest, slow)
+    seconds = time.monotonic() - began
+    document = {
+        "schedules": len(chunks) * CHUNK,
+        "violations": len(violations),
+        "seconds": round(seconds, 1),
+        "processes": os.cpu_count(),
+        "slowest_seed": slowest[1],
+        "slowest_seconds": round(slowest[0], 2),
+        "faults_met": dict(sorted(met.items())),
+        "environment": environment(),
+    }
+    for line in violations[:3]:
+        print(line)
+    print(json.dumps(document, indent=1))
+    if asked.into:
+        asked.into.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 1 if violations else 0
+
+
+def run_chunk(first: int) -> tuple[Counter[str], list[str], tuple[float, int]]:
+    """Run a chunk of seeds; returns faults met, violations, and the slowest seed."""
+    logging.disable(logging.CRITICAL)
+    met, violations, slowest = Counter[str](), list[str](), (0.0, first)
+    for seed, seconds, found in _runs(first):
+        slowest = max(slowest, (seconds, seed))
+        if isinstance(found, str):
+            violations.append(found)
+        else:
+            met += found
+    return met, violations, slowest
+
+
+def _runs(first: int) -> Iterator[tuple[int, float, Counter[str] | str]]:
+    for seed in range(first, first + CHUNK):
+        began = time.monotonic()
+        try:
+            found: Counter[str] | str = Counter(dict.fromkeys(run_seed(seed).outside.met, 1))
+        except Violation as error:
+            found = str(error)
+        yield seed, time.monotonic() - began, found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

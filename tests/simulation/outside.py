@@ -1,0 +1,266 @@
+"""What a driver meets outside: storage and MLflow's server, with faults that a schedule brings about."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, NamedTuple
+
+from mlflow.exceptions import MlflowException
+
+from orchestrator.results.storage import Bucket, Found, StorageAway
+from tests.mlflow_client import SimulatedClient
+from tests.simulation.scheduler import Killed, Process, Scheduler
+
+FAULTS = (
+    "driver killed", "power cut", "user stops", "second driver", "clock set",
+    "storage away", "storage loses a reply", "disk full", "file damaged", "file deleted",
+    "server away", "server slow", "server resets", "server doubles", "server restored",
+    "worker dies", "node lost", "memory kill", "device fails", "trial hangs", "worker says nothing",
+    "other code", "network error", "Tune breaks", "sweep extended", "data changed",
+)  # fmt: skip
+"""Everything that may go wrong, by the name that a summary counts."""
+LASTING = {"storage away", "disk full", "server away", "server slow", "server resets", "server doubles"}
+
+
+class Fault(NamedTuple):
+    """Something that goes wrong.
+
+    Attributes:
+        step: At which port call of the world.
+        kind: One of :data:`FAULTS`.
+        amount: Seconds that it lasts, or by which a clock is set; which file or cell it hits.
+    """
+
+    step: int
+    kind: str
+    amount: float
+
+
+@dataclass
+class Outside:
+    """All that outlives a driver.
+
+    Attributes:
+        scheduler: Whose turn it is.
+        faults: Still to come, in order.
+        files: Path -> content, and a number that changes with it.
+        met: How often each fault had something to hit.
+        log: What happened, for the reader of a failing seed.
+        second: Starts a second driver.
+    """
+
+    scheduler: Scheduler
+    random: Random
+    faults: list[Fault] = field(default_factory=list)
+    files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    not_durable: dict[str, tuple[bytes, int] | None] = field(default_factory=dict)
+    server: SimulatedClient = field(default_factory=SimulatedClient)
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
+    lasting: dict[str, float] = field(default_factory=dict)
+    due: list[Fault] = field(default_factory=list)
+    met: Counter[str] = field(default_factory=Counter)
+    log: list[str] = field(default_factory=list)
+    num_calls: int = 0
+    num_written: int = 0
+    second: Callable[[], None] = lambda: None
+
+    def note(self, text: str) -> None:
+        """Write down what happens."""
+        self.log.append(f"{self.scheduler.now:9.2f}  {text}")
+
+    def call(self, process: Process) -> None:
+        """Somebody asks for something outside: time passes, others run, and what is due goes wrong.
+
+        Raises:
+            Killed: where the process dies here.
+        """
+        self.num_calls += 1
+        while self.faults and self.faults[0].step <= self.num_calls:
+            self._begins(self.faults.pop(0), process)
+        slow = self.is_on("server slow")
+        self.scheduler.wait(None, self.random.random() * (5.0 if slow else 0.02))
+
+    def is_on(self, kind: str) -> bool:
+        """Tell whether a fault that lasts is on."""
+        on = self.lasting.get(kind, -1.0) > self.scheduler.now
+        if on:
+            self.met[kind] += 1
+        return on
+
+    def take(self, *kinds: str) -> Fault | None:
+        """Return a fault of these kinds that is due, which has now happened."""
+        found = next((fault for fault in self.due if fault.kind in kinds), None)
+        if found is not None:
+            self.due.remove(found)
+            self.met[found.kind] += 1
+            self.note(f"fault: {found.kind} ({found.amount:.3g})")
+        return found
+
+    def _begins(self, fault: Fault, process: Process) -> None:
+        if fault.kind in LASTING:
+            self.note(f"fault: {fault.kind} for {fault.amount:.0f} s")
+            self.lasting[fault.kind] = self.scheduler.now + fault.amount
+        elif fault.kind == "second driver":
+            self.met[fault.kind] += 1
+            self.note("fault: second driver")
+            self.second()
+        elif fault.kind in ("driver killed", "power cut"):
+            self.met[fault.kind] += 1
+            self.note(f"fault: {fault.kind} ({process.name})")
+            process.dead = True
+            if fault.kind == "power cut":
+                self._lose_what_was_not_flushed()
+            raise Killed
+        else:
+            self.due.append(fault)
+            self._files_and_server()
+
+    def _files_and_server(self) -> None:
+        """Do to files and to the server what people and restores do."""
+        records = sorted(path for path in self.files if path.endswith(("result.json", "failure.json")))
+        if records and (fault := self.take("file damaged", "file deleted")):
+            path = records[int(fault.amount * len(records)) % len(records)]
+            content, version = self.files.pop(path)
+            if fault.kind == "file damaged":
+                self.files[path] = (content[: int(fault.amount * len(content))], version + 1)
+            self.note(f"  {path}")
+        if self.snapshots and (fault := self.take("server restored")):
+            kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
+            self.server.kept = _copied(kept)
+
+    def keep_snapshot(self) -> None:
+        """Keep what the server has now, if it will be restored to it."""
+        if any(fault.kind == "server restored" for fault in self.faults):
+            self.snapshots.append(_copied(self.server.kept))
+            del self.snapshots[:-3]
+
+    def _lose_what_was_not_flushed(self) -> None:
+        for path, before in self.not_durable.items():
+            if self.random.random() < 0.5:
+                self.files.pop(path, None)
+                if before is not None:
+                    self.files[path] = before
+        self.not_durable.clear()
+
+
+def _copied(runs: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a server's runs; points and ids never change."""
+    return {run_id: {name: copy.copy(part) for name, part in run.items()} for run_id, run in runs.items()}
+
+
+class SimulatedStorage(Bucket):
+    """An object store as one process sees it."""
+
+    def __init__(self, outside: Outside, process: Process) -> None:
+        super().__init__(None, "simulated", "")
+        self._outside, self._process = outside, process
+
+    def _asked(self, *, writes: bool = False) -> None:
+        self._outside.call(self._process)
+        if self._outside.is_on("storage away"):
+            raise StorageAway("The result store must answer", "simulated: no answer")
+        if writes and self._outside.is_on("disk full"):
+            raise StorageAway("The result store must be writable", "simulated: no space left")
+
+    def _answered(self) -> None:
+        """The reply is on its way: what was asked for is done."""
+        if self._outside.take("storage loses a reply"):
+            raise StorageAway("The result store must answer", "simulated: the reply was lost")
+        if self._process.dead:
+            raise Killed
+
+    def read(self, path: str) -> bytes:
+        return self.read_tagged(path)[0]
+
+    def read_tagged(self, path: str) -> tuple[bytes, str]:
+        self._asked()
+        if path not in self._outside.files:
+            raise FileNotFoundError(path)
+        content, version = self._outside.files[path]
+        return content, str(version)
+
+    def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, bytes | OSError]]:
+        for found in [*files]:
+            try:
+                yield found, self.read(found.path)
+            except FileNotFoundError:
+                continue
+
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        outside = self._outside
+        if not durable:
+            outside.not_durable.setdefault(path, outside.files.get(path))
+        self.put(path, data, "overwrite")
+        if durable:
+            outside.not_durable.pop(path, None)
+
+    def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
+        self._asked(writes=True)
+        outside = self._outside
+        there = outside.files.get(path)
+        tag = mode["e_tag"] if isinstance(mode, dict) else ""
+        if (mode == "create" and there) or (tag and (there is None or str(there[1]) != tag)):
+            self._answered()
+            return None
+        outside.num_written += 1
+        outside.files[path] = (bytes(data), outside.num_written)
+        self._answered()
+        return str(outside.num_written)
+
+    def remove(self, path: str) -> None:
+        self._asked(writes=True)
+        self._outside.files.pop(path, None)
+        self._answered()
+
+    def stamp(self, path: str) -> str:
+        try:
+            self._asked()
+        except StorageAway:
+            return ""
+        return str(self._outside.files[path][1]) if path in self._outside.files else ""
+
+    def find(self, folder: str, name: str) -> Iterator[Found]:
+        self._asked()
+        depth = folder.count("/") + 2
+        for path in sorted(self._outside.files):
+            if path.startswith(f"{folder}/") and path.endswith(f"/{name}") and path.count("/") == depth:
+                yield Found(path, str(self._outside.files[path][1]))
+
+
+WRITES = ("create", "set_", "update", "log_", "restore")
+
+
+class SimulatedServer:
+    """MLflow's client of one process, whose server may be away, slow, or lose and double what it is told."""
+
+    tracking_uri = "memory:"
+
+    def __init__(self, outside: Outside, process: Process) -> None:
+        self._outside, self._process = outside, process
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._outside.server, name)
+
+        def asked(*args: Any, **options: Any) -> Any:
+            outside = self._outside
+            outside.call(self._process)
+            if outside.is_on("server away"):
+                raise MlflowException("API request failed: connection refused")
+            if name.startswith(WRITES) and outside.random.random() < 0.2:
+                outside.keep_snapshot()
+            found = method(*args, **options)
+            if name.startswith(WRITES) and outside.is_on("server doubles"):
+                with contextlib.suppress(MlflowException):
+                    found = method(*args, **options)
+            if self._process.dead:
+                raise Killed
+            if outside.is_on("server resets"):
+                raise MlflowException("API request failed: connection reset by peer")
+            return found
+
+        return asked

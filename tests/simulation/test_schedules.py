@@ -1,0 +1,35 @@
+"""Five hundred schedules of faults: every cell one sealed result, every failure told once, every end reached.
+
+``pytest tests/simulation --seed N`` runs one schedule again; ``make simulate`` runs ten thousand.
+"""
+
+import pytest
+
+from tests.simulation.world import run_seed
+
+NUM_SEEDS, CHUNK = 500, 50
+FOUND = {
+    "a_diverged_cell_of_new_data_shows_the_loss_of_the_old": 8,
+    "a_run_reopened_with_a_lost_reply_stays_running": 297,
+}
+"""Seeds that found a fault of the product, by its name."""
+
+
+@pytest.mark.parametrize("first", range(0, NUM_SEEDS, CHUNK))
+def test_what_must_hold_holds(first, request):
+    if (asked := request.config.getoption("--seed")) is not None:
+        pytest.skip(f"--seed {asked} is asked for")
+    for seed in range(first, first + CHUNK):
+        run_seed(seed)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_mended(name):
+    run_seed(FOUND[name])
+
+
+def test_the_seed_that_is_asked_for(request):
+    asked = request.config.getoption("--seed")
+    if asked is None:
+        pytest.skip("no --seed is asked for")
+    run_seed(asked)

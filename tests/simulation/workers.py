@@ -1,0 +1,218 @@
+"""Ray and Tune as :class:`orchestrator.running.trials.Trials` meets them: nodes and workers that fail."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure, provenance
+from orchestrator.running.actors import EpochReport
+from orchestrator.running.failures import Place
+from orchestrator.running.worker import REPORT
+from tasks.trials.records import EpochRecord, TrialResult
+from tests.simulation.outside import Outside
+from tests.simulation.scheduler import Killed, Process
+from tests.unit.orchestrator.results.examples import diverged, trial_result
+
+SLOTS = 3
+SECONDS = 8.0
+NODES = ("10.0.0.1", "10.0.0.2")
+SLOW_S = 3.0
+TOLD = {
+    "device fails": FailureKind.DEVICE_ERROR,
+    "other code": FailureKind.OTHER_CODE,
+    "network error": FailureKind.CODE_ERROR,
+}
+LOST = {
+    "worker dies": FailureKind.WORKER_CRASH,
+    "node lost": FailureKind.LOST_NODE,
+    "memory kill": FailureKind.OUT_OF_MEMORY,
+}
+
+
+KINDS = {**TOLD, **LOST, "trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
+
+
+class Violation(AssertionError):
+    """Something that must always hold did not."""
+
+
+@cache
+def outcome(trial_id: str, data: str) -> TrialResult:
+    """What training a cell undisturbed gives: a function of the cell and its data alone."""
+    share = zlib.crc32(f"{trial_id} {data}".encode()) % 997 / 997
+    return diverged("loss is nan") if share > 0.9 else trial_result(round(0.1 + share, 6))
+
+
+@dataclass
+class SimulatedTrial:
+    """A trial of Tune: what is asked of its worker, and when that answers."""
+
+    config: dict[str, Any]
+    node: str
+    ends_at: float
+    fault: str = ""
+    status: str = "PENDING"
+    told: list[Any] = field(default_factory=list)
+    silent: bool = False
+
+    @property
+    def trial_id(self) -> str:
+        return str(self.config["cell"]["trial_id"])
+
+
+class Arrays:
+    """Nothing is passed to simulated workers."""
+
+    def trial_started(self, trial: str, key: str) -> None:
+        pass
+
+    def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class SimulatedExecution:
+    """See :class:`orchestrator.running.trials.Execution`.
+
+    Args:
+        outside: Its faults hit workers.
+        process: The driver's.
+        data: Fingerprint of the images.
+        begins: Is told of every cell that a worker begins.
+        told: Failures that the sweep told so far, each with its kind.
+    """
+
+    def __init__(
+        self, outside: Outside, process: Process, data: str, begins: Callable[[str], None], told: list[Any]
+    ) -> None:
+        self._outside, self._process, self._data, self._begins = outside, process, data, begins
+        self._told = told
+        self.arrays, self._said, self._trials = Arrays(), list[Any](), dict[str, SimulatedTrial]()
+        self._killed: set[str] = set()
+
+    def heard(self, *, wait: bool = False) -> list[Any]:
+        said, self._said = self._said, []
+        return said
+
+    def fit(self, trials: Any, feed: Any) -> None:
+        """Do as Tune does: take cells while there is room, and tell what becomes of each."""
+        outside, running, finished = self._outside, list[SimulatedTrial](), False
+        iteration = 0
+        while running or not finished:
+            iteration += 1
+            outside.call(self._process)
+            if outside.take("user stops"):
+                raise KeyboardInterrupt
+            if running and outside.take("Tune breaks"):
+                raise RuntimeError("Tune lost its head")
+            trials.on_step_begin(iteration, running)
+            while not finished and len(running) < SLOTS:
+                found = feed.suggest(f"t{iteration}-{len(running)}")
+                if found == Searcher.FINISHED:
+                    finished = True
+                elif found is None:
+                    break
+                else:
+                    running.append(self._given(found))
+                    trials.on_trial_start(iteration, running, running[-1])
+            for trial in list(running):
+                if self._step(trials, iteration, running, trial):
+                    running.remove(trial)
+            outside.scheduler.wait(None, 1.0 + outside.random.random())
+
+    def _given(self, config: dict[str, Any]) -> SimulatedTrial:
+        outside = self._outside
+        seconds = SECONDS * (0.5 + outside.random.random())
+        trial = SimulatedTrial(config, outside.random.choice(NODES), outside.scheduler.now + seconds)
+        fault = outside.take(*TOLD, *LOST, "trial hangs", "worker says nothing")
+        if fault is not None:
+            trial.fault = fault.kind
+            outside.note(f"  hits {trial.trial_id}")
+        trial.silent = trial.fault in ("trial hangs", "worker says nothing")
+        trial.status = "RUNNING"
+        if trial.fault != "worker says nothing":
+            self._begins(trial.trial_id)
+            self._said.append(Place(trial.trial_id, f"actor of {trial.trial_id}", trial.node))
+        self._trials[trial.trial_id] = trial
+        return trial
+
+    def _step(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
+        """Tell what a worker does now; returns whether its trial has ended."""
+        now = self._outside.scheduler.now
+        if trial.trial_id in self._killed:
+            self._killed.discard(trial.trial_id)
+            return self._fails(trials, iteration, running, trial)
+        if trial.silent:
+            return False
+        if now < trial.ends_at:
+            self._said.append(EpochReport(trial.trial_id, EpochRecord(1 + int(now), 0.5, 0.5, 0.1), None))
+            return False
+        if trial.fault:
+            return self._fails(trials, iteration, running, trial)
+        report = CellReport(
+            started_at=now - SECONDS,
+            finished_at=now,
+            outcome=outcome(trial.trial_id, self._data),
+            data_fingerprint=self._data,
+            provenance=provenance(),
+            node=trial.node,
+        )
+        trial.status = "TERMINATED"
+        trials.on_trial_result(iteration, running, trial, {REPORT: report.model_dump_json()})
+        trials.on_trial_complete(iteration, running, trial)
+        return True
+
+    def _fails(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
+        """Tell that a worker failed; the sweep must then tell it once, with its kind."""
+        trial.status = "ERROR"
+        before = len(self._told)
+        trials.on_trial_error(iteration, running, trial)
+        new = self._told[before:]
+        if new != [(trial.trial_id, KINDS[trial.fault])]:
+            raise Violation(f"{trial.fault} of {trial.trial_id} was told as {new}")
+        return True
+
+    def told_failure(self, trial: SimulatedTrial) -> CellReport | None:
+        if trial.fault not in TOLD:
+            return None
+        failure = TrialFailure(kind=TOLD[trial.fault], message=f"{trial.fault} on {trial.node}")
+        now = self._outside.scheduler.now
+        return CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
+
+    def lost_failure(self, trial: SimulatedTrial, place: Place | None) -> TrialFailure:
+        return TrialFailure(kind=LOST[trial.fault], message=f"{trial.fault} on {trial.node}")
+
+    def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
+        return lambda: self._killed.add(trial.trial_id)
+
+    def show(self, monitor: Any, requests: Any) -> None:
+        pass
+
+    def count_failure(self, kind: FailureKind) -> None:
+        pass
+
+    def fit_nodes(self, failure: TrialFailure) -> set[str]:
+        return set(NODES)
+
+    def killed_for_memory(self, places: Mapping[str, Place]) -> Collection[str]:
+        return set()
+
+    def why_nothing_starts(self) -> str:
+        return "nothing is free"
+
+    def node_memory_bytes(self) -> float:
+        return math.inf
+
+    def is_up(self) -> bool:
+        if self._process.dead:
+            raise Killed
+        return True

@@ -1,0 +1,310 @@
+"""A sweep in a world of faults: drawn by a seed, driven to its end, and judged by what must hold then."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, SweepRuns
+from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import StoredResults, judge
+from orchestrator.results.storage import Patience
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking import Tracker
+from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.locks import Lease
+from orchestrator.running.progress import Progress
+from orchestrator.running.trials import GridWork, Run, Trials
+from search_spaces.errors import SetupError, SweepError
+from search_spaces.sweeps import SweepSpec
+from tests.simulation.outside import FAULTS, LASTING, Fault, Outside, SimulatedServer, SimulatedStorage
+from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task
+from tests.simulation.workers import SimulatedExecution, Violation, outcome
+
+SWEEP = {
+    "name": "simulated",
+    "models": ("small_mlp", "small_cnn"),
+    "datasets": ({"name": "manifold_d4"},),
+    "train_sizes": (20, 40),
+    "test_size": 40,
+    "image_size": 16,
+    "recipe": "smoke",
+}
+MOST_FAULTS = 8
+HORIZON = 400
+"""Port calls of an undisturbed sweep, about: faults begin within these."""
+MOST_DRIVERS = 40
+
+
+@cache
+def the_plan(num_seeds: int) -> SweepPlan:
+    return plan_sweep(SweepSpec.model_validate({**SWEEP, "seeds": tuple(range(num_seeds))}))
+
+
+def draw(seed: int) -> list[Fault]:
+    """Return the faults of a seed, in order."""
+    random = Random(seed)
+    faults = []
+    for _ in range(random.randint(0, MOST_FAULTS)):
+        kind = random.choice(FAULTS)
+        amount = random.expovariate(1 / 40) if kind in LASTING else random.random()
+        faults.append(Fault(int(random.random() ** 1.5 * HORIZON), kind, amount))
+    return sorted(faults)
+
+
+@dataclass
+class Workspace:
+    """As much of :class:`orchestrator.planning.plan.Workspace` as judging needs."""
+
+    plan: SweepPlan
+    data: str
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """Every dataset is prepared, with these images."""
+        return {spec.prepared_id: SimpleNamespace(fingerprint=self.data) for spec in self.plan.prepared}
+
+
+class World:
+    """One schedule.
+
+    Args:
+        seed: Of delays and turns.
+        faults: What goes wrong.
+    """
+
+    def __init__(self, seed: int, faults: Sequence[Fault]) -> None:
+        random = Random(seed)
+        self.scheduler = Scheduler(random)
+        self.outside = Outside(self.scheduler, random, [*faults])
+        self.told: list[tuple[str, str]] = []
+        self.holders: list[Process] = []
+        self.num_seeds, self.data, self.num_drivers = 2, "f", 0
+        self.started: list[tuple[Process, Task]] = []
+        self.outside.second = lambda: self._start("other")
+
+    @property
+    def plan(self) -> SweepPlan:
+        """What is planned now."""
+        return the_plan(self.num_seeds)
+
+    def run(self) -> World:
+        """Start drivers until one ends well after the last fault, and check what must hold then.
+
+        Raises:
+            Violation: naming what did not hold.
+            Endless: where the sweep never ends.
+        """
+        while self.num_drivers < MOST_DRIVERS:
+            quiet = not (self.outside.faults or self.outside.due or self.outside.lasting)
+            self._start("root")
+            ended = self._until_ended(*self.started[0])
+            while self.started:
+                self._until_ended(*self.started[0])
+            if quiet and ended == "well":
+                self._check_end()
+                return self
+            if quiet:
+                raise Violation("a driver that met no fault did not end well")
+            self._between()
+        raise Endless(f"{MOST_DRIVERS} drivers did not end the sweep")
+
+    def _between(self) -> None:
+        """Time passes, and people do what they do between two runs; after many, no more goes wrong."""
+        outside = self.outside
+        if outside.take("sweep extended"):
+            self.num_seeds = 3
+        if outside.take("data changed"):
+            self.data = "g"
+        self.scheduler.now += outside.random.random() * 100
+        if outside.faults:  # a sweep that is done asks for little
+            outside.num_calls = max(outside.num_calls, outside.faults[0].step - outside.random.randint(1, 60))
+        if not outside.faults or self.num_drivers > MOST_DRIVERS // 2:
+            outside.faults.clear()
+            outside.lasting.clear()
+            outside.due.clear()
+
+    def _start(self, root: str) -> None:
+        self.num_drivers += 1
+        process = Process(f"driver {self.num_drivers}")
+        main = Task(self.scheduler, process, lambda: self._driver(process, root), process.name)
+        self.started.append((process, main))
+        self.outside.note(f"{process.name} starts, of {root}")
+        main.start()
+
+    def _until_ended(self, process: Process, main: Task) -> str:
+        """Let a driver come to its end; says how it ended."""
+        self.scheduler.run(main)
+        self.scheduler.bury(process)
+        self.started.remove((process, main))
+        if process in self.holders:
+            self.holders.remove(process)
+        error = main.error
+        self.outside.note(f"{process.name} ended: {'well' if process.finished else error or 'killed'}")
+        if error is None:
+            return "well" if process.finished else "killed"
+        if isinstance(error, (SweepError, KeyboardInterrupt, OSError)):
+            return "badly"
+        raise error
+
+    def _driver(self, process: Process, root: str) -> None:
+        """The stages of :func:`orchestrator.running.run.run_sweep`, in its order."""
+        outside, clock = self.outside, SimulatedClock(self.scheduler, process)
+        storage = SimulatedStorage(outside, process)
+        say: Callable[[str], None] = lambda text: outside.note(f"{process.name} says: {text}")  # noqa: E731
+
+        def interrupt(error: SetupError, ended: Any) -> None:
+            process.stopped = True
+
+        if any(other.root == root and not other.dead for other, _ in self.started if other is not process):
+            raise SetupError("Only one isweep command may work on a root at a time")  # the kernel's lock
+        process.root = root
+        with Lease(storage, root, "isweep run", say, clock, interrupt):
+            self._holds(process)
+            if (fault := outside.take("clock set")) is not None:
+                clock.set_by = (fault.amount - 0.5) * 1e6
+            stored = StoredResults.read(storage)
+            stored.patience = Patience(say, clock=clock)
+            workspace = Workspace(self.plan, self.data)
+            state = judge(workspace, stored)
+            store_id = stored.store.identity(make=True)
+            server = SimulatedServer(outside, process)
+            tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
+            ending = "FAILED"
+            try:
+                tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
+                self._train(process, clock, stored, tracker, workspace)
+                stored.forget_lost()
+                state = judge(workspace, stored)
+                tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
+                ending = "FINISHED"
+            except KeyboardInterrupt:
+                ending = "KILLED"
+                raise
+            finally:
+                tracker.close(ending)
+                if not process.dead:
+                    self.holders.remove(process)
+            # A server's older state, or a request that a proxy repeats, is found at the next start.
+            unknown = outside.met["server restored"] + outside.met["server doubles"]
+            if not tracker.num_behind and not unknown:
+                self._check(self._wrong_runs(state.results, "nothing is behind, and yet "))
+        process.finished = True
+
+    def _train(self, process: Process, clock: Any, stored: Any, tracker: Any, workspace: Workspace) -> None:
+        plan, state = workspace.plan, judge(workspace, stored)
+        pending = [cell for name, cell in plan.trials_by_id.items() if name not in state.results]
+        if not pending:
+            return
+
+        def begins(trial_id: str) -> None:
+            if trial_id in judge(workspace, stored).results:
+                raise Violation(f"{trial_id} is trained again although its result is sealed")
+
+        run = Run(plan, None, CLUSTER, Resources(1, 0), stored, tracker, Monitor(self.told))
+        work = GridWork(run, pending, lambda subset, size: None, state=state)
+        execution = SimulatedExecution(self.outside, process, workspace.data, begins, self.told)
+        Trials(run, work, execution, clock).run()
+
+    def _holds(self, process: Process) -> None:
+        alive = [holder.name for holder in self.holders if not holder.dead]
+        if alive:
+            raise Violation(f"{process.name} holds a sweep that {alive} holds")
+        self.holders.append(process)
+
+    def _check_end(self) -> None:
+        """What must hold when a sweep has ended well."""
+        self._check([*self._wrong_results(), *self._wrong_runs(self.plan.trials_by_id, "")])
+
+    @staticmethod
+    def _check(problems: list[str]) -> None:
+        if problems:
+            raise Violation("; ".join(problems))
+
+    def _wrong_results(self) -> list[str]:
+        quiet = SimulatedStorage(
+            Outside(self.scheduler, Random(0), files=self.outside.files), Process("judge")
+        )
+        quiet._asked = lambda **_: None  # type: ignore[method-assign]
+        scan = ResultStore(quiet).scan(TrialRecord)
+        found = [f"{bad.path} is not believed: {bad.reason}" for bad in scan.unreadable]
+        for name in self.plan.trials_by_id:
+            if name not in scan.records:
+                found.append(f"{name} has no result")
+            elif scan.records[name].result != outcome(name, self.data):
+                found.append(f"{name} has another result than undisturbed")
+        return found
+
+    def _wrong_runs(self, names: Iterable[str], said: str) -> list[str]:
+        """Say what MLflow shows wrongly of cells that have a result."""
+        shown: dict[str, list[Any]] = defaultdict(list)
+        found = []
+        for run in self.outside.server.search_runs([*self.outside.server.experiments]):
+            if run.info.status == "RUNNING":
+                found.append(f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
+            if run.data.tags.get(DUPLICATE_TAG) != "true":
+                shown[run.data.tags[KEY_TAG]].append(run)
+        for name in names:
+            runs, scores = shown[name], outcome(name, self.data).scores
+            if [run.info.status for run in runs] != ["FINISHED"]:
+                found.append(f"{said}{name} has runs {[run.info.status for run in runs]}")
+            elif runs[0].data.metrics.get("test_loss") != (None if scores is None else scores.test_loss):
+                found.append(f"{said}{name} shows another loss")
+        return found
+
+
+CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
+"""A shared one, with what simulated trials ask for."""
+
+
+class Monitor(Progress):
+    """Keeps what the sweep tells of failures."""
+
+    def __init__(self, told: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self.told = told
+
+    def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
+        self.told.append((trial_id, str(kind)))
+        super().trial_failed(trial_id, kind, message)
+
+
+def run_seed(seed: int) -> World:
+    """Run a seed; where something is violated, with the fewest faults that still violate it.
+
+    Raises:
+        Violation: with seed, faults and what happened.
+    """
+    faults = draw(seed)
+    try:
+        return World(seed, faults).run()
+    except (Violation, Endless, AssertionError) as error:
+        fewest, why, log = shrink(seed, faults, error)
+        told = "\n".join([*map(str, fewest), *log[-60:]])
+        raise Violation(f"seed {seed}: {why}\n{told}") from None
+
+
+def shrink(seed: int, faults: list[Fault], error: Exception) -> tuple[list[Fault], Exception, list[str]]:
+    """Leave out one fault after another as long as something is violated without it."""
+    log: list[str] = []
+    for fault in list(faults):
+        fewer = [other for other in faults if other is not fault]
+        world = World(seed, fewer)
+        try:
+            world.run()
+        except (Violation, Endless, AssertionError) as found:
+            faults, error, log = fewer, found, world.outside.log
+    if not log:
+        world = World(seed, faults)
+        try:
+            world.run()
+        except (Violation, Endless, AssertionError) as found:
+            error, log = found, world.outside.log
+    return faults, error, log

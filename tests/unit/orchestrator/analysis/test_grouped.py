@@ -1,0 +1,215 @@
+"""Any table, fitted within and between its groups: against statsmodels, by hand, and with nothing to find."""
+
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+
+from orchestrator.analysis.grouped import Design, draw, fit_groups, read_own_table
+from search_spaces.errors import ConfigError
+
+PLAIN = Design("loss", ("d",), "dataset")
+
+
+def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
+    """Rows of uneven groups and three models, in which both slopes differ in sign."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for g in range(num_groups):
+        size = int(rng.integers(12, 40))
+        d = g + rng.normal(size=size)
+        model = rng.integers(0, 3, size)
+        loss = slope_between * g + slope_within * (d - g) + model + rng.normal(size=size)
+        part = {"loss": loss, "d": d, "k": rng.normal(size=size), "dataset": f"s{g}", "model": model}
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True).astype({"model": str})
+
+
+def dummies(table, *names):
+    return pd.get_dummies(table[list(names)], drop_first=True, dtype=float)
+
+
+@pytest.mark.parametrize("within", [(), ("model",)])
+@pytest.mark.parametrize("on", [("d",), ("d", "k")])
+def test_slopes_within_groups_are_those_of_indicators_and_refits_without_each_group(within, on):
+    table = rows()
+    fit = fit_groups(table, Design("loss", on, "dataset", within))
+
+    def by_hand(part):
+        x = sm.add_constant(pd.concat([part[list(on)], dummies(part, "dataset", *within)], axis=1))
+        return sm.OLS(part["loss"], x).fit().params[list(on)]
+
+    names = sorted(table["dataset"].unique())
+    without = pd.DataFrame({name: by_hand(table[table["dataset"] != name]) for name in names})
+    for name in on:
+        slope = fit.find("within", name)
+        value = by_hand(table)[name]
+        error = np.sqrt(5 / 6 * ((without.loc[name] - value) ** 2).sum())
+        others = [other for other in on if other != name]
+        rest = pd.concat([table[others], dummies(table, "dataset", *within)], axis=1)
+        residual = sm.OLS(table[name], sm.add_constant(rest)).fit().resid
+        shares = (residual**2).groupby(table["dataset"]).sum() / (residual**2).sum()
+        degrees = 1 / (shares**2).sum() - 1
+        assert slope.value == pytest.approx(value, rel=1e-9)
+        assert slope.left_out == pytest.approx(dict(without.loc[name]), rel=1e-9)
+        assert slope.interval == pytest.approx(stats.t.interval(0.95, degrees, value, error), rel=1e-9)
+        assert slope.p_value == pytest.approx(2 * stats.t.sf(abs(value) / error, degrees), rel=1e-8)
+
+
+def test_slopes_between_groups_are_those_of_their_means_and_all_permutations():
+    table = rows()
+    slope = fit_groups(table, PLAIN).find("between", "d")
+    means = table.groupby("dataset")[["loss", "d"]].mean()
+    by_hand = sm.OLS(means["loss"], sm.add_constant(means["d"])).fit()
+    x, y = means["d"].to_numpy(), means["loss"].to_numpy()
+    found = abs(np.corrcoef(x, y)[0, 1])
+    drawn = [abs(np.corrcoef(x, y[list(order)])[0, 1]) for order in permutations(range(6))]
+    assert slope.value == pytest.approx(by_hand.params["d"], rel=1e-9)
+    assert slope.interval == pytest.approx(tuple(by_hand.conf_int().loc["d"]), rel=1e-9)
+    assert slope.p_value == pytest.approx(np.mean(np.array(drawn) >= found - 1e-12))
+
+
+def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
+    table = rows()
+    fit = fit_groups(table, PLAIN)
+    pooled = fit.pooled[0]
+    by_hand = stats.pearsonr(table["d"], table["loss"])
+    assert (pooled.r, pooled.p_value) == pytest.approx((by_hand.statistic, by_hand.pvalue), rel=1e-8)
+    by_group = {name: np.corrcoef(part["d"], part["loss"])[0, 1] for name, part in table.groupby("dataset")}
+    assert pooled.by_group == pytest.approx(by_group, rel=1e-9)
+    between = 1 - table.groupby("dataset")["loss"].var(ddof=0) @ table.groupby("dataset").size() / (
+        table["loss"].var(ddof=0) * len(table)
+    )
+    assert pooled.shares[0] == pytest.approx(between, rel=1e-9)
+    assert f"{len(table)} rows of 6 groups for independent" in fit.why_pooled_misleads(pooled)
+
+
+def test_the_sentence_claims_each_level_for_itself():
+    fit = fit_groups(rows(num_groups=9), Design("loss", ("d",), "dataset", ("model",)))
+    sentence = fit.sentence("d")
+    assert sentence.startswith("At equal model: within one dataset, loss falls with d (slope −0.")
+    assert "; between 9 groups, loss rises with d (slope " in sentence
+
+
+@pytest.mark.parametrize("num_groups", [3, 6])
+def test_nothing_to_find_is_found_in_few_tables(num_groups):
+    """Slopes of groups scatter about zero, and few groups carry most of what varies."""
+    num_found = 0
+    for seed in range(120):
+        rng = np.random.default_rng([seed, num_groups])
+        parts = []
+        for g in range(num_groups):
+            size = int(rng.integers(4, 60))
+            own = rng.normal() * 2
+            d = own + rng.normal(size=size) * rng.exponential()
+            loss = rng.normal() * 2 + rng.normal() * (d - own) + rng.standard_t(3, size=size)
+            parts.append(pd.DataFrame({"loss": loss, "d": d, "dataset": f"s{g}"}))
+        num_found += any(slope.established for slope in fit_groups(pd.concat(parts), PLAIN).slopes)
+    assert num_found <= 0.05 * 120 + 6
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "message"),
+    [
+        (lambda t: t.assign(d=t["dataset"].str[1:].astype(float)), "within", "d does not vary within groups"),
+        (lambda t: t.assign(d=t["d"].where(t["dataset"] < "s2", 0.0)), "within", "within 2 groups only"),
+        (lambda t: t[t["dataset"] < "s2"], "between", "it needs 3 groups that differ in d"),
+        (lambda t: t[t["dataset"] < "s3"], "between", "too few groups for a p-value of 0.05"),
+    ],
+)
+def test_what_cannot_be_told_says_why_and_claims_nothing(change, level, message):
+    fit = fit_groups(change(rows()), PLAIN)
+    slope = fit.find(level, "d")
+    assert message in slope.reason
+    assert not slope.established
+    assert slope.reason in fit.sentence("d")
+
+
+def test_groups_that_share_no_kind_cannot_be_compared():
+    table = rows().assign(model=lambda t: t["dataset"])
+    slope = fit_groups(table, Design("loss", ("d",), "dataset", ("model",))).find("between", "d")
+    assert (slope.value, slope.reason) == (None, "groups share no model")
+
+
+def written(tmp_path, table, name="t.csv"):
+    path = tmp_path / name
+    table.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (lambda t: t.assign(d="0,5"), ["Column d must hold finite numbers; found: 116 cells"]),
+        (lambda t: t.assign(d=1.0), ["Column d must vary; found: 1 value"]),
+        (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
+        (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
+        (lambda t: t.assign(loss=t["loss"].where(t.index > 20)), ["21 rows without loss (rows 1, 2, 3, …)"]),
+        (lambda t: t.assign(loss=np.inf, d="x"), ["Column loss must hold", "Column d must hold finite"]),
+        (lambda t: t.drop(columns="d"), ["Unknown column of t.csv; found: 'd'"]),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, messages):
+    table = rows().head(116)
+    with pytest.raises(ConfigError, match="; found: ") as told:
+        read_own_table(written(tmp_path, change(table)), PLAIN)
+    for message in messages:
+        assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("t.csv", b"", "must be one that can be read"),
+        ("t.csv", b"loss,d,dataset\n1,2\n1,2,3,4\n", "must be one that can be read"),
+        ("t.csv", "loss,d,dataset\n1,2,ä\n".encode("latin-1"), "must be one that can be read"),
+        ("t.csv", b"loss,d,d,dataset\n1,2,3,4\n", "Column names must differ; found: d more than once"),
+        ("t.parquet", b"PAR1", "must be one that can be read"),
+        ("t.doc", b"x", "must be a file of a known kind; found: t.doc"),
+    ],
+)
+def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(ConfigError, match=message):
+        read_own_table(tmp_path / name, PLAIN)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "semicolons", "parquet", "xlsx"])
+def test_every_kind_of_file_holds_the_same_numbers(tmp_path, kind):
+    table = rows()
+    write = {
+        "csv": lambda path: table.to_csv(path, index=False),
+        "tsv": lambda path: table.to_csv(path, index=False, sep="\t", encoding="utf-8-sig"),
+        "semicolons": lambda path: table.to_csv(path, index=False, sep=";"),
+        "parquet": lambda path: table.to_parquet(path, index=False),
+        "xlsx": lambda path: table.to_excel(path, index=False),
+    }[kind]
+    path = tmp_path / f"t.{'csv' if kind == 'semicolons' else kind}"
+    write(path)
+    read = read_own_table(path, PLAIN)
+    np.testing.assert_allclose(read["loss"], table["loss"], rtol=1e-15)
+    assert read["dataset"].tolist() == table["dataset"].tolist()
+
+
+def test_few_rows_without_a_value_or_twice_are_left_out_and_counted(tmp_path):
+    table = rows()
+    table.loc[[3, 7], "d"] = np.nan
+    fit = fit_groups(read_own_table(written(tmp_path, pd.concat([table, table[:1]])), PLAIN), PLAIN)
+    assert fit.num_rows == len(table) - 2
+    assert fit.remarks == (
+        "Left out: 2 rows without d (rows 4, 8).",
+        f"Left out: 1 row equal to an earlier row in every column (row {len(table) + 1}).",
+    )
+
+
+def test_the_figure_has_a_panel_per_column():
+    table = rows()
+    design = Design("loss", ("d", "k"), "dataset")
+    figure = draw(table, fit_groups(table, design))
+    assert [ax.get_xlabel() for ax in figure.axes] == ["d", "k"]
+    assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
+        "mean of a group", "slope within groups", "slope between groups"
+    }  # fmt: skip
