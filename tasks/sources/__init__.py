@@ -20,7 +20,9 @@ from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.arrays import ArrayFile, Hdf5File, NpzFile, row_locator
-from tasks.sources.base import RawRequest, Source, hash_key
+from tasks.sources.base import RawRequest as RawRequest
+from tasks.sources.base import Source as Source
+from tasks.sources.base import hash_key
 from tasks.sources.dicom import is_single_image_name
 from tasks.sources.manifest import num_rows, table_paths
 from tasks.sources.own import split_of
@@ -35,24 +37,7 @@ from tasks.sources.raw import (
 )
 from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
-__all__ = [
-    "ENTRY_POINT_GROUP",
-    "FROM_RAW",
-    "HASH",
-    "OLD_KINDS",
-    "OWN_KINDS",
-    "SOURCES",
-    "RawRequest",
-    "Source",
-    "check_own_kind",
-    "check_own_options",
-    "locate",
-    "own_kind_of",
-    "source_for",
-]
-
 ENTRY_POINT_GROUP = "isweep.sources"
-
 MODULES = {
     "arrays": ("hdf5", "npz"),
     "brats": ("brats",),

@@ -43,15 +43,7 @@ NEARLY_EQUAL = 4
 
 @dataclass(frozen=True)
 class Images:
-    """What a package ships, in order.
-
-    Attributes:
-        pixels: ``(num_images, height, width)`` or ``(num_images, height, width, 3)``.
-        labels: ``(num_images,)`` class indices.
-        groups: One id per image; None where every image is its own.
-        excluded: What was left out, by reason.
-        intensity: How the stored values became pixels.
-    """
+    """What a package ships, in order: ``(num_images, height, width[, 3])``, and why others were left out."""
 
     pixels: Pixels
     labels: NDArray[np.int64]

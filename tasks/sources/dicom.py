@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TEXTS = ("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "SeriesDescription")
-PART_OF_FILE = 1 << 20
-"""Headers end long before; what lies behind is pixels."""
-LOG_EVERY = 10_000
+PART_OF_FILE, LOG_EVERY = 1 << 20, 10_000
+"""Headers end long before a MiB; what lies behind is pixels."""
 MAX_PIXEL_BYTES = 256 << 20
 """A multi-frame ultrasound of 300 frames has about 100 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20

@@ -2,22 +2,18 @@
 
 ``manifold_d4``, ``manifold_d12``: the number is the intrinsic dimension d. An image is ``127.5 + CONTRAST *
 sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles ``t_j = pi * z_j``, ``z`` uniform in the
-d-dimensional unit cube and P orthonormal low-frequency cosine patterns: the map from z is an isometry up to
-one factor, so the intrinsic dimension is exactly d, and pixels stay in [0, 255]. The label is the sign of
-``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| < MARGIN`` are never drawn. ``f`` has slope at
-most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
+d-dimensional unit cube and P orthonormal low-frequency cosine patterns: an isometry up to one factor. The
+label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| < MARGIN`` are never drawn.
+``f`` has slope at most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
 
-``generated`` turns label, gap and size one by one; its dials are in
-:data:`search_spaces.sweeps.DIALS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j,
-P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j: lengths along a coordinate
-are lengths in pixels, whatever the number of coordinates, so that more of them do not bring unlike images
-nearer.
-
-Each of the first ``bits`` coordinates is cut into ``bands`` bands and each band into two halves. Halves of
-a band lie ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the parity of
-the bands over these coordinates; at ``frequency`` 2 that of the halves, on the same images to the last bit.
-Unlike images are thus never nearer than the gap between unlike places (chords are a little shorter than the
-arcs given here).
+``generated`` turns label, gap and size one by one; its dials are in :data:`search_spaces.sweeps.DIALS`. An
+image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j, P_2j+1)`` with angle ``a_j = p_j / r`` for the
+place ``p_j`` along coordinate j: lengths along a coordinate are lengths in pixels, whatever the number of
+coordinates. Each of the first ``bits`` coordinates is cut into ``bands`` bands and each band into two halves.
+Halves of a band lie ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the
+parity of the bands over these coordinates; at ``frequency`` 2 that of the halves, on the same images to the
+last bit. Unlike images are thus never nearer than the gap between unlike places (chords are a little shorter
+than the arcs given here).
 """
 
 from __future__ import annotations

@@ -188,18 +188,14 @@ def _body(base: Path, name: str, locator: str) -> bytes:
         raise DataError(rule, skip.reason, "download it again, or take the broken copy away") from None
 
 
-def download_folder(name: str) -> Path:
-    """Return where downloads of ``name`` go: below ``ISWEEP_DOWNLOADS`` or the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE_VARIABLE) or Path(cache) / "isweep" / "raw") / name
-
-
 def with_raw(request: RawRequest) -> RawRequest:
     """Return the request with torchvision's download, fetched if need be, where no raw folder was given."""
     if request.raw is not None:
         return request
     name = request.dataset.name
-    folder, options = download_folder(name), {"split": "train"} if name == "svhn" else {"train": True}
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(cache) / "isweep" / "raw") / name
+    options = {"split": "train"} if name == "svhn" else {"train": True}
     from torchvision import datasets
 
     try:

@@ -36,13 +36,8 @@ SLICES_PER_VOLUME = 10
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in nibabel's canonical order of axes.
-
-    Attributes:
-        values: ``(right, anterior, superior)``, float32.
-        affine: Where its voxels are, in mm.
-        conversions: What was done to make it so.
-        flags: What is doubtful.
+    """A volume ``(right, anterior, superior)``, where its voxels are in mm, what was done, and what is
+    doubtful.
     """
 
     values: NDArray[np.float32]

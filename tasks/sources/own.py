@@ -74,13 +74,7 @@ Cells = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which of the columns is what.
-
-    Attributes:
-        of: Our name -> theirs, for each that is there.
-        labels: The columns of labels: one, or one of 0 and 1 for each class; none when there is none.
-        flags: What to tell: columns read by another name, and those that nobody reads.
-    """
+    """Which of the columns is what: our name -> theirs; those of labels, one or one a class; what to tell."""
 
     of: dict[str, str]
     labels: tuple[str, ...]

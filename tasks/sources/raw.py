@@ -5,10 +5,9 @@ bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
 
 A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and archives
 in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened archives are kept per
-process, so a directory is read once, and a packed tar goes forward only as long as its members are asked for
-in stored order. What an archive declares is checked here, before it is believed, and nowhere else: names that
-lead elsewhere, links, repeated names, encryption, and members that would unpack to more than their packed
-size can hold are refused.
+process; a packed tar goes forward only as long as its members are asked for in stored order. What an archive
+declares is checked here, before it is believed, and nowhere else: names that lead elsewhere, links, repeated
+names, encryption, and members that would unpack to more than their packed size can hold are refused.
 """
 
 from __future__ import annotations

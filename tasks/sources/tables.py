@@ -24,10 +24,7 @@ COLUMNS = {
     "path": ("filename", "file_path", "image", "image_path", "img_path"),
     "image": ("img", "image_bytes", "bytes"),
     "label": ("labels", "class", "class_name", "label_name", "target", "cls", "y"),
-    "group": (
-        *("groups", "patient_id", "patient", "subject_id", "subject"),
-        *("participant_id", "case_id"),
-    ),
+    "group": ("groups", "patient_id", "patient", "subject_id", "subject", "participant_id", "case_id"),
     "split": ("splits", "set", "subset", "partition", "fold_name"),
 }
 """What is asked of a table's columns, a .json's keys or a file's arrays -> other usual names of it, taken
