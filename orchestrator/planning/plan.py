@@ -65,10 +65,8 @@ class SweepPlan:
     """All cells of a sweep, in a fixed order.
 
     Attributes:
-        sweep: The choices it was made from.
         trials: Every trial once; ids are unique.
         measures: One per subset, covering all its train sizes (one per size where sizes share no images).
-        datasets: What is known of each dataset, by name.
     """
 
     sweep: SweepSpec
@@ -277,10 +275,7 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
 class Workspace:
     """A plan and the places that belong to it.
 
-    Attributes:
-        plan: The whole grid.
-        paths: What lies below the root.
-        storage: folder or URL below which results are kept; None keeps them below the root.
+    ``storage`` is the folder or URL below which results are kept; None keeps them below the root.
     """
 
     plan: SweepPlan
@@ -319,11 +314,7 @@ class Workspace:
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
     def make(self) -> None:
-        """Make the root, see :meth:`RootPaths.make`.
-
-        Raises:
-            SweepError: when it cannot be, or results would lie where they go with a cluster.
-        """
+        """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a cluster."""
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:
             check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")

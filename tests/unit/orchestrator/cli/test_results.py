@@ -19,7 +19,7 @@ def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkey
     monkeypatch.setattr(
         results, "read_table", lambda *_, **__: pd.DataFrame({"model": ["m"], "test_loss": [0.5]})
     )
-    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / "table"))
+    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / f"table.{option[2:]}"))
     assert (code, out) == (2, "")
     assert "The file must be one that can be written; found:" in err
 
