@@ -450,14 +450,9 @@ class Cost:
     """Of trials that have a result; failed attempts leave no times, so they are not in it.
 
     Attributes:
-        gpu_hours: Hours of whole cards: time times share.
-        core_hours: Hours of CPU cores of the trials that ran without a card.
-        dollars: At the table's prices.
-        kilowatt_hours: At the table's draw.
+        gpu_hours: Hours of whole cards: time times share; of CPU cores where a trial ran without a card.
         saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
-        saved_core_hours: Likewise.
-        networks_used_again: How many those were.
-        prices: Where prices and draw are from.
+        prices: Where dollars per hour and watts are from.
     """
 
     gpu_hours: float
