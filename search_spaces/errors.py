@@ -33,12 +33,8 @@ class SweepError(Exception):
 
     def __str__(self) -> str:
         """Render as one message: rule, then what was found, then the way out."""
-        parts = [self.rule.rstrip(".")]
-        if self.value:
-            parts.append(f"found: {self.value}")
-        if self.way_out:
-            parts.append(self.way_out.rstrip("."))
-        return "; ".join(parts) + "."
+        parts = (self.rule.rstrip("."), self.value and f"found: {self.value}", self.way_out.rstrip("."))
+        return "; ".join(filter(None, parts)) + "."
 
     def _render_traceback_(self) -> list[str]:
         """Show a notebook what the command line shows: IPython asks for this instead of a traceback."""

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 from functools import cache, lru_cache
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -53,10 +54,8 @@ def readable_id(slug_parts: list[str], value: object) -> str:
         >>> readable_id(["resnet18", "MNIST 3/8", "n500"], {"x": 1})
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
-    if isinstance(value, BaseModel) and value.model_config.get("frozen"):
-        digest = _hash_of_frozen(_Same(value))
-    else:
-        digest = fingerprint(value)
+    is_frozen = isinstance(value, BaseModel) and value.model_config.get("frozen")
+    digest = _hash_of_frozen(_Same(value)) if is_frozen else fingerprint(value)
     return "-".join([*filter(None, map(_slug, slug_parts)), digest[:ID_HEX_DIGITS]])
 
 
@@ -121,9 +120,7 @@ def _defaults(kind: type[BaseModel]) -> dict[str, str]:
 class _Same:
     """A key that only the very same object matches: equal specs may be spelled in two ways (1, 1.0, True)."""
 
-    __slots__ = ("model",)
-
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     def __hash__(self) -> int:

@@ -299,12 +299,7 @@ def _as_pairs(value: object) -> object:
     return tuple(tuple(pair) for pair in value) if isinstance(value, list) else value
 
 
-def _each_dial_once(dials: Dials) -> Dials:
-    each_once(tuple(name for name, _ in dials))
-    return dials
-
-
-DialChoice = Annotated[Dials, BeforeValidator(_as_pairs), AfterValidator(_each_dial_once)]
+DialChoice = Annotated[Dials, BeforeValidator(_as_pairs)]
 """In a sweep file a mapping of dials to values."""
 
 

@@ -46,9 +46,9 @@ def _two(limits: object) -> object:
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
-    if not limits[0] < limits[1]:
-        raise ValueError(_RANGE)
-    return limits
+    if limits[0] < limits[1]:
+        return limits
+    raise ValueError(_RANGE)
 
 
 _RANGE = "a range is two rising numbers, smallest and largest"

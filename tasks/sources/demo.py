@@ -390,9 +390,9 @@ def render_slice(
     # Outside of the head all is black: only the box that the head's box is moved into is drawn.
     sides = [np.flatnonzero(plane.any(axis))[[0, -1]] + (-1, 1) for axis in (1, 0)]
     corners = np.linalg.solve(matrix, np.array(list(product(*sides))).T - origin[:, None])
-    first = np.maximum(np.floor(corners.min(1)), 0).astype(int)
-    stop = np.minimum(np.ceil(corners.max(1)) + 1, plane.shape).astype(int)
-    box = (slice(first[0], stop[0]), slice(first[1], stop[1]))
+    first = np.clip(np.floor(corners.min(1)), 0, None).astype(int)
+    stop = np.clip(np.ceil(corners.max(1)) + 1, None, plane.shape).astype(int)
+    box = tuple(map(slice, first, stop))
     row, column = np.ogrid[box]
     places = np.broadcast_arrays(*(matrix[i, 0] * row + matrix[i, 1] * column + origin[i] for i in (0, 1)))
     moved = map_coordinates(plane, places, order=1)
@@ -415,10 +415,8 @@ def _with_lesion(
     center = places[rng.integers(len(places))]
     radii = size * rng.uniform(16, 32, 2)
     angle, change = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
-    offsets = places - center
-    across, along = (
-        offsets @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / radii
-    ).T
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    across, along = ((places - center) @ turn / radii).T
     weight = 1 / (1 + np.exp((np.sqrt(across**2 + along**2) - 1) * 6))
     blended = plane.copy()
     blended[mask] = np.clip(plane[mask] + contrast * change * weight, 0, 1)
