@@ -231,10 +231,14 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
 
 
 def _array(what: str, given: Any) -> npt.NDArray[Any]:
+    rule, way_out = f"{what} must make one array", "give all of them one shape"
     try:
-        return np.asarray(given)
+        array = np.asarray(given)
     except ValueError as error:
-        raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
+        raise DataError(rule, str(error), way_out) from None
+    if array.ndim == 0:
+        raise DataError(rule, type(given).__name__, "give an array or a list of them")
+    return array
 
 
 def root_text(root: object) -> str | None:

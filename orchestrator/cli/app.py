@@ -7,6 +7,7 @@ import inspect
 import logging
 import logging.handlers
 import os
+import re
 import shlex
 import sys
 from collections import deque
@@ -58,8 +59,13 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep results demo --where dataset=digits --mean --sort loss",
             "isweep results demo --csv table.csv",
         ),
-        results.fit: ("fitting", "isweep fit demo"),
+        results.fit: (
+            "fitting",
+            "isweep fit demo",
+            "isweep fit scores.csv --response loss --on d --groups dataset",
+        ),
         results.report: ("fitting and drawing", "isweep report demo"),
+        results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
         predicting.predict: (
             "measuring and fitting",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",
@@ -153,8 +159,10 @@ def parse(arguments: Sequence[str]) -> Command:
     app = application()
     if not arguments:
         raise UsageError("A command is required", way_out="see: isweep --help")
+    # A label such as -1 begins no option's name.
+    words = [f"--label-map={word}" if re.match(r"-(?!-?[a-z])[^=]*=", word) else word for word in arguments]
     try:
-        function, bound, _ = app.parse_args(list(arguments), print_error=False, exit_on_error=False)
+        function, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return Command(function, bound)

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from orchestrator.cli.options import (
     CLUSTER,
+    NAMED,
     SEVERAL,
     Address,
     File,
@@ -21,6 +22,7 @@ from orchestrator.cli.options import (
     Positive,
     ReadingOptions,
     Work,
+    ending,
     real,
     whole,
 )
@@ -153,13 +155,13 @@ class ImageOptions:
 
 
 def measure(
-    source: str,
+    source: Annotated[str, NAMED],
     /,
     *,
     images: ImageOptions = ImageOptions(),
     own: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
-    show_pair: File = None,
+    show_pair: Annotated[Path | None, ending(".png")] = None,
     reading: ReadingOptions = ReadingOptions(),
     address: Address = None,
     num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
@@ -168,7 +170,8 @@ def measure(
     """Measure d_data and label sharpness of your own images.
 
     Args:
-        source: Folder of class folders, .csv, .npz, .npy, prepared folder, or a dataset's name.
+        source: Folder of class folders, table of paths, arrays, shards, prepared folder, or a dataset's name;
+            docs/datasets.md lists all kinds.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
@@ -201,6 +204,8 @@ def measure(
             _show_taken(measured.preparation)
         line(*measured.taken)
         stdout.print(_measure_table(measured.record))
+        if measured.record.label_sharpness is None:
+            line("No label sharpness: there are no labels; --labels names a file of them.")
         line(*describe(measured))
 
     emit(place, measured_document(measured), show)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.sweep_file import parse_sweep, preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
@@ -77,7 +79,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     # By the root's key, if there is a root, isweep locate finds what a message names.
     has_root = os.access(workspace.paths.root, os.W_OK)
     for spec in plan.prepared:
-        images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id)
+        images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id) or _shipped(plan, spec)
         if images[spec.prepared_id] is None and spec.dataset in own:
             key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
             try:
@@ -96,11 +98,23 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             if subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names:
                 _check_class_numbers(subset.prepared.dataset, there.label_names)
             size = max(measure.train_sizes)
-            make_subset(there.labels, there.groups, subset, there.splits, max_train_size=size)
+            names = there.label_names
+            make_subset(
+                there.labels, there.groups, subset, there.splits, max_train_size=size, label_names=names
+            )
         except SweepError as error:
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
     return unopened
+
+
+def _shipped(plan: SweepPlan, spec: PreparedSpec) -> Counted | None:
+    """Return what is known of a set that a package ships: at best each image is its own group."""
+    dataset = plan.datasets[spec.dataset]
+    if not dataset.images_per_class or spec.dials:
+        return None
+    labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
+    return Counted(labels, np.arange(len(labels)), np.zeros(len(labels), np.int8), dataset.label_names)
 
 
 def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
@@ -132,7 +146,7 @@ def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
 def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Say of which dataset and classes a problem is: a sweep has several."""
     about = subset.prepared.dataset
-    if about in f"{error.rule} {error.value}":
+    if error.rule.startswith((f"{about}:", f"{about} ")) or error.value.startswith(f"{about}:"):
         return error
     if subset.class_pair is not None:
         named = (names[label] if label < len(names) else str(label) for label in subset.class_pair)
@@ -199,14 +213,17 @@ def draft_sweep(
         SweepError: for data that cannot be read or are too few, as ``isweep run`` would say it.
     """
     size = ON_GPU if gpu else ON_CPU
-    stem = as_name(name or to.stem)
+    stem = as_name(_ascii(name or to.stem))
+    if not _ascii(name or to.stem):
+        rule = "A sweep file's name, which is the sweep's, needs a letter of a to z or a digit"
+        raise ConfigError(rule, str(to), "name another with --out")
     lines, channels, (train_sizes, test_size) = EXAMPLE, 1, UNKNOWN_SIZES
     if source is not None:
         lines, channels, (train_sizes, test_size) = _own(source, to, size, domain, said or {})
     text = "\n".join(
         [
-            f"# Written by `isweep init{f' {source}' if source else ''}`. Change what you like:",
-            f"# `isweep plan {to}` says what is wrong, `isweep run {to}` does what is left.",
+            f"# Written by `isweep init{f' {_typed(source)}' if source else ''}`. Change what you like:",
+            f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does what is left.",
             f"name: {f'my-{stem}'[:64] if stem in preset_names() else stem}",
             f"models: {size.models}  # isweep models",
             "datasets:  # add others to compare with: isweep datasets",
@@ -236,7 +253,7 @@ def _own(
     if kind is None:
         what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
         raise ConfigError("The images must be of a known kind", str(source), what)
-    stem = as_name(source.absolute().name.split(".")[0])
+    stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:64] if stem in DATASETS else stem
     own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
     spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
@@ -315,6 +332,17 @@ def _rounded(number: int) -> int:
     """Round down to a number that is easy to read, and even, as two equal classes need it."""
     unit = 100 if number >= 1000 else 10 if number >= 40 else 2
     return max(number // unit * unit, 2)
+
+
+def _ascii(text: str) -> str:
+    """Return text without accents; empty where no letter of a to z and no digit is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return plain if any(map(str.isalnum, plain)) else ""
+
+
+def _typed(path: Path) -> str:
+    """Spell a path as it is typed, on one line."""
+    return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(path)))
 
 
 def _flow(value: object) -> str:

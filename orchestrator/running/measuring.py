@@ -128,6 +128,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             request.source,
             f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; "),
         )
+    _refuse_what_is_not_used(request, path)
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)
     suffix = path.suffix.lower()
@@ -137,6 +138,22 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     own = _own_source(_known_kind(path), path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _refuse_what_is_not_used(request: MeasureRequest, path: Path) -> None:
+    suffix, is_file = path.suffix.lower(), path.is_file()
+    as_stored = is_file and suffix in (".npz", ".npy") and request.image_size is None
+    for option, is_unused, what in (
+        (
+            "--labels",
+            bool(request.labels) and not (is_file and suffix == ".npy"),
+            "a .npy; others hold theirs",
+        ),
+        ("--raw", bool(request.raw), "the name of a dataset"),
+        ("--channels", request.channels != 1 and as_stored, "images that are resized, by --image-size"),
+    ):
+        if is_unused:
+            raise ConfigError(f"{option} is for {what}", path.name, "leave it out")
 
 
 def measure_arrays(
@@ -284,11 +301,18 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
         images, notes = _load_npy(path), []
         if request.labels is None:
             return measure_arrays(images, None, (), request, executor)
+        if not request.labels.exists():
+            found, near = str(request.labels), nearest_path(request.labels)
+            raise ConfigError("--labels must be a file that is there", found, near)
         names, labels = _classes(request.labels, own)
         groups = range(len(labels))
         if len(labels) != len(images):
             found = f"{len(labels)} labels, {len(images)} images"
             raise DataError("There must be one label per image", found, "check --labels")
+    if limits := request.settings.pixel_range:
+        values: Any = images
+        outside = np.count_nonzero((values < limits[0]) | (values > limits[1]))
+        notes += [f"  doubtful: values outside pixel_range, {outside:,}"] if outside else []
     measured = measure_arrays(images, labels, names, request, executor)
     return replace(measured, taken=(*_taken(images, labels, names, groups), *notes))
 

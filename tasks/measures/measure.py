@@ -281,7 +281,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
-            "the pixel range of floating-point images is not known; give it to compare label sharpness"
+            "the pixel range of these images is not known; give it (pixel_range) to compare label sharpness"
         )
     return tuple(notes)
 
@@ -303,11 +303,6 @@ class RowProfile:
     first_of: npt.NDArray[np.int64]
     conflicts: list[tuple[int, int]]
     exact: bool
-
-    @property
-    def num_duplicates(self) -> int:
-        """Rows left out because an earlier one is the same."""
-        return len(self.first_of) - len(self.keep)
 
     def precision(self, asked: Precision) -> Precision:
         """What was asked for, in floats where rows are no bytes of one type."""
@@ -355,10 +350,9 @@ def profile_rows(
     return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), first_of, conflicts, exact)
 
 
-Piece = tuple[npt.NDArray[np.uint64], list[int], set[float], str]
-
-
-def row_keys(source: BlockSource, start: int, stop: int) -> Piece:
+def row_keys(
+    source: BlockSource, start: int, stop: int
+) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
     """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
 
     The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -407,8 +408,8 @@ def list_raw(request: RawRequest) -> Listing:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
-    expected = f"expected: {dataset.raw_layout}"
-    raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
+    rule = f"{dataset.name}: the raw download must hold images"
+    raise DataError(rule, found, f"expected: {dataset.raw_layout}")
 
 
 def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
@@ -441,9 +442,15 @@ def _checked(images: ImageTable, request: RawRequest, allowed: float, for_traini
         raise DataError(
             f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
             f"{images.num_conflicts} of {num_images}",
-            "correct the labels, raise image_size, or allow more: --max-skipped-share 1%",
+            f"correct the labels, raise image_size{_allowing(images.num_conflicts, num_images)}",
         )
     return images
+
+
+def _allowing(found: int, total: int) -> str:
+    """Say which option would let it pass, unless most of them are concerned."""
+    share = math.ceil(1000 * found / total) / 10
+    return f", or allow more: --max-skipped-share {share:g}%" if share < 50 else ""
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -494,6 +501,6 @@ def _counted_skips(
         raise DataError(
             f"{name}: at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
-            "isweep locate HASH --raw DIR finds one; mend them, or allow more: --max-skipped-share 1%",
+            f"isweep locate HASH --raw DIR finds one; mend them{_allowing(len(skipped), total)}",
         )
     return skipped

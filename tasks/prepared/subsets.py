@@ -16,6 +16,7 @@ on. The pool of a training set of N images is then (N + test size) / 2 images of
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,8 +35,7 @@ from tasks.prepared.table import number_groups, occurrence, quotas_of
 FILE_LISTS = ("imagenet",)
 """Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of F3)."""
 TEST_GROUP_SHARE = 0.3
-"""Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
-asks."""
+"""Share of the groups that test images are spread over (750 of 2,500 in the study), or more if needed."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def make_subset(
     splits: NDArray[np.int8] | None = None,
     *,
     max_train_size: int | None = None,
+    label_names: Sequence[str] = (),
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
@@ -152,12 +153,14 @@ def make_subset(
         max_train_size: Largest train size that will be asked for, to refuse it here. It changes nothing else,
             unless faults of the released code are on that make the choice depend on it; those subsets have
             to be made anew for every train size.
+        label_names: Names of the classes, for messages; without them classes are numbers.
 
     Raises:
         DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
             missing, or has too few images outside the training groups for the test set.
     """
-    task = _task(labels, groups, np.zeros(len(labels), np.int8) if splits is None else splits, spec)
+    splits = np.zeros(len(labels), np.int8) if splits is None else splits
+    task = _task(labels, groups, splits, spec, label_names)
     if spec.prepared.faults:
         subset = _faulty_subset(task, spec, max_train_size)
     else:
@@ -171,13 +174,19 @@ def make_subset(
         raise DataError(
             f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} test images",
             f"at most {largest} (class: images {per_class})",
-            f"lower train_sizes to at most {largest}, or lower test_size",
+            f"lower train_sizes to at most {largest}, or lower test_size"
+            if largest > 1
+            else "lower test_size",
         )
     return subset
 
 
 def _task(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], splits: NDArray[np.int8], spec: SubsetSpec
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    splits: NDArray[np.int8],
+    spec: SubsetSpec,
+    label_names: Sequence[str] = (),
 ) -> _Task:
     classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
     missing = [str(label) for label in classes if not (labels == label).any()]
@@ -188,7 +197,8 @@ def _task(
     rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
     lookup = {label: index for index, label in enumerate(classes)}
     targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
-    return _Task(rows, targets, tuple(map(str, classes)), groups, splits)
+    names = tuple(label_names[label] if label_names else str(label) for label in classes)
+    return _Task(rows, targets, names, groups, splits)
 
 
 def _split(

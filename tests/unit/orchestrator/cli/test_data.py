@@ -81,6 +81,37 @@ class TestMeasure:
         assert code == 0
         assert "[0, 1] (pixel_range) to [0, 255], cut there" in out
 
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (
+                ("--labels", "y.npy"),
+                "--labels is for a .npy; others hold theirs; found: own.npz",
+            ),
+            (("--raw", "x"), "--raw is for the name of a dataset; found: own.npz"),
+            (
+                ("--channels", "3"),
+                "--channels is for images that are resized, by --image-size; found: own",
+            ),
+        ],
+    )
+    def test_what_would_not_be_used_is_refused(self, run, arrays, words, message):
+        code, _, err = run("measure", str(arrays), *words)
+        assert code == 2
+        assert message in err
+
+    def test_values_that_leave_a_range_are_counted(self, run, arrays):
+        _, out, _ = run("measure", str(arrays), "--pixel-range", "0", "254")
+        assert re.search(r"doubtful: values outside pixel_range, \d+", out)
+
+    def test_labels_that_are_negative_numbers_can_be_mapped(self, run, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(60) % 3 - 1)
+        more = ("--label-map", "0=a", "-1=unsure", "1=b", "--json")
+        code, out, err = run("measure", str(tmp_path / "own.npz"), *more)
+        assert code == 0, err
+        assert json.loads(out)["label_names"] == ["a", "b", "unsure"]
+
     def test_a_range_that_nobody_would_apply_is_refused(self, run, tmp_path):
         source = OWN_WRITERS["folder"](tmp_path / "raw", 0)
         code, _, err = run("measure", str(source), "--pixel-range", "0", "1")

@@ -19,7 +19,7 @@ def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkey
     monkeypatch.setattr(
         results, "read_table", lambda *_, **__: pd.DataFrame({"model": ["m"], "test_loss": [0.5]})
     )
-    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / "table"))
+    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / f"table.{option[2:]}"))
     assert (code, out) == (2, "")
     assert "The file must be one that can be written; found:" in err
 
@@ -197,3 +197,10 @@ def test_fit_takes_any_table(run, tmp_path):
     assert (code, json.loads(out)["num_groups"]) == (0, 4)
     code, _, err = run("fit", str(table), "--response", "loss")
     assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (2, True)
+
+
+def test_claims_need_one_source(run):
+    code, out, _ = run("claims", "--published", "--json")
+    assert (code, len(json.loads(out)["entries"])) == (0, 11)
+    code, _, err = run("claims")
+    assert (code, "claims needs one source; name a sweep, or ask for --published" in err) == (2, True)

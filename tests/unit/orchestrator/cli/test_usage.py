@@ -115,7 +115,10 @@ results smoke --csv | Command "results" parameter --csv requires an argument
 plan smoke --storage s3:/bucket | must name a bucket or host; found: s3:/b
 plan smoke --storage THIS_FILE | --storage must be a folder; found:
 run smoke --address 127.0.0.1:99999 | --address must be host:port of a Ray head
-results smoke --csv a --parquet ./a | --csv and --parquet must name two files; found: a for both
+results smoke --csv mine.yaml | Invalid value for --csv: must be a file that ends with .csv, got 'mine.yaml'
+results smoke --csv "" | must be a file that ends with .csv, got ''
+results smoke --parquet a.csv | must be a file that ends with .parquet, got
+measure "" | must not be empty; leave the option out
 PREDICT --train-size 9 --measured absent.json | --measured is for numbers that are not given; found: --d-dat
 plan smoke --storage foo://me:secret@x | found: foo://…; use a path
 """
