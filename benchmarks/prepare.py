@@ -118,7 +118,7 @@ from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.remote import InlineExecutor
 row, raw = dataset_spec("mri_lesion"), None
-spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1)
+spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=300)
 if sys.argv[2]:
     raw, spec = Path(sys.argv[2]), PreparedSpec(dataset="bench", image_size=224, channels=1)
     kind = "npz" if raw.suffix == ".npz" else "folder"
