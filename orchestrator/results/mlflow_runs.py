@@ -297,8 +297,9 @@ class SweepRuns:
         known.status = status
 
     def _set_aside(self, run_id: str) -> None:
-        self.client.set_tag(run_id, DUPLICATE_TAG, "true")
+        # In this order: whoever has the tag is not looked at again, and would be RUNNING for ever.
         self.client.set_terminated(run_id, "KILLED")
+        self.client.set_tag(run_id, DUPLICATE_TAG, "true")
 
 
 def _has_too_much(

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import environment
-from tests.simulation.world import Violation, run_seed
+from tests.simulation.workers import Violation
+from tests.simulation.world import NAMED, run_named, run_seed
 
-CHUNK = 50
+CHUNK, NUM_OF_EACH = 50, 20
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path)
     asked = parser.parse_args()
     began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)
-    chunks = range(asked.first, asked.first + asked.schedules, CHUNK)
+    chunks = [*NAMED, *range(asked.first, asked.first + asked.schedules, CHUNK)]
     with multiprocessing.get_context("fork").Pool() as pool:
         for found, wrong, slow in pool.imap_unordered(run_chunk, chunks):
             met, violations, slowest = met + found, violations + wrong, max(slowest, slow)
@@ -36,7 +37,7 @@ def main() -> int:
                 break
     seconds = time.monotonic() - began
     document = {
-        "schedules": len(chunks) * CHUNK,
+        "schedules": asked.schedules + NUM_OF_EACH * len(NAMED),
         "violations": len(violations),
         "seconds": round(seconds, 1),
         "processes": os.cpu_count(),
@@ -53,11 +54,11 @@ def main() -> int:
     return 1 if violations else 0
 
 
-def run_chunk(first: int) -> tuple[Counter[str], list[str], tuple[float, int]]:
-    """Run a chunk of seeds; returns faults met, violations, and the slowest seed."""
+def run_chunk(which: int | str) -> tuple[Counter[str], list[str], tuple[float, int]]:
+    """Run a chunk of seeds, or a named schedule with some; returns faults met, violations, the slowest."""
     logging.disable(logging.CRITICAL)
-    met, violations, slowest = Counter[str](), list[str](), (0.0, first)
-    for seed, seconds, found in _runs(first):
+    met, violations, slowest = Counter[str](), list[str](), (0.0, 0)
+    for seed, seconds, found in _runs(which):
         slowest = max(slowest, (seconds, seed))
         if isinstance(found, str):
             violations.append(found)
@@ -66,13 +67,15 @@ def run_chunk(first: int) -> tuple[Counter[str], list[str], tuple[float, int]]:
     return met, violations, slowest
 
 
-def _runs(first: int) -> Iterator[tuple[int, float, Counter[str] | str]]:
-    for seed in range(first, first + CHUNK):
+def _runs(which: int | str) -> Iterator[tuple[int, float, Counter[str] | str]]:
+    named = isinstance(which, str)
+    for seed in range(NUM_OF_EACH) if named else range(which, which + CHUNK):
         began = time.monotonic()
         try:
-            found: Counter[str] | str = Counter(dict.fromkeys(run_seed(seed).outside.met, 1))
+            world = run_named(which, seed) if named else run_seed(seed)
+            found: Counter[str] | str = Counter(dict.fromkeys(world.outside.met, 1))
         except Violation as error:
-            found = str(error)
+            found = f"seed {seed} of {which}: {error}" if named else str(error)
         yield seed, time.monotonic() - began, found
 
 

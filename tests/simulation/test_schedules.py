@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.world import REAL, World, run_seed
+from tests.simulation.world import NAMED, REAL, run_named, run_seed
 
 NUM_SEEDS, CHUNK = 500, 50
-FOUND = {
-    "a_diverged_cell_of_new_data_shows_the_loss_of_the_old": 8,
-    "a_run_reopened_with_a_lost_reply_stays_running": 297,
-}
-"""Seeds that found a fault of the product, by its name."""
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SEEDS, CHUNK))
@@ -26,15 +21,10 @@ def test_what_must_hold_holds(first, request):
         run_seed(seed)
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_what_was_found_is_mended(name):
-    run_seed(FOUND[name])
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_what_is_broken_for_real_is_simulated_too(name):
+@pytest.mark.parametrize("name", NAMED)
+def test_what_is_broken_for_real_or_was_found_is_simulated_too(name):
     for seed in range(5):
-        assert World(seed, REAL[name]).run().outside.met.total() > 0
+        assert run_named(name, seed).outside.met.total() > 0
 
 
 def test_every_long_run_on_real_processes_has_a_schedule_of_its_name():

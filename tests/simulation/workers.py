@@ -23,7 +23,6 @@ from tests.unit.orchestrator.results.examples import diverged, trial_result
 
 LONGEST_SILENCE_S = {"trial hangs": 1200.0, "worker says nothing": 120.0}
 SLOTS = 3
-SECONDS = 8.0
 NODES = ("10.0.0.1", "10.0.0.2")
 SLOW_S = 3.0
 TOLD = {
@@ -90,15 +89,22 @@ class SimulatedExecution:
         outside: Its faults hit workers.
         process: The driver's.
         data: Fingerprint of the images.
+        seconds: How long a cell takes, about.
         begins: Is told of every cell that a worker begins.
         told: Failures that the sweep told so far, each with its kind.
     """
 
     def __init__(
-        self, outside: Outside, process: Process, data: str, begins: Callable[[str], None], told: list[Any]
+        self,
+        outside: Outside,
+        process: Process,
+        data: str,
+        seconds: float,
+        begins: Callable[[str], None],
+        told: list[Any],
     ) -> None:
         self._outside, self._process, self._data, self._begins = outside, process, data, begins
-        self._told, self._failed = told, Counter[str]()
+        self._told, self._failed, self._seconds = told, Counter[str](), seconds
         self.arrays, self._said, self._trials = Arrays(), list[Any](), dict[str, SimulatedTrial]()
         self._killed: set[str] = set()
 
@@ -134,7 +140,7 @@ class SimulatedExecution:
 
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
         outside = self._outside
-        seconds = SECONDS * (0.5 + outside.random.random())
+        seconds = self._seconds * (0.5 + outside.random.random())
         now = outside.scheduler.now
         trial = SimulatedTrial(config, outside.random.choice(NODES), now + seconds, began=now)
         fault = outside.take(*TOLD, *LOST, "trial hangs", "worker says nothing")
@@ -163,7 +169,7 @@ class SimulatedExecution:
         if trial.fault:
             return self._fails(trials, iteration, running, trial)
         report = CellReport(
-            started_at=now - SECONDS,
+            started_at=now - self._seconds,
             finished_at=now,
             outcome=outcome(trial.trial_id, self._data),
             data_fingerprint=self._data,

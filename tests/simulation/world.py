@@ -89,7 +89,9 @@ class World:
         self.holders: list[Process] = []
         self.num_seeds, self.data, self.num_drivers = 2, "f", 0
         self.started: list[tuple[Process, Task]] = []
-        self.outside.second = lambda: self._start("other")
+        self.outside.second = lambda: self._start(f"root of driver {self.num_drivers + 1}")
+        # Long enough, now and then, for a second driver to wait for the first one's lease in vain.
+        self.seconds = random.choice((8.0, 8.0, 60.0))
 
     @property
     def plan(self) -> SweepPlan:
@@ -194,6 +196,13 @@ class World:
                 tracker.close(ending)
                 if not process.dead:
                     self.holders.remove(process)
+            answers = all(
+                until < self.scheduler.now - 60
+                for kind, until in outside.lasting.items()
+                if kind.startswith("server")
+            )
+            if tracker.num_behind and answers:
+                raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
             # A server's older state, or a request that a proxy repeats, is found at the next start.
             unknown = outside.met["server restored"] + outside.met["server doubles"]
             if not tracker.num_behind and not unknown:
@@ -214,7 +223,7 @@ class World:
         monitor = Monitor(self.told, lambda name: self.sealed.add((name, workspace.data)))
         run = Run(plan, None, CLUSTER, Resources(1, 0), stored, tracker, monitor)
         work = GridWork(run, pending, lambda subset, size: None, state=state)
-        execution = SimulatedExecution(self.outside, process, workspace.data, begins, self.told)
+        execution = SimulatedExecution(self.outside, process, workspace.data, self.seconds, begins, self.told)
         try:
             Trials(run, work, execution, clock).run()
         except StorageAway as error:
@@ -345,6 +354,11 @@ def shrink(
     return faults, error, log
 
 
+def run_named(name: str, seed: int) -> World:
+    """Run a schedule of :data:`NAMED` with the delays and turns of a seed."""
+    return World(seed, sorted(NAMED[name])).run()
+
+
 def _repeated(kind: str, steps: Sequence[int], amount: float = 0.0) -> list[Fault]:
     return [Fault(step, kind, amount) for step in steps]
 
@@ -368,3 +382,18 @@ REAL = {
     "two hosts parted 60 s": _repeated("node lost", (30, 34, 38)),
 }
 """What stands here for each long run on real processes (``make chaos``), by its name."""
+
+FOUND = {
+    "a diverged cell of new data shows the loss of the old": _repeated("data changed", (100,)),
+    "a run reopened with a lost reply stays running": [
+        *_repeated("file damaged", range(60, 200, 20), 0.2),
+        *_repeated("server resets", range(200, 400, 15), 3.0),
+    ],
+    "two drivers take over a dead one's lease": [
+        *_repeated("second driver", (20, 22, 24)),
+        *_repeated("driver killed", (40,)),
+    ],
+    "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
+}
+"""What found a fault of the product, or needs several things at once to go wrong."""
+NAMED = {**REAL, **FOUND}
