@@ -206,8 +206,9 @@ def measure(
         return _found(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
-    if image_size is not None:
-        raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
+    if image_size is not None or channels != 1:
+        found = f"image_size {image_size}, channels {channels}"
+        raise ConfigError("image_size and channels are for image files", found, "change the array before")
     array, written = _array("Images", images), None if labels is None else _array("Labels", labels)
     if written is not None and written.shape != (len(array),):
         found = f"{written.shape} labels, {len(array)} images"
@@ -232,9 +233,12 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
 
 def _array(what: str, given: Any) -> npt.NDArray[Any]:
     try:
-        return np.asarray(given)
+        array = np.asarray(given)
     except ValueError as error:
         raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
+    if array.ndim == 0:
+        raise DataError(f"{what} must make one array", type(given).__name__, "give an array or a list")
+    return array
 
 
 def root_text(root: object) -> str | None:

@@ -316,7 +316,7 @@ def _complete(numbers: Mapping[str, float]) -> None:
         raise ConfigError(
             "A prediction needs d_data and label_sharpness",
             f"no {' and no '.join(missing)}",
-            "give the numbers, a measurement with labels, or a pilot",
+            "give --d-data and --label-sharpness, images with labels (--measured), or a pilot (--pilot)",
         )
 
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 import logging.handlers
 import os
+import re
 import shlex
 import sys
 from collections import deque
@@ -61,8 +62,8 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         results.fit: ("fitting", "isweep fit demo"),
         results.report: ("fitting and drawing", "isweep report demo"),
         predicting.predict: (
-            "measuring and fitting",
-            "isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",
+            "fitting",
+            "isweep predict demo --model small_cnn --pilot ./my-images --train-size 1000",
         ),
     },
     "Designs": {
@@ -154,15 +155,30 @@ def parse(arguments: Sequence[str]) -> Command:
     if not arguments:
         raise UsageError("A command is required", way_out="see: isweep --help")
     try:
-        function, bound, _ = app.parse_args(list(arguments), print_error=False, exit_on_error=False)
+        function, bound, _ = app.parse_args(joined(arguments), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return Command(function, bound)
 
 
+def joined(words: Sequence[str]) -> list[str]:
+    """Join ``--label-map`` and each of its values to one word, so that a label may begin with a hyphen."""
+    found, within = list[str](), False
+    for word in words:
+        is_option = word.startswith("-") and ("=" not in word or re.match("--[a-z]", word) is not None)
+        if within and not is_option:
+            found.append(f"--label-map={word}")
+            continue
+        within = word == "--label-map"
+        found += [] if within else [word]
+    return found
+
+
 def explained(error: CycloptsError, words: Sequence[str]) -> UsageError:
     """Say what is wrong with a command line and where its help is."""
     error.verbose = False
+    if dash := next((word for word in words if re.match("[‐-―−]", word)), ""):
+        return UsageError("Options begin with plain hyphens", dash, "type it: pages write other dashes")
     said = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):

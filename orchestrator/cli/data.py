@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from orchestrator.cli.options import (
     CLUSTER,
+    NAMED,
     SEVERAL,
     Address,
     File,
@@ -21,6 +22,7 @@ from orchestrator.cli.options import (
     Positive,
     ReadingOptions,
     Work,
+    file_of,
     real,
     whole,
 )
@@ -61,7 +63,7 @@ def prepare(
     /,
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    montage: File = None,
+    montage: Annotated[Path | None, file_of(".png")] = None,
     sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
     work: Work = Work(),
@@ -77,7 +79,7 @@ def prepare(
     from orchestrator.commands import prepare_one
     from orchestrator.running.progress import Progress
 
-    if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
+    if montage is not None and not montage.absolute().parent.is_dir():
         raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
     record = prepare_one(
         name,
@@ -136,8 +138,8 @@ class ImageOptions:
         raw: Raw download, for a dataset's name.
         class_pair: Only these two classes, by name.
         train_sizes: Nested sizes to measure beside all images.
-        image_size: Resize to this side (image files: 224).
-        channels: 1 (default) or 3.
+        image_size: Resize to this side (default: 224 for image files; arrays stay as they are).
+        channels: 1 (default) or 3; arrays are measured as they are without --image-size.
     """
 
     labels: File = None
@@ -153,13 +155,13 @@ class ImageOptions:
 
 
 def measure(
-    source: str,
+    source: Annotated[str, NAMED],
     /,
     *,
     images: ImageOptions = ImageOptions(),
     own: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
-    show_pair: File = None,
+    show_pair: Annotated[Path | None, file_of(".png")] = None,
     reading: ReadingOptions = ReadingOptions(),
     address: Address = None,
     num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
@@ -168,7 +170,7 @@ def measure(
     """Measure d_data and label sharpness of your own images.
 
     Args:
-        source: Folder of class folders, .csv, .npz, .npy, prepared folder, or a dataset's name.
+        source: Folder, archive, table or file of arrays (docs/datasets.md), or a dataset's name.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.

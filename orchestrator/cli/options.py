@@ -79,6 +79,18 @@ def _named_openly(text: str) -> str:
     return text
 
 
+def file_of(*endings: str) -> Parameter:
+    """Return how to read the path of a file to write: one of another ending is not written over."""
+
+    def check(text: str) -> Path:
+        path = Path(_named(text))
+        if path.suffix.lower() not in endings:
+            raise ValueError(f"must end in {' or '.join(endings)}, got {text!r}")
+        return path
+
+    return Parameter(converter=_each(check), metavar="FILE")
+
+
 SEVERAL = (1, None)  # words that one option takes
 NAMED, NAMED_OPENLY = Parameter(converter=_each(_named)), Parameter(converter=_each(_named_openly))
 CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
@@ -207,8 +219,9 @@ class ReadingOptions:
     """How to read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, as 0.01 or 1%; one file
-            may always be, unless it is 0 (default 0.1%).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, and of its images that may
+            equal one with another label, as 0.01 or 1%; one file may always be, unless it is 0 (default
+            0.1%).
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001

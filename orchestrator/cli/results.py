@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from orchestrator.cli.options import File, FromStore, Place, Sweep, whole
+from orchestrator.cli.options import FromStore, Place, Sweep, file_of, whole
 from orchestrator.cli.printing import cell, emit, grid, line, show_tables, stdout, tell, written
 from orchestrator.commands import Mirror
 from search_spaces.errors import ConfigError, unknown_name
@@ -87,14 +87,22 @@ class RowOptions:
         """
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
+        if self.descending and not self.sort:
+            raise ConfigError("--descending is for --sort", "no --sort", "e.g. --sort loss --descending")
+        whole, wanted = table, dict[str, str]()
         for word in self.where:
             name, sign, value = word.partition("=")
             if not sign:
                 raise ConfigError("--where must be COLUMN=VALUE", word, "e.g. --where dataset=digits")
-            values = table[_column(name, table)].map(_text)
+            column = _column(name, whole)
+            values = whole[column].map(_text)
             if value not in set(values):
                 raise unknown_name(f"{name} of these results", value, sorted(set(values)))
-            table = table[values == value]
+            if wanted.setdefault(column, value) != value:
+                raise ConfigError(f"--where must give {name} one value", f"{wanted[column]} and {value}")
+            table = table[values[table.index] == value]
+        if table.empty:
+            raise ConfigError("--where must leave a row", " ".join(self.where), "leave one of them out")
         if self.best:
             from orchestrator.analysis.tables import best_models
 
@@ -145,9 +153,9 @@ def results(
     /,
     *,
     chosen: RowOptions = RowOptions(),
-    csv: File = None,
-    parquet: File = None,
-    predictions: File = None,
+    csv: Annotated[Path | None, file_of(".csv")] = None,
+    parquet: Annotated[Path | None, file_of(".parquet")] = None,
+    predictions: Annotated[Path | None, file_of(".parquet")] = None,
     from_store: FromStore = False,
     search: bool = False,
     place: Place = Place(),
@@ -167,8 +175,6 @@ def results(
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
         return write_predictions(sweep, predictions, place)
-    if csv and parquet and csv.absolute() == parquet.absolute():
-        raise ConfigError("--csv and --parquet must name two files", f"{csv} for both")
     table = read_search(sweep, place) if search else read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (chosen.shown, "train_size")
@@ -241,7 +247,7 @@ class TableOptions:
     on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
-    figure: File = None
+    figure: Annotated[Path | None, file_of(".svg", ".pdf", ".png")] = None
 
     def fit(self, path: Path, place: Place) -> None:
         """Fit a table within and between its groups, and print what it says.

@@ -114,7 +114,7 @@ def ls(*, place: Place = Place()) -> None:
     rows: list[dict[str, Any]] = []
     for name in paths.sweep_names():
         num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
-        rows.append(_row("sweep", name, paths.sweep(name).folder, f"{num} trials with a result"))
+        rows.append(_row("sweep", name, paths.sweep(name).folder, f"{num} result files"))
     for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
         rows.append(_row("prepared data", folder.name, folder, ""))
     for path in sorted(paths.recipes.glob("*.yaml")):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import parse_sweep, preset_names
-from search_spaces.datasets import DATASETS, own_dataset_spec
+from search_spaces.datasets import DATASETS, PACKAGED, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
@@ -58,7 +58,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
-    wrong with labels, groups, splits and names of files; no image is opened.
+    wrong with labels, groups, splits and names of files; no image is opened. So are data that packages ship.
 
     Args:
         workspace: The sweep.
@@ -77,15 +77,22 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     # By the root's key, if there is a root, isweep locate finds what a message names.
     has_root = os.access(workspace.paths.root, os.W_OK)
     for spec in plan.prepared:
-        images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id)
-        if images[spec.prepared_id] is None and spec.dataset in own:
+        there: PreparedDataset | Counted | None = workspace.prepared.get(spec.prepared_id)
+        dataset, path = plan.datasets[spec.dataset], own.get(spec.dataset)
+        if there is None and (path or dataset in PACKAGED):
             key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
             try:
-                listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
-                unopened[spec.prepared_id] = len(listing.items)
-                images[spec.prepared_id] = counted(listing)
+                listing = list_raw(RawRequest(dataset, spec, path, key))
+                there = counted(listing)
             except SweepError as error:
                 problems.append(error)
+            else:
+                unopened[spec.prepared_id] = len(listing.items)
+        if path and there is not None and dataset.label_names not in ((), there.label_names):
+            rule = f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in their order"
+            found = f"{', '.join(dataset.label_names)}; classes: {', '.join(there.label_names[:20])}"
+            problems.append(DataError(rule, found, "leave it out"))
+        images[spec.prepared_id] = there
     for measure in plan.measures:
         subset = measure.subset
         there = images[subset.prepared.prepared_id]
@@ -96,7 +103,9 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             if subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names:
                 _check_class_numbers(subset.prepared.dataset, there.label_names)
             size = max(measure.train_sizes)
-            make_subset(there.labels, there.groups, subset, there.splits, max_train_size=size)
+            make_subset(
+                there.labels, there.groups, subset, there.splits, there.label_names, max_train_size=size
+            )
         except SweepError as error:
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
@@ -132,7 +141,7 @@ def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
 def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Say of which dataset and classes a problem is: a sweep has several."""
     about = subset.prepared.dataset
-    if about in f"{error.rule} {error.value}":
+    if f"{error.rule} {error.value}".startswith((f"{about}: ", f"{about} ", f"{about}, ")):
         return error
     if subset.class_pair is not None:
         named = (names[label] if label < len(names) else str(label) for label in subset.class_pair)
@@ -294,7 +303,9 @@ def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
         asked = max(min(size.most_tested, round(share * len(found.labels))), 2)
         subset = SubsetSpec(prepared=spec, class_pair=None, test_size=asked)
         try:
-            order = make_subset(found.labels, found.groups, subset, found.splits).train_order
+            order = make_subset(
+                found.labels, found.groups, subset, found.splits, found.label_names
+            ).train_order
             break
         except DataError as error:
             problem = error

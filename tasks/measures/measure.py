@@ -161,6 +161,11 @@ def measure_array(
     settings = replace(settings or MeasureSettings(), **asked)
     array = as_channels_first(as_array(images))
     checked_source(array)
+    if (limits := settings.pixel_range) is not None:
+        low, high = float(array.min()), float(array.max())
+        if low < limits[0] or high > limits[1]:
+            rule = f"pixel_range must hold all values, and {limits[0]:g} to {limits[1]:g} does not"
+            raise DataError(rule, f"{low:g} to {high:g}", "give black and white of the images")
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
@@ -281,7 +286,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
-            "the pixel range of floating-point images is not known; give it to compare label sharpness"
+            "the pixel range of these images is not known; give it (--pixel-range) to compare label sharpness"
         )
     return tuple(notes)
 

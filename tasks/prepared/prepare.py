@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -441,9 +442,15 @@ def _checked(images: ImageTable, request: RawRequest, allowed: float, for_traini
         raise DataError(
             f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
             f"{images.num_conflicts} of {num_images}",
-            "correct the labels, raise image_size, or allow more: --max-skipped-share 1%",
+            "correct the labels, raise image_size" + _allow_more(images.num_conflicts, num_images),
         )
     return images
+
+
+def _allow_more(num: int, total: int) -> str:
+    """Name the share that lets so many through, unless that is most of them."""
+    percent = math.ceil(100 * num / total)
+    return f", or allow more: --max-skipped-share {percent}%" if percent <= 50 else ""
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -494,6 +501,6 @@ def _counted_skips(
         raise DataError(
             f"{name}: at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
-            "isweep locate HASH --raw DIR finds one; mend them, or allow more: --max-skipped-share 1%",
+            "isweep locate HASH --raw DIR finds one; mend them" + _allow_more(len(skipped), total),
         )
     return skipped

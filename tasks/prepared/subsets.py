@@ -16,6 +16,7 @@ on. The pool of a training set of N images is then (N + test size) / 2 images of
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Subset:
         train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
         test_labels: ``(test_size,)`` labels.
-        class_names: Spelling of each class for messages: its index in the prepared dataset.
+        class_names: Spelling of each class for messages.
         shared_group_share: Share of test images whose group is also in ``train_order``; 0 unless a fault of
             the released code is switched on.
     """
@@ -135,6 +136,7 @@ def make_subset(
     groups: NDArray[np.int64],
     spec: SubsetSpec,
     splits: NDArray[np.int8] | None = None,
+    label_names: Sequence[str] = (),
     *,
     max_train_size: int | None = None,
 ) -> Subset:
@@ -149,6 +151,7 @@ def make_subset(
             matter.
         spec: Class pair, test size, seed.
         splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
+        label_names: What messages call the classes; their indices where there is none.
         max_train_size: Largest train size that will be asked for, to refuse it here. It changes nothing else,
             unless faults of the released code are on that make the choice depend on it; those subsets have
             to be made anew for every train size.
@@ -157,7 +160,8 @@ def make_subset(
         DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
             missing, or has too few images outside the training groups for the test set.
     """
-    task = _task(labels, groups, np.zeros(len(labels), np.int8) if splits is None else splits, spec)
+    splits = np.zeros(len(labels), np.int8) if splits is None else splits
+    task = _task(labels, groups, splits, spec, label_names)
     if spec.prepared.faults:
         subset = _faulty_subset(task, spec, max_train_size)
     else:
@@ -167,17 +171,21 @@ def make_subset(
             raise AssertionError("a group is on both sides of the split")
     largest = subset.max_train_size
     if max_train_size is not None and max_train_size > largest:
-        per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
+        counts = zip(subset.class_names, subset.class_counts(largest), strict=True)
         raise DataError(
             f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} test images",
-            f"at most {largest} (class: images {per_class})",
-            f"lower train_sizes to at most {largest}, or lower test_size",
+            f"at most {largest} ({', '.join(f'{name}: {count}' for name, count in counts)})",
+            f"lower train_sizes to at most {largest}, or lower test_size" if largest else "lower test_size",
         )
     return subset
 
 
 def _task(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], splits: NDArray[np.int8], spec: SubsetSpec
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    splits: NDArray[np.int8],
+    spec: SubsetSpec,
+    label_names: Sequence[str],
 ) -> _Task:
     classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
     missing = [str(label) for label in classes if not (labels == label).any()]
@@ -188,7 +196,8 @@ def _task(
     rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
     lookup = {label: index for index, label in enumerate(classes)}
     targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
-    return _Task(rows, targets, tuple(map(str, classes)), groups, splits)
+    names = (label_names[label] if label < len(label_names) else str(label) for label in classes)
+    return _Task(rows, targets, tuple(names), groups, splits)
 
 
 def _split(
@@ -294,7 +303,8 @@ def split_validation(
             "tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     labels, groups = prepared.labels, prepared.groups
-    subset = make_subset(labels, groups, spec, prepared.splits, max_train_size=train_size)
+    names = prepared.label_names
+    subset = make_subset(labels, groups, spec, prepared.splits, names, max_train_size=train_size)
     rows, targets = subset.train_order[:train_size], subset.train_labels[:train_size]
     members, num_classes = number_groups(groups[rows]), subset.num_classes
     counts, balanced = np.bincount(targets, minlength=num_classes), num_classes == 2

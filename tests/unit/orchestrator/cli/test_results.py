@@ -19,9 +19,30 @@ def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkey
     monkeypatch.setattr(
         results, "read_table", lambda *_, **__: pd.DataFrame({"model": ["m"], "test_loss": [0.5]})
     )
-    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / "table"))
+    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / f"table.{option[2:]}"))
     assert (code, out) == (2, "")
     assert "The file must be one that can be written; found:" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--where model=a --where model=b", "--where must give model one value; found: a and b"),
+        ("--where model=a --where N=60", "--where must leave a row; found: model=a N=60"),
+        ("--where model=c", "found: 'c'; known models of these results: a, b"),
+        ("--descending", "--descending is for --sort; found: no --sort"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(run, monkeypatch, words, said):
+    import pandas as pd
+
+    from orchestrator.cli import results
+
+    table = pd.DataFrame({"model": ["a", "b"], "train_size": [30, 60]})
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    code, out, err = run("results", "smoke", *words.split())
+    assert (code, out) == (2, "")
+    assert said in err
 
 
 def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):

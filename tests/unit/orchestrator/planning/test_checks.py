@@ -51,6 +51,42 @@ def test_more_images_than_there_are_files_are_refused(opened, pairs, train_size,
         check_feasible(opened(pairs, train_size))
 
 
+@pytest.mark.parametrize(("was", "now", "about"), [
+    ("test_size: 10", "test_size: 100", "s: Class cat needs 50 test images; found: 30 that"),
+    ("[20]", "[400]", "s: Train size 400 needs .*; found: at most 50 \\(cat: 25, dog: 25\\); lower train"),
+    ("test_size: 10", "test_size: 60", "found: at most 0 \\(cat: 0, dog: 0\\); lower test_size\\.$"),
+    ("channels: 1}", "channels: 1, class_names: [dog, cat]}",
+     "datasets.s.own.class_names must be .*; found: dog, cat; classes: cat, dog; leave it out"),
+])  # fmt: skip
+def test_a_refusal_names_dataset_and_classes(tmp_path, was, now, about):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for place in range(30):
+            (tmp_path / "images" / name / f"{place}.png").touch()
+    text = (SWEEP % ("", 20)).replace("name: mine", "name: s").replace(was, now, 1)
+    (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=about):
+        check_feasible(Workspace.open(str(tmp_path / "sweep.yaml"), tmp_path / "root"))
+
+
+@pytest.mark.parametrize(("sizes", "about"), [
+    ({"test_size": 100_000}, "digits, classes 3 and 8: Class 3 needs 50000 test images; found: 183 that"),
+    ({"train_sizes": [60, 99_999]}, "digits, classes 3 and 8: Train size 99999 needs .* found: at most 2"),
+])  # fmt: skip
+def test_more_images_than_a_package_ships_are_refused(tmp_path, sizes, about):
+    digits = {
+        "name": "shipped",
+        "models": ["small_cnn"],
+        "train_sizes": [60],
+        "test_size": 100,
+        "recipe": "smoke",
+    }
+    digits |= {"datasets": [{"name": "digits", "class_pairs": [["3", "8"]]}], "image_size": 16}
+    assert check_feasible(Workspace.open(digits, tmp_path / "root"))
+    with pytest.raises(DataError, match=about):
+        check_feasible(Workspace.open(digits | sizes, tmp_path / "root"))
+
+
 def test_numbers_of_classes_that_are_called_by_other_numbers_are_refused(opened):
     with pytest.raises(DataError, match="mine: places 0 to 2 are classes 1, 11, 21; name them as text"):
         check_feasible(opened("[[1, 11]]"))

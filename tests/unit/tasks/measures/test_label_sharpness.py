@@ -95,7 +95,7 @@ def test_conventions_are_recorded(images):
     assert wide.convention.pixel_range == (0.0, 65535.0)
     unknown = measure_array(images / 255.0, np.arange(80) % 2)
     assert unknown.label_sharpness.convention.pixel_range is None
-    assert "pixel range of floating-point images is not known" in unknown.notes[0]
+    assert "pixel range of these images is not known" in unknown.notes[0]
 
 
 @pytest.mark.parametrize(
