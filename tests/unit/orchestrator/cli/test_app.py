@@ -1,5 +1,6 @@
 """Help, version, completion, pipes."""
 
+import os
 import shlex
 import signal
 import subprocess
