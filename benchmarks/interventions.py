@@ -3,13 +3,10 @@
 Reads a table of ``isweep results interventions --csv FILE``, as a rule the committed one, fits it as the
 report does, and counts the losses that another table has within 0.1 %. ``--keep`` writes the columns that the
 fit needs, rounded to five digits, and what it found, to ``benchmarks/results``.
-
-Usage: python benchmarks/interventions.py [--json] [--table FILE] [--against FILE] [--keep]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from dataclasses import asdict
@@ -18,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from harness import Found, run
 
 from orchestrator.analysis import read_csv
 from orchestrator.analysis.interventions import fit_interventions
@@ -35,39 +33,23 @@ COLUMNS = [
 EQUAL = 1e-3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--table", type=Path, default=KEPT)
-    parser.add_argument("--against", type=Path, help="table of another run")
-    parser.add_argument("--keep", action="store_true", help="write to benchmarks/results")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    table = read_csv(arguments.table)
+def interventions(*, table: Path = KEPT, against: Path | None = None, keep: bool = False) -> Found:
+    """Fit a table; ``against`` compares it with that of another run, ``keep`` writes both to the results."""
+    rows = read_csv(table)
     with tempfile.TemporaryDirectory() as root:
         workspace = Workspace.open("interventions", root)
     arms = arms_of(workspace)
-    found: dict[str, Any] = {
-        "name": "interventions",
-        "trials": len(table),
-        "planned": len(workspace.plan.trials),
-        **json.loads(json.dumps(asdict(fit_interventions(table, arms)))),
-    }
-    if arguments.against:
-        found["repeated"] = repeated(table, read_csv(arguments.against))
-    if arguments.keep:
-        moves = table["dataset"].map({arm.dataset: arm.moves for arm in arms})
-        rows = table.assign(moves=moves)[COLUMNS].sort_values(CELL)
-        rows.to_csv(KEPT, index=False, float_format="%.5g")
+    found: Found = {"trials": len(rows), "planned": len(workspace.plan.trials)}
+    found |= json.loads(json.dumps(asdict(fit_interventions(rows, arms))))
+    if against:
+        found["repeated"] = repeated(rows, read_csv(against))
+    if keep:
+        moves = rows["dataset"].map({arm.dataset: arm.moves for arm in arms})
+        kept = rows.assign(moves=moves)[COLUMNS].sort_values(CELL)
+        kept.to_csv(KEPT, index=False, float_format="%.5g")
         text = json.dumps(found, indent=1, ensure_ascii=False)
         KEPT.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    if arguments.json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    print(found["answer"])
-    for effect in found["effects"]:
-        low, high = effect["interval"] or (np.nan, np.nan)
-        print(f"{effect['estimand']} {effect['arm']}: {effect['value']:.2f} ({low:.2f} to {high:.2f})")
-    print(found.get("repeated", ""))
+    return found
 
 
 def repeated(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, Any]:
@@ -91,4 +73,4 @@ def repeated(one: pd.DataFrame, two: pd.DataFrame) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(interventions)

@@ -22,7 +22,7 @@ from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
 from tasks.measures.estimators import estimate
 from tasks.measures.measure import intrinsic_dimension, measure_nested
-from tasks.measures.neighbors import BLOCK_ROWS, HELD_BYTES, nested_neighbors
+from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.records import MeasureSettings
 from tasks.prepared.store import ShardedRows, create_store, rows_per_shard, write_rows
 from tasks.remote import Executor, InlineExecutor, RayExecutor
@@ -282,51 +282,6 @@ def workers(*, side: int = 224, num_images: int = 6000, repeats: int = 3) -> Fou
     return {**timing.against("one Ray worker"), "speed_up": 1 / timing.ratio(0, 1)}
 
 
-GROWN = [
-    ("paper, one dataset", 1_750, 150_528),
-    ("MNIST", 60_000, 784),
-    ("CheXpert, grey", 190_000, 50_176),
-    ("ImageNet", 1_281_167, 150_528),
-]
-NUM_ROWS, FEW, MANY = 12_288, 16, 8_208
-
-
-def growth(*, data: Kind = "uint8", repeats: int = 3) -> Found:
-    """What measuring would cost at other sizes: two constants measured here, and the law of growth.
-
-    ``seconds = N² / 2 · (2 D / rate + per_pair) / workers``: every pair of rows once, D multiply-adds for
-    its product and a fixed time to file it, in CPU time of one core. Reading is ``N² · row bytes / (2 · rows
-    held)``. The table is a simulation from the constants, not a measurement at those sizes.
-    """
-    rows = images_of(data, (NUM_ROWS, MANY))
-    few = np.ascontiguousarray(rows[:, :FEW])
-    labels = np.arange(NUM_ROWS) % 2
-
-    def search(part: np.ndarray) -> None:
-        nested_neighbors(part, labels, [NUM_ROWS], 20)
-
-    with threads(1):
-        timing = take_turns(lambda: search(few), lambda: search(rows), repeats=repeats, warm=True)
-    short, long = map(min, timing.cpu)
-    pairs = NUM_ROWS**2 / 2
-    rate = 2 * pairs * (MANY - FEW) / (long - short)
-    per_pair = short / pairs - 2 * FEW / rate
-    table = [
-        {
-            "case": name,
-            "num_rows": n,
-            "num_features": d,
-            "workers": count,
-            "seconds": n**2 / 2 * (2 * d / rate + per_pair) / count,
-            "bytes_read_if_uint8": n**2 * d // (2 * min(BLOCK_ROWS, HELD_BYTES // d)),
-        }
-        for name, n, d in GROWN
-        for count in (1, 16, 256)
-    ]
-    constants = {"flop_per_s": rate, "seconds_per_pair": per_pair}
-    return {"ours": constants, "theirs": {}, "ratio": {}, "table": table}
-
-
 OURS = ("mle", "twonn", "gride")
 FAST = ("MLE", "TwoNN", "lPCA", "CorrInt", "MOM", "KNN", "FisherS", "TLE", "MADA", "MiND_ML")
 SLOW = ("DANCo", "ESS")
@@ -431,4 +386,4 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
 
 
 if __name__ == "__main__":
-    run(command, products, nested, neighbors, streaming, workers, growth, accuracy, digits)
+    run(command, products, nested, neighbors, streaming, workers, accuracy, digits)

@@ -3,19 +3,14 @@
 Measured is what the resident memory of a fresh process grew by, at its peak, over building a network and two
 training steps at the released batch size in the paper's precision. Predicted is the walk's peak of living
 tensors times ``CPU_FACTOR``, and ``CPU_BYTES`` for libraries' scratch, both fitted to these six.
-
-    python benchmarks/memory_prediction.py [--json] [--image-size 224] [--models resnet18 vgg13]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
 
 import torch
+from harness import Found, run
 
 from orchestrator.planning.predict import network_cost
 from search_spaces.models import PAPER_MODELS, model_spec
@@ -55,44 +50,19 @@ def measured(model: str, image_size: int) -> int:
     return peak_bytes(device) - before
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--models", nargs="+", default=list(PAPER_MODELS))
-    options = parser.parse_args()
+def memory_prediction(*, image_size: int = 224, models: tuple[str, ...] = tuple(PAPER_MODELS)) -> Found:
+    """Bytes predicted and measured, model by model; the ratio is the first model's."""
     rows = []
-    for model in options.models:
+    for model in models:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(measured, (model, options.image_size))
-        cost = network_cost(model_spec(model), recipe_of(model), channels=1, image_size=options.image_size)
+            found = pool.apply(measured, (model, image_size))
+        cost = network_cost(model_spec(model), recipe_of(model), channels=1, image_size=image_size)
         predicted = CPU_FACTOR * cost.step.peak_bytes + CPU_BYTES
         rows.append({"model": model, "ours": predicted, "measured": found, "ratio": predicted / found})
-    result = {
-        "name": "memory_prediction",
-        "unit": "bytes",
-        "image_size": options.image_size,
-        "rows": rows,
-        "ours": rows[0]["ours"],
-        "theirs": {"measured": rows[0]["measured"]},
-        "ratio": rows[0]["ratio"],
-        "environment": {
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    if options.json:
-        print(json.dumps(result, indent=1))
-        return
-    for row in rows:
-        print(
-            f"{row['model']:<10} predicted {row['ours'] / 2**30:.2f} GiB, "
-            f"measured {row['measured'] / 2**30:.2f} GiB, ratio {row['ratio']:.2f}"
-        )
+    first = rows[0]
+    theirs = {"measured": first["measured"]}
+    return {"ours": first["ours"], "theirs": theirs, "ratio": first["ratio"], "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run(memory_prediction)

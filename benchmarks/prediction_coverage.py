@@ -9,22 +9,17 @@ which shares no code with the analysis): the same for a dataset kept back. Share
 (Clopper-Pearson) 95 % bounds. The other side is the interval that knows nothing of the dataset (model and N
 alone).
 
-Usage: python benchmarks/prediction_coverage.py [--json] [--tables 200]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 from collections import Counter
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw
+from harness import Found, run
 from scipy import stats
 
 from orchestrator.analysis.prediction import Curve, PilotPoint, growth_of
@@ -122,41 +117,20 @@ def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str
     return result
 
 
-def shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tables", type=int, default=200, help="drawn tables of each world; 0 draws none")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
+def prediction_coverage(*, tables: int = 200) -> Found:
+    """How often intervals hold the loss: published datasets left out, and drawn tables of each world."""
     ours = {
         "published, a dataset left out": summary(published(extrapolate=False), named=True),
         "published, a dataset and the largest N left out": summary(published(extrapolate=True), named=True),
     }
-    for name in DRAWN if arguments.tables else ():
-        ours[f"drawn: {name}"] = summary(drawn(name, arguments.tables, extrapolate=False))
-    for name in ("law", "noise, datasets' own slopes") if arguments.tables else ():
-        ours[f"drawn: {name}; the largest N left out"] = summary(
-            drawn(name, arguments.tables, extrapolate=True)
-        )
-    result = {
-        "name": "prediction_coverage", "tables": arguments.tables, "ours": ours,
-        "theirs": {"interval that knows nothing of the dataset": 1.0, "goal": GOAL},
-        "ratio": 1 - ours["published, a dataset left out"]["pilot of 5"]["shorter (median)"],
-        "environment": {
-            "python": platform.python_version(), "num_cpus": os.cpu_count(), "numpy": version("numpy"),
-        },
-    }  # fmt: skip
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    for name, kinds in ours.items():
-        print(name)
-        for kind, row in kinds.items():
-            print(f"  {kind:>16}: " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()))
+    for name in DRAWN if tables else ():
+        ours[f"drawn: {name}"] = summary(drawn(name, tables, extrapolate=False))
+    for name in ("law", "noise, datasets' own slopes") if tables else ():
+        ours[f"drawn: {name}; the largest N left out"] = summary(drawn(name, tables, extrapolate=True))
+    shorter = ours["published, a dataset left out"]["pilot of 5"]["shorter (median)"]
+    theirs = {"interval that knows nothing of the dataset": 1.0, "goal": GOAL}
+    return {"tables": tables, "ours": ours, "theirs": theirs, "ratio": 1 - shorter}
 
 
 if __name__ == "__main__":
-    main()
+    run(prediction_coverage)

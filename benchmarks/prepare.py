@@ -1,16 +1,16 @@
-"""Preparation of raw images: archives, workers, reading what is prepared, and what the released faults do."""
+"""Preparation of raw images: archives beside folders, and what the released faults do."""
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import zipfile
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from tasks.measures.records import MeasureSettings
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.remote import Executor, InlineExecutor, RayExecutor
+from tasks.remote import Executor, InlineExecutor
 from tasks.sources import source_for
 from tasks.sources.base import RawRequest
 
@@ -103,6 +103,69 @@ def archives(
     }
 
 
+PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+try:
+    from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.store import PreparedDataset
+except ImportError:  # the rooms of earlier revisions
+    from tasks.preparation.prepare import prepare_dataset
+    from tasks.prepared.dataset import PreparedDataset
+from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.remote import InlineExecutor
+row, raw = dataset_spec("mri_lesion"), None
+spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=300)
+if sys.argv[2]:
+    raw, spec = Path(sys.argv[2]), PreparedSpec(dataset="bench", image_size=224, channels=1)
+    kind = "npz" if raw.suffix == ".npz" else "folder"
+    row = own_dataset_spec("bench", OwnSourceSpec(kind=kind, path=str(raw), domain="natural"))
+start = time.process_time()
+prepare_dataset(spec, row, raw=raw, destination=Path(sys.argv[3]), executor=InlineExecutor())
+prepared = time.process_time()
+data = PreparedDataset.open(sys.argv[3])
+for _ in range(5):
+    data.read(0, data.num_rows)
+print(prepared - start, time.process_time() - prepared, data.fingerprint)
+"""
+
+
+def revisions(other: Path, *, files: int = 2_000, repeats: int = 3) -> Found:
+    """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by turn.
+
+    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and tar.gz, the
+    same number of arrays, and the packaged set of lesions, and reads what it made five times. The content
+    must be the same. Target: 1.05.
+    """
+    here = Path(__file__).resolve().parents[1]
+    seconds: dict[str, list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        pack(out, files, "dicom")
+        arrays = np.random.default_rng(0).integers(0, 256, (files, 256, 256), np.uint8)
+        np.savez(out / "arrays.npz", images=arrays, labels=np.arange(files) % 2)
+        for case in ("raw", "raw.zip", "raw.tar.gz", "arrays.npz", "lesions"):
+            raw = "" if case == "lesions" else str(out / case)
+            for _ in range(repeats):
+                told = []
+                for side in (here, other.resolve()):
+                    command = [sys.executable, "-c", PROGRAM, str(side), raw, str(out / "made")]
+                    done = subprocess.run(command, cwd=side, capture_output=True, text=True, check=True)
+                    told.append(done.stdout.split())
+                    shutil.rmtree(out / "made")
+                assert told[0][2] == told[1][2], f"{case}: another content"
+                for place, what in enumerate(("prepare", "read")):
+                    seconds.setdefault(f"{what} {case}", []).append([float(side[place]) for side in told])
+    ratios = {case: median(ours / theirs for ours, theirs in turns) for case, turns in seconds.items()}
+    ours, theirs = (
+        {case: median(turn[side] for turn in turns) for case, turns in seconds.items()} for side in (0, 1)
+    )
+    return {"ours": ours, "theirs": theirs, "ratio": max(ratios.values()), "ratios": ratios, "files": files}
+
+
 def pack(out: Path, count: int, kind: Kind) -> None:
     """Write class folders and their archives."""
     (out / "flat").mkdir(parents=True)
@@ -135,96 +198,6 @@ def listing_seconds(folder: Path, *, count: int = 100_000) -> float:
     listing = source_for("folder").list_items(RawRequest(own_dataset_spec("bench", own), SPEC, folder))
     assert len(listing.items) == count
     return time.perf_counter() - start
-
-
-def scaling(*, files: int = 10_000, kind: Kind = "dicom", files_at: Path | None = None) -> Found:
-    """Preparation of files of 512x512 to 224x224 with two Ray workers against one, and its peak memory.
-
-    "theirs" is our own single worker: no peer prepares these layouts. Target: 1.8 times the rate.
-    """
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    found = {}
-    with tempfile.TemporaryDirectory() as name:
-        few, raw = Path(name, "few"), files_at or Path(name, "raw")
-        few.mkdir()
-        write_files(few, 64, kind)
-        if not (raw / "manifest.csv").exists():
-            raw.mkdir(parents=True, exist_ok=True)
-            write_files(raw, files, kind)
-        for turn, (folder, workers) in enumerate([(few, 2), (raw, 1), (raw, 2)]):
-            own_kind = "csv" if kind == "png" else "dicom_csv"
-            own = OwnSourceSpec(kind=own_kind, path=str(folder), domain="natural")
-            watch, start = PeakMemory(), time.perf_counter()
-            watch.start()
-            prepare(own, Path(name, f"out{turn}"), RayExecutor(workers))
-            seconds = time.perf_counter() - start
-            found[workers] = {"files_per_s": files / seconds, "seconds": seconds, "peak_mib": watch.stop()}
-    ratio = found[1]["seconds"] / found[2]["seconds"]
-    return {"ours": found[2], "theirs": {"one_worker": found[1]}, "ratio": ratio, "files": files}
-
-
-class PeakMemory(threading.Thread):
-    """Watches the unique memory of this process and its Ray workers."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak_mib, self._stop_event = 0.0, threading.Event()
-
-    def run(self) -> None:
-        """Sample until told to stop."""
-        import psutil
-
-        while not self._stop_event.wait(0.2):
-            for process in psutil.process_iter(["cmdline"]):
-                line = " ".join(process.info["cmdline"] or [])
-                if line.startswith("ray::read_block") or process.pid == os.getpid():
-                    try:
-                        memory = process.memory_info()
-                    except psutil.Error:
-                        continue
-                    self.peak_mib = max(self.peak_mib, (memory.rss - memory.shared) / 2**20)
-
-    def stop(self) -> float:
-        """Return the highest memory seen, in MiB."""
-        self._stop_event.set()
-        self.join()
-        return self.peak_mib
-
-
-def read_rate(*, num_images: int = 2500, repeats: int = 5) -> Found:
-    """Reading a prepared dataset into memory, checksums included, in GB/s of the fastest read.
-
-    3x224x224 bytes, warm page cache, beside ``numpy.load`` of one file without any checksum, and the same
-    zarr array in shards of single-image chunks. Target: 1 GB/s.
-    """
-    import zarr
-
-    shape = (num_images, 3, 224, 224)
-    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        np.savez(folder / "raw.npz", images=images, labels=np.arange(num_images) % 2)
-        np.save(folder / "plain.npy", images)
-        own = OwnSourceSpec(kind="npz", path=str(folder / "raw.npz"), domain="natural", channels=3)
-        spec = SPEC.model_copy(update={"channels": 3})
-        prepare(own, folder / "prepared", InlineExecutor(), spec)
-        chunks = {"chunks": (1, *shape[1:]), "shards": (500, *shape[1:])}
-        zarr.create_array(str(folder / "single"), shape=shape, dtype="uint8", **chunks)[:] = images
-        data = PreparedDataset.open(folder / "prepared")
-        order = np.random.default_rng(1).permutation(num_images)
-        reads = {
-            "read": lambda: data.read(0, num_images),
-            "read_rows_shuffled": lambda: data.read_rows(order),
-            "numpy_load_no_checksum": lambda: np.load(folder / "plain.npy"),
-            "zarr_single_image_chunks": lambda: zarr.open_array(str(folder / "single"), mode="r")[:],
-        }
-        timing = take_turns(*reads.values(), repeats=repeats, warm=True)
-    rates = {name: images.nbytes / min(wall) / 1e9 for name, wall in zip(reads, timing.wall, strict=True)}
-    theirs = {name: rates.pop(name) for name in list(rates)[2:]}
-    ratio = rates["read"] / theirs["numpy_load_no_checksum"]
-    return {"ours": rates, "theirs": theirs, "ratio": ratio, "num_images": num_images}
 
 
 SETTINGS = MeasureSettings(estimators=("mle",), sharpness_sample=None, sharpness_seeds=(0,))
@@ -333,4 +306,4 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
 
 
 if __name__ == "__main__":
-    run(archives, scaling, read_rate, faults)
+    run(archives, faults, parts=[revisions])

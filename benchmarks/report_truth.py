@@ -30,6 +30,7 @@ from scipy import stats
 
 from orchestrator.analysis import PilotPoint, ScalingFits, fit_growth, fit_scaling_laws, predict
 from orchestrator.analysis import fits as r
+from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.inference import LEVEL
 from search_spaces.errors import DataError
@@ -69,6 +70,18 @@ def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:
     for claim, pattern in SENTENCES.items():
         for match in re.finditer(pattern, text):
             yield claim, match[1]
+
+
+def wrong_verdicts(drawn: Drawn, world: World) -> int:
+    """Count verdicts of the ledger of claims that are not true of a world: what it reproduces, or refutes."""
+    truth = {"Fig. 2a": world.on_d, "Eq. 2": world.on_sharpness, "Thm 3": world.on_gain}
+    truth["Thm 1"] = world.exponent - 1
+    if not world.on_sharpness and not world.on_d:
+        truth["Fig. 2b"] = world.on_label
+    entries = ledger(drawn.table, sweep=world.name, compare=False).entries
+    verdicts = {entry.number: entry.verdict for entry in entries if entry.verdict != "cannot be told"}
+    right = {number: "reproduced" if value > 0 else "refuted" for number, value in truth.items() if value}
+    return sum(verdicts.get(number) not in (None, right.get(number)) for number in truth)
 
 
 def intervals_of(fits: ScalingFits, world: World) -> Iterator[tuple[str, tuple[float, float] | None, float]]:
@@ -125,6 +138,7 @@ def judge(world: World, num: int, seed: int) -> dict[str, object]:
         said["any unadjusted (before)"] += any(
             claim.p_value <= LEVEL and not truth[CLAIM_KEYS[claim.key]] for claim in fits.claims
         )
+        said["any wrong verdict of the ledger"] += wrong_verdicts(drawn, world) > 0
         said.update(f"true: {claim}" for claim, way in found if way in truth[claim])
         for name, bounds, value in intervals_of(fits, world):
             if bounds is not None:

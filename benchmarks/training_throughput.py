@@ -9,17 +9,11 @@ what is left of the ratio when decoding costs nothing.
 Each side has a process of its own, with one thread, as trials do. They take turns, and each turn of ours is
 divided into the turn of theirs beside it, so that other work on the machine meets both; the median of these
 ratios counts. Networks are built before. Seconds are those a process computed; on a GPU they are wall time.
-
-    python benchmarks/training_throughput.py [--json] [--device cuda] [--turns 3] [--only resnet18]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -33,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness import Found, run
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -222,60 +217,19 @@ def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", default="", help="rows of this model only")
-    arguments = parser.parse_args()
-    settings = [setting for setting in SETTINGS if arguments.only in setting.model]
-    load = os.getloadavg()[0]
-    rows = [measure(setting, arguments.device, arguments.turns) for setting in settings]
-    result = {
-        "name": "training_throughput",
-        "unit": "images per second",
-        "ours": rows[0]["ours"],
-        "theirs": rows[0]["theirs"],
-        "ratio": rows[0]["ratio"],
+def training_throughput(*, device: str = "cpu", turns: int = 3, only: str = "") -> Found:
+    """Images per second of all settings, or of models whose name holds ``only``; the ratio is the first's."""
+    rows = [measure(setting, device, turns) for setting in SETTINGS if only in setting.model]
+    return {
+        **{name: rows[0][name] for name in ("ours", "theirs", "ratio")},
+        "unit": "images per second " + ("of computing" if device == "cpu" else "of wall time"),
         "settings": rows,
-        "environment": {
-            "device": torch.cuda.get_device_name() if arguments.device != "cpu" else processor(),
-            "bfloat16_instructions": torch.cpu._is_avx512_bf16_supported()
-            or torch.cpu._is_amx_tile_supported(),
-            "threads": 1,
-            "seconds": "of computing" if arguments.device == "cpu" else "of wall time",
-            "turns": arguments.turns,
-            "load_average_before_and_after": [load, os.getloadavg()[0]],
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(),
+        "bfloat16_instructions": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "threads": 1,
+        "turns": turns,
     }
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(f"images per second, {arguments.device}, one thread")
-    for row in rows:
-        theirs = row["theirs"]
-        print(
-            f"{row['setting']:<50} ours {row['ours']:>8.1f}  files {theirs['image files']:>7.1f} "
-            f"x{row['ratio']:.2f} (goal {row['goal']})  in memory {theirs['in memory']:>7.1f} "
-            f"x{row['ratio_in_memory']:.2f}"
-        )
-
-
-def processor() -> str:
-    """Return the processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":
-    main()
+    run(training_throughput)

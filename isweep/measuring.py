@@ -206,9 +206,8 @@ def measure(
         return _found(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
-    if image_size is not None or channels != 1:
-        found = f"image_size {image_size}, channels {channels}"
-        raise ConfigError("image_size and channels are for image files", found, "change the array before")
+    if image_size is not None:
+        raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
     array, written = _array("Images", images), None if labels is None else _array("Labels", labels)
     if written is not None and written.shape != (len(array),):
         found = f"{written.shape} labels, {len(array)} images"
@@ -232,12 +231,13 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
 
 
 def _array(what: str, given: Any) -> npt.NDArray[Any]:
+    rule, way_out = f"{what} must make one array", "give all of them one shape"
     try:
         array = np.asarray(given)
     except ValueError as error:
-        raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
+        raise DataError(rule, str(error), way_out) from None
     if array.ndim == 0:
-        raise DataError(f"{what} must make one array", type(given).__name__, "give an array or a list")
+        raise DataError(rule, type(given).__name__, "give an array or a list of them")
     return array
 
 

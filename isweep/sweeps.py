@@ -95,12 +95,10 @@ class Sweep(Shown):
 
         rows = self._with_results()
         for column, value in (("dataset", dataset), ("train_size", train_size), ("model", model)):
-            if value is not None:
-                known = rows[column].unique().tolist()
-                if value not in known:
-                    kind = f"{column.replace('_', ' ')} of this sweep's results"
-                    raise unknown_name(kind, value, known)
-                rows = rows[rows[column] == value]
+            known = rows[column].unique().tolist()
+            if value is not None and value not in known:
+                raise unknown_name(f"{column.replace('_', ' ')} of this sweep's results", value, known)
+            rows = rows if value is None else rows[rows[column] == value]
         return best_models(rows)
 
     @cached_property
@@ -136,14 +134,10 @@ class Sweep(Shown):
     @property
     def counts(self) -> dict[str, int]:
         """How many trials are planned, done, failed and left."""
-        num_planned, num_done = len(self.workspace.plan.trials), len(self.state.results)
-        num_failed = len(self.state.failures)
-        return {
-            "planned": num_planned,
-            "done": num_done,
-            "failed": num_failed,
-            "left": num_planned - num_done - num_failed,
-        }
+        planned, done, failed = map(
+            len, (self.workspace.plan.trials, self.state.results, self.state.failures)
+        )
+        return {"planned": planned, "done": done, "failed": failed, "left": planned - done - failed}
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())

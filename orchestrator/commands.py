@@ -316,7 +316,7 @@ def _complete(numbers: Mapping[str, float]) -> None:
         raise ConfigError(
             "A prediction needs d_data and label_sharpness",
             f"no {' and no '.join(missing)}",
-            "give --d-data and --label-sharpness, images with labels (--measured), or a pilot (--pilot)",
+            "give the numbers, a measurement with labels (--measured), or a pilot (--pilot)",
         )
 
 
@@ -362,34 +362,34 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     three channels; it is rescaled by range, side and channels. None where this record's convention is not
     known.
     """
-    size = record.sizes[-1].train_size
+    from tasks.measures.sharpness import SharpnessConvention, conversion
+
+    size, own = record.sizes[-1].train_size, record.label_sharpness
+    to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
     nearest: dict[str, dict[str, str]] = {}
     for row in read_published("d_data"):
         best = nearest.get(row["dataset"])
         if best is None or abs(int(row["train_size"]) - size) < abs(int(best["train_size"]) - size):
             nearest[row["dataset"]] = row
     sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in read_published("label_sharpness")}
+
+    def rescaled(name: str) -> float | None:
+        channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
+        if to is None:
+            return None
+        published = SharpnessConvention((0.0, 255.0), (224, 224), channels, to.sample)
+        return sharpness[name] * conversion(published, to)
+
     return [
         {
             "dataset": name,
             "domain": DATASETS[name].domain,
             "train_size": int(row["train_size"]),
             "d_data": float(row["d_data"]),
-            "label_sharpness": _rescaled(sharpness[name], name, record),
+            "label_sharpness": rescaled(name),
         }
         for name, row in nearest.items()
     ]
-
-
-def _rescaled(value: float, name: str, record: MeasureResult) -> float | None:
-    from tasks.measures.sharpness import SharpnessConvention, conversion
-
-    own = record.label_sharpness
-    if own is None or own.convention.pixel_range is None or own.convention.side is None:
-        return None
-    channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
-    published = SharpnessConvention((0.0, 255.0), (224, 224), channels, own.convention.sample)
-    return value * conversion(published, own.convention)
 
 
 def describe(measured: Measured) -> list[str]:

@@ -147,6 +147,8 @@ class DatasetSpec(Spec):
     task: str = "default"
     class_pairs: tuple[ClassPair, ...] = ()
     """Binary tasks used by the presets; empty when the labels are already binary."""
+    images_per_class: tuple[int, ...] = ()
+    """How many there are, of a set that an installed package ships; empty where only reading tells."""
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
     """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
     label_map: tuple[tuple[str, str], ...] = ()

@@ -151,6 +151,11 @@ class Claim:
         """Whether the adjusted p-value is small enough for a claim."""
         return self.adjusted_p <= i.LEVEL
 
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        return "established" if self.established else "not established"
+
 
 def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
     """Return the p-value of every headline question that could be tested.

@@ -55,7 +55,7 @@ def t_power(effect: float, std_error: float, degrees: float, level: float) -> fl
     if shift > 30:
         return 1.0
     below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
-    return float(np.clip(1 - below, 0.0, 1.0))
+    return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
 
 
 def correlation_interval(r: float, num_datasets: int, num_given: int = 0) -> Interval | None:

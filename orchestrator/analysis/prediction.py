@@ -114,13 +114,12 @@ class Prediction:
 
 
 def fit_growth(
-    table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None,
-    sharpness_policy: t.Policy = "refuse", arms: Sequence[Arm] = (),
-) -> Growth:  # fmt: skip
+    table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None, arms: Sequence[Arm] = ()
+) -> Growth:
     """Fit what predictions start from: one model's losses in a sweep (or all models').
 
-    ``domain`` uses the datasets of this domain alone where that can be fitted, else all, with a doubt. The
-    rest as for :func:`orchestrator.analysis.fits.fit_scaling_laws`.
+    ``domain`` uses the datasets of this domain alone where that can be fitted, else all, with a doubt;
+    ``arms`` as for the fits.
 
     Raises:
         ConfigError: for a model that the table does not have, or an unknown domain.
@@ -128,7 +127,7 @@ def fit_growth(
     """
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
-    ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
+    ready = prepare(table, arms=arms)
     models = sorted(ready.points[c.MODEL].unique())
     if model not in (*models, t.POOLED):
         raise unknown_name("fitted model", model, (*models, t.POOLED))

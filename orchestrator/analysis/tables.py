@@ -173,24 +173,18 @@ def not_fitted(fits: ScalingFits) -> str:
 
 def claim_table(fits: ScalingFits) -> Table:
     """Return the headline questions with their p-values, alone and adjusted for their number."""
-
-    def verdict(key: str) -> str:
-        claim = fits.claim(key)
-        untested = "cannot be tested"
-        return untested if claim is None else "established" if claim.established else "not established"
-
     return laid_out(
         "claims",
         "Headline questions",
         "p is the larger of the t test over datasets and the permutation (or wild cluster bootstrap) test, "
         "adjusted by Holm over the questions that could be tested. Every other number in this report is "
         "exploratory.",
-        QUESTIONS,
+        [(words, fits.claim(key)) for key, words in QUESTIONS.items()],
         {
-            "question": QUESTIONS.__getitem__,
-            "p": lambda key: p_value(getattr(fits.claim(key), "p_value", None)),
-            "adjusted p": lambda key: p_value(getattr(fits.claim(key), "adjusted_p", None)),
-            "answer": verdict,
+            "question": lambda row: row[0],
+            "p": lambda row: p_value(row[1] and row[1].p_value),
+            "adjusted p": lambda row: p_value(row[1] and row[1].adjusted_p),
+            "answer": lambda row: row[1].verdict if row[1] else "cannot be tested",
         },
     )
 

@@ -59,11 +59,16 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep results demo --where dataset=digits --mean --sort loss",
             "isweep results demo --csv table.csv",
         ),
-        results.fit: ("fitting", "isweep fit demo"),
-        results.report: ("fitting and drawing", "isweep report demo"),
-        predicting.predict: (
+        results.fit: (
             "fitting",
-            "isweep predict demo --model small_cnn --pilot ./my-images --train-size 1000",
+            "isweep fit demo",
+            "isweep fit scores.csv --response loss --on d --groups dataset",
+        ),
+        results.report: ("fitting and drawing", "isweep report demo"),
+        results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
+        predicting.predict: (
+            "measuring and fitting",
+            "isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",
         ),
     },
     "Designs": {
@@ -154,31 +159,18 @@ def parse(arguments: Sequence[str]) -> Command:
     app = application()
     if not arguments:
         raise UsageError("A command is required", way_out="see: isweep --help")
+    # A label such as -1 begins no option's name.
+    words = [f"--label-map={word}" if re.match(r"-(?!-?[a-z])[^=]*=", word) else word for word in arguments]
     try:
-        function, bound, _ = app.parse_args(joined(arguments), print_error=False, exit_on_error=False)
+        function, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return Command(function, bound)
 
 
-def joined(words: Sequence[str]) -> list[str]:
-    """Join ``--label-map`` and each of its values to one word, so that a label may begin with a hyphen."""
-    found, within = list[str](), False
-    for word in words:
-        is_option = word.startswith("-") and ("=" not in word or re.match("--[a-z]", word) is not None)
-        if within and not is_option:
-            found.append(f"--label-map={word}")
-            continue
-        within = word == "--label-map"
-        found += [] if within else [word]
-    return found
-
-
 def explained(error: CycloptsError, words: Sequence[str]) -> UsageError:
     """Say what is wrong with a command line and where its help is."""
     error.verbose = False
-    if dash := next((word for word in words if re.match("[‐-―−]", word)), ""):
-        return UsageError("Options begin with plain hyphens", dash, "type it: pages write other dashes")
     said = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):

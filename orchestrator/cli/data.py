@@ -22,7 +22,7 @@ from orchestrator.cli.options import (
     Positive,
     ReadingOptions,
     Work,
-    file_of,
+    ending,
     real,
     whole,
 )
@@ -63,7 +63,7 @@ def prepare(
     /,
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    montage: Annotated[Path | None, file_of(".png")] = None,
+    montage: File = None,
     sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
     work: Work = Work(),
@@ -79,7 +79,7 @@ def prepare(
     from orchestrator.commands import prepare_one
     from orchestrator.running.progress import Progress
 
-    if montage is not None and not montage.absolute().parent.is_dir():
+    if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
         raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
     record = prepare_one(
         name,
@@ -138,8 +138,8 @@ class ImageOptions:
         raw: Raw download, for a dataset's name.
         class_pair: Only these two classes, by name.
         train_sizes: Nested sizes to measure beside all images.
-        image_size: Resize to this side (default: 224 for image files; arrays stay as they are).
-        channels: 1 (default) or 3; arrays are measured as they are without --image-size.
+        image_size: Resize to this side (image files: 224).
+        channels: 1 (default) or 3.
     """
 
     labels: File = None
@@ -161,7 +161,7 @@ def measure(
     images: ImageOptions = ImageOptions(),
     own: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
-    show_pair: Annotated[Path | None, file_of(".png")] = None,
+    show_pair: Annotated[Path | None, ending(".png")] = None,
     reading: ReadingOptions = ReadingOptions(),
     address: Address = None,
     num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
@@ -170,7 +170,8 @@ def measure(
     """Measure d_data and label sharpness of your own images.
 
     Args:
-        source: Folder, archive, table or file of arrays (docs/datasets.md), or a dataset's name.
+        source: Folder of class folders, table of paths, arrays, shards, prepared folder, or a dataset's name;
+            docs/datasets.md lists all kinds.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
@@ -203,6 +204,8 @@ def measure(
             _show_taken(measured.preparation)
         line(*measured.taken)
         stdout.print(_measure_table(measured.record))
+        if measured.record.label_sharpness is None:
+            line("No label sharpness: there are no labels; --labels names a file of them.")
         line(*describe(measured))
 
     emit(place, measured_document(measured), show)

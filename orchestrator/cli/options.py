@@ -79,14 +79,13 @@ def _named_openly(text: str) -> str:
     return text
 
 
-def file_of(*endings: str) -> Parameter:
-    """Return how to read the path of a file to write: one of another ending is not written over."""
+def ending(text: str) -> Parameter:
+    """Return how to read the path of a file to write: a slip may not write over a file of another kind."""
 
-    def check(text: str) -> Path:
-        path = Path(_named(text))
-        if path.suffix.lower() not in endings:
-            raise ValueError(f"must end in {' or '.join(endings)}, got {text!r}")
-        return path
+    def check(word: str) -> Path:
+        if not word.endswith(text):
+            raise ValueError(f"must be a file that ends with {text}, got {word!r}")
+        return Path(word)
 
     return Parameter(converter=_each(check), metavar="FILE")
 
@@ -151,34 +150,8 @@ class Place:
         return without_secrets(shlex.join(["isweep", command, *words, *given]))
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Where and with what to compute.
-
-    Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
-        num_cpus: CPUs of the private Ray cluster.
-        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
-        dashboard: Serve the private cluster's Ray dashboard.
-        tracking: Use MLflow.
-        quiet: Show no progress.
-    """
-
-    address: Address = None
-    num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
-    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
-    dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
-    tracking: Annotated[bool, Parameter(group=PLACES, negative="--no-tracking")] = True
-    quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
-
-
 def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str, str]:
-    """Read words of the form ``NAME=VALUE``.
-
-    Raises:
-        ConfigError: for what is none, has a blank side, or gives a name two values.
-    """
+    """Read words of the form ``NAME=VALUE``; refuses blank sides, and a name with two values."""
     found: dict[str, str] = {}
     for value in values:
         name, mark, meant = (part.strip() for part in value.partition("="))
@@ -219,9 +192,8 @@ class ReadingOptions:
     """How to read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, and of its images that may
-            equal one with another label, as 0.01 or 1%; one file may always be, unless it is 0 (default
-            0.1%).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, or equal one with another
+            label, as 0.01 or 1%; one file may always be unusable, unless it is 0 (default 0.1%).
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
@@ -229,8 +201,24 @@ class ReadingOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Work(ReadingOptions, ClusterOptions, Place):
-    """What commands take that read raw files, compute on a cluster and store results."""
+class Work(ReadingOptions, Place):
+    """What commands take that read raw files, compute on a cluster and store results.
+
+    Attributes:
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
+        num_cpus: CPUs of the private Ray cluster.
+        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
+        dashboard: Serve the private cluster's Ray dashboard.
+        tracking: Use MLflow.
+        quiet: Show no progress.
+    """
+
+    address: Address = None
+    num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
+    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
+    dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
+    tracking: Annotated[bool, Parameter(group=PLACES, negative="--no-tracking")] = True
+    quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
         """Return where and how to run, with the folders of raw downloads by dataset."""

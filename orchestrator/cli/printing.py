@@ -62,9 +62,9 @@ def _open_standard_streams() -> None:
     os.close(free)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
-    # A terminal or pipe that is not UTF-8 has no sign for "µ", or for a class's name.
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # under cron it may be ASCII, and a message has a ± in it
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _width(stream: TextIO) -> int | None:
@@ -130,10 +130,7 @@ def cell(value: object) -> str:
 def grid(*names: str, numeric_from: int | None = None, title: str | None = None) -> Table:
     """Return a table that folds what a narrow terminal has no room for: half a number is another number.
 
-    Args:
-        names: Of the columns.
-        numeric_from: Columns from here on hold numbers, which stand to the right.
-        title: Above it.
+    Columns from ``numeric_from`` on hold numbers, which stand to the right.
     """
     table = Table(title=title, title_justify="left")
     for place, name in enumerate(names):
@@ -158,11 +155,7 @@ def show_tables(*tables: Plain) -> None:
 
 
 def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:
-    """Write a file that the user named, and say so.
-
-    Raises:
-        ConfigError: when it cannot be written.
-    """
+    """Write a file that the user named, and say so."""
     try:
         write(path)
     except OSError as error:
@@ -177,11 +170,7 @@ LOG_LINES = 20
 
 
 def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
-    """Print what happened to one cell: its attempts, where they ran, how they ended, where their logs lie.
-
-    Raises:
-        ConfigError: when ``asked`` begins no id of the plan, or several.
-    """
+    """Print what happened to one cell: its attempts, where they ran, how they ended, where their logs lie."""
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
     from orchestrator.running.progress import running_trials

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from orchestrator.cli.options import FromStore, Place, Sweep, file_of, whole
+from orchestrator.cli.options import File, FromStore, Place, Sweep, ending, pairs, whole
 from orchestrator.cli.printing import cell, emit, grid, line, show_tables, stdout, tell, written
 from orchestrator.commands import Mirror
 from search_spaces.errors import ConfigError, unknown_name
@@ -80,29 +80,16 @@ class RowOptions:
     best: bool = False
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows that are asked for.
-
-        Raises:
-            ConfigError: for a column or value that the table does not have.
-        """
+        """Return the rows that are asked for."""
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
         if self.descending and not self.sort:
-            raise ConfigError("--descending is for --sort", "no --sort", "e.g. --sort loss --descending")
-        whole, wanted = table, dict[str, str]()
-        for word in self.where:
-            name, sign, value = word.partition("=")
-            if not sign:
-                raise ConfigError("--where must be COLUMN=VALUE", word, "e.g. --where dataset=digits")
-            column = _column(name, whole)
-            values = whole[column].map(_text)
+            raise ConfigError("--descending turns an order round", "no --sort", "say by which column")
+        for name, value in pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits").items():
+            values = table[_column(name, table)].map(_text)
             if value not in set(values):
                 raise unknown_name(f"{name} of these results", value, sorted(set(values)))
-            if wanted.setdefault(column, value) != value:
-                raise ConfigError(f"--where must give {name} one value", f"{wanted[column]} and {value}")
-            table = table[values[table.index] == value]
-        if table.empty:
-            raise ConfigError("--where must leave a row", " ".join(self.where), "leave one of them out")
+            table = table[values == value]
         if self.best:
             from orchestrator.analysis.tables import best_models
 
@@ -153,9 +140,9 @@ def results(
     /,
     *,
     chosen: RowOptions = RowOptions(),
-    csv: Annotated[Path | None, file_of(".csv")] = None,
-    parquet: Annotated[Path | None, file_of(".parquet")] = None,
-    predictions: Annotated[Path | None, file_of(".parquet")] = None,
+    csv: Annotated[Path | None, ending(".csv")] = None,
+    parquet: Annotated[Path | None, ending(".parquet")] = None,
+    predictions: Annotated[Path | None, ending(".parquet")] = None,
     from_store: FromStore = False,
     search: bool = False,
     place: Place = Place(),
@@ -207,12 +194,7 @@ def results(
 
 
 def write_predictions(sweep: str, path: Path, place: Place) -> None:
-    """Write every network's logits of the test images as one Parquet file.
-
-    Raises:
-        DataError: when no trial has any.
-        CorruptStoreError: when a trial's are gone or damaged.
-    """
+    """Write every network's logits of the test images as one Parquet file."""
     from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
@@ -247,14 +229,10 @@ class TableOptions:
     on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
-    figure: Annotated[Path | None, file_of(".svg", ".pdf", ".png")] = None
+    figure: File = None
 
     def fit(self, path: Path, place: Place) -> None:
-        """Fit a table within and between its groups, and print what it says.
-
-        Raises:
-            ConfigError: where a part of the design is missing, or the table cannot be used.
-        """
+        """Fit a table within and between its groups, and print what it says."""
         from orchestrator.analysis import grouped
 
         if not self.response or not self.on or not self.groups:
@@ -367,12 +345,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> None:
 
 
 def read_table(sweep: str, place: Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep; see `orchestrator.commands.results_of`.
-
-    Raises:
-        ConfigError: when it has no row yet.
-        SetupError: when neither store nor MLflow can be reached.
-    """
+    """Return the tidy table of a sweep, one row at least; see `orchestrator.commands.results_of`."""
     from orchestrator.commands import results_of
 
     workspace = place.open(sweep)
@@ -387,11 +360,7 @@ def _mirror(sweep: str, place: Place) -> Mirror:
 
 
 def read_search(sweep: str, place: Place) -> pd.DataFrame:
-    """Return the stored trials of a sweep's search.
-
-    Raises:
-        ConfigError: when there are none.
-    """
+    """Return the stored trials of a sweep's search, one at least."""
     import pandas as pd
 
     from orchestrator.tuning.cells import search_rows
@@ -468,3 +437,42 @@ def compare(first: str, second: str, /, *, from_store: FromStore = False, place:
     tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
     emit(place, asdict(found), lambda: show_tables(found.table()))
+
+
+def claims(
+    sweep: Sweep | None = None,
+    /,
+    *,
+    published: bool = False,
+    markdown: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    latex: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    from_store: FromStore = False,
+    place: Place = Place(),
+) -> None:
+    """Decide every claim of the study: reproduced, refuted, or cannot be told, and why.
+
+    Args:
+        published: From the study's own published numbers, in place of a sweep's.
+        markdown: Write the ledger as Markdown too, with how the sweep agrees with every published quantity.
+        latex: Write it as LaTeX too.
+    """
+    from orchestrator.analysis import claims as c
+    from orchestrator.analysis.tables import to_latex
+
+    if (sweep is None) is not published:
+        raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
+    if sweep is None:
+        found = c.published_ledger()
+    else:
+        found = c.ledger(read_table(sweep, place, from_store=from_store), sweep=sweep)
+
+    def show() -> None:
+        for text in (c.describe(found), *found.lines()):
+            line(text)
+
+    emit(place, found.to_json(), show)
+    if markdown:
+        written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
+    if latex:
+        text = "\n".join(map(to_latex, found.tables()))
+        written(latex, lambda path: path.write_text(text, encoding="utf-8"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+from rich.filesize import decimal
 from rich.markup import escape
 
 from orchestrator.cli.options import File, OwnOptions, Place, whole
@@ -111,44 +112,40 @@ def _show(rows: list[dict[str, Any]], names: tuple[str, ...], more: str) -> None
 def ls(*, place: Place = Place()) -> None:
     """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
     paths = place.paths
-    rows: list[dict[str, Any]] = []
+    found = []
     for name in paths.sweep_names():
         num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
-        rows.append(_row("sweep", name, paths.sweep(name).folder, f"{num} result files"))
-    for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
-        rows.append(_row("prepared data", folder.name, folder, ""))
-    for path in sorted(paths.recipes.glob("*.yaml")):
-        rows.append(_row("recipe", path.stem, path, ""))
-    for path, what in ((paths.mlflow_database, "MLflow's store"), (paths.log, "log of all commands")):
-        if path.exists():
-            rows.append(_row(what, path.name, path, ""))
+        found.append(("sweep", paths.sweep(name).folder, f"{num} trials with a result"))
+    found += [("prepared data", folder, "") for folder in sorted((paths.root / "prepared").glob("[!.]*/"))]
+    found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
+    more = (("MLflow's store", paths.mlflow_database, ""), ("log of all commands", paths.log, ""))
+    found += [row for row in more if row[1].exists()]
+    rows: list[dict[str, Any]] = [
+        {
+            "what": what,
+            "name": path.stem if what == "recipe" else path.name,
+            "path": str(path),
+            "bytes": _size(path),
+            "about": about,
+        }
+        for what, path, about in found
+    ]
 
     def show() -> None:
         if not rows:
             return line(f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}")
         table = grid("what", "name", "size", "")
         for row in rows:
-            table.add_row(row["what"], escape(row["name"]), _spelled(row["bytes"]), row["about"])
+            table.add_row(row["what"], escape(row["name"]), decimal(row["bytes"]), row["about"])
         stdout.print(table)
         return line(f"In {paths.root}; remove a sweep or prepared data with: {place.hint('rm', 'NAME')}")
 
     emit(place, rows, show)
 
 
-def _row(what: str, name: str, path: Path, about: str) -> dict[str, Any]:
-    return {"what": what, "name": name, "path": str(path), "bytes": _size(path), "about": about}
-
-
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
-
-
-def _spelled(num_bytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} B"
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
@@ -178,7 +175,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
     if not yes:
         if not (stdout.is_terminal and stderr.is_terminal):
             raise ConfigError("isweep rm asks before it removes", "no terminal to ask on", "give --yes")
-        question = f"Remove {what}, {_spelled(_size(folder))}? This cannot be undone. [y/N] "
+        question = f"Remove {what}, {decimal(_size(folder))}? This cannot be undone. [y/N] "
         if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
             raise KeyboardInterrupt("Nothing was removed.")
     with exclusive(paths.lock, f"isweep rm {name}"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -13,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.sweep_file import parse_sweep, preset_names
-from search_spaces.datasets import DATASETS, PACKAGED, own_dataset_spec
+from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
@@ -58,7 +60,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
-    wrong with labels, groups, splits and names of files; no image is opened. So are data that packages ship.
+    wrong with labels, groups, splits and names of files; no image is opened.
 
     Args:
         workspace: The sweep.
@@ -77,22 +79,15 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     # By the root's key, if there is a root, isweep locate finds what a message names.
     has_root = os.access(workspace.paths.root, os.W_OK)
     for spec in plan.prepared:
-        there: PreparedDataset | Counted | None = workspace.prepared.get(spec.prepared_id)
-        dataset, path = plan.datasets[spec.dataset], own.get(spec.dataset)
-        if there is None and (path or dataset in PACKAGED):
+        images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id) or _shipped(plan, spec)
+        if images[spec.prepared_id] is None and spec.dataset in own:
             key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
             try:
-                listing = list_raw(RawRequest(dataset, spec, path, key))
-                there = counted(listing)
+                listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
+                unopened[spec.prepared_id] = len(listing.items)
+                images[spec.prepared_id] = counted(listing)
             except SweepError as error:
                 problems.append(error)
-            else:
-                unopened[spec.prepared_id] = len(listing.items)
-        if path and there is not None and dataset.label_names not in ((), there.label_names):
-            rule = f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in their order"
-            found = f"{', '.join(dataset.label_names)}; classes: {', '.join(there.label_names[:20])}"
-            problems.append(DataError(rule, found, "leave it out"))
-        images[spec.prepared_id] = there
     for measure in plan.measures:
         subset = measure.subset
         there = images[subset.prepared.prepared_id]
@@ -103,13 +98,23 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             if subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names:
                 _check_class_numbers(subset.prepared.dataset, there.label_names)
             size = max(measure.train_sizes)
+            names = there.label_names
             make_subset(
-                there.labels, there.groups, subset, there.splits, there.label_names, max_train_size=size
+                there.labels, there.groups, subset, there.splits, max_train_size=size, label_names=names
             )
         except SweepError as error:
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
     return unopened
+
+
+def _shipped(plan: SweepPlan, spec: PreparedSpec) -> Counted | None:
+    """Return what is known of a set that a package ships: at best each image is its own group."""
+    dataset = plan.datasets[spec.dataset]
+    if not dataset.images_per_class or spec.dials:
+        return None
+    labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
+    return Counted(labels, np.arange(len(labels)), np.zeros(len(labels), np.int8), dataset.label_names)
 
 
 def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
@@ -141,7 +146,7 @@ def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
 def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Say of which dataset and classes a problem is: a sweep has several."""
     about = subset.prepared.dataset
-    if f"{error.rule} {error.value}".startswith((f"{about}: ", f"{about} ", f"{about}, ")):
+    if error.rule.startswith((f"{about}:", f"{about} ")) or error.value.startswith(f"{about}:"):
         return error
     if subset.class_pair is not None:
         named = (names[label] if label < len(names) else str(label) for label in subset.class_pair)
@@ -208,14 +213,17 @@ def draft_sweep(
         SweepError: for data that cannot be read or are too few, as ``isweep run`` would say it.
     """
     size = ON_GPU if gpu else ON_CPU
-    stem = as_name(name or to.stem)
+    stem = as_name(_ascii(name or to.stem))
+    if not _ascii(name or to.stem):
+        rule = "A sweep file's name, which is the sweep's, needs a letter of a to z or a digit"
+        raise ConfigError(rule, str(to), "name another with --out")
     lines, channels, (train_sizes, test_size) = EXAMPLE, 1, UNKNOWN_SIZES
     if source is not None:
         lines, channels, (train_sizes, test_size) = _own(source, to, size, domain, said or {})
     text = "\n".join(
         [
-            f"# Written by `isweep init{f' {source}' if source else ''}`. Change what you like:",
-            f"# `isweep plan {to}` says what is wrong, `isweep run {to}` does what is left.",
+            f"# Written by `isweep init{f' {_typed(source)}' if source else ''}`. Change what you like:",
+            f"# `isweep plan {_typed(to)}` says what is wrong, `isweep run {_typed(to)}` does what is left.",
             f"name: {f'my-{stem}'[:64] if stem in preset_names() else stem}",
             f"models: {size.models}  # isweep models",
             "datasets:  # add others to compare with: isweep datasets",
@@ -245,7 +253,7 @@ def _own(
     if kind is None:
         what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
         raise ConfigError("The images must be of a known kind", str(source), what)
-    stem = as_name(source.absolute().name.split(".")[0])
+    stem = as_name(_ascii(source.absolute().name.split(".")[0]) or "images")
     name = f"my_{stem}"[:64] if stem in DATASETS else stem
     own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
     spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
@@ -303,9 +311,7 @@ def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
         asked = max(min(size.most_tested, round(share * len(found.labels))), 2)
         subset = SubsetSpec(prepared=spec, class_pair=None, test_size=asked)
         try:
-            order = make_subset(
-                found.labels, found.groups, subset, found.splits, found.label_names
-            ).train_order
+            order = make_subset(found.labels, found.groups, subset, found.splits).train_order
             break
         except DataError as error:
             problem = error
@@ -326,6 +332,17 @@ def _rounded(number: int) -> int:
     """Round down to a number that is easy to read, and even, as two equal classes need it."""
     unit = 100 if number >= 1000 else 10 if number >= 40 else 2
     return max(number // unit * unit, 2)
+
+
+def _ascii(text: str) -> str:
+    """Return text without accents; empty where no letter of a to z and no digit is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return plain if any(map(str.isalnum, plain)) else ""
+
+
+def _typed(path: Path) -> str:
+    """Spell a path as it is typed, on one line."""
+    return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(path)))
 
 
 def _flow(value: object) -> str:

@@ -319,11 +319,7 @@ class Workspace:
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
     def make(self) -> None:
-        """Make the root, see :meth:`RootPaths.make`.
-
-        Raises:
-            SweepError: when it cannot be, or results would lie where they go with a cluster.
-        """
+        """Make the root, see :meth:`RootPaths.make`; refuse a result store that would go with a cluster."""
         folder = re.sub(r"^(file|local)://", "", self.storage or "")
         if folder and "://" not in folder:
             check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")

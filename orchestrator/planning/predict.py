@@ -117,9 +117,9 @@ UNKNOWN_RATES = CARDS["a10g"]
 
 def card_named(name: str) -> Card:
     """Return the card of the table; a name that is not in it is a :class:`ConfigError`."""
-    if name not in CARDS:
+    if name.lower() not in CARDS:
         raise unknown_name("card", name, CARDS)
-    return CARDS[name]
+    return CARDS[name.lower()]
 
 
 def card_like(name: str) -> Card | None:

@@ -33,7 +33,7 @@ from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
-from search_spaces.sweeps import DatasetChoice, RecipeOverride, SweepSpec
+from search_spaces.sweeps import DatasetChoice, RecipeChoice, RecipeOverride, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, check_own_options, source_for
 
 MAX_FILE_BYTES = 1_000_000
@@ -43,7 +43,8 @@ MAX_VALUES = 20_000
 MAX_RECIPE_FILES = 5
 MAX_PROBLEMS = 20
 """So many are named; what is behind them is counted."""
-SEE = "see README, 'Your own sweep'"
+SEE = "see README, 'Your own images', or let isweep init write one"
+RECIPE = "write e.g. recipe: {from: demo, epochs: 3}; isweep recipes lists what to start from"
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
 """A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in Python."""
@@ -148,7 +149,7 @@ def _spec_of(
         details = error.errors()
         places = [detail["loc"] for detail in details]
         problems: list[SweepError] = [
-            _problem(detail, origin)
+            _problem(detail, origin, document)
             for detail in details
             # That a list is too short is no fault of its own where only its bad items made it so.
             if detail["type"] != "too_short"
@@ -173,10 +174,10 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     content = _load_yaml(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
     inner = _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
     if not isinstance(inner, dict):
-        raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
+        raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
     parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
     if not all(isinstance(rows, list) for rows in parts):
-        raise ConfigError(f"overrides of {path} must be a list", "something else", "see README, 'Recipes'")
+        raise ConfigError(f"overrides of {path} must be a list", "something else", RECIPE)
     rows = [row for rows in parts for row in rows]
     merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
     return {**merged, **({"overrides": rows} if rows else {})}
@@ -375,20 +376,26 @@ def _report(problems: list[SweepError]) -> None:
     collect(problems[:MAX_PROBLEMS] + ([ConfigError(f"and {more:,} more like these")] if more > 0 else []))
 
 
-def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
-    where = ".".join(str(part) for part in detail["loc"]) or origin
+def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
+    loc = detail["loc"]
+    recipe: Any = document.get("recipe")
+    if loc[:1] == ("recipe",) and len(loc) == 3 and not isinstance(recipe[loc[1]], list):
+        loc = loc[:2]  # one value stands for a list of one
+    where = ".".join(str(part) for part in loc) or origin
     if detail["type"] == "extra_forbidden":
         fields = _model_at(detail["loc"][:-1]).model_fields
         known = [field.alias or name for name, field in fields.items()]
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        if len(loc) == 1 and loc[0] in RecipeChoice.model_fields:
+            return ConfigError(f"{where}: this key belongs into recipe", way_out=RECIPE)
         return ConfigError(f"{where}: unknown key", way_out=f"{hint}known keys: {', '.join(known)}")
     value = detail["input"]
     shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         what = "value" if isinstance(detail["loc"][-1], int) else "key"
-        return ConfigError(f"{where}: this {what} is required")
+        return ConfigError(f"{where}: this {what} is required", way_out=RECIPE if loc[0] == "recipe" else "")
     if not detail["loc"]:
         return ConfigError(f"{where}: {message}")  # the rule names what it found
     message = RULES.get(detail["type"], message)
@@ -485,7 +492,8 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
+        way_out = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}", way_out) from None
 
 
 def read_plain(text: str, origin: str) -> object:

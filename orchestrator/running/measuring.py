@@ -28,7 +28,7 @@ from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
-from tasks.sources import ARRAY_FILES, OWN_KINDS, own_kind_of
+from tasks.sources import OWN_KINDS, own_kind_of
 from tasks.sources.base import RawRequest
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ PREPARED_RANGE = (0.0, 255.0)
 SAID = ("label_map", "label_columns", "layout", "pixel_range")
 """What may be said of own data that are measured."""
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
+PILOT = "pilot"
 NUM_SIZES = 3
 
 Images = npt.NDArray[Any]
@@ -119,31 +120,40 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if request.said and (of_table or (path / MARKER).exists()):
         rule = f"{_options(request.said)} is for own data that are not prepared yet"
         raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
-    if not of_table and not path.exists():
+    if of_table:
+        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
+    if not path.exists():
         raise ConfigError(
             "The source must be a folder, a file or the name of a dataset",
             request.source,
             f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; "),
         )
-    suffix, is_file = path.suffix.lower(), path.is_file() and not of_table
-    as_stored = is_file and suffix in (*ARRAY_FILES, ".npy") and request.image_size is None
-    for option, is_unused, whose in (
-        ("labels", request.labels is not None and not (is_file and suffix == ".npy"), "a .npy"),
-        ("raw", request.raw is not None and not of_table, "the name of a dataset"),
-        ("channels", request.channels != 1 and as_stored, "image files, and arrays with --image-size"),
-    ):
-        if is_unused:
-            raise ConfigError(f"--{option} is for {whose}", path.name, "leave it out")
-    if of_table:
-        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
+    _refuse_what_is_not_used(request, path)
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)
-    if as_stored:
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
         return _measure_file(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     own = _own_source(_known_kind(path), path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _refuse_what_is_not_used(request: MeasureRequest, path: Path) -> None:
+    suffix, is_file = path.suffix.lower(), path.is_file()
+    as_stored = is_file and suffix in (".npz", ".npy") and request.image_size is None
+    for option, is_unused, what in (
+        (
+            "--labels",
+            bool(request.labels) and not (is_file and suffix == ".npy"),
+            "a .npy; others hold theirs",
+        ),
+        ("--raw", bool(request.raw), "the name of a dataset"),
+        ("--channels", request.channels != 1 and as_stored, "images that are resized, by --image-size"),
+    ):
+        if is_unused:
+            raise ConfigError(f"{option} is for {what}", path.name, "leave it out")
 
 
 def measure_arrays(
@@ -261,29 +271,28 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    """Measure arrays of a ``.npz``, HDF5 file or ``.npy`` as they are stored.
+    """Measure arrays of a ``.npz`` or ``.npy`` as they are stored.
 
     Raises:
         SweepError: for files that are no such arrays, or labels that are no classes.
     """
-    kind = own_kind_of(path)
-    if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
-        rule = "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+    of_npz = path.suffix.lower() == ".npz"
+    if of_npz and path.stat().st_size > MAX_HELD_BYTES:
+        rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
         found = f"{path.stat().st_size:,} bytes"
         raise ConfigError(rule, found, "give --image-size, e.g. that of the arrays")
     others = set(request.said) - {"label_map", "pixel_range"}
     if others:
         rule = f"{_options(sorted(others))} is for other kinds of own data"
         raise ConfigError(rule, path.name, "leave it out")
-    own = _own_source(kind or "npz", path, request)
-    if kind is not None:
+    own = _own_source("npz", path, request)
+    if of_npz:
         from tasks.sources import source_for
-        from tasks.sources.arrays import load_images
+        from tasks.sources.arrays import NpzFile, load_images
 
         # The source checks declared sizes, labels and types before anything large is read.
-        listing = source_for(kind).list_items(_raw(own))
-        file = ARRAY_FILES[path.suffix.lower()](_raw(own))
-        images, names = load_images(file, listing), tuple(listing.label_names)
+        listing = source_for("npz").list_items(_raw(own))
+        images, names = load_images(NpzFile(_raw(own)), listing), tuple(listing.label_names)
         labels = np.array([item.label for item in listing.items], np.int64)
         groups: Sequence[object] = [item.group or f"\0{item.locator}" for item in listing.items]
         notes = [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
@@ -291,13 +300,19 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
     else:
         images, notes = _load_npy(path), []
         if request.labels is None:
-            measured = measure_arrays(images, None, (), request, executor)
-            return replace(measured, taken=("no labels, so no K_F: give --labels FILE",))
+            return measure_arrays(images, None, (), request, executor)
+        if not request.labels.exists():
+            found, near = str(request.labels), nearest_path(request.labels)
+            raise ConfigError("--labels must be a file that is there", found, near)
         names, labels = _classes(request.labels, own)
         groups = range(len(labels))
         if len(labels) != len(images):
             found = f"{len(labels)} labels, {len(images)} images"
             raise DataError("There must be one label per image", found, "check --labels")
+    if limits := request.settings.pixel_range:
+        values: Any = images
+        outside = np.count_nonzero((values < limits[0]) | (values > limits[1]))
+        notes += [f"  doubtful: values outside pixel_range, {outside:,}"] if outside else []
     measured = measure_arrays(images, labels, names, request, executor)
     return replace(measured, taken=(*_taken(images, labels, names, groups), *notes))
 
@@ -322,8 +337,6 @@ def _load_npy(path: Path) -> Images:
 
 def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
     """Return the classes of a file of labels, in order, and each image's."""
-    if not path.is_file():
-        raise ConfigError("--labels must be a file", str(path), nearest_path(path))
     if path.suffix.lower() == ".npy":
         values = _load_npy(path)
     else:
@@ -364,9 +377,6 @@ def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object])
     values = str(images.dtype)
     if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
-    rows = images.reshape(len(images), -1)
-    if blank := int((rows == rows[:, :1]).all(axis=1).sum()):
-        lines.append(f"  doubtful: images of one value, {blank:,}")
     return [*lines, f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {values}, not scaled"]
 
 
@@ -429,13 +439,7 @@ def run_pilot(
     from orchestrator.running.run import run_sweep
 
     spec = pilot_sweep(sweep, request)
-    try:
-        summary = run_sweep(spec, options, progress=progress)
-    except DataError as error:
-        options_here = error.way_out.replace("train_sizes", "--pilot-sizes").replace(
-            "test_size", "--pilot-test-size"
-        )
-        raise DataError(error.rule, error.value, options_here) from None
+    summary = run_sweep(spec, options, progress=progress)
     table = results_table(Workspace.open(spec, options.root, options.storage))
     if table.empty:
         why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
@@ -477,9 +481,9 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     document = sweep.model_dump(**as_said)
     for key in ("worlds", "arms", "robustness", "tune"):
         document.pop(key, None)
-    path = str(Path(request.source).expanduser().absolute())
+    whose = f"{Path(request.source).absolute()}|{request.model}"
     document |= {
-        "name": f"{sweep.name}-pilot-{_mark(f'{path}|{request.model}')}",
+        "name": f"{sweep.name}-pilot-{sha256(whose.encode()).hexdigest()[:8]}",
         "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",
         "models": [models[request.model].model_dump(**as_said)],
         "datasets": [_pilot_dataset(sweep, request)],
@@ -501,9 +505,4 @@ def _pilot_dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
         raise ConfigError(rule, request.source, "give a path that exists")
     own: dict[str, Any] = {"kind": _known_kind(path), "path": str(path.absolute())}
     own |= {"domain": request.domain or "natural", "channels": sweep.channels or 1}
-    # Prepared images of a root are found by this name: two folders need two.
-    return {"name": f"pilot-{_mark(own['path'])}", "own": own}
-
-
-def _mark(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:8]
+    return {"name": PILOT, "own": own}

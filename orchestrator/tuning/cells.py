@@ -360,15 +360,9 @@ def flat_search(record: SearchRecord) -> FlatRun:
 
 
 class SearchStanding(Finding):
-    """What is stored of a search.
+    """What is stored of a search, trials of finalists too; paths of recipe and page where they are written.
 
-    Attributes:
-        trials: Results, of finalists too.
-        by_status: How many of them ended in each way.
-        recipe: Path of the recipe; None before it is written.
-        report: Path of the page; likewise.
-        failed: Trials without a result whose last attempt failed.
-        unreadable: Files that are not believed.
+    Trials that failed have no result, and files that are unreadable are not believed.
     """
 
     trials: int

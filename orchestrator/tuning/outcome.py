@@ -56,8 +56,6 @@ class CellOutcome(Finding):
     """What was found for one model on one dataset.
 
     Attributes:
-        model: Name.
-        dataset: Name.
         chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
         finalists: All that have every run, those of earlier starts too, best first.
@@ -134,14 +132,8 @@ class CellOutcome(Finding):
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended.
-
-    Attributes:
-        cells: What was found, by model and dataset.
-        recipe: The recipe file.
-        report: The report page; None where there is nothing to show.
-        num_new: Trials of this start.
-        num_behind: Updates that MLflow has not taken.
+    """How a search ended: its recipe, its page (None where there is nothing to show), trials of this start,
+    and updates that MLflow has not taken.
     """
 
     cells: tuple[CellOutcome, ...]

@@ -45,9 +45,7 @@ MANY_REPEATS = 25
 def open_storage(path: Path | None, patience: Patience | None = None) -> BaseStorage:
     """Return a new, empty storage: a journal file that ``optuna-dashboard`` opens, or memory for None.
 
-    Args:
-        path: Of the journal.
-        patience: Waits for a disk that is full; None raises at once.
+    ``patience`` waits for a disk that is full; None raises at once.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if path is None:
@@ -86,14 +84,7 @@ class _PatientJournal(JournalFileBackend):
 
 
 class CellStudy:
-    """The study of one cell.
-
-    Args:
-        cell: What is searched.
-        sampler: Who proposes points.
-        storage: From :func:`open_storage`.
-        seed: Of the whole search.
-    """
+    """The study of one cell, in a storage from :func:`open_storage`; the seed is that of the whole search."""
 
     def __init__(self, cell: TuningCell, sampler: Sampler, storage: BaseStorage, seed: int = 0) -> None:
         self._cell, self._sampler, self._seed = cell, sampler, seed
@@ -311,13 +302,7 @@ class CellSearch:
 
 
 class Search:
-    """A search over all cells of a sweep.
-
-    Args:
-        cells: From :func:`orchestrator.tuning.cells.tuning_cells`.
-        tune: What the sweep says of the search.
-        storage: Optuna's.
-    """
+    """A search over all cells of a sweep, see :func:`orchestrator.tuning.cells.tuning_cells`."""
 
     def __init__(self, cells: Iterable[TuningCell], tune: TuneSpec, storage: BaseStorage) -> None:
         self.tune = tune

@@ -161,11 +161,6 @@ def measure_array(
     settings = replace(settings or MeasureSettings(), **asked)
     array = as_channels_first(as_array(images))
     checked_source(array)
-    if (limits := settings.pixel_range) is not None:
-        low, high = float(array.min()), float(array.max())
-        if low < limits[0] or high > limits[1]:
-            rule = f"pixel_range must hold all values, and {limits[0]:g} to {limits[1]:g} does not"
-            raise DataError(rule, f"{low:g} to {high:g}", "give black and white of the images")
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
@@ -286,7 +281,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
-            "the pixel range of these images is not known; give it (--pixel-range) to compare label sharpness"
+            "the pixel range of these images is not known; give it (pixel_range) to compare label sharpness"
         )
     return tuple(notes)
 
@@ -308,11 +303,6 @@ class RowProfile:
     first_of: npt.NDArray[np.int64]
     conflicts: list[tuple[int, int]]
     exact: bool
-
-    @property
-    def num_duplicates(self) -> int:
-        """Rows left out because an earlier one is the same."""
-        return len(self.first_of) - len(self.keep)
 
     def precision(self, asked: Precision) -> Precision:
         """What was asked for, in floats where rows are no bytes of one type."""
@@ -360,10 +350,9 @@ def profile_rows(
     return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), first_of, conflicts, exact)
 
 
-Piece = tuple[npt.NDArray[np.uint64], list[int], set[float], str]
-
-
-def row_keys(source: BlockSource, start: int, stop: int) -> Piece:
+def row_keys(
+    source: BlockSource, start: int, stop: int
+) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
     """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
 
     The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never

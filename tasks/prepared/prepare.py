@@ -408,8 +408,8 @@ def list_raw(request: RawRequest) -> Listing:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
-    expected = f"expected: {dataset.raw_layout}"
-    raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
+    rule = f"{dataset.name}: the raw download must hold images"
+    raise DataError(rule, found, f"expected: {dataset.raw_layout}")
 
 
 def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
@@ -442,15 +442,15 @@ def _checked(images: ImageTable, request: RawRequest, allowed: float, for_traini
         raise DataError(
             f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
             f"{images.num_conflicts} of {num_images}",
-            "correct the labels, raise image_size" + _allow_more(images.num_conflicts, num_images),
+            f"correct the labels, raise image_size{_allowing(images.num_conflicts, num_images)}",
         )
     return images
 
 
-def _allow_more(num: int, total: int) -> str:
-    """Name the share that lets so many through, unless that is most of them."""
-    percent = math.ceil(100 * num / total)
-    return f", or allow more: --max-skipped-share {percent}%" if percent <= 50 else ""
+def _allowing(found: int, total: int) -> str:
+    """Say which option would let it pass, unless most of them are concerned."""
+    share = math.ceil(1000 * found / total) / 10
+    return f", or allow more: --max-skipped-share {share:g}%" if share < 50 else ""
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -501,6 +501,6 @@ def _counted_skips(
         raise DataError(
             f"{name}: at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
-            "isweep locate HASH --raw DIR finds one; mend them" + _allow_more(len(skipped), total),
+            f"isweep locate HASH --raw DIR finds one; mend them{_allowing(len(skipped), total)}",
         )
     return skipped

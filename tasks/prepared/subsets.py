@@ -35,8 +35,7 @@ from tasks.prepared.table import number_groups, occurrence, quotas_of
 FILE_LISTS = ("imagenet",)
 """Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of F3)."""
 TEST_GROUP_SHARE = 0.3
-"""Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
-asks."""
+"""Share of the groups that test images are spread over (750 of 2,500 in the study), or more if needed."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Subset:
         train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
         test_labels: ``(test_size,)`` labels.
-        class_names: Spelling of each class for messages.
+        class_names: Spelling of each class for messages: its index in the prepared dataset.
         shared_group_share: Share of test images whose group is also in ``train_order``; 0 unless a fault of
             the released code is switched on.
     """
@@ -136,9 +135,9 @@ def make_subset(
     groups: NDArray[np.int64],
     spec: SubsetSpec,
     splits: NDArray[np.int8] | None = None,
-    label_names: Sequence[str] = (),
     *,
     max_train_size: int | None = None,
+    label_names: Sequence[str] = (),
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
@@ -151,10 +150,10 @@ def make_subset(
             matter.
         spec: Class pair, test size, seed.
         splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
-        label_names: What messages call the classes; their indices where there is none.
         max_train_size: Largest train size that will be asked for, to refuse it here. It changes nothing else,
             unless faults of the released code are on that make the choice depend on it; those subsets have
             to be made anew for every train size.
+        label_names: Names of the classes, for messages; without them classes are numbers.
 
     Raises:
         DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
@@ -171,11 +170,13 @@ def make_subset(
             raise AssertionError("a group is on both sides of the split")
     largest = subset.max_train_size
     if max_train_size is not None and max_train_size > largest:
-        counts = zip(subset.class_names, subset.class_counts(largest), strict=True)
+        per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
         raise DataError(
             f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} test images",
-            f"at most {largest} ({', '.join(f'{name}: {count}' for name, count in counts)})",
-            f"lower train_sizes to at most {largest}, or lower test_size" if largest else "lower test_size",
+            f"at most {largest} (class: images {per_class})",
+            f"lower train_sizes to at most {largest}, or lower test_size"
+            if largest > 1
+            else "lower test_size",
         )
     return subset
 
@@ -185,7 +186,7 @@ def _task(
     groups: NDArray[np.int64],
     splits: NDArray[np.int8],
     spec: SubsetSpec,
-    label_names: Sequence[str],
+    label_names: Sequence[str] = (),
 ) -> _Task:
     classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
     missing = [str(label) for label in classes if not (labels == label).any()]
@@ -196,8 +197,8 @@ def _task(
     rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
     lookup = {label: index for index, label in enumerate(classes)}
     targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
-    names = (label_names[label] if label < len(label_names) else str(label) for label in classes)
-    return _Task(rows, targets, tuple(names), groups, splits)
+    names = tuple(label_names[label] if label_names else str(label) for label in classes)
+    return _Task(rows, targets, names, groups, splits)
 
 
 def _split(
@@ -303,8 +304,7 @@ def split_validation(
             "tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     labels, groups = prepared.labels, prepared.groups
-    names = prepared.label_names
-    subset = make_subset(labels, groups, spec, prepared.splits, names, max_train_size=train_size)
+    subset = make_subset(labels, groups, spec, prepared.splits, max_train_size=train_size)
     rows, targets = subset.train_order[:train_size], subset.train_labels[:train_size]
     members, num_classes = number_groups(groups[rows]), subset.num_classes
     counts, balanced = np.bincount(targets, minlength=num_classes), num_classes == 2

@@ -24,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--stop", action="store_true", help="at the first violation")
     parser.add_argument("--into", type=Path)
     asked = parser.parse_args()
     began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)
@@ -31,6 +32,8 @@ def main() -> int:
     with multiprocessing.get_context("fork").Pool() as pool:
         for found, wrong, slow in pool.imap_unordered(run_chunk, chunks):
             met, violations, slowest = met + found, violations + wrong, max(slowest, slow)
+            if violations and asked.stop:
+                break
     seconds = time.monotonic() - began
     document = {
         "schedules": len(chunks) * CHUNK,

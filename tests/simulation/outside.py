@@ -49,6 +49,7 @@ class Outside:
         scheduler: Whose turn it is.
         faults: Still to come, in order.
         files: Path -> content, and a number that changes with it.
+        hit: Paths of files that were damaged or deleted, with the time.
         met: How often each fault had something to hit.
         log: What happened, for the reader of a failing seed.
         second: Starts a second driver.
@@ -63,6 +64,7 @@ class Outside:
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     lasting: dict[str, float] = field(default_factory=dict)
     due: list[Fault] = field(default_factory=list)
+    hit: dict[str, float] = field(default_factory=dict)
     met: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
     num_calls: int = 0
@@ -127,11 +129,24 @@ class Outside:
             path = records[int(fault.amount * len(records)) % len(records)]
             content, version = self.files.pop(path)
             if fault.kind == "file damaged":
-                self.files[path] = (content[: int(fault.amount * len(content))], version + 1)
+                self.files[path] = (self._damaged(content, records, fault.amount), version + 1)
+            self.hit[path] = self.scheduler.now
             self.note(f"  {path}")
         if self.snapshots and (fault := self.take("server restored")):
             kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
             self.server.kept = _copied(kept)
+
+    def _damaged(self, content: bytes, records: list[str], amount: float) -> bytes:
+        """Cut a file, flip a digit in it, or put another cell's in its place."""
+        place = int(amount * len(content))
+        if self.random.random() < 0.3:
+            return content[:place]
+        if self.random.random() < 0.5:
+            return self.files[records[-1]][0] if records[-1] in self.files else b""
+        digits = [k for k, sign in enumerate(content) if sign in b"0123456789"]
+        at = digits[place % len(digits)]
+        flipped = b"7" if content[at : at + 1] != b"7" else b"3"
+        return content[:at] + flipped + content[at + 1 :]
 
     def keep_snapshot(self) -> None:
         """Keep what the server has now, if it will be restored to it."""

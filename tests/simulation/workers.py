@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,13 +14,14 @@ from ray.tune.search import Searcher
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure, provenance
 from orchestrator.running.actors import EpochReport
-from orchestrator.running.failures import Place
+from orchestrator.running.failures import RETRIES, Place
 from orchestrator.running.worker import REPORT
 from tasks.trials.records import EpochRecord, TrialResult
 from tests.simulation.outside import Outside
 from tests.simulation.scheduler import Killed, Process
 from tests.unit.orchestrator.results.examples import diverged, trial_result
 
+LONGEST_SILENCE_S = {"trial hangs": 1200.0, "worker says nothing": 120.0}
 SLOTS = 3
 SECONDS = 8.0
 NODES = ("10.0.0.1", "10.0.0.2")
@@ -39,8 +41,8 @@ LOST = {
 KINDS = {**TOLD, **LOST, "trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
 
 
-class Violation(AssertionError):
-    """Something that must always hold did not."""
+class Violation(BaseException):
+    """Something that must always hold did not; no `except Exception` of the product takes it for Tune's."""
 
 
 @cache
@@ -58,6 +60,7 @@ class SimulatedTrial:
     node: str
     ends_at: float
     fault: str = ""
+    began: float = 0.0
     status: str = "PENDING"
     told: list[Any] = field(default_factory=list)
     silent: bool = False
@@ -95,7 +98,7 @@ class SimulatedExecution:
         self, outside: Outside, process: Process, data: str, begins: Callable[[str], None], told: list[Any]
     ) -> None:
         self._outside, self._process, self._data, self._begins = outside, process, data, begins
-        self._told = told
+        self._told, self._failed = told, Counter[str]()
         self.arrays, self._said, self._trials = Arrays(), list[Any](), dict[str, SimulatedTrial]()
         self._killed: set[str] = set()
 
@@ -132,7 +135,8 @@ class SimulatedExecution:
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
         outside = self._outside
         seconds = SECONDS * (0.5 + outside.random.random())
-        trial = SimulatedTrial(config, outside.random.choice(NODES), outside.scheduler.now + seconds)
+        now = outside.scheduler.now
+        trial = SimulatedTrial(config, outside.random.choice(NODES), now + seconds, began=now)
         fault = outside.take(*TOLD, *LOST, "trial hangs", "worker says nothing")
         if fault is not None:
             trial.fault = fault.kind
@@ -167,19 +171,35 @@ class SimulatedExecution:
             node=trial.node,
         )
         trial.status = "TERMINATED"
+        before = len(self._told)
         trials.on_trial_result(iteration, running, trial, {REPORT: report.model_dump_json()})
         trials.on_trial_complete(iteration, running, trial)
+        self._must(len(self._told) == before, f"{trial.trial_id} has a result and was told as failed")
         return True
 
     def _fails(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
-        """Tell that a worker failed; the sweep must then tell it once, with its kind."""
+        """Tell that a worker failed; the sweep must store that, and tell it once with its kind."""
         trial.status = "ERROR"
-        before = len(self._told)
+        kind, name, silent_s = KINDS[trial.fault], trial.trial_id, self._outside.scheduler.now - trial.began
+        before, calls, known = len(self._told), self._outside.num_written, self._failed[name]
         trials.on_trial_error(iteration, running, trial)
-        new = self._told[before:]
-        if new != [(trial.trial_id, KINDS[trial.fault])]:
-            raise Violation(f"{trial.fault} of {trial.trial_id} was told as {new}")
+        new = [(told, told_kind) for told, told_kind, _ in self._told[before:]]
+        self._must(new == [(name, kind)], f"{trial.fault} of {name} was told as {new}")
+        self._must(self._outside.num_written > calls, f"{trial.fault} of {name} was not stored")
+        self._must(
+            silent_s < LONGEST_SILENCE_S[trial.fault] if trial.silent else True,
+            f"{trial.fault} of {name} was noticed after {silent_s:.0f} s",
+        )
+        given_up = "given up" in self._told[-1][2]
+        again = RETRIES[kind] != 0
+        self._must(known > 0 or given_up is not again, f"{name}, which {trial.fault}: {self._told[-1][2]}")
+        self._failed[name] += 1
         return True
+
+    @staticmethod
+    def _must(holds: bool, why: str) -> None:
+        if not holds:
+            raise Violation(why)
 
     def told_failure(self, trial: SimulatedTrial) -> CellReport | None:
         if trial.fault not in TOLD:
@@ -189,7 +209,8 @@ class SimulatedExecution:
         return CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
 
     def lost_failure(self, trial: SimulatedTrial, place: Place | None) -> TrialFailure:
-        return TrialFailure(kind=LOST[trial.fault], message=f"{trial.fault} on {trial.node}")
+        kind = LOST.get(trial.fault, FailureKind.WORKER_CRASH)
+        return TrialFailure(kind=kind, message=f"{trial.fault} on {trial.node}")
 
     def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return lambda: self._killed.add(trial.trial_id)

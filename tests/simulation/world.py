@@ -15,7 +15,7 @@ from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, SweepRuns
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, judge
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
@@ -84,7 +84,8 @@ class World:
         random = Random(seed)
         self.scheduler = Scheduler(random)
         self.outside = Outside(self.scheduler, random, [*faults])
-        self.told: list[tuple[str, str]] = []
+        self.told: list[tuple[str, str, str]] = []
+        self.sealed: set[tuple[str, str]] = set()
         self.holders: list[Process] = []
         self.num_seeds, self.data, self.num_drivers = 2, "f", 0
         self.started: list[tuple[Process, Task]] = []
@@ -183,6 +184,7 @@ class World:
                 self._train(process, clock, stored, tracker, workspace)
                 stored.forget_lost()
                 state = judge(workspace, stored)
+                self._check(self._wrong_claims(workspace, state))
                 tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
                 ending = "FINISHED"
             except KeyboardInterrupt:
@@ -195,7 +197,7 @@ class World:
             # A server's older state, or a request that a proxy repeats, is found at the next start.
             unknown = outside.met["server restored"] + outside.met["server doubles"]
             if not tracker.num_behind and not unknown:
-                self._check(self._wrong_runs(state.results, "nothing is behind, and yet "))
+                self._check(self._wrong_runs(state.results, "nothing is behind, and yet ", state.failures))
         process.finished = True
 
     def _train(self, process: Process, clock: Any, stored: Any, tracker: Any, workspace: Workspace) -> None:
@@ -205,13 +207,18 @@ class World:
             return
 
         def begins(trial_id: str) -> None:
-            if trial_id in judge(workspace, stored).results:
-                raise Violation(f"{trial_id} is trained again although its result is sealed")
+            path = f"simulated/trials/{trial_id}/result.json"
+            if (trial_id, workspace.data) in self.sealed and path not in self.outside.hit:
+                raise Violation(f"{trial_id} is trained again although its result was sealed")
 
-        run = Run(plan, None, CLUSTER, Resources(1, 0), stored, tracker, Monitor(self.told))
+        monitor = Monitor(self.told, lambda name: self.sealed.add((name, workspace.data)))
+        run = Run(plan, None, CLUSTER, Resources(1, 0), stored, tracker, monitor)
         work = GridWork(run, pending, lambda subset, size: None, state=state)
         execution = SimulatedExecution(self.outside, process, workspace.data, begins, self.told)
-        Trials(run, work, execution, clock).run()
+        try:
+            Trials(run, work, execution, clock).run()
+        except StorageAway as error:
+            raise Violation(f"storage that was away ended the sweep: {error}") from None
 
     def _holds(self, process: Process) -> None:
         alive = [holder.name for holder in self.holders if not holder.dead]
@@ -228,6 +235,25 @@ class World:
         if problems:
             raise Violation("; ".join(problems))
 
+    def _wrong_claims(self, workspace: Workspace, state: Any) -> list[str]:
+        """Say of which cells a driver that ends believes what is not so."""
+        found = []
+        for name in state.results:
+            path = f"simulated/trials/{name}/result.json"
+            # What goes while the driver looks, it may miss.
+            just_now = self.outside.hit.get(path, 0.0) > self.scheduler.now - 1.0
+            if path not in self.outside.files and not just_now:
+                found.append(f"{name} counts as done and is not there")
+        told = {name for name, _, message in self.told if "given up" in message}
+        found += [
+            f"{name} is neither done nor given up"
+            for name in workspace.plan.trials_by_id
+            if name not in state.results
+            and name not in told
+            and f"simulated/trials/{name}/result.json" not in self.outside.hit
+        ]
+        return found
+
     def _wrong_results(self) -> list[str]:
         quiet = SimulatedStorage(
             Outside(self.scheduler, Random(0), files=self.outside.files), Process("judge")
@@ -242,7 +268,7 @@ class World:
                 found.append(f"{name} has another result than undisturbed")
         return found
 
-    def _wrong_runs(self, names: Iterable[str], said: str) -> list[str]:
+    def _wrong_runs(self, names: Iterable[str], said: str, failed: Iterable[str] = ()) -> list[str]:
         """Say what MLflow shows wrongly of cells that have a result."""
         shown: dict[str, list[Any]] = defaultdict(list)
         found = []
@@ -251,6 +277,9 @@ class World:
                 found.append(f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
             if run.data.tags.get(DUPLICATE_TAG) != "true":
                 shown[run.data.tags[KEY_TAG]].append(run)
+        for name in failed:
+            if [run.info.status for run in shown[name]] != ["FAILED"]:
+                found.append(f"{said}{name}, which failed, has {[run.info.status for run in shown[name]]}")
         for name in names:
             runs, scores = shown[name], outcome(name, self.data).scores
             if [run.info.status for run in runs] != ["FINISHED"]:
@@ -267,12 +296,16 @@ CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2,
 class Monitor(Progress):
     """Keeps what the sweep tells of failures."""
 
-    def __init__(self, told: list[tuple[str, str]]) -> None:
+    def __init__(self, told: list[tuple[str, str, str]], sealed: Callable[[str], None]) -> None:
         super().__init__()
-        self.told = told
+        self.told, self.sealed = told, sealed
+
+    def trial_finished(self, trial_id: str, status: str) -> None:
+        self.sealed(trial_id)
+        super().trial_finished(trial_id, status)
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
-        self.told.append((trial_id, str(kind)))
+        self.told.append((trial_id, str(kind), message))
         super().trial_failed(trial_id, kind, message)
 
 
@@ -285,13 +318,15 @@ def run_seed(seed: int) -> World:
     faults = draw(seed)
     try:
         return World(seed, faults).run()
-    except (Violation, Endless, AssertionError) as error:
+    except (Exception, Violation) as error:
         fewest, why, log = shrink(seed, faults, error)
         told = "\n".join([*map(str, fewest), *log[-60:]])
         raise Violation(f"seed {seed}: {why}\n{told}") from None
 
 
-def shrink(seed: int, faults: list[Fault], error: Exception) -> tuple[list[Fault], Exception, list[str]]:
+def shrink(
+    seed: int, faults: list[Fault], error: BaseException
+) -> tuple[list[Fault], BaseException, list[str]]:
     """Leave out one fault after another as long as something is violated without it."""
     log: list[str] = []
     for fault in list(faults):
@@ -299,12 +334,12 @@ def shrink(seed: int, faults: list[Fault], error: Exception) -> tuple[list[Fault
         world = World(seed, fewer)
         try:
             world.run()
-        except (Violation, Endless, AssertionError) as found:
+        except (Exception, Violation) as found:
             faults, error, log = fewer, found, world.outside.log
     if not log:
         world = World(seed, faults)
         try:
             world.run()
-        except (Violation, Endless, AssertionError) as found:
+        except (Exception, Violation) as found:
             error, log = found, world.outside.log
     return faults, error, log

@@ -43,16 +43,15 @@ def test_what_is_left_out_is_counted():
     assert others.notes == ("1 training of other models in the pilot left out",)
 
 
-def test_sizes_read_as_text_are_compared_as_numbers():
+def test_what_stands_for_no_number_is_left_out_as_in_the_fits():
     found = pilot_of(
-        table(train_size=["50", "x", "100", "90"], d_data_mle=[1.0, 2.0, 7.0, 3.0]), "m", where="t"
-    )
+        table(
+            train_size=["50", "50", "100", "90"], test_loss=[0.4, 1.797e308, 0.5, 0.3],
+            d_data_mle=[1.0, 2.0, 7.0, 1.797e308],
+        ), "m", where="t",
+    )  # fmt: skip
+    assert [p.train_size for p in found.points] == [50, 90, 100]
     assert found.d_data == 7.0
-
-
-def test_mlflows_stand_in_for_infinity_is_no_loss():
-    found = pilot_of(table(test_loss=[0.4, 0.9, 1.797e308, 0.3]), "m", where="t")
-    assert [p.train_size for p in found.points] == [50, 200]
     assert found.notes == ("1 training of the pilot without a usable train size and loss left out",)
 
 
@@ -115,7 +114,3 @@ def test_results_that_lack_a_column_are_results_all_the_same(tmp_path, text, lac
     assert is_pilot_table(path)
     with pytest.raises(ConfigError, match=f"A pilot must have its columns; found: .* lacks {lacks}"):
         read_pilot(path, "m")
-
-
-def test_measures_that_stand_for_infinity_are_none():
-    assert pilot_of(table(d_data_mle=1.797e308), "m", where="t").d_data is None

@@ -103,11 +103,7 @@ def test_outside_the_fitted_ranges_every_excess_is_named_and_widens_the_interval
     far, found = width(d_data=60.0, label_sharpness=1e-2, train_size=10**6)
     assert far > 1.5 * near
     assert found.extrapolating
-    for words in (
-        "N 1e+06 lies outside",
-        "d_data 60 lies outside",
-        "K_F 0.01 lies outside",
-    ):
+    for words in ("N 1e+06 lies outside", "d_data 60 lies outside", "K_F 0.01 lies outside"):
         assert words in found.warning
 
 
@@ -122,11 +118,7 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
     ("table", "target", "told"),
     [
         (exact_table(num_natural=6), 1e-4, "more than 1e+15 images"),
-        (
-            exact_table(num_natural=6),
-            50.0,
-            "at or below 50 at every size; the smallest fitted is 500",
-        ),
+        (exact_table(num_natural=6), 50.0, "at or below 50 at every size; the smallest fitted is 500"),
         (synthetic_table(size_slope=-1.0), 0.1, "does not fall with N"),
         (
             synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2, train_sizes=(100, 1000, 10_000)),
@@ -291,7 +283,7 @@ def test_trainings_of_one_size_are_one_training_of_a_pilot(noisy):
 
 def test_too_few_datasets_give_a_value_without_an_interval():
     fits = fit_growth(
-        synthetic_table(num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05),
+        synthetic_table(num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05)
     )
     found = predict(fits, train_size=200, **AT)
     assert found.interval is None
@@ -314,15 +306,9 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
         ({"train_size": True}, "train_size must be a positive finite number; found: True"),
         ({"train_size": "5"}, "train_size must be a positive finite number; found: '5'"),
         ({"train_size": 10**400}, "train_size must be a positive finite number"),
-        (
-            {"train_size": None, "target_loss": -1.0},
-            "target_loss must be .*found: -1.0; give a test loss",
-        ),
+        ({"train_size": None, "target_loss": -1.0}, "target_loss must be .*found: -1.0; give a test loss"),
         ({"pilot": [PilotPoint(0, 0.5)]}, "pilot train size must be .*found: 0; give what was trained"),
-        (
-            {"pilot": [PilotPoint(10.5, 0.3)]},
-            "pilot train size must be a whole number of images",
-        ),
+        ({"pilot": [PilotPoint(10.5, 0.3)]}, "pilot train size must be a whole number of images"),
         ({"pilot": [PilotPoint(100, -0.5)]}, "pilot loss must be .*found: -0.5; give the test loss"),
         ({"target_loss": 0.1}, "either a train size or a target loss; found: both"),
         ({"train_size": None}, "found: neither"),

@@ -20,52 +20,6 @@ class TestMeasure:
         np.savez(path, images=images, labels=np.arange(60) % 3)
         return path
 
-    @pytest.mark.parametrize(
-        ("words", "said"),
-        [
-            ("--labels own.npz", "--labels is for a .npy; found: own.npz; leave it out"),
-            ("--raw other", "--raw is for the name of a dataset; found: own.npz; leave it out"),
-            ("--channels 3", "--channels is for image files, and arrays with --image-size; found: own.npz"),
-            (
-                "--pixel-range 0 100",
-                "pixel_range must hold all values, and 0 to 100 does not; found: 0 to",
-            ),
-        ],
-    )
-    def test_an_option_that_would_not_be_used_is_refused(self, run, arrays, words, said):
-        code, out, err = run("measure", str(arrays), *words.split())
-        assert (code, out) == (2, "")
-        assert said in err
-
-    def test_the_same_arrays_give_the_same_numbers_in_either_file(self, run, arrays, tmp_path):
-        import h5py
-
-        with np.load(arrays) as stored, h5py.File(tmp_path / "own.h5", "w") as file:
-            file.update({name: stored[name] for name in stored})
-        found = [run("measure", str(path), "--json")[1] for path in (arrays, tmp_path / "own.h5")]
-        assert json.loads(found[0])["label_sharpness"] == json.loads(found[1])["label_sharpness"]
-
-    def test_a_npy_says_what_it_lacks(self, run, arrays, tmp_path):
-        with np.load(arrays) as stored:
-            np.save(tmp_path / "x.npy", stored["images"])
-        assert "no labels, so no K_F: give --labels FILE" in run("measure", str(tmp_path / "x.npy"))[1]
-        code, _, err = run("measure", str(tmp_path / "x.npy"), "--labels", str(tmp_path / "y.npy"))
-        assert (code, "--labels must be a file; found:" in err) == (2, True)
-
-    def test_images_of_one_value_are_told(self, run, tmp_path):
-        images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)
-        images[3] = 7
-        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2)
-        assert "doubtful: images of one value, 1" in run("measure", str(tmp_path / "own.npz"))[1]
-
-    @pytest.mark.parametrize("words", ["--label-map -1=unsure --json", "--label-map 1=one -1=unsure --json"])
-    def test_a_label_that_begins_with_a_hyphen_can_be_mapped(self, run, tmp_path, words):
-        images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)
-        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2 * 2 - 1)
-        code, out, err = run("measure", str(tmp_path / "own.npz"), *words.split())
-        assert (code, err) == (0, "")
-        assert "unsure" in json.loads(out)["label_names"]
-
     def test_arrays(self, run, arrays):
         code, out, _ = run("measure", str(arrays), "--json", "--train-sizes", "30", "60")
         measured = json.loads(out)
@@ -126,6 +80,37 @@ class TestMeasure:
         code, out, _ = run("measure", str(tmp_path / "own.npz"), *given, "--image-size", "12")
         assert code == 0
         assert "[0, 1] (pixel_range) to [0, 255], cut there" in out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (
+                ("--labels", "y.npy"),
+                "--labels is for a .npy; others hold theirs; found: own.npz",
+            ),
+            (("--raw", "x"), "--raw is for the name of a dataset; found: own.npz"),
+            (
+                ("--channels", "3"),
+                "--channels is for images that are resized, by --image-size; found: own",
+            ),
+        ],
+    )
+    def test_what_would_not_be_used_is_refused(self, run, arrays, words, message):
+        code, _, err = run("measure", str(arrays), *words)
+        assert code == 2
+        assert message in err
+
+    def test_values_that_leave_a_range_are_counted(self, run, arrays):
+        _, out, _ = run("measure", str(arrays), "--pixel-range", "0", "254")
+        assert re.search(r"doubtful: values outside pixel_range, \d+", out)
+
+    def test_labels_that_are_negative_numbers_can_be_mapped(self, run, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(60) % 3 - 1)
+        more = ("--label-map", "0=a", "-1=unsure", "1=b", "--json")
+        code, out, err = run("measure", str(tmp_path / "own.npz"), *more)
+        assert code == 0, err
+        assert json.loads(out)["label_names"] == ["a", "b", "unsure"]
 
     def test_a_range_that_nobody_would_apply_is_refused(self, run, tmp_path):
         source = OWN_WRITERS["folder"](tmp_path / "raw", 0)

@@ -24,27 +24,6 @@ def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkey
     assert "The file must be one that can be written; found:" in err
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("--where model=a --where model=b", "--where must give model one value; found: a and b"),
-        ("--where model=a --where N=60", "--where must leave a row; found: model=a N=60"),
-        ("--where model=c", "found: 'c'; known models of these results: a, b"),
-        ("--descending", "--descending is for --sort; found: no --sort"),
-    ],
-)
-def test_rows_that_cannot_be_are_refused(run, monkeypatch, words, said):
-    import pandas as pd
-
-    from orchestrator.cli import results
-
-    table = pd.DataFrame({"model": ["a", "b"], "train_size": [30, 60]})
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    code, out, err = run("results", "smoke", *words.split())
-    assert (code, out) == (2, "")
-    assert said in err
-
-
 def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     def refused(*_, **__):
         raise OSError(30, "Read-only file system", "results.csv")
@@ -216,3 +195,10 @@ def test_fit_takes_any_table(run, tmp_path):
     assert (code, json.loads(out)["num_groups"]) == (0, 4)
     code, _, err = run("fit", str(table), "--response", "loss")
     assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (2, True)
+
+
+def test_claims_need_one_source(run):
+    code, out, _ = run("claims", "--published", "--json")
+    assert (code, len(json.loads(out)["entries"])) == (0, 11)
+    code, _, err = run("claims")
+    assert (code, "claims needs one source; name a sweep, or ask for --published" in err) == (2, True)

@@ -72,6 +72,16 @@ class TestInit:
         assert run("init", "scans.npz", "--label-map", "CAT=cat")[0] == 0
         assert load_sweep(here / "scans.yaml").datasets[0].own.label_map == {"CAT": "cat"}
 
+    def test_folders_with_other_letters_and_blanks_have_sweeps_of_their_own(self, run, here):
+        for folder, name in (("ä ö", "a_o"), ("ü", "u"), ("My Images (1)", "my_images_1")):
+            (here / folder).mkdir()
+            write_arrays(here / folder / "x.npz", np.arange(400) % 2)
+            code, _, said = run("init", f"{folder}/x.npz", "--out", f"{folder}.yaml")
+            assert code == 0, said
+            assert load_sweep(here / f"{folder}.yaml").name == name
+        assert "# `isweep plan 'My Images (1).yaml'` says" in (here / "My Images (1).yaml").read_text()
+        assert "name another with --out" in run("init", "ü/x.npz", "--out", "図.yaml")[2]
+
     def test_a_file_is_never_written_over(self, run, here):
         (here / "first.yaml").write_text("mine", encoding="utf-8")
         code, _, said = run("init")
@@ -125,7 +135,7 @@ class TestRoot:
         assert code == 0
         found = [(row["what"], row["name"], row["bytes"]) for row in json.loads(out)]
         assert found[:2] == [("sweep", "mine", 10), ("prepared data", "digits-1", 5)]
-        assert "1 result files" in run("ls")[1]
+        assert "1 trials with a result" in run("ls")[1]
 
     def test_ls_of_no_root_makes_none(self, run, tmp_path):
         code, out, _ = run("ls", at=str(tmp_path / "none"))

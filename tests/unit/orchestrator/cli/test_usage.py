@@ -21,23 +21,12 @@ frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 datasets mnst | Unknown dataset; found: 'mnst'; did you mean 'mnist'?
 prepare mnst | Unknown dataset; found: 'mnst'
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
-prepare digits --montage . | Invalid value for --montage: must end in .png, got '.'
+prepare digits --montage . | --montage must be a file that can be written; found: .;
 prepare digits --montage absent/a.png | written; found: absent/a.png; e.g. montage
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
 measure digits --label-map 7 | --label-map must be WRITTEN=CLASS; found: 7; e.g. --label-map CAT=cat
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
-results smoke --csv mine.yaml | Invalid value for --csv: must end in .csv, got 'mine.yaml'
-results smoke --parquet o.csv | Invalid value for --parquet: must end in .parquet, got 'o.csv'
-results smoke --predictions o.csv | Invalid value for --predictions: must end in .parquet, got 'o.csv'
-results smoke --csv '' | Invalid value for --csv: must not be empty
-fit t.csv --figure mine.yaml | Invalid value for --figure: must end in .svg or .pdf or .png
-measure digits --show-pair mine.yaml | Invalid value for --show-pair: must end in .png, got 'mine.yaml'
-measure '' | must not be empty
-measure digits --labels y.npy | --labels is for a .npy; found: digits; leave it out
-plan –-all ./absent.yaml | Options begin with plain hyphens; found: –-all
-help | see: isweep --help
-predict smoke --train-size 9 | give --d-data and --label-sharpness, images with labels (--measured), or a p
 run smoke --raw mnist | --raw must be NAME=DIR; found: mnist
 run smoke --num-cpus 0 | must be at least 1, got 0
 run smoke --mlflow-uri ./mlruns | The MLflow URI must be a database or server
@@ -126,7 +115,10 @@ results smoke --csv | Command "results" parameter --csv requires an argument
 plan smoke --storage s3:/bucket | must name a bucket or host; found: s3:/b
 plan smoke --storage THIS_FILE | --storage must be a folder; found:
 run smoke --address 127.0.0.1:99999 | --address must be host:port of a Ray head
-results smoke --csv a --parquet ./a | --csv and --parquet must name two files; found: a for both
+results smoke --csv mine.yaml | Invalid value for --csv: must be a file that ends with .csv, got 'mine.yaml'
+results smoke --csv "" | must be a file that ends with .csv, got ''
+results smoke --parquet a.csv | must be a file that ends with .parquet, got
+measure "" | must not be empty; leave the option out
 PREDICT --train-size 9 --measured absent.json | --measured is for numbers that are not given; found: --d-dat
 plan smoke --storage foo://me:secret@x | found: foo://…; use a path
 """

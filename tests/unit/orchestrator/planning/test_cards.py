@@ -88,6 +88,7 @@ def test_a_pass_is_bound_by_arithmetic_traffic_or_the_time_between_kernels():
 def test_an_unknown_card_is_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'h100x'.*h100"):
         card_named("h100x")
+    assert card_named("H100") == CARDS["h100"]
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,10 @@ def test_mistakes_of_a_dataset(dataset, message):
         ("calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
         ("calibrate: on", r"calibrate: .*valid boolean; found: 'on'"),
         ("<<: {calibrate: true}", r"'<<'; put text in quotes"),
+        (
+            "learning_rate: 0.1",
+            r"^learning_rate: this key belongs into recipe; write e.g. recipe: {from: demo",
+        ),
         ("name: x", r'line 9, column 1: key "name" stands twice'),
         ("description: !!binary aGVsbG8=", r"line 9, column 14: the tag tag:yaml.org,2002:binary"),
         ("faults: !!set {a, b}", r"line 9, column 9: the tag tag:yaml.org,2002:set"),
@@ -182,7 +186,10 @@ def test_mistakes_of_one_more_line(line, message):
             GOOD.replace("20, 40", "9" * 30),
             r"train_sizes\.0: .*less than or equal to 1000000000",
         ),
-        (GOOD.replace("smoke", "/etc/passwd"), r"/etc/passwd must be a mapping; found: str; see README"),
+        (
+            GOOD.replace("smoke", "/etc/passwd"),
+            r"/etc/passwd must be a mapping; found: str; write e.g. recipe: \{from",
+        ),
     ],
     ids=range(17),
 )
@@ -230,7 +237,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(ConfigError, match=r"must exist; found: .*absent.yaml; presets are: .*demo"):
         load_sweep(str(tmp_path / "absent.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="must be readable UTF-8"):
+    with pytest.raises(ConfigError, match=r"must be readable UTF-8 .*; save it as UTF-8"):
         load_sweep(str(tmp_path / "binary.yaml"))
     (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
     with pytest.raises(ConfigError, match="at most 1,000,000 bytes"):

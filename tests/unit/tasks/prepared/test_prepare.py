@@ -144,8 +144,9 @@ def test_skips_are_counted_and_hashed(toy, tmp_path, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("broken", "allowed", "message"),
     [
-        ({3}, 0.0, r"at most 0 of 40 items .*found: 1 \(not an image: 1\)"),
-        ({3, 4}, 0.001, r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first"),
+        ({3}, 0.0, r"at most 0 of 40 items .*found: 1 \(not an image: 1\).*--max-skipped-share 2\.5%\.$"),
+        ({3, 4}, 0.001, r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first.* 5%\.$"),
+        (range(30), 0.01, "at most 1 of 40 items .*found: 30 .*; mend them.$"),
     ],
 )
 def test_too_many_skips_stop_with_the_list(toy, tmp_path, monkeypatch, broken, allowed, message):
@@ -169,7 +170,9 @@ def test_groups_of_identical_images_are_joined(toy, tmp_path, monkeypatch):
         return lambda item: read(replace(item, locator="secret-0") if item.locator == "secret-5" else item)
 
     monkeypatch.setattr(Toy, "reader", twins)
-    with pytest.raises(DataError, match="may equal an image with another label; found: 2 of 40"):
+    with pytest.raises(
+        DataError, match=r"may equal an image with another label; found: 2 of 40; .*--max-skipped-share 5%"
+    ):
         run(toy, tmp_path / "out")
     assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2
     record = run(toy, tmp_path / "out", max_skipped_share=0.05)

@@ -1,0 +1,326 @@
+"""A ledger of the study's claims: what decides each, what was published, what a sweep finds, and the verdict.
+
+The claims are those of Konz & Mazurowski (ICLR 2024, arXiv 2401.08865) and of their later paper on dimensions
+of representations (arXiv 2408.08381). A verdict is ``reproduced`` where the sweep's own test establishes what
+was claimed, ``refuted`` where it establishes the contrary, and otherwise ``cannot be told``, with the power
+that the table had or with what is missing. p-values are Holm's over all claims that could be tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis import fits as f
+from orchestrator.analysis import guessing as g
+from orchestrator.analysis import inference as i
+from orchestrator.analysis import table as t
+from orchestrator.analysis.published import Score, published_table, score_table, scorecard
+from orchestrator.analysis.table import interval, number, p_value, plural
+from orchestrator.analysis.tables import Table, laid_out
+from orchestrator.results import table as c
+
+Verdict = Literal["reproduced", "refuted", "cannot be told"]
+NOT_MEASURED = "not measured by a sweep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One numbered claim.
+
+    Attributes:
+        number: as it is cited here: the theorem or the figure.
+        claim: in the paper's sense.
+        estimand: the number that decides, and the test.
+        published: the paper's number, recomputed where its values could be recovered.
+        null: the value that the claim excludes; ``side`` says on which side of it the claim lies.
+        value: ours, with ``interval`` (95 %, over datasets).
+        p_value: of ``null``, two-sided (of a correlation one-sided); ``adjusted_p`` by Holm over the ledger.
+        power: how often a table with this scatter would establish ``power_of``, at 0.05 unadjusted.
+        num_datasets: that it rests on.
+        reason: why it cannot be told.
+    """
+
+    number: str
+    claim: str
+    estimand: str
+    published: str
+    null: float = 0.0
+    side: int = 1
+    value: float | None = None
+    interval: i.Interval | None = None
+    p_value: float | None = None
+    adjusted_p: float | None = None
+    power: float | None = None
+    power_of: str = ""
+    num_datasets: int = 0
+    reason: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is established, if anything: the value on the claimed side of ``null``, or on the other."""
+        bounds, p = self.interval, self.adjusted_p
+        if self.value is None or bounds is None or p is None or p > i.LEVEL:
+            return "cannot be told"
+        if bounds[0] <= self.null <= bounds[1]:
+            return "cannot be told"
+        return "reproduced" if (self.value - self.null) * self.side > 0 else "refuted"
+
+    @property
+    def why(self) -> str:
+        """What limits the verdict, where it cannot be told."""
+        if self.verdict != "cannot be told" or self.power is None:
+            return self.reason
+        return f"power {self.power:.0%} for {self.power_of}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """All claims, how a sweep agrees with every published quantity, and which cells count for nothing."""
+
+    sweep: str
+    entries: tuple[LedgerEntry, ...]
+    scores: tuple[Score, ...]
+    left_out: tuple[str, ...]
+
+    def tables(self) -> list[Table]:
+        """The claims, and the scorecard where there is one."""
+        note = (
+            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
+            "Intervals are over datasets. Power: how often a table with this scatter would establish it."
+        )
+        claims = laid_out(
+            "claims", f"The study's claims against {self.sweep}", note, self.entries,
+            {
+                "no.": lambda e: e.number,
+                "claim": lambda e: e.claim,
+                "decided by": lambda e: e.estimand,
+                "published": lambda e: e.published,
+                "here": lambda e: number(e.value),
+                "95 % interval": lambda e: interval(e.interval) if e.value is not None else "",
+                "adjusted p": lambda e: p_value(e.adjusted_p),
+                "datasets": lambda e: str(e.num_datasets or ""),
+                "verdict": lambda e: e.verdict + (f": {e.why}" if e.why else ""),
+            },
+            numeric_from=4,
+        )  # fmt: skip
+        return [claims, *([score_table(self.scores)] if self.scores else [])]
+
+    def lines(self) -> Iterator[str]:
+        """One line per claim, for a terminal."""
+        for entry in self.entries:
+            found = ""
+            if entry.value is not None:
+                found = f" ({number(entry.value)}, 95 % interval {interval(entry.interval)}"
+                found += f", adjusted p {p_value(entry.adjusted_p)})" if entry.adjusted_p is not None else ")"
+            why = f": {entry.why}" if entry.why else ""
+            yield f"{entry.verdict.upper()}{why}  {entry.number} {entry.claim}{found}"
+        yield from (f"Left out: {text}" for text in self.left_out)
+
+    def markdown(self) -> str:
+        """The tables as Markdown."""
+        parts = []
+        for table in self.tables():
+            rows = [table.header, ("---",) * len(table.header), *table.rows]
+            body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+            parts.append("\n".join([f"## {table.title}", "", *body, "", table.note]))
+        left_out = [f"- Left out: {text}" for text in self.left_out]
+        return "\n\n".join([*parts, *(["\n".join(left_out)] if left_out else [])]) + "\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, ready for ``json.dumps(allow_nan=False)``."""
+        entries = [{**asdict(entry), "verdict": entry.verdict, "why": entry.why} for entry in self.entries]
+        return {**asdict(self), "entries": entries}
+
+
+def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True) -> Ledger:
+    """Decide every claim from a results table.
+
+    Args:
+        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
+        sweep: how to call it.
+        compare: whether to score it against every published quantity as well.
+
+    Raises:
+        DataError: if the table lacks a required column or contradicts itself.
+    """
+    ready = f.prepare(table)
+    found = [*_of_heights(ready), *_of_sizes(ready), *_of_attacks(ready), *_of_representations(ready)]
+    found += _unmeasured()
+    adjusted = i.holm({e.number: e.p_value for e in found if e.p_value is not None})
+    entries = tuple(replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found)
+    left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
+    scores = scorecard(table) if compare else ()
+    return Ledger(sweep=sweep, entries=entries, scores=scores, left_out=left_out)
+
+
+def published_ledger() -> Ledger:
+    """Decide the claims from the study's own published numbers, K_F compared as it stands."""
+    table = published_table()
+    scale = {c.SHARPNESS_CHANNELS: 1}  # the paper compares it across channels
+    return ledger(table.assign(**scale), sweep="the published numbers", compare=False)
+
+
+def _decided(entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float) -> LedgerEntry:
+    """Return a claim with the estimate that decides it, where there is one."""
+    estimate = fit.estimate(name)
+    if fit.status != "ok" or estimate is None:
+        return replace(entry, reason=fit.reason or NOT_MEASURED)
+    if not estimate.is_tested:
+        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
+    error = estimate.std_error
+    return replace(
+        entry, value=estimate.value, interval=estimate.interval, p_value=estimate.p,
+        power=i.t_power(effect, error, degrees, i.LEVEL) if error else None, num_datasets=fit.num_datasets,
+    )  # fmt: skip
+
+
+def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
+    """Claims about the height of losses at equal model and train size."""
+    points, scale = ready.points, ready.scale
+    headline = f.fit_headline(points, scale=scale, seed=0) if len(points) else f.Fit(kind="headline")
+    degrees = headline.num_datasets - len(headline.terms) - 1
+    steeper = LedgerEntry(
+        number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of="a slope of −7",
+        estimand="slope of log loss on 1/d_data, given K_F and domain; t and permutation",
+        published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
+    )  # fmt: skip
+    yield _decided(steeper, headline, t.INVERSE_D, degrees, 7.0)
+    sharper = LedgerEntry(
+        number="Eq. 2", claim="Loss rises with K_F, and so parts medical from natural sets.",
+        estimand="slope of log loss on log K_F, given 1/d_data and domain (law: 1); t and permutation",
+        published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
+    )  # fmt: skip
+    yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0)
+    gap = f.fit_height(points, (t.IS_MEDICAL,), scale=scale, seed=0) if len(points) else f.Fit(kind="height")
+    offset = LedgerEntry(
+        number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
+        estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
+        published="1.3 to 1.8, without the prostate set alone", power_of="a loss 2.7 times as high",
+    )  # fmt: skip
+    yield _decided(offset, gap, t.IS_MEDICAL, gap.num_datasets - 2, 1.0)
+    yield _sharper_labels(ready)
+
+
+def _sharper_labels(ready: f.Prepared) -> LedgerEntry:
+    """Whether K_F is higher in medical sets, by an exact permutation of the label over datasets."""
+    entry = LedgerEntry(
+        number="Fig. 1", claim="Medical sets have sharper labels.",
+        estimand="mean log K_F, medical less natural; t and exact permutation over datasets",
+        published="0.90; 0.54 at equal channels", power_of="a K_F 1.6 times as high",
+    )  # fmt: skip
+    known = ready.full[ready.full.get(c.LABEL_SHARPNESS, pd.Series(dtype=float)) > 0]
+    if not ready.scale.comparable or known.empty:
+        return replace(entry, reason=t.UNEQUAL_SCALES if len(known) else "K_F was not measured")
+    known = known.assign(**{t.LOG_SHARPNESS: np.log(known[c.LABEL_SHARPNESS].astype(float))})
+    logs = known.groupby(c.DATASET)[t.LOG_SHARPNESS].mean()
+    medical = known.groupby(c.DATASET)[c.DOMAIN].first()[logs.index] == c.MEDICAL
+    if medical.nunique() < 2 or len(logs) < i.MIN_DATASETS:
+        return replace(entry, reason="it needs datasets of both domains")
+    label = np.asarray(medical, dtype=np.float64)[:, None]
+    estimates = f.slope_estimates(
+        logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}, seed=0
+    )
+    fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
+    return _decided(entry, fit, t.IS_MEDICAL, len(logs) - 2, 0.5)
+
+
+def _of_sizes(ready: f.Prepared) -> Iterator[LedgerEntry]:
+    """Claims about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
+    for number_, name, column in (("Thm 1", "d_data", ""), ("Thm 4", "d_repr", c.D_REPR_MLE)):
+        entry = LedgerEntry(
+            number=number_, claim=f"Loss falls with N at least as fast as N^(−1/{name}).", null=1.0,
+            estimand=f"exponent b of N^(−b/{name}) within datasets; jackknife and wild cluster bootstrap",
+            published="not tested" if column else "1.9 (−0.25 to 4.1), ResNet-34 without prostate",
+            power_of="no fall at all",
+        )  # fmt: skip
+        if ready.points.empty or (column and column not in ready.points):
+            yield replace(entry, reason=f"{name} was not measured" if column else "no usable trial")
+            continue
+        fit = f.fit_exponent(ready.points, dimension=column)
+        found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
+        if found.value is not None:
+            exponent = fit.estimates[0]
+            error = np.array([exponent.std_error or 0.0])
+            above = float(i.t_p_values(np.array([exponent.value - 1]), error, fit.num_datasets - 1)[0])
+            # Curves start flat at guessing: what is slower only there is not slower than the bound.
+            clear = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
+            past = f.fit_exponent(clear, dimension=column, variant=f.PAST_GUESSING).bound_p
+            slower = max(1.0 if p is None else p for p in (fit.bound_p, past))
+            found = replace(found, p_value=slower if exponent.value < 1 else above)
+        yield found
+
+
+def _of_attacks(ready: f.Prepared) -> Iterator[LedgerEntry]:
+    """Claims about robustness."""
+    entry = LedgerEntry(
+        number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
+        estimand="largest r of loss gained with K_F, over attacks and models; max-r permutation",
+        published="0.84 (FGSM, eleven datasets)",
+    )  # fmt: skip
+    models = tuple(sorted(ready.points[c.MODEL].unique())) if len(ready.points) else ()
+    tried = [
+        fit for fit in f.fit_attacks(ready.points, models, scale=ready.scale, seed=0) if fit.model != t.POOLED
+    ]
+    known = [fit for fit in tried if fit.status == "ok"]
+    if not known:
+        yield replace(entry, reason=tried[0].reason if tried else "no attack was run")
+        return
+    best = max(known, key=lambda fit: fit.estimates[0].value)
+    yield _decided(entry, best, "r", 0, 0.0)
+
+
+def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
+    """Theorem 5, an approximate bound: it is taken to claim that most points keep to it."""
+    entry = LedgerEntry(
+        number="Thm 5", claim="d_repr stays at or below d_data.", null=0.5, published="most",
+        estimand="share of points with d_repr ≤ d_data, datasets counting once, against half; t",
+    )  # fmt: skip
+    has = len(ready.points) and {c.D_DATA_MLE, c.D_REPR_MLE} <= set(ready.points.columns)
+    fit = f.fit_representation(ready.points) if has else f.Fit(kind="representation")
+    if fit.status != "ok":
+        yield replace(entry, reason=fit.reason or "d_repr was not measured")
+        return
+    share, degrees = fit.estimates[0], fit.num_datasets - 1
+    found = replace(entry, value=share.value, interval=share.interval, num_datasets=fit.num_datasets)
+    if share.interval is not None:
+        # The interval may be cut at 0 and 1: its other end has the whole half-width.
+        half_width = max(share.value - share.interval[0], share.interval[1] - share.value)
+        error = np.array([half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)])
+        p = float(i.t_p_values(np.array([share.value - 0.5]), error, degrees)[0])
+        found = replace(found, p_value=p)
+    yield found
+
+
+def _unmeasured() -> list[LedgerEntry]:
+    """Claims that no number of a sweep decides, with what would."""
+    return [
+        LedgerEntry(
+            number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
+            estimand="ratio K_f / K_F against N", published="proved, never measured",
+            reason="the Lipschitz constant of a network is " + NOT_MEASURED,
+        ),
+        LedgerEntry(
+            number="2408.08381, 1", claim="Medical networks reach their peak dimension in earlier layers.",
+            estimand="depth of the layer of highest d_repr, medical less natural",
+            published="relative depth 0.35 against 0.57",
+            reason="the dimension of layers before the last is " + NOT_MEASURED,
+        ),
+        LedgerEntry(
+            number="2408.08381, 2", claim="The peak dimension follows d_data.",
+            estimand="correlation of the peak of d_repr over layers with d_data",
+            published="strong",
+            reason="the dimension of layers before the last is " + NOT_MEASURED,
+        ),
+    ]  # fmt: skip
+
+
+def describe(found: Ledger) -> str:
+    """Say how many claims have which verdict."""
+    verdicts = [entry.verdict for entry in found.entries]
+    counts = [f"{verdicts.count(kind)} {kind}" for kind in ("reproduced", "refuted", "cannot be told")]
+    return f"{plural(len(verdicts), 'claim')}: {', '.join(counts)}."

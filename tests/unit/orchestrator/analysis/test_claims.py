@@ -1,0 +1,98 @@
+"""The ledger: published numbers, a world with the law, falls around the bound, and what is missing."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from orchestrator.analysis.claims import describe, ledger, published_ledger
+from orchestrator.analysis.published import published_table
+from orchestrator.analysis.tables import to_latex
+from orchestrator.results import table as c
+from tests.synthetic import synthetic_table
+
+
+@pytest.fixture(scope="module")
+def published():
+    return published_ledger()
+
+
+def entry(found, number):
+    return next(one for one in found.entries if one.number == number)
+
+
+def test_medical_sets_have_sharper_labels_as_published(published):
+    """Recomputed by hand: t of two samples, and every choice of seven among eleven sets."""
+    sharpness = published_table().groupby(c.DATASET)[[c.LABEL_SHARPNESS, c.DOMAIN]].first()
+    logs = np.log(sharpness[c.LABEL_SHARPNESS])
+    medical, natural = (logs[sharpness[c.DOMAIN] == name] for name in (c.MEDICAL, c.NATURAL))
+    found = entry(published, "Fig. 1")
+    test = stats.ttest_ind(medical, natural)
+    values, distance = logs.to_numpy(), abs(medical.mean() - natural.mean())
+    apart = [
+        abs(values[list(chosen)].mean() - np.delete(values, chosen).mean())
+        for chosen in combinations(range(11), 7)
+    ]
+    exact = np.mean(np.array(apart) >= distance - 1e-12)
+    assert found.value == pytest.approx(medical.mean() - natural.mean())
+    assert found.interval == pytest.approx(tuple(test.confidence_interval()))
+    assert found.p_value == pytest.approx(max(test.pvalue, exact))
+    assert found.verdict == "reproduced"
+
+
+def test_the_published_numbers_leave_the_law_undecided(published):
+    for number in ("Fig. 2a", "Eq. 2", "Fig. 2b", "Thm 1", "Thm 3"):
+        assert entry(published, number).verdict == "cannot be told"
+    assert entry(published, "Eq. 2").why.endswith("for the law's slope of 1")
+    assert describe(published).startswith("11 claims: 2 reproduced, 0 refuted, 9 cannot be told.")
+
+
+def test_what_a_sweep_does_not_measure_says_so(published):
+    assert entry(published, "Thm 2").why == "the Lipschitz constant of a network is not measured by a sweep"
+    assert entry(published, "2408.08381, 1").verdict == "cannot be told"
+
+
+@pytest.fixture(scope="module")
+def law():
+    table = synthetic_table(num_natural=12, num_medical=12, trial_std=0.02, dataset_std=0.02)
+    return table.assign(**{c.TEST_LOSS: table[c.TEST_LOSS] / 20})  # clear of guessing
+
+
+def test_a_world_with_the_law_reproduces_it(law):
+    found = ledger(law, sweep="made")
+    assert entry(found, "Eq. 2").verdict == "reproduced"
+    assert entry(found, "Eq. 2").value == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "verdict"), [(0.0, "refuted"), (1.0, "cannot be told"), (2.0, "reproduced")]
+)
+def test_a_fall_is_told_from_the_bound(law, exponent, verdict):
+    """At the bound itself losses fall neither faster nor more slowly than it."""
+    table = law.assign(**{c.D_DATA_MLE: law.groupby(c.DATASET)[c.D_DATA_MLE].transform("first")})
+    noise = np.random.default_rng(1).normal(0, 0.005, len(table))
+    losses = 0.1 * table[c.TRAIN_SIZE] ** (-exponent / table[c.D_DATA_MLE]) * np.exp(noise)
+    found = entry(ledger(table.assign(**{c.TEST_LOSS: losses}), sweep="made"), "Thm 1")
+    assert found.value == pytest.approx(exponent, abs=0.1)
+    assert found.verdict == verdict
+
+
+def test_a_ledger_adjusts_for_all_its_claims(published):
+    tested = sorted(
+        (one for one in published.entries if one.p_value is not None), key=lambda one: one.p_value
+    )
+    largest = 0.0
+    for rank, one in enumerate(tested):
+        largest = max(largest, min(1.0, one.p_value * (len(tested) - rank)))
+        assert one.adjusted_p == pytest.approx(largest)
+
+
+def test_every_export_has_every_claim(published, law):
+    made = ledger(law, sweep="made")
+    plain = json.loads(json.dumps(made.to_json(), allow_nan=False))
+    assert [one["number"] for one in plain["entries"]] == [one.number for one in published.entries]
+    for text in (made.markdown(), "".join(map(to_latex, made.tables()))):
+        assert all(one.number in text for one in made.entries)
+    assert "Against every published quantity" in made.markdown()
