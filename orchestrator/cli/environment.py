@@ -50,7 +50,7 @@ def gpu_check(
     into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     place: Place = Place(),
 ) -> int:
-    """Measure what the GPUs of this machine do: correctness, time, memory, faults; about ten minutes each.
+    """Measure what the GPUs of this machine do: correctness, time, memory; some minutes each.
 
     Writes one file per GPU, which names neither the machine nor you. Plans of this root read it from then on,
     and it is what to send back. Exit code 1 when a part fails.

@@ -194,7 +194,6 @@ def draft_sweep(
     source: Path | None,
     to: Path,
     *,
-    name: str | None = None,
     domain: str | None = None,
     gpu: bool = False,
     said: Mapping[str, Any] | None = None,
@@ -204,7 +203,6 @@ def draft_sweep(
     Args:
         source: One's own images; None takes digits that a package ships, as an example.
         to: The file that will hold the text: its name is the sweep's, paths start at its folder.
-        name: Of the sweep; None for the file's.
         domain: ``natural`` or ``medical``; None guesses by the kind of the files.
         gpu: Whether trainings run on a GPU: larger networks and images then.
         said: What own data leave open, by the names of a sweep file's ``own``.
@@ -213,8 +211,8 @@ def draft_sweep(
         SweepError: for data that cannot be read or are too few, as ``isweep run`` would say it.
     """
     size = ON_GPU if gpu else ON_CPU
-    stem = as_name(_ascii(name or to.stem))
-    if not _ascii(name or to.stem):
+    stem = as_name(_ascii(to.stem))
+    if not _ascii(to.stem):
         rule = "A sweep file's name, which is the sweep's, needs a letter of a to z or a digit"
         raise ConfigError(rule, str(to), "name another with --out")
     lines, channels, (train_sizes, test_size) = EXAMPLE, 1, UNKNOWN_SIZES

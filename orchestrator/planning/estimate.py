@@ -208,14 +208,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found, in seconds.
+    """What a replay found: seconds until the last job has ended, and when each begins, by name.
 
-    Attributes:
-        makespan: until the last job has ended.
-        lower_bound: no order can be faster: the longest job, or all work spread evenly.
-        utilisation: share of the cards' time that was given to jobs.
-        most_at_once: jobs running at the same time, at most.
-        starts: when each job begins, by name.
+    No order can be faster than ``lower_bound``: the longest job, or all work spread evenly. ``utilisation``
+    is the share of the cards' time that was given to jobs.
     """
 
     makespan: float

@@ -65,10 +65,8 @@ class SweepPlan:
     """All cells of a sweep, in a fixed order.
 
     Attributes:
-        sweep: The choices it was made from.
         trials: Every trial once; ids are unique.
         measures: One per subset, covering all its train sizes (one per size where sizes share no images).
-        datasets: What is known of each dataset, by name.
     """
 
     sweep: SweepSpec
@@ -277,10 +275,7 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
 class Workspace:
     """A plan and the places that belong to it.
 
-    Attributes:
-        plan: The whole grid.
-        paths: What lies below the root.
-        storage: folder or URL below which results are kept; None keeps them below the root.
+    ``storage`` is the folder or URL below which results are kept; None keeps them below the root.
     """
 
     plan: SweepPlan

@@ -199,10 +199,9 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
 class PassCost:
-    """What one pass costs.
+    """What one pass costs: its operations in order, and memory.
 
     Attributes:
-        kernels: its operations in order.
         peak_bytes: most memory alive at once, in tensors: weights, gradients, moments and activations.
         workspace_bytes: input and output of the largest convolution: libraries' scratch grows with it.
     """
@@ -230,7 +229,7 @@ class NetworkCost:
     """What one network costs in one recipe.
 
     Attributes:
-        num_parameters: trainable parameters.
+        num_parameters: trainable ones.
         state_bytes: of its kept weights: all parameters and buffers.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
@@ -492,12 +491,9 @@ class Corrections:
 
 @dataclass(frozen=True)
 class CardNeed:
-    """What a trial needs of one kind of card.
+    """What a trial needs of one kind of card: seconds on its share, of several cards on one; and peak memory.
 
-    Attributes:
-        seconds: on its share of a card; of several cards it uses one.
-        share: of the card: as many trials go on one as keep it busy together, fewer where memory is short.
-        memory_bytes: predicted peak.
+    As many trials share a card as keep it busy together, fewer where memory is short.
     """
 
     seconds: float

@@ -497,11 +497,7 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
 
 
 def read_plain(text: str, origin: str) -> object:
-    """Read one YAML document, which messages call ``origin``.
-
-    Raises:
-        ConfigError: naming the place of what cannot be read or is refused.
-    """
+    """Read one YAML document, which messages call ``origin``; a :class:`ConfigError` names a place in it."""
     try:
         _check_plain(text, origin)
         return YAML(typ="safe", pure=True).load(text)

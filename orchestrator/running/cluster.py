@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
@@ -256,7 +257,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
 
 def this_machine(num_cpus: int | None = None) -> Cluster:
-    """Return the private cluster that this machine could give at most; starts none and looks for no cards."""
+    """Return the private cluster that this machine could give at most; starts none and looks for no GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     there = float(num_cpus or len(os.sched_getaffinity(0)))
     return Cluster(there, 0.0, 1, 0, dashboard="", local=True, memory_bytes=float(memory))
@@ -292,6 +293,10 @@ def connect(
     head = None if address is None else _looked_up(address)
     with contextlib.ExitStack() as stack:
         if head is None:
+            if shutil.which("bash") is None:
+                raise SetupError(
+                    "Ray starts its workers with bash", "none on PATH", "put the folder of bash on PATH"
+                )
             remove_leftovers()
             stack.enter_context(_local_environment(token_file))
         with stop_held():

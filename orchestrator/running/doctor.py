@@ -7,8 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -17,8 +16,8 @@ from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking import check_tracker
-from orchestrator.running.cluster import MIN_RAY, connect
-from orchestrator.running.gpus import describe, driver_version, driver_way_out, is_logical
+from orchestrator.running.cluster import connect
+from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
 from orchestrator.running.launch import check_launch_file
 from search_spaces.errors import SweepError
 
@@ -28,12 +27,6 @@ MAX_CLOCK_SKEW_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 SAME = "install the same everywhere: make wheel, ray up"
 LOOK = "ask again, for a first answer may be slow; then look at its logs, or take it out of the cluster"
-VERSIONS = {
-    "ray": (MIN_RAY, "pip install 'ray[default,tune]>=2.56': older has known holes"),
-    "mlflow": ((3, 17, 2), "pip install 'mlflow>=3.17.2': older has known holes"),
-    "optuna": ((5, 0), "pip install 'optuna>=5': isweep tune needs its samplers"),
-}
-"""The oldest version of a package that is taken, and how to get it."""
 LAUNCH_FILE = "launch file"
 """How the name of its checks begins: a mistake in it is the user's, not the machine's."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
@@ -62,7 +55,7 @@ def run_checks(
     ``launch`` is a file for ``ray up``.
     """
     checks: dict[str, Callable[[], tuple[bool, str, str]]] = {
-        **{f"{package} version": partial(_version, package) for package in VERSIONS},
+        "versions": lambda: (True, ", ".join(map(" ".join, versions_here().items())), ""),
         "gpus": lambda: _gpus(address),
         "root": lambda: _root(root),
         "mlflow store": lambda: (True, check_tracker(RootPaths.at(root), mlflow_uri), ""),
@@ -76,7 +69,7 @@ def run_checks(
     nodes = []
     if address is not None and found["ray cluster"]["ok"]:
         with connect(address):
-            nodes = [report.check() for report in look_at_nodes()]
+            nodes = look_at_nodes()
     return [*found.values(), *nodes, *(_launch(launch) if launch is not None else ())]
 
 
@@ -100,22 +93,13 @@ def _launch(path: Path) -> list[Check]:
     ]
 
 
-def _version(package: str) -> tuple[bool, str, str]:
-    version, (oldest, fix) = metadata.version(package), VERSIONS[package]
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) >= oldest, version, fix
-
-
 def _gpus(address: str | None) -> tuple[bool, str, str]:
-    import torch
-
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return True, ", ".join(names), ""
-    driver, cuda = driver_version(), torch.version.cuda
-    if driver and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        told = f"NVIDIA driver {driver}, torch {torch.__version__} built for CUDA {cuda or 'none'}"
-        return False, f"{told} reaches no GPU", driver_way_out(driver, cuda)
-    return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
+    there = gpus_here()
+    if not there:
+        return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
+    here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
+    what, way_out = ("; ".join(texts) for texts in zip(*[*gpu_problems(here)] or [("", "")], strict=True))
+    return not what, what or ", ".join(gpu.name for gpu in there), way_out
 
 
 def _root(root: str | None) -> tuple[bool, str, str]:
@@ -176,61 +160,15 @@ def _mlflow_settings() -> tuple[bool, str, str]:
     return not bad, ", ".join(bad) or "no unsafe setting", f"unset {' '.join(bad)}"
 
 
-@dataclass(frozen=True)
-class NodeReport:
-    """What a node of a cluster says of itself, and what is wrong with it.
+def look_at_nodes() -> list[Check]:
+    """Check every node of the connected cluster by a task that runs there, the head first.
 
-    Attributes:
-        cards: Names of the GPUs that torch can compute on.
-        free_disk_bytes: Where Ray keeps its session.
-        free_spill_bytes: Where objects go that do not fit into memory.
-        clock_skew_s: By how much its clock differs from the driver's, at least.
-        problems: What must be mended, and the way out of each.
+    What a node said of itself is the check's ``node``; free bytes are those where Ray keeps its session, and
+    where objects go that do not fit into memory. A node that does not answer is told as such.
     """
-
-    address: str
-    head: bool
-    num_cpus: float
-    num_gpus: float
-    cards: tuple[str, ...] = ()
-    driver: str = ""
-    cuda: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    free_disk_bytes: int = 0
-    free_spill_bytes: int = 0
-    clock_skew_s: float = 0.0
-    problems: tuple[tuple[str, str], ...] = ()
-
-    def check(self) -> Check:
-        """Return the report as a check."""
-        what, way_out = ("; ".join(texts) for texts in zip(*self.problems or [("", "")], strict=True))
-        return {
-            "name": f"node {self.address}",
-            "ok": not self.problems,
-            "detail": what or "nothing is wrong",
-            "fix": way_out,
-            "node": asdict(self),
-        }
-
-
-def look_at_nodes() -> list[NodeReport]:
-    """Run one task on every node of the connected cluster, the head first.
-
-    A node that does not answer is reported as such.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    look = ray.remote(look_here)
-    asked: dict[Any, dict[str, Any]] = {}
     started = time.time()
-    for node in ray.nodes():
-        if node["Alive"]:
-            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": where}
-            asked[look.options(**options).remote()] = node
-    found = [_report(answer, node, started) for answer, node in _answers(asked)]
-    return sorted(found, key=lambda report: (not report.head, report.address))
+    found = [_checked(answer, node, started) for answer, node in _answers(asked_of_nodes(look_here))]
+    return sorted(found, key=lambda check: (not check["node"]["head"], check["name"]))
 
 
 def _answers(asked: dict[Any, dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -261,51 +199,58 @@ def look_here() -> dict[str, Any]:
     # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    found = describe()
     return {
-        "cards": tuple(gpu.name for gpu in found.gpus),
-        "driver": driver_version(),
-        "cuda": found.cuda,
+        "gpus": describe(),
         "versions": versions_here(),
         "free_disk_bytes": _room(session),
         "free_spill_bytes": _room(_spill_folder(session)),
-        "logical": is_logical(),
         "time": time.time(),
     }
 
 
-def _report(answer: dict[str, Any], node: dict[str, Any], started: float) -> NodeReport:
-    resources = node["Resources"]
-    base = {
+def _checked(answer: dict[str, Any], node: dict[str, Any], started: float) -> Check:
+    """Return what is wrong with a node that was asked at ``started``, by what it said."""
+    resources, gpus = node["Resources"], answer.pop("gpus", NodeGpus(""))
+    offered, silent = resources.get("GPU", 0.0), answer.pop("silent", None)
+    said, answered_at = answer.pop("time", started), answer.pop("answered_at", started)
+    row = {
         "address": node["NodeManagerAddress"],
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
-        "num_gpus": resources.get("GPU", 0.0),
+        "num_gpus": offered,
+        "cards": [gpu.name for gpu in gpus.gpus],
+        "driver": gpus.driver,
+        "cuda": gpus.cuda,
+        "versions": {},
+        "clock_skew_s": round(max(0.0, started - said, said - answered_at), 1),  # at least
+        **answer,
     }
-    if "silent" in answer:
-        return NodeReport(**base, problems=(answer["silent"],))
-    said, logical, answered_at = answer.pop("time"), answer.pop("logical"), answer.pop("answered_at")
-    base |= answer | {"clock_skew_s": round(max(0.0, started - said, said - answered_at), 1)}
-    return NodeReport(**base, problems=tuple(_problems(NodeReport(**base), logical)))
+    if silent:
+        problems = [silent]
+    else:
+        problems = [] if gpus.logical else [*gpu_problems(replace(gpus, offered=offered))]
+        problems += _problems(row)
+    what, way_out = ("; ".join(texts) for texts in zip(*problems or [("", "")], strict=True))
+    return {
+        "name": f"node {row['address']}",
+        "ok": not problems,
+        "detail": what or "nothing is wrong",
+        "fix": way_out,
+        "node": row,
+    }
 
 
-def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
-    if report.num_gpus > len(report.cards) and not logical:
-        yield (
-            f"offers {report.num_gpus:g} GPUs and torch reaches {len(report.cards)}: "
-            f"driver {report.driver or 'absent'}, torch built for CUDA {report.cuda or 'none'}",
-            driver_way_out(report.driver, report.cuda),
-        )
+def _problems(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, here in versions_here().items():
-        if report.versions[name] != here:
-            yield f"has {name} {report.versions[name]}, the driver {here}", SAME
-    for what, free in (("disk", report.free_disk_bytes), ("spill space", report.free_spill_bytes)):
+        if row["versions"][name] != here:
+            yield f"has {name} {row['versions'][name]}, the driver {here}", SAME
+    for what, free in (("disk", row["free_disk_bytes"]), ("spill space", row["free_spill_bytes"])):
         if free < MIN_FREE_BYTES:
             wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
             read_only = "" if free else ", or mount it for writing: it takes nothing"
             yield f"{what}: {free / 2**30:.1f} GiB free", wanted + read_only
-    if report.clock_skew_s > MAX_CLOCK_SKEW_S:
-        yield f"its clock differs by {report.clock_skew_s:g} s or more", "start a time service (chrony, ntpd)"
+    if row["clock_skew_s"] > MAX_CLOCK_SKEW_S:
+        yield f"its clock differs by {row['clock_skew_s']:g} s or more", "start a time service (chrony, ntpd)"
 
 
 def _spill_folder(session: Path) -> Path:
@@ -325,10 +270,4 @@ def _room(folder: Path) -> int:
 
 def versions_here() -> dict[str, str]:
     """Return versions by package; that of isweep with its commit, which every record will claim."""
-    found = {"isweep": provenance().code_version}
-    for package in ("ray", "torch"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+    return {"isweep": provenance().code_version} | {name: metadata.version(name) for name in ("ray", "torch")}

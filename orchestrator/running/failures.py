@@ -326,7 +326,9 @@ def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
     patience = time.monotonic() + ASK_FOR_S
     while places:
         try:
-            found = {trial_id for trial_id, place in places.items() if _died_of_memory(place.actor)}
+            about = {trial_id: ray._private.state.actors(place.actor) for trial_id, place in places.items()}
+            dead = {trial_id: one for trial_id, one in about.items() if one and one["State"] == "DEAD"}
+            found = {name for name, one in dead.items() if one["DeathCause"].HasField("oom_context")}
         except Exception as problem:
             log.warning("the cluster cannot be asked what a trial died of: %s", problem)
             return set()
@@ -334,11 +336,6 @@ def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
             return found
         time.sleep(0.1)
     return set()
-
-
-def _died_of_memory(actor: str) -> bool:
-    about = ray._private.state.actors(actor)
-    return bool(about) and about["State"] == "DEAD" and about["DeathCause"].HasField("oom_context")
 
 
 @dataclass(frozen=True)

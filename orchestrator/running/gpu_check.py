@@ -264,26 +264,6 @@ def rate(bench: Bench, model: str) -> float:
     return len(images) * (len(epochs) - 1) / sum(epochs[1:])
 
 
-def faults(bench: Bench) -> dict[str, Any]:
-    """Memory that runs out on purpose: the kind that it is taken for, and whether the next training runs."""
-    import torch
-
-    from orchestrator.running.failures import classify
-    from tasks.trials.isolation import trial_memory
-
-    kind = "nothing was raised"
-    try:
-        with trial_memory(bench.torch, 0.05 if bench.on_gpu else None):
-            torch.empty(2**44 if bench.on_gpu else 2**60, dtype=torch.uint8, device=bench.device)
-    except Exception as error:
-        kind = str(classify(error).kind)
-    with bench.as_trials():
-        after = bench.epochs(bench.models[0], *bench.images(8), 1)
-    left = torch.cuda.memory_reserved(bench.torch) if bench.on_gpu else 0
-    fails = [] if kind == "out_of_memory" else [f"memory that runs out is taken for {kind}"]
-    return {"kind": kind, "next_training_s": after[0], "left_bytes": left, "fails": fails}
-
-
 def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
     """What follows for the planner: a row for its table, whether trials share a GPU, the paper's hours."""
     from orchestrator.planning.estimate import on_cards
@@ -321,7 +301,7 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    part.__name__: part for part in (host, gpu, correctness, step_times, memory, pairs, faults, summary)
+    part.__name__: part for part in (host, gpu, correctness, step_times, memory, pairs, summary)
 }
 OF_GPUS = {"gpu"}
 """Parts that a CPU has not."""

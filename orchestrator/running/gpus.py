@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -88,6 +88,7 @@ class NodeGpus:
         mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
         offered: GPUs that Ray hands out there.
+        logical: whether these are for scheduling only.
     """
 
     node: str
@@ -98,6 +99,7 @@ class NodeGpus:
     mps: bool = False
     visible: str = ""
     offered: float = 0.0
+    logical: bool = False
 
 
 def is_logical() -> bool:
@@ -183,7 +185,8 @@ def describe(visible: str | None = None) -> NodeGpus:
     lines = output_of(*command, visible=visible).splitlines()
     found = json.loads(lines[-1]) if lines else {}
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
-    return NodeGpus(node=socket.gethostname(), gpus=gpus, visible=visible, mps=mps_runs(), **found)
+    found |= {"visible": visible, "mps": mps_runs(), "logical": is_logical()}
+    return NodeGpus(socket.gethostname(), gpus, **found)
 
 
 def print_gpus() -> None:
@@ -239,19 +242,27 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
         here = describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
         return [replace(here, offered=num_gpus)] if here else []
     import ray
+
+    found = []
+    for reference, node in asked_of_nodes(describe, lambda node: node["Resources"].get("GPU", 0) > 0).items():
+        with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
+            found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
+    return found
+
+
+def asked_of_nodes(
+    look: Callable[[], object], of: Callable[[dict[str, Any]], bool] = lambda node: True
+) -> dict[Any, dict[str, Any]]:
+    """Start a task on every live node of the connected cluster; returns nodes by their answer's reference."""
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look, asked = ray.remote(describe), {}
+    asked, task = {}, ray.remote(num_cpus=0, max_retries=0)(look)
     for node in ray.nodes():
-        offered = node["Resources"].get("GPU", 0.0)
-        if node["Alive"] and offered:
+        if node["Alive"] and of(node):
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[look.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote()] = offered
-    found = []
-    for reference, offered in asked.items():
-        with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
-            found.append(replace(ray.get(reference, timeout=120), offered=offered))
-    return found
+            asked[task.options(scheduling_strategy=where).remote()] = node
+    return asked
 
 
 def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
@@ -263,7 +274,7 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
         ConfigError: for recipes in bfloat16 where a GPU has none.
         SetupError: for all else, every problem with its way out.
     """
-    problems = [problem for node in nodes for problem in _problems(node, share=share, alone=alone)]
+    problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
     if problems:
         what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
         raise SetupError(
@@ -284,7 +295,8 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
         )
 
 
-def _problems(node: NodeGpus, *, share: float, alone: bool) -> Iterator[tuple[str, str]]:
+def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield what stands in the way of trials on a node's GPUs, with the way out; see :func:`refuse`."""
     where = f"node {node.node}"
     slices = node.visible.startswith("MIG-")
     if any(gpu.mig for gpu in node.gpus) and not slices:

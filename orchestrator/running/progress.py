@@ -311,8 +311,8 @@ GAUGES = {
     "isweep_images_per_second": "Images trained on per second, over all running trials.",
     "isweep_epochs_per_second": "Epochs per second, over all running trials.",
     "isweep_seconds_left": "Seconds until the last trial ends; no value before the first has.",
-    "isweep_gpus_asked": "Graphics cards that running trials share.",
-    "isweep_gpu_share_used": "The same as a share of the cluster's cards.",
+    "isweep_gpus_asked": "GPUs that running trials share.",
+    "isweep_gpu_share_used": "The same as a share of the cluster's GPUs.",
     "isweep_memory_asked_bytes": "Memory that running trials asked for.",
 }
 

@@ -216,9 +216,12 @@ def _fetch_weights(sweep: _Sweep) -> None:
 
 
 def _start(sweep: _Sweep) -> None:
-    """Start Ray, where trials wait, while MLflow gives its first answer; where that is no, the sweep ends."""
+    """Start Ray, where trials wait, while MLflow gives its first answer; where that is no, the sweep ends.
+
+    What trials ask for must be there before hours of preparation.
+    """
     if len(sweep.state.results) < len(sweep.workspace.plan.trials):
-        _ = sweep.cluster
+        trial_resources(sweep.workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:
             check_gpus(sweep.workspace, sweep.options, sweep.nodes)
     sweep.tracker.check()

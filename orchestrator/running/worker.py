@@ -46,7 +46,7 @@ Perform = Callable[["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialRes
 found, and whether a network was trained for it."""
 
 
-class TrialLog:
+class TrialLog(io.TextIOBase):
     """The first and last of what an attempt said, to be read when its process and node are gone.
 
     What lies between is counted.
@@ -55,15 +55,16 @@ class TrialLog:
     def __init__(self) -> None:
         self._head, self._tail, self._left_out = "", "", 0
 
-    def add(self, text: str) -> None:
+    def write(self, text: str) -> int:
         """Take more."""
         room = HEAD_CHARACTERS - len(self._head)
         self._head += text[:room]
-        self._tail += text[room:] if room > 0 else text
+        self._tail += text[room:]
         surplus = len(self._tail) - TAIL_CHARACTERS
         if surplus > TAIL_CHARACTERS // 4:
             self._tail = self._tail[surplus:]
             self._left_out += surplus
+        return len(text)
 
     def text(self) -> str:
         """Return it, without secrets."""
@@ -71,41 +72,38 @@ class TrialLog:
         return without_secrets(self._head + gap + self._tail)
 
 
+class _Tee(io.TextIOBase):
+    """A stream that also goes into a log."""
+
+    def __init__(self, stream: TextIO, found: TrialLog) -> None:
+        self._stream, self._found = stream, found
+
+    def write(self, text: str) -> int:
+        self._found.write(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[TrialLog]:
     """Copy what this process logs, warns of and prints while the block lasts."""
     found, root = TrialLog(), logging.getLogger()
-    handler = logging.StreamHandler(_Copy(found))
+    handler = logging.StreamHandler(found)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     level = root.level
     root.addHandler(handler)
     root.setLevel(min(level, logging.INFO) if level else logging.INFO)
     logging.captureWarnings(True)
+    out, error = _Tee(sys.stdout, found), _Tee(sys.stderr, found)
     try:
-        with (
-            contextlib.redirect_stdout(_Copy(found, sys.stdout)),
-            contextlib.redirect_stderr(_Copy(found, sys.stderr)),
-        ):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             yield found
     finally:
         logging.captureWarnings(False)
         root.removeHandler(handler)
         root.setLevel(level)
-
-
-class _Copy(io.TextIOBase):
-    """A stream that also goes into a log."""
-
-    def __init__(self, found: TrialLog, stream: TextIO | None = None) -> None:
-        self._found, self._stream = found, stream
-
-    def write(self, text: str) -> int:
-        self._found.add(text)
-        return len(text) if self._stream is None else self._stream.write(text)
-
-    def flush(self) -> None:
-        if self._stream is not None:
-            self._stream.flush()
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
@@ -158,7 +156,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
         if self.epochs is not None:
             self.epochs.arrived(trial_id)
-        _title_process(trial_id)
+        # In ``top`` and on the dashboard's node page, until Ray puts its own title back.
+        # Private: with a Ray that has it no more, the class's name is shown instead.
+        getattr(ray._raylet, "setproctitle", lambda title: None)(f"ray::isweep {trial_id}")
         with recorded() as said:
             try:
                 self._check_code()
@@ -244,11 +244,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 "install the same everywhere, and leave it as it is while a sweep runs",
             )
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Save nothing: a trial is short and its result is the only state worth keeping."""
+    def save_checkpoint(self, _: Any) -> None:
+        """Save and load nothing: a trial is short and its result is the only state worth keeping."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load nothing."""
+    load_checkpoint = save_checkpoint
 
 
 def perform_cell(
@@ -300,11 +299,3 @@ def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.
     made.__name__ = made.__qualname__ = "IsweepTrial"
     return made
-
-
-def _title_process(trial_id: str) -> None:
-    """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back later."""
-    # Private: with a Ray that has it no more, the class's name is shown instead.
-    set_title = getattr(ray._raylet, "setproctitle", None)
-    if set_title is not None:
-        set_title(f"ray::isweep {trial_id}")

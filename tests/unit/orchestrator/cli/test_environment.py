@@ -7,7 +7,6 @@ from rich.console import Console
 
 from orchestrator.cli.environment import _node_table
 from orchestrator.running import doctor
-from orchestrator.running.doctor import NodeReport
 
 OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
 NO_DISK = {"name": "root", "ok": False, "detail": "full", "fix": "free some"}
@@ -35,10 +34,12 @@ def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path):
 
 
 def test_what_a_silent_node_did_not_say_is_no_number():
-    silent = NodeReport("10.0.0.2", head=False, num_cpus=4, num_gpus=0, problems=(("silent", "look"),))
-    sound = NodeReport("10.0.0.1", head=True, num_cpus=4, num_gpus=0, versions={"isweep": "1"})
+    node = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
+    told = {"versions": doctor.versions_here(), "free_disk_bytes": 0, "free_spill_bytes": 0}
+    answers = ({"silent": ("silent", "look")}, told)
+    silent, sound = (doctor._checked(answer, node, 0.0)["node"] for answer in answers)
     console = Console(width=200, file=io.StringIO())
-    console.print(_node_table([one.check()["node"] for one in (sound, silent)]))
+    console.print(_node_table([sound, silent]))
     _, *rows = console.file.getvalue().splitlines()
     assert "0 GiB" in rows[0]
     assert "GiB" not in rows[1]

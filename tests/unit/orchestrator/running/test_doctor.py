@@ -3,6 +3,7 @@
 import pytest
 
 from orchestrator.running import doctor
+from orchestrator.running.gpus import Gpu, NodeGpus
 from tests.object_store import object_store
 
 
@@ -60,22 +61,19 @@ def test_who_may_run_code_is_said_of_the_cluster_that_was_asked_for(
     assert bool(found["fix"]) != ok
 
 
-def test_cards_of_this_machine_are_not_taken_for_those_of_a_cluster(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_gpus_of_this_machine_are_not_taken_for_those_of_a_cluster(monkeypatch):
+    monkeypatch.setattr(doctor, "gpus_here", list)
     assert doctor._gpus(None)[1] == "none: trials run on CPUs"
     assert doctor._gpus("10.0.0.1:6379")[1] == "none on this machine"
 
 
 def test_a_driver_whose_gpus_torch_does_not_reach_is_not_taken_for_a_machine_without(monkeypatch):
-    import torch
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(doctor, "driver_version", lambda: "550.54")
+    here = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
+    monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
+    monkeypatch.setattr(doctor, "describe", lambda visible: here)
     ok, found, way_out = doctor._gpus(None)
     assert not ok
-    assert "NVIDIA driver 550.54" in found
+    assert "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54" in found
     assert "needs a driver of branch 580 or later" in way_out
 
 

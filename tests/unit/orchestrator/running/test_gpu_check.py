@@ -14,7 +14,7 @@ from orchestrator.running.gpus import LOGICAL_GPUS
 from search_spaces.errors import SetupError
 
 
-@pytest.mark.parametrize("part", ["host", "step_times", "memory", "faults"])
+@pytest.mark.parametrize("part", ["host", "step_times", "memory"])
 def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
     found = run_part(part, "cpu", {})
     assert (found["error"], found["ok"]) == ("", True)
@@ -22,9 +22,7 @@ def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
 
 
 def test_the_parts_are_all_there():
-    assert list(PARTS) == [
-        *("host", "gpu", "correctness", "step_times", "memory", "pairs", "faults", "summary")
-    ]
+    assert list(PARTS) == [*("host", "gpu", "correctness", "step_times", "memory", "pairs", "summary")]
 
 
 @pytest.fixture

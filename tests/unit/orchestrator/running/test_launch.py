@@ -233,7 +233,6 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
     ("place", "value", "message"),
     [
         ("provider/project_id", None, "provider.project_id: not named"),
-        ("max_workers", 0, "max_workers: no worker may start"),
         (
             f"{WORKER}/node_config/scheduling",
             [{"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}],
@@ -245,7 +244,6 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
             "a spot machine as head",
         ),
         (f"{BOOT}/autoDelete", None, "disks: the disk stays when its node ends; say autoDelete: true"),
-        ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
         (f"{WORKER}/node_config/networkInterfaces", None, "whose rules open SSH to the world; name your own"),
         (f"{WORKER}/node_config/networkInterfaces/0/subnetwork", None, "the project's default network is"),

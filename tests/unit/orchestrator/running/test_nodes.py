@@ -1,5 +1,6 @@
 """What ``isweep doctor --address`` finds on the nodes of a cluster."""
 
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -8,18 +9,17 @@ import ray
 
 from orchestrator.running import doctor
 from orchestrator.running.doctor import look_at_nodes
+from orchestrator.running.gpus import Gpu, NodeGpus
 
+GIB = 2**30
 HERE = doctor.versions_here()
 RELEASE = metadata.version("isweep")
-GIB = 2**30
+L4 = NodeGpus("b", (Gpu("NVIDIA L4", "GPU-1", 22 * GIB),), driver="580.1", torch="2.13.0", cuda="13.0")
 SOUND: dict[str, Any] = {
-    "cards": ("NVIDIA L4",),
-    "driver": "570.1",
-    "cuda": "13.0",
+    "gpus": L4,
     "versions": HERE,
     "free_disk_bytes": 80 * GIB,
     "free_spill_bytes": 500 * GIB,
-    "logical": False,
     "time": 101.0,
     "answered_at": 103.0,
 }
@@ -28,8 +28,9 @@ STARTED = 100.0
 
 
 def problems(**changes: Any) -> list[str]:
-    report = doctor._report({**SOUND, **changes}, NODE, STARTED)
-    return [f"{what}; {way_out}" for what, way_out in report.problems]
+    found = doctor._checked({**SOUND, **changes}, NODE, STARTED)
+    assert found["ok"] == (not found["fix"])
+    return [] if found["ok"] else [f"{found['detail']}; {found['fix']}"]
 
 
 def test_a_sound_node_has_no_problem():
@@ -39,8 +40,11 @@ def test_a_sound_node_has_no_problem():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"cards": (), "driver": ""}, "offers 1 GPUs and torch reaches 0: driver absent"),
-        ({"cards": (), "cuda": ""}, "torch built for CUDA none; install a torch with CUDA"),
+        (
+            {"gpus": replace(L4, gpus=(), driver="")},
+            "CUDA 13.0 reaches 0 with NVIDIA driver absent",
+        ),
+        ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1; install a torch with CUDA"),
         ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
         ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
         ({"versions": HERE | {"isweep": f"{RELEASE}+0"}}, f"has isweep {RELEASE}+0, the driver {RELEASE}"),
@@ -63,31 +67,29 @@ def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
 
 
 def test_a_clock_counts_as_wrong_only_beyond_what_the_wait_explains():
-    assert doctor._report({**SOUND, "time": 100.5}, NODE, STARTED).clock_skew_s == 0
-    assert doctor._report({**SOUND, "time": 98.0}, NODE, STARTED).clock_skew_s == 2.0
+    for said, skew in ((100.5, 0), (98.0, 2.0)):
+        assert doctor._checked({**SOUND, "time": said}, NODE, STARTED)["node"]["clock_skew_s"] == skew
 
 
-def test_logical_cards_are_no_fault_where_they_are_asked_for():
-    assert problems(cards=(), logical=True) == []
+def test_logical_gpus_are_no_fault_where_they_are_asked_for():
+    assert problems(gpus=NodeGpus("b", logical=True)) == []
 
 
 @pytest.mark.ray
 def test_every_node_of_a_cluster_reports(ray_local):
-    (report,) = look_at_nodes()
-    assert report.head
-    assert report.versions == HERE
-    assert report.num_cpus == ray.cluster_resources()["CPU"]
-    assert report.free_disk_bytes > 0
-    assert report.check()["node"]["versions"] == HERE
+    (found,) = look_at_nodes()
+    node = found["node"]
+    assert (node["head"], node["versions"]) == (True, HERE)
+    assert node["num_cpus"] == ray.cluster_resources()["CPU"]
+    assert node["free_disk_bytes"] > 0
 
 
 @pytest.mark.ray
 def test_a_node_that_does_not_answer_is_told(ray_local, monkeypatch):
     monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.01)
-    (report,) = look_at_nodes()
-    ((what, way_out),) = report.problems
-    assert what == "gives no answer within 0.01 s"
-    assert way_out.startswith("ask again")
+    (found,) = look_at_nodes()
+    assert found["detail"] == "gives no answer within 0.01 s"
+    assert found["fix"].startswith("ask again")
 
 
 @pytest.mark.ray
@@ -96,7 +98,6 @@ def test_a_node_without_isweep_is_told_by_what_it_lacks(ray_local, monkeypatch):
         raise ModuleNotFoundError("No module named 'orchestrator'")
 
     monkeypatch.setattr(doctor, "look_here", look_there)
-    (report,) = look_at_nodes()
-    ((what, way_out),) = report.problems
-    assert what == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
-    assert way_out.startswith("install the same everywhere")
+    (found,) = look_at_nodes()
+    assert found["detail"] == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
+    assert found["fix"].startswith("install the same everywhere")

@@ -1,5 +1,6 @@
 """A finished sweep run again: no Ray, nothing trained, the store read once."""
 
+import contextlib
 import json
 
 import pytest
@@ -8,11 +9,11 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, read_state
 from orchestrator.results.store import ResultStore
-from orchestrator.running.cluster import RunOptions
+from orchestrator.running.cluster import Cluster, RunOptions
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from search_spaces.errors import NewerRecordError
+from search_spaces.errors import ConfigError, NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
 from tests.unit.orchestrator.results.examples import measure_record, trial_record
@@ -51,6 +52,17 @@ def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
     summary = run_sweep("smoke", RunOptions(root=root, tracking=False))
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
+    @contextlib.contextmanager
+    def connected(*_, **__):
+        yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
+
+    monkeypatch.setattr("orchestrator.running.run.connect", connected)
+    monkeypatch.setattr("orchestrator.running.run.prepare_missing", None)
+    with pytest.raises(ConfigError, match=r"resources.num_gpus must fit the machine; found: 1, it has 0"):
+        run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
 def test_what_is_prepared_is_looked_for_again_when_asked(root):
