@@ -20,6 +20,27 @@ class TestMeasure:
         np.savez(path, images=images, labels=np.arange(60) % 3)
         return path
 
+    def test_a_pixel_range_that_the_values_leave_is_refused(self, run, arrays):
+        code, out, err = run("measure", str(arrays), "--pixel-range", "0", "100")
+        assert (code, out) == (2, "")
+        assert "pixel_range must hold all values, and 0 to 100 does not; found: 0 to 255" in err
+
+    def test_the_same_arrays_give_the_same_numbers_in_either_file(self, run, arrays, tmp_path):
+        import h5py
+
+        with np.load(arrays) as stored, h5py.File(tmp_path / "own.h5", "w") as file:
+            file.update({name: stored[name] for name in stored})
+        found = [run("measure", str(path), "--json")[1] for path in (arrays, tmp_path / "own.h5")]
+        assert json.loads(found[0])["label_sharpness"] == json.loads(found[1])["label_sharpness"]
+
+    def test_arrays_say_that_labels_lack_and_that_an_image_is_blank(self, run, arrays, tmp_path):
+        images = np.load(arrays)["images"]
+        images[3] = 7
+        np.save(tmp_path / "x.npy", images)
+        np.savez(arrays, images=images, labels=np.arange(60) % 2)
+        assert "no labels, so no K_F: give --labels FILE" in run("measure", str(tmp_path / "x.npy"))[1]
+        assert "doubtful: images of one value, 1" in run("measure", str(arrays))[1]
+
     def test_arrays(self, run, arrays):
         code, out, _ = run("measure", str(arrays), "--json", "--train-sizes", "30", "60")
         measured = json.loads(out)
