@@ -186,7 +186,9 @@ class Mirror:
     reconcile: str
 
 
-def results_of(workspace: Workspace, mirror: Mirror | None, say: Callable[[str], None]) -> pd.DataFrame:
+def results_of(
+    workspace: Workspace, mirror: Mirror | None, run: str, say: Callable[[str], None]
+) -> pd.DataFrame:
     """Return the tidy table of a sweep from its result store, compared with MLflow.
 
     Where the store cannot be reached and MLflow can, the table is MLflow's, and that is said.
@@ -194,6 +196,7 @@ def results_of(workspace: Workspace, mirror: Mirror | None, say: Callable[[str],
     Args:
         workspace: The sweep.
         mirror: MLflow; None leaves it alone.
+        run: What to type for the trials that are left.
         say: Told what a reader of the table must know.
 
     Raises:
@@ -214,13 +217,20 @@ def results_of(workspace: Workspace, mirror: Mirror | None, say: Callable[[str],
         why = f"nothing vouches for them: the result store cannot be read ({error})"
         say(f"These numbers are MLflow's, and {why}")
         return table
-    # A row that is not there is not seen: what is left out must be said.
-    for item in state.unreadable:
-        say(f"not believed: {item.path}: {item.reason}")
+    say_what_is_absent(workspace, state, run, say)
     table = results_table(workspace, state=state)
     if mirror is not None and not table.empty:
         compare_with_mlflow(workspace, state, mirror, say)
     return table
+
+
+def say_what_is_absent(workspace: Workspace, state: State, run: str, say: Callable[[str], None]) -> None:
+    """Say what no row shows: results that are not believed, and how many trials have none."""
+    for item in state.unreadable:
+        say(f"not believed: {item.path}: {item.reason}")
+    planned, done = len(workspace.plan.trials), len(state.results)
+    if done < planned and (done or state.partial):
+        say(f"{done} of {planned} trials are done; {planned - done} are left: {run}")
 
 
 def compare_with_mlflow(

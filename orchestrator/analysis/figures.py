@@ -24,7 +24,6 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from orchestrator.analysis import table as t
@@ -49,12 +48,13 @@ MODEL_COLOURS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99
 #: More panels than this are unreadable; the rest is in the tables.
 MAX_PANELS = 12
 
-#: Applied while drawing only, through a context, so that no global setting is touched.
+#: Applied while drawing only, through a context, so that no global setting is touched. A name with dollars is
+#: a name, not a formula.
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
     "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "white", "pdf.fonttype": 42,
-    "svg.hashsalt": "isweep", "svg.fonttype": "none",
+    "svg.hashsalt": "isweep", "svg.fonttype": "none", "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         axes.set_yticks(place, rows[c.DATASET].tolist())
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         # The power of ten stands at the right end of this line, so the label starts at the left.
         axes.set_xlabel(label, loc="left")
     present = set(cells[c.DOMAIN])
@@ -314,7 +314,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         told = "" if r is None or r.interval is None else f"\nr = {number(r.value)} ({interval(r.interval)})"
         named = named or bool(told)
         axes.set_title(f"{attack.words}{told}")
-        axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         axes.axhline(0, color=GREY, linewidth=0.8)
     label_outer(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)")
     legend(figure, mark_handles(marks, points[c.DATASET]))
@@ -429,9 +429,6 @@ def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
     Returns:
         What the page embeds: SVG, whose points tell what they are, or the PNG where there are too many.
     """
-    # A name with dollars is a name, not a formula; no text of ours has one before it is drawn.
-    for words in figure.findobj(Text):
-        words.set_parse_math("$" not in words.get_text())
     # Laid out once, by hand: every save would do it again, and change nothing.
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)

@@ -305,7 +305,7 @@ def report(
     if sweep is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
     from orchestrator.analysis.report import report_can_be_written, report_sweep
-    from orchestrator.commands import compare_with_mlflow
+    from orchestrator.commands import compare_with_mlflow, say_what_is_absent
     from orchestrator.results.state import read_state
 
     workspace = place.open(sweep)
@@ -314,6 +314,7 @@ def report(
         path = report_sweep(workspace, state)
     if path is None:
         raise no_results(sweep, workspace, place)
+    say_what_is_absent(workspace, state, place.hint("run", sweep), tell)
     if not from_store:
         compare_with_mlflow(workspace, state, _mirror(sweep, place), tell)
     return emit(place, {"report": str(path)}, lambda: line(str(path)))
@@ -349,7 +350,9 @@ def read_table(sweep: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     from orchestrator.commands import results_of
 
     workspace = place.open(sweep)
-    table = results_of(workspace, None if from_store else _mirror(sweep, place), tell)
+    table = results_of(
+        workspace, None if from_store else _mirror(sweep, place), place.hint("run", sweep), tell
+    )
     if table.empty:
         raise no_results(sweep, workspace, place)
     return table

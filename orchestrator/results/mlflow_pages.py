@@ -38,7 +38,7 @@ VIEW_TAG, VIEW_KEY = "mlflow.sharedViewState.", "viewStateShareKey"
 NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_PAGES = "workflowType=machine_learning"
-"""Both make MLflow's page open on training runs, which opens on traces of language models otherwise."""
+"""Both make MLflow's page open on training runs instead of traces of language models."""
 SHOWN_TAGS = (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
 SHOWN_METRICS = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS)
 

@@ -411,10 +411,7 @@ def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
 def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> list[Row]:
     """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown.
 
-    Args:
-        client: From :func:`connect`.
-        sweep: Name of the sweep.
-        storage: Identity of the result store whose runs are wanted; None takes whatever bears the name.
+    ``storage`` is the identity of the result store whose runs are wanted; None takes whatever bears the name.
 
     Raises:
         SetupError: when MLflow does not answer.

@@ -16,7 +16,7 @@ from orchestrator.results.records import MeasureRecord, TrialRecord
 from orchestrator.results.store import FileKind, ResultStore
 from search_spaces.errors import DataError
 from search_spaces.specs import pair_name
-from tasks.trials.records import EpochRecord, EpochScore, TrialResult, TrialStatus
+from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,10 +236,7 @@ def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
             row[column.name] = tags.get(column.name, "")
         elif column.kind == "integer" and column.name in tags:
             row[column.name] = int(tags[column.name])
-    # MLflow cannot forget a metric: one of an earlier, stale attempt must not stand beside "diverged".
-    diverged = row[c.STATUS] == TrialStatus.DIVERGED
-    kept = {n: v for n, v in metrics.items() if n in c.LASTING} if diverged else metrics
-    row.update({name: value for name, value in kept.items() if not name.startswith(c.EPOCH_PREFIX)})
+    row.update({name: value for name, value in metrics.items() if not name.startswith(c.EPOCH_PREFIX)})
     return row
 
 

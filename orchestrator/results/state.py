@@ -222,11 +222,7 @@ class StoredResults:
         return cls(store, trials, measures.records, failures.records, unreadable, kept)
 
     def forget_lost(self) -> int:
-        """Forget results and measures whose file was removed since it was read or sealed; returns how many.
-
-        Raises:
-            SetupError: when the storage does not answer.
-        """
+        """Forget results and measures whose file was removed since it was known; returns how many."""
         lost = self.trials.keys() - self.store.listing(TrialRecord).keys()
         gone = self.measures.keys() - self.store.listing(MeasureRecord).keys()
         for trial_id in lost:
@@ -239,9 +235,6 @@ class StoredResults:
         """Take predictions that are gone or damaged for not made, in memory, so that a run makes them again.
 
         A trial without kept weights is taken for not done; its stored result stays until it is replaced.
-
-        Args:
-            planned: Ids of trials that are to have predictions.
 
         Returns:
             How many are made from kept weights, and how many networks are trained again.
@@ -273,11 +266,7 @@ class StoredResults:
             )
 
     def save(self, record: SealedRecord) -> None:
-        """Seal a record, and know it without reading again.
-
-        Raises:
-            SetupError: when it cannot be stored; nothing has changed then.
-        """
+        """Seal a record, and know it without reading again; one that cannot be stored changes nothing."""
         if self.patience is None:
             self.store.save(record)
         else:
@@ -450,14 +439,9 @@ class Cost:
     """Of trials that have a result; failed attempts leave no times, so they are not in it.
 
     Attributes:
-        gpu_hours: Hours of whole cards: time times share.
-        core_hours: Hours of CPU cores of the trials that ran without a card.
-        dollars: At the table's prices.
-        kilowatt_hours: At the table's draw.
+        gpu_hours: Hours of whole cards: time times share; of CPU cores where a trial ran without a card.
         saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
-        saved_core_hours: Likewise.
-        networks_used_again: How many those were.
-        prices: Where prices and draw are from.
+        prices: Where dollars per hour and watts are from.
     """
 
     gpu_hours: float

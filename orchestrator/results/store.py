@@ -106,6 +106,9 @@ class ResultStore:
     attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story), ``measures/<measure_id>/`` has
     ``result.json``. ``weights``, ``predictions`` and ``checkpoints`` of trials are written before the result
     that names their checksums, and never go to MLflow.
+
+    Methods raise SetupError where the storage is full, away, or not to be read or written, and what was there
+    is then still whole; and CorruptStoreError for a file that is there and cannot be believed.
     """
 
     def __init__(self, url: str | Storage) -> None:
@@ -118,11 +121,7 @@ class ResultStore:
         self._files = open_storage(url)
 
     def save(self, record: SealedRecord) -> None:
-        """Write a record; a trial's result is its completion marker, and its earlier failure is forgotten.
-
-        Raises:
-            SetupError: when the storage is full or cannot be written; the previous file is still whole.
-        """
+        """Write a record; a trial's result is its completion marker, and its earlier failure is forgotten."""
         plain = record.plain()
         sealed = {"sha256": fingerprint(plain), "record": plain}
         data = json.dumps(sealed, indent=1, allow_nan=False).encode()
@@ -151,12 +150,7 @@ class ResultStore:
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
-        """Read one record; None when there is none.
-
-        Raises:
-            CorruptStoreError: when the file is there but cannot be believed.
-            NewerRecordError: when a newer version made it.
-        """
+        """Read one record; None when there is none, and NewerRecordError when a newer version made it."""
         path = self._path(kind.folder, record_id, kind.file)
         try:
             found: Content = self._files.read(path)
@@ -172,15 +166,7 @@ class ResultStore:
         return Path(self._files.base) / "driver.lock" if isinstance(self._files, Folder) else None
 
     def identity(self, *, make: bool = False) -> str | None:
-        """Return what tells this store from every other one, wherever it is moved.
-
-        Args:
-            make: Whether to make one where there is none yet; otherwise that is None.
-
-        Raises:
-            CorruptStoreError: when it cannot be read.
-            SetupError: when it cannot be written.
-        """
+        """Return what tells this store from every other one, wherever it is moved; made if asked, or None."""
         path, found = self._path(IDENTITY_FILE), None
         try:
             return str(json.loads(self._files.read(path))["store_id"])
@@ -199,22 +185,14 @@ class ResultStore:
     # Files of trials, whole or not at all.
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
-        """Keep a file of a trial.
-
-        Raises:
-            SetupError: when there is no room or no permission.
-        """
+        """Keep a file of a trial."""
         seal = hashlib.sha256(data)
         sealed = seal.digest() + data if kind == FileKind.CHECKPOINT else data
         self._files.write(self._file(kind, trial_id), sealed)
         return KeptFile(sha256=seal.hexdigest(), num_bytes=len(data))
 
     def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
-        """Return a file that was kept.
-
-        Raises:
-            CorruptStoreError: when it is gone or not what was kept.
-        """
+        """Return a file that was kept; CorruptStoreError where it is gone or not what was kept."""
         path, found = self._file(kind, trial_id), "checksum does not match"
         try:
             data = self._files.read(path)
@@ -268,12 +246,7 @@ class ResultStore:
             log.warning("the story of %s is not kept: %s", trial_id, error)
 
     def story(self, trial_id: str) -> list[Event]:
-        """Return what happened to a cell, oldest first.
-
-        Raises:
-            CorruptStoreError: when the file is damaged.
-            SetupError: when the store does not answer.
-        """
+        """Return what happened to a cell, oldest first."""
         path = self._story_path(trial_id)
         try:
             return _EVENTS.validate_json(self._files.read(path))

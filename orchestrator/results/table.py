@@ -305,11 +305,6 @@ EPOCH_SERIES: tuple[Column, ...] = (
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
 INTEGER_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "integer")
 
-#: Metrics that a diverged trial has too: those of its data and of its run.
-LASTING = frozenset(
-    column.name for column in COLUMNS if column.kind == "number" and column.origin in ("run", "measure")
-)
-
 #: Estimators of d_data and d_repr whose values are columns.
 TABLE_ESTIMATORS = ("mle", "twonn")
 

@@ -383,14 +383,14 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
 def make_tracker(
     workspace: Workspace, store: ResultStore, uri: str | None, *, used: bool = True, say: Say = log.info
 ) -> Tracker:
-    """Return the sweep's tracker, which connects in the background.
+    """Return the sweep's tracker, which connects in the background; one that is not ``used`` tracks nothing.
 
     Args:
         workspace: The sweep.
         store: Its results.
         uri: See :func:`mlflow_uri`.
-        used: False tracks nothing.
-        say: Is called with what a person should know, such as a server that does not answer.
+        used: False for ``--no-tracking``.
+        say: See :class:`Tracker`.
 
     Raises:
         SweepError: for a URI that can never work.

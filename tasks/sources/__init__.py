@@ -20,10 +20,12 @@ from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.arrays import ArrayFile, Hdf5File, NpzFile, row_locator
-from tasks.sources.base import RawRequest, Source, hash_key
+from tasks.sources.base import RawRequest as RawRequest
+from tasks.sources.base import Source as Source
+from tasks.sources.base import hash_key
 from tasks.sources.dicom import is_single_image_name
 from tasks.sources.manifest import num_rows, table_paths
-from tasks.sources.own import COLUMNS, split_of
+from tasks.sources.own import split_of
 from tasks.sources.raw import (
     MARK,
     MAX_DEPTH,
@@ -33,26 +35,9 @@ from tasks.sources.raw import (
     open_archive,
     walk,
 )
-from tasks.sources.tables import MANIFESTS, column_key
-
-__all__ = [
-    "ENTRY_POINT_GROUP",
-    "FROM_RAW",
-    "HASH",
-    "OLD_KINDS",
-    "OWN_KINDS",
-    "SOURCES",
-    "RawRequest",
-    "Source",
-    "check_own_kind",
-    "check_own_options",
-    "locate",
-    "own_kind_of",
-    "source_for",
-]
+from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
 
 ENTRY_POINT_GROUP = "isweep.sources"
-
 MODULES = {
     "arrays": ("hdf5", "npz"),
     "brats": ("brats",),
@@ -77,17 +62,13 @@ def _registered() -> dict[str, EntryPoint]:
 
 
 def check_own_kind(kind: str) -> None:
-    """Check that ``kind`` can read your own data, without importing any source; an unknown one is a
-    ConfigError with our own and all that installed packages register.
-    """
+    """Check without importing any source that ``kind`` can read your own data; else all are told."""
     if kind not in OWN_KINDS and kind not in OLD_KINDS and kind not in (known := _registered()):
         raise unknown_name("kind", kind, {*OWN_KINDS, *known})
 
 
 def source_for(name: str) -> Source:
-    """Return the source of the given name, ours or one that an installed package registers, as an object or
-    as a class; an unknown name is a ConfigError with all known ones.
-    """
+    """Return the source of the name, ours or one that an installed package registers; else all are told."""
     name = OLD_KINDS.get(name, name)
     if name in SOURCES:
         module, _, attribute = SOURCES[name].partition(":")
@@ -127,9 +108,7 @@ OPTIONS = {
 
 
 def check_own_options(dataset: DatasetSpec) -> None:
-    """Check that what is said of own data is something that their kind asks for, and so no word is lost; for
-    another kind of ours it is a ConfigError.
-    """
+    """Check that what is said of own data is something that their kind asks for: no word is lost."""
     kind = OLD_KINDS.get(dataset.source, dataset.source)
     for option, kinds in OPTIONS.items():
         if getattr(dataset, option) and kind in OWN_KINDS and kind not in kinds:
@@ -138,10 +117,7 @@ def check_own_options(dataset: DatasetSpec) -> None:
 
 
 def own_kind_of(path: Path) -> str | None:
-    """Return the kind of your own data at a path, by endings and the first line of a table; None if unclear.
-
-    Nothing is decoded, and what is no plain file or folder is not opened.
-    """
+    """Return the kind of your own data at a path, by endings and a table's first line; None if unclear."""
     if path.is_dir():
         return _folder_kind(path)
     if not path.is_file():
@@ -175,26 +151,21 @@ def _folder_kind(path: Path) -> str:
 
 
 def _lists_images(table: Path) -> bool:
-    """Tell whether a table in a folder is one of paths and labels, and no by-product beside class folders."""
-    header = {column_key(name) for name in _header(table)}
-    return all(header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label"))
-
-
-def _header(table: Path) -> list[str]:
-    """Return the names of a table's columns, of its first line alone; none when it is no table."""
+    """Tell by its first line whether a table is one of paths and labels, and no by-product beside folders."""
     import pyarrow.parquet as pq
 
     try:
         if table.suffix.lower() == ".parquet":
-            return [str(name) for name in pq.read_schema(table).names]
-        with table.open("rb") as file:
-            line = file.readline(SNIFFED_BYTES)
-        if table.suffix.lower() == ".jsonl":
-            return list(dict(json.loads(line.decode("utf-8-sig"))))
+            names = list(pq.read_schema(table).names)
+        else:
+            with table.open("rb") as file:
+                line = file.readline(SNIFFED_BYTES).decode("utf-8-sig", "replace")
+            is_text = table.suffix.lower() != ".jsonl"
+            names = re.split("[,;\t|]", line) if is_text else list(dict(json.loads(line)))
     except (OSError, ValueError, TypeError, RuntimeError):  # pyarrow's are OSErrors and ValueErrors, too
-        return []
-    text = line.decode("utf-8-sig", "replace").translate(str.maketrans(";\t|", ",,,"))
-    return [cell.strip().strip('"') for cell in text.split(",")]
+        return False
+    header = {column_key(str(name).strip().strip('"')) for name in names}
+    return all(header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label"))
 
 
 def _has_classes_beside_images(path: Path) -> bool:
@@ -220,11 +191,8 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
 def locate(raw: Path, key_folder: Path, said: str) -> str | None:
     """Return the file, archive member or row below ``raw`` that a message or record tells of.
 
-    Args:
-        raw: Raw folder or file, or a table.
-        key_folder: Folder with the prepared datasets, where the key lies.
-        said: What was printed: 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line
-            with one of these in it.
+    That is 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line with one of these. The
+    key lies in the folder with the prepared datasets.
     """
     row = ROW.search(HASH.sub("", said)) if "row" in said or said.strip().isdigit() else None
     found, name = HASH.search(said), None

@@ -1,21 +1,17 @@
 """Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits, names.
 
-Layout: MedMNIST's and Keras' own loaders, h5py's quick start and PatchCamelyon's ``x`` and ``y``; NEP 1
-(``numpy.lib.format``) in a zip.
-
-Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
-keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
-``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and
+Layout: NEP 1 (``numpy.lib.format``) in a zip, h5py's quick start, PatchCamelyon's ``x`` and ``y``. Keys:
+``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the keys,
+``train_images`` and ``test_images`` as MedMNIST writes them (``medmnist/dataset.py``), or ``x_train`` and
 ``x_test`` as Keras' ``mnist.npz``. ``val`` beside them is left out and counted. Other arrays of one entry per
 image may be the group, the split or what must not tell the label, by the same names as a table's columns.
 
-``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``.
-uint8 is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or
-reach into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
+``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``. uint8
+is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or reach
+into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
 
-Nothing is unpickled, declared sizes are checked against the stored ones before anything is read, and images
-stream, so a file may be larger than memory. HDF5's external and virtual datasets, which read other files, are
-refused.
+Nothing is unpickled, declared sizes are checked before anything is read, and images stream, so a file may be
+larger than memory. HDF5's external and virtual datasets, which read other files, are refused.
 """
 
 from __future__ import annotations
@@ -93,11 +89,7 @@ class Part:
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
-    """Return one item per row.
-
-    Missing, misshapen or damaged arrays, images in no known range, and what
-    :func:`tasks.sources.own.own_listing` refuses are a DataError.
-    """
+    """Return one item per row; what is missing, misshapen, damaged or in no known range is a DataError."""
     parts, left_out = _find_parts(file, request)
     headers = [_image_header(file, part.images, request) for part in parts]
     sizes = [header.shape[0] for header in headers]
@@ -135,7 +127,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         details=lambda row: (parts[place(row)[0]].images, low, high),
     )
     is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
-    listing = own_listing(
+    return own_listing(
         rows,
         request,
         names=names,
@@ -146,8 +138,6 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         intensity=rule,
         flags=(*columns.flags, *_unmarked(file, parts)),
     )
-    file.check_sums()
-    return listing
 
 
 def _unmarked(file: ArrayFile, parts: list[Part]) -> list[str]:
@@ -222,6 +212,7 @@ def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeade
             f"{request.dataset.name}: {name} must be numbers of shape (n, height, width), "
             "(n, height, width, 3) or (n, 3, height, width)",
             f"{header.dtype} {header.shape}",
+            'images.astype("uint8") * 255' if header.dtype.kind == "b" else "",
         )
     return header
 
@@ -282,11 +273,7 @@ def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
 
 
 def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
-    """Return the images of a listing's items as one array, as they are stored.
-
-    Raises:
-        DataError: when the parts have unequal shapes.
-    """
+    """Return the images of a listing's items as one array, as stored; unequal shapes are a DataError."""
     wanted: dict[str, list[int]] = {}
     for item in listing.items:
         wanted.setdefault(str(item.details[0]), []).append(int(item.locator.rsplit("/", 1)[-1]))
@@ -350,8 +337,6 @@ class NpzFile:
             )
             raise DataError(rule, refused.reason, way_out) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in found}
-        if len(self._members) < len(found):
-            raise DataError(f"{self._name}: the .npz must have each member once", "repeated names")
         self._headers: dict[str, ArrayHeader] = {}
 
     def names(self) -> list[str]:
@@ -378,10 +363,9 @@ class NpzFile:
         """Return a whole array; one that is damaged is a SkipItem."""
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
-                array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged array") from None
-        return array
 
     def rows(self, name: str) -> ReadRow:
         """Return a reader of rows, cheap in rising order."""
@@ -445,12 +429,7 @@ def _npy_header(file: IO[bytes]) -> ArrayHeader:
 
 
 def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        DataError: when it is none.
-        SetupError: when h5py is not installed.
-    """
+    """Open an HDF5 file for reading; what is none is a DataError."""
     try:
         import h5py
     except ImportError as error:
@@ -510,9 +489,6 @@ class Hdf5File:
         self.header(name)
         return partial(_hdf5_values, self._file[name])
 
-    def check_sums(self) -> None:
-        """Compare nothing: a chunk's checksum, where it has one, is compared when it is read."""
-
     def _error(self, rule: str, found: str) -> DataError:
         return DataError(f"{self._name}: {rule}", found)
 
@@ -525,9 +501,20 @@ def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:
 
 
 ArrayFile = NpzFile | Hdf5File
-npz = Source(
-    lambda request: list_arrays(NpzFile(request), request), lambda request: array_reader(NpzFile(request))
-)
-hdf5 = Source(
-    lambda request: list_arrays(Hdf5File(request), request), lambda request: array_reader(Hdf5File(request))
-)
+
+
+def list_npz(request: RawRequest) -> Listing:
+    """Return one item per row of arrays whose checksums are right."""
+    file = NpzFile(request)
+    listing = list_arrays(file, request)
+    file.check_sums()
+    return listing
+
+
+def list_hdf5(request: RawRequest) -> Listing:
+    """Return one item per row; a chunk's checksum, where it has one, is compared when it is read."""
+    return list_arrays(Hdf5File(request), request)
+
+
+npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
+hdf5 = Source(list_hdf5, lambda request: array_reader(Hdf5File(request)))

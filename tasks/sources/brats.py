@@ -47,10 +47,7 @@ Case = tuple[str, str]
 
 
 def list_brats(request: RawRequest) -> Listing:
-    """Return one item per case, in the order HGG, LGG, none, then name; labels are known after reading.
-
-    Archives are looked into; beside unpacked cases only those that are called after the set.
-    """
+    """Return one item per case, in the order HGG, LGG, none, then name; labels are known after reading."""
     tree = RawTree(request)
     if tree.archives and request.root().is_dir():
         unpacked = bool(_cases(tree))

@@ -25,6 +25,7 @@ from search_spaces.errors import SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.made import dial, flipped, list_rows, row_reader, scaled
+from tasks.sources.nifti import decode_nifti
 
 Pixels = NDArray[np.uint8]
 STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -35,24 +36,14 @@ could be called either, are left out and counted."""
 SLICES_PER_VARIATION = 4
 FIRST_SLICE, LAST_SLICE = 70, 130
 """Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the slice."""
-
 TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 NEARLY_EQUAL = 4
 """Grey values out of 255."""
-BETWEEN = "between the classes by the label's rule"
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a package ships, in order.
-
-    Attributes:
-        pixels: ``(num_images, height, width)`` or ``(num_images, height, width, 3)``.
-        labels: ``(num_images,)`` class indices.
-        groups: One id per image; None where every image is its own.
-        excluded: What was left out, by reason.
-        intensity: How the stored values became pixels.
-    """
+    """What a package ships, in order: ``(num_images, height, width[, 3])``, and why others were left out."""
 
     pixels: Pixels
     labels: NDArray[np.int64]
@@ -108,7 +99,8 @@ def histology() -> Images:
     picture = _picture("skimage", "data/ihc.png")
     density = -np.log10(np.maximum(picture / 255, 1 / 255))
     stain = density @ np.linalg.inv(STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True))
-    return _by_rule(picture, stain[..., 2], 20)
+    amounts = _patches(stain[..., 2], 20).mean((1, 2))
+    return _by_rule(_patches(picture, 20), _blocks(picture, 20), amounts, np.full(len(amounts), True), "")
 
 
 @cache
@@ -121,8 +113,13 @@ def retina() -> Images:
 
     picture = _picture("skimage", "data/retina.jpg")
     green, red = picture[..., 1].astype(np.int16), picture[..., 0].astype(np.float32)
-    inside = uniform_filter(red, 9) > 40  # around the disc the sensor saw nothing
-    return _by_rule(picture, grey_closing(green, size=(15, 15)) - green, 32, inside)
+    inside = np.asarray(
+        _patches(uniform_filter(red, 9) > 40, 32).all((1, 2))
+    )  # around the disc the sensor saw nothing
+    amounts = _patches(grey_closing(green, size=(15, 15)) - green, 32).mean((1, 2))
+    return _by_rule(
+        _patches(picture, 32), _blocks(picture, 32), amounts, inside, "outside the picture's disc"
+    )
 
 
 @cache
@@ -137,31 +134,14 @@ def tissue() -> Images:
         np.stack([_patches(template(kind)[:, ::-1, z].T, 20) for z in planes]) for kind in ("t1", "gm", "wm")
     )
     groups = [f"{place} {plane // 4}" for plane in range(len(planes)) for place in range(volume.shape[1])]
-    pixels, shares = (
-        volume.reshape(-1, *volume.shape[2:]),
-        [m.reshape(len(groups), -1).mean(1) for m in (grey, white)],
-    )
-    brain = shares[0] + shares[1] > 0.7
-    labels, kept = _outer((shares[1] - shares[0])[brain])
-    rows = np.flatnonzero(brain)[kept]
-    return Images(
-        np.rint(pixels[rows] * 255).astype(np.uint8),
-        labels,
-        [groups[row] for row in rows],
-        {BETWEEN: int((~kept).sum()), "outside the brain": int((~brain).sum())},
-        "template scaled to [0, 255]",
-    )
+    patches = np.rint(volume.reshape(-1, 20, 20) * 255).astype(np.uint8)
+    grey, white = (shares.reshape(len(groups), -1).mean(1) for shares in (grey, white))
+    found = _by_rule(patches, groups, white - grey, grey + white > 0.7, "outside the brain")
+    return replace(found, intensity="template scaled to [0, 255]")
 
 
 SETS: dict[str, Callable[[], Images]] = {
-    "digits": digits,
-    "mnist5k": mnist5k,
-    "faces": faces,
-    "textures": textures,
-    "photographs": photographs,
-    "histology": histology,
-    "retina": retina,
-    "tissue": tissue,
+    made.__name__: made for made in (digits, mnist5k, faces, textures, photographs, histology, retina, tissue)
 }
 """Dataset -> its images."""
 
@@ -169,9 +149,8 @@ SETS: dict[str, Callable[[], Images]] = {
 def list_packaged(request: RawRequest) -> Listing:
     """Return one item per image of the set that the dataset's name says."""
     images = SETS[request.dataset.name]()
-    return list_rows(
-        images.labels, request, images.groups, excluded=images.excluded, intensity=images.intensity
-    )
+    known = {"excluded": images.excluded, "intensity": images.intensity}
+    return list_rows(images.labels, request, images.groups, **known)
 
 
 packaged = Source(list_packaged, lambda request: row_reader(SETS[request.dataset.name]().pixels))
@@ -235,30 +214,27 @@ def _without_blank(images: Images) -> Images:
 
 
 def _by_rule(
-    picture: Pixels, amount: NDArray[np.generic], side: int, inside: NDArray[np.bool_] | None = None
+    patches: NDArray[np.generic],
+    groups: Sequence[str],
+    amounts: NDArray[np.floating],
+    usable: NDArray[np.bool_],
+    outside: str,
 ) -> Images:
-    """Patches wholly ``inside`` with the most of an amount (1) and with the least (0)."""
-    whole = np.ones(picture.shape[:2], np.bool_) if inside is None else inside
-    usable = _patches(whole, side).all((1, 2))
-    labels, kept = _outer(_patches(amount, side).mean((1, 2))[usable])
-    rows = np.flatnonzero(usable)[kept]
-    groups = _blocks(picture, side)
-    excluded = {BETWEEN: int((~kept).sum()), "outside the picture's disc": int((~usable).sum())}
+    """Return the usable patches with the most of an amount (1) and with the least (0)."""
+    low, high = np.quantile(amounts[usable], (OUTER, 1 - OUTER))
+    rows = np.flatnonzero(usable & ((amounts <= low) | (amounts >= high)))
+    excluded = {
+        "between the classes by the label's rule": int(usable.sum()) - len(rows),
+        outside: int((~usable).sum()),
+    }
     return _without_blank(
         Images(
-            _patches(picture, side)[rows].astype(np.uint8),
-            labels,
-            [groups[row] for row in rows],
+            patches[rows].astype(np.uint8),
+            (amounts[rows] >= high).astype(np.int64),
+            [groups[row] for row in rows.tolist()],
             {reason: count for reason, count in excluded.items() if count},
         )
     )
-
-
-def _outer(amounts: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return labels of the outer shares (1 where there is most), and which those are."""
-    low, high = np.quantile(amounts, (OUTER, 1 - OUTER))
-    kept = (amounts <= low) | (amounts >= high)
-    return (amounts[kept] >= high).astype(np.int64), kept
 
 
 def list_digits_even_odd(request: RawRequest) -> Listing:
@@ -339,14 +315,9 @@ lesions = Source(list_lesions, read_lesions)
 @cache
 def template(kind: str) -> NDArray[np.float32]:
     """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``, ``wm``)."""
-    path = _file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
-    try:
-        import nibabel
-    except ImportError as error:
-        raise _not_installed("nibabel") from error
-    values: NDArray[np.float32] = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
-    scaled: NDArray[np.float32] = values / values.max()
-    return scaled
+    volume = decode_nifti(_file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}").read_bytes()).values
+    scaled_volume: NDArray[np.float32] = volume / volume.max()
+    return scaled_volume
 
 
 @cache

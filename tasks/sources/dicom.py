@@ -30,16 +30,15 @@ from tasks.atomic import write_atomic
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash
 from tasks.sources.labels import PLACEHOLDERS, plain_id
 from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
-from tasks.sources.raw import RawTree, read_head, read_locator, split_locator
+from tasks.sources.raw import RawTree, read_locator, read_plain, split_locator
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 logger = logging.getLogger(__name__)
 TEXTS = ("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "SeriesDescription")
-PART_OF_FILE = 1 << 20
-"""Headers end long before; what lies behind is pixels."""
-LOG_EVERY = 10_000
+PART_OF_FILE, LOG_EVERY = 1 << 20, 10_000
+"""Headers end long before a MiB; what lies behind is pixels."""
 MAX_PIXEL_BYTES = 256 << 20
 """A multi-frame ultrasound of 300 frames has about 100 MiB."""
 MAX_PACKED_FRAME_BYTES = 64 << 20
@@ -114,20 +113,18 @@ def _silent() -> Iterator[None]:
 
 def read_header(base: Path, locator: str) -> Header | None:
     """Return the header of a file or archive member; None for what is no readable DICOM file."""
+    packed = len(split_locator(locator)) > 1  # to be read whole in any case
+    tags = [*TEXTS, "Rows", "Columns"]
     try:
-        body = read_head(base, locator, PART_OF_FILE)
-    except SkipItem:
-        return None
-    if body[128:132] != b"DICM":
-        return None
-    import pydicom
-
-    with _silent():
-        try:
-            tags = [*TEXTS, "Rows", "Columns"]
-            return _header(pydicom.dcmread(io.BytesIO(body), stop_before_pixels=True, specific_tags=tags))
-        except Exception:  # pydicom raises almost anything on damaged files
+        body = read_locator(base, locator) if packed else read_plain(base / locator, PART_OF_FILE, cut=True)
+        if body[128:132] != b"DICM":
             return None
+        import pydicom
+
+        with _silent():
+            return _header(pydicom.dcmread(io.BytesIO(body), stop_before_pixels=True, specific_tags=tags))
+    except Exception:  # pydicom raises almost anything on damaged files
+        return None
 
 
 def _header(data: FileDataset) -> Header:
@@ -139,8 +136,7 @@ def _header(data: FileDataset) -> Header:
 class HeaderIndex:
     """Names of files by SOP instance and series instance UID, read from their headers.
 
-    Kept beside the prepared datasets, keyed hashes only, so that a large tree of renamed files is opened
-    once.
+    Its keyed hashes are kept beside the prepared datasets, so that a large tree is opened once.
     """
 
     def __init__(self, request: RawRequest, tree: RawTree, names: Iterable[str]) -> None:
@@ -149,7 +145,7 @@ class HeaderIndex:
         self._by_series: defaultdict[int, list[str]] = defaultdict(list)
         base, root = request.base(), self._hash(str(request.root().resolve()))
         cache = None if request.cache is None else request.cache / f".headers-{root:016x}.json"
-        known, opened = _load(cache), 0
+        known, opened = _known(cache), 0
         for name in names:
             locator = tree.locator(name)
             stamp = str(self._hash(f"{locator}\0{_stamp(base, locator)}"))
@@ -176,21 +172,19 @@ class HeaderIndex:
         return self._by_series.get(self._hash(uid), [])
 
 
-def _load(cache: Path | None) -> dict[str, list[int]]:
-    try:
+def _known(cache: Path | None) -> dict[str, list[int]]:
+    with suppress(OSError, ValueError):
         found = json.loads(cache.read_text(encoding="utf-8")) if cache is not None else {}
-    except (OSError, ValueError):
-        return {}
-    whole = isinstance(found, dict) and all(isinstance(value, list) for value in found.values())
-    return found if whole else {}
+        if isinstance(found, dict) and all(isinstance(value, list) for value in found.values()):
+            return found
+    return {}
 
 
 def _stamp(base: Path, locator: str) -> str:
-    try:
+    with suppress(OSError):
         status = (base / split_locator(locator)[0]).stat()
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
 
 
 # A decoder allocates what the codestream asks for, whatever the file around it declared.
@@ -204,11 +198,7 @@ SEARCHED = 4096
 
 
 def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Return rows, columns and components that a JPEG, JPEG-LS or JPEG 2000 frame declares; None for RLE.
-
-    Raises:
-        ValueError: when it begins as one of them and has no whole header.
-    """
+    """Return rows, columns, components that a JPEG, JPEG-LS or JPEG 2000 frame declares; None for RLE."""
     start = frame.find(CODESTREAM, 0, SEARCHED)
     try:
         if frame[:3] != b"\xff\xd8\xff":
@@ -231,12 +221,7 @@ def frame_shape(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
-    """Decode the bytes of one DICOM file, which must have so many frames when that is said.
-
-    Raises:
-        SkipItem: with a reason that names tags and syntaxes but no values.
-        SetupError: when pydicom is not installed.
-    """
+    """Decode one DICOM file, of so many frames when that is said; a SkipItem names tags but no values."""
     try:
         import pydicom
     except ImportError as error:

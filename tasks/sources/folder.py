@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -37,7 +37,6 @@ SPLIT_WORD = re.compile(
     r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
 )
 """A split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
-FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 """Folders in class folders that are no patients, in lower case."""
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
@@ -75,19 +74,18 @@ class Placed:
 
 
 def list_folder(request: RawRequest) -> Listing:
-    """Return all images, classes in the order of their names.
-
-    No class folders, fewer than two with images, folders that may be splits as well as classes, or one class
-    spelt in two ways are a DataError.
-    """
+    """Return all images, classes in the order of their names."""
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
         raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
     tree = RawTree(request)
     images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
+    packed = _packed_beside(images, tree)
+    images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
     with_splits = _has_splits(images, wrapper, request)
-    placed, excluded = _placed(tree, images, wrapper, with_splits)
+    placed, excluded = _placed([name for name in tree if name not in packed], images, wrapper, with_splits)
+    excluded["in an archive beside images"] += len(packed)
     layout, told = _choose_layout(placed, tree, request)
     meant = [(one, own) for one in placed if (own := one.as_class(layout)) is not None]
     excluded["outside the class folders"] += len(placed) - len(meant)
@@ -131,12 +129,6 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
     tops = sorted({one.top for one in placed})
     _check_tops(tops, set(tops_of) - {""}, request)
     name = request.dataset.name
-    if shared and all(map(FOLD.fullmatch, tops)):
-        raise DataError(
-            f"{name}: the top folders must be classes, or train and test",
-            f"{', '.join(tops[:5])}, each with the same folders",
-            "give one of them, or call those to train on train and the others test",
-        )
     if request.root().is_file() and any(MARK in one.name for one in placed):
         rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
         raise DataError(rule, what, "unpack them into one folder")
@@ -149,8 +141,8 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
         raise DataError(
             f"{name}: it must be plain which folders are the classes",
             f"{len(tops)} folders on top share {len(tops_of)} folders in them: classes with patients or "
-            "parts in them, or patients or sites with classes in them",
-            "say which: layout: class/group or layout: group/class (--layout), or give a table",
+            "parts in them, or patients, sites or folds with classes in them",
+            "say which: layout: class/group or layout: group/class (--layout), give a table, or of folds one",
         )
     return found, [f"layout {found}, by the patients in the headers"]
 
@@ -207,8 +199,16 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
         return False
 
 
+def _packed_beside(images: list[str], tree: RawTree) -> set[str]:
+    """Return the images of archives in an archive that lie in a folder of images, a class's or a group's."""
+    parts = {name: tree.locator(name).split(MARK) for name in images}
+    folders = {name.rpartition("/")[0] for name, found in parts.items() if len(found) == 2} - {""}
+    inner = {name: found[-1] for name, found in parts.items() if len(found) > 2}
+    return {name for name, member in inner.items() if name.removesuffix(member).rstrip("/") in folders}
+
+
 def _placed(
-    tree: RawTree, images: list[str], wrapper: str, with_splits: bool
+    tree: Iterable[str], images: list[str], wrapper: str, with_splits: bool
 ) -> tuple[list[Placed], Counter[str]]:
     """Return where the images lie, and what is left out."""
     masks, known = _masks(images), set(images)

@@ -16,14 +16,14 @@ MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "nu
 MISSING |= {"inf", "-inf", "+inf"}
 MISSING |= {"#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}
 """What spreadsheets, pandas, R, SAS and ARFF write where there is nothing, in lower case."""
-PLACEHOLDERS = frozenset(
-    {"anon", "anonymous", "anonymized", "anonymised", "unknown", "0", "-", "x"} | MISSING - {"."}
-)
-"""Patient ids that many patients share."""
 UNKNOWN = frozenset({"-", "--", "unknown", "unk", "missing", "unlabeled", "unlabelled", "unspecified"})
 UNKNOWN |= {"not available", "not known", "tbd", "todo", "uncertain", "unsure", "undetermined", "undefined"}
 UNKNOWN |= {"ignore", "ignored", "not applicable", "n.a.", "no label"}
 """Words that may name a class, and mostly say that there is none, in lower case."""
+NOBODY = MISSING | UNKNOWN | {"anon", "anonymous", "anonymized", "anonymised"}
+"""What is no patient's id."""
+PLACEHOLDERS = NOBODY - {"."} | {"0", "x"}
+"""Patient ids that many patients share."""
 SAME = {"true": "1", "yes": "1", "false": "0", "no": "0", "pos": "positive", "neg": "negative"}
 INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
 """One class with the whole word where that is there; else letters are classes of their own."""
@@ -72,7 +72,10 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
             f"take those images out, or keep it with --label-map {quote(f'{unknown[0]}={unknown[0]}')} "
             "or label_map",
         )
-    if lists := sorted(one for one in own if _lists(one, found)):
+    # Mass|Nodule beside Mass and Nodule.
+    parts = {one: SEPARATOR.split(one.strip("[]() ")) for one in own}
+    parts = {one: [part.strip(" '\"") for part in several] for one, several in parts.items()}
+    if lists := sorted(one for one, several in parts.items() if len(several) > 1 and found >= {*several}):
         rule = f"{name}: a label must be one class, not a list of them"
         raise DataError(
             rule, f"{len(lists)}: {_shown(map(repr, lists))}", f"take those images out, or {MEANT}"
@@ -90,9 +93,10 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
 
 def _check_numbers(found: set[str], name: str) -> None:
     """Check that labels which are all numbers are class numbers: no measurements, no codes for unknown."""
-    if not found or not all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", one.strip(), re.ASCII) for one in found):
+    plain = {one.strip().replace("\u2212", "-").replace(",", ".") for one in found}  # as Word writes minus
+    if not plain or not all(re.fullmatch(r"[-+]?\d+([.]\d+)?", one, re.ASCII) for one in plain):
         return
-    numbers = sorted(Decimal(one.strip().replace(",", ".")) for one in found)
+    numbers = sorted(map(Decimal, plain))
     if parts := [number for number in numbers if number % 1]:
         rule = f"{name}: labels must be classes, not measurements"
         raise DataError(rule, f"{len(numbers)} numbers, such as {parts[0]:.6g}", MEANT)
@@ -105,12 +109,6 @@ def _check_numbers(found: set[str], name: str) -> None:
     else:
         return
     raise DataError(rule, f"{code}, which often means unknown", f"take those images out, or {MEANT}")
-
-
-def _lists(name: str, others: set[str]) -> bool:
-    """Tell whether a label lists several of the others: ``Mass|Nodule`` beside ``Mass`` and ``Nodule``."""
-    parts = [part.strip(" '\"") for part in SEPARATOR.split(name.strip("[]() "))]
-    return len(parts) > 1 and others.issuperset(parts)
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -2,22 +2,18 @@
 
 ``manifold_d4``, ``manifold_d12``: the number is the intrinsic dimension d. An image is ``127.5 + CONTRAST *
 sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles ``t_j = pi * z_j``, ``z`` uniform in the
-d-dimensional unit cube and P orthonormal low-frequency cosine patterns: the map from z is an isometry up to
-one factor, so the intrinsic dimension is exactly d, and pixels stay in [0, 255]. The label is the sign of
-``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| < MARGIN`` are never drawn. ``f`` has slope at
-most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
+d-dimensional unit cube and P orthonormal low-frequency cosine patterns: an isometry up to one factor. The
+label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| < MARGIN`` are never drawn.
+``f`` has slope at most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
 
-``generated`` turns label, gap and size one by one; its dials are in
-:data:`search_spaces.sweeps.DIALS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j,
-P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j: lengths along a coordinate
-are lengths in pixels, whatever the number of coordinates, so that more of them do not bring unlike images
-nearer.
-
-Each of the first ``bits`` coordinates is cut into ``bands`` bands and each band into two halves. Halves of
-a band lie ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the parity of
-the bands over these coordinates; at ``frequency`` 2 that of the halves, on the same images to the last bit.
-Unlike images are thus never nearer than the gap between unlike places (chords are a little shorter than the
-arcs given here).
+``generated`` turns label, gap and size one by one; its dials are in :data:`search_spaces.sweeps.DIALS`. An
+image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j, P_2j+1)`` with angle ``a_j = p_j / r`` for the
+place ``p_j`` along coordinate j: lengths along a coordinate are lengths in pixels, whatever the number of
+coordinates. Each of the first ``bits`` coordinates is cut into ``bands`` bands and each band into two halves.
+Halves of a band lie ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the
+parity of the bands over these coordinates; at ``frequency`` 2 that of the halves, on the same images to the
+last bit. Unlike images are thus never nearer than the gap between unlike places (chords are a little shorter
+than the arcs given here).
 """
 
 from __future__ import annotations
@@ -94,25 +90,18 @@ def row_reader(images: NDArray[np.generic], *, own_maximum: bool = False) -> Rea
     return read
 
 
-def _list_manifold(request: RawRequest) -> Listing:
-    labels = latent_points(_dimension(request), NUM_IMAGES)[1]
-    return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
+manifold = Source(
+    lambda request: list_rows(_points(request)[1], request, dtype="float32", intensity=INTENSITY),
+    lambda request: row_reader(embed(_points(request)[0], request.spec.image_size)),
+)
+"""Generated at the prepared side, so that no resize bends the manifold."""
 
 
-def _read_manifold(request: RawRequest) -> Reader:
-    """Generate at the prepared side, so that no resize bends the manifold."""
-    latents, _ = latent_points(_dimension(request), NUM_IMAGES)
-    return row_reader(embed(latents, request.spec.image_size))
-
-
-manifold = Source(_list_manifold, _read_manifold)
-
-
-def _dimension(request: RawRequest) -> int:
+def _points(request: RawRequest) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     match = re.fullmatch(r"manifold_d(\d{1,2})", request.dataset.name)
     if match is None or int(match[1]) < 1:
         raise ConfigError("A manifold dataset is named manifold_d<dimension>", repr(request.dataset.name))
-    return int(match[1])
+    return latent_points(int(match[1]), NUM_IMAGES)
 
 
 @lru_cache(maxsize=4)
@@ -145,9 +134,7 @@ def embed(latents: NDArray[np.float64], side: int) -> NDArray[np.float32]:
 
 
 def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
-    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` beside the constant, orthonormal;
-    an image with too few pixels for them is a ConfigError.
-    """
+    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` but the constant, orthonormal."""
     if count >= side * side:
         raise ConfigError(
             f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"
@@ -168,9 +155,8 @@ def _list_generated(request: RawRequest) -> Listing:
 
 
 def _read_generated(request: RawRequest) -> Reader:
-    """Generate at the prepared side, so that no resize bends the manifold."""
-    found, _ = places(_dials(request))
-    return row_reader(scaled(images_at(found, request.spec.image_size), request))
+    images = images_at(places(_dials(request))[0], request.spec.image_size)
+    return row_reader(scaled(images, request))
 
 
 generated = Source(_list_generated, _read_generated)
@@ -203,9 +189,7 @@ def places(dials: tuple[tuple[str, float], ...]) -> tuple[NDArray[np.float64], N
 
 
 def images_at(found: NDArray[np.float64], side: int) -> NDArray[np.float32]:
-    """Map places ``(num_images, coordinates)`` to ``(num_images, side, side)`` float32 images in [0, 255];
-    dials that ask for more than these can hold are a ConfigError.
-    """
+    """Map places ``(num_images, coordinates)`` to ``(num_images, side, side)`` float32 in [0, 255]."""
     angles = found / LENGTH
     curve = np.stack([np.sin(angles), np.cos(angles) - 1], axis=2).reshape(len(found), -1)
     patterns = low_frequency_patterns(curve.shape[1], side)

@@ -1,31 +1,28 @@
-"""Your own images with a table of them: pictures, DICOM files or NIfTI volumes by path, or their bytes in
-Parquet.
+"""Your own images with a table of them: pictures, DICOM files or NIfTI volumes by path, or Parquet with them.
 
 Layout: one table with columns path, label and, if you have them, group and split, in text with any separator,
-JSON lines, xlsx or Parquet; or ``metadata.csv``, ``metadata.jsonl`` or ``metadata.parquet`` with
-``file_name`` in a folder or in each of its ``train`` and ``test``, as the ``datasets`` documentation lays out
-an ``imagefolder``; or one column of 0 and 1 for each class, as the ISIC challenges of 2018 and 2019 give
-theirs. Format of volumes: NIfTI-1 and -2, of DICOM files: PS3.10.
-
-``--raw`` is the table itself, or a folder with one in it; paths are relative to its folder, or all absolute.
-A column ``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then have
-several rows. Without a ``group`` column a volume is a group, and so is the patient of a DICOM header.
+JSON lines, xlsx or Parquet; or ``metadata.csv``, ``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or
+in each of its ``train`` and ``test`` (an ``imagefolder`` of ``datasets``); or one column of 0 and 1 for each
+class, as the ISIC challenges give theirs. Paths are relative to the table's folder, or all absolute. A column
+``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then have several rows.
+Without a ``group`` column a volume is a group, and so is the patient of a DICOM header.
 
 Parquet with the images in it (``datasets`` documentation, "Image dataset" and ``Features``) has a column
 ``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand in the schema's
 metadata under ``huggingface``, the same in all files. It is one file or a folder of them; the split is that
 of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its folder's
-(``<config>/train/0000.parquet``, as the Hub converts a set; of several configs one must be named, since they
-often hold the same images).
+(``<config>/train/0000.parquet``, as the Hub converts a set).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,11 +76,7 @@ class Listed:
 
 
 def list_table(request: RawRequest) -> Listing:
-    """Return one item per row, in the table's order.
-
-    Files named twice or absent, paths that lead elsewhere, slices that are none, and all that
-    :func:`tasks.sources.own.own_listing` refuses are a DataError.
-    """
+    """Return one item per row, in the table's order; what it must not name is a DataError."""
     tables = _tables(request)
     if not tables:
         return _list_images(parquet_files(request), request)
@@ -92,7 +85,11 @@ def list_table(request: RawRequest) -> Listing:
     cells, place = joined([found for _, found in read])
     if not cells["path"]:
         raise DataError(f"{request.dataset.name}: the table must have rows", "only a header")
-    volumes = _are_volumes(cells["path"], request)
+    count = sum(map(is_nifti_name, cells["path"]))
+    volumes = count > 0
+    if 0 < count < len(cells["path"]):
+        rule = f"{request.dataset.name}: a table must list NIfTI volumes or pictures, not both"
+        raise DataError(rule, f"{count} volumes of {len(cells['path'])} rows", "make two tables of them")
     if not volumes and "slice" in cells:
         flags = (*flags, "columns not used: slice")
 
@@ -139,12 +136,7 @@ table = Source(list_table, read_table_rows)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths of a table as written, by the number that messages give its rows.
-
-    Args:
-        request: Of the table, or of a folder with one.
-        folder: Which of several: that of its split.
-    """
+    """Return the paths of a table (of a split's folder) as written, by the number of its rows in messages."""
     try:
         lines = next(read_lines(one.path, request) for one in _tables(request) if one.folder == folder)
         place = lines[0].index(find_columns(lines[0], ("path",), request).of["path"])
@@ -154,9 +146,7 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
 
 
 def _tables(request: RawRequest) -> list[Listed]:
-    """Return the raw file itself, the one table in the raw folder, or those in its splits; none for Parquet
-    files that hold the images.
-    """
+    """Return the tables of paths: the raw file, one in the raw folder, or one in each of its splits."""
     root = request.root()
     if root.is_file():
         return [] if parquet_files(request) else [Listed(root)]
@@ -189,7 +179,7 @@ def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells]:
     optional = (*columns.of.values(), "slice")
     rows = read_table(table.path, request, needed, optional, raw=columns.labels, lines=lines)
     found = {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
-    cells = columns.cells(found, request) | {"path": _paths(found[needed[0]], table, request)}
+    cells = columns.cells(found, request, 2) | {"path": _paths(found[needed[0]], table, request)}
     return columns, cells | ({"slice": found["slice"]} if "slice" in found else {})
 
 
@@ -240,15 +230,6 @@ def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str
     return found
 
 
-def _are_volumes(paths: Sequence[str], request: RawRequest) -> bool:
-    """Tell whether the table lists NIfTI volumes."""
-    volumes = sum(map(is_nifti_name, paths))
-    if 0 < volumes < len(paths):
-        rule = f"{request.dataset.name}: a table must list NIfTI volumes or pictures, not both"
-        raise DataError(rule, f"{volumes} volumes of {len(paths)} rows", "make two tables of them")
-    return volumes > 0
-
-
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     """Return the slice of every row, None where the rule's are taken."""
     name, paths = request.dataset.name, rows.cells["path"]
@@ -287,7 +268,13 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
     # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
     folder, paths = request.base(), rows.cells["path"]
     found, known = set(walk(folder, request)), set(paths)
-    absent = {name for name in known.difference(found) if not _is_file(folder.resolve() / name)}
+
+    def is_file(path: Path) -> bool:
+        with suppress(OSError):  # a name longer than any file's
+            return path.is_file() and not path.is_symlink()
+        return False
+
+    absent = {name for name in known.difference(found) if not is_file(folder.resolve() / name)}
     if absent:
         rule = f"{request.dataset.name}: every path of the table must be a file"
         bare = not any(PurePosixPath(name).suffix for name in absent)
@@ -297,13 +284,6 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
     reads = is_nifti_name if volumes else is_single_image_name
     extra = sum(name not in known and reads(name) for name in found)
     return {"image without a row in the table": extra} if extra else {}
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file() and not path.is_symlink()
-    except OSError:  # a name longer than any file's
-        return False
 
 
 def _other_folders(cells: Cells) -> dict[str, int]:
@@ -323,10 +303,7 @@ def _other_folders(cells: Cells) -> dict[str, int]:
 
 
 def parquet_files(request: RawRequest) -> list[str]:
-    """Return the Parquet files that hold images: the raw file itself, or all below the raw folder.
-
-    Those of several configs, which are one set in several forms, are a DataError.
-    """
+    """Return the Parquet files that hold images, of one config: configs are one set in several forms."""
     root = request.root()
     if root.is_file():
         return [root.name] if root.suffix.lower() == ".parquet" and holds_images(root) else []
@@ -380,7 +357,7 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
                 found[column] += map(cell_text, cells)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
         raise DataError(f"{where} must be whole", "damaged Parquet file") from None
-    return columns, columns.cells(found, request), _class_names(file, columns.labels[0])
+    return columns, columns.cells(found, request, 0), _class_names(file, columns.labels[0])
 
 
 def _open(path: Path) -> Any:
@@ -414,47 +391,38 @@ def num_rows(path: Path) -> int:
 def parquet_reader(request: RawRequest) -> Reader:
     """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a time."""
     base = request.base()
-    opened: dict[str, _Stream] = {}
+    opened: tuple[str, int, Iterator[Any]] = ("", 0, iter(()))
 
     def read(item: Item) -> list[Sample]:
-        file, _, row = item.locator.rpartition(MARK)
-        stream = opened.get(file)
-        if stream is None or int(row) < stream.next_row:
-            opened.clear()
-            stream = opened[file] = _Stream(base / file, request, int(row))
-        return [decode_image(stream.image(int(row))).with_traits(item.details)]
+        nonlocal opened
+        name, _, row = item.locator.rpartition(MARK)
+        file, place, values = opened
+        try:
+            if file != name or place > int(row):
+                place, values = _images_from(base / name, int(row), request)
+            value = next(itertools.islice(values, int(row) - place, None)).as_py()
+        except (StopIteration, OSError, pa.ArrowException, MemoryError):
+            opened = ("", 0, iter(()))
+            raise SkipItem("damaged Parquet file") from None
+        opened = (name, int(row) + 1, values)
+        body = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(body, bytes) or not body:
+            raise SkipItem("no image bytes in the row")
+        return [decode_image(body).with_traits(item.details)]
+
+    import pyarrow as pa
 
     return read
 
 
-class _Stream:
-    """Images of one file, forward from the row group that holds a row."""
-
-    def __init__(self, path: Path, request: RawRequest, row: int) -> None:
-        file = _open(path)
-        name = find_columns(file.schema_arrow.names, WANTED, request).of["image"]
-        groups = range(file.metadata.num_row_groups)
-        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
-        first = int(np.searchsorted(ends, row, side="right"))
-        self.next_row = self._end = int(ends[first - 1]) if first else 0
-        self._batches = file.iter_batches(
-            batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
-        )
-        self._rows: Any = None
-
-    def image(self, row: int) -> bytes:
-        """Return the bytes of one row's image; ``row`` may only rise."""
-        import pyarrow as pa
-
-        try:
-            while row >= self._end:
-                self._rows = next(self._batches).column(0)
-                self._end += len(self._rows)
-            value = self._rows[row - self._end + len(self._rows)].as_py()
-        except (StopIteration, OSError, pa.ArrowException, MemoryError):
-            raise SkipItem("damaged Parquet file") from None
-        self.next_row = row
-        body = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(body, bytes) or not body:
-            raise SkipItem("no image bytes in the row")
-        return body
+def _images_from(path: Path, row: int, request: RawRequest) -> tuple[int, Iterator[Any]]:
+    """Return the first row of the row group that holds a row, and the images of all from there on."""
+    file = _open(path)
+    name = find_columns(file.schema_arrow.names, WANTED, request).of["image"]
+    groups = range(file.metadata.num_row_groups)
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+    first = int(np.searchsorted(ends, row, side="right"))
+    batches = file.iter_batches(
+        batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
+    )
+    return int(ends[first - 1]) if first else 0, (value for batch in batches for value in batch.column(0))

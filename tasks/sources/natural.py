@@ -1,15 +1,12 @@
 """Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in whatever folder, in an archive too.
 
-Layouts. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there and in torchvision, with a dot as
-common mirrors have them, and Kaggle's copy with each file in a folder of its own name; folders and the first
-labels of the official files tell Fashion-MNIST apart. CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html,
-"Dataset layout"; its pickles are read by an unpickler that knows numpy arrays and nothing else. SVHN, format
-2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5 with all sides in reverse order), which
-spells digit 0 as class 10. ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
-``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of
-the table's row are read.
-
-Train files only, as in the study; its test images are drawn from them, too.
+Layouts, train files only, as in the study. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there
+and in torchvision, with a dot as common mirrors have them, and Kaggle's copy; folders and the first labels of
+the official files tell Fashion-MNIST apart. CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html; its
+pickles are read by an unpickler that knows numpy arrays and nothing else. SVHN, format 2:
+http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5, all sides reversed), where class 10 is digit
+0. ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's ``train/<class id>/``, or
+``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of the table's row are read.
 """
 
 from __future__ import annotations
@@ -78,9 +75,7 @@ ALLOWED = frozenset(
 
 
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
-    """Return all images of the ten classes, ``<class id>/<class id>_<number>.JPEG`` in the order of their
-    names.
-    """
+    """Return all images of the ten classes in the order of their names, ``<class id>_<number>.JPEG``."""
     by_class, excluded = _by_class(tree)
     if missing := [key for key in IMAGENET_CLASSES if key not in by_class]:
         what = f"the train images of its ten classes, and has none of {', '.join(missing)}"
@@ -142,24 +137,28 @@ def _by_class(tree: RawTree) -> tuple[dict[str, dict[str, str]], Counter[str]]:
 def find_together(
     request: RawRequest, wanted: Sequence[Iterable[str]], *, hint: str, others: Sequence[str] = ()
 ) -> list[str] | None:
-    """Return the locators of files that lie in one folder, one of each kind of name, or None.
+    """Return the locators of files that lie in one folder, one of each ``wanted`` kind of name, or None.
 
-    Args:
-        request: What is read.
-        wanted: For each file the names it may have, in lower case.
-        hint: Part of the name of the dataset's own folders and archives, which go first, in lower case.
-        others: Words of folders that hold another dataset with the same names, in lower case.
-
-    Raises:
-        DataError: when several folders have them and differ.
+    ``hint`` is part of the name of the dataset's own folders and archives, which go first, ``others`` are
+    words of folders that hold another dataset with the same names; all in lower case. Several folders that
+    have them and differ are a DataError.
     """
     kinds = [set(names) for names in wanted]
     unpacked = [lambda _: False] if request.root().is_dir() else []
     for look_into in (*unpacked, lambda name: hint in name.casefold(), lambda _: True):
         found = _sets(RawTree(request, archives=True, wanted=look_into), kinds, others)
         found = [names for names in found if hint in names[0].casefold()] or found
+        digests = {
+            tuple(
+                hashlib.sha256(_body(request.base(), request.dataset.name, file)).hexdigest()
+                for file in files
+            )
+            for files in (found if len(found) > 1 else ())
+        }
+        if len(digests) > 1:
+            rule = f"{request.dataset.name}: the raw folder must hold one such download"
+            raise DataError(rule, f"{len(found)} that differ", "give the folder of the right one")
         if found:
-            _check_alike(found, request)
             return found[0]
     return None
 
@@ -181,20 +180,7 @@ def _sets(tree: RawTree, kinds: Sequence[set[str]], others: Sequence[str]) -> li
     return [[folders[folder][index] for index in range(len(kinds))] for folder in ranked]
 
 
-def _check_alike(found: Sequence[Sequence[str]], request: RawRequest) -> None:
-    if len(found) < 2:
-        return
-    name = request.dataset.name
-    digests = {
-        tuple(hashlib.sha256(_body(request.base(), file, name)).hexdigest() for file in files)
-        for files in found
-    }
-    if len(digests) > 1:
-        rule = f"{name}: the raw folder must hold one such download"
-        raise DataError(rule, f"{len(found)} that differ", "give the folder of the right one")
-
-
-def _body(base: Path, locator: str, name: str) -> bytes:
+def _body(base: Path, name: str, locator: str) -> bytes:
     try:
         return read_locator(base, locator)
     except SkipItem as skip:
@@ -202,21 +188,14 @@ def _body(base: Path, locator: str, name: str) -> bytes:
         raise DataError(rule, skip.reason, "download it again, or take the broken copy away") from None
 
 
-def download_folder(name: str) -> Path:
-    """Return where downloads of ``name`` go: below ``ISWEEP_DOWNLOADS`` or the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE_VARIABLE) or Path(cache) / "isweep" / "raw") / name
-
-
 def with_raw(request: RawRequest) -> RawRequest:
-    """Return the request with torchvision's download, fetched now if need be, where no raw folder was given.
-
-    One that cannot be fetched is a DataError that says what to do on a machine without network.
-    """
+    """Return the request with torchvision's download, fetched if need be, where no raw folder was given."""
     if request.raw is not None:
         return request
     name = request.dataset.name
-    folder, options = download_folder(name), {"split": "train"} if name == "svhn" else {"train": True}
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(cache) / "isweep" / "raw") / name
+    options = {"split": "train"} if name == "svhn" else {"train": True}
     from torchvision import datasets
 
     try:
@@ -235,16 +214,14 @@ def of_arrays(
 ) -> Source:
     """Return the source of images and labels that a download's files hold as arrays, in file order.
 
-    Args:
-        wanted: For each file the names it may have, in lower case.
-        needed: What these are, for messages.
-        load: Makes images and labels of the dataset's name and the files' bytes.
+    ``wanted`` are for each file the names that it may have, in lower case, ``needed`` says so in messages;
+    ``load`` makes images and labels of the dataset's name and the files' bytes.
     """
 
     @lru_cache(maxsize=2)
-    def cached(base: Path, locators: tuple[str, ...], name: str, stamps: object) -> LabelledImages:
+    def cached(base: Path, name: str, locators: tuple[str, ...], stamps: object) -> LabelledImages:
         """Load once, until a file that these lead into changes."""
-        images, labels = load(name, [_body(base, locator, name) for locator in locators])
+        images, labels = load(name, [_body(base, name, locator) for locator in locators])
         if len(images) != len(labels):
             rule = f"{name}: there must be one label per image"
             raise DataError(rule, f"{len(images)} images, {len(labels)} labels", "download the files again")
@@ -253,7 +230,7 @@ def of_arrays(
         return images, labels
 
     def loaded(request: RawRequest) -> LabelledImages:
-        name, request = request.dataset.name, with_raw(request)
+        request, name = with_raw(request), request.dataset.name
         hint, others = HINTS[name]
         found = find_together(request, wanted, hint=hint, others=others)
         if found is None:
@@ -261,9 +238,10 @@ def of_arrays(
                 f"expected: {request.dataset.raw_layout}; torchvision can download it where there is network"
             )
             raise DataError(f"{name} needs {needed}", "it is not there", way_out)
-        stats = [(request.base() / split_locator(locator)[0]).stat() for locator in found]
+        base = request.base()
+        stats = [(base / split_locator(locator)[0]).stat() for locator in found]
         stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-        return cached(request.base(), tuple(found), name, stamps)
+        return cached(base, name, tuple(found), stamps)
 
     return Source(
         lambda request: list_rows(loaded(request)[1], request, intensity=OWN_MAXIMUM),

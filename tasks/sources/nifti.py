@@ -36,13 +36,8 @@ SLICES_PER_VOLUME = 10
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in nibabel's canonical order of axes.
-
-    Attributes:
-        values: ``(right, anterior, superior)``, float32.
-        affine: Where its voxels are, in mm.
-        conversions: What was done to make it so.
-        flags: What is doubtful.
+    """A volume ``(right, anterior, superior)``, where its voxels are in mm, what was done, and what is
+    doubtful.
     """
 
     values: NDArray[np.float32]
@@ -52,12 +47,7 @@ class Volume:
 
 
 def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Decode the bytes of a ``.nii`` or ``.nii.gz`` file with one 3-D volume.
-
-    Raises:
-        SkipItem: for damage, other dimensions, a declared size beyond the limit, no orientation, NaN.
-        SetupError: when nibabel is not installed.
-    """
+    """Decode a ``.nii`` or ``.nii.gz`` file with one finite 3-D volume of known orientation."""
     try:
         import nibabel
     except ImportError as error:
@@ -132,10 +122,7 @@ def is_nifti_name(name: str) -> bool:
 
 
 def volume_reader(request: RawRequest) -> Reader:
-    """Return a reader of volumes: the axial slice that an item names first, or ten of the middle half.
-
-    Each slice is scaled by its own maximum after the volume was clipped.
-    """
+    """Return a reader of volumes: the axial slice that an item names first, or ten of the middle half."""
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:

@@ -50,6 +50,7 @@ OTHER_VIEW = "another view or body part"
 MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
 PIXEL_MM, CROP_PIXELS = 0.2, 672
 MAX_SIDE = 8_000
+"""Longer than any film: 1.6 m."""
 MAX_TOLD_ROWS = 10
 
 Knee = tuple[str, str]
@@ -59,9 +60,7 @@ Descriptions = Mapping[tuple[str, str], str]
 
 
 def list_oai(request: RawRequest) -> Listing:
-    """Return one item per ready crop, then per radiograph in the order of their names; knees without a grade
-    are left out.
-    """
+    """Return one item per ready crop, then one per radiograph with a grade, in the order of their names."""
     tree = _tree(request)
     table = find_table(tree, request, GRADES, GRADE_COLUMNS)
     if table is None:
@@ -154,11 +153,7 @@ def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
 def read_centers(
     tree: RawTree, sides_of: Mapping[str, tuple[int, int]], request: RawRequest
 ) -> dict[Knee, tuple[float, float]]:
-    """Return (patient, side) -> (row, column) of ``knee_centers.csv``.
-
-    Rows whose side is unknown, whose place is no number or not in the image, or that give a knee twice are a
-    DataError that names them.
-    """
+    """Return (patient, side) -> (row, column) of ``knee_centers.csv``; a DataError names wrong rows."""
     centers: dict[Knee, tuple[float, float]] = {}
     wrong: list[int] = []
     for name in find_named(tree, CENTERS)[:1]:
@@ -202,14 +197,10 @@ def _tree(request: RawRequest) -> RawTree:
         match = RADIOGRAPH.search(name)
         if match is None:
             return not whole
-        said = _said(match, described)
+        said = described.get((match["id"], match["barcode"].lstrip("0")), "")
         return not said or _is_wanted(said)
 
     return RawTree(request, archives=True, wanted=wanted)
-
-
-def _said(match: re.Match[str], described: Descriptions) -> str:
-    return described.get((match["id"], match["barcode"].lstrip("0")), "")
 
 
 def _is_wanted(description: str) -> bool:
@@ -219,9 +210,7 @@ def _is_wanted(description: str) -> bool:
 def _radiographs(
     tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
 ) -> dict[str, tuple[str, Header]]:
-    """Return locator and header of each patient's first bilateral fixed-flexion radiograph; counts what was
-    left out, and why.
-    """
+    """Return locator and header of each patient's first fixed-flexion radiograph; count the others."""
     described, base = read_descriptions(tree, request), request.base()
     released = request.spec.data_mode == "as_released"
     found: dict[str, tuple[str, Header]] = {}
@@ -236,7 +225,7 @@ def _radiographs(
             continue
         if released and RELEASED_SERIES not in parts:
             continue
-        patient, said = match["id"], _said(match, described)
+        patient, said = match["id"], described.get((match["id"], match["barcode"].lstrip("0")), "")
         header = None if said and not _is_wanted(said) else read_header(base, locator)
         told = [text for text in (said, header.description if header else "") if text]
         if said and not _is_wanted(said):
@@ -260,6 +249,8 @@ def _radiographs(
 
 def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
     """Yield each graded knee of a radiograph, resampled to 0.2 mm."""
+    from PIL import Image
+
     if len(dicom.values) != 1 or dicom.values.ndim != 3:
         raise SkipItem("not one grey frame")
     if dicom.spacing is None:
@@ -270,7 +261,11 @@ def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
         raise SkipItem("left and right turned over, by its header")
     (sample,) = frame_samples(dicom)
     zoom = (dicom.spacing[0] / PIXEL_MM, dicom.spacing[1] / PIXEL_MM)
-    fine = resampled(sample.pixels, zoom)
+    height, width = (max(1, round(n * by)) for n, by in zip(sample.pixels.shape, zoom, strict=True))
+    if max(height, width) > MAX_SIDE:
+        raise SkipItem("pixel spacing out of range")
+    bicubic = Image.Resampling.BICUBIC  # as in the study
+    fine = np.asarray(Image.fromarray(sample.pixels).resize((width, height), bicubic))
     _, *told = item.details
     # Seen from the front, the patient's right knee is on the left of the image.
     for found, (label, row, column) in zip(find_centers(fine), (told[:3], told[3:]), strict=True):
@@ -279,25 +274,19 @@ def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
         center, how = found, "knee: cropped by content"
         if isinstance(row, float) and isinstance(column, float):
             center, how = (row * zoom[0], column * zoom[1]), "knee: given centre"
+        # Moved inside the image where the square would leave it.
+        ends = [(min(CROP_PIXELS, full), full) for full in fine.shape]
+        top, left = (
+            int(np.clip(round(place) - size // 2, 0, full - size))
+            for place, (size, full) in zip(center, ends, strict=True)
+        )
         yield Sample(
-            crop_around(fine, center),
+            fine[top : top + CROP_PIXELS, left : left + CROP_PIXELS],
             label=int(label),
             conversions=(*sample.conversions, how),
             flags=sample.flags,
             traits=sample.traits,
         )
-
-
-def resampled(pixels: NDArray[np.generic], zoom: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return an image with its sides ``zoom`` times as long, bicubic as in the study; longer than any film
-    (1.6 m) is a SkipItem.
-    """
-    from PIL import Image
-
-    height, width = (max(1, round(size * factor)) for size, factor in zip(pixels.shape, zoom, strict=True))
-    if max(height, width) > MAX_SIDE:
-        raise SkipItem("pixel spacing out of range")
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def find_centers(pixels: NDArray[np.uint8]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -324,13 +313,3 @@ def find_centers(pixels: NDArray[np.uint8]) -> tuple[tuple[float, float], tuple[
         row = quarter + int(np.argmax(change[quarter : height - quarter]))
         centers.append((float(row), start + column))
     return centers[0], centers[1]
-
-
-def crop_around(pixels: NDArray[np.uint8], center: tuple[float, float]) -> NDArray[np.uint8]:
-    """Cut ``CROP_PIXELS`` squared around the centre, moved inside the image where it would leave it."""
-    sizes = [min(CROP_PIXELS, size) for size in pixels.shape]
-    starts = [
-        int(np.clip(round(place) - size // 2, 0, full - size))
-        for place, size, full in zip(center, sizes, pixels.shape, strict=True)
-    ]
-    return pixels[starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]

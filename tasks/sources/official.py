@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
+from tasks.sources import pictures
 from tasks.sources.base import Item, Listing, RawRequest, Sample, Source
-from tasks.sources.pictures import decode_image, own_maximum_sample
+from tasks.sources.pictures import decode_image
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, first_hashed, header_of, read_lines
 
@@ -26,16 +28,11 @@ def download(
     read: Callable[[bytes, Item, RawRequest], Iterable[Sample]],
     wanted: Callable[[str], bool] = lambda _: True,
 ) -> Source:
-    """Return the source of a download, listed as it lies there or, when a part is not there, archives
-    included.
+    """Return the source of a download, with its archives when a part of it is not unpacked.
 
-    So a download half of which is unpacked is read whole, and archives left beside a whole one stay shut.
-
-    Args:
-        list_tree: Lists a tree; tells what is not there by :func:`not_there` or items skipped as
-            ``FILE_MISSING``.
-        read: Makes samples of the bytes of an item's file.
-        wanted: Which archives to look into.
+    Archives left beside a whole one stay shut. ``list_tree`` tells what is not there by :func:`not_there` or
+    items skipped as ``FILE_MISSING``; ``read`` makes samples of the bytes of an item's file; ``wanted`` says
+    which archives to look into.
     """
 
     def list_items(request: RawRequest) -> Listing:
@@ -59,7 +56,9 @@ def download(
 
 def by_own_maximum(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample]:
     """Read a picture scaled by its own maximum."""
-    return (own_maximum_sample(decode_image(body)),)
+    sample = decode_image(body)
+    pixels, note = pictures.by_own_maximum(sample.pixels)
+    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else []))),)
 
 
 def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
@@ -70,10 +69,7 @@ def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
 
 
 def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest) -> dict[str, int]:
-    """Return how many rows of a table repeat another's image, as a reason to leave them out.
-
-    One image with two labels is a DataError.
-    """
+    """Return how many rows repeat another's image, as a reason; two labels for one are a DataError."""
     first: dict[str, int | None] = {}
     unlike, repeats = set[str](), 0
     for image, label in labels:

@@ -17,21 +17,17 @@ import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Split
-from tasks.sources.labels import MEANT, PLACEHOLDERS, check_spellings, is_missing, plain_id, sort_labels
-from tasks.sources.tables import SEVERAL, column_key
+from tasks.sources.labels import (
+    MEANT,
+    NOBODY,
+    PLACEHOLDERS,
+    check_spellings,
+    is_missing,
+    plain_id,
+    sort_labels,
+)
+from tasks.sources.tables import COLUMNS, SEVERAL, column_key
 
-COLUMNS = {
-    "path": ("filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
-    "image": ("img", "image_bytes", "bytes"),
-    "label": ("labels", "class", "class_name", "label_name", "target", "cls", "y"),
-    "group": (
-        *("groups", "patient_id", "patient", "patientid", "subject_id", "subject"),
-        *("participant_id", "case_id"),
-    ),
-    "split": ("splits", "set", "subset", "partition", "fold_name"),
-}
-"""What is asked of a table's columns, a .json's keys or a file's arrays -> other usual names of it, taken
-only where it is not there under its own name."""
 TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
 """Columns that, if there are any, must not tell the label."""
 ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
@@ -57,8 +53,7 @@ def split_of(word: str) -> Split | None:
 
 
 def split_of_file(name: str, request: RawRequest) -> Split | None:
-    """Return the split that a word of a file's name, or else a folder above it, means; several are a
-    DataError.
+    """Return the split that a word of a file's name, or else a folder above it, means; one at most.
 
     ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it.
     """
@@ -73,25 +68,25 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
     return ""
 
 
+Cells = Mapping[str, Sequence[str]]
+"""Name of a column -> what is written in it, one entry for each row."""
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Which of the columns is what.
-
-    Attributes:
-        of: Our name -> theirs, for each that is there.
-        labels: The columns of labels: one, or one of 0 and 1 for each class; none when there is none.
-        flags: What to tell: columns read by another name, and those that nobody reads.
-    """
+    """Which of the columns is what: our name -> theirs; those of labels, one or one a class; what to tell."""
 
     of: dict[str, str]
     labels: tuple[str, ...]
     flags: tuple[str, ...]
 
-    def cells(self, found: Mapping[str, Sequence[str]], request: RawRequest) -> dict[str, Sequence[str]]:
-        """Return columns by our names; labels from the one column of them, or from those of the classes."""
+    def cells(self, found: Cells, request: RawRequest, first: int) -> dict[str, Sequence[str]]:
+        """Return columns by our names, labels from those of the classes, too; ``first`` numbers the rows."""
         own = {ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found}
         labels = {name: found[name] for name in self.labels}
-        return own | {"label": one_hot(labels, request) if len(labels) > 1 else next(iter(labels.values()))}
+        return own | {
+            "label": one_hot(labels, request, first) if len(labels) > 1 else next(iter(labels.values()))
+        }
 
 
 def find_columns(
@@ -137,33 +132,28 @@ def find_columns(
     return Columns(of, labels, tuple(flags))
 
 
-def one_hot(cells: Mapping[str, Sequence[str]], request: RawRequest) -> list[str]:
+def one_hot(cells: Cells, request: RawRequest, first: int) -> list[str]:
     """Return the label of every row from columns of 0 and 1, one a class; other rows are a DataError."""
-    found, odd, none, several = [], 0, 0, 0
-    for row in zip(*cells.values(), strict=True):
+    found = []
+    wrong: defaultdict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(zip(*cells.values(), strict=True), first):
         values = [ONE_HOT.get(cell.strip().casefold()) for cell in row]
         chosen = [label for label, value in zip(cells, values, strict=True) if value]
-        odd += None in values
-        none += not chosen
-        several += len(chosen) > 1
-        found.append(chosen[0] if chosen else "")
-    if odd or none or several:
+        if None in values or len(chosen) != 1:
+            what = "with other cells" if None in values else "of several classes" if chosen else "of no class"
+            wrong[what].append(number)
+        found += chosen[:1]
+    if wrong:
         raise DataError(
             f"{request.dataset.name}: in every row one of {len(cells)} label columns must be 1, others 0",
-            f"{none} rows of no class, {several} of several, {odd} with other cells",
+            ", ".join(f"{len(rows)} {what}, first row {rows[0]}" for what, rows in wrong.items()),
             "take those rows out; an image of several classes cannot be used",
         )
     return found
 
 
-Cells = Mapping[str, Sequence[str]]
-"""Our name of a column -> what is written in it, one entry for each row."""
-
-
 def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
-    """Return the columns of several files, blank where one has none, and row -> number of its file, row in
-    it.
-    """
+    """Return columns of several files, blank where one has none, and row -> number of its file, row there."""
     sizes = [len(part["label"]) for part in parts]
     ends = np.cumsum(sizes)
     cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
@@ -186,9 +176,9 @@ class Rows:
         cells: Columns label and, where they are, group, split and those that must not tell the label.
         locator: Where a row's image is.
         name: What a row is called in messages; no id and no file name.
-        alone: Group of a row without such a column, as its folder or volume says it; empty when it is its
-        own. side: Split that a row's file or folder says; None for validation. details: Of the row's item,
-        besides its traits.
+        alone: Group of a row without such a column, as its folder or volume says it.
+        side: Split that a row's file or folder says; None for validation.
+        details: Of the row's item, besides its traits.
     """
 
     cells: Cells
@@ -224,33 +214,32 @@ def own_listing(
     excluded: Mapping[str, int] | None = None,
     **known: Any,
 ) -> Listing:
-    """Return one item per row that is in no validation split.
+    """Return one item per row that is in no validation split; what cannot be meant is a DataError.
 
-    Missing labels, words that are no class, fewer than two classes, ids that cannot tell patients apart or
-    are on both sides, and words that are no split are a DataError.
-
-    Args:
-        rows: What is written of them.
-        request: Whose ``label_map`` says what labels mean.
-        names: Names of the labels 0, 1, ... where the data give them.
-        order: Sorts the classes.
-        flags: Names of what the kind doubts about all rows.
-        counts: Of what it doubts about some.
-        excluded: What it left out, by reason.
-        known: Other fields of the listing.
+    ``names`` are those of the labels 0, 1, ... where the data give them; ``order`` sorts the classes;
+    ``flags`` name what the kind doubts about all rows, ``counts`` what about some; ``excluded`` is what it
+    left out, by reason; ``known`` are other fields of the listing.
     """
     labels, sides = class_labels(rows, request, names), _sides(rows, request)
     _check_groups(rows, request)
     kept = np.array([row for row, side in enumerate(sides) if side is not None], np.int64)
+    left = len(sides) - len(kept)
     classes = order({labels[row] for row in kept})
     if len(classes) < 2:
         found = f"one only: {classes[0]}" if classes else "none"
-        raise DataError(f"{request.dataset.name}: labels need two classes", found)
+        more = f"; {left} rows are of a validation split" if left else ""
+        raise DataError(f"{request.dataset.name}: labels need two classes", found + more)
     index = {name: code for code, name in enumerate(classes)}
     codes = np.array([index[labels[row]] for row in kept], np.int64)
     _check_group_sides(rows, kept, sides, request)
-    left_out = Counter(excluded) + Counter({VALIDATION_LEFT_OUT: len(sides) - len(kept)})
+    left_out = Counter(excluded) + Counter({VALIDATION_LEFT_OUT: left})
     told = dict.fromkeys(flags, len(sides)) | dict(counts or {})
+    free = sum(side == "" for side in sides)
+    if "split" in rows.cells and free:
+        told["row without a split: used for training or testing"] = free
+    left = left_out[VALIDATION_LEFT_OUT]
+    if left and set(sides) - {None} == {"train"}:
+        told["no test split beside train and val: call the validation split test, or give train alone"] = left
     items = RowItems(rows, kept, codes, sides)
     return Listing(items, classes, excluded=dict(left_out), flags=told, **known)
 
@@ -288,10 +277,7 @@ class RowItems(Sequence[Item]):
 
 
 def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> list[str]:
-    """Return the class of each row: its written label through ``label_map``, or the name of its number.
-
-    Missing labels, several in one, numbers without a name, and words that are no class are a DataError.
-    """
+    """Return each row's class: its label through ``label_map``, or the name of its number."""
     dataset, written = request.dataset, rows.cells["label"]
     mapping = dict(dataset.label_map)
     if names:
@@ -308,6 +294,11 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
             label = mapping.get(names[int(cell)].strip(), names[int(cell)])
         classes[cell] = cell if label is None else label
     meant = set(mapping.values())
+    if unused := sorted(
+        mapping.keys() - {cell.strip() for cell in written} - {name.strip() for name in names}
+    ):
+        rule = f"{dataset.name}: label_map must name labels as they are written"
+        raise DataError(rule, f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}", "mend or drop it")
     if SEVERAL in classes and SEVERAL not in mapping:
         rule = f"{dataset.name}: a row must have one label, as text or number"
         found = f"several labels, or bytes, in {rows.with_labels({SEVERAL})}"
@@ -344,10 +335,14 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
     groups, name = rows.cells.get("group", ()), request.dataset.name
     if not groups:
         return
-    if absent := [row for row, group in enumerate(groups) if is_missing(group) or group == SEVERAL]:
+    nobody = NOBODY | {SEVERAL}
+    if absent := [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]:
         rule = f"{name}: every row needs a group when there is such a column"
-        found = f"blank, NaN, None or several in {rows.named(absent)}"
-        raise DataError(rule, found, "give them a patient, take them out, or drop the column")
+        found = f"blank, NaN, None, a word for unknown or several in {rows.named(absent)}"
+        way_out = (
+            "give them a patient, take them out, or drop the column; one who is called so needs another id"
+        )
+        raise DataError(rule, found, way_out)
     counts = Counter(groups)
     top, count = counts.most_common(1)[0]
     if len(counts) < 2 or (top.casefold() in PLACEHOLDERS and 2 * count > len(groups)):

@@ -154,7 +154,7 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
         raise SkipItem("values not finite")
     top = values.max()
     if top <= 0:
-        raise SkipItem("constant image")
+        raise SkipItem("no value above 0" if values.min() < 0 else "constant image")
     if values.dtype == np.uint8 and top == 255:
         return np.asarray(values, dtype=np.uint8), ""
     pixels = np.empty(values.shape, np.uint8)
@@ -170,12 +170,6 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
         strip = np.clip(values[start : start + step], 0, None).astype(np.float64)
         pixels[start : start + step] = (strip * 255 / float(top)).astype(np.uint8)
     return pixels, OWN_MAXIMUM
-
-
-def own_maximum_sample(sample: Sample) -> Sample:
-    """Scale an image that was read from a file by its own maximum."""
-    pixels, note = by_own_maximum(sample.pixels)
-    return replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else [])))
 
 
 def to_prepared(

@@ -1,22 +1,20 @@
 """CheXpert, MURA and RSNA: a table of images, and where these lie in the releases of years.
 
 CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with ``train/patient<id>/study<n>/view<k>_<side>.jpg``
-beside it (the competition's page); ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``CheXpert-v1.0
-batch 2 (train 1)/patient<id>/...`` to batch 4, as folders or ``.zip`` (AIMI's container as listed by public
-download scripts). The table's ``Path`` keeps the original spelling in all of them, so images are found by
-patient, study and view. Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit
-0 are left out, as in the study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the
-patient in the path.
+beside it (the competition's page); AIMI's ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``batch 2
+(train 1)/patient<id>/...`` to batch 4, as folders or ``.zip``. Images are found by patient, study and view.
+Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are left out, as in the
+study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the patient in the path.
 
-MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header, as the competition's page
-and public readers give it, unpacked or ``MURA-v1.1.zip``. The release says every study's label twice, in the
-folder's name and in ``train_labeled_studies.csv``; both must agree.
+MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the competition's page). The
+release says every study's label twice, in the folder's name and in ``train_labeled_studies.csv``; both must
+agree.
 
-RSNA 2019, stage 2. Layout: the Kaggle competition's data page, unpacked or as the ``.zip`` that Kaggle makes
-of it. A slice is the file of its id, wherever the train split lies; its header repeats the id as SOP instance
-UID. ``any`` must be the largest of the five subtypes. The group is the patient id in the DICOM header.
-Corrected: Hounsfield units plus 1024 by the slice's own maximum. With ``wrapped_pixel_cast`` the stored
-values are scaled and cast as the released extractor did (F16): negative ones wrap around to arbitrary grey.
+RSNA 2019, stage 2. Layout: the Kaggle competition's data page. A slice is the file of its id, wherever the
+train split lies; its header repeats the id as SOP instance UID. ``any`` must be the largest of the five
+subtypes. The group is the patient id in the DICOM header. Corrected: Hounsfield units plus 1024 by the
+slice's own maximum. With ``wrapped_pixel_cast`` the stored values are scaled and cast as the released
+extractor did (F16): negative ones wrap around to arbitrary grey.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
-from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom, frame_samples
+from tasks.sources.dicom import NO_PATIENT, decode_dicom, frame_samples
 from tasks.sources.official import (
     FILE_MISSING,
     OWN_MAXIMUM,
@@ -63,10 +61,7 @@ TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
 
 
 class _Images:
-    """Images of a tree by a pattern's match, those beside the table first.
-
-    Two releases may lie side by side; patients are numbered alike in them.
-    """
+    """Images of a tree by a pattern's match, those beside the table first: releases may lie side by side."""
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
         self._tree, self._found = tree, dict[str, str]()
@@ -152,13 +147,14 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
         rule = f"mura: lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
         raise DataError(rule, f"{odd} other lines")
     second = tables[0][: -len(MURA_TABLE)] + STUDIES
+    beside = next((tree.locator(name) for name in tree if name.casefold() == second.casefold()), None)
     return Listing(
         list(images.items.values()),
         request.dataset.label_names,
         excluded=_counted("hidden file", hidden) | repeated_rows(MURA_TABLE, labels, request),
         skipped=images.missing,
         intensity=OWN_MAXIMUM,
-        flags=_compared(studies, tree.get(second), request),
+        flags=_compared(studies, beside, request),
     )
 
 
@@ -247,21 +243,19 @@ def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]
     if not dicom.is_square():
         raise SkipItem("pixels not square")
     patient = dicom.known_patient()
-    lacking = () if patient else (NO_PATIENT,)
-    wrapped = request.has_fault("wrapped_pixel_cast")
-    for sample in [_wrapped(dicom, request.spec.image_size)] if wrapped else frame_samples(dicom):
-        yield replace(sample, group=patient, flags=(*sample.flags, *lacking))
+    if not request.has_fault("wrapped_pixel_cast"):
+        (sample,) = frame_samples(dicom)
+    else:
+        # Scale stored values by their maximum, resize, then let the cast to 8 bits wrap negative ones (F16).
+        values, side = dicom.values[0].astype(np.float32), request.spec.image_size
+        top = float(values.max())
+        if top <= 0:
+            raise SkipItem("constant image")
+        scaled = to_prepared(values * (255 / top), image_size=side, channels=1, dtype="float32")[0]
+        pixels = scaled.astype(np.int64).astype(np.uint8)
+        pixels = 255 - pixels if dicom.inverted else pixels
+        sample = Sample(pixels, conversions=("negative values wrapped (F16)",))
+    yield replace(sample, group=patient, flags=(*sample.flags, *(() if patient else (NO_PATIENT,))))
 
 
 rsna = download(list_rsna, read_slice)
-
-
-def _wrapped(dicom: Dicom, image_size: int) -> Sample:
-    """Scale stored values by their maximum, resize, then let the cast to 8 bits wrap negative ones (F16)."""
-    values = dicom.values[0].astype(np.float32)
-    top = float(values.max())
-    if top <= 0:
-        raise SkipItem("constant image")
-    scaled = to_prepared(values * (255 / top), image_size=image_size, channels=1, dtype="float32")[0]
-    pixels = scaled.astype(np.int64).astype(np.uint8)
-    return Sample(255 - pixels if dicom.inverted else pixels, conversions=("negative values wrapped (F16)",))

@@ -5,10 +5,9 @@ bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
 
 A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and archives
 in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened archives are kept per
-process, so a directory is read once, and a packed tar goes forward only as long as its members are asked for
-in stored order. What an archive declares is checked here, before it is believed, and nowhere else: names that
-lead elsewhere, links, repeated names, encryption, and members that would unpack to more than their packed
-size can hold are refused.
+process; a packed tar goes forward only as long as its members are asked for in stored order. What an archive
+declares is checked here, before it is believed, and nowhere else: names that lead elsewhere, links, repeated
+names, encryption, and members that would unpack to more than their packed size can hold are refused.
 """
 
 from __future__ import annotations
@@ -73,10 +72,7 @@ def is_noise(name: str) -> bool:
 
 
 def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of a plain file or archive member below ``base``.
-
-    One that is gone, unreadable, damaged, empty, too large or no plain file is a SkipItem.
-    """
+    """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why not."""
     file, *inner = split_locator(locator)
     if not inner:
         return read_plain(base / file, max_bytes)
@@ -96,13 +92,6 @@ def split_locator(locator: str) -> list[str]:
         else:  # a folder whose name ends in "!"
             found[-1] += MARK + part
     return found
-
-
-def read_head(base: Path, locator: str, size: int) -> bytes:
-    """Return the first bytes of a plain file; of an archive's member all, which cost the same."""
-    if len(split_locator(locator)) > 1:
-        return read_locator(base, locator)
-    return read_plain(base / locator, size, cut=True)
 
 
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
@@ -125,10 +114,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
 
 
 def gunzipped(body: bytes, max_bytes: int) -> bytes:
-    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return the rest as it is.
-
-    A browser may unpack a file and leave its ending. Damage is a SkipItem.
-    """
+    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return others as they are."""
     if body[:2] != b"\x1f\x8b":
         return body
     try:
@@ -144,14 +130,9 @@ def walk(
     """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
 
     Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
-    names' parts, so a folder's files lie together whatever characters its name has.
-
-    Args:
-        root: Where to start; may itself be a link.
-        request: For messages.
-        folders: Gets the names of all folders met, empty ones too, when given.
-        strict: A link that leaves the root, a linked folder, a FIFO, socket or device, or a folder that
-            cannot be listed is a DataError; else it is named, too.
+    names' parts, so a folder's files lie together whatever characters its name has. ``folders`` gets the
+    names of all folders met, empty ones too. A link that leaves the root, a linked folder, a FIFO, socket or
+    device, or a folder that cannot be listed is a DataError; where not ``strict``, it is named, too.
     """
     base = root.resolve()
     todo = _entries(base, "", request, strict)
@@ -215,11 +196,7 @@ def _checked_member(name: str) -> str | None:
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
-    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was checked.
-
-    Links, encryption, packing without a bound, members that overlap, or of a size that they cannot have, and
-    damage are a RefusedArchive.
-    """
+    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was checked."""
     try:
         archive = zipfile.ZipFile(file)
         size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
@@ -232,6 +209,8 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
         raise RefusedArchive("an archive whose members overlap")
     if len(members) > max_members:
         raise RefusedArchive(f"an archive with more than {max_members:,} members")
+    if len({info.filename for info in members}) < len(members):
+        raise RefusedArchive("an archive with repeated names")
     for info in members:
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise RefusedArchive("an archive with links or devices")
@@ -384,10 +363,7 @@ Archive = ZipArchive | TarArchive
 
 
 def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or the one inside it; kept until its file changes.
-
-    What is damaged, unreadable or no plain file is a RefusedArchive.
-    """
+    """Return an opened archive, or the one inside it, kept until its file changes."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -413,14 +389,10 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
 class RawTree:
     """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked in place.
 
-    Found without regard to case; walked once. A file that lies there unpacked goes before the same name in an
-    archive. Archives are opened only when asked for, so a download that is unpacked pays nothing for the
-    archives that were left beside it. What must not be read is a DataError.
-
-    Args:
-        request: What is read; its raw path may be a folder, or an archive.
-        archives: Look into the archives below the folder, too.
-        wanted: Which archives to look into, by name as if unpacked; all by default.
+    Walked once. A file that lies there unpacked goes before the same name in an archive. Archives below a
+    folder are opened only when asked for (``archives``), those whose names as if unpacked are ``wanted``, so
+    a download that is unpacked pays nothing for what was left beside it. What must not be read is a
+    DataError.
     """
 
     def __init__(
@@ -442,21 +414,15 @@ class RawTree:
                     self._locators.setdefault(virtual, locator)
                 else:  # one name in two archives: OAI's series all hold a file 001
                     self._locators[locator] = locator
-        self.names = sorted(self._locators, key=lambda name: name.split("/"))
-        self._by_case = {name.casefold(): name for name in reversed(self.names)}
+        self._names = sorted(self._locators, key=lambda name: name.split("/"))
 
     def __iter__(self) -> Iterator[str]:
         """Yield all names in sorted order."""
-        return iter(self.names)
+        return iter(self._names)
 
     def locator(self, name: str) -> str:
         """Return where a file of this tree is, as an item's locator."""
         return self._locators[name]
-
-    def get(self, name: str) -> str | None:
-        """Return the locator of a name in whatever case, or None."""
-        found = self._by_case.get(name.casefold())
-        return None if found is None else self._locators[found]
 
 
 def _members(

@@ -20,6 +20,15 @@ from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.raw import open_zip, read_locator, read_plain
 
+COLUMNS = {
+    "path": ("filename", "file_path", "image", "image_path", "img_path"),
+    "image": ("img", "image_bytes", "bytes"),
+    "label": ("labels", "class", "class_name", "label_name", "target", "cls", "y"),
+    "group": ("groups", "patient_id", "patient", "subject_id", "subject", "participant_id", "case_id"),
+    "split": ("splits", "set", "subset", "partition", "fold_name"),
+}
+"""What is asked of a table's columns, a .json's keys or a file's arrays -> other usual names of it, taken
+only where it is not there under its own name."""
 MAX_COLUMNS = 1_000
 MAX_UNPACKED = 1 << 30
 MAX_PARTS = 1_000
@@ -35,16 +44,15 @@ MAX_SHOWN = 10
 MAX_SHOWN_LENGTH = 30
 
 
+Lines = list[list[str]]
+
+
 class TableError(Exception):
     """A table that cannot be read: the rule it breaks, and what was found; neither quotes a cell."""
 
 
-def read_xlsx(body: bytes) -> list[list[str]]:
-    """Return the first sheet's rows as text; numbers that are whole lose their ``.0``.
-
-    A lone cell far to the right or below costs nothing: cells beyond column 1,000 are refused by count, and
-    rows are read one by one.
-    """
+def read_xlsx(body: bytes) -> Lines:
+    """Return the first sheet's rows as text; numbers that are whole lose their ``.0``."""
     try:
         import openpyxl
     except ImportError:
@@ -67,7 +75,7 @@ def read_xlsx(body: bytes) -> list[list[str]]:
     return [row + [""] * (width - len(row)) for row in rows]
 
 
-def read_sas(body: bytes) -> list[list[str]]:
+def read_sas(body: bytes) -> Lines:
     """Return a ``sas7bdat`` table as a header and rows of text; missing values are empty."""
     import pandas as pd
 
@@ -76,15 +84,20 @@ def read_sas(body: bytes) -> list[list[str]]:
     return [header, *([_cell(value) for value in row] for row in frame.itertuples(index=False))]
 
 
-def read_jsonl(body: bytes) -> list[list[str]]:
+def read_jsonl(body: bytes) -> Lines:
     """Return JSON objects, one a line, as a header of all their keys and rows of text."""
-    records = [json.loads(line) for line in body.decode("utf-8-sig").splitlines() if line.strip()]
-    header = list(dict.fromkeys(key for record in records for key in dict(record)))
+    records = []
+    for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
+        try:
+            records += [dict(json.loads(line))] if line.strip() else []
+        except (ValueError, TypeError, RecursionError):
+            raise TableError("must have one JSON object a line", f"another in line {number}") from None
+    header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
     return [header, *([cell_text(record.get(key)) for key in header] for record in records)]
 
 
-def read_parquet(body: bytes) -> list[list[str]]:
+def read_parquet(body: bytes) -> Lines:
     """Return a Parquet file as a header and rows of text; columns of bytes or of several values hold none."""
     import pyarrow.parquet as pq
 
@@ -103,7 +116,7 @@ def read_parquet(body: bytes) -> list[list[str]]:
     return rows
 
 
-def read_text(body: bytes) -> list[list[str]]:
+def read_text(body: bytes) -> Lines:
     """Return the lines of text with one of the :data:`DELIMITERS`, without blank ones."""
     try:
         text = body.decode("utf-8-sig")
@@ -113,14 +126,17 @@ def read_text(body: bytes) -> list[list[str]]:
         raise TableError("must be UTF-8 text", "zero bytes; save it as UTF-8")
     delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
     csv.field_size_limit(MAX_CELL)
+    file = io.StringIO(text, newline="")
+    reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+    rows: Lines = []
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [row for row in reader if any(cell.strip() for cell in row)]
+        rows += (row for row in reader if any(cell.strip() for cell in row))
     except csv.Error:
-        raise TableError("must be well-formed", "broken quotes or a huge cell") from None
+        found = f"broken quotes or a huge cell in the row after {len(rows)}"
+        raise TableError("must be well-formed", f"{found}; close what is quoted") from None
+    return rows
 
 
-Lines = list[list[str]]
 READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
     ".xlsx": (read_xlsx, "an xlsx workbook"),
     ".sas7bdat": (read_sas, "a SAS table"),
@@ -190,13 +206,14 @@ def read_table(
         raise _error(request, path, "must have a header line", "no line at all")
     header = [column_key(cell) for cell in rows[0]]
     if missing := [name for name in needed if column_key(name) not in header]:
-        found = f"no {', '.join(missing)}{header_names(rows[0])}"
-        raise _error(request, path, f"must have the columns {', '.join(needed)}", found)
+        found = f"no {', '.join(missing)}{header_names(rows[0], (*needed, *optional))}"
+        way_out = f"call it {missing[0]}"
+        raise _error(request, path, f"must have the columns {', '.join(needed)}", found, way_out)
     wanted = [name for name in (*needed, *optional) if column_key(name) in header]
     if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    if ragged := sum(len(row) != len(header) for row in rows[1:]):
-        found = f"{ragged} lines with another number of columns"
+    if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
+        found = f"{len(ragged)} lines with another number of columns, first row {ragged[0]}"
         raise _error(request, path, f"must have {len(header)} columns in every line", found)
     places = {name: header.index(column_key(name)) for name in wanted}
     return [
@@ -206,11 +223,7 @@ def read_table(
 
 
 def read_lines(path: Path | str, request: RawRequest) -> Lines:
-    """Return the lines of a table without blank ones, header and all, as text cells.
-
-    A byte-order mark, CRLF, quotes and newlines in quotes, and any of ``, ; tab |`` are accepted; what is no
-    table is a DataError.
-    """
+    """Return the lines of a table without blank ones, header and all, as text cells."""
     read, what = READERS.get(PurePath(path).suffix.lower(), (read_text, "text"))
     try:
         return read(read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path))
@@ -233,20 +246,23 @@ def header_of(path: Path | str, request: RawRequest) -> list[str]:
 
 def column_key(name: str) -> str:
     """Spell a column's name without what people write differently: case, blanks, ``_`` and ``-``."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return re.sub(r"[\s_-]+", "", name).casefold()
 
 
-def _error(request: RawRequest, path: Path | str, rule: str, found: str) -> DataError:
-    return DataError(f"{request.dataset.name}: table {request.hashed(PurePath(path).name)} {rule}", found)
+def _error(request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = "") -> DataError:
+    where = f"{request.dataset.name}: table {request.hashed(PurePath(path).name)}"
+    return DataError(f"{where} {rule}", found, way_out)
 
 
-def header_names(row: Sequence[str]) -> str:
+def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
     """Spell the names in a header line; nothing of a line that may be data, for want of a header.
 
-    Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line.
+    Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line, and a header
+    has a name that is usual or ``asked`` for.
     """
     names = [cell.strip() for cell in row]
-    if not all(map(HEADER_NAME.fullmatch, names)):
+    known = {column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others, *asked)}
+    if not all(map(HEADER_NAME.fullmatch, names)) or known.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"
     more = ", ..." if len(names) > MAX_SHOWN else ""
     return f" among {', '.join(name[:MAX_SHOWN_LENGTH] for name in names[:MAX_SHOWN])}{more}"

@@ -1,22 +1,19 @@
 """Two collections of TCIA: Duke breast MRI, and the ultrasound of Prostate-MRI-US-Biopsy.
 
 Layout: each collection's page at TCIA, and its tables, which are found by their columns, whatever a download
-called them (``Target Data_2019-12-05.xlsx``, ``Target-Data_2019-12-05-2.xlsx``). Files may lie under the
-classic or the descriptive directory names, in several manifest folders, renamed, as idc-index writes them, or
-in ``.zip``.
+called them. Files may lie under the classic or the descriptive directory names, in several manifest folders,
+renamed, as idc-index writes them, or in ``.zip``.
 
-Duke: ``Annotation_Boxes`` and ``Breast-Cancer-MRI-filepath_filename-mapping``. A slice is the file whose
-header has the SOP instance UID of the table's row. A path is believed when the files at both ends of its
-series have the UIDs of their rows; otherwise headers decide, whatever way files are numbered. Rows whose
+Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. A path is believed
+when the files at both ends of its series have the UIDs of their rows; otherwise headers decide. Rows whose
 original path contains "pre" are the fat-saturated pre-contrast series. A slice is positive when ``start <=
 slice < end`` of one of its patient's boxes, negative when it is at least 5 slices away from all, else left
 out. Slices are counted by the original file name, as the boxes are.
 
-Prostate (F10): a series is the folder named by its UID (classic names, or idc-index's ``US_<uid>``), by the
-UID's last five digits (descriptive names), or the file whose header has the UID, wherever it lies. Frames
-from one quarter to three quarters of the volume are taken, each by its own maximum. Several targets may share
-a series; corrected, the series takes its highest score, so that no frame has two labels (F33). Released,
-every target contributes its frames.
+Prostate (F10): a series is the folder named by its UID (or ``US_<uid>``), by the UID's last five digits, or
+the file whose header has the UID. Frames from one quarter to three quarters of the volume are taken, each by
+its own maximum. Corrected, a series with several targets takes its highest score, so that no frame has two
+labels (F33). Released, every target contributes its frames.
 """
 
 from __future__ import annotations
@@ -52,16 +49,12 @@ Boxes = Mapping[str, Sequence[Box]]
 
 
 class Slice(NamedTuple):
-    """A row of Duke's mapping table that has a label."""
+    """A row of Duke's mapping table that has a label; the instance's UID is empty when the table has none."""
 
     row: Mapping[str, str]
     patient: str
     label: int
-
-    @property
-    def instance(self) -> str:
-        """SOP instance UID, empty when the table has none."""
-        return self.row.get(INSTANCE, "")
+    instance: str
 
 
 def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
@@ -160,7 +153,7 @@ def _labelled(
         elif (label := slice_label(int(number[1]), *boxes[patient[0]])) is None:
             excluded[f"nearer than {MARGIN} slices to the box"] += 1
         else:
-            slices.append(Slice(row, patient[0], label))
+            slices.append(Slice(row, patient[0], label, row.get(INSTANCE, "")))
     return slices, excluded, skipped
 
 
@@ -185,7 +178,12 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
         if not folder or not all(map(agrees, {places[0], places[-1]})):
             doubtful += [place for place in places if slices[place].instance]
     if doubtful:
-        index = HeaderIndex(request, tree, _candidates({slices[place].patient for place in doubtful}, tree))
+        # Below the folders of the patients, or where one has none all files.
+        patients = {slices[place].patient for place in doubtful}
+        names = [name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))]
+        of_patients = [name for name in names if patients & set(name.split("/"))]
+        seen = {part for name in of_patients for part in name.split("/")}
+        index = HeaderIndex(request, tree, of_patients if patients <= seen else names)
         for place in doubtful:
             found[place] = index.instance(slices[place].instance)
     return found
@@ -204,18 +202,8 @@ def _paths(row: Mapping[str, str]) -> Iterator[str]:
                     yield f"{folder}/{number[1]}{digits.zfill(width)}{number[3]}".casefold()
 
 
-def _candidates(patients: set[str], tree: RawTree) -> list[str]:
-    """Return the files to open in search of slices: below their patients' folders, or all of them."""
-    names = [name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))]
-    below = [name for name in names if patients & set(name.split("/"))]
-    seen = {part for name in below for part in name.split("/")}
-    return below if patients <= seen else names
-
-
 def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
-    """Return one item per series (released: per target), ordered by score and then by table row, as the
-    released loader walks them.
-    """
+    """Return one item per series (released: per target), by score, then table row, as the released code."""
     table = find_table(tree, request, TARGETS, TARGET_COLUMNS)
     if table is None:
         raise not_there(request, f"a table with the columns {', '.join(TARGET_COLUMNS)}", tree)

@@ -40,11 +40,7 @@ class _Sample:
 
 
 def list_samples(request: RawRequest) -> Listing:
-    """Return one item per sample, in the order of shards and of their place in them; images are not read.
-
-    Damaged shards, two labels in one sample, and what :func:`tasks.sources.own.own_listing` refuses are a
-    DataError.
-    """
+    """Return one item per sample, in the order of shards and of their place in them."""
     root = request.root()
     names = [name for name in walk(root, request) if name.lower().endswith(ENDINGS)] if root.is_dir() else []
     shards = [root.name] if root.is_file() else names
@@ -87,6 +83,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
     """Return the samples of a shard with their locators, in stored order."""
     where = f"{request.dataset.name}: shard {request.hashed(shard)} must be whole and safe"
     samples: dict[str, _Sample] = {}
+    member = ""
     try:
         archive = open_archive(request.base() / shard)
         for member in archive.members():
@@ -110,7 +107,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
         raise DataError(where, skip.reason) from None
     except (ValueError, RecursionError):
         rule = f"{request.dataset.name}: .cls must be UTF-8 text, and .json hold JSON"
-        raise DataError(rule, "other bytes") from None
+        raise DataError(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
     return [(f"{shard}{MARK}{sample.image or key}", sample) for key, sample in samples.items()]
 
 

@@ -49,8 +49,8 @@ def test_robustness_has_a_column_where_it_was_measured(run, monkeypatch, radius)
     assert ("R̂" in out, "37.5" in out) == (radius is not None, radius is not None)
 
 
-@pytest.mark.parametrize("command", ["results", "fit"])
-def test_a_table_says_which_stored_results_it_leaves_out(run, root, command):
+@pytest.mark.parametrize("command", ["results", "fit", "report"])
+def test_a_table_says_which_results_it_leaves_out_and_how_many_trials_are_left(run, root, command):
     workspace = Workspace.open("smoke", root)
     store = ResultStore(workspace.results_url)
     records = [trial_record(trial_id=spec.trial_id, spec=spec) for spec in workspace.plan.trials[:2]]
@@ -60,6 +60,8 @@ def test_a_table_says_which_stored_results_it_leaves_out(run, root, command):
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
     _, out, err = run(command, "smoke", "--from-store", "--json")
     assert f"not believed: {path}: checksum does not match its content" in err
+    planned = len(workspace.plan.trials)
+    assert f"1 of {planned} trials are done; {planned - 1} are left: isweep run smoke" in err
     assert "not believed" not in out
 
 

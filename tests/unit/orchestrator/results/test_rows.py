@@ -12,7 +12,6 @@ from orchestrator.results.rows import (
     flat_trial,
     index_measures,
     measure_rows,
-    row_of,
     rows_of,
     trial_metrics,
 )
@@ -100,10 +99,8 @@ def test_measures_are_joined_by_subset_size_and_data():
     assert "d_data_mle" not in other
 
 
-def test_a_diverged_trial_keeps_only_what_its_data_and_run_say():
-    run = flat_trial(trial_record(diverged()), index_measures([measure_record()]))
-    stale = {**run.metrics, "test_loss": 0.1, "fgsm_1_loss": 0.2}
-    row = row_of(run.tags, stale)
+def test_a_diverged_trial_has_only_what_its_data_and_run_say():
+    (row,) = rows_of([trial_record(diverged())], [measure_record()])
     assert row["status"] == "diverged"
     assert {"d_data_mle", "wall_time_s", "shared_group_share"} <= set(row)
     assert not {"test_loss", "fgsm_1_loss"} & set(row)

@@ -364,43 +364,10 @@ class TestTheSweepsOwnRun:
         assert statuses(client, sweep) == {"sweep": "FAILED"}
 
 
-class Lossy:
-    """A client some of whose answers are lost after the server did what was asked."""
-
-    def __init__(self, client, share: float) -> None:
-        self._client, self._share, self._random, self.lost = client, share, random.Random(13), 0
-
-    def __getattr__(self, name):
-        call = getattr(self._client, name)
-
-        def lossy(*arguments, **keywords):
-            answer = call(*arguments, **keywords)
-            if self._random.random() < self._share:
-                self.lost += 1
-                raise ConnectionResetError("the reply was lost")
-            return answer
-
-        return lossy
-
-
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.01)
-
-
-def test_one_run_per_key_although_replies_are_lost(client, sweep, quick):
-    lossy = Lossy(client, 0.4)
-    tracker = opened(lossy, sweep)
-    keys = [f"t{number}" for number in range(8)]
-    for key in keys:
-        tracker.start_trial(key, {"trial_id": key})
-        tracker.finish(flat(key, 0.5))
-    tracker.close("FINISHED")
-    assert tracker.num_behind == 0
-    assert lossy.lost >= 5
-    assert statuses(client, sweep) == dict.fromkeys([*keys, "sweep"], "FINISHED")
-    assert losses(client, sweep) == dict.fromkeys(keys, 0.5)
 
 
 def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick):

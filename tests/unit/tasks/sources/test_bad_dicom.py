@@ -205,11 +205,6 @@ def write_set(folder, patients):
     return folder
 
 
-def test_dicom_csv_groups_by_the_patient_in_the_header(prepare, tmp_path):
-    data = prepare("dicom_csv", write_set(tmp_path / "raw", ["a", "a", "b", "b", "c", "c"]))
-    assert data.record.num_groups == 3
-
-
 def test_one_patient_id_for_everyone_is_refused(prepare, tmp_path):
     with pytest.raises(DataError, match="one group holds 6 of 6 images"):
         prepare("dicom_csv", write_set(tmp_path / "raw", ["hospital"] * 6))

@@ -138,15 +138,20 @@ class TestClasses:
         assert data.label_names == ("cat", "dog")
         assert data.labels.tolist() == prepare("folder", class_folder, name="other").labels.tolist()
 
-    def test_folds_are_no_classes(self, prepare, tmp_path):
-        for number, fold in enumerate(("fold1", "fold_2")):
-            for label in ("cat", "dog"):
-                (tmp_path / "raw" / fold / label).mkdir(parents=True)
-                for image in range(3):
-                    pixels = picture(100 * number + 10 * (label == "cat") + image)
-                    (tmp_path / "raw" / fold / label / f"{image}.png").write_bytes(png(pixels))
-        with pytest.raises(DataError, match="classes, or train and test; found: fold1, fold_2, each with"):
-            prepare("folder", tmp_path / "raw")
+    def test_an_archive_beside_images_is_no_part_of_their_class(self, prepare, class_folder, tmp_path):
+        expected = prepare("folder", class_folder)
+        with (
+            zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner,
+            zipfile.ZipFile(tmp_path / "own.zip", "w") as own,
+        ):
+            for path in class_folder.rglob("*.png"):
+                inner.write(path, f"t/{path.relative_to(class_folder)}")
+                own.write(path, path.relative_to(class_folder))
+            inner.close()
+            own.write(tmp_path / "inner.zip", "cat/inner.zip")
+        data = prepare("folder", tmp_path / "own.zip", name="other")
+        assert data.labels.tolist() == expected.labels.tolist()
+        assert data.record.excluded == {"in an archive beside images": 10}
 
     @pytest.mark.parametrize(
         ("name", "hint"),
@@ -336,13 +341,6 @@ class TestLayouts:
         )
         flags = prepare("npz", path).record.flags
         assert flags == {"class in train only: 0": 1, "class in test only: 2": 1}
-
-    def test_a_patient_in_two_classes_is_no_class(self, prepare, tmp_path):
-        root = self.write(tmp_path / "raw", "cat/p1", "cat/p2", "dog/p1", "dog/p3")
-        assert (
-            "classes share all their subfolders: are these the classes?"
-            not in prepare("folder", root).record.flags
-        )
 
 
 class TestHostileFolders:

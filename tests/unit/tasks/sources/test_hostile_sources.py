@@ -17,7 +17,6 @@ import pytest
 from search_spaces.errors import DataError
 from tasks.sources import OWN_KINDS, own_kind_of
 from tests.raw_trees.pictures import save_xlsx
-from tests.unit.tasks.sources.conftest import picture, png
 from tests.unit.tasks.sources.hostile import BODIES
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2000, 8, 8)).astype(np.uint8)
@@ -80,29 +79,6 @@ class TestFolders:
         with pytest.raises(DataError, match=r"file is gone or unreadable: 1") as caught:
             prepare("folder", class_folder)
         assert "3.png" not in str(caught.value)
-
-    @pytest.mark.parametrize("name", ["d", "d" * 200])
-    def test_deep_folders(self, prepare, class_folder, name):
-        """1,200 levels are read; deeper than a path may be long is refused."""
-        depth = 1200
-        here = os.open(class_folder / "cat", os.O_RDONLY)
-        for level in range(depth):
-            os.mkdir(name, dir_fd=here)
-            there = os.open(name, os.O_RDONLY, dir_fd=here)
-            os.close(here)
-            here = there
-            if level == 1000:
-                with open(os.open("deep.png", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
-                    file.write(png(picture(500)))
-        os.close(here)
-        try:
-            if name == "d":
-                assert prepare("folder", class_folder).num_images == 11
-            else:
-                with pytest.raises(DataError, match=r"must be readable; found: .*File name too long"):
-                    prepare("folder", class_folder)
-        finally:
-            subprocess.run(["rm", "-rf", str(class_folder)], check=True)
 
     def test_linked_folders_are_refused_and_a_linked_root_is_read(self, prepare, class_folder, tmp_path):
         os.symlink(class_folder, tmp_path / "linked")

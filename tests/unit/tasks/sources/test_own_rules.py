@@ -22,6 +22,7 @@ from tests.raw_trees.own import COUNT, FORMS, Columns
 BLANK = ("cannot be a folder's name", ("folder",))
 NO_COLUMNS = ("class folders have no columns", ("folder",))
 NONE = ("None is a word there", ("folder",))
+NO_PATIENTS = ("a subfolder need not be a patient; training refuses it", ("folder",))
 PAIRED = ("the array of labels is the one that goes with the images", ("npz", "hdf5", "folder"))
 
 CATS = ["cat", "dog"]
@@ -95,6 +96,9 @@ CASES: dict[str, Case] = {
     "-1 and 1": labels(-1, 1, classes=("-1", "1")),
     "-1 beside others": labels(-1, 0, 1, refused=f"-1, {UNKNOWN_CODE}"),
     "-1 mapped": labels(-1, 0, 1, classes=("0", "1", "unsure"), label_map=MAPPED),
+    "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1, {UNKNOWN_CODE}"),
+    "a map of no label": labels(*CATS, label_map={"x": "cat"},
+        refused="label_map must name labels as they are written; found: no label is 'x'"),
     "99 beside others": labels(0, 1, 99, refused=f"99, {UNKNOWN_CODE}"),
     "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
     "measurements": labels(0.5, 1.5, refused="labels must be classes, not measurements"),
@@ -132,6 +136,8 @@ CASES: dict[str, Case] = {
     "group": groups(each(3), groups=4, lacking=(("layout says what is on top", ("folder",)),)),
     "patient_id": Case({"label": fill(*CATS), "patient_id": each(3)}, groups=4,
         flags=("column patient_id read as group",), lacking=(NO_COLUMNS,)),
+    **{name: Case({"label": fill(*CATS), name: each(3)}, groups=4, flags=(f"column {name} read as group",),
+        lacking=(NO_COLUMNS,)) for name in ("PatientID", "SubjectID", "case id")},
     "participant_id of BIDS": Case({"label": fill(*CATS), "participant_id": each(2, "sub-")}, groups=6,
         flags=("column participant_id read as group",), lacking=(NO_COLUMNS,)),
     "group beside patient_id": Case({"label": fill(*CATS), "group": each(4), "patient_id": each(2)}, groups=3,
@@ -141,10 +147,10 @@ CASES: dict[str, Case] = {
     "numbers of 17 digits": groups([12345678901234567 + row for row in range(COUNT)],
         unlike={}, lacking=(("Excel keeps 15 digits", ("xlsx",)),)),
     "one id for all": groups(fill("p1"), f"{APART}.*one id for 12 of 12 rows",
-        lacking=(("a subfolder need not be a patient; training refuses it", ("folder",)),)),
-    "anon for most": groups(["p1", *["anon"] * 11], f"{APART}.*one id for 11 of 12 rows",
-        lacking=(("a subfolder need not be a patient; training refuses it", ("folder",)),)),
-    "unknown for a few": groups(["unknown"] * 3 + each(1)[3:], groups=10),
+        lacking=(NO_PATIENTS,)),
+    "0 for most": groups(["p1", *["0"] * 11], f"{APART}.*one id for 11 of 12 rows", lacking=(NO_PATIENTS,)),
+    **{f"a word for unknown: {word}": groups([*each(1)[:9], *[word] * 3], f"{EVERY_GROUP}.* in 3: ",
+        lacking=(NO_PATIENTS,)) for word in ("unknown", "missing", "Anonymous", "-")},
     "blank for a few": groups([*each(1)[:9], "", "", ""], f"{EVERY_GROUP}.* in 3: ",
         lacking=(("an image without a subfolder is its own group", ("folder",)),)),
     "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP,
@@ -158,7 +164,13 @@ CASES: dict[str, Case] = {
         splits=(1, 1, 2) * 3, groups=9, lacking=(NO_COLUMNS,)) for name in ("set", "subset", "partition")},
     "split": splits(fill("train", "Training", "TEST", "val"), splits=(1, 1, 2) * 3, groups=9,
         lacking=(("the files are then in another order", ("folder",)),)),
+    "train and val only": splits(fill("train", "val"), splits=(1,) * 6, groups=6, classes=("cat",),
+        refused="labels need two classes; found: one only: cat; 6 rows are of a validation split",
+        lacking=(("its folders are then the classes'", ("folder",)),)),
+    "no test split": splits([*["train"] * 6, *["val"] * 6], splits=(1,) * 6, groups=6,
+        flags=("no test split beside train and val: call the validation split test, or give train alone",)),
     "blank splits are ours": splits(fill("train", "", "test"), splits=(1, 0, 2) * 4,
+        flags=("row without a split: used for training or testing",),
         lacking=(("a folder without a split beside splits is asked about", ("folder",)),)),
     "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
     "holdout": splits(fill("train", "holdout"), "split must be one of train, .*found: other cells in 6: ",

@@ -82,8 +82,8 @@ class TestText:
             ("path,label\n", "must have rows"),
             ("file,label\ncat/0.png,1\n", "found: no path"),
             ("path,label,label\ncat/0.png,1,2\n", "label repeated"),
-            ("path,label\ncat/0.png\n", "1 lines with another number of columns"),
-            ('path,label\n"cat/0.png,1\n', "broken quotes"),
+            ("path,label\ncat/0.png\n", "1 lines with another number of columns, first row 2"),
+            ('path,label\n"cat/0.png,1\n', "broken quotes or a huge cell in the row after 1"),
             ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), "must be UTF-8"),
             (b"path,label\ncat/0.png,\x001\n", "zero bytes"),
             (
@@ -348,10 +348,10 @@ class TestOneHot:
     @pytest.mark.parametrize(
         ("cells", "message"),
         [
-            (("0.0", "0.0", "0.0"), "1 rows of no class, 0 of several, 0 with other cells"),
-            (("1.0", "1.0", "0.0"), "0 rows of no class, 1 of several, 0 with other cells"),
-            (("1.0", "0.3", "0.0"), "0 rows of no class, 0 of several, 1 with other cells"),
-            (("1.0", "", "0.0"), "0 rows of no class, 0 of several, 1 with other cells"),
+            (("0.0", "0.0", "0.0"), "1 of no class, first row 11"),
+            (("1.0", "1.0", "0.0"), "1 of several classes, first row 11"),
+            (("1.0", "0.3", "0.0"), "1 with other cells, first row 11"),
+            (("1.0", "", "0.0"), "1 with other cells, first row 11"),
         ],
     )
     def test_no_class_or_several_are_refused(self, prepare, tmp_path, cells, message):
