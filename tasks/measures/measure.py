@@ -161,11 +161,6 @@ def measure_array(
     settings = replace(settings or MeasureSettings(), **asked)
     array = as_channels_first(as_array(images))
     checked_source(array)
-    if (limits := settings.pixel_range) is not None:
-        low, high = float(array.min()), float(array.max())
-        if low < limits[0] or high > limits[1]:
-            rule = f"pixel_range must hold all values, and {limits[0]:g} to {limits[1]:g} does not"
-            raise DataError(rule, f"{low:g} to {high:g}", "give black and white of the images")
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)

@@ -24,7 +24,7 @@ def changed(old, new):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mine.yaml must not be empty; see README, 'Your own sweep'"),
+        ("", "mine.yaml must not be empty; see README, 'Your own images'"),
         ("- a\n- b\n", "mine.yaml must be a mapping of keys to values; found: list"),
         ("name: [x", "mine.yaml must be valid YAML; found: line 1"),
         ("name: m\n\tmodels: x\n", "found character '\\t' that cannot start any token"),
