@@ -300,8 +300,7 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
     else:
         images, notes = _load_npy(path), []
         if request.labels is None:
-            measured = measure_arrays(images, None, (), request, executor)
-            return replace(measured, taken=("no labels, so no K_F: give --labels FILE",))
+            return measure_arrays(images, None, (), request, executor)
         if not request.labels.exists():
             found, near = str(request.labels), nearest_path(request.labels)
             raise ConfigError("--labels must be a file that is there", found, near)
