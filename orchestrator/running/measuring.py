@@ -377,8 +377,8 @@ def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object])
     values = str(images.dtype)
     if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
-    rows = images.reshape(len(images), -1)
-    if blank := int((rows == rows[:, :1]).all(axis=1).sum()):
+    flat = images.reshape(len(images), -1)
+    if blank := int((flat == flat[:, :1]).all(axis=1).sum()):
         lines.append(f"  doubtful: images of one value, {blank:,}")
     return [*lines, f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {values}, not scaled"]
 
