@@ -148,7 +148,7 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert isinstance(isweep_json("fit", sweep, root=root), dict)
     assert Path(isweep_json("report", sweep, root=root)["report"]).exists()
     counts = isweep_json("reconcile", sweep, root=root)
-    assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS + 2}
+    assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS}
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
     isweep_here("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS

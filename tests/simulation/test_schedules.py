@@ -3,9 +3,12 @@
 ``pytest tests/simulation --seed N`` runs one schedule again; ``make simulate`` runs ten thousand.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 
-from tests.simulation.world import run_seed
+from tests.simulation.world import REAL, World, run_seed
 
 NUM_SEEDS, CHUNK = 500, 50
 FOUND = {
@@ -26,6 +29,17 @@ def test_what_must_hold_holds(first, request):
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_found_is_mended(name):
     run_seed(FOUND[name])
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_what_is_broken_for_real_is_simulated_too(name):
+    for seed in range(5):
+        assert World(seed, REAL[name]).run().outside.met.total() > 0
+
+
+def test_every_long_run_on_real_processes_has_a_schedule_of_its_name():
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
+    assert set(REAL) == set(json.loads(path.read_text(encoding="utf-8"))) - {"environment"}
 
 
 def test_the_seed_that_is_asked_for(request):

@@ -343,3 +343,28 @@ def shrink(
         except (Exception, Violation) as found:
             error, log = found, world.outside.log
     return faults, error, log
+
+
+def _repeated(kind: str, steps: Sequence[int], amount: float = 0.0) -> list[Fault]:
+    return [Fault(step, kind, amount) for step in steps]
+
+
+REAL = {
+    "worker SIGKILL every 5 s for 60 s": _repeated("worker dies", range(10, 130, 10)),
+    "raylet SIGKILL, a node added": _repeated("node lost", (30, 31, 32)),
+    "memory hog": _repeated("memory kill", (20, 40, 60)),
+    "memory hog alone": _repeated("memory kill", (20,)),
+    "driver SIGKILL at 20 moments": _repeated("driver killed", range(5, 405, 20)),
+    "object store away 30 s": _repeated("storage away", (40,), 30.0),
+    "disk filled and freed": _repeated("disk full", (40,), 60.0),
+    "MLflow dropped_replies": _repeated("server resets", range(10, 200, 10), 1.0),
+    "MLflow away": _repeated("server away", (30,), 60.0),
+    "MLflow resetting": _repeated("server resets", (30, 90), 20.0),
+    "MLflow slow": _repeated("server slow", (10,), 300.0),
+    "MLflow restarted": _repeated("server away", (30, 90, 150), 10.0),
+    "PostgreSQL restarted": _repeated("server away", (60,), 20.0),
+    "two hosts parted 5 s": _repeated("worker says nothing", (30,)),
+    "two hosts parted 15 s": [Fault(30, "worker says nothing", 0.0), Fault(40, "worker dies", 0.0)],
+    "two hosts parted 60 s": _repeated("node lost", (30, 34, 38)),
+}
+"""What stands here for each long run on real processes (``make chaos``), by its name."""
