@@ -21,7 +21,7 @@ frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 datasets mnst | Unknown dataset; found: 'mnst'; did you mean 'mnist'?
 prepare mnst | Unknown dataset; found: 'mnst'
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
-prepare digits --montage . | --montage must be a file that can be written; found: .;
+prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
 prepare digits --montage absent/a.png | written; found: absent/a.png; e.g. montage
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
