@@ -143,11 +143,7 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
 def _record(
     source: str, given: tuple[float | None, float | None], sweep: str, work: Work
 ) -> Mapping[str, Any]:
-    """Return the record that was named, or that of images measured now at the sweep's side and channels.
-
-    Raises:
-        ConfigError: where both numbers are given already.
-    """
+    """Return the record that was named, or that of images measured now at the sweep's side and channels."""
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor

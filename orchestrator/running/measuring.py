@@ -190,11 +190,7 @@ def _options(said: Iterable[str]) -> str:
 
 
 def _known_kind(path: Path) -> str:
-    """Return the kind of own data that a path holds.
-
-    Raises:
-        ConfigError: when it holds none.
-    """
+    """Return the kind of own data that a path holds."""
     kind = own_kind_of(path)
     if kind is not None:
         return kind
@@ -270,11 +266,7 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    """Measure arrays of a ``.npz``, HDF5 file or ``.npy`` as they are stored.
-
-    Raises:
-        SweepError: for files that are no such arrays, or labels that are no classes.
-    """
+    """Measure arrays of a ``.npz``, HDF5 file or ``.npy`` as they are stored."""
     kind = own_kind_of(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         rule = "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the images to"
