@@ -206,8 +206,9 @@ def measure(
         return _found(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
-    if image_size is not None:
-        raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
+    if image_size is not None or channels != 1:
+        found = f"image_size {image_size}, channels {channels}"
+        raise ConfigError("image_size is for image files, as channels are", found, "change the array before")
     array, written = _array("Images", images), None if labels is None else _array("Labels", labels)
     if written is not None and written.shape != (len(array),):
         found = f"{written.shape} labels, {len(array)} images"

@@ -19,8 +19,8 @@ from pathlib import Path
 from tests.integration.readme import write_own_files
 from tests.unit.test_docs import ROOT, blocks, commands
 
-NOT_RUN = ("isweep ui", "isweep tune", "isweep run paper", "isweep predict")
-"""The first serves until it is stopped, two take long or need a cluster; noise as images predicts nothing."""
+NOT_RUN = ("isweep ui", "isweep tune", "isweep run paper")
+"""The first serves until it is stopped, two take long or need a cluster."""
 
 
 def main() -> None:

@@ -142,7 +142,9 @@ def fit_growth(
             return replace(found, doubts=(*doubts, *found.doubts))
         reason = found
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    way_out = "run a sweep with more datasets and train sizes"
+    way_out = (
+        "add datasets (isweep datasets) and train sizes, or ask a sweep that has them: isweep predict demo"
+    )
     raise DataError("A prediction needs a fit of how losses grow", reason, way_out)
 
 

@@ -68,7 +68,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
         predicting.predict: (
             "measuring and fitting",
-            "isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",
+            "isweep predict demo --model small_cnn --measured ./my-images --train-size 200",
         ),
     },
     "Designs": {
@@ -171,6 +171,8 @@ def parse(arguments: Sequence[str]) -> Command:
 def explained(error: CycloptsError, words: Sequence[str]) -> UsageError:
     """Say what is wrong with a command line and where its help is."""
     error.verbose = False
+    if dash := next((word for word in words if re.match("[‐-―−]", word)), ""):
+        return UsageError("Options begin with plain hyphens", dash, "type it: pages write other dashes")
     said = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):

@@ -63,7 +63,7 @@ def prepare(
     /,
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    montage: File = None,
+    montage: Annotated[Path | None, ending(".png")] = None,
     sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
     work: Work = Work(),

@@ -79,12 +79,12 @@ def _named_openly(text: str) -> str:
     return text
 
 
-def ending(text: str) -> Parameter:
+def ending(*endings: str) -> Parameter:
     """Return how to read the path of a file to write: a slip may not write over a file of another kind."""
 
     def check(word: str) -> Path:
-        if not word.endswith(text):
-            raise ValueError(f"must be a file that ends with {text}, got {word!r}")
+        if not word.endswith(endings):
+            raise ValueError(f"must be a file that ends with {' or '.join(endings)}, got {word!r}")
         return Path(word)
 
     return Parameter(converter=_each(check), metavar="FILE")

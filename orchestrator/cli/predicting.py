@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import SEVERAL, FromStore, Positive, Sweep, Work, real, whole
+from orchestrator.cli.options import NAMED, SEVERAL, FromStore, Positive, Sweep, Work, real, whole
 from orchestrator.cli.printing import emit, grid, line, stderr, stdout, waited
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
@@ -47,7 +47,7 @@ class PilotOptions:
         pilot_test_size: Images that the pilot is tested on (default: the sweep's).
     """
 
-    pilot: Annotated[str | None, Parameter(group=PILOT, metavar="SOURCE")] = None
+    pilot: Annotated[str | None, NAMED, Parameter(group=PILOT, metavar="SOURCE")] = None
     pilot_sizes: Annotated[
         tuple[int, ...], whole(2), Parameter(group=PILOT, consume_multiple=SEVERAL, metavar="N...")
     ] = ()
@@ -62,7 +62,7 @@ def predict(
     domain: Literal["natural", "medical"] | None = None,
     d_data: Finite | None = None,
     label_sharpness: Finite | None = None,
-    measured: Annotated[str | None, Parameter(metavar="SOURCE")] = None,
+    measured: Annotated[str | None, NAMED, Parameter(metavar="SOURCE")] = None,
     train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
     target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
     from_store: FromStore = False,
@@ -143,11 +143,7 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
 def _record(
     source: str, given: tuple[float | None, float | None], sweep: str, work: Work
 ) -> Mapping[str, Any]:
-    """Return the record that was named, or that of images measured now at the sweep's side and channels.
-
-    Raises:
-        ConfigError: where both numbers are given already.
-    """
+    """Return the record that was named, or that of images measured now at the sweep's side and channels."""
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from orchestrator.cli.options import File, FromStore, Place, Sweep, ending, pairs, whole
+from orchestrator.cli.options import FromStore, Place, Sweep, ending, pairs, whole
 from orchestrator.cli.printing import cell, emit, grid, line, show_tables, stdout, tell, written
 from orchestrator.commands import Mirror
 from search_spaces.errors import ConfigError, unknown_name
@@ -229,7 +229,7 @@ class TableOptions:
     on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
-    figure: File = None
+    figure: Annotated[Path | None, ending(".svg", ".pdf", ".png")] = None
 
     def fit(self, path: Path, place: Place) -> None:
         """Fit a table within and between its groups, and print what it says."""

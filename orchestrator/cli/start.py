@@ -115,7 +115,7 @@ def ls(*, place: Place = Place()) -> None:
     found = []
     for name in paths.sweep_names():
         num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
-        found.append(("sweep", paths.sweep(name).folder, f"{num} trials with a result"))
+        found.append(("sweep", paths.sweep(name).folder, f"{num} result files"))
     found += [("prepared data", folder, "") for folder in sorted((paths.root / "prepared").glob("[!.]*/"))]
     found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
     more = (("MLflow's store", paths.mlflow_database, ""), ("log of all commands", paths.log, ""))

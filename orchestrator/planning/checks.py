@@ -88,6 +88,11 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
                 images[spec.prepared_id] = counted(listing)
             except SweepError as error:
                 problems.append(error)
+        there, names = images[spec.prepared_id], plan.datasets[spec.dataset].label_names
+        if there is not None and spec.dataset in own and names not in ((), there.label_names):
+            rule = f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in their order"
+            found = f"{', '.join(names)}; classes: {', '.join(there.label_names[:20])}"
+            problems.append(DataError(rule, found, "leave it out"))
     for measure in plan.measures:
         subset = measure.subset
         there = images[subset.prepared.prepared_id]

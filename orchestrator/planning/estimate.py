@@ -479,6 +479,8 @@ def on_cards(
 def _text(result: dict[str, Any]) -> str:
     left, largest = result["trials_left"], f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB"
     cores, cluster = f"{amount(result['cpu_core_hours'])} core-hours", result["cluster"]
+    if not left:
+        return "left: 0 trials"
     if cluster is None:
         return (
             f"left: {left} trials, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
@@ -77,7 +77,8 @@ class RootPaths:
         """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
 
         Raises:
-            SetupError: when ``root`` can be no folder, or none that can be read.
+            ConfigError: when ``root`` is a file.
+            SetupError: when it can be no folder, or none that can be read.
         """
         named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
         try:
@@ -148,9 +149,11 @@ class RootPaths:
         return SweepPaths(self.root / "sweeps" / name)
 
 
-def _no_root(path: str | Path, error: Exception) -> SetupError:
+def _no_root(path: str | Path, error: Exception) -> SweepError:
     reason = (error.strerror if isinstance(error, OSError) else None) or error
-    return SetupError(
+    # A file in its place is the user's slip, not the machine's state.
+    kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
+    return kind(
         "The root must be a folder that can be written",
         f"{path}: {reason}",
         "choose another with --root or ISWEEP_ROOT",

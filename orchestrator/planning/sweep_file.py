@@ -292,11 +292,7 @@ SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 
 
 def _tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
-    """Return ``recipe`` as a sweep file has it, with the path of a searched recipe in place of its name.
-
-    Raises:
-        ConfigError: for ``tuned`` where no search of this sweep wrote one.
-    """
+    """Return ``recipe`` as a sweep file has it, with the path of a searched recipe in place of its name."""
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     if recipes is None or not isinstance(name, str) or name in RECIPES or _is_path(name):
         return recipe
@@ -334,11 +330,7 @@ def searched_cells(tuned: dict[str, Any]) -> list[tuple[object, object]]:
 
 
 def _with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
-    """Return the sweep without searched rows of models and datasets that it does not have.
-
-    Raises:
-        ConfigError: naming every model and dataset of the sweep that the search has no recipe for.
-    """
+    """Return the sweep without searched rows of models and datasets that it does not have."""
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
     searched = searched_cells(tuned)
@@ -556,11 +548,7 @@ def _not_plain(event: Any, resolver: Any) -> tuple[str, str] | None:
 
 
 def _plain_json(document: object, origin: str) -> bytes:
-    """Return a sweep's content as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in them.
-
-    Raises:
-        ConfigError: for what is neither number, text, list nor mapping, and text that is no Unicode.
-    """
+    """Return a sweep as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in them."""
 
     def plain(value: Any) -> object:
         if hasattr(value, "tolist"):

@@ -28,7 +28,7 @@ from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
-from tasks.sources import OWN_KINDS, own_kind_of
+from tasks.sources import ARRAY_FILES, OWN_KINDS, own_kind_of
 from tasks.sources.base import RawRequest
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ PREPARED_RANGE = (0.0, 255.0)
 SAID = ("label_map", "label_columns", "layout", "pixel_range")
 """What may be said of own data that are measured."""
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
-PILOT = "pilot"
 NUM_SIZES = 3
 
 Images = npt.NDArray[Any]
@@ -131,26 +130,26 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     _refuse_what_is_not_used(request, path)
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)
-    suffix = path.suffix.lower()
-    if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
+    if _is_measured_as_stored(request, path):
         return _measure_file(request, path, executor)
-    if suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     own = _own_source(_known_kind(path), path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
 
 
+def _is_measured_as_stored(request: MeasureRequest, path: Path) -> bool:
+    is_array = path.is_file() and path.suffix.lower() in (*ARRAY_FILES, ".npy")
+    return is_array and request.image_size is None
+
+
 def _refuse_what_is_not_used(request: MeasureRequest, path: Path) -> None:
-    suffix, is_file = path.suffix.lower(), path.is_file()
-    as_stored = is_file and suffix in (".npz", ".npy") and request.image_size is None
+    of_npy = path.is_file() and path.suffix.lower() == ".npy"
+    is_stored = request.channels != 1 and _is_measured_as_stored(request, path)
     for option, is_unused, what in (
-        (
-            "--labels",
-            bool(request.labels) and not (is_file and suffix == ".npy"),
-            "a .npy; others hold theirs",
-        ),
+        ("--labels", bool(request.labels) and not of_npy, "a .npy; others hold theirs"),
         ("--raw", bool(request.raw), "the name of a dataset"),
-        ("--channels", request.channels != 1 and as_stored, "images that are resized, by --image-size"),
+        ("--channels", is_stored, "images that are resized, by --image-size"),
     ):
         if is_unused:
             raise ConfigError(f"{option} is for {what}", path.name, "leave it out")
@@ -191,11 +190,7 @@ def _options(said: Iterable[str]) -> str:
 
 
 def _known_kind(path: Path) -> str:
-    """Return the kind of own data that a path holds.
-
-    Raises:
-        ConfigError: when it holds none.
-    """
+    """Return the kind of own data that a path holds."""
     kind = own_kind_of(path)
     if kind is not None:
         return kind
@@ -271,28 +266,25 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    """Measure arrays of a ``.npz`` or ``.npy`` as they are stored.
-
-    Raises:
-        SweepError: for files that are no such arrays, or labels that are no classes.
-    """
-    of_npz = path.suffix.lower() == ".npz"
-    if of_npz and path.stat().st_size > MAX_HELD_BYTES:
-        rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+    """Measure arrays of a ``.npz``, HDF5 file or ``.npy`` as they are stored."""
+    kind = own_kind_of(path)
+    if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
+        rule = "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the images to"
         found = f"{path.stat().st_size:,} bytes"
         raise ConfigError(rule, found, "give --image-size, e.g. that of the arrays")
     others = set(request.said) - {"label_map", "pixel_range"}
     if others:
         rule = f"{_options(sorted(others))} is for other kinds of own data"
         raise ConfigError(rule, path.name, "leave it out")
-    own = _own_source("npz", path, request)
-    if of_npz:
+    own = _own_source(kind or "npz", path, request)
+    if kind is not None:
         from tasks.sources import source_for
-        from tasks.sources.arrays import NpzFile, load_images
+        from tasks.sources.arrays import load_images
 
         # The source checks declared sizes, labels and types before anything large is read.
-        listing = source_for("npz").list_items(_raw(own))
-        images, names = load_images(NpzFile(_raw(own)), listing), tuple(listing.label_names)
+        listing = source_for(kind).list_items(_raw(own))
+        file = ARRAY_FILES[path.suffix.lower()](_raw(own))
+        images, names = load_images(file, listing), tuple(listing.label_names)
         labels = np.array([item.label for item in listing.items], np.int64)
         groups: Sequence[object] = [item.group or f"\0{item.locator}" for item in listing.items]
         notes = [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
@@ -377,6 +369,9 @@ def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object])
     values = str(images.dtype)
     if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
+    flat = images.reshape(len(images), -1)
+    if blank := int((flat == flat[:, :1]).all(axis=1).sum()):
+        lines.append(f"  doubtful: images of one value, {blank:,}")
     return [*lines, f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {values}, not scaled"]
 
 
@@ -439,7 +434,12 @@ def run_pilot(
     from orchestrator.running.run import run_sweep
 
     spec = pilot_sweep(sweep, request)
-    summary = run_sweep(spec, options, progress=progress)
+    try:
+        summary = run_sweep(spec, options, progress=progress)
+    except DataError as error:
+        way_out = error.way_out.replace("train_sizes", "--pilot-sizes")
+        way_out = way_out.replace("test_size", "--pilot-test-size")
+        raise DataError(error.rule, error.value, way_out) from None
     table = results_table(Workspace.open(spec, options.root, options.storage))
     if table.empty:
         why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
@@ -481,9 +481,9 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     document = sweep.model_dump(**as_said)
     for key in ("worlds", "arms", "robustness", "tune"):
         document.pop(key, None)
-    whose = f"{Path(request.source).absolute()}|{request.model}"
+    path = str(Path(request.source).expanduser().absolute())
     document |= {
-        "name": f"{sweep.name}-pilot-{sha256(whose.encode()).hexdigest()[:8]}",
+        "name": f"{sweep.name}-pilot-{_mark(f'{path}|{request.model}')}",
         "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",
         "models": [models[request.model].model_dump(**as_said)],
         "datasets": [_pilot_dataset(sweep, request)],
@@ -505,4 +505,9 @@ def _pilot_dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
         raise ConfigError(rule, request.source, "give a path that exists")
     own: dict[str, Any] = {"kind": _known_kind(path), "path": str(path.absolute())}
     own |= {"domain": request.domain or "natural", "channels": sweep.channels or 1}
-    return {"name": PILOT, "own": own}
+    # Prepared images of a root are found by this name: two folders need two.
+    return {"name": f"pilot-{_mark(own['path'])}", "own": own}
+
+
+def _mark(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:8]

@@ -25,6 +25,7 @@ from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import (
     Cluster,
+    Device,
     Resources,
     RunOptions,
     connect,
@@ -32,7 +33,7 @@ from orchestrator.running.cluster import (
     trial_resources,
 )
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
-from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
+from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.preparation import (
     check_models,
@@ -180,8 +181,11 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
         check_models(workspace.plan, stored.trials)
         done = judge(workspace, stored).results
         if options.address is None and len(done) < len(workspace.plan.trials):
-            trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
-            if options.device != "cpu" and (there := len(gpus_here())):
+            there = 0 if options.device == "cpu" else len(gpus_here())
+            is_lacking = options.device == "gpu" and not there and not is_logical()
+            device: Device = "gpu" if is_lacking else "cpu"
+            trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
+            if there:
                 check_gpus(workspace, options, survey(there, local=True))
         prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)

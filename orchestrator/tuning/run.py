@@ -201,12 +201,7 @@ class _Tuning:
             self.workspace.look_again()
 
     def _check_splits(self) -> None:
-        """Find every subset without a validation split, and batches too large, before anything is trained.
-
-        Raises:
-            DataError: naming all subsets without one.
-            ConfigError: for batches larger than what is trained on.
-        """
+        """Find every subset without a validation split, and batches too large, before anything is trained."""
         problems: list[SweepError] = []
         num_train: dict[str, int] = {}
         runs = range(self.workspace.plan.sweep.tune.seeds)
@@ -229,11 +224,7 @@ class _Tuning:
         self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
 
     def _read(self, stored: StoredResults) -> Earlier:
-        """Return what is stored of these very cells; says how much is of others.
-
-        Raises:
-            NewerRecordError: when a newer version wrote there.
-        """
+        """Return what is stored of these very cells; says how much is of others."""
         fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
         earlier = Earlier.read(stored.store, self.cells, fingerprints)
         stored.unreadable += earlier.unreadable

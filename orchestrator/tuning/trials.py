@@ -182,11 +182,7 @@ class SearchWork(Work):
         return ()
 
     def _note(self, asked: Asked) -> None:
-        """Store that a training was asked for, before it is given out, unless an earlier start did.
-
-        Raises:
-            SweepError: when it cannot be stored.
-        """
+        """Store that a training was asked for, before it is given out, unless an earlier start did."""
         trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
         known = self._stored.asked
         if trial_id not in known:

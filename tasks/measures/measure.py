@@ -281,7 +281,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
         notes.append(
-            "the pixel range of these images is not known; give it (pixel_range) to compare label sharpness"
+            "the pixel range of these images is not known; give it (--pixel-range) to compare label sharpness"
         )
     return tuple(notes)
 

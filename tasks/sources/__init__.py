@@ -180,7 +180,7 @@ def _has_classes_beside_images(path: Path) -> bool:
 
 
 HASH = re.compile(r"\b[0-9a-f]{16}\b")
-ROW = re.compile(r"(?:(\w+) )?row (?:(\w+)/)?(\d+)|(\d+)")
+ROW = re.compile(r"(?:(\w+) )?row (?:(\w+)/)?(\d+)|(?<![-\d])(\d+)")
 ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
     ".npz": NpzFile,
     ".h5": Hdf5File,

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from decimal import Decimal
+from shlex import quote
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest
@@ -57,17 +58,19 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     told apart, and could drive a terminal. Each is a DataError with the spellings; class names may be shown.
     """
     found, name = set(names), request.dataset.name
-    odd = sum(not one.strip() or not one.isprintable() or len(one) > MAX_LENGTH for one in found)
+    odd = sorted(one for one in found if not one.strip() or not one.isprintable() or len(one) > MAX_LENGTH)
     if odd:
         rule = f"{name}: class names must be printable, not blank, {MAX_LENGTH} letters at most"
-        raise DataError(rule, f"{odd} others", f"rename them, or {MEANT}")
+        shown = f"{len(odd)}, first {odd[0][:MAX_LENGTH]!a}"
+        raise DataError(rule, shown, f"rename them, or {MEANT}")
     _check_numbers(found, name)
     own = found - {label for _, label in request.dataset.label_map}
     if unknown := sorted(one for one in own if one.strip().casefold() in UNKNOWN):
         raise DataError(
             f"{name}: a word for unknown must be a class on purpose",
             ", ".join(map(repr, unknown)),
-            f"take those images out, or keep it with --label-map {unknown[0]}={unknown[0]} or label_map",
+            f"take those images out, or keep it with --label-map {quote(f'{unknown[0]}={unknown[0]}')} "
+            "or label_map",
         )
     # Mass|Nodule beside Mass and Nodule.
     parts = {one: SEPARATOR.split(one.strip("[]() ")) for one in own}

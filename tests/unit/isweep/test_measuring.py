@@ -88,6 +88,7 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
             "A class pair needs labels; found: none",
         ),
         ((np.zeros((4, 2, 2)),), {"image_size": 4}, "image_size is for image files"),
+        ((np.zeros((4, 2, 2)),), {"channels": 3}, "as channels are; found: image_size None, channels 3"),
         ((np.zeros((4, 2, 2)), [0, 1, 2, 0]), {"class_pair": (0, 1, 2)}, "class_pair must be two classes"),
         ((np.zeros((4, 2, 2)), [0, 1, 2, 0]), {"class_pair": 3}, "must be two classes; found: 3; e.g. "),
         (

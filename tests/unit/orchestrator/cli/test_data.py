@@ -20,6 +20,20 @@ class TestMeasure:
         np.savez(path, images=images, labels=np.arange(60) % 3)
         return path
 
+    def test_the_same_arrays_give_the_same_numbers_in_either_file(self, run, arrays, tmp_path):
+        import h5py
+
+        with np.load(arrays) as stored, h5py.File(tmp_path / "own.h5", "w") as file:
+            file.update({name: stored[name] for name in stored})
+        found = [run("measure", str(path), "--json")[1] for path in (arrays, tmp_path / "own.h5")]
+        assert json.loads(found[0])["label_sharpness"] == json.loads(found[1])["label_sharpness"]
+
+    def test_images_of_one_value_are_told_of_arrays_too(self, run, arrays):
+        images = np.load(arrays)["images"]
+        images[3] = 7
+        np.savez(arrays, images=images, labels=np.arange(60) % 2)
+        assert "doubtful: images of one value, 1" in run("measure", str(arrays))[1]
+
     def test_arrays(self, run, arrays):
         code, out, _ = run("measure", str(arrays), "--json", "--train-sizes", "30", "60")
         measured = json.loads(out)

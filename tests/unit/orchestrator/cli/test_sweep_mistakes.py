@@ -24,7 +24,7 @@ def changed(old, new):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mine.yaml must not be empty; see README, 'Your own sweep'"),
+        ("", "mine.yaml must not be empty; see README, 'Your own images'"),
         ("- a\n- b\n", "mine.yaml must be a mapping of keys to values; found: list"),
         ("name: [x", "mine.yaml must be valid YAML; found: line 1"),
         ("name: m\n\tmodels: x\n", "found character '\\t' that cannot start any token"),
@@ -94,6 +94,7 @@ def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog
         ("resources: {num_cpus: 999}", [], "resources.num_cpus must fit the machine; found: 999, it has"),
         ("resources: {num_cpus: 2}", ["--num-cpus", "1"], "must fit the machine; found: 2, it has 1"),
         ("resources: {memory_bytes: 99999999999999}", [], "resources.memory_bytes must fit the machine"),
+        ("", ["--device", "gpu"], "resources.num_gpus must fit the machine; found: 1, it has 0"),
         ("", ["--raw", "mnist=x"], "Unknown dataset of this sweep; found: 'mnist'"),
         (
             "",

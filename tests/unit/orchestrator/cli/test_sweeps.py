@@ -69,7 +69,7 @@ def test_hints_are_commands_with_the_options_given(run, tmp_path):
 def test_a_root_that_cannot_be_made(run, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = run("status", "smoke", at=str(tmp_path / "file" / "root"))
-    assert code == 3
+    assert code == 2
     assert "The root must be a folder that can be written" in err
     assert "choose another with --root or ISWEEP_ROOT" in err
 

@@ -21,12 +21,15 @@ frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 datasets mnst | Unknown dataset; found: 'mnst'; did you mean 'mnist'?
 prepare mnst | Unknown dataset; found: 'mnst'
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
-prepare digits --montage . | --montage must be a file that can be written; found: .;
+prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
 prepare digits --montage absent/a.png | written; found: absent/a.png; e.g. montage
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
 measure digits --label-map 7 | --label-map must be WRITTEN=CLASS; found: 7; e.g. --label-map CAT=cat
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
+fit t.csv --figure mine.yaml | Invalid value for --figure: must be a file that ends with .svg or .pdf or
+predict smoke --train-size 9 --measured '' | Invalid value for --measured: must not be empty
+plan –-all ./absent.yaml | Options begin with plain hyphens; found: –-all
 run smoke --raw mnist | --raw must be NAME=DIR; found: mnist
 run smoke --num-cpus 0 | must be at least 1, got 0
 run smoke --mlflow-uri ./mlruns | The MLflow URI must be a database or server

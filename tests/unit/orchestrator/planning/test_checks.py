@@ -54,6 +54,15 @@ def test_more_images_than_there_are_files_are_refused(opened, pairs, train_size,
         check_feasible(opened(pairs, train_size))
 
 
+def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
+    opened()
+    path = tmp_path / "sweep.yaml"
+    text = path.read_text(encoding="utf-8").replace("channels: 1}", "channels: 1, class_names: ['1', '21']}")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"own.class_names must be .*; found: 1, 21; classes: 1, 11, 21"):
+        check_feasible(Workspace.open(str(path), tmp_path / "root"))
+
+
 def test_numbers_of_classes_that_are_called_by_other_numbers_are_refused(opened):
     with pytest.raises(DataError, match="mine: places 0 to 2 are classes 1, 11, 21; name them as text"):
         check_feasible(opened("[[1, 11]]"))

@@ -1,11 +1,13 @@
 """The sweep that a pilot is."""
 
+import shutil
+
 import numpy as np
 import pytest
 
-from orchestrator import load_sweep, plan_sweep
-from orchestrator.running.measuring import PilotRequest, pilot_sweep
-from search_spaces.errors import ConfigError
+from orchestrator import RunOptions, load_sweep, plan_sweep
+from orchestrator.running.measuring import PilotRequest, pilot_sweep, run_pilot
+from search_spaces.errors import ConfigError, DataError
 
 OUTER = {
     "name": "outer",
@@ -50,6 +52,19 @@ def test_more_sizes_extend_the_same_pilot(images):
     more = pilot_sweep(outer, PilotRequest(images, "small_mlp", (20, 40, 60), 12))
     assert (more.name, more.train_sizes, more.test_size) == (first.name, (20, 40, 60), 12)
     assert pilot_sweep(outer, PilotRequest(images, "small_cnn")).name != first.name
+
+
+def test_pilots_on_two_folders_have_prepared_images_of_their_own(images, tmp_path):
+    other = shutil.copy(images, tmp_path / "other.npz")
+    requests = [PilotRequest(path, "small_mlp") for path in (images, other)]
+    names = {pilot_sweep(load_sweep(OUTER), request).datasets[0].name for request in requests}
+    assert len(names) == 2
+
+
+def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images, tmp_path):
+    request = PilotRequest(images, "small_mlp", (20, 400))
+    with pytest.raises(DataError, match=r"pilot-.*: Train size 400 needs .*; lower --pilot-sizes to"):
+        run_pilot(load_sweep(OUTER), request, RunOptions(root=str(tmp_path / "root"), tracking=False))
 
 
 def test_a_dataset_of_the_table_is_a_pilot_too():

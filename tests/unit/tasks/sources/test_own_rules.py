@@ -111,6 +111,7 @@ CASES: dict[str, Case] = {
     "nothing on purpose": labels("cat", "dog", "NA", classes=("cat", "dog", "no animal"),
         label_map={"NA": "no animal"}),
     "unknown": labels("cat", "dog", "unknown", refused="a word for unknown must be a class on purpose"),
+    "unknown, quoted": labels("cat", "dog", "not known", refused="--label-map 'not known=not known' or"),
     "unknown on purpose": labels("cat", "unknown", classes=("cat", "unknown"),
         label_map={"unknown": "unknown"}),
     "two spellings": labels("Cat", "CAT", "dog", refused=SPELT),

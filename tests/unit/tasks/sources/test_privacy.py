@@ -156,3 +156,4 @@ def test_a_row_is_located_by_its_hash(kind, tmp_path, monkeypatch):
         path = save_arrays(tmp_path / "a", kind, images=images, labels=np.arange(4) % 2)
         wanted = "2"
     assert locate(path, tmp_path, spell(keyed_hash("k" * 32, wanted))) == wanted
+    assert locate(path, tmp_path, "row -3") is None
