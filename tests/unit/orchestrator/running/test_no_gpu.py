@@ -9,7 +9,7 @@ from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
-from orchestrator.running import trials, worker
+from orchestrator.running import queue, worker
 from orchestrator.running.failures import MOST_ON_UNFIT, Retries, classify, fit_nodes
 from orchestrator.running.gpus import NO_GPU
 from orchestrator.running.worker import TrialTrainable
@@ -66,7 +66,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
 ) -> None:
     assert fit_nodes(classify(NONE)) == set()
     here = ray.util.get_node_ip_address()
-    monkeypatch.setattr(trials, "fit_nodes", lambda failure: {here})
+    monkeypatch.setattr(queue, "fit_nodes", lambda failure: {here})
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
     with pytest.raises(
