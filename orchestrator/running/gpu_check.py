@@ -382,7 +382,7 @@ def faults(bench: Bench) -> dict[str, Any]:
     model = bench.models[0]
     images, labels = bench.images(bench.trial(model).network.recipe.batch_size)
     size = 2**44 if bench.on_gpu else 2**60
-    allocation = partial(torch.empty, size, dtype=torch.uint8, device=bench.device)
+    allocation: Callable[[], Any] = partial(torch.empty, size, dtype=torch.uint8, device=bench.device)
     works: dict[str, Callable[[], object]] = {
         "step": partial(bench.epochs, model, images, labels, 1),
         "evaluation": lambda: evaluate(bench.built(model), images, labels),
