@@ -25,7 +25,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ from orchestrator.planning.predict import (
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import provenance
 from orchestrator.running import self_test
-from orchestrator.running.cluster import connect
+from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import environment
 from orchestrator.running.failures import classify
 from orchestrator.running.gpus import Gpu, describe, is_logical, mps_runs, nvidia_smi
@@ -156,7 +155,7 @@ def host(bench: Bench) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "cpu": "".join(re.findall(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")[:1]),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(this_machine().memory_bytes / 2**30, 1),
         "container": Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ,
         "home_writable": os.access(Path.home(), os.W_OK),
         "python": platform.python_version(),
