@@ -165,8 +165,8 @@ def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: bool) -> bool:
-    """Tell whether trials share a GPU: where MPS runs, or a pair of them was measured to be faster."""
-    gain = (checks.get(name) or {}).get("pair_gain")
+    """Tell whether trials share a GPU: as a pair was measured, with MPS or without; else under MPS."""
+    gain = (checks.get(name) or {}).get("pair_gain_mps" if mps else "pair_gain")
     return mps if gain is None else float(gain) >= PACKING_PAYS
 
 

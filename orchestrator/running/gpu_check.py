@@ -8,10 +8,12 @@ itself. Nothing names the machine or its user.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import platform
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -19,30 +21,48 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ray
+import torch
+from torch import Tensor
+
+from orchestrator.planning.estimate import on_cards
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     PACKING_PAYS,
     Card,
+    array_bytes,
     card_there,
+    cost_of,
     pass_time,
+    peak_bytes,
 )
+from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import provenance
+from orchestrator.running import self_test
+from orchestrator.running.cluster import connect, this_machine
+from orchestrator.running.ending import environment
+from orchestrator.running.failures import classify
 from orchestrator.running.gpus import Gpu, describe, is_logical, mps_runs, nvidia_smi
-from search_spaces.errors import SetupError
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.models import PAPER_MODELS
+from search_spaces.specs import TrialSpec
 from tasks.atomic import write_atomic
+from tasks.prepared.subsets import TrialData
+from tasks.trials import isolation
+from tasks.trials.attacks import attack_pass, pass_clean
+from tasks.trials.isolation import contained, deterministic, trial_memory
+from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.representations import extract_features
+from tasks.trials.training import evaluate, record_graph, train
+from tasks.trials.trial import run_trial
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from search_spaces.specs import TrialSpec
-
-PART_TIMEOUT_S = 300.0
+PART_TIMEOUT_S = 600.0
 SMI_FIELDS = (
     "driver_version,compute_mode,mig.mode.current,persistence_mode,power.limit,clocks.current.sm,"
     "clocks_throttle_reasons.active,pcie.link.gen.current,pcie.link.width.current,ecc.errors.uncorrected.volatile.total"
@@ -51,23 +71,21 @@ SMI_FIELDS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """Where parts run (``cuda:<index>`` or ``cpu``), and in which size."""
+    """Where parts run, and in which size."""
 
-    device: str
+    device: torch.device
     models: tuple[str, ...]
     image_size: int
 
     @property
     def on_gpu(self) -> bool:
         """Whether it is a GPU."""
-        return self.device != "cpu"
+        return self.device.type == "cuda"
 
     @property
-    def torch(self) -> torch.device:
-        """The device."""
-        import torch
-
-        return torch.device(self.device)
+    def two(self) -> tuple[str, ...]:
+        """A network with batch norm and one without, for what takes long."""
+        return ("resnet18", "vgg16") if self.on_gpu else self.models
 
     def trial(self, model: str) -> TrialSpec:
         """Return the largest trial of a network in the paper's grid; in small on a CPU."""
@@ -75,31 +93,43 @@ class Bench:
         return max(of_model, key=lambda trial: trial.network.train_size)
 
     def images(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return seeded noise of the bench's size, one channel, and labels."""
-        from orchestrator.running.self_test import noise
-
-        return noise(number, self.image_size)
+        """Return seeded noise of the bench's size, one channel, and labels, on its device."""
+        images, labels = self_test.noise(number, self.image_size)
+        return images.to(self.device), labels.to(self.device)
 
     def built(self, model: str) -> Any:
-        """Return a network of the bench's size, on its device."""
-        from orchestrator.running.self_test import built
-
-        return built(model, self.image_size).to(self.device)
+        """Return a network of the bench's size, on its device, in the layout that it is trained in."""
+        network: Any = self_test.built(model, self.image_size)
+        return network.to(self.device, memory_format=torch.channels_last)
 
     @contextlib.contextmanager
-    def as_trials(self) -> Iterator[None]:
-        """Compute as a trial does: its memory given back, its determinism, nothing left changed."""
-        from tasks.trials.isolation import contained, deterministic, trial_memory
-
-        with trial_memory(self.torch), contained(0, self.torch), deterministic(self.torch):
+    def as_trials(self, share: float | None = None) -> Iterator[None]:
+        """Compute as a trial with a share of the GPU does: memory, determinism, nothing left changed."""
+        with trial_memory(self.device, share), contained(0, self.device), deterministic(self.device):
             yield
 
+    def share_of(self, tensor_bytes: float) -> float:
+        """Return the share of the GPU that leaves so much for tensors, at most the whole."""
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
+
+    def left_bytes(self) -> int:
+        """Return what this process holds of the GPU for tensors."""
+        return torch.cuda.memory_reserved(self.device) if self.on_gpu else 0
+
+    def failure(self, work: Callable[[], object], share: float | None = None) -> str:
+        """Return the kind of failure that work dies of within a share of the GPU; empty where it runs."""
+        try:
+            with self.as_trials(share):
+                work()
+        except Exception as error:
+            return str(classify(error).kind)
+        return ""
+
     def epochs(
-        self, model: str, images: Any, labels: Any, number: int, *, graphs: bool = False
+        self, model: str, images: Tensor, labels: Tensor, number: int, *, graphs: bool = False
     ) -> list[float]:
         """Train for some epochs; return the seconds of each."""
-        from tasks.trials.training import train
-
         recipe = self.trial(model).network.recipe.model_copy(update={"epochs": number})
         network = self.built(model)
         history = train(network, images, labels, recipe, seed=0, device=self.device, graphs=graphs)
@@ -108,33 +138,29 @@ class Bench:
 
 @cache
 def _trials(on_gpu: bool) -> tuple[TrialSpec, ...]:
-    from orchestrator.planning.plan import plan_sweep
-    from orchestrator.planning.sweep_file import load_sweep
-
     return tuple(plan_sweep(load_sweep("paper" if on_gpu else "demo")).trials)
 
 
 def bench_of(device: str) -> Bench:
-    """Return what is measured on a device."""
-    from search_spaces.models import PAPER_MODELS
-
+    """Return what is measured on a device: ``cuda:<index>`` or ``cpu``."""
     if device == "cpu":
-        return Bench(device, ("small_cnn",), 16)
-    return Bench(device, tuple(PAPER_MODELS), 224)
+        return Bench(torch.device(device), ("small_cnn",), 16)
+    return Bench(torch.device(device), tuple(PAPER_MODELS), 224)
 
 
 def host(bench: Bench) -> dict[str, Any]:
     """What the machine is."""
-    import torch
-
-    about = provenance()
+    about, cpus = provenance(), Path("/proc/cpuinfo")
     return {
         "system": f"{platform.system()} {platform.release()}",
+        "cpu": "".join(re.findall(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")[:1]),
         "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(this_machine().memory_bytes / 2**30, 1),
+        "container": Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ,
+        "home_writable": os.access(Path.home(), os.W_OK),
         "python": platform.python_version(),
         "isweep": about.code_version,
         "packages": about.packages,
-        "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
@@ -146,7 +172,7 @@ def _seen() -> tuple[Gpu, ...]:
 
 def gpu(bench: Bench) -> dict[str, Any]:
     """What the GPU says of itself, and what the planner makes of it."""
-    its = _seen()[int(bench.device.partition(":")[2] or 0)]
+    its = _seen()[bench.device.index]
     said = next(iter(nvidia_smi(SMI_FIELDS, f"--id={its.uuid}")), [])
     return {
         **asdict(its),
@@ -156,17 +182,27 @@ def gpu(bench: Bench) -> dict[str, Any]:
     }
 
 
+def context(bench: Bench) -> dict[str, Any]:
+    """Bytes that the process holds beside its tensors: after its start, and after a step of each network."""
+    held = _seen()[bench.device.index].held_bytes  # by others: this process holds none yet
+
+    def beside() -> int:
+        free, total = torch.cuda.mem_get_info(bench.device)
+        return total - free - held - bench.left_bytes()
+
+    torch.zeros(1, device=bench.device)
+    found = {"start": beside()}
+    for model in bench.models:
+        with bench.as_trials():
+            bench.epochs(model, *bench.images(4), 1)
+            found[model] = beside()
+    return found
+
+
 def correctness(bench: Bench) -> dict[str, Any]:
     """The self-test, float32 that is float32, FGSM and features as the CPU's."""
-    import torch
-
-    from orchestrator.running import self_test
-    from tasks.trials.attacks import pass_clean
-    from tasks.trials.representations import extract_features
-
-    batches = {model: 6 if model.startswith("vgg") else 40 for model in bench.models}
-    cases = [self_test.Case(model, size) for model, size in batches.items()]
-    verdict = self_test.run(bench.torch, cases if bench.on_gpu else self_test.SMALL_CASES)
+    cases = [self_test.Case(model, 6 if model.startswith("vgg") else 40) for model in bench.models]
+    verdict = self_test.run(bench.device, cases if bench.on_gpu else self_test.SMALL_CASES)
     with bench.as_trials():
         draw = torch.Generator().manual_seed(0)
         left, right = (torch.randn(512, 512, generator=draw) for _ in range(2))
@@ -183,7 +219,7 @@ def correctness(bench: Bench) -> dict[str, Any]:
         )
     signs = float((clean.gradient_sign.cpu() == clean_cpu.gradient_sign).double().mean())
     features_error = float(abs(features - features_cpu).max() / max(abs(features_cpu).max(), 1e-30))
-    faults = {
+    wrong = {
         "TensorFloat-32 is on": float32_error >= 1e-5,
         "signs of FGSM differ from the CPU's": signs < 0.99,
         "features differ from the CPU's": features_error > 1e-3,
@@ -194,7 +230,7 @@ def correctness(bench: Bench) -> dict[str, Any]:
         "float32_error": float32_error,
         "fgsm_signs_equal": signs,
         "features_error": features_error,
-        "fails": [name for name, bad in faults.items() if bad],
+        "fails": [name for name, bad in wrong.items() if bad],
     }
 
 
@@ -203,55 +239,109 @@ def step_times(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for model in bench.models:
         size = bench.trial(model).network.recipe.batch_size
-        images, labels = bench.images(10 * size)
         found[model] = {"batch_size": size}
         for name, graphs in (("eager_ms", False), ("graph_ms", True)):
             if bench.on_gpu or not graphs:
                 with bench.as_trials():
-                    epochs = bench.epochs(model, images, labels, 8, graphs=graphs)
+                    epochs = bench.epochs(model, *bench.images(10 * size), 8, graphs=graphs)
                 found[model][name] = 1000 * statistics.median(epochs[4:]) / 10
     return found
 
 
-def memory(bench: Bench) -> dict[str, Any]:
-    """Peak memory of a small trial of each network, against what is predicted for its share."""
-    from orchestrator.planning.predict import array_bytes, peak_bytes
-    from tasks.trials import isolation
-    from tasks.trials.attacks import attack_pass, pass_clean
-    from tasks.trials.records import CONTEXT_BYTES
-    from tasks.trials.training import evaluate, train
+def passes(bench: Bench) -> dict[str, Any]:
+    """Images per second in float32: evaluated 64 and 16 at once, in the other layout, and FGSM's gradient."""
+    found: dict[str, Any] = {}
+    for model in bench.models:
+        with bench.as_trials():
+            network, (images, labels) = bench.built(model), bench.images(64)
+            layout = bench.built(model).to(memory_format=torch.contiguous_format)
+            size = attack_pass(bench.trial(model).network.recipe)
+            works: dict[str, Callable[[], object]] = {
+                "evaluate_64": partial(evaluate, network, images, labels, pass_size=64),
+                "evaluate_16": partial(evaluate, network, images, labels, pass_size=16),
+                "contiguous_16": partial(evaluate, layout, images, labels, pass_size=16),
+                "fgsm": partial(pass_clean, network, images, labels, pass_size=size),
+            }
+            found[model] = {name: 64 / _seconds(bench, work) for name, work in works.items()}
+    return found
 
+
+def _seconds(bench: Bench, work: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        if bench.on_gpu:
+            torch.cuda.synchronize(bench.device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Peak of a small trial of each network, against the prediction, and the least share that it needs."""
     found: dict[str, Any] = {}
     for model in bench.models:
         network = bench.trial(model).network
         with bench.as_trials():
-            images, labels = bench.images(3 * network.recipe.batch_size)
-            recipe = network.recipe.model_copy(update={"epochs": 5})
-            trained, images, labels = bench.built(model), images.to(bench.device), labels.to(bench.device)
-
-            def look(record: object, its: tuple[Any, ...] = (trained, images, labels)) -> None:
-                evaluate(*its)
-
-            train(trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=True)
-            pass_clean(trained, images, labels, pass_size=attack_pass(recipe))
-            peak = isolation.peak_bytes(bench.torch)
+            _small_trial(bench, model, graphs=True)
+            peak = isolation.peak_bytes(bench.device)
         predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
         found[model] = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
+        if bench.on_gpu:
+            # Plain steps: after a capture without memory the process would have to end.
+            ends = partial(bench.failure, partial(_small_trial, bench, model, graphs=False))
+            found[model] |= smallest_share(ends, bench.share_of(1.25 * peak))
     return found
+
+
+def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
+    recipe = bench.trial(model).network.recipe.model_copy(update={"epochs": 5})
+    trained, (images, labels) = bench.built(model), bench.images(3 * recipe.batch_size)
+
+    def look(record: object) -> None:
+        evaluate(trained, images, labels)
+
+    train(trained, images, labels, recipe, seed=0, device=bench.device, on_epoch=look, graphs=graphs)
+    pass_clean(trained, images, labels, pass_size=attack_pass(recipe))
+
+
+def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, Any]:
+    """Return the smallest share of a GPU, context included, that runs; below it, what it dies of.
+
+    ``ends`` tries a share and returns a kind of failure, empty where it runs; ``largest`` is not tried.
+    """
+    runs, dies, kind = None, 0.0, ""
+    for _ in range(5):
+        share = ((largest if runs is None else runs) + dies) / 2
+        if said := ends(share):
+            dies, kind = share, said
+        else:
+            runs = share
+    return {"smallest_share": runs, "dies_with": dies, "kind": kind}
 
 
 def pairs(bench: Bench) -> dict[str, Any]:
-    """Images per second of several processes on one GPU, over those of one: what sharing a GPU brings."""
-    found: dict[str, Any] = {"mps": mps_runs()}
-    for model in ("resnet18", "vgg16") if bench.on_gpu else bench.models:
-        rates = {}
-        for number in (1, 2, 4) if bench.on_gpu else (1, 2):
-            command = [sys.executable, "-m", "orchestrator.running.gpu_check", "_rate", bench.device, model]
-            started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
-            said = [process.communicate(timeout=PART_TIMEOUT_S)[0] for process in started]
-            rates[str(number)] = sum(float(text.splitlines()[-1]) for text in said)
-        found[model] = rates | {"gain": rates["2"] / rates["1"]}
-    return found
+    """Images per second of several processes on one GPU, over those of one, without MPS and where it runs."""
+    found: dict[str, Any] = {"mps": mps_runs(), "with_mps": {}}
+    if found["mps"]:
+        found["with_mps"] = {model: _gain(bench, model) for model in bench.two}
+    with tempfile.TemporaryDirectory() as nobody, environment(CUDA_MPS_PIPE_DIRECTORY=nobody):
+        return found | {"without_mps": {model: _gain(bench, model) for model in bench.two}}
+
+
+def _gain(bench: Bench, model: str) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for number in (1, 2, 4) if bench.on_gpu else (1, 2):
+        started = [_start("rate", str(bench.device), model) for _ in range(number)]
+        try:
+            row[str(number)] = sum(_answer(process) for process in started)
+        except (ChildProcessError, subprocess.TimeoutExpired) as error:  # four need not fit
+            row["error"] = without_names(f"{number} processes: {error}")
+            break
+        finally:
+            for process in started:
+                process.kill()
+    return row | ({"gain": row["2"] / row["1"]} if "2" in row else {})
 
 
 def rate(bench: Bench, model: str) -> float:
@@ -264,17 +354,68 @@ def rate(bench: Bench, model: str) -> float:
     return len(images) * (len(epochs) - 1) / sum(epochs[1:])
 
 
+def trial(bench: Bench) -> dict[str, Any]:
+    """Real trials through Ray on a private cluster, each twice in one process."""
+    visible = {"CUDA_VISIBLE_DEVICES": _seen()[bench.device.index].uuid} if bench.on_gpu else {}
+    there = replace(bench, device=torch.device(bench.device.type))
+    with environment(**visible), connect(None, num_cpus=1, dashboard=False):
+        work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(_two_trials)
+        return {model: ray.get(work.remote(there, model), timeout=PART_TIMEOUT_S) for model in bench.two}
+
+
+def _two_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
+    spec, size, found = bench.trial(model), 500 if bench.on_gpu else 40, []
+    images, labels = (tensor.cpu().numpy() for tensor in bench.images(size + 20))
+    recipe = spec.network.recipe.model_copy(update={"epochs": 5})
+    network = spec.network.model_copy(update={"train_size": size, "recipe": recipe})
+    data = TrialData(images[:size], labels[:size], images[size:], labels[size:], 2, "gpu-check")
+    for _ in range(2):
+        result = run_trial(spec.model_copy(update={"network": network}), data, device=bench.device)
+        kept = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
+        found.append(result.model_dump(mode="json", include=kept) | {"left_bytes": bench.left_bytes()})
+    return found
+
+
+def faults(bench: Bench) -> dict[str, Any]:
+    """Memory that runs out on purpose: the kind that it is taken for, and whether the next training runs."""
+    model = bench.models[0]
+    images, labels = bench.images(bench.trial(model).network.recipe.batch_size)
+    size = 2**44 if bench.on_gpu else 2**60
+    allocation: Callable[[], Any] = partial(torch.empty, size, dtype=torch.uint8, device=bench.device)
+    works: dict[str, Callable[[], object]] = {
+        "step": partial(bench.epochs, model, images, labels, 1),
+        "evaluation": lambda: evaluate(bench.built(model), images, labels),
+    }
+    kinds = {"allocation": bench.failure(allocation)}
+    for name, work in works.items() if bench.on_gpu else ():  # a CPU limits no share
+        with bench.as_trials():
+            work()
+            half = isolation.peak_bytes(bench.device) / 2
+        kinds[name] = bench.failure(work, bench.share_of(half))
+    with bench.as_trials():
+        seconds = bench.epochs(model, images, labels, 1)[0]
+    left = bench.left_bytes()
+    if bench.on_gpu:  # the last that this process can do
+        kinds["capture"] = bench.failure(partial(record_graph, allocation))
+    wrong = {name: kind or "nothing" for name, kind in kinds.items() if kind != "out_of_memory"}
+    fails = [f"memory that runs out in {name} is taken for {kind}" for name, kind in wrong.items()]
+    return {"kinds": kinds, "next_training_s": seconds, "left_bytes": left, "fails": fails}
+
+
 def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
     """What follows for the planner: a row for its table, whether trials share a GPU, the paper's hours."""
-    from orchestrator.planning.estimate import on_cards
-    from orchestrator.planning.predict import cost_of
-
     values = {name: part["values"] for name, part in parts.items() if part["ok"] and part["values"]}
-    gains = [row["gain"] for row in values.get("pairs", {}).values() if isinstance(row, dict)]
-    gain = min(gains, default=None)
+    failed, of_pairs = [name for name, part in parts.items() if not part["ok"]], values.get("pairs", {})
+    alone, under_mps = (
+        min((row["gain"] for row in of_pairs.get(way, {}).values() if "gain" in row), default=None)
+        for way in ("without_mps", "with_mps")
+    )
+    gain = under_mps if of_pairs.get("mps") else alone
     graphs = bool(values.get("correctness", {}).get("self_test", {}).get("graphs"))
     found: dict[str, Any] = {
-        "pair_gain": gain,
+        "verdict": f"FAIL: {', '.join(failed)}" if failed else "PASS",
+        "pair_gain": alone,
+        "pair_gain_mps": under_mps,
         "fast": "auto: captured graphs" if graphs else "auto: plain steps",
         "num_gpus": "left out: trials share a GPU" if gain is not None and gain >= PACKING_PAYS else 1,
     }
@@ -287,32 +428,30 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
         / (row[measured] / 1000)
         for model, row in values["step_times"].items()
     )
-    row = {
-        "compute_efficiency": card.compute_efficiency * speed,
-        "bandwidth_efficiency": min(1.0, card.bandwidth_efficiency * speed),
-        "origin": f"gpu-check: {speed:.2f} times as fast as predicted",
-        "timed": True,
-    }
+    there = replace(
+        card,
+        compute_efficiency=card.compute_efficiency * speed,
+        bandwidth_efficiency=min(1.0, card.bandwidth_efficiency * speed),
+        origin=f"gpu-check: {speed:.2f} times as fast as predicted",
+        timed=True,
+    )
     hours = {
         name: on_cards(_trials(on_gpu=True), its, 1, share=1.0)["hours"]
-        for name, its in (("predicted_hours", card), ("hours", replace(card, **row)))
+        for name, its in (("predicted_hours", card), ("hours", there))
     }
-    return found | {"row": row} | hours
+    return found | {"row": asdict(there)} | hours
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
-    part.__name__: part for part in (host, gpu, correctness, step_times, memory, pairs, summary)
+    part.__name__: part
+    for part in (host, gpu, context, correctness, step_times, passes, memory, pairs, trial, faults, summary)
 }
-OF_GPUS = {"gpu"}
+OF_GPUS = {"gpu", "context"}
 """Parts that a CPU has not."""
 
 
 def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
-    """Check one device (``cuda:<index>`` or ``cpu``) and write what is found after every part.
-
-    Returns:
-        The file, and whether no part failed.
-    """
+    """Check one device, written down after every part; return the file, and whether no part failed."""
     name, uuid = "CPU", "cpu"
     if device != "cpu":
         its = _seen()[int(device.partition(":")[2])]
@@ -333,40 +472,39 @@ def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, 
 
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Run a part in a process of its own, on a CPU in this one; nothing that it meets is raised."""
-    start = time.perf_counter()
-    values: dict[str, Any] | None = None
-    error = ""
+    start, error, values = time.perf_counter(), "", None
     try:
-        if device == "cpu":
-            values = _run_here(part, device, earlier)
+        if part == "summary":
+            values = PARTS[part](bench_of(device), earlier)
         else:
-            with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-                json.dump(earlier, file, default=str)
-                file.flush()
-                command = [sys.executable, "-m", "orchestrator.running.gpu_check", part, device, file.name]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=PART_TIMEOUT_S, check=False
-                )
-            if done.returncode:
-                error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            else:
-                values = json.loads(done.stdout.splitlines()[-1])
+            values = PARTS[part](bench_of(device)) if device == "cpu" else _answer(_start(part, device))
+    except ChildProcessError as problem:
+        error = str(problem)
     except Exception as problem:
         error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
     error = without_names(error) or "; ".join((values or {}).get("fails", ()))
     return {"ok": not error, "seconds": time.perf_counter() - start, "values": values, "error": error}
 
 
-def _run_here(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    bench, work = bench_of(device), PARTS[part]
-    return work(bench, earlier) if part == "summary" else work(bench)
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    code = f"from {__name__} import main; main()"  # not -m: Ray's workers must be able to import it
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _answer(process: subprocess.Popen[str]) -> Any:
+    """Return what a process found; raise ``ChildProcessError`` with the last line of one that died."""
+    try:
+        said, complaint = process.communicate(timeout=PART_TIMEOUT_S)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise ChildProcessError((complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
+    return json.loads(said.splitlines()[-1])
 
 
 def without_names(text: str) -> str:
     """Return a message without the name of the machine or of its user, and without paths."""
-    import getpass
-    import socket
-
     for name in filter(None, (socket.gethostname(), getpass.getuser())):
         text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
     return re.sub(r"(/[\w.-]+){2,}", "...", text)
@@ -376,29 +514,26 @@ def devices(wanted: str | None) -> list[str]:
     """Return what is checked: ``cpu``, one GPU by its number, or all that torch reaches.
 
     Raises:
+        ConfigError: for a number that no GPU has.
         SetupError: when there is no GPU to check.
     """
     if wanted == "cpu":
         return ["cpu"]
-    found = () if is_logical() else _seen()
-    if not found:
+    numbers = [str(index) for index, _ in enumerate(() if is_logical() else _seen())]
+    if not numbers:
         raise SetupError(
             "gpu-check needs a GPU that torch reaches",
             "none",
             "isweep doctor says why; --device cpu tries the check",
         )
-    return [f"cuda:{index}" for index in range(len(found))] if wanted is None else [f"cuda:{int(wanted)}"]
+    if wanted is not None and wanted not in numbers:
+        rule = "--device must be the number of a GPU that torch reaches, or cpu"
+        raise ConfigError(rule, wanted, f"one of {', '.join(numbers)}")
+    return [f"cuda:{number}" for number in numbers if wanted in (None, number)]
 
 
 def main() -> None:
-    """Run one part, or measure one process's rate, and print what was found as JSON."""
-    part, device, more = sys.argv[1:4]
-    if part == "_rate":
-        print(rate(bench_of(device), more))  # noqa: T201
-        return
-    earlier = json.loads(Path(more).read_text(encoding="utf-8"))
-    print(json.dumps(_run_here(part, device, earlier), default=str))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+    """Run one part, or measure a network's rate, and print what was found as JSON."""
+    part, device, *model = sys.argv[1:]
+    found = rate(bench_of(device), *model) if model else PARTS[part](bench_of(device))
+    print(json.dumps(found, default=str))  # noqa: T201

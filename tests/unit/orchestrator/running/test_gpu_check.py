@@ -2,19 +2,20 @@
 
 import getpass
 import json
+import os
 import socket
 from dataclasses import asdict
 
 import pytest
 
-from orchestrator.planning.predict import CARDS, card_there, cost_of, pass_time, read_checks
+from orchestrator.planning.predict import CARDS, Card, card_there, cost_of, pass_time, read_checks
 from orchestrator.running import gpu_check
-from orchestrator.running.gpu_check import PARTS, bench_of, check, devices, run_part, without_names
-from orchestrator.running.gpus import LOGICAL_GPUS
-from search_spaces.errors import SetupError
+from orchestrator.running.gpu_check import PARTS, Bench, bench_of, check, devices, run_part, without_names
+from orchestrator.running.gpus import LOGICAL_GPUS, Gpu
+from search_spaces.errors import ConfigError, SetupError
 
 
-@pytest.mark.parametrize("part", ["host", "step_times", "memory"])
+@pytest.mark.parametrize("part", ["host", "step_times", "passes", "memory", "faults"])
 def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
     found = run_part(part, "cpu", {})
     assert (found["error"], found["ok"]) == ("", True)
@@ -22,7 +23,98 @@ def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
 
 
 def test_the_parts_are_all_there():
-    assert list(PARTS) == [*("host", "gpu", "correctness", "step_times", "memory", "pairs", "summary")]
+    assert list(PARTS) == [
+        *("host", "gpu", "context", "correctness", "step_times", "passes"),
+        *("memory", "pairs", "trial", "faults", "summary"),
+    ]
+
+
+def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
+    first, second = gpu_check._two_trials(bench_of("cpu"), "small_cnn")
+    assert first["timings"].keys() >= {"build", "train", "evaluate"}
+    assert (first["left_bytes"], first["energy_j"]) == (0, None)
+    assert first["scores"] == second["scores"]
+    assert json.dumps(first)
+
+
+@pytest.mark.parametrize(
+    ("needed", "largest", "expected"),
+    [(0.30, 1.0, (0.3125, 0.28125)), (0.0, 0.5, (0.015625, 0.0)), (2.0, 1.0, (None, 0.96875))],
+)
+def test_the_smallest_share_is_found_by_bisection(needed, largest, expected):
+    tried = []
+
+    def ends(share):
+        tried.append(share)
+        return "" if share >= needed else "out_of_memory"
+
+    found = gpu_check.smallest_share(ends, largest)
+    assert (found["smallest_share"], found["dies_with"]) == expected
+    assert found["kind"] == ("out_of_memory" if found["dies_with"] else "")
+    assert len(tried) == 5
+
+
+@pytest.fixture
+def posing(monkeypatch):
+    """A CPU that poses as a GPU: work runs with a share above 0.2, else dies of the kind in the list."""
+    small, kinds = gpu_check._trials(False), ["out_of_memory"]
+    for name, value in {
+        "on_gpu": True,
+        "share_of": lambda bench, size: 0.25,
+        "left_bytes": lambda bench: 0,
+        "failure": lambda bench, work, share=1.0: "" if 0.2 < share < 1 else kinds[0],
+    }.items():
+        monkeypatch.setattr(Bench, name, value)
+    monkeypatch.setattr(gpu_check, "_trials", lambda on_gpu: small)
+    return kinds
+
+
+def test_memory_is_measured_with_the_share_that_each_network_needs(posing):
+    row = gpu_check.memory(bench_of("cpu"))["small_cnn"]
+    assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
+    assert row["dies_with"] <= 0.2 < row["smallest_share"]
+    assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
+
+
+def test_memory_that_runs_out_must_be_taken_for_it(posing):
+    bench = bench_of("cpu")
+    found = gpu_check.faults(bench)
+    assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
+    assert found["fails"] == [
+        "memory that runs out in step is taken for nothing",
+        "memory that runs out in evaluation is taken for nothing",
+    ]
+    posing[0] = "device_error"
+    assert "memory that runs out in capture is taken for device_error" in gpu_check.faults(bench)["fails"]
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
+    """MPS is the folder that CUDA is told: without it a process computes as if there were none."""
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    if runs:
+        (tmp_path / "control").touch()
+    monkeypatch.setattr(gpu_check, "_gain", lambda bench, model: {"gain": 1.5 if gpu_check.mps_runs() else 1})
+    found = gpu_check.pairs(bench_of("cpu"))
+    with_mps = {"small_cnn": {"gain": 1.5}} if runs else {}
+    assert found == {"mps": runs, "with_mps": with_mps, "without_mps": {"small_cnn": {"gain": 1}}}
+    assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
+
+
+def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
+    def answer(process):
+        process.wait()
+        if len(started) == 7:
+            raise ChildProcessError(f"OutOfMemoryError on {socket.gethostname()}")
+        return 50.0
+
+    started, start = [], gpu_check._start
+    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/true")
+    monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words) or start(*words))
+    monkeypatch.setattr(gpu_check, "_answer", answer)
+    row = gpu_check._gain(bench_of("cuda:0"), "vgg16")
+    assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError on ..."}
+    assert set(started) == {("rate", "cuda:0", "vgg16")}
 
 
 @pytest.fixture
@@ -77,7 +169,8 @@ def test_a_message_names_neither_machine_nor_user_nor_path():
     assert said == "... on ...: ... failed"
 
 
-def test_the_summary_gives_the_planner_a_row():
+@pytest.mark.parametrize(("mps", "num_gpus"), [(False, "left out: trials share a GPU"), (True, 1)])
+def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     """A GPU that is twice as fast as its row says gets twice the shares, and fewer hours."""
     card, bench = CARDS["a100"], bench_of("cuda:0")
     times = {}
@@ -88,13 +181,22 @@ def test_the_summary_gives_the_planner_a_row():
     parts = {
         "gpu": {"planned_as": asdict(card)},
         "step_times": times,
-        "pairs": {"mps": False, "resnet18": {"1": 100.0, "2": 130.0, "gain": 1.3}},
+        "pairs": {
+            "mps": mps,
+            "without_mps": {"resnet18": {"gain": 1.3}, "vgg16": {"gain": 1.2}},
+            "with_mps": {"resnet18": {"gain": 1.05}, "vgg16": {"error": "2 processes: exit code 1"}},
+        },
         "correctness": {"self_test": {"graphs": False}},
     }
-    found = gpu_check.summary(bench, {name: {"ok": True, "values": v} for name, v in parts.items()})
+    told = {name: {"ok": True, "values": v} for name, v in parts.items()}
+    found = gpu_check.summary(bench, told)
     assert found["row"]["compute_efficiency"] == pytest.approx(2 * card.compute_efficiency)
     assert found["hours"] < found["predicted_hours"]
-    assert (found["pair_gain"], found["num_gpus"]) == (1.3, "left out: trials share a GPU")
+    assert (found["pair_gain"], found["pair_gain_mps"], found["num_gpus"]) == (1.2, 1.05, num_gpus)
+    assert Card(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
+    assert found["verdict"] == "PASS"
+    broken = told | {"faults": {"ok": False, "values": None}}
+    assert gpu_check.summary(bench, broken)["verdict"] == "FAIL: faults"
     measured = card_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
     assert measured.compute_efficiency == pytest.approx(2 * card.compute_efficiency)
 
@@ -104,6 +206,15 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):
     with pytest.raises(SetupError, match="isweep doctor says why; --device cpu tries the check"):
         devices(None)
     assert devices("cpu") == ["cpu"]
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch):
+    monkeypatch.setattr(gpu_check, "_seen", lambda: (Gpu("A", "GPU-1", 2**34), Gpu("B", "GPU-2", 2**34)))
+    assert devices(None) == ["cuda:0", "cuda:1"]
+    assert devices("1") == ["cuda:1"]
+    for wrong in ("2", "-1", "cuda:0"):
+        with pytest.raises(ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"):
+            devices(wrong)
 
 
 def test_a_part_on_a_gpu_dies_alone(monkeypatch):

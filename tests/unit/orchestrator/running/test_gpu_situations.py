@@ -140,8 +140,12 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mo
 
 
 def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
-    checks = {A100.name: {"pair_gain": 1.3, "row": {"compute_efficiency": 0.4}}, T4.name: {"pair_gain": 1.0}}
+    checks = {
+        A100.name: {"pair_gain": 1.3, "row": {"compute_efficiency": 0.4}},
+        T4.name: {"pair_gain_mps": 1.0},
+    }
     assert packing_pays(A100.name, checks, mps=False)
+    assert packing_pays(A100.name, checks, mps=True)  # never measured under MPS, which shares
     assert not packing_pays(T4.name, checks, mps=True)
     assert not packing_pays("NVIDIA H100", checks, mps=False)
     found = card_there(A100.name, 79.3, checks)
