@@ -31,6 +31,8 @@ MOST_LEFT_OUT = 0.05
 """Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
 MIN_RCOND = 1e-10
 """Below this share of what the regressors are, what varies of them is rounding."""
+MOST = 1e100
+"""Larger numbers, and smaller ones than its inverse, have no square."""
 MOST_CELLS = 2_000
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
@@ -71,8 +73,8 @@ class Slope:
         level: ``within``: at equal group; ``between``: of one effect per group.
         on: the column.
         value: slope of the response, at equal other columns; None where it cannot be estimated.
-        interval: 95 %, by t: of the jackknife over groups (CR3) within, of least squares over groups between.
-        p_value: of no slope: by the same t within, by permutation of groups between.
+        interval: 95 %, by t of the jackknife over groups (CR3); between, and of least squares: the wider.
+        p_value: of no slope, by the same t; between, also by permutation of groups: the larger.
         adjusted_p: Holm's, over all slopes of both levels that have one.
         num_groups: that the slope rests on.
         left_out: the slope without each group.
@@ -88,6 +90,14 @@ class Slope:
     num_groups: int = 0
     left_out: dict[str, float] | None = None
     reason: str = ""
+
+    def times(self, factor: float) -> Slope:
+        """Return it in other units."""
+        if self.value is None:
+            return self
+        bounds = self.interval and (self.interval[0] * factor, self.interval[1] * factor)
+        left_out = self.left_out and {name: value * factor for name, value in self.left_out.items()}
+        return replace(self, value=self.value * factor, interval=bounds, left_out=left_out)
 
     @property
     def hangs_on(self) -> str:
@@ -233,7 +243,9 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     own: pd.DataFrame = table[list(design.columns)].apply(lambda column: column.str.strip())
     blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
     numbers = own[[design.response, *design.on]].apply(pd.to_numeric, errors="coerce").astype(float)
-    odd = ~np.isfinite(numbers) & ~blank[numbers.columns]
+    sizes = numbers.abs()
+    usable = ((sizes < MOST) & (sizes > 1 / MOST)) | (sizes == 0)
+    odd = ~usable & ~blank[numbers.columns]
     kept = ~(blank.any(axis=1) | doubled)
     own[numbers.columns] = numbers
     collect(chain(_not_numbers(odd), _too_many(blank, doubled), _too_few(own[kept], design)))
@@ -256,15 +268,11 @@ def _text_of(path: Path) -> pd.DataFrame:
             read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
             table = read(path)
             return table.astype(object).where(table.notna(), "").astype(str).rename(columns=str)
-        header = path.open(encoding="utf-8-sig", newline="").readline()
-        separator = max("\t;|,", key=header.count)
-        names = next(csv.reader([header], delimiter=separator), [])
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
-        return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        ).fillna("")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            read_rows = csv.reader(file, delimiter=max("\t;|,", key=header.count))
+            names, *rows = [row for row in read_rows if row]
     except ImportError as error:
         raise ConfigError("The table needs another package", str(error), "or save it as CSV") from None
     except (OSError, ValueError, csv.Error) as error:
@@ -272,6 +280,14 @@ def _text_of(path: Path) -> pd.DataFrame:
         raise ConfigError(
             "The table must be one that can be read", f"{path.name}: {first}", way_out
         ) from None
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
+    uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
+    if uneven.any():
+        found = f"{plural(int(uneven.sum()), 'row')} of another length ({_rows(uneven)})"
+        raise ConfigError(f"Every row must have {len(names)} cells, as the header", found, way_out)
+    return pd.DataFrame(rows, columns=names, dtype=str)
 
 
 def _rows(mask: pd.Series) -> str:
@@ -285,7 +301,7 @@ def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
     for name, mask in odd.items():
         if mask.any():
             yield ConfigError(
-                f"Column {name} must hold finite numbers",
+                f"Column {name} must hold finite numbers, of a size between {1 / MOST:g} and {MOST:g}",
                 f"{plural(int(mask.sum()), 'cell')} that are none: {_rows(mask)}",
                 "write 0.5, not 0,5 or a word; leave a cell empty where the value is missing",
             )
@@ -345,15 +361,29 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
         if design.within
         else np.zeros(len(table), dtype=int)
     )
-    y, x = table[design.response].to_numpy(), table[list(design.on)].to_numpy()
-    slopes = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
-    adjusted = i.holm({str(k): slope.p_value for k, slope in enumerate(slopes) if slope.p_value is not None})
-    slopes = [replace(slope, adjusted_p=adjusted.get(str(k))) for k, slope in enumerate(slopes)]
+    (y, y_scale), (x, x_scale) = (
+        _standard(table[list(n)].to_numpy()) for n in ((design.response,), design.on)
+    )
+    y = y[:, 0]
+    found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
+    adjusted = i.holm({str(k): slope.p_value for k, slope in enumerate(found) if slope.p_value is not None})
+    slopes = [
+        replace(slope, adjusted_p=adjusted.get(str(k))).times(y_scale[0] / x_scale[design.on.index(slope.on)])
+        for k, slope in enumerate(found)
+    ]
     names, codes = np.unique(groups, return_inverse=True)
     pooled = tuple(_pooled(name, y, x[:, k], codes, names) for k, name in enumerate(design.on))
     return GroupedFit(
         design, len(table), len(names), tuple(slopes), pooled, tuple(table.attrs.get("left_out", ()))
     )
+
+
+def _standard(values: Array) -> tuple[Array, Array]:
+    """Return columns (n, k) of mean 0 and deviation 1, and their deviations, whatever their unit."""
+    largest = np.abs(values).max(axis=0)
+    moved = values / largest - (values / largest).mean(axis=0)
+    deviations = np.sqrt((moved**2).mean(axis=0))
+    return moved / deviations, deviations * largest
 
 
 def _centred(values: Array, codes: i.Codes) -> Array:
@@ -374,49 +404,66 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design)
     q = x.shape[1]
     kinds = range(1, cells.max() + 1)  # the first kind's intercept is the group's
     dummies = (cells[:, None] == np.array(kinds, dtype=int)).astype(float)
-    scale = np.sqrt((x**2).mean(axis=0))
-    centred = _centred(np.column_stack([x / scale, dummies, y]), codes)
+    centred = _centred(np.column_stack([x, dummies, y]), codes)
     each = [part.T @ part for part in (centred[codes == k] for k in range(len(names)))]
-    varies = [k for k in range(len(names)) if np.trace(each[k][:q, :q]) > 0]
+    total, smallest = np.sum(each, axis=0), MIN_RCOND * len(y)
 
     def solve(products: Array) -> Array:
-        """Coefficients of columns and kinds; NaN where those of the columns are not identified."""
+        """Slopes (q,) at equal kinds; NaN for columns that do not vary, or only together."""
         free, last = products[:-1, :-1], products[:-1, -1]
         kinds_only = np.linalg.pinv(free[q:, q:], rcond=1e-12, hermitian=True)
         own = free[:q, :q] - free[:q, q:] @ kinds_only @ free[q:, :q]
-        if np.linalg.eigvalsh(own)[0] <= MIN_RCOND * len(y):
-            return np.full(len(free), np.nan)
-        slopes = np.linalg.solve(own, last[:q] - free[:q, q:] @ kinds_only @ last[q:])
-        return np.concatenate([slopes, kinds_only @ (last[q:] - free[q:, :q] @ slopes)])
+        varying, slopes = np.flatnonzero(np.diag(own) > smallest), np.full(q, np.nan)
+        own = own[np.ix_(varying, varying)]
+        if len(varying) and np.linalg.eigvalsh(own)[0] > smallest:
+            moved = last[:q] - free[:q, q:] @ kinds_only @ last[q:]
+            slopes[varying] = np.linalg.solve(own, moved[varying])
+        return slopes
 
-    total = np.sum(each, axis=0)
-    values = solve(total)[:q]
-    if not np.isfinite(values).all():
-        equal = f" at equal {listing(design.within)}" if design.within else ""
-        reason = f"{listing(design.on)} do{'es' if q == 1 else ''} not vary within groups{equal}"
-        yield from (Slope("within", name, num_groups=len(varies), reason=reason) for name in design.on)
-        return
-    left_out = np.array([solve(total - each[k])[:q] for k in varies])
+    values, left_out = solve(total), np.array([solve(total - part) for part in each])
     for k, name in enumerate(design.on):
-        others = [j for j in range(len(total) - 1) if j != k]
+        if not np.isfinite(values[k]):
+            alone = total[k, k] > smallest and q > 1
+            what = "varies only together with the others" if alone else "does not vary"
+            equal = f" at equal {listing(design.within)}" if design.within else ""
+            yield Slope("within", name, reason=f"{name} {what} within groups{equal}")
+            continue
+        # A column that does not vary has no part in this one's slope.
+        others = [j for j in range(len(total) - 1) if j != k and (j >= q or np.isfinite(values[j]))]
         weights, *_ = np.linalg.lstsq(total[np.ix_(others, others)], total[others, k], rcond=1e-12)
         carried = np.bincount(codes, (centred[:, k] - centred[:, others] @ weights) ** 2)
-        degrees = 1 / float(((carried / carried.sum()) ** 2).sum()) - 1
-        found = i.jackknife(float(values[k]), left_out[:, k])
-        reason = ""
+        varies = np.flatnonzero(carried > 1e-12 * carried.sum())
+        refits = left_out[varies, k]
+        degrees = _degrees(carried)
+        lost = np.flatnonzero(~np.isfinite(refits))
         if len(varies) < i.MIN_DATASETS:
             reason = f"no interval: it varies within {plural(len(varies), 'group')} only"
-        elif not np.isfinite(left_out[:, k]).all() or degrees < 1:
-            reason = f"no interval: it hangs on {names[carried.argmax()]} alone"
-        value = found.value / float(scale[k])
-        if reason:
-            yield Slope("within", name, value, num_groups=len(varies), reason=reason)
+        elif len(lost) or degrees < 1:
+            reason = (
+                f"no interval: it hangs on {names[varies[lost[0]] if len(lost) else carried.argmax()]} alone"
+            )
+        else:
+            error = i.jackknife(float(values[k]), refits).std_error
+            without = dict(zip(names[varies].tolist(), refits.tolist(), strict=True))
+            yield _judged("within", name, float(values[k]), error, degrees, without)
             continue
-        half_width = i.t_quantile(1 - LEVEL / 2, degrees) * found.std_error / float(scale[k])
-        p = float(i.t_p_values(values[k : k + 1], np.array([found.std_error]), degrees)[0])
-        without = dict(zip(names[varies].tolist(), (left_out[:, k] / scale[k]).tolist(), strict=True))
-        bounds = (value - half_width, value + half_width)
-        yield Slope("within", name, value, bounds, p, None, len(varies), without)
+        yield Slope("within", name, float(values[k]), num_groups=len(varies), reason=reason)
+
+
+def _degrees(carried: Array) -> float:
+    """Degrees of freedom of groups that carry these parts of what varies."""
+    return 1 / float(((carried / carried.sum()) ** 2).sum()) - 1
+
+
+def _judged(
+    level: Level, name: str, value: float, error: float, degrees: float, left_out: dict[str, float]
+) -> Slope:
+    """Return a slope with interval and p-value by t."""
+    half_width = i.t_quantile(1 - LEVEL / 2, degrees) * error
+    p = float(i.t_p_values(np.array([value]), np.array([error]), degrees)[0])
+    return Slope(
+        level, name, value, (value - half_width, value + half_width), p, None, len(left_out), left_out
+    )
 
 
 def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design) -> Iterator[Slope]:
@@ -439,9 +486,21 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design
             for g, group in enumerate(names)
             if (fit := i.ols(np.delete(effects[:, 0], g), np.delete(effects[:, 1:], g, axis=0))) is not None
         }
-        p = None if test is None else test.p_value
-        reason = "" if test is None or test.num >= 1 / LEVEL else f"too few groups for a p-value of {LEVEL:g}"
-        yield Slope("between", name, float(found.values[k]), found.intervals[k], p, None, num, refits, reason)
+        value, bounds = float(found.values[k]), found.intervals[k]
+        if test is None or test.num < 1 / LEVEL:
+            reason = f"too few groups for a p-value of {LEVEL:g}"
+            yield Slope("between", name, value, bounds, None, None, num, refits, reason)
+        elif len(refits) < num:
+            yield Slope("between", name, value, None, None, None, num, refits, "it hangs on one group alone")
+        else:
+            # Least squares and permutation take groups for equally uncertain; the jackknife does not.
+            basis = np.column_stack([np.ones(num), others])
+            own = column - basis @ np.linalg.lstsq(basis, column, rcond=None)[0]
+            error = i.jackknife(value, np.array([*refits.values()])).std_error
+            slope = _judged("between", name, value, error, max(1.0, _degrees(own**2)), refits)
+            jackknifed, p = slope.interval or bounds, slope.p_value or 0.0
+            widest = (min(bounds[0], jackknifed[0]), max(bounds[1], jackknifed[1]))
+            yield replace(slope, interval=widest, p_value=max(test.p_value, p))
 
 
 def _pooled(name: str, y: Array, x: Array, codes: i.Codes, names: i.Codes) -> PooledCorrelation:

@@ -63,13 +63,25 @@ def test_slopes_between_groups_are_those_of_their_means_and_all_permutations():
     table = rows()
     slope = fit_groups(table, PLAIN).find("between", "d")
     means = table.groupby("dataset")[["loss", "d"]].mean()
-    by_hand = sm.OLS(means["loss"], sm.add_constant(means["d"])).fit()
+
+    def by_hand(part):
+        return sm.OLS(part["loss"], sm.add_constant(part["d"])).fit()
+
+    value = by_hand(means).params["d"]
+    without = {name: by_hand(means.drop(name)).params["d"] for name in means.index}
+    error = np.sqrt(5 / 6 * sum((one - value) ** 2 for one in without.values()))
+    shares = (means["d"] - means["d"].mean()) ** 2
+    shares /= shares.sum()
+    degrees = 1 / (shares**2).sum() - 1
+    ends = [*by_hand(means).conf_int().loc["d"], *stats.t.interval(0.95, degrees, value, error)]
     x, y = means["d"].to_numpy(), means["loss"].to_numpy()
     found = abs(np.corrcoef(x, y)[0, 1])
     drawn = [abs(np.corrcoef(x, y[list(order)])[0, 1]) for order in permutations(range(6))]
-    assert slope.value == pytest.approx(by_hand.params["d"], rel=1e-9)
-    assert slope.interval == pytest.approx(tuple(by_hand.conf_int().loc["d"]), rel=1e-9)
-    assert slope.p_value == pytest.approx(np.mean(np.array(drawn) >= found - 1e-12))
+    exact = np.mean(np.array(drawn) >= found - 1e-12)
+    assert slope.value == pytest.approx(value, rel=1e-9)
+    assert slope.left_out == pytest.approx(without, rel=1e-9)
+    assert slope.interval == pytest.approx((min(ends), max(ends)), rel=1e-9)
+    assert slope.p_value == pytest.approx(max(exact, 2 * stats.t.sf(abs(value) / error, degrees)), rel=1e-8)
 
 
 def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
@@ -111,6 +123,41 @@ def test_nothing_to_find_is_found_in_few_tables(num_groups):
     assert num_found <= 0.05 * 120 + 6
 
 
+def test_groups_of_unequal_spread_claim_nothing_between_them():
+    """Their own error grows with the column: least squares and permutation alone claim in one of four."""
+    num_found = 0
+    for seed in range(120):
+        rng = np.random.default_rng([seed, 9])
+        d = np.exp(rng.normal(size=9))
+        parts = [
+            pd.DataFrame({"loss": rng.normal() * one + rng.normal(size=8), "d": one, "dataset": f"s{g}"})
+            for g, one in enumerate(d)
+        ]
+        num_found += any(slope.established for slope in fit_groups(pd.concat(parts), PLAIN).slopes)
+    assert num_found <= 0.05 * 120 + 6
+
+
+def test_a_column_that_does_not_vary_within_groups_leaves_the_others_alone():
+    table = rows().assign(level=lambda t: t["dataset"].str[1:].astype(float))
+    both = fit_groups(table, Design("loss", ("d", "level"), "dataset"))
+    alone = fit_groups(table, PLAIN).find("within", "d")
+    assert both.find("within", "d").value == pytest.approx(alone.value)
+    assert both.find("within", "d").interval == pytest.approx(alone.interval)
+    assert both.find("within", "level").reason == "level does not vary within groups"
+    doubled = fit_groups(table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), "dataset"))
+    assert doubled.find("within", "d").reason == "d varies only together with the others within groups"
+
+
+@pytest.mark.parametrize(("shift", "unit"), [(2459000.0, 1.0), (0.0, 1e-60), (0.0, 1e60)])
+def test_units_change_nothing(shift, unit):
+    table = rows()
+    moved = fit_groups(table.assign(d=shift + unit * table["d"], loss=unit * table["loss"]), PLAIN)
+    for level in ("within", "between"):
+        slope, plain = moved.find(level, "d"), fit_groups(table, PLAIN).find(level, "d")
+        assert slope.value / (unit if shift else 1.0) == pytest.approx(plain.value, rel=1e-6)
+        assert slope.p_value == pytest.approx(plain.p_value, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "level", "message"),
     [
@@ -143,7 +190,7 @@ def written(tmp_path, table, name="t.csv"):
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        (lambda t: t.assign(d="0,5"), ["Column d must hold finite numbers; found: 116 cells"]),
+        (lambda t: t.assign(d="0,5"), ["between 1e-100 and 1e+100; found: 116 cells that are none"]),
         (lambda t: t.assign(d=1.0), ["Column d must vary; found: 1 value"]),
         (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
         (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
@@ -164,8 +211,17 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
     ("name", "body", "message"),
     [
         ("t.csv", b"", "must be one that can be read"),
-        ("t.csv", b"loss,d,dataset\n1,2\n1,2,3,4\n", "must be one that can be read"),
+        (
+            "t.csv",
+            b"loss,d,dataset\n1,2\n1,2,3,4\n",
+            r"3 cells, as the header; found: 2 rows of another length",
+        ),
         ("t.csv", "loss,d,dataset\n1,2,ä\n".encode("latin-1"), "must be one that can be read"),
+        (
+            "t.csv",
+            b"loss,d,dataset\n1,2,a,\n",
+            r"Every row must have 3 cells, as the header; found: 1 row of",
+        ),
         ("t.csv", b"loss,d,d,dataset\n1,2,3,4\n", "Column names must differ; found: d more than once"),
         ("t.parquet", b"PAR1", "must be one that can be read"),
         ("t.doc", b"x", "must be a file of a known kind; found: t.doc"),
