@@ -131,9 +131,8 @@ class Bench:
     ) -> list[float]:
         """Train for some epochs; return the seconds of each."""
         recipe = self.trial(model).network.recipe.model_copy(update={"epochs": number})
-        network = self.built(model)
-        history = train(network, images, labels, recipe, seed=0, device=self.device, graphs=graphs)
-        return [record.seconds for record in history]
+        options: dict[str, Any] = {"seed": 0, "device": self.device, "graphs": graphs}
+        return [record.seconds for record in train(self.built(model), images, labels, recipe, **options)]
 
 
 @cache
@@ -306,10 +305,7 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
 
 
 def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, Any]:
-    """Return the smallest share of a GPU, context included, that runs; below it, what it dies of.
-
-    ``ends`` tries a share and returns a kind of failure, empty where it runs; ``largest`` is not tried.
-    """
+    """Return the least share, up to ``largest``, for which ``ends`` names no failure; and a lesser one's."""
     runs, dies, kind = None, 0.0, ""
     for _ in range(5):
         share = ((largest if runs is None else runs) + dies) / 2
@@ -356,7 +352,10 @@ def rate(bench: Bench, model: str) -> float:
 
 def trial(bench: Bench) -> dict[str, Any]:
     """Real trials through Ray on a private cluster, each twice in one process."""
-    visible = {"CUDA_VISIBLE_DEVICES": _seen()[bench.device.index].uuid} if bench.on_gpu else {}
+    words, visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","), {}
+    if bench.on_gpu:  # of a slice (MIG) torch knows no name that CUDA takes
+        index = bench.device.index
+        visible = {"CUDA_VISIBLE_DEVICES": words[index] if any(words) else _seen()[index].uuid}
     there = replace(bench, device=torch.device(bench.device.type))
     with environment(**visible), connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(_two_trials)
