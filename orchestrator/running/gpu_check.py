@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import timeit
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -131,9 +132,8 @@ class Bench:
     ) -> list[float]:
         """Train for some epochs; return the seconds of each."""
         recipe = self.trial(model).network.recipe.model_copy(update={"epochs": number})
-        network = self.built(model)
-        history = train(network, images, labels, recipe, seed=0, device=self.device, graphs=graphs)
-        return [record.seconds for record in history]
+        options: dict[str, Any] = {"seed": 0, "device": self.device, "graphs": graphs}
+        return [record.seconds for record in train(self.built(model), images, labels, recipe, **options)]
 
 
 @cache
@@ -254,27 +254,30 @@ def passes(bench: Bench) -> dict[str, Any]:
     for model in bench.models:
         with bench.as_trials():
             network, (images, labels) = bench.built(model), bench.images(64)
-            layout = bench.built(model).to(memory_format=torch.contiguous_format)
+            plain = bench.built(model).to(memory_format=torch.contiguous_format).eval()
             size = attack_pass(bench.trial(model).network.recipe)
             works: dict[str, Callable[[], object]] = {
                 "evaluate_64": partial(evaluate, network, images, labels, pass_size=64),
                 "evaluate_16": partial(evaluate, network, images, labels, pass_size=16),
-                "contiguous_16": partial(evaluate, layout, images, labels, pass_size=16),
+                "nchw_16": partial(_forward, plain, torch.split(images.float(), 16)),
                 "fgsm": partial(pass_clean, network, images, labels, pass_size=size),
             }
             found[model] = {name: 64 / _seconds(bench, work) for name, work in works.items()}
     return found
 
 
+@torch.no_grad()
+def _forward(network: torch.nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
+    return [network(part) for part in parts]
+
+
 def _seconds(bench: Bench, work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
+    def finished() -> None:
         work()
         if bench.on_gpu:
             torch.cuda.synchronize(bench.device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+
+    return statistics.median(timeit.repeat(finished, number=1, repeat=4)[1:])
 
 
 def memory(bench: Bench) -> dict[str, Any]:
@@ -306,10 +309,7 @@ def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
 
 
 def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, Any]:
-    """Return the smallest share of a GPU, context included, that runs; below it, what it dies of.
-
-    ``ends`` tries a share and returns a kind of failure, empty where it runs; ``largest`` is not tried.
-    """
+    """Return the least share, up to ``largest``, for which ``ends`` names no failure; and a lesser one's."""
     runs, dies, kind = None, 0.0, ""
     for _ in range(5):
         share = ((largest if runs is None else runs) + dies) / 2
@@ -356,7 +356,10 @@ def rate(bench: Bench, model: str) -> float:
 
 def trial(bench: Bench) -> dict[str, Any]:
     """Real trials through Ray on a private cluster, each twice in one process."""
-    visible = {"CUDA_VISIBLE_DEVICES": _seen()[bench.device.index].uuid} if bench.on_gpu else {}
+    words, visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","), {}
+    if bench.on_gpu:  # of a slice (MIG) torch knows no name that CUDA takes
+        index = bench.device.index
+        visible = {"CUDA_VISIBLE_DEVICES": words[index] if any(words) else _seen()[index].uuid}
     there = replace(bench, device=torch.device(bench.device.type))
     with environment(**visible), connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(_two_trials)
@@ -460,9 +463,7 @@ def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, 
     path = folder / f"gpu-check-{spelled}-{uuid}.json"
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"gpu": name, "device": device.partition(":")[0], "parts": {}}
-    for part in PARTS:
-        if part in OF_GPUS and device == "cpu":
-            continue
+    for part in (part for part in PARTS if device != "cpu" or part not in OF_GPUS):
         record["parts"][part] = found = run_part(part, device, record["parts"])
         write_atomic(path, json.dumps(record, indent=1, default=str).encode())
         error = f": {found['error']}" if found["error"] else ""

@@ -1,5 +1,6 @@
 """The check of a GPU, on a CPU: its parts, its file, and what plans make of it."""
 
+import contextlib
 import getpass
 import json
 import os
@@ -35,6 +36,25 @@ def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
     assert (first["left_bytes"], first["energy_j"]) == (0, None)
     assert first["scores"] == second["scores"]
     assert json.dumps(first)
+
+
+@pytest.mark.parametrize(("named", "expected"), [("", "GPU-2"), ("0,MIG-7", "MIG-7")])
+def test_the_trial_runs_on_the_gpu_that_is_checked(posing, monkeypatch, named, expected):
+    """Of several GPUs Ray would hand out the first."""
+    seen = []
+
+    @contextlib.contextmanager
+    def connect(*words, **options):
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        yield
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(gpu_check, "_seen", lambda: (Gpu("A", "GPU-1", 2**34), Gpu("A", "GPU-2", 2**34)))
+    monkeypatch.setattr(gpu_check, "connect", connect)
+    monkeypatch.setattr(Bench, "two", ())
+    assert gpu_check.trial(bench_of("cuda:1")) == {}
+    assert seen == [expected]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == named
 
 
 @pytest.mark.parametrize(
