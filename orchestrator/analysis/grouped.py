@@ -33,7 +33,7 @@ MIN_RCOND = 1e-10
 """Below this share of what the regressors are, what varies of them is rounding."""
 MOST = 1e100
 """Larger numbers, and smaller ones than its inverse, have no square."""
-MOST_CELLS = 2_000
+MOST_CELLS = 200
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
@@ -405,7 +405,8 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design)
     kinds = range(1, cells.max() + 1)  # the first kind's intercept is the group's
     dummies = (cells[:, None] == np.array(kinds, dtype=int)).astype(float)
     centred = _centred(np.column_stack([x, dummies, y]), codes)
-    each = [part.T @ part for part in (centred[codes == k] for k in range(len(names)))]
+    starts = np.cumsum(np.bincount(codes))[:-1]
+    each = [part.T @ part for part in np.split(centred[np.argsort(codes, kind="stable")], starts)]
     total, smallest = np.sum(each, axis=0), MIN_RCOND * len(y)
 
     def solve(products: Array) -> Array:
@@ -431,7 +432,7 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design)
         # A column that does not vary has no part in this one's slope.
         others = [j for j in range(len(total) - 1) if j != k and (j >= q or np.isfinite(values[j]))]
         weights, *_ = np.linalg.lstsq(total[np.ix_(others, others)], total[others, k], rcond=1e-12)
-        carried = np.bincount(codes, (centred[:, k] - centred[:, others] @ weights) ** 2)
+        carried = np.bincount(codes, (centred[:, k] - centred[:, others] @ weights) ** 2).astype(float)
         varies = np.flatnonzero(carried > 1e-12 * carried.sum())
         refits = left_out[varies, k]
         degrees = _degrees(carried)
