@@ -51,6 +51,7 @@ class Outside:
         files: Path -> content, and a number that changes with it.
         hit: Paths of files that were damaged or deleted, with the time.
         met: How often each fault had something to hit.
+        paused_s: Seconds for which storage let a sweep wait, in all.
         log: What happened, for the reader of a failing seed.
         second: Starts a second driver.
     """
@@ -67,6 +68,7 @@ class Outside:
     hit: dict[str, float] = field(default_factory=dict)
     met: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
+    paused_s: float = 0.0
     num_calls: int = 0
     num_written: int = 0
     second: Callable[[], None] = lambda: None
@@ -107,6 +109,7 @@ class Outside:
         if fault.kind in LASTING:
             self.note(f"fault: {fault.kind} for {fault.amount:.0f} s")
             self.lasting[fault.kind] = self.scheduler.now + fault.amount
+            self.paused_s += fault.amount if fault.kind in ("storage away", "disk full") else 0.0
         elif fault.kind == "second driver":
             self.met[fault.kind] += 1
             self.note("fault: second driver")
