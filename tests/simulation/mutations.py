@@ -238,7 +238,7 @@ MUTATIONS = (
     ),
     Mutation(
         "results that are gone are counted", STATE,
-        "        lost = self.outlines.keys() - self.store.listing(TrialRecord).keys()\n",
+        "        lost = self.trials.keys() - self.store.listing(TrialRecord).keys()\n",
         "        lost = set[str]()\n",
     ),
     Mutation(
