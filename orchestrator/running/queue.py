@@ -272,6 +272,8 @@ class TuneExecution:
 
     def fit(self, trials: tune.Callback, feed: Feed) -> None:
         """See :class:`Execution`."""
+        # Actors of a loop that broke keep their CPUs until nothing refers to them, its error included.
+        gc.collect()
         name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = equipped(
             self._trainable,
@@ -309,8 +311,6 @@ class TuneExecution:
                 tuner.fit()
         finally:
             shutil.rmtree(self._run.paths.tune / name, ignore_errors=True)
-            # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
-            gc.collect()
 
     def process(self, trial: Any) -> Callable[[], object] | None:
         """See :class:`Execution`."""
