@@ -227,7 +227,7 @@ def test_plan_refuses_own_data_that_are_not_there(run, tmp_path):
 
 
 def test_failures_are_grouped_by_reason():
-    from orchestrator.cli.printing import grouped_failures
+    from orchestrator.cli.sweeps import grouped_failures
 
     failures = [{"kind": "setup", "message": "no disk", "trial_id": f"t{k}"} for k in range(5)]
     failures.append({"kind": "bad_data", "message": "no images", "trial_id": "u"})
