@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
@@ -120,7 +122,7 @@ def plan(
 
 
 def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
-    """Yield a plan: a row per model and dataset, or one per trial, and what of it is done."""
+    """Yield a plan: done and planned trials of every model on every dataset, or a row per trial."""
     from orchestrator.planning.plan import CellStatus
 
     def done(rows: Iterable[Mapping[str, Any]]) -> int:
@@ -132,24 +134,27 @@ def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
         for row in found.rows:
             table.add_row(*(cell(row[name]) for name in names))
     else:
-        table = grid("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
-        groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for row in found.rows:
-            groups.setdefault((row["model"], row["dataset"]), []).append(row)
-        for whose, group in groups.items():
-            spans = (_span(row[name] for row in group) for name in ("class_pair", "train_size", "seed"))
-            table.add_row(*map(cell, (*whose, *spans, len(group), done(group))))
+        planned = Counter((row["dataset"], row["model"]) for row in found.rows)
+        ended = Counter((row["dataset"], row["model"]) for row in found.rows if done([row]))
+        datasets, models = (list(dict.fromkeys(names)) for names in zip(*planned, strict=True))
+        table = grid("done/planned", *map(escape, models), numeric_from=1)
+        for name in datasets:
+            counts = ((ended[name, model], planned[name, model]) for model in models)
+            table.add_row(escape(name), *(f"{of[0]}/{of[1]}" if of[1] else "" for of in counts))
     yield table
+    columns = {"N": "train_size", "seed": "seed", "recipe": "recipe", "pair": "class_pair"}
+    spans = {words: _span(row[name] for row in found.rows) for words, name in columns.items()}
+    yield "; ".join(f"{words}: {span}" for words, span in spans.items() if span)
     counted = {"trials": found.rows, "measures": found.measures}
     yield "; ".join(f"{len(rows)} {what}: {done(rows)} done" for what, rows in counted.items())
 
 
 def _span(values: Iterable[Any]) -> str:
-    """Spell the distinct values: all where they are few, else how many from where to where."""
-    distinct = list(dict.fromkeys(values))
+    """Spell the distinct values: all where they are few, else from where to where and how many."""
+    distinct = [value for value in dict.fromkeys(values) if value != ""]
     if len(distinct) <= MAX_NAMED:
         return ", ".join(map(str, distinct))
-    return f"{len(distinct)}: {distinct[0]} to {distinct[-1]}"
+    return f"{distinct[0]} to {distinct[-1]} ({len(distinct)})"
 
 
 def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -160,12 +165,12 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
     except ConfigError as error:
         yield f"not on this machine: {error}"
-    for item in missing:
-        hint = f"see: isweep datasets {item['dataset']}"
-        if item["own"]:
-            opening = shlex.join(["isweep", "measure", item["own"]])
-            hint = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
-        yield f"not prepared: {item['dataset']} ({hint})"
+    for item in filter(lambda item: item["own"], missing):
+        opening = shlex.join(["isweep", "measure", item["own"]])
+        files = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
+        yield f"not prepared: {item['dataset']} ({files})"
+    if known := [item["dataset"] for item in missing if not item["own"]]:
+        yield f"not prepared: {', '.join(known)} (what each needs: isweep datasets NAME)"
 
 
 # Where a sweep stands.
