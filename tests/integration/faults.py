@@ -66,7 +66,7 @@ class Sleeper(TrialTrainable):
         if HOG in cell and first and (threshold := os.environ.get("FAULTS_HOG")):
             hoard, ends = [], time.monotonic() + 180
             while time.monotonic() < ends:
-                # The rest of the machine may give memory back at any time, and a busy one is slow to give pages.
+                # The rest of the machine may give memory back, and a busy one is slow to give pages.
                 used = psutil.virtual_memory().percent / 100
                 _internal_kv_put("hog", f"{len(hoard)} pieces, {used:.3f} used".encode())
                 if used < float(threshold) + MARGIN:
