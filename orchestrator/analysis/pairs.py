@@ -117,7 +117,8 @@ class Pairs:
     @cached_property
     def apart(self) -> NDArray[np.bool_]:
         """Which pairs share no class (p, p)."""
-        return ~(self.classes[:, None, :, None] == self.classes[None, :, None, :]).any((2, 3))
+        shared = self.classes[:, None, :, None] == self.classes[None, :, None, :]
+        return np.asarray(~shared.any(axis=(2, 3)), dtype=bool)
 
     def without(self, name: str) -> Places:
         """Return the places of the pairs without a class."""
