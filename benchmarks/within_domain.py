@@ -9,6 +9,7 @@ nulls, drawn here without the analysis: two-way effects of classes on heights, s
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
         rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
         tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
     tail = pd.read_csv(tail_path).set_index("class_pair")["alpha"].to_dict()
-    found: Found = json.loads(json.dumps(p.fit_pairs(read_csv(table_path), tail).to_json()))
+    found: Found = json.loads(json.dumps(asdict(p.fit_pairs(read_csv(table_path), tail))))
     if keep:
         stem.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return found

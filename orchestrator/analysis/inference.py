@@ -154,21 +154,14 @@ class Permutation(NamedTuple):
 
 
 def permutation_test(
-    y: Array,
-    x: Array,
-    others: Array,
-    blocks: Sequence[str],
-    *,
-    seed: int = 0,
-    order: NDArray[np.intp] | None = None,
+    y: Array, x: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
 ) -> Permutation | None:
     """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q).
 
     Two-sided, by |t| of x. With no others, or with others that are constant within the blocks, datasets of a
     block are exchangeable under the null and the test is exact; otherwise residuals of the others' fit are
-    permuted (Freedman & Lane 1983), which is exact in the limit alone. ``order`` (B, G) names other
-    rearrangements, the present one first. None where x does not vary beside the others, or nothing is left
-    to permute.
+    permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not vary beside the
+    others, or nothing is left to permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
@@ -179,7 +172,7 @@ def permutation_test(
     # Of a regressor of two values only matters which datasets have the lower one.
     near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * np.ptp(x)) for end in (x.min(), x.max()))
     marked = tuple(near.tolist()) if others.shape[1] == 0 and (near | far).all() else None
-    order, exact = rearrangements(tuple(blocks), marked, seed) if order is None else (order, False)
+    order, exact = rearrangements(tuple(blocks), marked, seed)
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)

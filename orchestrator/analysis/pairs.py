@@ -2,19 +2,16 @@
 
 Two pairs that share a class share its images, so 45 pairs of 10 classes are not 45 replicates. Every number
 is a function of pairs, computed anew without each class (delete-one-class jackknife, t with classes − 1
-degrees of freedom); slopes on K_F are also tested by exchange of classes (Freedman & Lane's residuals,
-rearranged as a matrix of classes; Dekker, Krackhardt & Snijders 2007), and the larger p-value counts.
+degrees of freedom).
 
 Shape letters: p pairs, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,62 +32,51 @@ SHARPER_LOSS, SHARPER_R_HAT, SHARPER_ATTACKED = (
     for what in ("log loss", "log R̂", "accuracy lost to the attack")
 )
 MIN_CLASSES = 5
-NUM_REARRANGED = 4_999
 LOG_R_HAT, DROP = "log_r_hat", "accuracy_drop"
 HEIGHTS = {SHARPER_LOSS: t.LOG_LOSS, SHARPER_R_HAT: LOG_R_HAT, SHARPER_ATTACKED: DROP}
 
 
+Places = NDArray[np.intp]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One number over pairs: its 95 % interval, p-value against ``null``, and Holm's over the questions."""
+    """One number: its 95 % interval, its p-value against ``null``, and Holm's over its family."""
 
     question: str
     null: float
     value: float
     interval: Interval | None
     p_value: float
-    adjusted_p: float | None = None
+    adjusted_p: float = 1.0
 
     @property
     def established(self) -> bool:
         """Whether the number differs from the null."""
         low, high = self.interval or (self.null, self.null)
-        return self.adjusted_p is not None and self.adjusted_p <= i.LEVEL and not low <= self.null <= high
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rival:
-    """How well a rule for the slope of log loss on −log N tells the curves of pairs whose classes it has not
-    seen: mean squared error of centred curves, as a share of that of flat ones.
-
-    ``worse_than_common`` is the share less that of one slope for all pairs, which knows nothing of d.
-    """
-
-    name: str
-    share: float
-    worse_than_common: Answer
+        return self.adjusted_p <= i.LEVEL and not low <= self.null <= high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairsFit:
-    """What the pairs of one set say."""
+    """What the pairs of one set say.
+
+    ``shares``: of every rule for the slope of log loss on −log N, the squared error of centred curves of
+    pairs whose classes it has not seen, over that of flat curves; ``rivals``: the same less that of one
+    slope for all pairs, which knows nothing of d.
+    """
 
     dataset: str
     num_pairs: int
-    num_classes: int
     num_points: int
     answers: tuple[Answer, ...]
-    rivals: tuple[Rival, ...]
+    shares: dict[str, float]
+    rivals: tuple[Answer, ...]
     excluded: tuple[str, ...]
 
     def find(self, question: str) -> Answer:
         """Return one answer."""
-        return next(answer for answer in self.answers if answer.question == question)
-
-    def to_json(self) -> dict[str, Any]:
-        """All numbers, with what is established."""
-        answers = [{**asdict(one), "established": one.established} for one in self.answers]
-        return {**asdict(self), "answers": answers}
+        return next(answer for answer in (*self.answers, *self.rivals) if answer.question == question)
 
 
 @dataclass(frozen=True)
@@ -120,13 +106,6 @@ class Pairs:
         shared = self.classes[:, None, :, None] == self.classes[None, :, None, :]
         return np.asarray(~shared.any(axis=(2, 3)), dtype=bool)
 
-    def without(self, name: str) -> Places:
-        """Return the places of the pairs without a class."""
-        return np.flatnonzero((self.classes != name).all(axis=1))
-
-
-Places = NDArray[np.intp]
-
 
 def fit_pairs(table: pd.DataFrame, tail: Mapping[str, float] | None = None) -> PairsFit:
     """Answer the questions about the class pairs of the one dataset of a results table.
@@ -148,13 +127,18 @@ def fit_pairs(table: pd.DataFrame, tail: Mapping[str, float] | None = None) -> P
     pairs = pairs_of(points, tail or {})
     if len(pairs.names) < MIN_CLASSES:
         raise DataError(f"Pairs of {MIN_CLASSES} classes are needed", f"{len(pairs.names)}", "add pairs")
-    answers = tuple(answers_of(pairs))
-    adjusted = i.holm({one.question: one.p_value for one in answers})
+    shares, rivals = rivals_of(pairs)
     return PairsFit(
-        dataset=datasets[0], num_pairs=len(pairs.classes), num_classes=len(pairs.names),
-        num_points=len(points), excluded=tuple(map(str, excluded)), rivals=tuple(rivals_of(pairs)),
-        answers=tuple(replace(one, adjusted_p=adjusted[one.question]) for one in answers),
+        dataset=datasets[0], num_pairs=len(pairs.classes), num_points=len(points),
+        answers=_adjusted(answers_of(pairs)), shares=shares, rivals=_adjusted(rivals),
+        excluded=tuple(map(str, excluded)),
     )  # fmt: skip
+
+
+def _adjusted(answers: Iterable[Answer]) -> tuple[Answer, ...]:
+    known = {one.question: one for one in answers}
+    adjusted = i.holm({question: one.p_value for question, one in known.items()})
+    return tuple(replace(one, adjusted_p=adjusted[question]) for question, one in known.items())
 
 
 def pairs_of(points: pd.DataFrame, tail: Mapping[str, float]) -> Pairs:
@@ -192,7 +176,7 @@ def pairs_of(points: pd.DataFrame, tail: Mapping[str, float]) -> Pairs:
 
 def over_classes(pairs: Pairs, question: str, null: float, of: Callable[[Places], float]) -> Answer:
     """Return a function of some pairs, for all, with its jackknife over classes."""
-    left_out = np.array([of(pairs.without(name)) for name in pairs.names])
+    left_out = np.array([of(np.flatnonzero((pairs.classes != n).all(axis=1))) for n in pairs.names])
     found = i.jackknife(of(np.arange(len(pairs.classes))), left_out)
     distance, error = np.array([found.value - null]), np.array([found.std_error])
     p = float(i.t_p_values(distance, error, len(left_out) - 1)[0])
@@ -204,8 +188,7 @@ def answers_of(pairs: Pairs) -> Iterator[Answer]:
     for question, null in ((EXPONENT, 0.0), (EXPONENT_LAW, 1.0)):
         yield over_classes(pairs, question, null, lambda at: _fitted(pairs, pairs.inverse_d, at))
     for question, height in pairs.heights.items():
-        answer = over_classes(pairs, question, 0.0, lambda at, y=height: _on_sharpness(pairs, y, at))  # type: ignore[misc]
-        yield replace(answer, p_value=max(answer.p_value, _rearranged_p(pairs, height)))
+        yield over_classes(pairs, question, 0.0, lambda at, y=height: _on_sharpness(pairs, y, at))  # type: ignore[misc]
 
 
 def _fitted(pairs: Pairs, rule: Array, at: Places) -> float:
@@ -218,23 +201,7 @@ def _on_sharpness(pairs: Pairs, height: Array, at: Places) -> float:
     return float("nan") if found is None else float(found.values[0])
 
 
-def _rearranged_p(pairs: Pairs, height: Array) -> float:
-    """p-value by exchange of classes; 0, no word against the jackknife, where a pair is missing."""
-    places = {frozenset(pair): place for place, pair in enumerate(pairs.classes.tolist())}
-    if len(places) < len(pairs.names) * (len(pairs.names) - 1) // 2:
-        return 0.0
-    place = np.zeros((len(pairs.names), len(pairs.names)), dtype=np.intp)
-    for a, b in combinations(range(len(pairs.names)), 2):
-        place[a, b] = place[b, a] = places[frozenset((pairs.names[a], pairs.names[b]))]
-    first, second = np.searchsorted(pairs.names, pairs.classes).T
-    moved = np.random.default_rng(0).permuted(np.tile(np.arange(len(place)), (NUM_REARRANGED, 1)), axis=1)
-    order = np.vstack([np.arange(len(height)), place[moved[:, first], moved[:, second]]])
-    others = pairs.inverse_d[:, None]
-    test = i.permutation_test(height, pairs.log_sharpness, others, (), order=order)
-    return 1.0 if test is None else test.p_value
-
-
-def rivals_of(pairs: Pairs) -> Iterator[Rival]:
+def rivals_of(pairs: Pairs) -> tuple[dict[str, float], list[Answer]]:
     """Score the rules; what is fitted is fitted on pairs that share no class with the one that is told."""
     ones, d = np.ones(len(pairs.classes)), pairs.inverse_d
     rules = {
@@ -252,7 +219,11 @@ def rivals_of(pairs: Pairs) -> Iterator[Rival]:
         errors = pairs.yy[at] - 2 * slope * pairs.xy[at] + slope**2 * pairs.xx[at]
         return float(errors.sum() / pairs.yy[at].sum())
 
-    for name, (rule, _) in rules.items():
-        if np.isfinite(rule).all():
-            worse = over_classes(pairs, name, 0.0, lambda at, n=name: share(n, at) - share(COMMON, at))  # type: ignore[misc]
-            yield Rival(name=name, share=share(name, np.arange(len(ones))), worse_than_common=worse)
+    known = [name for name, (rule, _) in rules.items() if np.isfinite(rule).all()]
+    shares = {name: share(name, np.arange(len(ones))) for name in known}
+    worse = [
+        over_classes(pairs, name, 0.0, lambda at, n=name: share(n, at) - share(COMMON, at))  # type: ignore[misc]
+        for name in known
+        if name != COMMON
+    ]
+    return shares, worse
