@@ -70,7 +70,7 @@ def gpu_check(
 
 def _node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
-    names = ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch")
+    names = ("node", "CPUs", "GPUs", "models", "driver", "CUDA", "isweep", "ray", "torch")
     for name in (*names, "disk", "spill", "clock"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
@@ -79,7 +79,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
             node["address"] + (" (head)" if node["head"] else ""),
             f"{node['num_cpus']:g}",
             f"{node['num_gpus']:g}",
-            escape(", ".join(node["cards"])) or "-",
+            escape(", ".join(node["gpus"])) or "-",
             node["driver"] or "-",
             node["cuda"] or "-",
             *(node["versions"].get(name, "?") for name in ("isweep", "ray", "torch")),

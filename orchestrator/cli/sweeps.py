@@ -174,7 +174,7 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     emit(place, counts, lambda: line("  ".join(f"{name} {count}" for name, count in counts.items())))
 
 
-MOST_CARDS = 100_000
+MOST_GPUS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
 
 
@@ -183,8 +183,8 @@ def plan(
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
-    card: str | None = None,
-    gpus: Annotated[int | None, whole(1, MOST_CARDS + 1, f"from 1 to {MOST_CARDS:,}")] = None,
+    gpu: str | None = None,
+    gpus: Annotated[int | None, whole(1, MOST_GPUS + 1, f"from 1 to {MOST_GPUS:,}")] = None,
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
@@ -192,7 +192,7 @@ def plan(
 
     Args:
         all_: Print a line per trial; else one per model and dataset.
-        card: Kind of graphics card to plan for (default: what the root's prices.yaml names, else h100).
+        gpu: Kind of GPU to plan for (default: what the root's prices.yaml names, else h100).
         gpus: How many of them (default: 1, or as many as a trial asks for).
     """
     from orchestrator.commands import planned, settled_by
@@ -200,7 +200,7 @@ def plan(
     from orchestrator.tuning.cells import most_trainings
 
     workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
-    found = planned(workspace, card=card, num_cards=gpus)
+    found = planned(workspace, gpu=gpu, num_gpus=gpus)
     trainings, search = most_trainings(workspace)
     settled, settled_lines = settled_by(workspace)
 

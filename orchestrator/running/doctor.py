@@ -218,7 +218,7 @@ def _checked(answer: dict[str, Any], node: dict[str, Any], started: float) -> Ch
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
         "num_gpus": offered,
-        "cards": [gpu.name for gpu in gpus.gpus],
+        "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,
         "versions": {},

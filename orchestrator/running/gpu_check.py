@@ -30,16 +30,16 @@ import ray
 import torch
 from torch import Tensor
 
-from orchestrator.planning.estimate import on_cards
+from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     PACKING_PAYS,
-    Card,
+    GpuModel,
     array_bytes,
-    card_there,
     cost_of,
+    gpu_model_there,
     pass_time,
     peak_bytes,
 )
@@ -178,7 +178,7 @@ def gpu(bench: Bench) -> dict[str, Any]:
         **asdict(its),
         "nvidia_smi": dict(zip(SMI_FIELDS.split(","), said, strict=False)),
         "mps": mps_runs(),
-        "planned_as": asdict(card_there(its.name, its.memory_gib)),
+        "planned_as": asdict(gpu_model_there(its.name, its.memory_gib)),
     }
 
 
@@ -424,23 +424,23 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "gpu" not in values or "step_times" not in values:
         return found
-    card = Card(**values["gpu"]["planned_as"])
+    gpu = GpuModel(**values["gpu"]["planned_as"])
     interval, measured = (GRAPH_INTERVAL_S, "graph_ms") if graphs else (EAGER_INTERVAL_S, "eager_ms")
     speed = statistics.median(
-        pass_time(cost_of(bench.trial(model).network).step, card, interval=interval).seconds
+        pass_time(cost_of(bench.trial(model).network).step, gpu, interval=interval).seconds
         / (row[measured] / 1000)
         for model, row in values["step_times"].items()
     )
     there = replace(
-        card,
-        compute_efficiency=card.compute_efficiency * speed,
-        bandwidth_efficiency=min(1.0, card.bandwidth_efficiency * speed),
+        gpu,
+        compute_efficiency=gpu.compute_efficiency * speed,
+        bandwidth_efficiency=min(1.0, gpu.bandwidth_efficiency * speed),
         origin=f"gpu-check: {speed:.2f} times as fast as predicted",
         timed=True,
     )
     hours = {
-        name: on_cards(_trials(on_gpu=True), its, 1, share=1.0)["hours"]
-        for name, its in (("predicted_hours", card), ("hours", there))
+        name: on_gpus(_trials(on_gpu=True), its, 1, share=1.0)["hours"]
+        for name, its in (("predicted_hours", gpu), ("hours", there))
     }
     return found | {"row": asdict(there)} | hours
 

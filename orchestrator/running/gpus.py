@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.predict import Card, card_there, read_checks
+from orchestrator.planning.predict import GpuModel, gpu_model_there, read_checks
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -157,10 +157,10 @@ def gpus_here() -> list[Gpu]:
     return gpus[: len(visible)] if visible else gpus
 
 
-def gpu_to_plan_for(folders: Iterable[Path]) -> tuple[Card | None, int]:
+def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
     """Return this machine's GPU, of several that with least memory, and how many there are."""
     checks = read_checks(folders)
-    found = [card_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
+    found = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
     return min(found, key=lambda its: its.memory_gib, default=None), len(found)
 
 

@@ -165,12 +165,12 @@ def test_nvidia_smi_tells_of_gpus_without_torch(tmp_path, monkeypatch):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    card, number = gpus.gpu_to_plan_for(())
-    assert (card.name, card.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
+    gpu, number = gpus.gpu_models_here(())
+    assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert len(gpus.gpus_here()) == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpus.gpu_to_plan_for(()) == (None, 0)
+    assert gpus.gpu_models_here(()) == (None, 0)
 
 
 def test_a_node_describes_itself_in_a_process_of_its_own():

@@ -9,7 +9,14 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestrator.planning.predict import CARDS, Card, card_there, cost_of, pass_time, read_checks
+from orchestrator.planning.predict import (
+    GPU_MODELS,
+    GpuModel,
+    cost_of,
+    gpu_model_there,
+    pass_time,
+    read_checks,
+)
 from orchestrator.running import gpu_check
 from orchestrator.running.gpu_check import PARTS, Bench, bench_of, check, devices, run_part, without_names
 from orchestrator.running.gpus import LOGICAL_GPUS, Gpu
@@ -192,14 +199,14 @@ def test_a_message_names_neither_machine_nor_user_nor_path():
 @pytest.mark.parametrize(("mps", "num_gpus"), [(False, "left out: trials share a GPU"), (True, 1)])
 def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     """A GPU that is twice as fast as its row says gets twice the shares, and fewer hours."""
-    card, bench = CARDS["a100"], bench_of("cuda:0")
+    gpu, bench = GPU_MODELS["a100"], bench_of("cuda:0")
     times = {}
     for model in bench.models:
         step = cost_of(bench.trial(model).network).step
-        half = 500 * pass_time(step, card, interval=gpu_check.EAGER_INTERVAL_S).seconds
+        half = 500 * pass_time(step, gpu, interval=gpu_check.EAGER_INTERVAL_S).seconds
         times[model] = {"eager_ms": half, "graph_ms": half}
     parts = {
-        "gpu": {"planned_as": asdict(card)},
+        "gpu": {"planned_as": asdict(gpu)},
         "step_times": times,
         "pairs": {
             "mps": mps,
@@ -210,15 +217,15 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     }
     told = {name: {"ok": True, "values": v} for name, v in parts.items()}
     found = gpu_check.summary(bench, told)
-    assert found["row"]["compute_efficiency"] == pytest.approx(2 * card.compute_efficiency)
+    assert found["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
     assert found["hours"] < found["predicted_hours"]
     assert (found["pair_gain"], found["pair_gain_mps"], found["num_gpus"]) == (1.2, 1.05, num_gpus)
-    assert Card(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
+    assert GpuModel(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
     assert found["verdict"] == "PASS"
     broken = told | {"faults": {"ok": False, "values": None}}
     assert gpu_check.summary(bench, broken)["verdict"] == "FAIL: faults"
-    measured = card_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
-    assert measured.compute_efficiency == pytest.approx(2 * card.compute_efficiency)
+    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
+    assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):

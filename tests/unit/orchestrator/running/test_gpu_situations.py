@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import card_there, packing_pays, peak_bytes
+from orchestrator.planning.predict import gpu_model_there, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import classify
@@ -128,15 +128,15 @@ def test_what_is_allowed():
 def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, model, memory, timed, mps):
     there = replace(SITUATIONS[where], mps=mps)
     expectation = expected([there], plan.sweep.resources, ())
-    assert (expectation.card.name, expectation.card.timed) == (model, timed)
-    assert expectation.card.memory_gib == pytest.approx(memory, abs=0.01)
+    assert (expectation.gpu.name, expectation.gpu.timed) == (model, timed)
+    assert expectation.gpu.memory_gib == pytest.approx(memory, abs=0.01)
     requests = Requests(Resources(1, 1.0), expectation)
     for trial in trials.values():
         share = requests.of(trial).resources.num_gpus
         if not mps or "MIG" in model:
             assert share == 1.0
         else:
-            assert share * expectation.card.memory_gib * GIB >= min(peak_bytes(trial.network), memory * GIB)
+            assert share * expectation.gpu.memory_gib * GIB >= min(peak_bytes(trial.network), memory * GIB)
 
 
 def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
@@ -148,7 +148,7 @@ def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table()
     assert packing_pays(A100.name, checks, mps=True)  # never measured under MPS, which shares
     assert not packing_pays(T4.name, checks, mps=True)
     assert not packing_pays("NVIDIA H100", checks, mps=False)
-    found = card_there(A100.name, 79.3, checks)
+    found = gpu_model_there(A100.name, 79.3, checks)
     assert (found.name, found.compute_efficiency, found.memory_gib) == ("a100", 0.4, 79.3)
 
 
@@ -175,4 +175,4 @@ def test_a_sweep_s_own_share_is_taken_as_it_is():
     text += "image_size: 16\nrecipe: smoke\nresources: {num_gpus: 0.25, fast: off}\n"
     sweep = plan_sweep(parse_sweep(text, origin="mine.yaml")).sweep
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
-    assert expected([node(A100)], sweep.resources, ()).card is None
+    assert expected([node(A100)], sweep.resources, ()).gpu is None

@@ -176,7 +176,7 @@ def test_pixels_are_a_float_copy_with_channels_last():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_graph_on_a_card_gives_the_eager_numbers():
+def test_a_graph_on_a_gpu_gives_the_eager_numbers():
     settings = recipe(precision="bfloat16", epochs=6)
     pixels, labels = (tensor.cuda() for tensor in images())
     results = []
