@@ -192,8 +192,8 @@ def plan(
 
     Args:
         all_: Print a line per trial; else one per model and dataset.
-        gpu: Kind of GPU to plan for (default: what the root's prices.yaml names, else h100).
-        gpus: How many of them (default: 1, or as many as a trial asks for).
+        gpu: Model to plan for (default: what the root's prices.yaml names, else those that are here).
+        gpus: How many of them (default: those that are here, else as many as a trial asks for).
     """
     from orchestrator.commands import planned, settled_by
     from orchestrator.planning.sweep_file import read_changes

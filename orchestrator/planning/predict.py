@@ -104,9 +104,7 @@ GPU_MODELS = {
         GpuModel("l4", 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, ASSUMED + "an A100 and an H100"),
         GpuModel("l40s", 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, ASSUMED + "an A100"),
         GpuModel("a10g", 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, ASSUMED + "a 3090 and an A100"),
-        GpuModel(
-            "a6000", 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, ASSUMED + "a 3090, which has the same chip"
-        ),
+        GpuModel("a6000", 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, ASSUMED + "a 3090, of the same chip"),
         GpuModel("t4", 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, ASSUMED + "an A100", bfloat16=False),
         GpuModel("v100", 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, ASSUMED + "an A100", bfloat16=False),
         GpuModel("v100-32", 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, ASSUMED + "an A100", bfloat16=False),
