@@ -384,7 +384,8 @@ def estimate(
     Returns:
         ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of
         trials whose models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see
-        :func:`on_gpus`; ``corrections`` of predictions, by model; ``assumptions``; ``text`` says it all.
+        :func:`on_gpus`; ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by
+        model; ``assumptions``; ``text`` says it all.
 
     Raises:
         ConfigError: if a trial asks for more GPUs than there are.
@@ -404,11 +405,13 @@ def estimate(
         "memory_bytes": max(memory, default=0),
         "cluster": None,
         "hours_one_at_a_time": None,
+        "refused": [],
         "corrections": asdict(corrections),
         "assumptions": assumptions,
     }
     if gpu is not None:
         there = num_gpus or max(1, int(share or 1))
+        recipes = {t.network.recipe.name for t in left if t.network.recipe.precision == "bfloat16"}
         cluster = on_gpus(left, gpu, there, corrections, share)
         # A GPU for each trial, as where nothing shows that sharing one pays.
         alone = on_gpus(left, gpu, there, corrections, max(1.0, share or 1.0))
@@ -416,6 +419,7 @@ def estimate(
             "gpu_hours": cluster["gpu_hours"],
             "cluster": cluster,
             "hours_one_at_a_time": alone["hours"],
+            "refused": [] if gpu.bfloat16 else sorted(recipes),
             "assumptions": f"predicted for {gpu.name} ({gpu.origin}), {assumptions}",
         }
     return result | {"text": _text(result)}
@@ -498,6 +502,12 @@ def _text(result: dict[str, Any]) -> str:
         "twice the share, up to a whole GPU; then they fail, or pass batches in parts where no batch norm "
         "forbids it: choose a larger GPU, or a smaller recipe.batch_size"
     )
+    if result["refused"]:
+        name = result["refused"][0]
+        return (
+            f"left: {left} trials, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
+            f"bfloat16, which it has not: recipe: {{from: {name}, precision: float32}}, or another GPU"
+        )
     if not cluster["gpu_data"]["timed"]:
         return (
             f"left: {left} trials, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "

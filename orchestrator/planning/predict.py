@@ -154,13 +154,19 @@ def gpu_model_there(
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Return the summaries of the records of ``isweep gpu-check`` in folders, by their GPU's name.
 
-    Files that are none are left alone; of several of one model the last by name counts.
+    Files that are none, or of another form, are left alone; of several of one model the last folder's counts,
+    and there the last by name.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            found[str(record["gpu"])] = dict(record["parts"]["summary"]["values"])
+            summary = dict(record["parts"]["summary"]["values"])
+            row = summary.get("row") or {}
+            numbers = [row[one.name] for one in fields(GpuModel) if one.type == "float" and one.name in row]
+            numbers += [summary[gain] for gain in ("pair_gain", "pair_gain_mps") if summary.get(gain)]
+            if all(0 < float(number) < math.inf for number in numbers):
+                found[str(record["gpu"])] = summary | {"row": row}
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

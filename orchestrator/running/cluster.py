@@ -33,7 +33,7 @@ from orchestrator.running.ending import (
     remove_leftovers,
     stop_held,
 )
-from orchestrator.running.gpus import check_gpu
+from orchestrator.running.gpus import check_driver, check_gpu, gpus_here, is_logical, visible_gpus
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -253,6 +253,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
                 )
         if wanted.num_gpus:
             check_gpu()  # or each trial would fail for it, one after the other
+        elif device == "auto":
+            check_driver()
     return wanted
 
 
@@ -317,6 +319,9 @@ def connect(
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
+            # Ray counts slices (MIG) as their one GPU, and one where CUDA_VISIBLE_DEVICES=-1 hides all.
+            if not is_logical() and ((there := gpus_here()) or visible_gpus() == []):
+                settings["num_gpus"] = len(there)
             context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
         stack.enter_context(_watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S))
         yield _describe(ray, context, local=head is None)

@@ -204,7 +204,10 @@ def expected(
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
     known = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
-    shared = all(packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig for gpu, node in gpus)
+    shared = all(
+        packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig and (node.mps or not gpu.is_exclusive)
+        for gpu, node in gpus
+    )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
     return Expectation.of(least, measured, None if shared else 1.0)
 

@@ -28,7 +28,15 @@ from orchestrator.results.records import (
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import CellFailed, DeviceError, OtherCodeError, classify, ends_process
-from orchestrator.running.gpus import NO_GPU, gpu_in_use, graphs_off, named, rest, trial_options
+from orchestrator.running.gpus import (
+    NO_GPU,
+    asks_self_test,
+    gpu_in_use,
+    graphs_off,
+    named,
+    rest,
+    trial_options,
+)
 from search_spaces.errors import CorruptStoreError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -198,7 +206,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             shared_group_share=data.shared_group_share,
             gpu_share=float(self.cell["num_gpus"]),
             gpu_name=self._gpu[0],
-            gpu_note=graphs_off() if on_gpu and self.cell["fast"] == "auto" else "",
+            gpu_note=graphs_off() if on_gpu and asks_self_test(self.cell) else "",
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:

@@ -14,7 +14,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +176,16 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
         _limit(min(1.0, max(0.0, float(gpu_fraction) - CONTEXT_BYTES / total)), device)
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+    except BaseException as error:
         # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        if _OUT_OF_MEMORY.search(str(error)):
+        with suppress(RuntimeError):  # of a GPU that fails, which must not hide what failed first
+            _give_back(device)
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
         raise
-    finally:
-        _give_back(device)
+    _give_back(device)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -375,7 +375,9 @@ def train(
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     take = CapturedSteps(step) if graphs else step
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    with seeded(derive_seed("dropout", seed), device):
+    # A graph captures the current device's work.
+    current: AbstractContextManager[object] = torch.cuda.device(device) if graphs else nullcontext()
+    with current, seeded(derive_seed("dropout", seed), device):
         history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()

@@ -262,7 +262,9 @@ class TestTrialResources:
     def test_a_private_cluster_must_reach_its_gpu_before_any_trial_starts(self, monkeypatch):
         monkeypatch.delenv(LOGICAL_GPUS, raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(SetupError, match=r"must reach it.*node .*: NVIDIA driver .*, torch 2"):
+        with pytest.raises(
+            SetupError, match=r"must be able to compute on it.*node .*: NVIDIA driver .*, torch 2"
+        ):
             trial_resources(self.spec, make_cluster(num_gpus=1))
         assert trial_resources(self.spec, make_cluster(num_gpus=1), "cpu").num_gpus == 0
         assert trial_resources(self.spec, make_cluster(num_gpus=1, local=False)).num_gpus == 0.25

@@ -10,6 +10,7 @@ import torch
 
 from tasks.trials.isolation import peak_bytes, reset_peak, trial_memory
 from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.training import CaptureError
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -94,6 +95,19 @@ def test_a_share_of_a_gpu_is_a_limit_for_the_trial_and_gone_after_it(gpu, device
 def test_a_share_smaller_than_the_context_leaves_nothing(gpu):
     with trial_memory(torch.device("cuda"), 0.01):
         assert gpu == [(0.0, 0)]
+
+
+def test_a_gpu_that_cannot_give_back_hides_no_failure(gpu, monkeypatch):
+    """After a capture that broke CUDA may refuse; what came first decides on the next attempt."""
+
+    def refuses():
+        raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuses)
+    with pytest.raises(CaptureError, match="could not be captured"), trial_memory(torch.device("cuda")):
+        raise CaptureError("a step could not be captured")
+    with pytest.raises(torch.AcceleratorError, match="not permitted"), trial_memory(torch.device("cuda")):
+        pass
 
 
 @LINUX
