@@ -144,7 +144,7 @@ def difference(ours: Any, theirs: Any) -> float:
 
 
 def throughput(other: Path, *, turns: int = 5) -> Found:
-    """Images trained per second of computing, turn by turn; the ratio is the worst setting's, 0.97 the target."""
+    """Images trained per CPU second, turn by turn; the ratio is the worst setting's. Target: 0.97."""
     rows = []
     for setting in SETTINGS:
         with ExitStack() as stack:
