@@ -243,6 +243,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes, spec.fast, spec.micro_batches
     )
     if cluster.local:
+        if device != "cpu" and not cluster.num_gpus:
+            check_driver()
         # A private cluster never grows: such a trial would wait for ever, without a word.
         for name in ("num_cpus", "num_gpus", "memory_bytes"):
             asked, there = getattr(wanted, name), getattr(cluster, name)
@@ -253,8 +255,6 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
                 )
         if wanted.num_gpus:
             check_gpu()  # or each trial would fail for it, one after the other
-        elif device == "auto":
-            check_driver()
     return wanted
 
 

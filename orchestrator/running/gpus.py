@@ -437,22 +437,27 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
             )
 
 
-def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a trial computes on, as :func:`tasks.trials.trial.run_trial` takes it.
+def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why not by graphs.
+
+    Steps of somebody's own network, whose code need not replay as a graph, are captured only where
+    ``resources.fast`` is ``on``.
 
     Raises:
         SetupError: naming the GPU when torch cannot reach it, or its recipe cannot be computed there.
     """
-    share = float(cell["num_gpus"])
+    share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
     if share and not is_logical():
         check_gpu()
         if cell["precision"] == "bfloat16":
             check_bfloat16()
-        graphs = cell["fast"] == "on" or (asks_self_test(cell) and not graphs_off())
+        is_asked = fast == "auto" and not cell["own_network"]
+        note = graphs_off() if is_asked else ""
+        graphs = fast == "on" or (is_asked and not note)
         # A whole GPU needs no limit: nobody else is there.
         options |= {"device": "cuda", "gpu_fraction": share if share < 1 else None, "graphs": graphs}
-    return options
+    return options, note
 
 
 def check_gpu() -> None:
@@ -473,11 +478,6 @@ def check_gpu() -> None:
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
             f"{driver_way_out(driver, torch.version.cuda)}, or run with --device cpu",
         )
-
-
-def asks_self_test(cell: Mapping[str, Any]) -> bool:
-    """Tell whether the self-test decides on a trial's steps: code of one's own need not replay as a graph."""
-    return cell["fast"] == "auto" and not cell["own_network"]
 
 
 def check_bfloat16() -> None:

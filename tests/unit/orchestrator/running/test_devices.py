@@ -19,7 +19,7 @@ from search_spaces.sweeps import ResourceSpec
 
 def options(share, fast="auto", *, own=False, precision="float32"):
     cell = {"num_gpus": share, "num_threads": 1, "fast": fast, "own_network": own, "precision": precision}
-    return gpus.trial_options(cell)
+    return gpus.trial_options(cell)[0]
 
 
 def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
