@@ -71,7 +71,7 @@ def gpu_check(
 def _node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     names = ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch")
-    for name in (*names, "disk", "spill", "clock"):
+    for name in (*names, "disk", "spill"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
         said = bool(node["versions"])
@@ -87,6 +87,5 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
                 f"{node[key] / 2**30:.0f} GiB" if said else "?"
                 for key in ("free_disk_bytes", "free_spill_bytes")
             ),
-            f"{node['clock_skew_s']:g} s off" if said else "?",
         )
     return table

@@ -1,8 +1,7 @@
 """``isweep gpu-check``: what a GPU really does, part by part, in one file to send back.
 
-Each part runs in a process of its own, so that none stops the next, and what it found is written before the
-next begins. On a CPU (``--device cpu``) the parts that need no GPU run in small, which tries the check
-itself. Nothing names the machine or its user.
+Each part runs in a process of its own, so that none stops the next. On a CPU (``--device cpu``) the parts
+that need no GPU run in small, which tries the check itself. Nothing names the machine or its user.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ import platform
 import re
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -29,27 +27,18 @@ from typing import Any
 import ray
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
+from orchestrator.planning import predict
 from orchestrator.planning.estimate import on_cards
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    EAGER_INTERVAL_S,
-    GRAPH_INTERVAL_S,
-    PACKING_PAYS,
-    Card,
-    array_bytes,
-    card_there,
-    cost_of,
-    pass_time,
-    peak_bytes,
-)
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import provenance
 from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import environment
 from orchestrator.running.failures import classify
-from orchestrator.running.gpus import Gpu, describe, is_logical, mps_runs, nvidia_smi
+from orchestrator.running.gpus import Gpu, answer_of, describe, is_logical, mps_runs, nvidia_smi
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec
@@ -110,7 +99,7 @@ class Bench:
             yield
 
     def share_of(self, tensor_bytes: float) -> float:
-        """Return the share of the GPU that leaves so much for tensors, at most the whole."""
+        """Return the share of the GPU that leaves so much for tensors."""
         total = torch.cuda.get_device_properties(self.device).total_memory
         return min(1.0, (CONTEXT_BYTES + tensor_bytes) / total)
 
@@ -178,7 +167,7 @@ def gpu(bench: Bench) -> dict[str, Any]:
         **asdict(its),
         "nvidia_smi": dict(zip(SMI_FIELDS.split(","), said, strict=False)),
         "mps": mps_runs(),
-        "planned_as": asdict(card_there(its.name, its.memory_gib)),
+        "planned_as": asdict(predict.card_there(its.name, its.memory_gib)),
     }
 
 
@@ -262,7 +251,7 @@ def passes(bench: Bench) -> dict[str, Any]:
                 "nchw_16": partial(_forward, plain, torch.split(images.float(), 16)),
                 "fgsm": partial(pass_clean, network, images, labels, pass_size=size),
             }
-            found[model] = {name: 64 / _seconds(bench, work) for name, work in works.items()}
+            found[model] = {name: 64 / _seconds(work) for name, work in works.items()}
     return found
 
 
@@ -271,13 +260,9 @@ def _forward(network: torch.nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
     return [network(part) for part in parts]
 
 
-def _seconds(bench: Bench, work: Callable[[], object]) -> float:
-    def finished() -> None:
-        work()
-        if bench.on_gpu:
-            torch.cuda.synchronize(bench.device)
-
-    return statistics.median(timeit.repeat(finished, number=1, repeat=4)[1:])
+def _seconds(work: Callable[[], object]) -> float:
+    threads = torch.get_num_threads()
+    return Timer("work()", globals={"work": work}, num_threads=threads).timeit(3).mean
 
 
 def memory(bench: Bench) -> dict[str, Any]:
@@ -288,7 +273,7 @@ def memory(bench: Bench) -> dict[str, Any]:
         with bench.as_trials():
             _small_trial(bench, model, graphs=True)
             peak = isolation.peak_bytes(bench.device)
-        predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
+        predicted = predict.peak_bytes(network) - predict.array_bytes(network) - CONTEXT_BYTES
         found[model] = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
         if bench.on_gpu:
             # Plain steps: after a capture without memory the process would have to end.
@@ -332,15 +317,13 @@ def pairs(bench: Bench) -> dict[str, Any]:
 def _gain(bench: Bench, model: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for number in (1, 2, 4) if bench.on_gpu else (1, 2):
-        started = [_start("rate", str(bench.device), model) for _ in range(number)]
         try:
-            row[str(number)] = sum(_answer(process) for process in started)
-        except (ChildProcessError, subprocess.TimeoutExpired) as error:  # four need not fit
+            with ThreadPoolExecutor(number) as pool:
+                asked = [pool.submit(_in_process, "rate", str(bench.device), model) for _ in range(number)]
+                row[str(number)] = sum(one.result() for one in asked)
+        except ChildProcessError as error:  # four need not fit
             row["error"] = without_names(f"{number} processes: {error}")
             break
-        finally:
-            for process in started:
-                process.kill()
     return row | ({"gain": row["2"] / row["1"]} if "2" in row else {})
 
 
@@ -420,14 +403,18 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
         "pair_gain": alone,
         "pair_gain_mps": under_mps,
         "fast": "auto: captured graphs" if graphs else "auto: plain steps",
-        "num_gpus": "left out: trials share a GPU" if gain is not None and gain >= PACKING_PAYS else 1,
+        "num_gpus": "left out: trials share a GPU"
+        if gain is not None and gain >= predict.PACKING_PAYS
+        else 1,
     }
     if "gpu" not in values or "step_times" not in values:
         return found
-    card = Card(**values["gpu"]["planned_as"])
-    interval, measured = (GRAPH_INTERVAL_S, "graph_ms") if graphs else (EAGER_INTERVAL_S, "eager_ms")
+    card = predict.Card(**values["gpu"]["planned_as"])
+    interval, measured = (
+        (predict.GRAPH_INTERVAL_S, "graph_ms") if graphs else (predict.EAGER_INTERVAL_S, "eager_ms")
+    )
     speed = statistics.median(
-        pass_time(cost_of(bench.trial(model).network).step, card, interval=interval).seconds
+        predict.pass_time(predict.cost_of(bench.trial(model).network).step, card, interval=interval).seconds
         / (row[measured] / 1000)
         for model, row in values["step_times"].items()
     )
@@ -478,7 +465,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
         if part == "summary":
             values = PARTS[part](bench_of(device), earlier)
         else:
-            values = PARTS[part](bench_of(device)) if device == "cpu" else _answer(_start(part, device))
+            values = PARTS[part](bench_of(device)) if device == "cpu" else _in_process(part, device)
     except ChildProcessError as problem:
         error = str(problem)
     except Exception as problem:
@@ -487,21 +474,9 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
     return {"ok": not error, "seconds": time.perf_counter() - start, "values": values, "error": error}
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
-    code = f"from {__name__} import main; main()"  # not -m: Ray's workers must be able to import it
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _answer(process: subprocess.Popen[str]) -> Any:
-    """Return what a process found; raise ``ChildProcessError`` with the last line of one that died."""
-    try:
-        said, complaint = process.communicate(timeout=PART_TIMEOUT_S)
-    finally:
-        process.kill()
-    if process.returncode:
-        raise ChildProcessError((complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
-    return json.loads(said.splitlines()[-1])
+def _in_process(*words: str) -> Any:
+    # Not -m: Ray's workers must be able to import it.
+    return answer_of(f"from {__name__} import main; main()", *words, timeout_s=PART_TIMEOUT_S)
 
 
 def without_names(text: str) -> str:

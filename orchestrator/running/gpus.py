@@ -29,17 +29,13 @@ log = logging.getLogger(__name__)
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
-
 NO_GPU = "A trial that is given a GPU must reach it, and never computes on CPUs instead"
 """How the failure of a trial begins that has no GPU."""
-
 REST_S = 120.0
 """Before a trial fails for its GPU in a process that has not finished one: a GPU that fails at once would be
 free first, be given, and fail, every cell of a sweep while the sound ones compute."""
-
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
-"""The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
-(NVIDIA, "CUDA Compatibility", table 1)."""
+"""The oldest branch of NVIDIA's driver by major version of CUDA (NVIDIA, "CUDA Compatibility", table 1)."""
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S = 300.0
@@ -54,11 +50,10 @@ class Gpu:
 
     Attributes:
         uuid: GPU-..., or MIG-... for a slice.
-        held_bytes: what processes held of its memory when it was asked.
+        held_bytes: What processes held of its memory when it was asked.
         capability: CUDA compute capability.
-        compute_mode: ``Default``, or in whose way it stands.
-        mig: whether it is cut into slices, or is one.
-        has_kernels: whether the installed torch has kernels for it.
+        mig: Whether it is cut into slices, or is one.
+        has_kernels: Whether the installed torch has kernels for it.
     """
 
     name: str
@@ -82,13 +77,13 @@ class NodeGpus:
     """What a node says of its GPUs.
 
     Attributes:
-        gpus: that torch reaches there.
-        driver: version of NVIDIA's driver; empty without.
-        cuda: that torch was built for; empty for a build without.
-        mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
-        visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
+        gpus: That torch reaches there.
+        driver: Version of NVIDIA's driver; empty without.
+        cuda: That torch was built for; empty for a build without.
+        mps: Whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
+        visible: What ``CUDA_VISIBLE_DEVICES`` says to Ray there.
         offered: GPUs that Ray hands out there.
-        logical: whether these are for scheduling only.
+        logical: Whether these are for scheduling only.
     """
 
     node: str
@@ -112,15 +107,31 @@ def mps_runs() -> bool:
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
-def output_of(*command: str, visible: str = "") -> str:
-    """Return what a command prints, with all GPUs or those named visible; nothing where it fails."""
-    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+def output_of(*command: str) -> str:
+    """Return what a command prints; nothing where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.strip()
+
+
+def answer_of(code: str, *words: str, timeout_s: float = 60.0, env: Mapping[str, str] | None = None) -> Any:
+    """Run Python in a process of its own, and return what it prints last, as JSON.
+
+    Raises:
+        ChildProcessError: with the last line that it complained in.
+    """
+    command = (sys.executable, "-c", code, *words)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, env=env, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ChildProcessError(f"no answer within {timeout_s:g} s") from None
+    if done.returncode:
+        raise ChildProcessError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
@@ -172,18 +183,19 @@ def gpu_check_folders(root: Path) -> tuple[Path, ...]:
 def describe(visible: str | None = None) -> NodeGpus:
     """Return this node's GPUs, as a process of its own sees them.
 
-    Args:
-        visible: what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since Ray hides
-            GPUs from tasks without a share.
+    ``visible`` is what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since Ray
+    hides GPUs from tasks without a share.
     """
     if visible is None:
         visible, name = "", b"CUDA_VISIBLE_DEVICES="
         with suppress(OSError):  # what the raylet, our parent, was started with
             words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
             visible = next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
-    command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
-    lines = output_of(*command, visible=visible).splitlines()
-    found = json.loads(lines[-1]) if lines else {}
+    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    found: dict[str, Any] = {}
+    with suppress(ChildProcessError, OSError):
+        found = answer_of(f"from {__name__} import print_gpus; print_gpus()", env=env)
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
     found |= {"visible": visible, "mps": mps_runs(), "logical": is_logical()}
     return NodeGpus(socket.gethostname(), gpus, **found)
@@ -219,20 +231,17 @@ def print_gpus() -> None:
 
 def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> bool:
     """Tell whether torch has kernels for a GPU: of its major version and no newer, or to be compiled."""
-    major, minor = capability
     for name in built_for:
         kind, _, number = name.partition("_")
         digits = "".join(filter(str.isdigit, number))
         its = int(digits[:-1] or 0), int(digits[-1:] or 0)
-        if (kind == "sm" and its[0] == major and its[1] <= minor) or (
-            kind == "compute" and its <= capability
-        ):
+        if its <= capability and (kind == "compute" or its[0] == capability[0]):
             return True
     return not built_for
 
 
 def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
-    """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is offered.
+    """Ask every node that offers GPUs what they are; nobody is asked where they are logical ones.
 
     Of a private cluster this machine is asked alone, which hands out ``num_gpus``.
     """
@@ -277,20 +286,15 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
     problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
     if problems:
         what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
-        raise SetupError(
-            "Every GPU that is offered must be free to run trials",
-            what,
-            f"{way_out}, or run with --device cpu",
-        )
+        rule = "Every GPU that is offered must be free to run trials"
+        raise SetupError(rule, what, f"{way_out}, or run with --device cpu")
     without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < (8, 0)]
     recipes = {trial.network.recipe.name for trial in trials if trial.network.recipe.precision == "bfloat16"}
-    if without and recipes:
-        node, gpu = without[0]
-        name = sorted(recipes)[0]
+    for node, gpu in without[:1] if recipes else ():
+        name, its = min(recipes), "{}.{}".format(*gpu.capability)
         raise ConfigError(
             "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability[0]}.{gpu.capability[1]}: it "
-            "would be emulated, slower than float32",
+            f"{name} on {gpu.name} of node {node.node}, whose is {its}: emulated, slower than float32",
             f"recipe: {{from: {name}, precision: float32}}, or another GPU",
         )
 
@@ -315,9 +319,9 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
     for gpu in node.gpus:
         its = f"{where}: {gpu.name} {gpu.uuid}"
         if not gpu.has_kernels:
+            version = "{}.{}".format(*gpu.capability)
             yield (
-                f"{its}: torch {node.torch} has no kernels for compute capability "
-                f"{gpu.capability[0]}.{gpu.capability[1]}",
+                f"{its}: torch {node.torch} has no kernels for compute capability {version}",
                 "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
             )
         shared = share < 1 and not node.mps
@@ -336,11 +340,11 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
 def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trial computes on, as :func:`tasks.trials.trial.run_trial` takes it.
 
-    Steps of somebody's own network, whose code need not replay as a graph, are captured only where
-    ``resources.fast`` is ``on``.
+    Somebody's own network, whose code need not replay as a graph, is captured only where ``resources.fast``
+    is ``on``.
 
     Raises:
-        SetupError: naming node, driver and torch's CUDA when torch cannot reach the GPU.
+        SetupError: see :func:`check_gpu`.
     """
     share, fast = float(cell["num_gpus"]), cell["fast"]
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
@@ -363,19 +367,17 @@ def check_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        driver = driver_version()
-        raise SetupError(
-            NO_GPU,
-            f"{named()}: NVIDIA driver {driver or 'absent'}, "
-            f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
-            f"{driver_way_out(driver, torch.version.cuda)}, or run with --device cpu",
+        driver, cuda = driver_version(), torch.version.cuda
+        found = (
+            f"NVIDIA driver {driver or 'absent'}, torch {torch.__version__} built for CUDA {cuda or 'none'}"
         )
+        way_out = f"{driver_way_out(driver, cuda)}, or run with --device cpu"
+        raise SetupError(NO_GPU, f"{named()}: {found}", way_out)
 
 
-def rest(has_finished: bool) -> None:
-    """Wait before a GPU's failure is told, in a process that has not finished a trial on it."""
-    if not has_finished:
-        time.sleep(REST_S)
+def rest() -> None:
+    """Wait before a failure of a process that has not finished a trial is told."""
+    time.sleep(REST_S)
 
 
 def gpu_in_use() -> tuple[str, str]:
@@ -399,11 +401,7 @@ def named(uuid: str = "") -> str:
 
 @cache
 def graphs_off() -> str:
-    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures graphs.
-
-    The test runs at first contact, once per GPU, driver, torch and version of the code; processes of one node
-    wait for each other, and its verdict is kept on the node.
-    """
+    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures graphs."""
     name, uuid = gpu_in_use()
     verdict = self_test(uuid)
     if verdict["graphs"]:
@@ -414,7 +412,10 @@ def graphs_off() -> str:
 
 
 def self_test(uuid: str) -> dict[str, Any]:
-    """Return the verdict of the self-test for a GPU: the kept one, or that of a new test."""
+    """Return the verdict of the self-test for a GPU, once per driver, torch and version of the code.
+
+    Processes of one node wait for each other, and the verdict is kept on the node.
+    """
     from orchestrator.results.records import provenance
 
     about = provenance()
@@ -435,14 +436,9 @@ def self_test(uuid: str) -> dict[str, Any]:
 
 
 def _tested() -> dict[str, Any]:
-    command = (sys.executable, "-m", "orchestrator.running.self_test", "cuda")
+    code = "from orchestrator.running.self_test import main; main()"
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"graphs": False, "finished": False, "reason": "the self-test did not end in five minutes"}
-    with suppress(ValueError, IndexError):
-        return dict(json.loads(done.stdout.splitlines()[-1]), finished=True)
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return {"graphs": False, "finished": False, "reason": f"the self-test died: {last[:300]}"}
+        return dict(answer_of(code, "cuda", timeout_s=SELF_TEST_TIMEOUT_S), finished=True)
+    except (ChildProcessError, OSError, ValueError, IndexError) as error:
+        reason = f"the self-test died: {str(error)[:300]}"
+        return {"graphs": False, "finished": False, "reason": reason}

@@ -38,11 +38,7 @@ PROBE_PAUSE_S = 0.02
 
 @contextlib.contextmanager
 def locked(workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning) -> Iterator[None]:
-    """Hold the locks of a sweep's root and, since two roots may share one, of its result store.
-
-    Raises:
-        SetupError: see :func:`exclusive` and, for an object store, :class:`Lease`.
-    """
+    """Hold the locks of a sweep's root and, since two roots may share one, of its result store."""
     store = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
         locks.enter_context(exclusive(workspace.paths.lock, purpose))
@@ -72,8 +68,7 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
     """Hold the lock at ``path``, of a ``what``, during a ``with`` block.
 
     Raises:
-        SetupError: when another process holds it, naming its id, what it does and since when; or where it
-            cannot be taken at all, because of permissions or a file system without locks.
+        SetupError: when another process holds it, which it names, or where it cannot be taken at all.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,19 +136,17 @@ def holder_pid(path: Path) -> int | None:
 
 
 def _said(path: Path) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(OSError):
         return _parsed(read_whole(path))
-    except OSError:
-        return {}
+    return {}
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
     """Return what a holder says; nothing where that cannot be read."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _holder(about: dict[str, Any], unknown: str) -> str:
@@ -168,16 +161,9 @@ class Lease:
 
     It is one file, written only over what is known to be there, so that of many that start at once exactly
     one has it. Whether its holder lives is told by the file changing, never by a clock: one that stays as it
-    is for :data:`EXPIRES_S` belongs to a driver that is gone.
-
-    Args:
-        url: Of the object store.
-        name: Of the holder's root, whose own lock is held: an earlier lease of that name is dead.
-        purpose: What the holder does, for messages.
-        say: Is told when another lease is there and it is not known yet whether its driver lives, and when
-            the store does not answer and answers again: workers wait for it too, and say nothing.
-        clock: What it waits by.
-        interrupt: Ends the main thread where the lease is lost.
+    is for :data:`EXPIRES_S` belongs to a driver that is gone. An earlier lease of ``name``, of a root whose
+    own lock is held, is dead. ``say`` is told of what is waited for, ``interrupt`` ends the main thread where
+    the lease is lost.
     """
 
     def __init__(
@@ -203,8 +189,8 @@ class Lease:
         """Take it.
 
         Raises:
-            SetupError: when another driver lives, naming its host, process and purpose; or where the store
-                cannot be read or written, or does not take conditional writes.
+            SetupError: when another driver lives, which it names; or where the store cannot be read or
+                written, or does not take conditional writes.
         """
         while not (tag := self._files.put(self._path, self._content(), "create")):
             if tag := self._taken_over():
@@ -231,11 +217,7 @@ class Lease:
         self.watch.__exit__(*ended_by)
 
     def _taken_over(self) -> str | None:
-        """Take the lease of a driver that is gone; None when it is another one, or none, by now.
-
-        Raises:
-            SetupError: when its driver lives.
-        """
+        """Take the lease of a driver that is gone; None when it is another one, or none, by now."""
         try:
             found, tag = self._read()
             if found.get("name") != self._who["name"]:

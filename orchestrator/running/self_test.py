@@ -1,11 +1,10 @@
 """Whether captured graphs give the numbers of the libraries' own path on this GPU, and are faster.
 
 A network is trained three times from the same start, inside the determinism that trials use: plainly (A),
-plainly again (A'), and by captured graphs (F). What two plain trainings differ by is the GPU's own noise; F
-may differ from A by four times as much, noise being at least what rounding does. The loss of the first batch
-is compared with float32 on the CPU too, so that a GPU that is wrong in all three is found. ``python -m
-orchestrator.running.self_test`` runs it in a process of its own, which a broken capture cannot outlive, and
-prints the verdict as JSON.
+plainly again (A'), and by captured graphs (F). F may differ from A by four times what A' does, which is the
+GPU's own noise, and at least rounding. The loss of the first batch is compared with float32 on the CPU too,
+so that a GPU that is wrong in all three is found. ``python -m orchestrator.running.self_test`` runs it in a
+process of its own, which a broken capture cannot outlive, and prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ class CaseResult:
     """What a case found.
 
     Attributes:
-        losses: largest difference of an epoch's loss: between A and A', and between F and A.
-        weights: of a weight, likewise.
-        first_loss: of the first batch: on the device, and in float32 on the CPU.
-        seconds: of a plain epoch, and of one by graphs, captures not counted.
-        problem: why graphs are not to be taken; empty where they may.
+        losses: Largest difference of an epoch's loss between A and A', and between F and A.
+        weights: Of a weight, likewise.
+        first_loss: Of the first batch: on the device, and in float32 on the CPU.
+        seconds: Of a plain epoch, and of one by graphs.
+        problem: Why graphs are not to be taken; empty where they may.
     """
 
     model: str
