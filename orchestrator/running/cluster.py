@@ -23,15 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orchestrator.planning.estimate import LOOK_AHEAD
-from orchestrator.running.ending import (
-    Watch,
-    at_forced_end,
-    environment,
-    own_signals,
-    private_folder,
-    remove_leftovers,
-    stop_held,
-)
+from orchestrator.running import ending
 from orchestrator.running.gpus import check_gpu
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -56,7 +48,7 @@ TOO_SLOW = "timed out during startup"
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.queue
-    # Ray ends a driver whose head is silent for so long; ours is ended before, in words.
+    # Ray ends a driver whose head is silent for so long; ours is ended before.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # A head that does not answer is asked once; 20 times would take minutes.
     "RAY_NUM_REDIS_GET_RETRIES": "1",
@@ -68,12 +60,11 @@ _ALWAYS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A trial's traceback is stored and logged; Tune would print it over the progress.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Ctrl-C is ours: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
-    # Nothing is ever restored from Tune's own state, so it need not be written often.
+    # Nothing is ever restored from Tune's own state.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # Cells are asked for one by one; this many may wait for their worker.
     "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
@@ -113,11 +104,7 @@ class RunOptions:
     max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one while nothing has started yet.
-
-        Raises:
-            ConfigError: when it is neither ``host:port`` nor ``auto``.
-        """
+        """Refuse an address that cannot be one while nothing has started yet."""
         if self.address is not None:
             _parted(self.address)
 
@@ -128,19 +115,13 @@ def _parted(address: str) -> tuple[str, str]:
     if address == "auto":
         return "", ""
     if "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
-        raise ConfigError(
-            "--address must be host:port of a Ray head, or auto",
-            address,
-            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
-        )
+        way_out = "on the head itself use auto; from elsewhere submit the command with `ray job submit`"
+        raise ConfigError("--address must be host:port of a Ray head, or auto", address, way_out)
     return host, port
 
 
 def _looked_up(address: str) -> str:
-    """Return an address that answers, with its host's name looked up: gRPC may not know a name that we know.
-
-    Ray itself would wait where nobody listens.
-    """
+    """Return an address that answers, where Ray would wait, with its host's name looked up for gRPC."""
     host, port = _parted(address)
     if not host:
         return address
@@ -148,11 +129,8 @@ def _looked_up(address: str) -> str:
         with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
             peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
-        raise SetupError(
-            "The Ray address must answer",
-            f"{address}: {error}",
-            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine",
-        ) from None
+        way_out = "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine"
+        raise SetupError("The Ray address must answer", f"{address}: {error}", way_out) from None
     return address if ":" in peer else f"{peer}:{port}"
 
 
@@ -216,11 +194,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
     """Return what each trial asks for on this cluster.
 
     ``device`` ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for clusters
-    that grow on demand; ``cpu`` never does.
-
-    Raises:
-        ConfigError: when a trial asks for more than a private cluster has.
-        SetupError: when a trial there is to have a GPU that torch cannot reach.
+    that grow on demand; ``cpu`` never does. What a private cluster has not raises a ``SweepError``.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
@@ -267,8 +241,7 @@ def connect(
         job: What Ray's dashboard says of this driver's job, by key.
 
     Raises:
-        ConfigError: when the address is not of the form ``host:port`` or ``auto``.
-        SetupError: when Ray does not answer, start or accept us, or has known holes.
+        SweepError: when Ray does not answer, start or accept us, or has known holes.
     """
     os.environ.update(_ALWAYS)
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
@@ -279,9 +252,9 @@ def connect(
             if shutil.which("bash") is None:
                 rule, way_out = "Ray starts its workers with bash", "put the folder of bash on PATH"
                 raise SetupError(rule, "none on PATH", way_out)
-            remove_leftovers()
+            ending.remove_leftovers()
             stack.enter_context(_local_environment(token_file))
-        with stop_held():
+        with ending.stop_held():
             import ray
 
             if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
@@ -292,7 +265,7 @@ def connect(
         if job:
             settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
         if head is not None:
-            with own_signals(ray.shutdown):
+            with ending.own_signals(ray.shutdown):
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
@@ -306,11 +279,12 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
     """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for them."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    addresses = {"The head of the Ray cluster": (host, int(port))}
-    for node in ray.nodes():
-        if node["NodeID"] == context.get_node_id():
-            addresses["The raylet of this node"] = node["NodeManagerAddress"], node["NodeManagerPort"]
-    watch = Watch("head-watch", LOOK_EVERY_S, _silence(addresses, patience_s))
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    addresses = {
+        "The head of the Ray cluster": (host, int(port)),
+        "The raylet of this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+    }
+    watch = ending.Watch("head-watch", LOOK_EVERY_S, _silence(addresses, patience_s))
     try:
         with watch:
             yield
@@ -355,11 +329,11 @@ def _silence(addresses: Mapping[str, tuple[str, int]], patience_s: float) -> Cal
 def _started(ray: Any, **settings: Any) -> Iterator[Any]:
     """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
     for again in (True, True, False):
-        with private_folder() as folder:
+        with ending.private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once
             try:
                 # Ray's dashboard and its workers are killed at the end, and would leave their files for ever.
-                with own_signals(ray.shutdown), environment(TMPDIR=folder):
+                with ending.own_signals(ray.shutdown), ending.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -423,7 +397,7 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
     try:
-        with environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), at_forced_end(remove):
+        with ending.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), ending.at_forced_end(remove):
             yield
     finally:
         _read_settings_again()

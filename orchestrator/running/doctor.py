@@ -224,12 +224,17 @@ def look_here() -> dict[str, Any]:
 
     # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
-    session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
+    session = spill = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
+    option, words = "--fallback_directory=", list[str]()
+    with suppress(OSError):  # of this node's raylet, our parent
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
+    for told in [word.removeprefix(option) for word in words if word.startswith(option)]:
+        spill = Path(told) if Path(told).is_dir() else spill
     return {
         "gpus": describe(),
         "versions": versions_here(),
         "free_disk_bytes": _room(session),
-        "free_spill_bytes": _room(_spill_folder(session)),
+        "free_spill_bytes": _room(spill),
     }
 
 
@@ -263,15 +268,6 @@ def _problems(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
             wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
             read_only = "" if free else ", or mount it for writing: it takes nothing"
             yield f"{what}: {free / 2**30:.1f} GiB free", wanted + read_only
-
-
-def _spill_folder(session: Path) -> Path:
-    """Return where this node's raylet, our parent, puts what does not fit into memory."""
-    option, words = "--fallback_directory=", list[str]()
-    with suppress(OSError):
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
-    told = [Path(word.removeprefix(option)) for word in words if word.startswith(option)]
-    return told[0] if told and told[0].is_dir() else session
 
 
 def _room(folder: Path) -> int:

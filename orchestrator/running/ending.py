@@ -122,7 +122,7 @@ def own_signals(undo: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
-    """Have ``tidy`` called if the process has to be ended while the block lasts, which then never ends."""
+    """Have ``tidy`` called if the process has to be ended while the block lasts."""
     _at_forced_end.append(tidy)
     try:
         yield
@@ -158,11 +158,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End looking.
-
-        Raises:
-            SetupError: why the block had to end, in place of whatever ended it then.
-        """
+        """End looking; raise ``lost`` in place of whatever ended the block then."""
         self.end()
         if self.lost is not None and error is not None:
             raise self.lost from error
@@ -247,19 +243,14 @@ def remove_leftovers() -> int:
     """End the processes and remove the folders of private clusters whose run was killed; returns how many."""
     removed = 0
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
-        if _is_abandoned(folder):
-            _remove(folder)
-            removed += 1
-            log.info("removed what a killed run left: %s", folder)
+        # Ours, and its run is gone, which would hold the lock.
+        with contextlib.suppress(OSError), open(folder / OWNER_FILE, encoding="utf-8") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(owner.fileno()).st_uid == os.geteuid():
+                _remove(folder)
+                removed += 1
+                log.info("removed what a killed run left: %s", folder)
     return removed
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Tell whether a folder is ours and its run is gone."""
-    with contextlib.suppress(OSError), open(folder / OWNER_FILE, encoding="utf-8") as owner:
-        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(owner.fileno()).st_uid == os.geteuid()
-    return False
 
 
 def _remove(folder: Path) -> None:

@@ -16,15 +16,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import RayActorError, RayError
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
@@ -95,14 +87,9 @@ class DeviceError(Exception):
 
 
 class GpuError(NamedTuple):
-    """What an error of a GPU, or of memory, is taken for.
+    """What an error of a GPU, or of memory, is taken for, by its class's name, and words of its message.
 
-    Attributes:
-        type: Name of the exception's class or of one it inherits from, so that the driver need not import
-            torch.
-        words: What its message has; empty takes any.
-        kind: What the attempt died of.
-        ends_process: Whether nothing that the process computes afterwards can be believed.
+    ``ends_process`` tells that nothing that the process computes afterwards can be believed.
     """
 
     type: str
@@ -183,10 +170,10 @@ def _kind(error: BaseException) -> FailureKind:
         (ConfigError, FailureKind.BAD_CONFIG),
         (SetupError, FailureKind.SETUP),
         (SweepError, FailureKind.BAD_DATA),
-        (OutOfDiskError, FailureKind.DISK_FULL),
-        (ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
-        (NodeDiedError, FailureKind.LOST_NODE),
-        (RayTaskError, FailureKind.CODE_ERROR),  # a task's own exception; all others are Ray's
+        (ray.exceptions.OutOfDiskError, FailureKind.DISK_FULL),
+        (ray.exceptions.ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
+        (ray.exceptions.NodeDiedError, FailureKind.LOST_NODE),
+        (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # a task's own exception; all others are Ray's
         (RayError, FailureKind.CLUSTER_ERROR),
     ):
         if isinstance(error, kind):
@@ -199,10 +186,7 @@ def classify_lost_worker(
 ) -> TrialFailure:
     """Return the failure for a trial whose process went away without a word.
 
-    Args:
-        error: Ray's error, where Tune kept it.
-        text: What Tune wrote about it.
-        dead_nodes: Ids of nodes that are gone, which Ray's error bears, and of the actor when its node is.
+    ``error`` is Ray's, where Tune kept it, ``text`` what Tune wrote about it, with ids of ``dead_nodes``.
     """
     text = text or str(error or "the worker is gone")
     if "DeviceError" in text:
@@ -215,7 +199,11 @@ def classify_lost_worker(
             traceback=text[-MAX_TRACEBACK:],
         )
     kind = FailureKind.WORKER_CRASH if error is None else _kind(error)
-    if isinstance(error, OutOfMemoryError) or "memory pressure" in text or "running low on memory" in text:
+    if (
+        isinstance(error, ray.exceptions.OutOfMemoryError)
+        or "memory pressure" in text
+        or "running low on memory" in text
+    ):
         kind = FailureKind.OUT_OF_MEMORY
     elif any(node in text for node in dead_nodes):
         kind = FailureKind.LOST_NODE
@@ -226,10 +214,7 @@ def classify_lost_worker(
 
 
 def classify_broken_fit(error: BaseException) -> TrialFailure:
-    """Return the failure of the trials that ran when Tune's own loop raised ``error``.
-
-    Tune wraps errors of Ray that it does not know, the memory killer's among them, in one of its own.
-    """
+    """Return the failure of the trials that ran when Tune's loop raised ``error``, which may wrap Ray's."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):
         cause = cause.__cause__
@@ -258,9 +243,8 @@ class Place(NamedTuple):
 def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
     """Return what the worker of a Tune trial said of its failure, or of what its process went without a word.
 
-    ``place`` is where it ran, if it said so. Tune writes the error into the trial's local folder and copies
-    it to its storage later, where ``Trial.get_error`` looks in vain when a callback asks. Of errors that are
-    not an actor's or a task's, such as the memory killer's, it writes the text alone. A worker dies a moment
+    ``place`` is where it ran, if it said so. Tune writes the error into the trial's local folder; of errors
+    that are not an actor's or a task's, such as the memory killer's, the text alone. A worker dies a moment
     before its node, which the head counts as alive for a while; so the node itself is asked.
     """
     # Private: with a Ray that has these no more, each death is a crash of its worker.
@@ -306,10 +290,7 @@ def fit_nodes(failure: TrialFailure) -> set[str]:
 
 
 def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
-    """Return those of the trials whose process Ray killed for memory, as far as the head knows it.
-
-    The memory killer's error ends Tune's loop and names no process.
-    """
+    """Return those of the trials whose process Ray killed for memory: its error names none."""
     patience = time.monotonic() + ASK_FOR_S
     while places:
         try:
@@ -360,7 +341,7 @@ class Retries:
         self.unfit[node] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """Raise :class:`SetupError` when none of the nodes at the addresses ``offered`` can run its trials."""
+        """Raise :class:`SetupError` when none of the nodes ``offered``, by address, can run its trials."""
         if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_GPU)):
             return
         self.unfit[node] += 1
@@ -374,7 +355,7 @@ class Retries:
             way_out = "install the same everywhere, and leave it as it is while a sweep runs"
         raise SetupError(
             rule,
-            f"on each of {len(offered)} nodes the last {MOST_ON_UNFIT} trials or more {what}; the last: {last}",
+            f"on each of {len(offered)} nodes the last {MOST_ON_UNFIT} trials {what}; the last: {last}",
             f"{way_out}; then run the same command again: what is done is kept. "
             "isweep doctor --address ADDRESS looks at every node",
         )
@@ -384,12 +365,7 @@ class Retries:
     ) -> Decision:
         """Count a failure and decide.
 
-        Args:
-            trial_id: Whose.
-            kind: Of what.
-            died: Whether the trial's process went with it.
-            gpu: See :func:`gpu_named`.
-            hopeless: Whether another attempt would get no more than this one.
+        The trial's process ``died`` of it, a ``gpu`` failed, or it is ``hopeless``: no attempt can get more.
         """
         if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
             self.of_gpus.setdefault(gpu, set()).add(trial_id)

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -132,9 +132,8 @@ def _trials(on_gpu: bool) -> tuple[TrialSpec, ...]:
 
 def bench_of(device: str) -> Bench:
     """Return what is measured on a device: ``cuda:<index>`` or ``cpu``."""
-    if device == "cpu":
-        return Bench(torch.device(device), ("small_cnn",), 16)
-    return Bench(torch.device(device), tuple(PAPER_MODELS), 224)
+    models, side = (("small_cnn",), 16) if device == "cpu" else (tuple(PAPER_MODELS), 224)
+    return Bench(torch.device(device), models, side)
 
 
 def host(bench: Bench) -> dict[str, Any]:
@@ -248,21 +247,20 @@ def passes(bench: Bench) -> dict[str, Any]:
             works: dict[str, Callable[[], object]] = {
                 "evaluate_64": partial(evaluate, network, images, labels, pass_size=64),
                 "evaluate_16": partial(evaluate, network, images, labels, pass_size=16),
-                "nchw_16": partial(_forward, plain, torch.split(images.float(), 16)),
+                "nchw_16": partial(_forward, plain, images),
                 "fgsm": partial(pass_clean, network, images, labels, pass_size=size),
             }
-            found[model] = {name: 64 / _seconds(work) for name, work in works.items()}
+            threads = torch.get_num_threads()
+            found[model] = {
+                name: 64 / Timer("work()", globals={"work": work}, num_threads=threads).timeit(3).mean
+                for name, work in works.items()
+            }
     return found
 
 
 @torch.no_grad()
-def _forward(network: torch.nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
-    return [network(part) for part in parts]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    threads = torch.get_num_threads()
-    return Timer("work()", globals={"work": work}, num_threads=threads).timeit(3).mean
+def _forward(network: torch.nn.Module, images: Tensor) -> list[Tensor]:
+    return [network(part) for part in torch.split(images.float(), 16)]
 
 
 def memory(bench: Bench) -> dict[str, Any]:
@@ -487,21 +485,13 @@ def without_names(text: str) -> str:
 
 
 def devices(wanted: str | None) -> list[str]:
-    """Return what is checked: ``cpu``, one GPU by its number, or all that torch reaches.
-
-    Raises:
-        ConfigError: for a number that no GPU has.
-        SetupError: when there is no GPU to check.
-    """
+    """Return what is checked: ``cpu``, one GPU by its number, or all that torch reaches."""
     if wanted == "cpu":
         return ["cpu"]
     numbers = [str(index) for index, _ in enumerate(() if is_logical() else _seen())]
     if not numbers:
-        raise SetupError(
-            "gpu-check needs a GPU that torch reaches",
-            "none",
-            "isweep doctor says why; --device cpu tries the check",
-        )
+        way_out = "isweep doctor says why; --device cpu tries the check"
+        raise SetupError("gpu-check needs a GPU that torch reaches", "none", way_out)
     if wanted is not None and wanted not in numbers:
         rule = "--device must be the number of a GPU that torch reaches, or cpu"
         raise ConfigError(rule, wanted, f"one of {', '.join(numbers)}")

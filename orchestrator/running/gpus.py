@@ -1,6 +1,7 @@
 """The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a trial.
 
-No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts.
+No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts, as
+a :class:`~search_spaces.errors.SweepError`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class Gpu:
     Attributes:
         uuid: GPU-..., or MIG-... for a slice.
         held_bytes: What processes held of its memory when it was asked.
-        capability: CUDA compute capability.
         mig: Whether it is cut into slices, or is one.
         has_kernels: Whether the installed torch has kernels for it.
     """
@@ -83,7 +83,6 @@ class NodeGpus:
         mps: Whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
         visible: What ``CUDA_VISIBLE_DEVICES`` says to Ray there.
         offered: GPUs that Ray hands out there.
-        logical: Whether these are for scheduling only.
     """
 
     node: str
@@ -117,11 +116,7 @@ def output_of(*command: str) -> str:
 
 
 def answer_of(code: str, *words: str, timeout_s: float = 60.0, env: Mapping[str, str] | None = None) -> Any:
-    """Run Python in a process of its own, and return what it prints last, as JSON.
-
-    Raises:
-        ChildProcessError: with the last line that it complained in.
-    """
+    """Run Python in a process of its own; return what it prints last, as JSON, or raise its complaint."""
     command = (sys.executable, "-c", code, *words)
     try:
         done = subprocess.run(
@@ -278,10 +273,6 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
     """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
 
     ``alone`` tells that nobody's trials run there yet: what is held of a GPU is then somebody else's.
-
-    Raises:
-        ConfigError: for recipes in bfloat16 where a GPU has none.
-        SetupError: for all else, every problem with its way out.
     """
     problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
     if problems:
@@ -342,9 +333,6 @@ def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
 
     Somebody's own network, whose code need not replay as a graph, is captured only where ``resources.fast``
     is ``on``.
-
-    Raises:
-        SetupError: see :func:`check_gpu`.
     """
     share, fast = float(cell["num_gpus"]), cell["fast"]
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
@@ -357,11 +345,7 @@ def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_gpu() -> None:
-    """See that torch reaches a GPU of this machine, unless they are logical ones.
-
-    Raises:
-        SetupError: naming node, driver and torch's CUDA when it does not.
-    """
+    """See that torch reaches a GPU of this machine, unless they are logical ones."""
     if is_logical():
         return
     import torch

@@ -1,6 +1,6 @@
 """Your own images, read from wherever they are: measured, or trained on a little, to predict from.
 
-Light to import: what only a pilot needs is imported there.
+What cannot be read, measured or trained raises a :class:`~search_spaces.errors.SweepError`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ DEFAULT_SIDE = 224
 """Of image files, where none is asked for: the study's."""
 MAX_HELD_BYTES = 2 << 30
 PREPARED_RANGE = (0.0, 255.0)
-SAID = ("label_map", "label_columns", "layout", "pixel_range")
-"""What may be said of own data that are measured."""
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
 NUM_SIZES = 3
 
@@ -55,7 +53,7 @@ class MeasureRequest:
     """What to measure and how.
 
     Attributes:
-        source: A path of own data or of a prepared dataset, or a dataset's name.
+        source: A path, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
         said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``.
@@ -82,7 +80,6 @@ class Measured:
     """A measured source.
 
     Attributes:
-        record: The numbers.
         pair_images: The two differently labelled images that are closest.
         pair_labels: Their classes.
         label_names: The classes that were measured, in their order; empty without labels.
@@ -101,11 +98,7 @@ class Measured:
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
     """Read a source and measure it.
 
-    A root is made only for image files, which are prepared in it and removed afterwards; the key of hashed
-    file names stays.
-
-    Raises:
-        SweepError: for a source that cannot be read or measured.
+    Image files are prepared in the root and removed afterwards; the key of hashed file names stays.
     """
     _check_device(request.settings.device)
     if request.settings.pixel_range is not None:
@@ -143,11 +136,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 def measure_arrays(
     images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
 ) -> Measured:
-    """Measure images in memory as ``request`` says, whose source is not looked at.
-
-    Raises:
-        SweepError: for images, labels or a class pair that cannot be measured.
-    """
+    """Measure images in memory as ``request`` says, whose source is not looked at."""
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
@@ -178,18 +167,12 @@ def _known_kind(path: Path) -> str:
     kind = own_kind_of(path)
     if kind is not None:
         return kind
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        rule = "The source must be a folder or a plain file"
-        raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
     what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
     raise ConfigError("Your images must be a .npy file or of a known kind", path.suffix or "no ending", what)
 
 
 def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
     known = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
-    unknown = sorted(set(request.said) - set(SAID))
-    if unknown:
-        raise unknown_name("field of own data", unknown[0], SAID)
     try:
         return OwnSourceSpec.model_validate(known | request.said)
     except ValidationError as error:
@@ -311,11 +294,7 @@ def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
 
 
 def name_labels(cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID) -> tuple[Names, Codes]:
-    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's place in them.
-
-    Raises:
-        DataError: for missing labels, and classes spelt in two ways.
-    """
+    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's class."""
     from tasks.sources.labels import sort_labels
     from tasks.sources.own import Rows, class_labels
     from tasks.sources.tables import label_text
@@ -374,10 +353,8 @@ class PilotRequest:
 
     Attributes:
         source: Own data (a folder or a file), or the name of a dataset.
-        model: One of the sweep's.
         train_sizes: Empty takes the sweep's smallest three.
         test_size: None takes the sweep's.
-        domain: Of own data; decides nothing in a training.
     """
 
     source: str
@@ -390,11 +367,7 @@ class PilotRequest:
 def run_pilot(
     sweep: SweepSpec, request: PilotRequest, options: RunOptions, progress: Progress | None = None
 ) -> Pilot:
-    """Train what is missing of a pilot and return its losses and measures.
-
-    Raises:
-        SweepError: for a mistake in the request, data that cannot be read, or a pilot without one loss.
-    """
+    """Train what is missing of a pilot and return its losses and measures."""
     from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.planning.plan import Workspace
@@ -422,9 +395,6 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     """Return the sweep that a pilot is, with another's recipe, side, channels and split, and no attacks.
 
     Its name is that of all pilots of these data and this model: asked again, it trains nothing.
-
-    Raises:
-        ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
     """
     from orchestrator.analysis.table import POOLED
 

@@ -1,4 +1,7 @@
-"""What comes before training: what cannot run is refused, data are prepared, subsets measured."""
+"""What comes before training: what cannot run is refused, data are prepared, subsets measured.
+
+All that is wrong is found before it is raised, as one :class:`~search_spaces.errors.SweepError`.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,7 @@ READ_HERE_S = 30.0
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing.
-
-    Raises:
-        ConfigError: naming the nearest dataset.
-        DataError: naming every dataset that is read from a download which is not there.
-    """
+    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing."""
     from tasks.sources import FROM_RAW, RawRequest
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
@@ -64,11 +62,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
 
 
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
-    """Find every network that cannot be built; those of trials ``known``, which have a result, were.
-
-    Raises:
-        ConfigError: naming all of them.
-    """
+    """Find every network that cannot be built; those of trials ``known``, which have a result, were."""
     asked: set[tuple[ModelSpec, int, int, int, float | None]] = set()
     own: dict[ModelSpec, NetworkSpec] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -112,9 +106,6 @@ def fetch_pretrained(
     """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`; all fit.
 
     Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the same.
-
-    Raises:
-        SweepError: naming all that are not there and cannot be downloaded, or fit no network.
     """
     asked: dict[ModelSpec, set[tuple[int, int]]] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -147,11 +138,7 @@ def fetch_pretrained(
 def check_same_start(
     records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
 ) -> None:
-    """Refuse to start networks of one sweep from different weights of one name, as libraries' versions give.
-
-    Raises:
-        ConfigError: naming all keys whose results started from others.
-    """
+    """Refuse to start networks of one sweep from different weights of one name, as libraries give them."""
     here = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
     others: dict[str, Counter[str]] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -175,11 +162,7 @@ def prepare_missing(
     executor: Executor,
     monitor: Progress,
 ) -> None:
-    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
-
-    Raises:
-        DataError: naming every dataset that could not be prepared and what to do.
-    """
+    """Prepare datasets one after another, each in parallel, and raise what could not be prepared."""
     from tasks.prepared.prepare import prepare_dataset
 
     problems: list[SweepError] = []
@@ -219,9 +202,6 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
     After :data:`READ_HERE_S` seconds the rest is left to a cluster. Files that are prepared are listed again,
     which tells whether they changed.
-
-    Raises:
-        DataError: naming every dataset that could not be prepared and what to do.
     """
     from tasks.remote import InlineExecutor
 
@@ -262,11 +242,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
 def measure_subset(
     spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
 ) -> MeasureRecord:
-    """Return the record of the intrinsic dimension and label sharpness of a subset's train images.
-
-    Raises:
-        DataError: for images that cannot be measured (not finite, one class only).
-    """
+    """Return the record of the intrinsic dimension and label sharpness of a subset's train images."""
     import numpy as np
 
     from tasks.measures.measure import measure_nested
@@ -299,11 +275,7 @@ def measure_subset(
 
 
 def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> TrialData:
-    """Return the arrays of a subset, with so many training images.
-
-    Raises:
-        DataError: when its prepared dataset, which was whole when the command started, is not any more.
-    """
+    """Return the arrays of a subset, with so many training images."""
     from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]

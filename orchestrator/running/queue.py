@@ -18,20 +18,12 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure
+from orchestrator.running import worker
 from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
-from orchestrator.running.worker import (
-    STORAGE_PREFIXES,
-    EpochBoard,
-    IsweepArrays,
-    Keeper,
-    Said,
-    TrialTrainable,
-    equipped,
-    start_beside_driver,
-)
+from orchestrator.running.worker import Said, TrialTrainable
 from search_spaces.errors import DataError, SweepError
 from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
@@ -180,11 +172,7 @@ def empty(trial: Any) -> None:
 
 
 class Execution(Protocol):
-    """All that a sweep asks of whoever executes its trials.
-
-    Attributes:
-        arrays: What trials are given to train on.
-    """
+    """All that a sweep asks of whoever executes its trials, and gives them ``arrays`` to train on."""
 
     arrays: Any
 
@@ -223,16 +211,13 @@ class Execution(Protocol):
 
 
 class TuneExecution:
-    """Ray Tune, with workers that are used again; every start makes a fresh experiment.
-
-    Another ``trainable`` is for tests and benchmarks.
-    """
+    """Ray Tune, with workers that are used again; another ``trainable`` is for tests and benchmarks."""
 
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._board = EpochBoard()
-        self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
+        self._board = worker.EpochBoard()
+        self._keeper = None if work.keep_url is None else worker.Keeper(work.keep_url, self._board)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, work.num_uses)
         self.heard, self.show, self.count_failure = self._board.heard, series.tell, series.failed
@@ -245,7 +230,7 @@ class TuneExecution:
         # Actors of a loop that broke keep their CPUs until nothing refers to them, its error included.
         gc.collect()
         name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        trainable = equipped(
+        trainable = worker.equipped(
             self._trainable,
             perform=self._work.perform,
             arrays=self.arrays.references,
@@ -298,28 +283,20 @@ class TuneExecution:
 
 
 def keep_out_of_runtime_environments() -> None:
-    """Take credentials off the list of variables that Tune copies to its trials.
-
-    Ray's agents would log them in clear, and trials need none: files go through :class:`Keeper`.
-    """
+    """Take credentials off the variables that Tune copies to its trials: Ray's agents would log them."""
     from ray.tune.execution import class_cache
 
     # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say so.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
-    copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})
+    copied.difference_update({name for name in copied if name.startswith(worker.STORAGE_PREFIXES)})
 
 
 class ArrayCache:
     """Which arrays are in the object store, and who still needs them.
 
     The driver puts an array when the first trial that needs it starts, and drops it when none that is left
-    needs it, or when others need its room. Ray copies it to each node once. Trials ask an actor for the
-    reference, because theirs is not made yet when they are planned.
-
-    Args:
-        load: Reads an array.
-        budget: Bytes that may be in the store at once; running trials may exceed it.
-        num_uses: See :class:`~orchestrator.running.trials.Work`.
+    needs it, or when others need its room: ``budget`` bytes, which running trials may exceed. Trials ask an
+    actor for the reference, because theirs is not made yet when they are planned.
     """
 
     def __init__(
@@ -329,8 +306,7 @@ class ArrayCache:
         self._running: dict[str, str] = {}  # array by trial
         self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
         self._load, self._budget = load, budget
-        self.num_loads = 0
-        self.references = start_beside_driver(IsweepArrays)
+        self.references = worker.start_beside_driver(worker.IsweepArrays)
 
     @property
     def num_bytes(self) -> int:
@@ -354,7 +330,6 @@ class ArrayCache:
         size = data.train_images.nbytes + data.test_images.nbytes
         self._make_room(size)
         reference = ray.put(data)
-        self.num_loads += 1
         self._held[key] = (reference, size)
         ray.get(self.references.put.remote(key, [reference]))
 

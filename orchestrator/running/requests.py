@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ class Requests:
     """The requests of a sweep, larger for trials that ran out of memory.
 
     Attributes:
-        resources: what the sweep asks for every trial.
-        expectation: of the cluster's kind of GPU; without one all trials get the same share.
-        node_memory_bytes: what the largest node has: a trial that asks for more would never start.
-        out_of_memory: how often each trial ran out of memory in this run.
-        not_captured: trials whose steps could not be captured.
+        resources: What the sweep asks for every trial.
+        expectation: Of the cluster's kind of GPU; without one all trials get the same share.
+        node_memory_bytes: What the largest node has: a trial that asks for more would never start.
+        out_of_memory: How often each trial ran out of memory in this run.
+        not_captured: Trials whose steps could not be captured.
     """
 
     resources: Resources
@@ -137,10 +138,9 @@ class Requests:
         """Tell whether batches of a trial may pass in parts: with batch norm that changes its numbers."""
         if self.resources.micro_batches != "auto":
             return self.resources.micro_batches == "on"
-        try:
+        with suppress(SweepError):
             return not has_batch_norm(cell.network)
-        except SweepError:
-            return False
+        return False
 
     def _share(self, cell: TrialSpec, card: Card) -> float:
         if self.expectation.share is not None:
@@ -179,10 +179,7 @@ def expected(
 
 
 class StartWatch:
-    """Says what is missing (``why``) when cells wait and none starts, and again when the reason changes.
-
-    Waiting ``ends`` on a private cluster.
-    """
+    """Says what is missing when cells wait and none starts; waiting ``ends`` on a private cluster."""
 
     def __init__(
         self, why: Callable[[], str], say: Callable[[str], None], *, ends: bool, clock: Clock = SYSTEM
@@ -192,11 +189,7 @@ class StartWatch:
         self._said = ""
 
     def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
-        """Look at Tune's trials; ``waiting`` tells whether any should run.
-
-        Raises:
-            SetupError: when nothing will ever start.
-        """
+        """Look at Tune's trials; ``waiting`` tells whether any should run."""
         now = self._clock.monotonic()
         if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
             self._moved_at = self._looked_at = now

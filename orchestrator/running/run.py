@@ -86,7 +86,6 @@ def run_sweep(
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
-                _fetch_weights(sweep)
                 _start(sweep)
                 _prepare(sweep)
                 _measure(sweep)
@@ -192,19 +191,16 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
-def _fetch_weights(sweep: _Sweep) -> None:
-    """Download what pretrained networks start from."""
-    plan, paths, known = sweep.workspace.plan, sweep.workspace.paths, sweep.state.results
-    sweep.pretrained = preparation.fetch_pretrained(plan, known, paths, sweep.monitor.note)
-    preparation.check_same_start(sweep.stored.trials, plan, sweep.pretrained)
-
-
 def _start(sweep: _Sweep) -> None:
-    """Start Ray, where trials wait, while MLflow gives its first answer: before hours of preparation."""
-    if len(sweep.state.results) < len(sweep.workspace.plan.trials):
-        trial_resources(sweep.workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
+    """Fetch what networks start from; start Ray, where trials wait, while MLflow gives its first answer."""
+    workspace, known = sweep.workspace, sweep.state.results
+    weights = preparation.fetch_pretrained(workspace.plan, known, workspace.paths, sweep.monitor.note)
+    preparation.check_same_start(sweep.stored.trials, workspace.plan, weights)
+    sweep.pretrained = weights
+    if len(known) < len(workspace.plan.trials):
+        trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:
-            check_gpus(sweep.workspace, sweep.options, sweep.nodes)
+            check_gpus(workspace, sweep.options, sweep.nodes)
     sweep.tracker.check()
 
 

@@ -3,8 +3,7 @@
 A network is trained three times from the same start, inside the determinism that trials use: plainly (A),
 plainly again (A'), and by captured graphs (F). F may differ from A by four times what A' does, which is the
 GPU's own noise, and at least rounding. The loss of the first batch is compared with float32 on the CPU too,
-so that a GPU that is wrong in all three is found. ``python -m orchestrator.running.self_test`` runs it in a
-process of its own, which a broken capture cannot outlive, and prints the verdict as JSON.
+so that a GPU that is wrong in all three is found.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,15 +113,23 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
     )
     # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
     dropout = None if case.model.startswith("resnet") else 0.0
+
+    def trained(graphs: bool) -> tuple[Tensor, Tensor, float]:
+        """Return all epochs' losses, all weights, and the seconds of an epoch once all is captured."""
+        model = built(case.model, case.image_size, dropout)
+        history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
+        weights = torch.cat(
+            [value.detach().double().flatten().cpu() for value in model.state_dict().values()]
+        )
+        losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
+        return losses, weights, min(record.seconds for record in history[-2:])
+
     with trial_memory(device), contained(0, device), deterministic(device):
         start = built(case.model, case.image_size, dropout)
         first, classes = images[: case.batch_size], labels[: case.batch_size]
         expected = _first_loss(start, first, classes, "float32")
         found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
-        plain, again, graph = (
-            _trained(case, dropout, images, labels, recipe, device, graphs=graphs)
-            for graphs in (False, False, True)
-        )
+        plain, again, graph = trained(False), trained(False), trained(True)
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
     result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], graph[2]))
@@ -149,38 +157,13 @@ def noise(number: int, side: int) -> tuple[Tensor, Tensor]:
 
 def built(model: str, side: int, dropout: float | None = None) -> PixelModel:
     """Return a network for such images, from a fixed start, on the CPU."""
-    return build_model(
-        model_spec(model),
-        num_outputs=2,
-        in_channels=1,
-        input_scale=1 / 255,
-        dropout=dropout,
-        seed=0,
-        image_size=side,
-    )
+    size: dict[str, Any] = {"num_outputs": 2, "in_channels": 1, "image_size": side}
+    return build_model(model_spec(model), **size, input_scale=1 / 255, dropout=dropout, seed=0)
 
 
 def _first_loss(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> float:
     with torch.no_grad(), autocast(precision, images.device):
         return float(F.cross_entropy(model.train()(as_pixels(images)).float(), labels))
-
-
-def _trained(
-    case: Case,
-    dropout: float | None,
-    images: Tensor,
-    labels: Tensor,
-    recipe: RecipeSpec,
-    device: torch.device,
-    *,
-    graphs: bool,
-) -> tuple[Tensor, Tensor, float]:
-    """Return the losses of all epochs, all weights, and the seconds of an epoch once all is captured."""
-    model = built(case.model, case.image_size, dropout)
-    history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
-    weights = torch.cat([value.detach().double().flatten().cpu() for value in model.state_dict().values()])
-    losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
-    return losses, weights, min(record.seconds for record in history[-2:])
 
 
 def _largest(first: Tensor, second: Tensor) -> float:
@@ -190,11 +173,7 @@ def _largest(first: Tensor, second: Tensor) -> float:
 
 
 def main() -> None:
-    """Run on the device that is named."""
+    """Run on the device that is named, in a process that a broken capture cannot outlive."""
     device = torch.device(sys.argv[1])
     verdict = run(device, CASES if device.type == "cuda" else SMALL_CASES)
     print(json.dumps(asdict(verdict)))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

@@ -202,10 +202,7 @@ class GridWork(Work):
 
 
 class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
-    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
-
-    Another ``trainable`` is for tests and benchmarks.
-    """
+    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer."""
 
     def __init__(
         self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM

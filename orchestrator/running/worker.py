@@ -135,8 +135,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     An exception inside a cell is an outcome, of which the driver is told in full. It reaches Tune as an
     error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that a failure
-    left in the process meets the next cell. ``cell`` is made by
-    :meth:`orchestrator.running.trials.Trials._taken`.
+    left in the process meets the next cell.
     """
 
     def setup(
@@ -149,16 +148,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         epochs: EpochBoard | None = None,
         pretrained: dict[str, bytes] | None = None,
     ) -> None:
-        """Take the first cell.
+        """Take the first cell, and what all have in common: see :class:`orchestrator.running.trials.Work`.
 
-        Args:
-            config: Has the cell.
-            perform: Does it.
-            arrays: The actor :class:`IsweepArrays`.
-            keeper: Who keeps weights, predictions and checkpoints; None keeps none.
-            code: Source of one's own networks, by relative path.
-            epochs: Where it says what it does; None tells nobody.
-            pretrained: What networks start from, by :attr:`ModelSpec.pretrained_key`.
+        ``code`` is the source of one's own networks, by relative path.
         """
         self._perform, self._arrays, self._code = perform or perform_cell, arrays, code or {}
         self.keeper, self.epochs, self.pretrained = keeper, epochs, pretrained or {}
@@ -171,12 +163,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the cell and return its report.
-
-        Raises:
-            CellFailed: with a report of its failure.
-            DeviceError: when nothing can be asked of this process any more.
-        """
+        """Run the cell; return its report, or raise it as :class:`CellFailed` or ``DeviceError``."""
         trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
         if self.epochs is not None:
             self.epochs.say(Place.here(trial_id))
@@ -190,9 +177,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 self._check_code()
                 self._has_run = True
             except (Exception, SystemExit) as error:  # the latter of somebody's own network
-                report = CellReport(
-                    started_at=started_at, finished_at=started_at, outcome=self._failure(error)
-                )
+                failed = self._failure(error)
+                report = CellReport(started_at=started_at, finished_at=started_at, outcome=failed)
             # By a clock that nobody sets: durations are stored.
             seconds, outcome = time.monotonic() - began, report.outcome
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
@@ -308,8 +294,7 @@ def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
 def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
     """Start an actor on this driver's node, since one lost with another node would fail every trial.
 
-    It asks for no CPU, for it must answer while trials have all of them. Its calls stay out of Ray's list of
-    tasks, where people look for trials. ``options`` are Ray's.
+    It asks for no CPU, for it must answer while trials have all of them; Ray's list of tasks is for trials.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}

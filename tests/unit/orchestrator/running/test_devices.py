@@ -81,14 +81,6 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypa
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
 
 
-def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a_trial(monkeypatch):
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    for num_finished in (0, 1, 5):
-        gpus.rest(num_finished)
-    assert pauses == [gpus.REST_S]
-
-
 def test_a_command_that_is_absent_or_fails_says_nothing():
     assert gpus.output_of("no-such-command-anywhere") == ""
     assert gpus.output_of("false") == ""

@@ -122,16 +122,15 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
 
 
 def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
-    def answer(process):
-        process.wait()
+    started = []
+
+    def in_process(*words):
+        started.append(words)
         if len(started) == 7:
             raise ChildProcessError(f"OutOfMemoryError on {socket.gethostname()}")
         return 50.0
 
-    started, start = [], gpu_check._start
-    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/true")
-    monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words) or start(*words))
-    monkeypatch.setattr(gpu_check, "_answer", answer)
+    monkeypatch.setattr(gpu_check, "_in_process", in_process)
     row = gpu_check._gain(bench_of("cuda:0"), "vgg16")
     assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError on ..."}
     assert set(started) == {("rate", "cuda:0", "vgg16")}
@@ -196,7 +195,7 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     times = {}
     for model in bench.models:
         step = cost_of(bench.trial(model).network).step
-        half = 500 * pass_time(step, card, interval=gpu_check.EAGER_INTERVAL_S).seconds
+        half = 500 * pass_time(step, card, interval=gpu_check.predict.EAGER_INTERVAL_S).seconds
         times[model] = {"eager_ms": half, "graph_ms": half}
     parts = {
         "gpu": {"planned_as": asdict(card)},
@@ -238,6 +237,6 @@ def test_a_gpu_is_chosen_by_its_number(monkeypatch):
 
 
 def test_a_part_on_a_gpu_dies_alone(monkeypatch):
-    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     found = run_part("memory", "cuda:0", {})
     assert (found["ok"], found["values"], found["error"]) == (False, None, "exit code 1")

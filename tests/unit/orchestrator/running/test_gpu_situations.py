@@ -132,7 +132,7 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mo
     assert expectation.card.memory_gib == pytest.approx(memory, abs=0.01)
     requests = Requests(Resources(1, 1.0), expectation)
     for trial in trials.values():
-        share = requests.of(trial).resources.num_gpus
+        share = requests.of(trial).num_gpus
         if not mps or "MIG" in model:
             assert share == 1.0
         else:
@@ -161,9 +161,9 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
         said, shares = "", []
         while not said and len(shares) < 12:
             request = requests.of(trial)
-            shares.append(request.resources.num_gpus)
+            shares.append(request.num_gpus)
             assert request.micro_batch is None or name.startswith("vgg")
-            assert request.micro_batch is None or request.resources.num_gpus == 1.0
+            assert request.micro_batch is None or request.num_gpus == 1.0
             said = requests.failed(trial, failure)
         assert shares == sorted(shares)
         assert shares[-1] == 1.0
