@@ -34,6 +34,7 @@ from orchestrator.planning.sweep_file import read_text
 from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking import check_tracker
+from orchestrator.running import gpus
 from orchestrator.running.cluster import connect
 from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
 from search_spaces.errors import ConfigError, SweepError
@@ -137,6 +138,7 @@ def _launch(path: Path) -> list[Check]:
 
 def _gpus(address: str | None) -> tuple[bool, str, str]:
     there = gpus_here()
+    gpus.check_driver()
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
@@ -246,7 +248,7 @@ def _checked(answer: dict[str, Any], node: dict[str, Any]) -> Check:
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
         "num_gpus": offered,
-        "cards": [gpu.name for gpu in gpus.gpus],
+        "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,
         "versions": {},

@@ -60,7 +60,7 @@ HELD_UP_S = 30.0
 """A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
 ANSWERS_WITHIN_S = 60.0
 """How long a worker may take to say that it has the cell that it was given."""
-GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [^\s)]+")
+GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [\w.-]+")
 
 
 class OtherCodeError(SetupError):
@@ -126,9 +126,14 @@ def gpu_error(error: BaseException) -> GpuError | None:
     """Return what an exception is by the table; None for one that is not of a GPU or of memory."""
     types = {kind.__name__ for kind in type(error).__mro__}
     found = next((row for row in GPU_ERRORS if row.type in types and row.words in str(error)), None)
-    if found is not None and found.type == "CaptureError" and error.__cause__ is not None:
-        cause = gpu_error(error.__cause__)  # a capture may fail for want of memory
-        return found if cause is None else found._replace(kind=cause.kind)
+    if found is not None and found.type == "CaptureError":
+        # Ending a capture that broke may raise an error of its own, whose context is what broke it.
+        cause = error.__cause__
+        while cause is not None:
+            row = gpu_error(cause)
+            if row is not None and row.kind == MEMORY:
+                return found._replace(kind=MEMORY)
+            cause = cause.__cause__ or cause.__context__
     return found
 
 
@@ -348,7 +353,7 @@ class Retries:
         if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
             return
         last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
-        rule, what = "Some node must give trials a GPU that they can reach", "reached no GPU"
+        rule, what = "Some node must give trials a GPU that they can compute on", "had none"
         way_out = "mend a node, or use --device cpu"
         if failure.kind == FailureKind.OTHER_CODE:
             rule, what = "Some node must run the code of the driver", "found other code"

@@ -1,9 +1,11 @@
 """Whether captured graphs give the numbers of the libraries' own path on this GPU, and are faster.
 
 A network is trained three times from the same start, inside the determinism that trials use: plainly (A),
-plainly again (A'), and by captured graphs (F). F may differ from A by four times what A' does, which is the
-GPU's own noise, and at least rounding. The loss of the first batch is compared with float32 on the CPU too,
-so that a GPU that is wrong in all three is found.
+plainly again (A'), and by captured graphs (F). What two plain trainings differ by is the GPU's own noise; F
+may differ from A by four times as much, noise being at least what rounding does. The loss of the first batch
+is compared with float32 on the CPU too, so that a GPU that is wrong in all three is found. ``python -m
+orchestrator.running.self_test`` runs it in a process of its own, which a broken capture cannot outlive, and
+prints the verdict as JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrator.running.gpus import BFLOAT16_FROM
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, trial_memory
@@ -34,8 +36,6 @@ LEAST_NOISE = {"loss": 1e-5, "weight": 1e-6}
 hundredth of what one step of Adam moves a weight at the test's learning rate."""
 FIRST_LOSS_TOLERANCE = 2e-2
 """Of the first batch's loss in bfloat16 to float32's: bfloat16 keeps 8 bits."""
-BFLOAT16_FROM = (8, 0)
-"""Compute capability: PyTorch tells older GPUs to compute in bfloat16 and emulates it."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class CaseResult:
     """What a case found.
 
     Attributes:
-        losses: Largest difference of an epoch's loss between A and A', and between F and A.
-        weights: Of a weight, likewise.
-        first_loss: Of the first batch: on the device, and in float32 on the CPU.
-        seconds: Of a plain epoch, and of one by graphs.
-        problem: Why graphs are not to be taken; empty where they may.
+        losses: largest difference of an epoch's loss: between A and A', and between F and A.
+        weights: of a weight, likewise.
+        first_loss: of the first batch: on the device, and in float32 on the CPU.
+        seconds: of a plain epoch, and of one by graphs, captures not counted.
+        problem: why graphs are not to be taken; empty where they may.
     """
 
     model: str
@@ -75,17 +75,18 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the self-test says of a GPU: whether graphs are taken, and in one line why not."""
+    """Whether graphs are taken, in one line why not, and whether it was an error that ended the test."""
 
     graphs: bool
     reason: str
     seconds: float
     cases: tuple[CaseResult, ...]
+    error: bool = False
 
 
 def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
     """Run the self-test on a device; nothing that it meets is raised."""
-    start, results = time.perf_counter(), list[CaseResult]()
+    start, results, failed = time.perf_counter(), list[CaseResult](), False
     try:
         for case in cases:
             results.append(run_case(case, device))
@@ -95,8 +96,8 @@ def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
             reason = f"they are {100 * (graph / plain - 1):.0f} % slower than plain steps"
     except Exception as error:  # whatever a driver, a library or a capture does
         first = (str(error).splitlines() or [""])[0][:300]
-        reason = f"{case.model}: {type(error).__name__}: {first}"
-    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results))
+        reason, failed = f"{case.model}: {type(error).__name__}: {first}", True
+    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results), failed)
 
 
 def run_case(case: Case, device: torch.device) -> CaseResult:
@@ -113,23 +114,15 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
     )
     # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
     dropout = None if case.model.startswith("resnet") else 0.0
-
-    def trained(graphs: bool) -> tuple[Tensor, Tensor, float]:
-        """Return all epochs' losses, all weights, and the seconds of an epoch once all is captured."""
-        model = built(case.model, case.image_size, dropout)
-        history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
-        weights = torch.cat(
-            [value.detach().double().flatten().cpu() for value in model.state_dict().values()]
-        )
-        losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
-        return losses, weights, min(record.seconds for record in history[-2:])
-
     with trial_memory(device), contained(0, device), deterministic(device):
         start = built(case.model, case.image_size, dropout)
         first, classes = images[: case.batch_size], labels[: case.batch_size]
         expected = _first_loss(start, first, classes, "float32")
         found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
-        plain, again, graph = trained(False), trained(False), trained(True)
+        plain, again, graph = (
+            _trained(case, dropout, images, labels, recipe, device, graphs=graphs)
+            for graphs in (False, False, True)
+        )
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
     result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], graph[2]))
@@ -157,13 +150,38 @@ def noise(number: int, side: int) -> tuple[Tensor, Tensor]:
 
 def built(model: str, side: int, dropout: float | None = None) -> PixelModel:
     """Return a network for such images, from a fixed start, on the CPU."""
-    size: dict[str, Any] = {"num_outputs": 2, "in_channels": 1, "image_size": side}
-    return build_model(model_spec(model), **size, input_scale=1 / 255, dropout=dropout, seed=0)
+    return build_model(
+        model_spec(model),
+        num_outputs=2,
+        in_channels=1,
+        input_scale=1 / 255,
+        dropout=dropout,
+        seed=0,
+        image_size=side,
+    )
 
 
 def _first_loss(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> float:
     with torch.no_grad(), autocast(precision, images.device):
         return float(F.cross_entropy(model.train()(as_pixels(images)).float(), labels))
+
+
+def _trained(
+    case: Case,
+    dropout: float | None,
+    images: Tensor,
+    labels: Tensor,
+    recipe: RecipeSpec,
+    device: torch.device,
+    *,
+    graphs: bool,
+) -> tuple[Tensor, Tensor, float]:
+    """Return the losses of all epochs, all weights, and the seconds of an epoch once all is captured."""
+    model = built(case.model, case.image_size, dropout)
+    history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
+    weights = torch.cat([value.detach().double().flatten().cpu() for value in model.state_dict().values()])
+    losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
+    return losses, weights, min(record.seconds for record in history[-2:])
 
 
 def _largest(first: Tensor, second: Tensor) -> float:
@@ -173,7 +191,11 @@ def _largest(first: Tensor, second: Tensor) -> float:
 
 
 def main() -> None:
-    """Run on the device that is named, in a process that a broken capture cannot outlive."""
+    """Run on the device that is named."""
     device = torch.device(sys.argv[1])
     verdict = run(device, CASES if device.type == "cuda" else SMALL_CASES)
     print(json.dumps(asdict(verdict)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

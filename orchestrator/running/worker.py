@@ -194,9 +194,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()
-        options = gpus.trial_options(self.cell)
-        on_gpu = options["device"] == "cuda"
-        if on_gpu:
+        options, note = gpus.trial_options(self.cell)
+        if options["device"] == "cuda":
             self._gpu = gpus.gpu_in_use()  # one that failed cannot be asked any more
         found, trained = self._perform(self, data, options)
         return CellReport(
@@ -208,15 +207,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             shared_group_share=data.shared_group_share,
             gpu_share=float(self.cell["num_gpus"]),
             gpu_name=self._gpu[0],
-            gpu_note=gpus.graphs_off() if on_gpu and self.cell["fast"] == "auto" else "",
+            gpu_note=note,
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
         """Return the failure that an error in a cell stands for, or end this process."""
         failure = classify(error)
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-        if not self._has_run and (of_node or failure.message.startswith(gpus.NO_GPU)):
-            gpus.rest()  # or this node would be given, and fail, every cell of the sweep
+        if of_node or failure.message.startswith(gpus.NO_GPU):
+            gpus.rest(self._has_run)  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
             gpu = f" ({gpus.named(self._gpu[1])})" if self.cell["num_gpus"] else ""
             raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
