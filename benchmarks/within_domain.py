@@ -19,6 +19,7 @@ from harness import Found, run
 
 from orchestrator.analysis import pairs as p
 from orchestrator.analysis import read_csv
+from orchestrator.analysis import table as t
 from orchestrator.planning.plan import Workspace
 from tasks.prepared.store import PreparedDataset
 
@@ -66,15 +67,41 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def figure(preset: str = "digit-pairs") -> Found:
+    """Draw how fast each pair's loss falls over 1/d, and how high it lies over log K_F."""
+    import matplotlib.pyplot as plt
+
+    stem = RESULTS / preset.replace("-", "_")
+    full, _ = t.normalise(read_csv(stem.with_suffix(".csv.gz")))
+    trials, _ = t.usable_trials(full)
+    pairs = p.pairs_of(t.complete(t.fitted_points(trials), (t.LOG_LOSS, t.D_REFERENCE)), {})
+    fit = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    b = next(one for one in fit["answers"] if one["question"] == p.EXPONENT)["value"]
+    drawn_figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    ends = np.array([pairs.inverse_d.min(), pairs.inverse_d.max()])
+    left.plot(pairs.inverse_d, pairs.xy / pairs.xx, "o", ms=4)
+    for slope, style, words in ((b, "-", f"b/d, b = {b:.2g}"), (1, ":", "1/d"), (4, "--", "4/d")):
+        left.plot(ends, slope * ends, style, color="black", label=words)
+    left.set(xlabel="1/d", ylabel="how fast log loss falls with log N")
+    left.legend(fontsize=7)
+    right.plot(pairs.log_sharpness, pairs.heights[p.SHARPER_LOSS], "o", ms=4)
+    right.set(xlabel="log K_F", ylabel="log loss, mean over N and networks, centred")
+    path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{preset}.png"
+    drawn_figure.savefig(path, dpi=110)
+    return {"figure": path.name}
+
+
 def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Found:
     """Fit drawn tables: how often something false is established, and how often the truth is found."""
     found: Found = {}
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(found)])
         fits = [p.fit_pairs(draw(world, rng, num_classes)) for _ in range(num_tables)]
-        found[name] = {q: _counts([fit.find(q) for fit in fits], t) for q, t in world["truth"].items()}
+        found[name] = {
+            q: _counts([fit.find(q) for fit in fits], value) for q, value in world["truth"].items()
+        }
         false = [
-            any(fit.find(q).established and fit.find(q).null == t for q, t in world["truth"].items())
+            any(fit.find(q).established and fit.find(q).null == value for q, value in world["truth"].items())
             for fit in fits
         ]
         found[name]["any_false"] = float(np.mean(false))
@@ -154,4 +181,4 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
 
 
 if __name__ == "__main__":
-    run(within_domain, parts=(drawn,))
+    run(within_domain, parts=(drawn, figure))

@@ -1,0 +1,51 @@
+"""Every number of docs/findings.md comes out of the committed tables with numpy alone, as the product says."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS, SCRIPT = ROOT / "benchmarks/results", ROOT / "benchmarks/findings_numbers.py"
+SAME = {
+    "exponent": "exponent b in N^(-b/d)",
+    "exponent against 1": "exponent b against the law's 1",
+    "log loss on log K_F": "slope of log loss on log K_F at equal 1/d",
+    "log R̂ on log K_F": "slope of log R̂ on log K_F at equal 1/d",
+    "accuracy lost to the attack on log K_F": "slope of accuracy lost to the attack on log K_F at equal 1/d",
+}
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_the_script_knows_nothing_of_the_product():
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(SCRIPT.read_text(encoding="utf-8")))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [])
+        + ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
+    }
+    assert imported - sys.stdlib_module_names == {"numpy"}
+
+
+def test_it_finds_what_the_products_analysis_finds(numbers):
+    tables = sorted(path.name.removesuffix(".csv.gz") for path in RESULTS.glob("*_pairs.csv.gz"))
+    assert tables
+    for name in tables:
+        fit = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        answers = {one["question"]: one for one in fit["answers"]}
+        for own, question in SAME.items():
+            found, theirs = numbers[name][own], answers[question]
+            assert [found["value"], found["low"], found["high"]] == pytest.approx(
+                [theirs["value"], *theirs["interval"]], rel=1e-6
+            )
+            assert found["p"] == pytest.approx(theirs["p_value"], rel=1e-5)
+        for rule, share in fit["shares"].items():
+            assert numbers[name]["rivals"][rule]["share"] == pytest.approx(share, rel=1e-6)
