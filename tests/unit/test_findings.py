@@ -1,4 +1,4 @@
-"""Every number of docs/findings.md comes out of the committed tables with numpy alone, as the product says."""
+"""Every number of docs/findings.md comes out of the committed tables with numpy alone."""
 
 import ast
 import json
