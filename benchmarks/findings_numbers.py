@@ -115,9 +115,9 @@ class PairTable:
         y, x = self.loss[:, models, sizes], -np.log(np.array(self.sizes, dtype=float))[sizes]
         return y - y.mean(2, keepdims=True), x - x.mean()
 
-    def on_sharpness(self, response: np.ndarray, d: np.ndarray) -> dict[str, float]:
+    def on_sharpness(self, response, d, models=slice(None), sizes=slice(None)) -> dict[str, float]:
         """Slope of a response's mean over networks and N on log K_F, at equal 1/d."""
-        height = response.mean((1, 2))
+        height = response[:, models][:, :, sizes].mean((1, 2))
 
         def slope(at):
             columns = np.column_stack([np.ones(len(at)), self.log_k[at], 1 / d[at]])
@@ -159,6 +159,18 @@ class PairTable:
             for name, rule in rules.items()
         }
 
+    def turned(self) -> dict[str, dict[str, float]]:
+        """Slopes on log K_F with the smallest N, one network, or MLE for d left out."""
+        ways = {"without the smallest N": (self.d, slice(None), slice(1, None))}
+        ways |= {f"{name} alone": (self.d, [k], slice(None)) for k, name in enumerate(self.models)}
+        ways["TwoNN for d"] = (self.twonn, slice(None), slice(None))
+        responses = {"log loss": self.loss, "log R̂": self.r_hat, "accuracy lost": self.drop}
+        return {
+            f"{name}, {way}": self.on_sharpness(response, *choice)
+            for name, response in responses.items()
+            for way, choice in ways.items()
+        }
+
     def numbers(self) -> dict[str, object]:
         """All of this set."""
         return {
@@ -177,6 +189,7 @@ class PairTable:
             "log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d),
             "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
             "rivals": self.rivals(),
+            "turned": self.turned(),
         }
 
 

@@ -56,7 +56,7 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     """Return of every pair the α of its images' covariance spectrum: eigenvalue k falls as k^-(1 + α)."""
     workspace = Workspace.open(preset, root, as_run=True)
     (spec,) = workspace.plan.prepared
-    prepared = PreparedDataset.open(workspace.paths.prepared / spec.prepared_id)
+    prepared = PreparedDataset.open(workspace.paths.prepared(spec))
     images = np.asarray(prepared.read(0, prepared.num_images), dtype=float).reshape(prepared.num_images, -1)
     rows = []
     for pair in combinations(range(10), 2):
