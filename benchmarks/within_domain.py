@@ -77,7 +77,7 @@ def figure(preset: str = "digit-pairs") -> Found:
     pairs = p.pairs_of(t.complete(t.fitted_points(trials), (t.LOG_LOSS, t.D_REFERENCE)), {})
     fit = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     b = next(one for one in fit["answers"] if one["question"] == p.EXPONENT)["value"]
-    drawn_figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    sheet, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     ends = np.array([pairs.inverse_d.min(), pairs.inverse_d.max()])
     left.plot(pairs.inverse_d, pairs.xy / pairs.xx, "o", ms=4)
     for slope, style, words in ((b, "-", f"b/d, b = {b:.2g}"), (1, ":", "1/d"), (4, "--", "4/d")):
@@ -85,9 +85,9 @@ def figure(preset: str = "digit-pairs") -> Found:
     left.set(xlabel="1/d", ylabel="how fast log loss falls with log N")
     left.legend(fontsize=7)
     right.plot(pairs.log_sharpness, pairs.heights[p.SHARPER_LOSS], "o", ms=4)
-    right.set(xlabel="log K_F", ylabel="log loss, mean over N and networks, centred")
+    right.set(xlabel="log K_F", ylabel="log loss of a pair, centred")
     path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{preset}.png"
-    drawn_figure.savefig(path, dpi=110)
+    sheet.savefig(path, dpi=100)
     return {"figure": path.name}
 
 
