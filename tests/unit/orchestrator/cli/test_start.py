@@ -34,7 +34,7 @@ def write_arrays(path: Path, labels, **more) -> Path:
 class TestInit:
     @pytest.mark.parametrize("kind", OWN_WRITERS)
     def test_the_draft_of_every_kind_can_run(self, run, here, tmp_path, kind):
-        source = OWN_WRITERS[kind](tmp_path / "raw" / "skin", 0)
+        source = OWN_WRITERS[kind](tmp_path / "raw" / "skin")
         code, out, said = run("init", str(source), "--out", "mine.yaml", "--json")
         assert code == 0, said
         sweep = load_sweep(here / "mine.yaml")
