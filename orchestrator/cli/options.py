@@ -92,11 +92,12 @@ def ending(*endings: str) -> Parameter:
 
 SEVERAL = (1, None)  # words that one option takes
 NAMED, NAMED_OPENLY = Parameter(converter=_each(_named)), Parameter(converter=_each(_named_openly))
+NAMED_FILE = Parameter(converter=_each(lambda text: Path(_named(text))), metavar="FILE")
 CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 
 Positive = Annotated[int, whole(1)]
-File = Annotated[Path | None, Parameter(metavar="FILE")]
+File = Annotated[Path | None, NAMED_FILE]
 Sweep = Annotated[
     str,
     Parameter(name="SWEEP", help="Name of a preset or of a sweep of the root, or path of a sweep file."),

@@ -48,7 +48,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
         ConfigError: naming the nearest dataset.
         DataError: naming every dataset that is read from a download which is not there.
     """
-    from tasks.sources import FROM_RAW, RawRequest
+    from tasks.sources import FROM_RAW, RawRequest, check_raw_folder
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
     for name in raw:
@@ -57,9 +57,12 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     for spec in workspace.plan.prepared:
         dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
         needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
+        request = RawRequest(dataset, spec, None if folder is None else folder.expanduser())
         if needed or folder is not None:
             try:
-                RawRequest(dataset, spec, None if folder is None else folder.expanduser()).root()
+                check_raw_folder(request)
+                if needed:
+                    request.root()
             except SweepError as error:
                 problems.append(error)
     collect(problems, DataError)

@@ -55,6 +55,8 @@ SOURCES = {name: f"{__name__}.{module}:{name}" for module, names in MODULES.item
 """Source name -> ``module:source``, imported only when used."""
 FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
 """Those that have nothing to read without a raw download: not even one that they could fetch."""
+WITHOUT_RAW = frozenset((*MODULES["demo"], *MODULES["made"]))
+"""Those that read no raw download."""
 
 
 def _registered() -> dict[str, EntryPoint]:
@@ -79,6 +81,15 @@ def source_for(name: str) -> Source:
         raise unknown_name("source", name, {*SOURCES, *known})
     source: Source = found() if isinstance(found, type) else found
     return source
+
+
+def check_raw_folder(request: RawRequest) -> None:
+    """Check that a raw download which was named is there, and that it would be read."""
+    if request.raw is not None:
+        request.root()
+        if request.dataset.source in WITHOUT_RAW:
+            rule = f"{request.dataset.name} is read from no raw download"
+            raise ConfigError(rule, f"--raw {request.raw}", "leave it out")
 
 
 ENDINGS = {

@@ -240,6 +240,8 @@ def own_listing(
     left = left_out[VALIDATION_LEFT_OUT]
     if left and set(sides) - {None} == {"train"}:
         told["no test split beside train and val: call the validation split test, or give train alone"] = left
+    absent = [name for name in names if dict(request.dataset.label_map).get(name, name) not in index]
+    told |= {f"class without an image: {name}": 1 for name in absent[:MAX_NAMED]}
     items = RowItems(rows, kept, codes, sides)
     return Listing(items, classes, excluded=dict(left_out), flags=told, **known)
 

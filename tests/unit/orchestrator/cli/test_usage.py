@@ -42,6 +42,11 @@ results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep ru
 fit smoke --from-store | has no results yet
 report smoke --from-store | has no results yet
 measure absent | The source must be a folder, a file or the name of a dataset; found: absent
+measure digits --raw absent | The raw download of digits must exist; found: no absent
+measure digits --raw . | digits is read from no raw download; found: --raw .; leave it out
+prepare digits --raw . | digits is read from no raw download; found: --raw .; leave it out
+run demo --raw absent | --raw must be NAME=DIR; found: absent; e.g. --raw mnist=/data/mnist
+run paper --raw mnist=absent | The raw download of mnist must exist; found: no absent
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
 measure digits --class-pair 3 3 | class pair must name two different classes
 measure digits --class-pair 3 x | found: 3 x; classes: 0, 1, 2, 3

@@ -166,7 +166,14 @@ def test_mistakes_of_one_more_line(line, message):
     [
         ("", "must not be empty"),
         ("- a\n- b", "must be a mapping of keys to values; found: list"),
-        ("a: [", "must be valid YAML"),
+        ("a: [b\nc: [d]", "must be valid YAML; found: line 1, column 4: a bracket that is not closed"),
+        ("a: 1\nname:x\nb: 2", "line 2, column 1: no key: value; a blank must stand behind the colon"),
+        ("name: x\n a: [b]", "line 2, column 3: a colon that cannot be here"),
+        ("a:\n    b: 1\n  c: 2", "line 3, column 3: a line that is not indented like those above it"),
+        ('a: "C:\\data"', "line 1, column 7: a backslash in double quotes; take single quotes"),
+        ("a: @x", "line 1, column 4: a sign that no value can begin with; put the text in quotes"),
+        ("a: *", r"line 1, column 5: \* or & at the beginning of a value"),
+        ("a: ]", "line 1, column 4: a sign that cannot be here"),
         (
             "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
             r"line 1, column 4: an anchor or alias",
@@ -176,10 +183,10 @@ def test_mistakes_of_one_more_line(line, message):
         (GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))), r"'x19'(?s:.)*and 1 more"),
         (GOOD.replace("20, 40", "x, " * 9_000), r"train_sizes\.19: (?s:.)*and 8,980 more like these"),
         ("[" * 900_000, r"line 1, column 21: more than 20 levels of nesting"),
-        ("a: 'x" + "b " * 400_000, r"while scanning a quoted scalar, found unexpected end"),
+        ("a: 'x" + "b " * 400_000, r"line 1, column 4: a quote that is not closed"),
         (GOOD.replace("name: mine", 'name: "a\\0b"'), r"name: must be lower case letters.*'a\\x00b'"),
         ("%YAML 1.1\n---\n" + GOOD + "calibrate: no", r"line 2, column 1: a %YAML line; take it out"),
-        (GOOD + "---\n" + GOOD, r"line 9, column 1: .*another document"),
+        (GOOD + "---\n" + GOOD, r"line 9, column 1: a second document; take --- out"),
         ("? [a]\n: 1\n", r"must hold plain values only; found: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
         (
@@ -191,7 +198,7 @@ def test_mistakes_of_one_more_line(line, message):
             r"/etc/passwd must be a mapping; found: str; write e.g. recipe: \{from",
         ),
     ],
-    ids=range(17),
+    ids=range(24),
 )
 def test_a_hostile_file_is_one_message(text, message):
     with pytest.raises(ConfigError, match=message) as caught:

@@ -72,6 +72,8 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
     # labels
     "words": (of(labels=np.array(["b", "a"])[LABELS]), {}, {"classes": ("a", "b")}),
     "names": (of(label_names=np.array(["no", "yes"])), {}, {"classes": ("no", "yes")}),
+    "a name without an image": (of(label_names=np.array(["no", "yes", "unsure"])), {},
+        {"classes": ("no", "yes"), "flags": {"class without an image: unsure": 1}}),
     "a number without a name": (of(label_names=np.array(["a"])), {}, "names, 0 to 0; found: 6: row 1"),
     "several labels of an image": (of(labels=np.zeros((12, 14), np.uint8)), {},
         "several labels per image are no classes"),

@@ -323,7 +323,8 @@ BOX = "Breast_MRI_001"
 CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     # Only the bilateral fixed-flexion knees carry the grades.
     "other parts": ("oai", other_views(True), {OTHER_VIEW: 9, "images": 23}),
-    "other parts, not described": ("oai", other_views(False), {"view not described anywhere": 9, "images": 23}),
+    "other parts, not described": ("oai", other_views(False),
+        {"view not described anywhere": 9, "images": 23}),
     "no knees": ("oai", only_other_views, rf"found: none \(.*{OTHER_VIEW}: 9"),
     "a header against the table": ("oai", knee("9000007", "PA Hand"), {OTHER_VIEW: 1}),
     "another patient": ("oai", knee("9999999"), {"another patient in the header than in the folder": 1}),
@@ -338,7 +339,7 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "a slice of another patient": ("dbc", of_another_patient,
         "another patient in the header than the table says: 1"),
     "no uids": ("dbc", lambda raw: edit_xlsx(first(raw, "*mapping.xlsx"), lambda sheet: sheet.delete_cols(3)),
-        {"slices found by file names only: the table has no SOP instance UIDs": 150, "groups": 5}),
+        {"slices found by file names only: the table has no SOP instance UIDs": 100, "groups": 5}),
     "no patients": ("rsna", without_patients,
         {"no patient id in the header: the split cannot be by patient": 48, "groups": 48}),
     "any below a subtype": ("rsna", lines_of("stage_2_train.csv", lambda lines: turn(lines, next(

@@ -71,6 +71,19 @@ def test_what_is_unreadable_is_told_without_its_name(
     assert ending not in str(caught.value)
 
 
+@pytest.fixture
+def workbook(class_folder) -> Path:
+    cells = [[f"{'cat' if index < 5 else 'dog'}/{index}.png", str(index % 2)] for index in range(10)]
+    save_xlsx(class_folder / "manifest.xlsx", [["path", "label"], *cells])
+    return class_folder / "manifest.xlsx"
+
+
+@pytest.mark.parametrize(("cell", "flags"), [(" ", {}), ("x", {"sheet of the workbook that is not read": 1})])
+def test_sheets_that_are_not_read_are_counted(prepare, workbook, cell, flags):
+    edit_xlsx(workbook, lambda sheet: sheet.parent.create_sheet().append(["", cell]))
+    check_verdict({"images": 10, "flags": flags}, lambda: prepare("table", workbook))
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("cells", "verdict"),
@@ -80,16 +93,13 @@ def test_what_is_unreadable_is_told_without_its_name(
         ({"B2": float("nan")}, r"needs a label|xlsx workbook"),
     ],
 )
-def test_sheets_with_odd_cells(prepare, class_folder, cells, verdict):
-    rows = [[f"{'cat' if index < 5 else 'dog'}/{index}.png", str(index % 2)] for index in range(10)]
-    save_xlsx(class_folder / "manifest.xlsx", [["path", "label"], *rows])
-
+def test_sheets_with_odd_cells(prepare, workbook, cells, verdict):
     def change(sheet) -> None:
         for place, value in cells.items():
             sheet[place] = value
 
-    edit_xlsx(class_folder / "manifest.xlsx", change)
-    check_verdict(verdict, lambda: prepare("table", class_folder / "manifest.xlsx"))
+    edit_xlsx(workbook, change)
+    check_verdict(verdict, lambda: prepare("table", workbook))
 
 
 PROGRAM = """

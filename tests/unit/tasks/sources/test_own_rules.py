@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
         lacking=(NO_PATIENTS,)),
     "0 for most": groups(["p1", *["0"] * 11], f"{APART}.*one id for 11 of 12 rows", lacking=(NO_PATIENTS,)),
     **{f"a word for unknown: {word}": groups([*each(1)[:9], *[word] * 3], f"{EVERY_GROUP}.* in 3: ",
-        lacking=(NO_PATIENTS,)) for word in ("unknown", "missing", "Anonymous", "-")},
+        lacking=(NO_PATIENTS,)) for word in ("unknown", "missing", "Anonymous", "-", "NA", "None", "null")},
     "blank for a few": groups([*each(1)[:9], "", "", ""], f"{EVERY_GROUP}.* in 3: ",
         lacking=(("an image without a subfolder is its own group", ("folder",)),)),
     "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP,

@@ -106,6 +106,7 @@ PARQUET: dict[str, tuple[dict[str, list[object]], list[str] | None, dict, str | 
     "-1 on purpose": (UNSURE, ["no", "yes"], {"label_map": {"-1": "unsure"}}, {
         "classes": ("no", "unsure", "yes")}),
     "beyond the names": (ROWS, ["no"], {}, f"{NUMBERS}0; found: 6: row 1"),
+    "a class without an image": (ROWS, ["no", "yes", "x"], {}, {"flags": {"class without an image: x": 1}}),
     "images beside file names": (ROWS | {"filename": [f"{i}.png" for i in range(12)]}, None, {},
         {"labels": LABELS}),
 }  # fmt: skip
@@ -153,6 +154,7 @@ TARS = {
         "skipped": {"no image": 1}, "excluded": {"neither image nor label": 2}}),
     "an image without a label": ([("x.png", png(picture(3)))], "every row needs a label; found: blank in 1"),
     "two labels of a sample": ([("000000.json", b'{"label": 1}')], "must give one label; found: two in "),
+    "one key twice": ([("000000.json", b'{"group": 1, "group": 2}')], "hold JSON, each key once"),
 }  # fmt: skip
 
 

@@ -50,10 +50,16 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "header spelling": (TEXT.replace("path,label", "Path , LABEL"), {}, HALVES),
     "quotes and blank lines": (TEXT.replace("cat/0.png", '"cat/0.png"') + "\n\n", {}, HALVES),
     "path spelling": (TEXT.replace("cat/0", "./cat//0").replace("dog/5", "dog\\5"), {}, HALVES),
+    "blank lines on top": ("\n \n" + TEXT.replace(",", ";"), {}, HALVES),
+    "a comment with other marks on top": ("# by X, 2024, v1\n#\n" + TEXT.replace(",", ";"), {}, HALVES),
+    "a column called #": (TEXT.replace("path", "#,path").replace("cat", "7,cat").replace("dog", "7,dog"), {},
+        HALVES | {"flags": {"columns not used: #": 10}}),
     "empty": (b"", {}, "must be readable; found: empty file"),
     "only a header": ("path,label\n", {}, "must have rows"),
     "no path": ("file,label\ncat/0.png,1\n", {}, "found: no path"),
-    "one name for two columns": ("path,label,label\ncat/0.png,1,2\n", {}, "label repeated"),
+    **{f"two columns {name}": (f"path,label,{name},{name}\ncat/0.png,1,2,2\n", {}, f"{name} repeated")
+        for name in ("label", "Group", "split", "site")},
+    "two columns class": ("path,class,class\ncat/0.png,1,2\n", {}, "class repeated"),
     "short lines": ("path,label\ncat/0.png\n", {}, "1 lines with another number of columns, first row 2"),
     "an open quote": ('path,label\n"cat/0.png,1\n', {}, "broken quotes or a huge cell in the row after 1"),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "must be UTF-8"),
@@ -206,6 +212,28 @@ def test_tables_of_splits(prepare, tmp_path, name):
     for folder, more in folders.items():
         image_folder(tmp_path / "raw" / folder, **more)
     check_verdict(verdict, lambda: prepare("table", tmp_path / "raw", for_training=False))
+
+
+def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
+    """Of two values one would be lost."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_tree(tmp_path / "raw", *NAMES)
+    lines = [f'{{"path": "{name}", "label": "a", "label": "b"}}' for name in NAMES]
+    (tmp_path / "raw" / "t.jsonl").write_text("\n".join(lines))
+    columns = {"image": image_cells(), "path": NAMES}
+    for name, column in columns.items():
+        cells = pa.array(column), pa.array(["a", "b"] * (len(column) // 2))
+        table = pa.Table.from_arrays([*cells, cells[1]], names=[name, "label", "label"])
+        pq.write_table(table, tmp_path / "raw" / f"{name}.parquet")
+    for file, message in {
+        "t.jsonl": "one JSON object a line; found: another in line 1, a key twice",
+        "image.parquet": "must have each column once; found: label repeated",
+        "path.parquet": "must have each column once; found: label repeated",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            prepare("table", tmp_path / "raw" / file)
 
 
 def test_label_columns_of_parquet_with_images(prepare, tmp_path):
