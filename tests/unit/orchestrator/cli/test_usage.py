@@ -140,6 +140,7 @@ def test_mistakes(run, mistake):
     found, out, err = run(*shlex.split(words))
     assert (found, out) == (2, "")
     assert message in err
+    assert any(word.strip("-") in err for word in shlex.split(words)), "what was typed is not named"
     assert "Traceback" not in err
     assert "\u2500" not in err, "a box of the library that parses"
     assert "secret" not in err

@@ -14,7 +14,6 @@ from tasks.prepared.subsets import stratified_order
 from tasks.prepared.table import (
     _join,
     content_fingerprint,
-    distinct,
     gather,
     number_groups,
     occurrence,
@@ -65,13 +64,6 @@ def test_occurrence_and_group_numbers_follow_first_appearance():
     assert occurrence(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
     assert number_groups(np.array([9, -2, 9, 4])).tolist() == [0, 1, 0, 2]
     assert number_groups(np.array(["b", "\0b", "b", "a"])).tolist() == [0, 1, 0, 2]
-
-
-def test_distinct_is_numpys_unique():
-    values = np.random.default_rng(0).integers(0, 5000, 20_000)
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    np.testing.assert_array_equal(distinct(values)[0], first)
-    np.testing.assert_array_equal(distinct(values)[1], inverse)
 
 
 @given(

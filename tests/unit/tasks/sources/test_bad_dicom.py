@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import zlib
 from pathlib import Path
@@ -14,22 +13,16 @@ from pydicom.uid import RLELossless
 
 from tasks.sources.base import SkipItem
 from tasks.sources.dicom import decode_dicom, frame_samples
-from tests.raw_trees.dicoms import make_dicom
+from tests.raw_trees.dicoms import dicom_bytes, make_dicom
 
 VALUES = np.random.default_rng(0).integers(0, 4096, (20, 24)).astype(np.uint16)
-
-
-def file_of(data) -> bytes:
-    stream = io.BytesIO()
-    data.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
 
 
 def body(values: np.ndarray = VALUES, *, without: str = "", **options) -> bytes:
     data = make_dicom(values, **{"bits": 12, **options})
     if without:
         delattr(data, without)
-    return file_of(data)
+    return dicom_bytes(data)
 
 
 def shipped(name: str) -> bytes:
@@ -171,7 +164,7 @@ def test_rgb_frames():
     data = make_dicom(values[..., 0], bits=8)
     data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
     data.PixelData = values.tobytes()
-    (sample,) = frame_samples(decode_dicom(file_of(data)))
+    (sample,) = frame_samples(decode_dicom(dicom_bytes(data)))
     assert sample.pixels.shape == (20, 24, 3)
     assert "colour DICOM" in sample.conversions
 
