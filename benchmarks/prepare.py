@@ -125,8 +125,9 @@ from tasks.remote import InlineExecutor
 side, kind, raw, warm, made = sys.argv[1:]
 
 def prepare(raw, made):
-    row, spec = dataset_spec("mri_lesion"), PreparedSpec(
-        dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=300 if raw == sys.argv[3] else 4)
+    most = 4 if raw == warm else 300
+    spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=most)
+    row = dataset_spec("mri_lesion")
     if kind:
         row = own_dataset_spec("bench", OwnSourceSpec(kind=kind, path=raw, domain="natural"))
         spec = PreparedSpec(dataset="bench", image_size=224, channels=1)

@@ -58,13 +58,10 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
         dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
         needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
         request = RawRequest(dataset, spec, None if folder is None else folder.expanduser())
-        if needed or folder is not None:
-            try:
-                check_raw_folder(request)
-                if needed:
-                    request.root()
-            except SweepError as error:
-                problems.append(error)
+        try:
+            check_raw_folder(request, needed=needed)
+        except SweepError as error:
+            problems.append(error)
     collect(problems, DataError)
 
 

@@ -83,9 +83,9 @@ def source_for(name: str) -> Source:
     return source
 
 
-def check_raw_folder(request: RawRequest) -> None:
-    """Check that a raw download which was named is there, and that it would be read."""
-    if request.raw is not None:
+def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
+    """Check that a raw download which was named (or is needed) is there, and that it would be read."""
+    if needed or request.raw is not None:
         request.root()
         if request.dataset.source in WITHOUT_RAW:
             rule = f"{request.dataset.name} is read from no raw download"
@@ -110,11 +110,7 @@ OWN_KINDS = {
 """Kind -> what its path is. The module of that name in ``SOURCES`` reads it."""
 OLD_KINDS = dict.fromkeys(("csv", "dicom_csv", "nifti_csv", "parquet"), "table")
 """What kinds were called before -> the kind that reads them."""
-OPTIONS = {
-    "label_columns": ("table",),
-    "layout": ("folder",),
-    "pixel_range": ("npz", "hdf5"),
-}
+OPTIONS = {"label_columns": ("table",), "layout": ("folder",), "pixel_range": ("npz", "hdf5")}
 """What may be said of own data -> the kinds that ask for it."""
 
 

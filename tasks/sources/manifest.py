@@ -111,7 +111,7 @@ def list_table(request: RawRequest) -> Listing:
         rows,
         request,
         flags=flags,
-        counts=_other_folders(cells) | ({"sheet of the workbook that is not read": sheets} if sheets else {}),
+        counts=_other_folders(cells) | {"sheet of the workbook that is not read": sheets},
         intensity=VOLUME_INTENSITY if volumes else INTENSITY,
         block_size=4 if volumes else 128,
         one_each=not volumes or None not in slices,

@@ -240,7 +240,8 @@ def own_listing(
     left = left_out[VALIDATION_LEFT_OUT]
     if left and set(sides) - {None} == {"train"}:
         told["no test split beside train and val: call the validation split test, or give train alone"] = left
-    absent = [name for name in names if dict(request.dataset.label_map).get(name, name) not in index]
+    mapping = dict(request.dataset.label_map)
+    absent = [name for name in names if mapping.get(name, name) not in index]
     told |= {f"class without an image: {name}": 1 for name in absent[:MAX_NAMED]}
     items = RowItems(rows, kept, codes, sides)
     return Listing(items, classes, excluded=dict(left_out), flags=told, **known)
@@ -296,9 +297,8 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
             label = mapping.get(names[int(cell)].strip(), names[int(cell)])
         classes[cell] = cell if label is None else label
     meant = set(mapping.values())
-    if unused := sorted(
-        mapping.keys() - {cell.strip() for cell in written} - {name.strip() for name in names}
-    ):
+    known = {cell.strip() for cell in (*classes, *names)}
+    if unused := sorted(mapping.keys() - known):
         rule = f"{dataset.name}: label_map must name labels as they are written"
         raise DataError(rule, f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}", "mend or drop it")
     if SEVERAL in classes and SEVERAL not in mapping:
@@ -341,9 +341,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
     if absent := [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]:
         rule = f"{name}: every row needs a group when there is such a column"
         found = f"blank, NaN, None, a word for unknown or several in {rows.named(absent)}"
-        way_out = (
-            "give them a patient, take them out, or drop the column; one who is called so needs another id"
-        )
+        way_out = "give them a patient, or drop them or the column; one who is called so needs another id"
         raise DataError(rule, found, way_out)
     counts = Counter(groups)
     top, count = counts.most_common(1)[0]

@@ -135,7 +135,7 @@ def read_parquet(body: bytes) -> Lines:
 def read_text(body: bytes) -> Lines:
     """Return the lines of text with one of the :data:`DELIMITERS`, without blank ones.
 
-    What begins with ``#`` above the header is no part of it, unless it has as many columns as the next line.
+    A line that begins with ``#`` above the header is a comment, unless it names a usual column.
     """
     try:
         text = body.decode("utf-8-sig")
@@ -155,7 +155,7 @@ def read_text(body: bytes) -> Lines:
     except csv.Error:
         found = f"broken quotes or a huge cell in the row after {len(rows)}"
         raise TableError("must be well-formed", f"{found}; close what is quoted") from None
-    while len(rows) > 1 and rows[0][0].startswith("#") and len(rows[0]) != len(rows[1]):
+    while rows and rows[0][0].startswith("#") and KNOWN.isdisjoint(map(column_key, rows[0])):
         del rows[0]
     return rows
 
@@ -232,7 +232,7 @@ def read_table(
         found = f"no {', '.join(missing)}{header_names(rows[0], (*needed, *optional))}"
         way_out = f"call it {missing[0]}"
         raise _error(request, path, f"must have the columns {', '.join(needed)}", found, way_out)
-    wanted = [name for name in (*needed, *optional) if column_key(name) in header]
+    wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
     if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
     if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
@@ -290,6 +290,9 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
+KNOWN = frozenset(column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others))
+
+
 def _error(request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = "") -> DataError:
     where = f"{request.dataset.name}: table {request.hashed(PurePath(path).name)}"
     return DataError(f"{where} {rule}", found, way_out)
@@ -302,7 +305,7 @@ def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
     has a name that is usual or ``asked`` for.
     """
     names = [cell.strip() for cell in row]
-    known = {column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others, *asked)}
+    known = KNOWN.union(map(column_key, asked))
     if not all(map(HEADER_NAME.fullmatch, names)) or known.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"
     more = ", ..." if len(names) > MAX_SHOWN else ""
