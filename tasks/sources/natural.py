@@ -229,9 +229,7 @@ def of_arrays(
         hint, others = HINTS[name]
         found = find_together(request, wanted, hint=hint, others=others)
         if found is None:
-            way_out = (
-                f"expected: {request.dataset.raw_layout}; torchvision downloads it where there is network"
-            )
+            way_out = f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it"
             raise DataError(f"{name} needs {needed}", "it is not there", way_out)
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in found]

@@ -104,9 +104,7 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         else:
             images.add(match, label)
     if odd:
-        rule = (
-            f"{request.dataset.name}: {CHEXPERT_TABLE} must hold 1, 0, -1 or blank, and in paths patient<id>"
-        )
+        rule = f"{request.dataset.name}: {CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>"
         raise DataError(rule, f"{odd} other rows", "download the table again")
     return Listing(
         list(images.items.values()),
