@@ -140,16 +140,12 @@ def test_an_empty_or_no_raw_folder_is_refused_with_the_layout(official, tmp_path
             official(name, None)
 
 
-def idx(images: bytes, labels: bytes, path: Path) -> None:
-    for name, content in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
-        (path / f"{name}.gz").unlink(missing_ok=True)
-        (path / name).write_bytes(content)
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 
 
-def read_idx(raw: Path) -> tuple[bytes, bytes]:
-    images, labels = (gzip.decompress((raw / f"train-{name}-ubyte.gz").read_bytes())
-                      for name in ("images-idx3", "labels-idx1"))  # fmt: skip
-    return images, labels
+def write_idx(raw: Path, *bodies: bytes) -> None:
+    for name, body in zip(NAMES, bodies, strict=True):
+        (raw / f"{name}.gz").write_bytes(gzip.compress(body))
 
 
 IDX = {
@@ -167,7 +163,7 @@ IDX = {
 def test_damaged_idx_files_are_refused(tree, official, name):
     change, message = IDX[name]
     raw = tree("mnist")
-    idx(*change(*read_idx(raw)), raw)
+    write_idx(raw, *change(*(gzip.decompress((raw / f"{name}.gz").read_bytes()) for name in NAMES)))
     with pytest.raises(DataError, match=message):
         official("mnist", raw)
 
@@ -305,7 +301,8 @@ def labels_of_fashion(raw: Path) -> None:
     """The first labels of the official files, as both sets' pages and torchvision show them."""
     labels = np.tile(np.array([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], np.uint8), 6_000)
     shape = np.array([60_000, 1, 1], ">u4").tobytes()
-    idx(bytes((0, 0, 8, 3)) + shape + bytes(60_000), bytes((0, 0, 8, 1)) + shape[:4] + labels.tobytes(), raw)
+    images = bytes((0, 0, 8, 3)) + shape + bytes(60_000)
+    write_idx(raw, images, bytes((0, 0, 8, 1)) + shape[:4] + labels.tobytes())
 
 
 def in_another_class(raw: Path) -> None:

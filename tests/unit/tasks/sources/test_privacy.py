@@ -20,7 +20,7 @@ from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import locate
-from tasks.sources.base import keyed_hash, spell
+from tasks.sources.base import hash_key, keyed_hash, spell
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _brain
@@ -127,18 +127,28 @@ def test_header_names_are_told_but_no_line_of_data(header, tmp_path):
     assert CANARY not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["npz", "npz_splits", "hdf5", "parquet"])
-def test_a_row_is_located_by_its_hash(kind, tmp_path, monkeypatch):
-    monkeypatch.setenv("ISWEEP_HASH_KEY", "k" * 32)
-    images = np.stack([picture(row) for row in range(4)])
-    if kind == "parquet":
-        rows = {"image": [png(image) for image in images], "label": [0, 1, 0, 1]}
-        path, wanted = save_parquet(tmp_path / "a.parquet", rows), "a.parquet!/2"
-    elif kind == "npz_splits":
-        arrays = {"train_images": images, "train_labels": np.arange(4) % 2}
-        path, wanted = save_arrays(tmp_path / "a", "npz", **arrays), "train_images/2"
-    else:
-        path = save_arrays(tmp_path / "a", kind, images=images, labels=np.arange(4) % 2)
-        wanted = "2"
-    assert locate(path, tmp_path, spell(keyed_hash("k" * 32, wanted))) == wanted
+IMAGES = np.stack([picture(row) for row in range(4)])
+LABELS = np.arange(4) % 2
+LOCATED = {
+    "file": (lambda raw: write_tree(raw, "a/x.png"), "a/x.png"),
+    "npz": (lambda raw: save_arrays(raw / "a", "npz", images=IMAGES, labels=LABELS), "2"),
+    "npz of splits": (
+        lambda raw: save_arrays(raw / "a", "npz", train_images=IMAGES, train_labels=LABELS),
+        "train_images/2",
+    ),
+    "hdf5": (lambda raw: save_arrays(raw / "a", "hdf5", images=IMAGES, labels=LABELS), "2"),
+    "parquet": (
+        lambda raw: save_parquet(raw / "a.parquet", {"image": list(map(png, IMAGES)), "label": LABELS}),
+        "a.parquet!/2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOCATED)
+def test_who_holds_the_key_finds_what_a_hash_tells_of(name, tmp_path):
+    write, wanted = LOCATED[name]
+    path, hashed = write(tmp_path / "raw"), spell(keyed_hash(hash_key(tmp_path / "prepared"), wanted))
+    assert locate(path, tmp_path / "prepared", hashed) == wanted
+    assert locate(path, tmp_path / "other", hashed) is None
     assert locate(path, tmp_path, "row -3") is None
+    assert (tmp_path / "prepared" / ".hash_key").stat().st_mode & 0o777 == 0o600

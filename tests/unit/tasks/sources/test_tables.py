@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from search_spaces.errors import DataError
@@ -127,30 +126,10 @@ def test_absolute_paths(prepare, class_folder, tmp_path, inside):
 
 # An imagefolder of datasets: one table, or one in each split.
 
-Records = list[dict[str, object]]
-
-
-def as_csv(records: Records) -> bytes:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, records[0])
-    writer.writeheader()
-    writer.writerows(records)
-    return stream.getvalue().encode()
-
-
-def as_parquet(records: Records) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records), stream)
-    return stream.getvalue()
-
-
-FORMATS = {
-    "csv": as_csv,
-    "jsonl": lambda records: "".join(json.dumps(record) + "\n" for record in records).encode(),
-    "parquet": as_parquet,
+FORMATS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
+    "csv": lambda table, path: table.to_csv(path, index=False),
+    "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
+    "parquet": lambda table, path: table.to_parquet(path),
 }
 
 
@@ -159,7 +138,7 @@ def image_folder(folder: Path, count: int = 10, ending: str = "csv", **more: obj
     write_tree(folder, *(f"{number}.png" for number in range(count)))
     records = [{"file_name": f"{n}.png", "label": ("dog", "cat")[n % 2], **more} for n in range(count)]
     if ending:
-        (folder / f"metadata.{ending}").write_bytes(FORMATS[ending](records))
+        FORMATS[ending](pd.DataFrame(records), folder / f"metadata.{ending}")
     return folder
 
 
