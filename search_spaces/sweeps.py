@@ -449,8 +449,8 @@ class SweepSpec(specs.Spec):
             raise ValueError("a sweep needs datasets, or worlds")
         if self.arms and not self.worlds:
             raise ValueError("arms need worlds to be arms of")
-        for field, named in (("worlds", self.worlds), ("arms", self.arms)):
-            specs.each_once(tuple(one.name for one in named), what=field)
+        for field, listed in (("worlds", self.worlds), ("arms", self.arms)):
+            specs.each_once(tuple(one.name for one in listed), what=field)
         named = {name for arm in self.arms for name in arm.worlds}
         if unknown := sorted(named - {world.name for world in self.worlds}):
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")

@@ -204,8 +204,8 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
 
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
-    counts = f"{record.num_images:,} images, {len(record.label_names)} classes, {record.num_groups:,} groups"
-    lines = [f"{record.title}: {counts}"]
+    whole = f"{record.num_images:,} images, {len(record.label_names)} classes, {record.num_groups:,} groups"
+    lines = [f"{record.title}: {whole}"]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     for name, count in record.num_images_per_label.items():
