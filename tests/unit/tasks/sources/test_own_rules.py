@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 
 from orchestrator.running.measuring import name_labels
@@ -268,12 +267,3 @@ def test_labels_from_python_are_told_alike(name):
             name_labels(cells, own)
     text = [str(cell).encode() for cell in cells]
     assert case.refused or len(set(name_labels(text, own)[1].tolist())) == len(case.classes)
-
-
-def test_the_oldest_names_of_kinds_are_read(prepare, tmp_path):
-    for form, old in (("csv", "csv"), ("parquet", "parquet"), ("jsonl", "dicom_csv")):
-        raw = FORMS[form][1](tmp_path / form, {"label": fill(*NUMBERS)})
-        new = prepare("table", raw, name=f"new-{form}")
-        data = prepare(old, raw, name=f"old-{form}")
-        np.testing.assert_array_equal(data.read(0, COUNT), new.read(0, COUNT))
-        assert data.labels.tolist() == new.labels.tolist()
