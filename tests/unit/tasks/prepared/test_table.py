@@ -19,7 +19,6 @@ from tasks.prepared.table import (
     quotas_of,
     select,
 )
-from tests.unit.tasks.sources.conftest import picture, png, prepare  # noqa: F401
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
 
