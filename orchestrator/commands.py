@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis import Prediction
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.planning.plan import PlanRow, Workspace
+    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import State
     from orchestrator.running.cluster import RunOptions
     from orchestrator.running.measuring import Measured
@@ -43,7 +43,7 @@ class Planned:
         beside: What the sweep does beside training, in words.
     """
 
-    rows: list[PlanRow]
+    rows: list[dict[str, str | int]]
     cost: dict[str, Any]
     measures: list[dict[str, Any]]
     not_prepared: list[dict[str, Any]]
@@ -133,7 +133,6 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
     state = read_state(workspace, trials, look=True)
     cost = cost_of(state, read_prices(workspace.paths.prices))
-    search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
@@ -148,7 +147,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
         "cost": vars(cost) | {"text": cost.text()},
-        "search": None if search is None else search.model_dump() | {"text": search.summary},
+        "search": search_standing(workspace),
     }
 
 

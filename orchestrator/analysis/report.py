@@ -36,8 +36,8 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
+from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import Tracker
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic

@@ -16,26 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.planning import predict
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import (
-    CARDS,
-    CORE_FLOPS,
-    CORE_INTERVAL_S,
-    IDLE_DRAW,
-    PGD_GRADIENTS,
-    Card,
-    Corrections,
-    array_bytes,
-    attack_flops,
-    card_like,
-    card_named,
-    core_seconds,
-    cost_of,
-    has_cost,
-    need_of,
-    peak_bytes,
-    training_flops,
-)
+from orchestrator.planning.predict import Card, Corrections
 from orchestrator.planning.sweep_file import MAX_FILE_BYTES, read_plain, read_text
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import NetworkSpec, TrialSpec
@@ -54,8 +37,7 @@ class MeasuredTrial:
     Attributes:
         share: GPUs, or CPU threads, that it had.
         card: The card's name, as its driver says; empty where nobody noted it.
-        peak_bytes: What the process reserved on the card, beside its context; 0 where that is not known or
-            its batches passed in parts.
+        peak_bytes: What the process reserved on the card, beside its context; 0 where that is not known.
     """
 
     spec: TrialSpec
@@ -72,18 +54,22 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
     for trial in trials:
-        network, name, ran_on = trial.spec.network, trial.spec.network.model.name, card_like(trial.card)
-        if not has_cost(network):
+        network, name, ran_on = (
+            trial.spec.network,
+            trial.spec.network.model.name,
+            predict.card_like(trial.card),
+        )
+        if not predict.has_cost(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
-            ratio = (CONTEXT_BYTES + trial.peak_bytes) / peak_bytes(network)
+            ratio = (CONTEXT_BYTES + trial.peak_bytes) / predict.peak_bytes(network)
             memory[name] = max(ratio, memory.get(name, 0.0))
         if not network.recipe.epochs or trial.seconds <= 0:
             continue
         if not trial.on_gpu:
-            core.setdefault(name, []).append(trial.seconds * trial.share / core_seconds(trial.spec))
+            core.setdefault(name, []).append(trial.seconds * trial.share / predict.core_seconds(trial.spec))
         elif card is not None and ran_on is not None and ran_on.name == card.name:  # whatever an hour costs
-            predicted = need_of(trial.spec, card, given=trial.share).seconds
+            predicted = predict.need_of(trial.spec, card, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]
     return Corrections(memory, *medians)
@@ -108,14 +94,10 @@ class Expectation:
         return cls(card, corrections_for(card, trials), share)
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the seconds of one trial, on its share of the card or on one core.
-
-        Raises:
-            ConfigError: for a network that cannot be walked.
-        """
+        """Return the seconds of one trial, on its share of the card or on one core."""
         if self.card is None:
-            return core_seconds(trial, self.corrections)
-        return need_of(trial, self.card, self.corrections, self.share).seconds
+            return predict.core_seconds(trial, self.corrections)
+        return predict.need_of(trial, self.card, self.corrections, self.share).seconds
 
 
 def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
@@ -130,9 +112,8 @@ def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> d
     return seconds
 
 
-HANG_FACTOR = 20
-MIN_LIMIT_S = 600.0
-"""Without an epoch or a result: libraries, arrays and a card's start come first, and machines are shared."""
+HANG_FACTOR, MIN_LIMIT_S = 20, 600.0
+"""Libraries, arrays and a card's start come before the first epoch, and machines are shared."""
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
@@ -141,14 +122,14 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
     They are many times what is expected of the whole trial by the slowest of the done trials of its model, or
     else by one core as assumed; infinite for a network whose operations cannot be counted.
     """
-    if not has_cost(trial.network):
+    if not predict.has_cost(trial.network):
         return math.inf
     ratios = [
-        done.seconds / core_seconds(done.spec)
+        done.seconds / predict.core_seconds(done.spec)
         for done in measured
         if done.spec.network.model == trial.network.model and done.spec.network.recipe.epochs
     ]
-    return max(MIN_LIMIT_S, HANG_FACTOR * max(ratios, default=1.0) * core_seconds(trial))
+    return max(MIN_LIMIT_S, HANG_FACTOR * max(ratios, default=1.0) * predict.core_seconds(trial))
 
 
 # In which order trials are offered: the longest first, as far as the arrays they share fit into memory.
@@ -175,7 +156,7 @@ def order_trials(
     by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])
     keys = {trial.trial_id: array_key(plan, trial) for trial in by_length}
     sizes = {
-        keys[trial.trial_id]: array_bytes(
+        keys[trial.trial_id]: predict.array_bytes(
             trial.network, plan.load_size(trial.network.subset, trial.network.train_size)
         )
         for trial in by_length
@@ -282,15 +263,11 @@ class Price(BaseModel):
 
 
 class Prices(BaseModel):
-    """The table, and where it is from, for people.
-
-    A core costs by default about what clouds ask for one of a general machine, and draws what a server's does
-    (assumed).
-    """
+    """The table, and where it is from, for people; a core's defaults are assumed, of a cloud's server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    card: Price = Price(dollars=CARDS[DEFAULT_CARD].price, watts=CARDS[DEFAULT_CARD].watts)
+    card: Price = Price(dollars=predict.CARDS[DEFAULT_CARD].price, watts=predict.CARDS[DEFAULT_CARD].watts)
     core: Price = Price(dollars=0.05, watts=8)
     origin: str = f"assumed prices of an {DEFAULT_CARD} and of cloud cores"
 
@@ -302,13 +279,11 @@ def read_prices(path: Path) -> Prices:
         ConfigError: for a table that cannot be read.
     """
     found = _price_table(path)
-    if found is None:
-        return Prices()
     if isinstance(found.get("card"), str):
-        card = card_named(found["card"])
+        card = predict.card_named(found["card"])
         found["card"] = {"dollars": card.price, "watts": card.watts}
     try:
-        return Prices.model_validate({"origin": path.name, **found})
+        return Prices.model_validate({"origin": path.name, **found} if found else {})
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
@@ -323,21 +298,19 @@ def card_to_plan(name: str | None, path: Path, here: Card | None = None) -> Card
     """Return the GPU of this name, else the one that a root's table names, else the one that is here.
 
     Its price and draw are those that the table has in numbers, if any; None where there is none to plan for.
-
-    Raises:
-        ConfigError: as :func:`read_prices`, and for a name that is not in the table of GPUs.
+    Raises as :func:`read_prices`, and for a name that is not in the table of GPUs.
     """
-    price, told = read_prices(path).card, (_price_table(path) or {}).get("card")
+    price, told = read_prices(path).card, _price_table(path).get("card")
     named = name or (told if isinstance(told, str) else None)
-    card = card_named(named) if named is not None else here
+    card = predict.card_named(named) if named is not None else here
     if card is None or not isinstance(told, dict):
         return card
     return replace(card, price=price.dollars, watts=price.watts)
 
 
-def _price_table(path: Path) -> dict[str, Any] | None:
+def _price_table(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
-        return None
+        return {}
     try:
         found = read_plain(read_text(path, "price table", MAX_FILE_BYTES), str(path))
     except FileNotFoundError:
@@ -368,7 +341,7 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    card: Card | None = CARDS[DEFAULT_CARD],
+    card: Card | None = predict.CARDS[DEFAULT_CARD],
     num_cards: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
@@ -382,24 +355,20 @@ def estimate(
         share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
 
     Returns:
-        ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of
-        trials whose models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see
-        :func:`on_cards`; ``corrections`` of predictions, by model; ``assumptions``; ``text`` says it all.
-
-    Raises:
-        ConfigError: if a trial asks for more cards than there are.
+        ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of trials whose
+        models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_cards`;
+        ``corrections`` of predictions, by model; ``text`` says it all.
     """
     corrections = corrections_for(card, measured_trials)
     known = {*corrections.core_seconds, *corrections.seconds}
-    memory = (peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
-    assumptions = (
-        f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
-        "where this sweep has no finished trial of the model yet"
-    )
+    memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
+    rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
+    where = "where this sweep has no finished trial of the model yet"
+    assumptions = f"{rate} per core and {interval} an operation, {where}"
     result: dict[str, Any] = {
         "trials_left": len(left),
         "gpu_hours": None,
-        "cpu_core_hours": sum(core_seconds(trial, corrections) for trial in left) / 3600,
+        "cpu_core_hours": sum(predict.core_seconds(trial, corrections) for trial in left) / 3600,
         "measured_share": sum(t.network.model.name in known for t in left) / len(left) if left else 1.0,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
@@ -432,10 +401,9 @@ def on_cards(
 
     Returns:
         ``hours`` until the last trial ends, ``lower_bound_hours`` that no order can beat, ``gpu_hours`` that
-        trials take, ``utilisation`` and ``most_at_once``; ``dollars`` at the card's price, of all cards until
-        the last trial ends; ``kilowatt_hours`` of the cards, which draw little where they have no trial;
-        ``shares``: the largest share by model; ``too_large``: the bytes by model of those that are predicted
-        to need more memory than their share has.
+        trials take; ``dollars`` and ``kilowatt_hours`` of all cards until then; ``shares``: the largest share
+        by model; ``too_large``: the bytes by model of those that are predicted to need more memory than their
+        share has.
 
     Raises:
         ConfigError: if a trial asks for more cards than there are.
@@ -449,7 +417,7 @@ def on_cards(
     shares: dict[str, float] = {}
     too_large: dict[str, float] = {}
     for trial in trials:
-        name, need = trial.network.model.name, need_of(trial, card, corrections, share)
+        name, need = trial.network.model.name, predict.need_of(trial, card, corrections, share)
         jobs.append(Job(trial.trial_id, need.seconds, need.share))
         shares[name] = max(need.share, shares.get(name, 0.0))
         if need.memory_bytes > min(need.share, 1.0) * card.memory_gib * 2**30:
@@ -459,7 +427,7 @@ def on_cards(
     # Cards that are too few for one more trial are paid for too.
     utilisation = played.utilisation * groups * whole / num_cards
     card_hours = num_cards * played.makespan / 3600
-    draw = utilisation + IDLE_DRAW * (1 - utilisation)
+    draw = utilisation + predict.IDLE_DRAW * (1 - utilisation)
     return {
         "card": card.name,
         "num_cards": num_cards,
@@ -516,11 +484,11 @@ def _text(result: dict[str, Any]) -> str:
 # What a plan costs beside training: attacks and disk.
 
 ATTACK_BUDGET = 0.15
-"""Of training: what all attacks together are meant to cost at most. The paper's grid takes 2 % by default."""
+"""Of training: what all attacks together are meant to cost at most."""
 _CHEAPER = {
     "fgsm": "fewer attacks.epsilons or a smaller test_size, or more epochs",
-    "pgd": f"{3 * PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, or "
-    "name few attacks.epsilons, or a smaller test_size",
+    "pgd": f"{3 * predict.PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, "
+    "or name few attacks.epsilons, or a smaller test_size",
     "robustness": "a smaller robustness.num_images or robustness.num_steps",
 }
 COLUMN_BYTES = 650
@@ -538,14 +506,13 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
         ``num_retrained``, done trials that are trained again because their weights were not kept;
         ``num_measured``, those on whose kept weights only something is measured; ``weights_bytes`` and
         ``predictions_bytes``, disk of all that is kept; ``attack_shares``, operations of each kind of attack
-        over those of training, over the whole grid, empty where nothing is trained; ``uncounted``, networks
-        whose costs are guessed from their weights, and what failed in counting them.
+        over those of training; ``uncounted``, networks whose costs are guessed, and why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
-        attacks.update(attack_flops(trial))
-    training = sum(training_flops(trial) for trial in plan.trials)
-    costs = {trial.network.model.name: cost_of(trial.network) for trial in plan.trials}
+        attacks.update(predict.attack_flops(trial))
+    training = sum(predict.training_flops(trial) for trial in plan.trials)
+    costs = {trial.network.model.name: predict.cost_of(trial.network) for trial in plan.trials}
 
     def predictions_bytes(network: NetworkSpec) -> int:
         num_columns = plan.num_outputs(network) + 2  # image and label
@@ -554,7 +521,9 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
     return {
         "num_retrained": sum(not kept for kept in incomplete.values()),
         "num_measured": sum(incomplete.values()),
-        "weights_bytes": sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
+        "weights_bytes": sum(
+            predict.cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)
+        ),
         "predictions_bytes": sum(predictions_bytes(t.network) for t in plan.trials if t.predictions),
         "attack_shares": {kind: spent / training for kind, spent in attacks.items() if training},
         "uncounted": {name: cost.uncounted for name, cost in costs.items() if cost.uncounted},
@@ -572,16 +541,15 @@ def extras_text(found: Mapping[str, Any]) -> str:
         most = max(shares, key=lambda kind: shares[kind])
         times = f"{share / ATTACK_BUDGET:.1f} times the {ATTACK_BUDGET:.0%} that are meant"
         words += f", {times}: {_CHEAPER[most]}"
-    weights, predictions = (amount(found[f"{kind}_bytes"] / 2**30) for kind in ("weights", "predictions"))
-    measured, retrained = found["num_measured"], found["num_retrained"]
-    parts = {
-        f"kept weights: {weights} GiB in all": True,
-        f"kept predictions: {predictions} GiB in all": found["predictions_bytes"],
-        words: True,
-        f"{measured} trained networks are only measured, none of them trained again": measured,
-        f"{retrained} networks are trained again: their weights were not kept": retrained,
-    }
-    guessed = (
-        f"costs of {name} are guessed from its weights: {why}" for name, why in found["uncounted"].items()
-    )
-    return "; ".join([*(part for part, said in parts.items() if said), *guessed])
+    parts = [f"kept weights: {amount(found['weights_bytes'] / 2**30)} GiB in all"]
+    if kept := found["predictions_bytes"]:
+        parts.append(f"kept predictions: {amount(kept / 2**30)} GiB in all")
+    parts.append(words)
+    if found["num_measured"]:
+        parts.append(
+            f"{found['num_measured']} trained networks are only measured, none of them trained again"
+        )
+    if found["num_retrained"]:
+        parts.append(f"{found['num_retrained']} networks are trained again: their weights were not kept")
+    parts += [f"costs of {name} are guessed from its weights: {w}" for name, w in found["uncounted"].items()]
+    return "; ".join(parts)

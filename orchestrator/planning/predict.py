@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.fingerprint import fingerprint
@@ -28,28 +28,24 @@ from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 STREAM_EFFICIENCY = 0.85
 """Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
-EAGER_INTERVAL_S = 10e-6
-GRAPH_INTERVAL_S = 3e-6
+EAGER_INTERVAL_S, GRAPH_INTERVAL_S = 10e-6, 3e-6
 """Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
 IDLE_DRAW = 0.1
 """Share of its power that a card draws without work: assumed (about 70 W of an H100)."""
-TENSOR_FACTOR = 1.1
-WORKSPACE_FACTOR = 2.0
+TENSOR_FACTOR, WORKSPACE_FACTOR = 1.1, 2.0
 """Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions. Fitted to
 published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of the measured)."""
 PACKING_PAYS = 1.1
 """Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
 PGD_GRADIENTS = 5 * 20
 """Per image and strength: restarts and steps."""
-TRIAL_SECONDS = 3.0
-"""Building, copying, d_repr on the CPU and storing, per trial beside the card's work: assumed."""
+TRIAL_SECONDS, CORE_TRIAL_SECONDS = 3.0, 0.5
+"""Building, copying, d_repr and storing, per trial beside a card's work or on a core: assumed."""
 CORE_FLOPS = 100e9
 """Sustained rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
 """What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by small_cnn, 52
 operations and 0.12 GFLOP, takes 2.9 ms (benchmarks/results/training_throughput_epyc.json)."""
-CORE_TRIAL_SECONDS = 0.5
-"""Building, d_repr and storing, per trial on a core: assumed."""
 MEMORY_MARGIN = 1.15
 """Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
 BUSY_ENOUGH = 0.95
@@ -139,10 +135,7 @@ def card_like(name: str) -> Card | None:
 
 
 def card_there(name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None) -> Card:
-    """Return the card that a node's driver calls so, with the memory that it counts.
-
-    ``checks`` is what ``isweep gpu-check`` found, from :func:`read_checks`.
-    """
+    """Return the card that a node's driver calls so, with its memory; ``checks`` of :func:`read_checks`."""
     card = card_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
     found = (checks or {}).get(name, {}).get("row", {})
     measured = {field.name: found[field.name] for field in fields(Card) if field.name in found}
@@ -150,10 +143,7 @@ def card_there(name: str, memory_gib: float, checks: Mapping[str, Mapping[str, A
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of the records of ``isweep gpu-check`` in folders, by their GPU's name.
-
-    Files that are none are left alone; of several of one model the last by name counts.
-    """
+    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU; the last by name counts."""
     found: dict[str, dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
         try:
@@ -270,12 +260,9 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
 def network_cost(
     model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
 ) -> NetworkCost:
-    """Return the costs of one training step, one evaluation pass and one attack pass of a network.
+    """Return the costs of a network's passes on square images of ``image_size`` pixels.
 
-    Images are square, ``image_size`` pixels high; ``num_outputs`` logits hold where the recipe names none.
-
-    Raises:
-        ConfigError: for a network that cannot be built so.
+    ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built so.
     """
     known = _walked().get(cost_key(model, recipe, channels, image_size, num_outputs))
     if known is None:
@@ -290,7 +277,6 @@ def network_cost(
     return NetworkCost(**{**known, **passes})
 
 
-MOST_KNOWN_COSTS = 4096
 _KNOWN_COSTS: dict[tuple[int, ...], tuple[tuple[Spec, ...], NetworkCost]] = {}
 """By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
 share them, and hashing their content for each takes longer than all the rest of a plan."""
@@ -318,7 +304,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
             f"{network.model.library} {network.model.architecture}: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''}",
         ) from error
-    if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
+    if len(_KNOWN_COSTS) >= 4096:
         _KNOWN_COSTS.clear()
     _KNOWN_COSTS[key] = parts, cost
     return cost
@@ -342,9 +328,7 @@ def has_cost(network: NetworkSpec) -> bool:
 
 
 def has_batch_norm(network: NetworkSpec) -> bool:
-    """Tell whether a network may normalise over the batch: instance norm has the same kernel, and what cannot
-    be counted may have any.
-    """
+    """Tell whether a network may normalise over the batch; what cannot be counted may have any kernel."""
     cost = cost_of(network)
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
 
@@ -431,9 +415,8 @@ def _is_captured(network: NetworkSpec) -> bool:
 # How long it takes.
 
 
-@dataclass(frozen=True)
-class PassTime:
-    """How many seconds a pass takes alone on a card, and of those, how long the card computes or moves data.
+class PassTime(NamedTuple):
+    """How many seconds a pass takes alone on a card, and for how many of them the card is busy.
 
     The rest it waits for the next kernel, and another trial could have it.
     """
@@ -491,10 +474,7 @@ class Corrections:
 
 @dataclass(frozen=True)
 class CardNeed:
-    """What a trial needs of one kind of card: seconds on its share, of several cards on one; and peak memory.
-
-    As many trials share a card as keep it busy together, fewer where memory is short.
-    """
+    """What a trial needs of one kind of card: peak memory, and seconds on its share (of several on one)."""
 
     seconds: float
     share: float
@@ -511,7 +491,8 @@ def need_of(
 ) -> CardNeed:
     """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need.
 
-    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs.
+    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs: as many
+    trials share a card as keep it busy together, fewer where memory is short.
     """
     corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
     interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S

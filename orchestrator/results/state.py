@@ -14,10 +14,18 @@ from pydantic import ConfigDict
 
 from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
-from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
-from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
 from orchestrator.results.storage import Patience, Storage
-from orchestrator.results.store import FileKind, Newer, ResultStore, Unreadable
+from orchestrator.results.store import (
+    FailureRecord,
+    FileKind,
+    MeasureRecord,
+    ResultStore,
+    SealedRecord,
+    TrialRecord,
+    Unreadable,
+    missing,
+)
+from orchestrator.results.table import FlatRun, Row, flat_trial, index_measures, rows_of
 from search_spaces.errors import NewerRecordError
 from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
 from tasks.finding import Finding
@@ -29,10 +37,7 @@ log = logging.getLogger(__name__)
 class TrialOutline(Finding):
     """What decides whether a result counts, and what its trial cost; attributes as of :class:`TrialRecord`.
 
-    Attributes:
-        has_weights: Whether the trained network is kept.
-        has_predictions: Whether its predictions are.
-        peak_bytes: What the whole batches of its process took on a card; 0 where that is not known.
+    ``peak_bytes`` is what the whole batches of its process took on a card; 0 where that is not known.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -74,8 +79,6 @@ class TrialOutline(Finding):
 
 
 INDEX_VERSION = TrialRecord.version + 1
-"""Of the rows of an index; a file of another one is made anew."""
-
 Stamped = tuple[str, TrialOutline]
 """An outline with the stamp of the file that it was read from."""
 
@@ -99,19 +102,16 @@ class Index:
                     rows = database.execute("SELECT stamp, outline, seal FROM outlines").fetchall()
         except sqlite3.Error as error:
             log.info("the index %s cannot be read: %s", self._path, error)
-        whole = [(stamp, text) for stamp, text, seal in rows if seal == _seal(stamp, text)]
+        whole = [
+            (stamp, text) for stamp, text, seal in rows if seal == zlib.crc32(f"{stamp} {text}".encode())
+        ]
         found = ((stamp, TrialOutline.model_validate_json(text)) for stamp, text in whole)
         return {outline.trial_id: (stamp, outline) for stamp, outline in found}
 
     def add(self, found: Iterable[Stamped], *, anew: bool = False) -> None:
-        """Keep outlines; that they cannot be kept costs time at the next look and nothing else.
-
-        Args:
-            found: What to keep; without a stamp nobody could tell whether it still holds.
-            anew: Whether they are all that there is.
-        """
+        """Keep outlines that have a stamp, ``anew`` in place of all others; without them looks are slower."""
         texts = ((outline.trial_id, stamp, outline.text()) for stamp, outline in found if stamp)
-        rows = [(trial_id, stamp, text, _seal(stamp, text)) for trial_id, stamp, text in texts]
+        rows = [(*row, zlib.crc32(f"{row[1]} {row[2]}".encode())) for row in texts]
         if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
             return
         for again in (True, False):
@@ -140,15 +140,10 @@ class Index:
             yield database
 
 
-def _seal(stamp: str, text: str) -> int:
-    return zlib.crc32(f"{stamp} {text}".encode())
-
-
 class Records(MutableMapping[str, TrialRecord]):
     """Results of trials by id: an outline of each, and its record, held or read when it is asked for.
 
-    As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from
-    which an equal one is made; what was read to make its outline stays as it is, since that took its memory.
+    As an object a record takes 15 to 100 kB; what a run adds is held as compressed text of 1 to 5 kB.
     """
 
     def __init__(
@@ -185,13 +180,10 @@ class Records(MutableMapping[str, TrialRecord]):
 
 @dataclass
 class StoredResults:
-    """All that is stored of a sweep: read once, then kept up to date by writing through it.
+    """All that is stored of a sweep, by id: read once, then kept up to date by writing through it.
 
     Attributes:
-        store: Where records are sealed.
-        trials: Results by trial id.
-        measures: Measures by measure id.
-        failures: Latest failures of trials without a result, by trial id.
+        failures: Latest failures of trials without a result.
         unreadable: Files that are not believed.
         index: Where outlines are kept for the next look; None keeps none.
         patience: Waits for storage that is full or away; None raises at once.
@@ -256,7 +248,7 @@ class StoredResults:
         Raises:
             NewerRecordError: naming the first such file.
         """
-        newer = [item for item in self.unreadable if isinstance(item, Newer)]
+        newer = [item for item in self.unreadable if item.newer]
         if newer:
             more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
             raise NewerRecordError(
@@ -326,7 +318,7 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield all results of planned trials as a tracker shows them."""
+        """Yield all results of planned trials as MLflow shows them."""
         index = index_measures(self.measures.values())
         return (flat_trial(record, index) for record in self.records)
 
@@ -361,12 +353,9 @@ class State:
 
 
 def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
-    """Read the store of a sweep and judge it.
+    """Read the store of a sweep and judge it, see :func:`judge`.
 
-    Args:
-        workspace: The sweep.
-        running: See :func:`judge`.
-        look: Whether outlines will do, which an index has: for what needs no number that a network gave.
+    For a ``look`` outlines will do, which an index has: for what needs no number that a network gave.
     """
     index = workspace.sweep_paths.index if look else None
     return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
@@ -375,10 +364,7 @@ def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
     """Compare what is stored with the plan and with the data that are prepared now.
 
-    Args:
-        workspace: The sweep.
-        stored: Everything in its store.
-        running: Ids of trials that a live driver works on now.
+    ``running`` are the ids of trials that a live driver works on now.
     """
     planned = workspace.plan.trials_by_id
     known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
@@ -431,8 +417,6 @@ def _is_stale(
 
 # What the stored results of a sweep cost, and what using them again has saved.
 
-JOULES_PER_KILOWATT_HOUR = 3.6e6
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -467,12 +451,11 @@ def cost_of(state: State, prices: Prices) -> Cost:
     """Add up the trials of a sweep that have a result."""
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
-    joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)
     return Cost(
         gpu,
         core,
         gpu * prices.card.dollars + core * prices.core.dollars,
-        joules / JOULES_PER_KILOWATT_HOUR,
+        (gpu * prices.card.watts + core * prices.core.watts) / 1000,
         *_unit_hours(state.measured_trials(again)),
         len(again),
         prices.origin,

@@ -31,17 +31,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, REMIND_AFTER_S = 0.5, 10.0, 600.0
-PASSING = frozenset(
-    (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-    )
-)
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH}
 """What an operating system says of a disk that may have room again, or of a file system that may be back."""
 
 LASTING = ("s3", "gs", "az", "abfs", "abfss")
@@ -51,14 +42,11 @@ TRIES = 3
 """Of one request, by the client itself; what lasts longer pauses a sweep."""
 READ_TOGETHER = 32
 
-UNREADABLE = (
-    "The result store must be readable",
-    "mend the permissions or the connection, then run the same command again",
-)
+AGAIN = "then run the same command again: what is done is kept"
+UNREADABLE = "The result store must be readable", f"mend the permissions or the connection, {AGAIN}"
 UNWRITABLE = (
     "The result store must be writable",
-    "free space (keep_weights: none takes the least) or mend the permissions, then run the same command "
-    "again: what is done is kept",
+    f"free space (keep_weights: none takes the least) or mend the permissions, {AGAIN}",
 )
 
 Content = bytes | OSError
@@ -85,12 +73,8 @@ class Patience:
     def until_done(self, write: Callable[[], T]) -> T:
         """Return what ``write`` returns as soon as storage takes it.
 
-        Args:
-            write: May be called any number of times.
-
         Raises:
-            SweepError: of ``write``, for whatever waiting does not mend, or has not in ``limit_s``.
-            OSError: likewise.
+            Exception: of ``write``, for whatever waiting does not mend, or has not in ``limit_s``.
         """
         began, said, pause = None, -math.inf, FIRST_PAUSE_S
         while True:
@@ -123,9 +107,7 @@ class Patience:
 class Found:
     """A file that is there.
 
-    Attributes:
-        path: Where.
-        stamp: Changes whenever the file is replaced: its size and time, and its number where it has one.
+    ``stamp`` changes whenever it is replaced: its size and time, and its number where it has one.
     """
 
     path: str
@@ -204,12 +186,7 @@ class Folder:
         self.base = base
 
     def read(self, path: str) -> bytes:
-        """Return a file's content.
-
-        Raises:
-            FileNotFoundError: when there is none.
-            OSError: when a local one cannot be read.
-        """
+        """Return a file's content; raises FileNotFoundError, or OSError where it cannot be read."""
         return read_whole(path)
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
@@ -304,11 +281,8 @@ class Bucket:
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         """Write a file where ``mode`` lets it; returns its tag, None where it does not.
 
-        Args:
-            path: Which.
-            data: Its new content.
-            mode: ``"overwrite"``; ``"create"`` where there must be none; or ``{"e_tag": tag}`` for one that
-                still has this tag.
+        A mode is ``"overwrite"``; ``"create"`` where there must be none; or ``{"e_tag": tag}``, of the file
+        that must be there still.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
-from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
+from orchestrator.results.store import provenance
 from orchestrator.results.tracking import check_tracker
 from orchestrator.running.cluster import connect
 from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here

@@ -25,7 +25,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
 from orchestrator.running.gpus import NO_GPU
 from search_spaces.errors import ConfigError, SetupError, SweepError

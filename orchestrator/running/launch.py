@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from orchestrator.planning.sweep_file import read_text
-from orchestrator.results.records import provenance
+from orchestrator.results.store import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 

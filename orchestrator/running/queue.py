@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import (
     ArrayCache,
     EpochBoard,

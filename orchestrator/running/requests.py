@@ -16,7 +16,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from orchestrator.planning.estimate import Expectation, MeasuredTrial
 from orchestrator.planning.predict import Card, card_there, has_batch_norm, need_of, packing_pays, read_checks
-from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.gpus import NodeGpus
 from search_spaces.errors import SetupError, SweepError

@@ -18,10 +18,9 @@ from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.results.records import TrialRecord, provenance
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import (
     Cluster,

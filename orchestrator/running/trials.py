@@ -20,17 +20,19 @@ from orchestrator.planning.estimate import Expectation, array_key, expected_seco
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.results import table
-from orchestrator.results.records import (
+from orchestrator.results.state import State, StoredResults
+from orchestrator.results.store import (
     CellReport,
+    Event,
     FailureKind,
     FailureRecord,
+    ResultStore,
     TrialFailure,
     TrialRecord,
+    What,
     provenance,
 )
-from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, index_measures
-from orchestrator.results.state import State, StoredResults
-from orchestrator.results.store import Event, ResultStore, What
+from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Note
 from orchestrator.running.cluster import Cluster, Resources

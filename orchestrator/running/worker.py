@@ -17,15 +17,15 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.planning.paths import without_secrets
-from orchestrator.results.records import (
+from orchestrator.results.store import (
     CellReport,
     FailureKind,
+    FileKind,
     TrialFailure,
     TrialRecord,
     code_fingerprint,
     provenance,
 )
-from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import CellFailed, DeviceError, OtherCodeError, classify, ends_process
 from orchestrator.running.gpus import NO_GPU, gpu_in_use, graphs_off, named, rest, trial_options

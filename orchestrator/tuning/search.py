@@ -30,11 +30,8 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
-# Where the next point comes from: one Optuna study per cell, asked and told by us.
-#
-# Optuna's storage is a view, like MLflow: it is made anew from the store at every start, so it holds every
-# point once, in the order of asking, and none runs that nobody trains. See ``docs/decisions/0012-own-ask-
-# and-tell.md``.
+# Where the next point comes from: one Optuna study per cell, asked and told by us. Optuna's storage is a
+# view, like MLflow, made anew from the store at every start: ``docs/decisions/0012-own-ask-and-tell.md``.
 
 STARTUP_TRIALS = 4
 """Points that are drawn at random before a model of the loss is believed, the given ones included."""
@@ -101,10 +98,8 @@ class CellStudy:
         """Return the sampler's next point, which nobody has asked for yet.
 
         It follows from the seed, the points of the study in their order and what is known of them: a search
-        that goes on after a kill proposes what it would have proposed without one.
-
-        Args:
-            again: Counts proposals that nothing was told between.
+        that goes on after a kill proposes what it would have proposed without one. ``again`` counts proposals
+        that nothing was told between.
         """
         trials = self.study.get_trials(deepcopy=False)
         seed = derive_seed("sampler", self._seed, list(self._cell.key), len(trials), again) % 2**32
@@ -119,15 +114,14 @@ class CellStudy:
         self.study.enqueue_trial(point.model_dump())
         return self.study.ask(self._space)
 
-    def tell(self, trial: optuna.Trial, result: SearchResult) -> None:
-        """Tell what a point that was asked for gave."""
+    def tell(self, trial: optuna.Trial, result: SearchResult | None) -> None:
+        """Tell what a point that was asked for gave, if anything."""
+        if result is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
         for name, value in _attributes(result).items():
             trial.set_user_attr(name, value)
         self.study.tell(trial, result.capped_loss)
-
-    def fail(self, trial: optuna.Trial) -> None:
-        """Tell that a point gave nothing."""
-        self.study.tell(trial, state=TrialState.FAIL)
 
     def add(self, point: Point, result: SearchResult) -> None:
         """Tell of a point that an earlier start asked for, in its turn."""
@@ -159,15 +153,9 @@ def _attributes(result: SearchResult) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run.
+    """A trial to run; ``run`` is 0 for the search's own training of a point.
 
-    Attributes:
-        cell: Whose it is.
-        spec: What is trained.
-        point: Where.
-        role: Why.
-        run: 0 for the search's own training of a point.
-        told: The trial of the cell's study; None where the study is not told.
+    ``told`` is the trial of the cell's study; None where the study is not told.
     """
 
     cell: TuningCell
@@ -194,9 +182,6 @@ class CellSearch:
     """The search of one cell.
 
     Attributes:
-        cell: What is searched.
-        study: Who proposes points.
-        tune: What the sweep says of the search.
         results: What was found, by point and run.
         roles: Why each point was tried first.
         running: What runs now, by trial id.
@@ -219,7 +204,7 @@ class CellSearch:
     def spent(self) -> float:
         """What the search took so far, in whole trainings; finalists are counted apart."""
         epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
-        return epochs / self.cell.num_epochs + self.num_failed
+        return epochs / self.cell.own_recipe.epochs + self.num_failed
 
     @property
     def num_searching(self) -> int:
@@ -286,11 +271,11 @@ class CellSearch:
         self.exhausted = True
         return None
 
-    def keep(self, point: Point, role: Role, run: int, result: SearchResult) -> None:
+    def keep(self, of: Asked | Training, result: SearchResult) -> None:
         """Note a result."""
-        self.results[point, run] = result
-        if run == 0:
-            self.roles.setdefault(point, role)
+        self.results[of.point, of.run] = result
+        if of.run == 0:
+            self.roles.setdefault(of.point, of.role)
 
     def wants(self, training: Training) -> bool:
         """Tell whether the search as it is set now has a use for a training that was asked for."""
@@ -322,7 +307,7 @@ class Search:
         earlier = list(earlier)
         for one in earlier:
             if one.result is not None:
-                self.cells[one.key].keep(one.point, one.role, one.run, one.result)
+                self.cells[one.key].keep(one, one.result)
         for one in earlier:
             search = self.cells[one.key]
             if one.result is None:
@@ -359,25 +344,18 @@ class Search:
         """Trainings that run or are to come, at most."""
         return sum(search.num_left for search in self.cells.values())
 
-    def finished(self, trial_id: str, result: SearchResult) -> Asked:
-        """Take a result; returns what it is the result of."""
+    def finished(self, trial_id: str, result: SearchResult | None) -> None:
+        """Take a result; None of a trial that gave nothing, and will not be tried again at this start."""
         asked = self._asked.pop(trial_id)
         search = self.cells[asked.cell.key]
         del search.running[trial_id]
-        search.keep(asked.point, asked.role, asked.run, result)
+        if result is not None:
+            search.keep(asked, result)
+        else:
+            search.given_up.add((asked.point, asked.run))
+            search.num_failed += asked.run == 0
         if asked.told is not None:
             search.study.tell(asked.told, result)
-        return asked
-
-    def failed(self, trial_id: str) -> None:
-        """A trial gave nothing, and will not be tried again at this start."""
-        asked = self._asked.pop(trial_id)
-        search = self.cells[asked.cell.key]
-        del search.running[trial_id]
-        search.given_up.add((asked.point, asked.run))
-        search.num_failed += asked.run == 0
-        if asked.told is not None:
-            search.study.fail(asked.told)
 
     def asked(self, trial_id: str) -> Asked:
         """Return what a running trial is."""
@@ -413,13 +391,7 @@ class Earlier:
     def read(
         cls, store: ResultStore, cells: Iterable[TuningCell], fingerprints: Mapping[str, str]
     ) -> Earlier:
-        """Read it.
-
-        Args:
-            store: Of the search.
-            cells: What is searched now.
-            fingerprints: Content hash of each prepared dataset, by prepared id.
-        """
+        """Read what the store has of these cells; ``fingerprints`` of datasets are by prepared id."""
         by_key = {cell.key: cell for cell in cells}
 
         def belongs(record: AskedRecord | SearchRecord) -> bool:

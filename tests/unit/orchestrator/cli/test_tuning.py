@@ -5,8 +5,7 @@ import json
 import pytest
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
 from orchestrator.tuning import run as pipeline
 from orchestrator.tuning.cells import tuning_cells
 from orchestrator.tuning.outcome import TuneSummary

@@ -110,7 +110,7 @@ def test_a_recipe_that_nobody_searched_is_refused_with_the_command_that_searches
     [
         ("from: [", "tuned-mine.yaml"),
         ("[1, 2]", "must be a mapping"),
-        ("", "must not be empty"),
+        ("", "must be a mapping"),
         ("{from: smoke, learning_rate: -1, tuned: {cells: []}}", "learning_rate"),
         ("{from: smoke, tuned: {cells: []}}", "none for small_cnn on manifold_d4, small_mlp on manifold_d4"),
         ("{from: smoke, tuned: {cells: [3]}}", "none for small_cnn on manifold_d4"),

@@ -6,8 +6,7 @@ import os
 import pytest
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
-from orchestrator.results.store import ResultStore, _seal
+from orchestrator.results.store import FailureRecord, MeasureRecord, ResultStore, TrialRecord, _seal
 from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress, running_trials
 from search_spaces.errors import CorruptStoreError, SetupError

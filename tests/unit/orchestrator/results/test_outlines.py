@@ -10,10 +10,9 @@ import pytest
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.records import TrialRecord
-from orchestrator.results.rows import flat_trial
 from orchestrator.results.state import Index, StoredResults, TrialOutline, read_state
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import ResultStore, TrialRecord
+from orchestrator.results.table import flat_trial
 from orchestrator.results.tracking import Tracker
 from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord

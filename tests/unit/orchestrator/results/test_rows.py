@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.results import table as c
-from orchestrator.results.rows import (
+from orchestrator.results.table import (
     flat_trial,
     index_measures,
     measure_rows,

@@ -6,8 +6,8 @@ from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import StoredResults, cost_of, judge, read_state
+from orchestrator.results.store import FailureRecord, TrialRecord
 from search_spaces.specs import AttackSpec
 from tests.unit.orchestrator.results.examples import (
     failure_record,

@@ -4,9 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.results.records import CellReport, FailureRecord, MeasureRecord, TrialFailure, TrialRecord
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import Event, ResultStore
+from orchestrator.results.store import (
+    CellReport,
+    Event,
+    FailureRecord,
+    MeasureRecord,
+    ResultStore,
+    TrialFailure,
+    TrialRecord,
+)
 from search_spaces.errors import CorruptStoreError, NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tests.object_store import object_store

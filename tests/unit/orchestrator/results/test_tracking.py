@@ -16,9 +16,8 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_runs, tracking
 from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
-from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
-from orchestrator.results.rows import FlatRun
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
+from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import (
     Tracker,
     check_tracker,

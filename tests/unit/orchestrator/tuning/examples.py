@@ -50,7 +50,7 @@ def result(losses: list[float], status: str = "complete", **changes: Any) -> Sea
 
 def trained(asked: Asked) -> SearchResult:
     """What the formula gives for a trial."""
-    epochs = range(1, asked.cell.num_epochs + 1)
+    epochs = range(1, asked.cell.own_recipe.epochs + 1)
     return result([loss_of(asked.point, epoch, asked.run) for epoch in epochs])
 
 
@@ -59,7 +59,7 @@ def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchR
     ran = []
     while len(ran) < most and (asked := search.next()) is not None:
         found = trained(asked)
-        assert search.finished(asked.spec.trial_id, found) == asked
+        search.finished(asked.spec.trial_id, found)
         ran.append((asked, found))
     return ran
 

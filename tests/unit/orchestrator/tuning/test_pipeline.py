@@ -9,6 +9,7 @@ import pytest
 import isweep
 from orchestrator import RunOptions
 from orchestrator.planning.plan import Workspace
+from orchestrator.results import tracking
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
@@ -137,7 +138,7 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
             self.num_behind -= 1
 
     _, root = found
-    monkeypatch.setattr(run, "make_tracker", lambda *_, **__: Slow())
+    monkeypatch.setattr(tracking, "make_tracker", lambda *_, **__: Slow())
     assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
 
 
@@ -231,9 +232,9 @@ def test_status_and_results_know_a_search(found):
     _, root = found
     workspace = Workspace.open(TINY, root)
     standing, rows = search_standing(workspace), search_rows(workspace)
-    assert standing.trials == len(rows) == len(records(root))
-    assert sum(standing.by_status.values()) == standing.trials
-    assert f"search: {standing.trials} trials (" in standing.summary
+    assert standing["trials"] == len(rows) == len(records(root))
+    assert sum(standing["by_status"].values()) == standing["trials"]
+    assert f"search: {standing['trials']} trials (" in standing["text"]
     assert {row["trial_id"] for row in rows} == set(records(root))
     assert search_standing(Workspace.open("smoke", root)) is None
 
@@ -246,7 +247,7 @@ def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch)
     path = Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials" / victim / "search.json"
     path.write_text(path.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
     assert victim not in records(root)
-    assert search_standing(Workspace.open(TINY, root)).unreadable == 1
+    assert search_standing(Workspace.open(TINY, root))["unreadable"] == 1
     tune_sweep(TINY, RunOptions(root=root))
     assert searches[0].next().spec.trial_id == victim
     assert searches[0].next() is None

@@ -181,10 +181,8 @@ def test_a_diverged_trial_is_a_result_and_all_diverged_is_said():
         assert outcome.chosen is None
         assert outcome.divergence_rate == 1
         assert outcome.num_trials > 5
-        assert (
-            f"{outcome.model} on {outcome.dataset}: all {outcome.num_trials} trials diverged"
-            in outcome.problem
-        )
+        number = outcome.num_trials
+        assert f"({number} tried, {number} diverged, 0 failed), so there is no recipe" in outcome.problem
         assert "lower tune.learning_rate" in outcome.problem
 
 
@@ -192,11 +190,11 @@ def test_trials_that_fail_for_good_end_the_search():
     one = search()
     number = 0
     while (asked := one.next()) is not None:
-        one.failed(asked.spec.trial_id)
+        one.finished(asked.spec.trial_id, None)
         number += 1
     assert one.done
     assert number == 5 * len(one.cells)
-    assert "no trial was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].problem
+    assert "no point was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].problem
 
 
 @pytest.mark.parametrize("own_alone", [False, True])
@@ -204,7 +202,7 @@ def test_finalists_whose_further_trainings_fail_are_not_said_to_have_never_been_
     one = search()
     while (asked := one.next()) is not None:
         if asked.run and (asked.point == asked.cell.own or not own_alone):
-            one.failed(asked.spec.trial_id)
+            one.finished(asked.spec.trial_id, None)
         else:
             one.finished(asked.spec.trial_id, result([0.5] * 9))
     for outcome in outcomes(one):

@@ -170,7 +170,7 @@ def open_journal(path):
 
 def test_a_trial_that_failed_is_failed(storage):
     study = made(storage)
-    study.fail(study.ask(study.propose()))
+    study.tell(study.ask(study.propose()), None)
     assert study.study.trials[0].state == TrialState.FAIL
 
 
