@@ -72,7 +72,7 @@ class Sweep(Shown):
     @property
     def failures(self) -> pd.DataFrame:
         """One row per failed trial: ``trial_id``, ``kind``, ``message``."""
-        rows = [record.row() for _, record in sorted(self.state.failures.items())]
+        rows = self.state.failure_rows()
         return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["trial_id", "kind", "message"])
 
     def best(

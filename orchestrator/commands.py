@@ -55,8 +55,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
 
     Args:
         workspace: The sweep.
-        card: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that
-            are here, if any.
+        card: Model of GPU to plan for; None for those that are here, if any.
         num_cards: How many of them; None for those that are here, or as many as a trial asks for.
 
     Raises:
@@ -132,7 +131,6 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     run = read_run(workspace)
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
     state = read_state(workspace, trials, look=True)
-    cost = cost_of(state, read_prices(workspace.paths.prices))
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
@@ -146,7 +144,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
-        "cost": vars(cost) | {"text": cost.text()},
+        "cost": cost_of(state, read_prices(workspace.paths.prices)),
         "search": search_standing(workspace),
     }
 

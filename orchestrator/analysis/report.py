@@ -140,7 +140,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "packages": records[0].provenance.packages if records else {},
         "newest": f"{datetime.fromtimestamp(newest, UTC):%d %B %Y, %H:%M UTC}" if newest else "",
         "trial_devices": {record.trial_id: record.result.device for record in records},
-        "cost": cost_of(state, read_prices(workspace.paths.prices)).text() if records else "",
+        "cost": cost_of(state, read_prices(workspace.paths.prices))["text"] if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {"title": spec.title, "description": spec.description}

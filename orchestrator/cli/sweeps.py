@@ -192,7 +192,7 @@ def plan(
 
     Args:
         all_: Print a line per trial; else one per model and dataset.
-        card: Kind of graphics card to plan for (default: what the root's prices.yaml names, else h100).
+        card: Kind of graphics card to plan for (default: those that are here, if any).
         gpus: How many of them (default: 1, or as many as a trial asks for).
     """
     from orchestrator.commands import planned, settled_by

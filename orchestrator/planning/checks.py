@@ -61,17 +61,11 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
-    wrong with labels, groups, splits and names of files; no image is opened.
-
-    Args:
-        workspace: The sweep.
-        raw: Folders that are read in place of those that the sweep names, by dataset.
+    wrong with labels, groups, splits and names of files; no image is opened. ``raw`` are folders, by dataset,
+    that are read in place of those that the sweep names.
 
     Returns:
         How many files of own data (rows, volumes) were listed and not opened, by prepared id.
-
-    Raises:
-        SweepError: naming all of them.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
@@ -204,7 +198,7 @@ def draft_sweep(
         source: One's own images; None takes digits that a package ships, as an example.
         to: The file that will hold the text: its name is the sweep's, paths start at its folder.
         domain: ``natural`` or ``medical``; None guesses by the kind of the files.
-        gpu: Whether trainings run on a GPU: larger networks and images then.
+        gpu: Whether to write larger networks and images.
         said: What own data leave open, by the names of a sweep file's ``own``.
     """
     size = ON_GPU if gpu else ON_CPU

@@ -32,12 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """What a finished trial cost in wall time.
+    """What a finished trial cost in wall time: its ``share`` is of GPUs, or CPU threads.
 
-    Attributes:
-        share: GPUs, or CPU threads, that it had.
-        card: The card's name, as its driver says; empty where nobody noted it.
-        peak_bytes: What the process reserved on the card, beside its context; 0 where that is not known.
+    ``card`` is as its driver says; ``peak_bytes`` are beside the context, 0 where that is not known.
     """
 
     spec: TrialSpec
@@ -119,8 +116,8 @@ HANG_FACTOR, MIN_LIMIT_S = 20, 600.0
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    They are many times what is expected of the whole trial by the slowest of the done trials of its model, or
-    else by one core as assumed; infinite for a network whose operations cannot be counted.
+    Many times what is expected of the whole trial by the slowest of the done trials of its model, or else by
+    one core as assumed; infinite for a network whose operations cannot be counted.
     """
     if not predict.has_cost(trial.network):
         return math.inf
@@ -191,8 +188,7 @@ class Job:
 class Replay:
     """What a replay found: seconds until the last job has ended, and when each begins, by name.
 
-    No order can be faster than ``lower_bound``: the longest job, or all work spread evenly. ``utilisation``
-    is the share of the cards' time that was given to jobs.
+    No order can be faster than ``lower_bound``: the longest job, or all work spread evenly.
     """
 
     makespan: float
@@ -273,52 +269,35 @@ class Prices(BaseModel):
 
 
 def read_prices(path: Path) -> Prices:
-    """Read a price table, as ``{card: a100, core: {dollars: 0, watts: 5}}``; what is left out is default.
+    """Read a price table, as ``core: {dollars: 0, watts: 5}``; what is left out, or all, is default.
 
     Raises:
         ConfigError: for a table that cannot be read.
     """
-    found = _price_table(path)
-    if isinstance(found.get("card"), str):
-        card = predict.card_named(found["card"])
-        found["card"] = {"dollars": card.price, "watts": card.watts}
-    try:
-        return Prices.model_validate({"origin": path.name, **found} if found else {})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise ConfigError(
-            f"A price table has card and core, each with dollars and watts an hour, from 0 to {LARGEST:,.0f}",
-            f"{path}: {place}: {problem['msg']}",
-            "card: {dollars: 2.5, watts: 700}",
-        ) from None
-
-
-def card_to_plan(name: str | None, path: Path, here: Card | None = None) -> Card | None:
-    """Return the GPU of this name, else the one that a root's table names, else the one that is here.
-
-    Its price and draw are those that the table has in numbers, if any; None where there is none to plan for.
-    Raises as :func:`read_prices`, and for a name that is not in the table of GPUs.
-    """
-    price, told = read_prices(path).card, _price_table(path).get("card")
-    named = name or (told if isinstance(told, str) else None)
-    card = predict.card_named(named) if named is not None else here
-    if card is None or not isinstance(told, dict):
-        return card
-    return replace(card, price=price.dollars, watts=price.watts)
-
-
-def _price_table(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
-        return {}
+        return Prices()
+    form = "card: {dollars: 2.5, watts: 700}"
     try:
         found = read_plain(read_text(path, "price table", MAX_FILE_BYTES), str(path))
+        if not isinstance(found, dict):
+            raise ConfigError("A price table must be a mapping", str(path), form)
+        return Prices.model_validate({"origin": path.name, **found})
     except FileNotFoundError:
         rule = "A price table must be there, or no link to one"
         raise ConfigError(rule, str(path), "mend it or delete it") from None
-    if not isinstance(found, dict):
-        raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
-    return found
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        rule = "A price table has card and core, each with dollars and watts an hour, from 0 to"
+        raise ConfigError(f"{rule} {LARGEST:,.0f}", f"{path}: {place}: {problem['msg']}", form) from None
+
+
+def card_to_plan(name: str | None, path: Path, here: Card | None = None) -> Card | None:
+    """Return the GPU of this name, else the one that is here, if any, at a root's own price."""
+    prices, card = read_prices(path), here if name is None else predict.card_named(name)
+    if card is None or "card" not in prices.model_fields_set:
+        return card
+    return replace(card, price=prices.card.dollars, watts=prices.card.watts)
 
 
 def amount(value: float) -> str:
@@ -347,12 +326,8 @@ def estimate(
 ) -> dict[str, Any]:
     """Estimate what is left of a sweep, by prediction and by what done trials cost.
 
-    Args:
-        left: Trials to do.
-        measured_trials: Done ones.
-        card: The model of GPU to plan for; None plans for none.
-        num_cards: How many there are; None for as many as one trial takes.
-        share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
+    Of ``num_cards`` GPUs, None for as many as one trial takes, each trial gets the ``share`` that the sweep
+    asks for; None (or 0) for what it is predicted to need.
 
     Returns:
         ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of trials whose
@@ -404,9 +379,6 @@ def on_cards(
         trials take; ``dollars`` and ``kilowatt_hours`` of all cards until then; ``shares``: the largest share
         by model; ``too_large``: the bytes by model of those that are predicted to need more memory than their
         share has.
-
-    Raises:
-        ConfigError: if a trial asks for more cards than there are.
     """
     whole = max(1, int(share or 1))  # cards that a trial lies on
     if whole > num_cards:
@@ -498,9 +470,7 @@ COLUMN_BYTES = 650
 def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
     """Return what a plan costs beside training.
 
-    Args:
-        plan: The whole grid.
-        incomplete: By id of every done trial that lacks a measurement: whether its weights are kept.
+    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept.
 
     Returns:
         ``num_retrained``, done trials that are trained again because their weights were not kept;

@@ -33,7 +33,6 @@ class SweepPaths:
     progress = _Below("progress.json")
     """What the driver is doing now; believed only while the root's lock is held."""
     sweep_file = _Below("sweep.yaml")
-    """The sweep as it was last run, as a sweep file of its own."""
     index = _Below("index.sqlite")
     """Outlines of the sweep's results; may be thrown away."""
     run_pages = _Below("run-pages.json")
@@ -54,7 +53,6 @@ class RootPaths:
 
     prices = _Below("prices.yaml")
     lock = _Below("driver.lock")
-    """Held by the one driver that works on this root."""
     identity = _Below("driver.id")
     """What tells this root from others on one object store."""
     token = _Below("ray-token")
@@ -65,7 +63,7 @@ class RootPaths:
     """Ray Tune's own state; scratch, nothing is ever read back from it."""
     log = _Below("isweep.log")
     recipes = _Below("recipes")
-    """Folder of the recipes that searches wrote; sweeps of this root may name them."""
+    """Of searches; sweeps of this root may name them."""
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> RootPaths:
@@ -172,13 +170,9 @@ SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
 )
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
+"""Of a URL, before its host or among its parameters."""
 SHORTEST_SECRET = 6
 """Shorter values are words such as `true`, and leaving them out would spoil messages."""
-
-
-def holds_password(url: str) -> bool:
-    """Tell whether a URL holds a password, before its host or among its parameters."""
-    return PASSWORD.search(url) is not None
 
 
 def without_secrets(text: str) -> str:

@@ -281,9 +281,6 @@ class Workspace:
         """Read a sweep, see :func:`load_sweep`, and find its place below ``root``, which is not made.
 
         ``source`` may name a sweep that ran below the root; where it names a preset too, ``as_run`` decides.
-
-        Raises:
-            SweepError: for whatever is wrong with the sweep or the root.
         """
         _check_types(source, changes, storage)
         paths = RootPaths.at(root)

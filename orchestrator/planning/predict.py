@@ -2,10 +2,9 @@
 
 All follows from what each network's passes compute and move and from the table of GPUs, corrected by what
 finished trials were measured to take. A kernel takes as long as its arithmetic or its traffic, whichever is
-longer, at the share of the data sheet's rate that training is seen to reach, and never less than the time
-between two kernels. Where a GPU's shares are fitted to published training throughput at 224 pixels, a unit
-test, which names the sources, holds them to it; where they are assumed, its row says so; what
-``isweep gpu-check`` measured takes their place.
+longer, at the share of the data sheet's rate that training reaches, and never less than the time between two
+kernels. These shares are fitted to published training throughput at 224 pixels, which a unit test holds them
+to, assumed where a row says so, or measured by ``isweep gpu-check``.
 """
 
 from __future__ import annotations
@@ -49,8 +48,7 @@ operations and 0.12 GFLOP, takes 2.9 ms (benchmarks/results/training_throughput_
 MEMORY_MARGIN = 1.15
 """Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
 BUSY_ENOUGH = 0.95
-"""A card this busy gains nothing from another trial. That trials beside each other fill each other's gaps is
-assumed: it holds for processes under MPS, and is not measured yet for time slices."""
+"""A card this busy gains nothing from another trial; that gaps are filled is known of processes under MPS."""
 SHARE_STEP = 100
 """Shares are multiples of a hundredth of a card."""
 
@@ -59,17 +57,10 @@ SHARE_STEP = 100
 class Card:
     """One model of GPU, by its name on the command line.
 
-    Attributes:
-        half_tflops: dense bfloat16 rate of the data sheet (float16 where it has none), 1e12 operations per
-            second.
-        single_tflops: float32 rate without TensorFloat-32.
-        bandwidth: GB/s of its memory.
-        compute_efficiency: share of the arithmetic rate that training's convolutions reach.
-        bandwidth_efficiency: share of the bandwidth that its elementwise kernels reach.
-        watts: of the card at work.
-        price: assumed list price of an hour in US dollars, November 2026; change it to yours.
-        bfloat16: whether it computes in bfloat16 (from compute capability 8.0 on).
-        timed: whether its rates are known; else its hours are not.
+    ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without TensorFloat-32) are
+    the data sheet's, in 1e12 operations per second; ``bandwidth`` is GB/s of its memory. The efficiencies are
+    the shares of these that training's convolutions and elementwise kernels reach. ``price`` is the assumed
+    list price of an hour in US dollars, November 2026. Where it is not ``timed``, its hours are unknown.
     """
 
     name: str
@@ -167,9 +158,7 @@ def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: boo
 class Kernel:
     """One operation of a pass, by PyTorch's name of it.
 
-    Attributes:
-        flops: floating-point operations of a convolution or matrix product; 0 for all others.
-        num_bytes: read and written once each.
+    ``flops`` are of a convolution or matrix product, 0 for all others; ``num_bytes`` are read and written.
     """
 
     name: str
@@ -189,11 +178,9 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
 class PassCost:
-    """What one pass costs: its operations in order, and memory.
+    """What one pass costs: its operations in order, and the most memory alive at once, in tensors.
 
-    Attributes:
-        peak_bytes: most memory alive at once, in tensors: weights, gradients, moments and activations.
-        workspace_bytes: input and output of the largest convolution: libraries' scratch grows with it.
+    ``workspace_bytes`` are input and output of the largest convolution: libraries' scratch grows with it.
     """
 
     kernels: tuple[Kernel, ...]
@@ -219,14 +206,12 @@ class NetworkCost:
     """What one network costs in one recipe.
 
     Attributes:
-        num_parameters: trainable ones.
         state_bytes: of its kept weights: all parameters and buffers.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
-        uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
-            layer of as many weights.
+        uncounted: why its passes could not be walked: they are those of one dense layer of as many weights.
     """
 
     num_parameters: int
@@ -241,8 +226,7 @@ class NetworkCost:
 
 
 WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the presets' networks, so that a plan of them needs neither torch nor the seconds of a walk: by
-:func:`cost_key`, equal kernels of a pass counted. A test holds them to the walk."""
+"""Costs of the presets' networks by :func:`cost_key`, so that a plan of them needs no torch and no walk."""
 
 
 @cache
@@ -283,11 +267,7 @@ share them, and hashing their content for each takes longer than all the rest of
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
-    """Return the costs of a network in its recipe, walked once for recipes that cost the same.
-
-    Raises:
-        ConfigError: for a network that cannot be built, or fails on every image.
-    """
+    """Return the costs of a network in its recipe; ConfigError where it cannot be built or fails on all."""
     prepared = network.subset.prepared
     parts = (network.model, network.recipe, prepared)
     key = tuple(map(id, parts))
@@ -461,10 +441,7 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
 class Corrections:
     """How far predictions were off, by model: measured over predicted, 1 where unknown.
 
-    Attributes:
-        memory: the worst peak on any GPU: networks allocate alike on all.
-        seconds: the median time on one kind of GPU.
-        core_seconds: the median time of a CPU core.
+    ``memory`` is the worst peak on any GPU; ``seconds``, on one kind of GPU, and ``core_seconds`` medians.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)

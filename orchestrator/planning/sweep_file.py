@@ -57,11 +57,9 @@ def load_sweep(
 ) -> SweepSpec:
     """Read a sweep from wherever it is written.
 
-    Args:
-        source: Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``. Paths
-            in a mapping start at the working directory.
-        changes: Values by dotted key (``recipe.epochs``) that hold over what is written.
-        recipes: Folder of the recipes that searches wrote and that may be named; None knows of none.
+    Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in a mapping
+    start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold over what is written;
+    ``recipes`` is the folder of the recipes that searches wrote and that may be named.
 
     Raises:
         ConfigError: naming the file and every mistake in it with its key, value and what is allowed.

@@ -1,7 +1,6 @@
 """A network's costs read off the network itself: a walk over its passes with tensors that hold no data.
 
-PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many kernels
-a training step has, how much each computes and moves, and how much memory is alive at once.
+PyTorch's fake tensors know shapes, types and lifetimes: kernels, what they move, and memory, without a GPU.
 """
 
 from __future__ import annotations

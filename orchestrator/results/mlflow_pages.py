@@ -161,11 +161,9 @@ def read_run_pages(path: Path) -> RunPages:
     """Return what :meth:`Tracker.keep_pages` kept; nothing where that is nothing, or cannot be read."""
     try:
         return RunPages.model_validate_json(read_whole(path))
-    except FileNotFoundError:
-        pass
     except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
-    return RunPages()
+        log.info("%s cannot be read, and reports link to no runs: %s", path, error)
+        return RunPages()
 
 
 # MLflow's own page, started on loopback for one person, and the addresses on it that answer a question.

@@ -55,10 +55,8 @@ OPEN = ("RUNNING", PERHAPS_RUNNING)
 class _Known:
     """What is known of a run without asking again.
 
-    Attributes:
-        status: MLflow's, such as ``RUNNING``, or :data:`PERHAPS_RUNNING`.
-        shown: Digest of all that it shows; empty where that is unknown.
-        live: Points of curves that were sent while it was running.
+    ``shown`` is a digest of all that it shows, empty where that is unknown; ``live`` are points of curves
+    that were sent while it was running.
     """
 
     run_id: str
@@ -70,12 +68,8 @@ class _Known:
 class SweepRuns:
     """Runs of one sweep by run key, in the experiment called ``name``.
 
-    Args:
-        client: Answers.
-        page: What the sweep's pages say.
-        storage: Identity of the result store that the runs mirror; None claims nothing. Another store's sweep
-            of the same name is kept apart, in an experiment whose name ends in this identity.
-        artifacts: Where a new experiment keeps artifacts; None leaves it to the server.
+    ``storage`` is the identity of the result store that they mirror, which keeps sweeps of one name apart;
+    ``artifacts`` is where a new experiment keeps artifacts, None leaves it to the server.
     """
 
     def __init__(self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None) -> None:
@@ -393,9 +387,6 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
     """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown.
 
     ``storage`` is the identity of the result store whose runs are wanted; None takes whatever bears the name.
-
-    Raises:
-        SetupError: when MLflow does not answer.
     """
     rows: list[Row] = []
     try:
@@ -430,8 +421,7 @@ def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
 def connect(uri: str) -> MlflowClient:
     """Return a client for ``uri`` whose store answers and whose tables exist.
 
-    Raises:
-        SetupError: when the store or server does not answer, within seconds rather than MLflow's minutes.
+    SetupError when it does not answer, within seconds rather than MLflow's minutes.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -475,8 +465,7 @@ def _client(uri: str) -> MlflowClient:
 def _make_database(path: Path) -> None:
     """Make MLflow's tables beside ``path``, and then the file that has them all.
 
-    MLflow cannot go on from between two of its dozens of steps: a driver that was killed there would leave a
-    file that no later one can use.
+    A driver killed between two of MLflow's dozens of steps would leave a file that no later one can use.
     """
     # A name of its own at every try: MLflow keeps connections by the name of the file.
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")

@@ -282,14 +282,10 @@ class State:
         results: Outlines of the believed results of planned trials that have everything asked for.
         trials: Records of these and other results.
         measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
-        failures: Latest failures of planned trials that have no result.
         running: Trials that a live driver works on now.
-        stale: Planned trials whose result was made from other data than are prepared now, or from other
-            choices under the same id.
-        partial: Outlines of believed results that lack a measurement that is asked for now: what they have is
-            shown, and a run adds what they lack.
+        stale: Planned trials whose result was made from other data, or other choices under the same id.
+        partial: Outlines of believed results that lack a measurement that is asked for now.
         foreign: Results of trials that are not in the plan (kept, not used).
-        unreadable: Files that are not believed.
     """
 
     results: dict[str, TrialOutline]
@@ -418,48 +414,35 @@ def _is_stale(
 # What the stored results of a sweep cost, and what using them again has saved.
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of trials that have a result; failed attempts leave no times, so they are not in it.
+def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
+    """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
 
-    Attributes:
-        gpu_hours: Hours of whole cards: time times share; of CPU cores where a trial ran without a card.
-        saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
-        prices: Where dollars per hour and watts are from.
+    Returns:
+        ``gpu_hours`` of whole cards, time times share, and ``core_hours`` where a trial ran without one;
+        ``dollars`` and ``kilowatt_hours`` at ``prices``, and where these are from; ``saved_gpu_hours`` and
+        ``saved_core_hours`` of training that was not repeated when more was measured on
+        ``networks_used_again``; ``text`` says it in a line.
     """
-
-    gpu_hours: float
-    core_hours: float
-    dollars: float
-    kilowatt_hours: float
-    saved_gpu_hours: float
-    saved_core_hours: float
-    networks_used_again: int
-    prices: str
-
-    def text(self) -> str:
-        """Say it in a line."""
-        cost = f"{amount(self.dollars)} $, {amount(self.kilowatt_hours)} kWh ({self.prices})"
-        text = f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {cost}"
-        if not self.networks_used_again:
-            return text
-        saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
-        return f"{text}; {self.networks_used_again} kept networks measured again, not trained: {saved} saved"
-
-
-def cost_of(state: State, prices: Prices) -> Cost:
-    """Add up the trials of a sweep that have a result."""
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
-    return Cost(
-        gpu,
-        core,
-        gpu * prices.card.dollars + core * prices.core.dollars,
-        (gpu * prices.card.watts + core * prices.core.watts) / 1000,
-        *_unit_hours(state.measured_trials(again)),
-        len(again),
-        prices.origin,
-    )
+    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
+    dollars = gpu * prices.card.dollars + core * prices.core.dollars
+    energy = (gpu * prices.card.watts + core * prices.core.watts) / 1000
+    text = f"cost so far {_hours(gpu, core)}: {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
+    if again:
+        saved = f"{_hours(saved_gpu, saved_core)} saved"
+        text += f"; {len(again)} kept networks measured again, not trained: {saved}"
+    return {
+        "gpu_hours": gpu,
+        "core_hours": core,
+        "dollars": dollars,
+        "kilowatt_hours": energy,
+        "saved_gpu_hours": saved_gpu,
+        "saved_core_hours": saved_core,
+        "networks_used_again": len(again),
+        "prices": prices.origin,
+        "text": text,
+    }
 
 
 def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:

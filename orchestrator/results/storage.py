@@ -60,10 +60,8 @@ class StorageAway(SetupError):
 class Patience:
     """Repeats a write for as long as storage is full or away, which pauses a sweep instead of ending it.
 
-    Attributes:
-        say: Is told once when a pause begins, now and then while it lasts, and when it ends.
-        limit_s: Seconds after which the error is raised after all.
-        clock: What it waits by.
+    ``say`` is told when a pause begins, now and then while it lasts, and when it ends; after ``limit_s``
+    seconds the error is raised after all.
     """
 
     say: Callable[[str], None] = log.warning
@@ -117,10 +115,7 @@ class Found:
 def open_storage(url: str | Storage) -> Storage:
     """Open the store at ``url``, a local path or the URL of an object store; nothing is asked or made.
 
-    One that is open already is given back.
-
-    Raises:
-        ConfigError: for a URL that is none, holds a password, or belongs to a store that keeps nothing.
+    One that is open is given back. ConfigError for a URL that is none, holds a password, or keeps nothing.
     """
     if isinstance(url, Folder | Bucket):
         return url
@@ -237,12 +232,9 @@ class Folder:
 
 
 class Bucket:
-    """An object store behind a URL, asked as a :class:`Folder` is; files are read in parallel.
+    """An object store, of obstore at the bucket's root, asked as a :class:`Folder` is; reads are parallel.
 
-    Args:
-        store: Of obstore, at the bucket's root.
-        base: The bucket, and the path in it.
-        prefix: What a URL has before such a path.
+    ``base`` is the bucket and the path in it, ``prefix`` what a URL has before that.
     """
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:

@@ -93,13 +93,7 @@ class SealedRecord(Finding):
 
 
 class MadeRecord(SealedRecord):
-    """A result, and what it was made from and by.
-
-    Attributes:
-        domain: Of the dataset; None where none was given.
-        data_fingerprint: Content hash of the prepared dataset.
-        started_at: Seconds since 1970, as the others.
-    """
+    """A result, and what it was made from and by; times are in seconds since 1970."""
 
     domain: Domain | None
     data_fingerprint: str
@@ -109,13 +103,7 @@ class MadeRecord(SealedRecord):
 
 
 class ResultRecord(MadeRecord):
-    """The result of a trial, of a grid or of a search.
-
-    Attributes:
-        trial_id: Of the planned trial; the network's.
-        gpu_share: Share of a GPU that the trial had; 0 on a CPU.
-        attempt: Which attempt this was, from 1.
-    """
+    """The result of a trial, of a grid or of a search: of which attempt, from 1, on which share of a GPU."""
 
     folder: ClassVar[str] = "trials"
 
@@ -132,7 +120,7 @@ class TrialRecord(ResultRecord):
 
     Attributes:
         shared_group_share: Share of test images whose group is also trained on.
-        gpu_name: The GPU, in its driver's words; empty on a CPU.
+        gpu_name: In its driver's words; empty on a CPU.
         measured_at: When more was measured on the kept network, if ever; the other times are its training's.
     """
 
@@ -210,10 +198,8 @@ class CellReport(Finding):
     Attributes as those of :class:`TrialRecord`, times by the worker's clock, and:
 
     Attributes:
-        data_fingerprint: Of the images it was given; empty with a failure.
         gpu_note: What the user is to know of the GPU, once.
         trained: Whether a network was trained; otherwise a kept one was measured.
-        node: Address of the node where it ran.
         log: What it logged, warned of and printed.
     """
 
@@ -236,7 +222,6 @@ class CellReport(Finding):
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
 SOURCES = ("search_spaces", "tasks", "orchestrator")
 _PACKAGE = Path(orchestrator.__file__).resolve().parent
-_hashed: dict[tuple[tuple[str, int, int], ...], str] = {}
 
 
 def code_fingerprint() -> str:
@@ -244,17 +229,18 @@ def code_fingerprint() -> str:
 
     Files are read again only when one has changed.
     """
-    root = _PACKAGE.parent
-    files = [path for name in SOURCES for path in sorted((root / name).rglob("*.py"))]
-    about = [path.stat() for path in files]
-    stamps = tuple((str(p), a.st_size, a.st_mtime_ns) for p, a in zip(files, about, strict=True))
-    if stamps not in _hashed:
-        found = hashlib.sha256()
-        for path in files:
-            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-        _hashed.clear()
-        _hashed[stamps] = found.hexdigest()[:16]
-    return _hashed[stamps]
+    files = [path for name in SOURCES for path in sorted((_PACKAGE.parent / name).rglob("*.py"))]
+    return _hash_of(
+        tuple((path, about.st_size, about.st_mtime_ns) for path in files for about in [path.stat()])
+    )
+
+
+@lru_cache(maxsize=1)
+def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    found = hashlib.sha256()
+    for path, *_ in stamped:
+        found.update(f"{path.relative_to(_PACKAGE.parent).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
@@ -342,9 +328,7 @@ class Event(Finding):
 
     Attributes:
         at: Seconds since 1970, by the driver's clock.
-        what: What happened.
-        attempt: To which attempt, from 1 over all runs.
-        node: Address of the node where it ran, where that is known.
+        attempt: From 1 over all runs.
         said: Of a failure: its kind and reason, and whether there is another attempt; of an end: how.
     """
 

@@ -46,10 +46,8 @@ GATHER_S = 1.0
 """How long rows wait for more, so that many trials cost few calls."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
 """After a failure: a lost reply is repeated at once, and a server that is down not hammered."""
-SAID_AFTER_S = 2.0
-"""A lost reply now and then goes to the log; a server that is away for longer, to the terminal."""
-FIRST_TRY_S = 5.0
-"""How long a sweep's start waits for the server to refuse it; one that is slow or away is reported later."""
+SAID_AFTER_S, FIRST_TRY_S = 2.0, 5.0
+"""After how long a server's absence is told on the terminal, and how long a start waits to be refused."""
 PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
@@ -65,13 +63,9 @@ folder; or the end of runs that nobody works on and, with an ending, of the swee
 class Tracker:
     """Makes MLflow show a sweep.
 
-    No method waits for MLflow unless it says so, and none raises when MLflow is away.
-
-    Args:
-        open_runs: Returns the sweep's runs in MLflow; called in the background, until it works. None tracks
-            nothing (``--no-tracking``); the store still has everything.
-        say: Is called with what a person should know, such as a server that does not answer.
-        clock: What its thread waits by.
+    No method waits for MLflow unless it says so, and none raises when MLflow is away. ``open_runs``, called
+    in the background until it works, returns the sweep's runs in MLflow; None tracks nothing. ``say`` is told
+    what a person should know, such as a server that does not answer.
     """
 
     def __init__(
@@ -98,11 +92,7 @@ class Tracker:
         return len(self._behind)
 
     def check(self) -> None:
-        """Wait a few seconds for MLflow's first answer.
-
-        Raises:
-            SetupError: when it refuses us, and always will.
-        """
+        """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always will."""
         with self._changed:
             self._changed.wait_for(lambda: self._progress or self._error or not self._open_runs, FIRST_TRY_S)
         if self._error and self._runs is None and self._refused:
@@ -157,10 +147,7 @@ class Tracker:
         """Show exactly these results, and failures of cells without one; nothing runs.
 
         Every value is compared; second runs of one key are marked as duplicates, RUNNING ones are closed.
-        ``wait=False`` leaves it to the background and returns no counts.
-
-        Raises:
-            SetupError: when MLflow does not answer.
+        ``wait=False`` leaves it to the background and returns no counts; else SetupError without an answer.
         """
         before = self._counts.copy()
         for run in results:

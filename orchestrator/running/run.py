@@ -21,7 +21,7 @@ from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
-from orchestrator.results.tracking import Tracker, open_tracker
+from orchestrator.results.tracking import Tracker, mlflow_uri, open_tracker
 from orchestrator.running.cluster import (
     Cluster,
     Device,
@@ -157,8 +157,10 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
 
     Everything that can be refused is, before anything expensive starts and a tracked run is opened or marked.
     """
+    if options.tracking:
+        mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
     workspace.make()
-    read_prices(workspace.paths.prices)  # a mistake in it must not wait for the report
+    read_prices(workspace.paths.prices)  # nor one in this for the report
     provenance()  # of the code as it is now, whatever becomes of it while the sweep runs
     monitor.path = workspace.sweep_paths.progress
     stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}", monitor.note))

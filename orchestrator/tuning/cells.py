@@ -50,24 +50,12 @@ class Point(Spec):
         """Return the point that a recipe stands at."""
         return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
 
-    def rounded(self) -> Point:
-        """Return the point with four digits: what people copy is what was run."""
-        return Point(
-            learning_rate=float(f"{self.learning_rate:.4g}"),
-            weight_decay=float(f"{self.weight_decay:.4g}"),
-            batch_size=self.batch_size,
-        )
-
 
 @dataclass(frozen=True)
 class TuningCell:
-    """One model on one dataset.
+    """One model on one dataset; ``choice`` is the sweep's recipe, over which a point holds.
 
-    Attributes:
-        subsets: The dataset's class pairs; the search is on the first, finalists are trained on all in turn.
-        train_size: Images to train and validate on.
-        choice: The sweep's recipe, over which a point holds.
-        validation: Which of the images a trial is judged on.
+    Of ``subsets``, the class pairs, the search is on the first; finalists are trained on all in turn.
     """
 
     model: ModelSpec

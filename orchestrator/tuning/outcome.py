@@ -55,12 +55,11 @@ class CellOutcome(Finding):
     Attributes:
         chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
-        finalists: All that have every run, those of earlier starts too, best first.
+        finalists: All that have every run, best first.
         gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
         gain_std_error: From the spread of the differences, run by run; None for one run, or own kept.
         flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
-        num_trials: Points that were tried; of them diverged, and were without a result at the last start:
-            ``num_diverged`` and ``num_failed``.
+        num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
         spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.
         chance_loss: Loss of guessing.
     """
@@ -346,7 +345,6 @@ def trial_table(cells: Iterable[CellSearch]) -> pd.DataFrame:
             "model": search.cell.key[0],
             "dataset": search.cell.dataset,
             **point.model_dump(),
-            "role": str(search.roles.get(point, "")),
             "status": str(result.status),
             "epochs": result.epochs,
             "loss": result.curve[-1].loss if result.curve else None,

@@ -14,7 +14,7 @@ from orchestrator.planning.sweep_file import SweepSource, write_plain
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance
-from orchestrator.results.tracking import Tracker, open_tracker
+from orchestrator.results.tracking import Tracker, mlflow_uri, open_tracker
 from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
 from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
@@ -100,6 +100,8 @@ def tune_sweep(
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     cells = tuning_cells(workspace.plan)
+    if options.tracking:
+        mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
     workspace.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress

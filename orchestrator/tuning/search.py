@@ -107,7 +107,9 @@ class CellStudy:
         thought = optuna.create_study(sampler=make_sampler(self._sampler, seed))
         thought.add_trials(trials)
         params = thought.ask(self._space).params
-        return self._cell.nearest(Point.model_validate(params).rounded())
+        # Of four digits: what people copy is what was run.
+        rounded = {name: type(value)(f"{value:.4g}") for name, value in params.items()}
+        return self._cell.nearest(Point.model_validate(rounded))
 
     def ask(self, point: Point) -> optuna.Trial:
         """Begin a point, which must lie in the space."""
@@ -165,16 +167,14 @@ class Asked:
     run: int = 0
     told: optuna.Trial | None = None
 
+    @property
+    def key(self) -> CellKey:
+        """Whose it is."""
+        return self.cell.key
 
-@dataclass(frozen=True)
-class Training:
-    """What an earlier start asked for: whose, where, why and which, and what it gave, if anything."""
 
-    key: CellKey
-    point: Point
-    role: Role
-    run: int
-    result: SearchResult | None
+Training = tuple[Asked | AskedRecord | SearchRecord, SearchResult | None]
+"""What was asked for, and what it gave, if anything."""
 
 
 @dataclass
@@ -183,7 +183,6 @@ class CellSearch:
 
     Attributes:
         results: What was found, by point and run.
-        roles: Why each point was tried first.
         running: What runs now, by trial id.
         num_failed: Points of this start that gave nothing; each counts as a whole training.
         given_up: Runs of finalists that gave nothing at this start.
@@ -194,7 +193,6 @@ class CellSearch:
     study: CellStudy
     tune: TuneSpec
     results: dict[tuple[Point, int], SearchResult] = field(default_factory=dict)
-    roles: dict[Point, Role] = field(default_factory=dict)
     running: dict[str, Asked] = field(default_factory=dict)
     num_failed: int = 0
     given_up: set[tuple[Point, int]] = field(default_factory=set)
@@ -271,19 +269,11 @@ class CellSearch:
         self.exhausted = True
         return None
 
-    def keep(self, of: Asked | Training, result: SearchResult) -> None:
-        """Note a result."""
-        self.results[of.point, of.run] = result
-        if of.run == 0:
-            self.roles.setdefault(of.point, of.role)
-
-    def wants(self, training: Training) -> bool:
+    def wants(self, point: Point, run: int) -> bool:
         """Tell whether the search as it is set now has a use for a training that was asked for."""
-        if training.run:
-            return self.searched and (training.point, training.run) in self.further()
-        if training.point == self.cell.own:
-            return self.owes_own
-        return self.may_ask and self.cell.contains(training.point)
+        if run:
+            return self.searched and (point, run) in self.further()
+        return self.owes_own if point == self.cell.own else self.may_ask and self.cell.contains(point)
 
 
 class Search:
@@ -295,7 +285,6 @@ class Search:
             cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, tune.seed), tune)
             for cell in cells
         }
-        self._asked: dict[str, Asked] = {}
         self._again: deque[Asked] = deque()
 
     def go_on(self, earlier: Iterable[Training]) -> None:
@@ -305,16 +294,16 @@ class Search:
         that was not; what the search has no more room for, or no use, is left out.
         """
         earlier = list(earlier)
-        for one in earlier:
-            if one.result is not None:
-                self.cells[one.key].keep(one, one.result)
-        for one in earlier:
+        for one, result in earlier:
+            if result is not None:
+                self.cells[one.key].results[one.point, one.run] = result
+        for one, result in earlier:
             search = self.cells[one.key]
-            if one.result is None:
-                if search.wants(one):
+            if result is None:
+                if search.wants(one.point, one.run):
                     self._again.append(self._run(search, one.point, one.role, one.run))
             elif one.run == 0 and search.cell.contains(one.point):
-                search.study.add(one.point, one.result)
+                search.study.add(one.point, result)
         for search in self.cells.values():  # a search that is over is known to be
             if search.may_ask:
                 search.new_point()
@@ -346,11 +335,11 @@ class Search:
 
     def finished(self, trial_id: str, result: SearchResult | None) -> None:
         """Take a result; None of a trial that gave nothing, and will not be tried again at this start."""
-        asked = self._asked.pop(trial_id)
-        search = self.cells[asked.cell.key]
+        asked = self.asked(trial_id)
+        search = self.cells[asked.key]
         del search.running[trial_id]
         if result is not None:
-            search.keep(asked, result)
+            search.results[asked.point, asked.run] = result
         else:
             search.given_up.add((asked.point, asked.run))
             search.num_failed += asked.run == 0
@@ -359,12 +348,12 @@ class Search:
 
     def asked(self, trial_id: str) -> Asked:
         """Return what a running trial is."""
-        return self._asked[trial_id]
+        return next(one.running[trial_id] for one in self.cells.values() if trial_id in one.running)
 
     def _run(self, search: CellSearch, point: Point, role: Role, run: int = 0) -> Asked:
         told = search.study.ask(point) if run == 0 and search.cell.contains(point) else None
         asked = Asked(search.cell, search.cell.trial(point, run), point, role, run, told)
-        self._asked[asked.spec.trial_id] = search.running[asked.spec.trial_id] = asked
+        search.running[asked.spec.trial_id] = asked
         return asked
 
 
@@ -373,13 +362,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is stored of a search.
+    """What is stored of a search, by trial id; records are in the order in which they ended.
 
-    Attributes:
-        asked: What was asked for, by trial id.
-        records: What was found, likewise, the first to end first.
-        num_others: Results of another train size, recipe, split or prepared data; kept and not used.
-        unreadable: Files that are not believed.
+    ``num_others`` are results of another train size, recipe, split or prepared data; kept and not used.
     """
 
     asked: dict[str, AskedRecord]
@@ -416,4 +401,4 @@ class Earlier:
         every: dict[str, AskedRecord | SearchRecord] = {**self.records, **self.asked}
         ordered = sorted(every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1)
         results = {name: record.result for name, record in self.records.items()}
-        return [Training(one.key, one.point, one.role, one.run, results.get(one.trial_id)) for one in ordered]
+        return [(one, results.get(one.trial_id)) for one in ordered]

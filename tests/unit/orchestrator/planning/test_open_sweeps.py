@@ -90,10 +90,7 @@ def test_recipe_files_that_start_from_one_another_are_refused(tmp_path):
         ("{from: smoke, overrides: [{models: [small_cnn]}]}", "an override must change something"),
         ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
         ("{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}", "Unknown dataset of this sweep"),
-        (
-            "./nowhere.yaml",
-            "must exist; found: nowhere.yaml; known recipes are: paper, released, demo",
-        ),
+        ("./nowhere.yaml", "must exist; found: nowhere.yaml; known recipes are: paper, released, demo"),
     ],
 )
 def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):
@@ -158,11 +155,6 @@ def test_attacks_are_no_share_of_a_training_that_there_is_not():
     assert extras_text(found).endswith("; nothing is trained")
 
 
-def test_disk_is_told_without_exponents():
-    found = extras(planned(), {}) | {"weights_bytes": 920 * 2**30, "predictions_bytes": 4600 * 2**30}
-    assert extras_text(found).startswith("kept weights: 920 GiB in all; kept predictions: 4,600 GiB in all; ")
-
-
 def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():
     long = "{from: smoke, epochs: 1000}"
     cheap = extras(planned(recipe=long), {})
@@ -189,10 +181,3 @@ def test_recipes_that_vary_within_a_cell_part_the_models():
     cell = ("vgg13", "mnist", "", 500, 0, "corrected")
     found = split_by_recipe(table((*cell, "paper+learning_rate=0.001"), (*cell, "paper")))
     assert list(found["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]
-
-
-def test_recipes_that_differ_between_datasets_only_part_nothing():
-    rows = [
-        ("vgg13", name, "", 500, 0, "corrected", recipe) for name, recipe in (("mnist", "a"), ("svhn", "b"))
-    ]
-    assert list(split_by_recipe(table(*rows))["model"]) == ["vgg13", "vgg13"]

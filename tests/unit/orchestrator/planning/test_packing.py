@@ -72,16 +72,3 @@ def test_captured_graphs_keep_the_memory_of_their_steps_while_test_images_pass(t
     most = cost.evaluation.peak_bytes + 2 * gradients + graphs
     expected = CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=1e-6)
-
-
-def test_somebodys_own_network_holds_no_graphs(monkeypatch):
-    """Its code need not replay, so Python starts every kernel."""
-    planned = network("resnet18", epochs=20)
-    cost = cost_of(planned)
-    own = planned.model_copy(update={"model": planned.model.model_copy(update={"library": "own"})})
-    monkeypatch.setattr("orchestrator.planning.predict.cost_of", lambda _: cost)
-    held = max(cost.evaluation.peak_bytes + 12 * cost.num_parameters, cost.step.peak_bytes)
-    assert peak_bytes(own) < peak_bytes(planned)
-    assert peak_bytes(own) - array_bytes(own) == pytest.approx(
-        CONTEXT_BYTES + TENSOR_FACTOR * held + WORKSPACE_FACTOR * cost.step.workspace_bytes, rel=0.05
-    )

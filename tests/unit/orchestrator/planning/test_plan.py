@@ -3,7 +3,6 @@ from itertools import product
 import pytest
 
 from orchestrator.planning.plan import CellStatus, plan_rows, plan_sweep
-from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 from search_spaces.recipes import recipe_spec
 from search_spaces.sweeps import SweepSpec
@@ -57,16 +56,6 @@ def test_resources_and_description_are_no_part_of_an_id():
     plain = plan_sweep(sweep())
     other = plan_sweep(sweep(description="x", resources={"num_cpus": 2.0, "num_gpus": 1.0}))
     assert set(plain.trials_by_id) == set(other.trials_by_id)
-
-
-def test_class_pairs_come_from_the_table_when_none_are_named():
-    plan = plan_sweep(load_sweep("demo"))
-    assert {(t.network.subset.prepared.dataset, t.network.subset.class_pair) for t in plan.trials} == {
-        ("mnist5k", (3, 8)),
-        ("digits", (3, 8)),
-        ("textures", (0, 1)),
-        *((name, None) for name in ("photographs", "histology", "retina", "tissue", "mri_lesion")),
-    }
 
 
 def test_a_class_that_does_not_exist_is_refused():

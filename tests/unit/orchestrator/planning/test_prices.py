@@ -22,21 +22,17 @@ def test_a_file_replaces_what_it_names_and_without_one_prices_are_assumed_and_sa
     assert (prices.card.dollars, prices.card.watts) == (2.5, 500)
     assert prices.core == Prices().core
     assert prices.origin == "our contract"
-    assert read_prices(table(tmp_path, "card: a100\n")).card.dollars == CARDS["a100"].price
 
 
-def test_a_plan_is_for_the_card_asked_for_else_that_of_the_table_at_the_price_given_in_numbers(tmp_path):
+def test_a_plan_is_for_the_card_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
     assert card_to_plan(None, tmp_path / "prices.yaml") is None
     assert card_to_plan(None, tmp_path / "prices.yaml", CARDS["l4"]) == CARDS["l4"]
     assert card_to_plan("h200", tmp_path / "prices.yaml") == CARDS["h200"]
-    named = table(tmp_path, "card: a100\n")
-    assert card_to_plan(None, named) == CARDS["a100"]
-    assert card_to_plan("h200", named) == CARDS["h200"]
     assert card_to_plan("h200", table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == CARDS["h200"]
     ours = card_to_plan("h200", table(tmp_path, "card: {dollars: 2.5, watts: 500}\n"))
     assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
     with pytest.raises(ConfigError, match=r"card.*h1000"):
-        card_to_plan("h1000", named)
+        card_to_plan("h1000", tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +47,7 @@ def test_a_plan_is_for_the_card_asked_for_else_that_of_the_table_at_the_price_gi
         ("core: {dollars: true, watts: 1}", "core.dollars: Input should be a valid number"),
         ("core: {euros: 1, watts: 1}", "core.dollars: Field required"),
         ("currency: EUR", "currency: Extra inputs are not permitted"),
-        ("card: h1000", "h100"),
+        ("card: h100", "card: Input should be a valid dictionary or instance of Price; card: {dollars"),
         ("- 1", "must be a mapping"),
         ("card: {dollars: 1e308, watts: 1}", r"card.dollars: .*less than or equal to 1000000"),
         ("card: [", "must be valid YAML"),

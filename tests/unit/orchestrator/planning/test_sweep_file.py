@@ -57,11 +57,7 @@ def test_all_mistakes_are_reported_at_once():
         ("test_size: 20", "tset_size: 20", r"tset_size: unknown key; did you mean 'test_size'\?"),
         ("name: mine", "name: mine\nname: other", r'line 3, column 1: key "name" stands twice'),
         ("mine", "&a mine", r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
-        (
-            "mine",
-            "!!python/object/apply:os.system [ls]",
-            r"line 2, column 7: the tag tag:yaml.org,2002:python",
-        ),
+        ("mine", "!!python/object/apply:os.system [ls]", r"line 2, column 7: the tag"),
         ("name: mine", "name: mine\n5: 6", r"5: unknown key"),
         ("[mnist5k]", "[mnist5k, mnist5k]", r"datasets names a dataset more than once"),
         ("size: 28", "size: 1e400", r"image_size"),
@@ -76,35 +72,17 @@ def test_mistakes_name_the_key_the_value_and_the_rule(old, new, message):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (
-            "name: mnist5k, own: {kind: folder, path: x, domain: medical}",
-            r"a name of its own; found: 'mnist5k'",
-        ),
+        ("name: mnist5k, own: {kind: folder, path: x, domain: medical}", r"a name of its own; found"),
         (
             "name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}",
             r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: kind, path",
         ),
-        (
-            "name: mnist5k, class_pair: [[0, 1]]",
-            r"^datasets\.0\.class_pair: unknown key; did you mean 'class_pairs'\? known keys: name, class",
-        ),
-        (
-            "name: mine, own: {kind: foldr, path: x, domain: medical}",
-            r"Unknown kind; found: 'foldr'; did you mean 'folder'\? known kinds: folder, hdf5, npz, table",
-        ),
+        ("name: mnist5k, class_pair: [[0, 1]]", r"^datasets\.0\.class_pair: unknown key; did you mean"),
+        ("name: mine, own: {kind: foldr, path: x, domain: medical}", r"Unknown kind; found: 'foldr'; did"),
         ("name: mine, own: {kind: csv, path: x}", r"^datasets\.0\.own\.domain: this key is required"),
-        (
-            "name: mine, own: {kind: csv, path: x, domain: null}",
-            r"own data of a sweep need a domain, natural or",
-        ),
-        (
-            "name: mnist5k, class_pairs: [[3, 3]]",
-            r"^datasets\.0\.class_pairs\.0: a class pair needs two different classes, got \[3, 3\]",
-        ),
-        (
-            "name: mnist5k, class_pairs: [[3, 8], [3, 8]]",
-            r"^datasets\.0: class_pairs names \[3, 8\] more than once",
-        ),
+        ("name: mine, own: {kind: csv, path: x, domain: null}", r"own data of a sweep need a domain"),
+        ("name: mnist5k, class_pairs: [[3, 3]]", r"^datasets\.0\.class_pairs\.0: a class pair needs two"),
+        ("name: mnist5k, class_pairs: [[3, 8], [3, 8]]", r"^datasets\.0: class_pairs names \[3, 8\] more"),
         ("name: mnist5k, class_pairs: [[3]]", r"pairs\.0\.1: this value is required"),
     ],
 )
@@ -116,19 +94,10 @@ def test_mistakes_of_a_dataset(dataset, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "resources: {cpus: 1}",
-            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys: num_cpus",
-        ),
-        (
-            "resources: {num_gpus: 0.00001}",
-            r"num_gpus: must be 0, or 0\.0001 of a card or more; found: 1e-05",
-        ),
+        ("resources: {cpus: 1}", r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys"),
+        ("resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a card or more; found"),
         ("resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e-05"),
-        (
-            "resources: {num_gpus: 1.5}",
-            r"num_gpus: must be a fraction of one card or a whole number, e\.g\. 0\.25",
-        ),
+        ("resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one card or a whole number, e\.g\."),
         ("attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         ("attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         ("attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
@@ -140,10 +109,7 @@ def test_mistakes_of_a_dataset(dataset, message):
         ("calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
         ("calibrate: on", r"calibrate: .*valid boolean; found: 'on'"),
         ("<<: {calibrate: true}", r"'<<'; put text in quotes"),
-        (
-            "learning_rate: 0.1",
-            r"^learning_rate: this key belongs into recipe; write e.g. recipe: {from: demo",
-        ),
+        ("learning_rate: 0.1", r"^learning_rate: this key belongs into recipe; write e.g. recipe: {from"),
         ("name: x", r'line 9, column 1: key "name" stands twice'),
         ("description: !!binary aGVsbG8=", r"line 9, column 14: the tag tag:yaml.org,2002:binary"),
         ("faults: !!set {a, b}", r"line 9, column 9: the tag tag:yaml.org,2002:set"),
@@ -167,10 +133,7 @@ def test_mistakes_of_one_more_line(line, message):
         ("", "must not be empty"),
         ("- a\n- b", "must be a mapping of keys to values; found: list"),
         ("a: [", "must be valid YAML"),
-        (
-            "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
-            r"line 1, column 4: an anchor or alias",
-        ),
+        ("a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)), r"line 1, column 4: an anchor or"),
         (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"more than 20,000 values; split it"),
         (GOOD + "seeds: [" + "1" * 900_000 + "]", r"must be valid YAML; found: Exceeds the limit"),
         (GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))), r"'x19'(?s:.)*and 1 more"),
@@ -182,14 +145,8 @@ def test_mistakes_of_one_more_line(line, message):
         (GOOD + "---\n" + GOOD, r"line 9, column 1: .*another document"),
         ("? [a]\n: 1\n", r"must hold plain values only; found: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
-        (
-            GOOD.replace("20, 40", "9" * 30),
-            r"train_sizes\.0: .*less than or equal to 1000000000",
-        ),
-        (
-            GOOD.replace("smoke", "/etc/passwd"),
-            r"/etc/passwd must be a mapping; found: str; write e.g. recipe: \{from",
-        ),
+        (GOOD.replace("20, 40", "9" * 30), r"train_sizes\.0: .*less than or equal to 1000000000"),
+        (GOOD.replace("smoke", "/etc/passwd"), r"/etc/passwd must be a mapping; found: str; write e.g."),
     ],
     ids=range(17),
 )

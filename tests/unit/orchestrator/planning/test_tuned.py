@@ -64,11 +64,8 @@ def test_a_recipe_is_named_in_three_ways(recipes):
     }
     ids = [set(plan_sweep(sweep).trials_by_id) for sweep in sweeps]
     assert ids[0] == ids[1] == ids[2]
-
-
-def test_what_a_sweep_says_beside_the_recipe_holds_over_it(recipes):
-    sweep = load_sweep({**MINE, "recipe": {"from": "tuned", "epochs": 4}}, recipes=recipes)
-    assert found(sweep)["small_mlp", "manifold_d4"] == (0.02, 8, 4)
+    longer = load_sweep({**MINE, "recipe": {"from": "tuned", "epochs": 4}}, recipes=recipes)
+    assert found(longer)["small_mlp", "manifold_d4"] == (0.02, 8, 4)
 
 
 def test_the_content_of_the_recipe_is_part_of_a_trials_identity_and_its_evidence_is_not(recipes):

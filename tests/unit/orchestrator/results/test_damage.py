@@ -6,7 +6,7 @@ import os
 import pytest
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.store import FailureRecord, MeasureRecord, ResultStore, TrialRecord, _seal
+from orchestrator.results.store import ResultStore, _seal
 from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress, running_trials
 from search_spaces.errors import CorruptStoreError, SetupError
@@ -52,12 +52,6 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
         store.read(type(record), record.record_id)
 
 
-@pytest.mark.parametrize("kind", [TrialRecord, MeasureRecord, FailureRecord])
-def test_a_folder_of_records_that_is_a_file_holds_none(tmp_path, kind):
-    (tmp_path / kind.folder).touch()
-    assert ResultStore(str(tmp_path)).scan(kind).records == {}
-
-
 @pytest.mark.parametrize("damage", ["empty", "cut", "not text", "a number", "deep", "a directory"])
 def test_a_damaged_store_id_is_refused_with_the_way_out(tmp_path, damage):
     store = ResultStore(str(tmp_path))
@@ -81,13 +75,6 @@ def test_damaged_progress_of_a_live_driver_counts_for_nothing(root, damage):
         assert running_trials(workspace) == ["a"]
         DAMAGES[damage](path)
         assert running_trials(workspace) == []
-
-
-def test_progress_that_cannot_be_written_stops_no_sweep(tmp_path):
-    (tmp_path / "progress.json").mkdir()
-    progress = Progress(path=tmp_path / "progress.json")
-    progress.trial_started("a")
-    progress.save()
 
 
 @pytest.mark.parametrize("damage", ["a directory", "a link to itself"])

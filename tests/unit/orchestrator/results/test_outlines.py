@@ -10,7 +10,7 @@ import pytest
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.state import Index, StoredResults, TrialOutline, read_state
+from orchestrator.results.state import Index, StoredResults, read_state
 from orchestrator.results.store import ResultStore, TrialRecord
 from orchestrator.results.table import flat_trial
 from orchestrator.results.tracking import Tracker
@@ -18,7 +18,6 @@ from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import (
     diverged,
-    failure_record,
     trial_record,
     trial_result,
     trial_spec,
@@ -76,15 +75,6 @@ def test_a_second_look_reads_no_result_and_finds_the_same(workspace, reads):
     assert second.results == first.results == read_state(workspace).results
     assert second.measured_trials() == first.measured_trials()
     assert len(second.measured_trials()) == len(planned) - 1
-
-
-def test_an_outline_has_every_field_as_its_record_has_it(workspace):
-    records = StoredResults.read(workspace.results_url, workspace.sweep_paths.index).trials
-    known = Index(workspace.sweep_paths.index).read()
-    assert {name: outline for name, (_, outline) in known.items()} == {
-        name: TrialOutline.of(record) for name, record in records.items()
-    }
-    assert all(outline.spec == records[name].spec for name, (_, outline) in known.items())
 
 
 def test_what_a_run_stores_needs_no_reading_at_the_next_look(workspace, reads):
@@ -159,23 +149,6 @@ def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
     assert list(state.flat_runs()) == list(read_state(workspace).flat_runs())
     with pytest.raises(KeyError, match="nobody"):
         state.trials["nobody"]
-
-
-def test_failures_are_seen_beside_outlines(workspace):
-    read_state(workspace, look=True)
-    trial_id, spec = next(iter(workspace.plan.trials_by_id.items()))
-    os.remove(path_of(workspace, trial_id))
-    failed = failure_record().model_copy(update={"trial_id": trial_id, "spec": spec})
-    ResultStore(workspace.results_url).save(failed)
-    assert read_state(workspace, look=True).status(trial_id) == "failed"
-
-
-def test_a_stored_result_of_another_default_is_stale_by_its_outline_too(workspace):
-    trial_id, spec = next(iter(workspace.plan.trials_by_id.items()))
-    recipe = spec.network.recipe.model_copy(update={"weight_decay": 0.5})
-    other = spec.model_copy(update={"network": spec.network.model_copy(update={"recipe": recipe})})
-    ResultStore(workspace.results_url).save(trial_record(spec=other, trial_id=trial_id))
-    assert [read_state(workspace, look=True).status(trial_id) for _ in range(2)] == ["stale", "stale"]
 
 
 # What a driver of thousands of trials holds of those that are done.

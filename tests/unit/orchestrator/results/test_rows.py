@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.results import table as c
-from orchestrator.results.table import (
-    flat_trial,
-    index_measures,
-    measure_rows,
-    rows_of,
-    trial_metrics,
-)
+from orchestrator.results.table import flat_trial, index_measures, measure_rows, rows_of, trial_metrics
 from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.records import MeasureSettings
@@ -24,7 +18,6 @@ from tasks.trials.trial import run_trial
 from tests.unit.orchestrator.results.examples import (
     attack,
     dimension,
-    diverged,
     measure_record,
     trial_record,
     trial_result,
@@ -74,12 +67,6 @@ def test_types_are_as_the_columns_say(real_row):
     assert wrong == []
 
 
-def test_metrics_are_the_typed_numbers_by_column_name():
-    metrics = trial_metrics(trial_result())
-    assert (metrics["test_loss"], metrics["num_parameters"], metrics["d_repr_twonn"]) == (0.5, 10.0, 4.5)
-    assert (metrics["fgsm_8_loss"], metrics["fgsm_8_loss_gain"]) == (1.5, 1.0)
-
-
 def test_what_is_undefined_is_absent():
     undefined = trial_result().model_copy(
         update={
@@ -97,13 +84,6 @@ def test_measures_are_joined_by_subset_size_and_data():
     assert (row["d_data_mle"], row["label_sharpness"], row["sharpness_pixel_range"]) == (4.5, 0.25, 255.0)
     (other,) = rows_of([trial_record()], [measure_record(data_fingerprint="g")])
     assert "d_data_mle" not in other
-
-
-def test_a_diverged_trial_has_only_what_its_data_and_run_say():
-    (row,) = rows_of([trial_record(diverged())], [measure_record()])
-    assert row["status"] == "diverged"
-    assert {"d_data_mle", "wall_time_s", "shared_group_share"} <= set(row)
-    assert not {"test_loss", "fgsm_1_loss"} & set(row)
 
 
 def test_params_are_the_network_alone():

@@ -9,7 +9,6 @@ from orchestrator.results.store import (
     CellReport,
     Event,
     FailureRecord,
-    MeasureRecord,
     ResultStore,
     TrialFailure,
     TrialRecord,
@@ -59,12 +58,6 @@ def test_a_result_replaces_its_failure(store):
     assert store.scan(FailureRecord).records == {}
 
 
-def test_a_measure_leaves_failures_alone(store):
-    store.save(failure_record())
-    store.save(measure_record(measure_id=failure_record().trial_id))
-    assert len(store.scan(FailureRecord).records) == len(store.scan(MeasureRecord).records) == 1
-
-
 def test_every_damage_is_found(tmp_path):
     """Each single-byte change and each truncation of a sealed file is refused or changes nothing."""
     store = ResultStore(str(tmp_path))
@@ -112,13 +105,6 @@ def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
         stored.check_writable()
 
 
-def test_other_damage_is_no_reason_not_to_run(tmp_path):
-    reseal(tmp_path, without("attempt"))
-    stored = StoredResults.read(str(tmp_path))
-    assert len(stored.unreadable) == 1
-    stored.check_writable()
-
-
 @pytest.mark.parametrize(
     ("record", "change", "reason"),
     [
@@ -145,16 +131,6 @@ def test_records_that_contradict_themselves_are_not_believed(tmp_path, record, c
     store = reseal(tmp_path, change, record)
     with pytest.raises(CorruptStoreError, match=f"{reason}; run the sweep again"):
         store.read(type(record), record.record_id)
-
-
-def test_a_sealed_file_of_another_kind_is_refused(tmp_path):
-    store = ResultStore(str(tmp_path))
-    store.save(RECORD)
-    (tmp_path / "trials" / "a" / "failure.json").write_bytes(
-        (tmp_path / "trials" / "a" / "result.json").read_bytes()
-    )
-    with pytest.raises(CorruptStoreError, match="failure: Field required"):
-        store.read(FailureRecord, "a")
 
 
 @pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
