@@ -4,14 +4,25 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.planning.estimate import (
+    LOOK_AHEAD,
     Expectation,
+    Job,
+    Prices,
+    amount,
+    card_to_plan,
     corrections_for,
     estimate,
     expected_seconds,
+    longest_first,
     on_cards,
     order_trials,
+    read_prices,
+    replay,
+    roughly,
     time_limit,
 )
 from orchestrator.planning.plan import plan_sweep
@@ -22,6 +33,7 @@ from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     Corrections,
+    array_bytes,
     attack_flops,
     core_seconds,
     cost_of,
@@ -32,7 +44,7 @@ from orchestrator.planning.predict import (
     training_flops,
 )
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, SweepError
 from tasks.trials.records import CONTEXT_BYTES
 from tests.unit.orchestrator.results.examples import diverged, state_of, trial_record, trial_result
 
@@ -218,16 +230,6 @@ def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run(
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
 
 
-def test_the_clean_test_images_take_their_time_whatever_attacks_are_asked_for(trials):
-    """Without FGSM the pass that gives the test loss is the same; only its strengths' passes are not made."""
-    fgsm = trials[0]
-    none = fgsm.model_copy(update={"attacks": fgsm.attacks.model_copy(update={"methods": ()})})
-    cost, num_images = cost_of(fgsm.network), fgsm.network.subset.test_size
-    evaluation = cost.evaluation.flops / CORE_FLOPS + CORE_INTERVAL_S * cost.evaluation.num_launches
-    strengths = len(fgsm.attacks.epsilons) * num_images / cost.evaluation_batch
-    assert core_seconds(fgsm) - core_seconds(none) == pytest.approx(strengths * evaluation)
-
-
 def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(plan):
     cnn, mlp = of_model(plan, "small_cnn"), of_model(plan, "small_mlp")
     reserved = 30 * 2**30  # far more than predicted
@@ -326,3 +328,171 @@ def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):
     known = Expectation.of(None, measured(done(mlp, 1000.0)))
     assert known.seconds(mlp) == pytest.approx(1000.0)
     assert known.seconds(cnn) == pytest.approx(1000.0 * core_seconds(cnn) / core_seconds(mlp))
+
+
+PAIRS = """
+name: mine
+models: [small_cnn]
+datasets: [{name: mnist5k, class_pairs: [[0, 1], [2, 3], [4, 5], [6, 7]]}]
+train_sizes: [20]
+test_size: 20
+image_size: 28
+seeds: [1, 5, 3]
+recipe: smoke
+"""
+PLAN = plan_sweep(parse_sweep(PAIRS, origin="mine.yaml"))
+ONE = array_bytes(PLAN.trials[0].network)
+
+
+def ordered(budget):
+    """Array and seconds of each trial, where arrays may take so many times that of one: seeds are seconds."""
+    seconds = {trial.trial_id: float(trial.network.seed) for trial in PLAN.trials}
+    order = order_trials(PLAN, PLAN.trials, budget * ONE, seconds)
+    return [(trial.network.subset.class_pair[0] // 2, trial.network.seed) for trial in order]
+
+
+def test_the_longest_go_first_over_all_arrays_where_all_fit():
+    assert ordered(4) == [(array, seconds) for seconds in (5, 3, 1) for array in range(4)]
+
+
+@pytest.mark.parametrize("budget", [3.9, 0.5])
+def test_where_they_do_not_fit_a_shelf_is_what_fits_half_the_budget(budget):
+    """One array in 1.95 of them; and one that is larger than all the budget has a shelf of its own."""
+    assert ordered(budget) == [(array, seconds) for array in range(4) for seconds in (5, 3, 1)]
+
+
+def jobs(*pairs):
+    return [Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "num_cards", "makespan", "at_once"),
+    [
+        ([(4, 0.5)] * 3, 1, 8, 2),
+        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 cards are free
+        ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
+        ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
+        ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
+        ([(1, 0.1)] * 20, 1, 2, 10),
+        ([], 3, 0, 0),
+    ],
+)
+def test_schedules_worked_out_by_hand(pairs, num_cards, makespan, at_once):
+    found = replay(jobs(*pairs), num_cards)
+    assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
+    work = sum(seconds * share for seconds, share in pairs)
+    longest = max((seconds for seconds, _ in pairs), default=0)
+    assert found.lower_bound == pytest.approx(max(work / num_cards, longest))
+    assert found.utilisation * makespan * num_cards == pytest.approx(work)
+
+
+def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_are_offered():
+    large = [Job(f"large {i:02}", 10.0, 0.6) for i in range(LOOK_AHEAD + 1)]
+    near, far = Job("near", 1.0, 0.4), Job("far", 1.0, 0.4)
+    found = replay([*large[:2], near, *large[2:], far], 1)
+    assert found.starts["near"] == 0
+    # The first runs and all others wait: as many as are offered, until one more of them has begun.
+    assert found.starts["far"] == 10.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([25, 33, 34, 50, 66, 100])), max_size=25),
+    st.integers(1, 4),
+)
+def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_cards):
+    work = longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
+    found, waiting, running, expected, now = replay(work, num_cards), list(work), [], {}, 0
+    while waiting or running:
+        passed_over = 0
+        for job in list(waiting):
+            if passed_over == LOOK_AHEAD:
+                break
+            share = round(100 * job.share)
+            used = [sum(other[2] for other in running if other[1] == card) for card in range(num_cards)]
+            fit = [card for card in range(num_cards) if used[card] + share <= 100]
+            if not fit:
+                passed_over += 1
+                continue
+            running.append((now + job.seconds, max(fit, key=lambda card: (used[card], -card)), share))
+            expected[job.name] = now
+            waiting.remove(job)
+        now = min(end for end, _, _ in running)
+        running = [other for other in running if other[0] > now]
+    assert (found.makespan, found.starts) == (now, expected)
+    assert replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
+
+
+def price_table(folder, text):
+    path = folder / "prices.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_replaces_what_it_names_and_without_one_prices_are_assumed_and_say_so(tmp_path):
+    prices = read_prices(tmp_path / "prices.yaml")
+    assert prices == Prices()
+    assert prices.card.dollars == CARDS["h100"].price
+    assert "assumed" in prices.origin
+    prices = read_prices(price_table(tmp_path, "card: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
+    assert (prices.card.dollars, prices.card.watts) == (2.5, 500)
+    assert prices.core == Prices().core
+    assert prices.origin == "our contract"
+
+
+def test_a_plan_is_for_the_card_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
+    assert card_to_plan(None, tmp_path / "prices.yaml") is None
+    assert card_to_plan(None, tmp_path / "prices.yaml", CARDS["l4"]) == CARDS["l4"]
+    assert card_to_plan("h200", tmp_path / "prices.yaml") == CARDS["h200"]
+    assert card_to_plan("h200", price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == CARDS["h200"]
+    ours = card_to_plan("h200", price_table(tmp_path, "card: {dollars: 2.5, watts: 500}\n"))
+    assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
+    with pytest.raises(ConfigError, match=r"card.*h1000"):
+        card_to_plan("h1000", tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("card: {dollars: -1, watts: 1}", "from 0 to 1,000,000.*card.dollars"),
+        ("core: {dollars: 1, watts: 1000001}", "from 0 to 1,000,000.*core.watts: Input should be less than"),
+        ("cards: h100", "from 0 to 1,000,000.*cards"),
+        ("card: {dollars: .nan, watts: 1}", "card.dollars"),
+        ('card: {dollars: "2", watts: 1}', "card.dollars: Input should be a valid number"),
+        ("core: {euros: 1, watts: 1}", "core.dollars: Field required"),
+        ("currency: EUR", "currency: Extra inputs are not permitted"),
+        ("card: h100", "card: Input should be a valid dictionary or instance of Price; card: {dollars"),
+        ("- 1", "must be a mapping"),
+        ("card: {dollars: 1e308, watts: 1}", r"card.dollars: .*less than or equal to 1000000"),
+        ("card: [", "must be valid YAML"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, message):
+    with pytest.raises(SweepError, match=message) as caught:
+        read_prices(price_table(tmp_path, text))
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_a_table_that_is_no_text_is_one_message(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere.yaml")
+    rule = "price price_table must be (a file|readable UTF-8 text|there, or no link to one); found: "
+    for path in tmp_path.iterdir():
+        for read in (read_prices, lambda path: card_to_plan(None, path)):
+            with pytest.raises(ConfigError, match=f"{rule}{path}"):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (2.9e-5, "under 0.001"), (0.00149, "0.0015"), (0.45, "0.45"), (9.96, "10"), (1.7e4, "17,000")],
+)
+def test_amounts_have_two_figures_and_no_exponent(value, text):
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (2.9e-5, "under 0.001"), (0.45, "about 0.45")])
+def test_what_is_under_a_bound_is_not_about_it(value, text):
+    assert roughly(value) == text

@@ -38,7 +38,6 @@ def _no_pause(monkeypatch):
     [
         ("memory://x", r"keeps results when the command has ended; found: memory://…; use a path, or a URL"),
         ("http://host/x", r"keeps results when the command has ended; found: http://…"),
-        ("zip://x::/a.zip", r"keeps results when the command has ended; found: zip://…"),
         ("nonsense://x", r"keeps results when the command has ended; found: nonsense://…"),
         ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b; give it in the environment"),
         ("sftp://me:hunter2@host/x", r"keeps results when the command has ended; found: sftp://…"),

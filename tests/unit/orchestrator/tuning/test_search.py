@@ -1,5 +1,6 @@
 """The course of a search: own recipes first, within the budget, resumed without repeating."""
 
+import json
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -8,11 +9,13 @@ import pytest
 
 from orchestrator.planning.estimate import array_key
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.tuning.cells import Point, Role, held_to_splits, tuning_cells
+from orchestrator.results.store import ResultStore
+from orchestrator.tuning.cells import Point, Role, SearchRecord, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import Search, open_storage
 from orchestrator.tuning.trials import AHEAD
 from search_spaces.errors import ConfigError
+from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec
 from tests.unit.orchestrator.tuning.examples import (
     BEST_RATE,
@@ -259,3 +262,37 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
         held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
     with pytest.raises(ConfigError, match="8 for 5 images"):
         held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("run",), -1), (("run",), 2**63), (("result", "epochs"), -1), (("role",), "chosen")],
+)
+def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, place, value):
+    """A run that is no seed would end every start; epochs below none, a budget that is never spent."""
+    cell, store = cells()[0], ResultStore(str(tmp_path))
+    trial = cell.trial(cell.own)
+    record = SearchRecord(
+        trial_id=trial.trial_id,
+        sweep="smoke",
+        role=Role.OWN,
+        run=0,
+        spec=trial,
+        domain="natural",
+        data_fingerprint="abc",
+        started_at=1.0,
+        finished_at=2.0,
+        result=result([0.5] * 9),
+    )
+    store.save(record)
+    assert store.scan(SearchRecord).records == {trial.trial_id: record}
+    path = tmp_path / "trials" / trial.trial_id / "search.json"
+    sealed = json.loads(path.read_text(encoding="utf-8"))
+    part = sealed["record"]
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    path.write_text(json.dumps(sealed | {"sha256": fingerprint(sealed["record"])}), encoding="utf-8")
+    scan = store.scan(SearchRecord)
+    assert scan.records == {}
+    assert ".".join(place) in scan.unreadable[0].reason

@@ -150,12 +150,6 @@ def test_a_study_made_anew_proposes_what_the_old_one_would_have(sampler, tmp_pat
     assert len(set(proposed)) == 3  # and again says another one
 
 
-def test_a_proposal_leaves_no_trace(storage):
-    study = made(storage)
-    assert study.propose() == study.propose()
-    assert study.study.trials == []
-
-
 def open_journal(path):
     """As ``optuna-dashboard`` opens it."""
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
