@@ -257,9 +257,6 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
             raise ConfigError(rule, str(list(pair)))
 
 
-# One sweep below one root: its plan, its paths, its prepared data.
-
-
 @dataclass
 class Workspace:
     """A plan and the places that belong to it; results are kept below ``storage``, or else below the root."""

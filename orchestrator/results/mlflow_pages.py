@@ -161,8 +161,10 @@ def read_run_pages(path: Path) -> RunPages:
     """Return what :meth:`Tracker.keep_pages` kept; nothing where that is nothing, or cannot be read."""
     try:
         return RunPages.model_validate_json(read_whole(path))
+    except FileNotFoundError:
+        return RunPages()
     except (OSError, ValueError) as error:
-        log.info("%s cannot be read, and reports link to no runs: %s", path, error)
+        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
         return RunPages()
 
 

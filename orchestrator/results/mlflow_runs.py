@@ -79,6 +79,7 @@ class SweepRuns:
         for tag, text in page.experiment_tags(self._experiment).items():
             if experiment.tags.get(tag) != text:
                 client.set_experiment_tag(self._experiment, tag, text)
+        self._extra: list[str] = []
         self._uncertain, self._sent = set[str](), set[tuple[str, str]]()
         self._load()
 
@@ -209,7 +210,7 @@ class SweepRuns:
         return self._page.sweep_tags(self._experiment)
 
     def _load(self) -> None:
-        self._runs, self._extra = dict[str, _Known](), list[str]()
+        self._runs, self._extra = dict[str, _Known](), []
         self._take(search(self.client, self._experiment, ""))
 
     def _take(self, runs: Iterable[Run]) -> None:

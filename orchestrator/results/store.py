@@ -24,7 +24,6 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-import orchestrator
 from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
@@ -221,7 +220,7 @@ class CellReport(Finding):
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
 SOURCES = ("search_spaces", "tasks", "orchestrator")
-_PACKAGE = Path(orchestrator.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_fingerprint() -> str:

@@ -1,4 +1,4 @@
-"""The results table: its columns, and how a stored trial becomes one flat row of it.
+"""The results table: its columns, and how a stored trial becomes a flat row of it.
 
 A column is entered once, with name, meaning, unit, type and origin. Rows, MLflow, CSV files and the report
 take names and kinds from here, and ``docs/results-columns.md`` is :func:`markdown_table`. The same flat form
@@ -432,8 +432,8 @@ def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | No
             **about,
             TRAIN_SIZE: size.train_size,
             **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
-            LABEL_SHARPNESS: (sharpness := size.label_sharpness) and sharpness.value,
-            LABEL_SHARPNESS_P99: sharpness and (sharpness.percentiles or {}).get("99"),
+            LABEL_SHARPNESS: sharpness.value if (sharpness := size.label_sharpness) else None,
+            LABEL_SHARPNESS_P99: (sharpness.percentiles or {}).get("99") if sharpness else None,
             NUM_DUPLICATES: size.num_duplicates,
             NUM_CONFLICTS: size.num_conflicts,
         }

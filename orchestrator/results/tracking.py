@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -172,7 +173,7 @@ class Tracker:
             self._changed.notify_all()
             moves = True
             while moves and self._is_dirty() and self._thread.is_alive():
-                moves = self._changed.wait_for(lambda seen=self._progress: self._progress > seen, patience)
+                moves = self._changed.wait_for(partial(self._is_past, self._progress), patience)
             return not self._is_dirty()
 
     def keep_pages(self, path: Path) -> None:
@@ -217,6 +218,9 @@ class Tracker:
                 self._behind[key] = row
                 self._refused.discard(key)
                 self._changed.notify_all()
+
+    def _is_past(self, progress: int) -> bool:
+        return self._progress > progress
 
     def _is_dirty(self) -> bool:
         return len(self._behind) > len(self._refused)

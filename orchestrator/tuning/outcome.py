@@ -231,9 +231,6 @@ def _std_error(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-# As tables, for people, notebooks and JSON.
-
-
 def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
     """Return one row per model and dataset; losses are of the validation images, in nat."""
 
@@ -356,9 +353,6 @@ def trial_table(cells: Iterable[CellSearch]) -> pd.DataFrame:
         if run == 0
     ]
     return pd.DataFrame(rows)
-
-
-# The page.
 
 
 def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutcome]) -> Path | None:

@@ -478,7 +478,7 @@ def test_a_table_that_is_no_text_is_one_message(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "endless").symlink_to("/dev/zero")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere.yaml")
-    rule = "price price_table must be (a file|readable UTF-8 text|there, or no link to one); found: "
+    rule = "price table must be (a file|readable UTF-8 text|there, or no link to one); found: "
     for path in tmp_path.iterdir():
         for read in (read_prices, lambda path: card_to_plan(None, path)):
             with pytest.raises(ConfigError, match=f"{rule}{path}"):

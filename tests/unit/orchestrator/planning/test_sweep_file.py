@@ -108,24 +108,16 @@ def test_mistakes_of_a_dataset(dataset, message):
         ("attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         ("attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         ("attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
-        ("attacks: {methods: [fgsm, fgsm]}", r"attacks.methods: names fgsm more than once"),
         ("estimators: []", r"estimators: must not be empty"),
-        ("estimators: [mle, mle]", r"estimators: names mle more than once"),
         ("estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
         (f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
         ("calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
-        ("calibrate: on", r"calibrate: .*valid boolean; found: 'on'"),
         ("<<: {calibrate: true}", r"'<<'; put text in quotes"),
         ("learning_rate: 0.1", r"^learning_rate: this key belongs into recipe; write e.g. recipe: {from"),
-        ("name: x", r'line 9, column 1: key "name" stands twice'),
         ("description: !!binary aGVsbG8=", r"line 9, column 14: the tag tag:yaml.org,2002:binary"),
-        ("faults: !!set {a, b}", r"line 9, column 9: the tag tag:yaml.org,2002:set"),
-        ("calibrate: !!bool maybe", r"the tag tag:yaml.org,2002:bool"),
-        ("split_seed: !!timestamp 2024-01-01", r"the tag tag:yaml.org,2002:timestamp"),
         ("description: 2024-01-01", r"line 9, column 14: '2024-01-01'; put text in quotes"),
         ("description: =", r"line 9, column 14: '='; put text in quotes"),
         ("description: \0", r"unacceptable character #x0000"),
-        ("description: \a", r"unacceptable character #x0007"),
         ('description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
 )
@@ -206,11 +198,6 @@ def test_missing_and_unreadable_files(tmp_path):
     (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
     with pytest.raises(ConfigError, match="at most 1,000,000 bytes"):
         load_sweep(str(tmp_path / "big.yaml"))
-
-
-def test_unknown_preset():
-    with pytest.raises(ConfigError, match="Unknown preset; found: 'dmo'; did you mean 'demo'"):
-        load_sweep("dmo")
 
 
 @pytest.mark.parametrize(("path", "found"), [("images", "{folder}/images"), ("/data/x", "/data/x")])
@@ -393,10 +380,6 @@ def test_a_word_that_is_no_change(word):
         read_changes([word])
 
 
-def test_a_value_that_is_no_number_is_one_value():
-    assert list(read_changes(["resources.num_gpus=.nan"])) == ["resources.num_gpus"]
-
-
 def test_the_document_itself_stays():
     document = {"recipe": "smoke", "datasets": ["mnist5k"]}
     changed = with_changes(document, {"recipe.epochs": 3, "datasets.0.class_pairs": [[3, 8]]})
@@ -561,7 +544,7 @@ def test_recipe_files_that_start_from_one_another_are_refused(tmp_path):
         ("{from: smoke, overrides: [{models: [small_cnn]}]}", "an override must change something"),
         ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
         ("{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}", "Unknown dataset of this sweep"),
-        ("./nowhere.yaml", "must exist; found: nowhere.yaml; known recipes_in are: paper, released, demo"),
+        ("./nowhere.yaml", "must exist; found: nowhere.yaml; known recipes are: paper, released, demo"),
     ],
 )
 def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):

@@ -19,7 +19,6 @@ from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import (
     diverged,
-    failure_record,
     measure_record,
     state_of,
     trial_record,
@@ -98,17 +97,6 @@ def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(st
     state = judged(stored, tmp_path, "[1.0]")
     assert (state.results, state.measures) == ({}, {})
     assert state.status(cell.trial_id) == "stale"
-
-
-def test_what_was_just_written_is_known_without_reading_again(tmp_path):
-    stored = StoredResults.read(str(tmp_path / "store"))
-    stored.save(failure_record())
-    assert list(stored.failures) == [failure_record().trial_id]
-    stored.save(trial_record())
-    stored.save(measure_record())
-    assert stored.failures == {}
-    again = StoredResults.read(str(tmp_path / "store"))
-    assert (again.trials, again.measures, again.failures) == (stored.trials, stored.measures, {})
 
 
 def test_results_of_another_plan_are_foreign(tmp_path):

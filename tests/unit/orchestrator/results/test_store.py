@@ -144,13 +144,6 @@ def test_the_record_of_another_cell_is_refused(tmp_path, record):
         store.read(type(record), "another")
 
 
-def test_numbers_that_are_not_finite_are_refused(store):
-    unsound = trial_result()
-    object.__setattr__(unsound.d_repr["mle"], "value", float("nan"))
-    with pytest.raises(TypeError, match="only finite numbers"):
-        store.save(trial_record(unsound))
-
-
 @given(
     st.text(),
     st.floats(allow_nan=False, allow_infinity=False),

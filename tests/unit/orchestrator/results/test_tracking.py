@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import socket
-import sqlite3
 import threading
 from contextlib import closing
 
@@ -561,24 +560,6 @@ def test_a_driver_stopped_while_tables_are_made_leaves_nothing_that_a_later_one_
             connect(uri)
     assert files(tmp_path) == set()
     assert [one.name for one in connect(uri).search_experiments()] == ["Default"]
-    assert files(tmp_path) == {"mlflow.db"}
-
-
-def test_who_comes_second_leaves_the_file_of_the_first_alone(tmp_path, monkeypatch):
-    path = tmp_path / "mlflow.db"
-
-    class Slow:
-        def __init__(self, uri):
-            pass
-
-        def search_experiments(self, **_):
-            with closing(sqlite3.connect(path)) as other:
-                other.execute("CREATE TABLE IF NOT EXISTS others (id INT)")
-
-    monkeypatch.setattr(mlflow_runs, "MlflowClient", Slow)
-    connect(f"sqlite:///{path}")
-    with closing(sqlite3.connect(path)) as found:
-        assert found.execute("SELECT name FROM sqlite_master").fetchall() == [("others",)]
     assert files(tmp_path) == {"mlflow.db"}
 
 

@@ -119,24 +119,6 @@ def test_where_the_sweeps_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of
     assert not any(found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point)
 
 
-def test_a_finalist_of_which_one_run_is_missing_is_not_compared(search):
-    outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
-    kept = state.results.pop((outcome.chosen.point, 2))
-    assert outcomes(search)[0].chosen.point != outcome.chosen.point
-    state.results[outcome.chosen.point, 2] = kept
-
-
-def test_a_finalist_that_diverged_in_every_run_but_the_searchs_counts_at_the_cap(search):
-    outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
-    kept = {run: state.results[outcome.chosen.point, run] for run in (1, 2, 3)}
-    state.results.update({(outcome.chosen.point, run): result([], **DIVERGED) for run in kept})
-    changed = next(c for c in outcomes(search)[0].finalists if c.point == outcome.chosen.point)
-    assert changed.diverged == 3
-    assert max(changed.losses) == pytest.approx(2 * np.log(2))
-    assert outcomes(search)[0].chosen.point != outcome.chosen.point
-    state.results.update({(outcome.chosen.point, run): found for run, found in kept.items()})
-
-
 def test_a_recipe_that_cannot_be_written_is_one_message(search, changed, tmp_path):
     (tmp_path / "recipes").write_text("", encoding="utf-8")
     with pytest.raises(SetupError, match=r"must be writable; .*File exists; .* every trial is kept"):
