@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class TrialOutline(Finding):
     """What decides whether a result counts, and what its trial cost; attributes as of :class:`TrialRecord`.
 
-    ``peak_bytes`` is what the whole batches of its process took on a card; 0 where that is not known.
+    ``peak_bytes`` is what the whole batches of its process took on a GPU; 0 where that is not known.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -59,7 +59,7 @@ class TrialOutline(Finding):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it ran on a card."""
+        """Whether it ran on a GPU."""
         return self.device.startswith("cuda")
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
@@ -337,10 +337,10 @@ class State:
             MeasuredTrial(
                 spec=outline.spec,
                 on_gpu=outline.on_gpu,
-                # Older records know no share: the trial had the card to itself.
+                # Older records know no share: the trial had the GPU to itself.
                 share=(outline.gpu_share or 1.0) if outline.on_gpu else outline.num_threads,
                 seconds=outline.finished_at - outline.started_at,
-                card=outline.gpu_name,
+                gpu=outline.gpu_name,
                 peak_bytes=outline.peak_bytes,
             )
             for name, outline in (*self.results.items(), *self.partial.items())
@@ -418,7 +418,7 @@ def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
 
     Returns:
-        ``gpu_hours`` of whole cards, time times share, and ``core_hours`` where a trial ran without one;
+        ``gpu_hours`` of whole GPUs, time times share, and ``core_hours`` where a trial ran without one;
         ``dollars`` and ``kilowatt_hours`` at ``prices``, and where these are from; ``saved_gpu_hours`` and
         ``saved_core_hours`` of training that was not repeated when more was measured on
         ``networks_used_again``; ``text`` says it in a line.
@@ -426,8 +426,8 @@ def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
     saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
-    dollars = gpu * prices.card.dollars + core * prices.core.dollars
-    energy = (gpu * prices.card.watts + core * prices.core.watts) / 1000
+    dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
+    energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
     text = f"cost so far {_hours(gpu, core)}: {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
     if again:
         saved = f"{_hours(saved_gpu, saved_core)} saved"
@@ -446,7 +446,7 @@ def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
 
 
 def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:
-    """Return hours of cards and of cores."""
+    """Return hours of GPUs and of cores."""
     hours = {True: 0.0, False: 0.0}
     for trial in trials:
         hours[trial.on_gpu] += trial.seconds * trial.share / 3600

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.results.store import FileKind, MeasureRecord, ResultRecord, ResultStore, TrialRecord
 from search_spaces.errors import DataError
-from search_spaces.specs import AttackSpec, pair_name
+from search_spaces.specs import AttackSpec, TrialSpec, pair_name
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult, TrialStatus
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ _MICRO = "images of a batch that passed at once where memory was short: batch no
 MICRO_BATCH = _run("micro_batch", _MICRO, "images", kind="integer")
 WALL_TIME_S = _run("wall_time_s", "duration of the trial", "s")
 IMAGES_PER_SECOND = _run("images_per_second", "training images per second of training", "images / s")
-PEAK_MEMORY_BYTES = _run("peak_memory_bytes", "peak of the trial: on the card, or of its process", "bytes")
-ENERGY_J = _run("energy_j", "energy of the card meanwhile; absent where no card counts it", "J")
+PEAK_MEMORY_BYTES = _run("peak_memory_bytes", "peak of the trial: on the GPU, or of its process", "bytes")
+ENERGY_J = _run("energy_j", "energy of the GPU meanwhile; absent where no GPU counts it", "J")
 NUM_PARAMETERS = _score("num_parameters", "trainable parameters of the network")
 DATA_FINGERPRINT = _run("data_fingerprint", "content hash of the prepared dataset", kind="text")
 CODE_VERSION = _run("code_version", "commit, or package version, that produced the row", kind="text")
@@ -291,6 +291,26 @@ class Live:
     failed: bool = False
 
 
+def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) -> dict[str, str]:
+    """Return the tags of a trial's run that are known when it starts, and its status."""
+    network, prepared = trial.network, trial.network.subset.prepared
+    return {
+        TRIAL_ID: trial.trial_id,
+        MODEL: network.model.name,
+        RECIPE: network.recipe.name,
+        DATASET: prepared.dataset,
+        DOMAIN: domain or "",
+        CLASS_PAIR: pair_name(network.subset.class_pair),
+        TRAIN_SIZE: str(network.train_size),
+        SEED: str(network.seed),
+        DATA_MODE: prepared.data_mode,
+        IMAGE_SIZE: str(prepared.image_size),
+        CHANNELS: str(prepared.channels),
+        STATUS: str(status),
+        ATTEMPT: str(attempt),
+    }
+
+
 def flat_trial(record: TrialRecord, measures: Mapping[tuple[str, int], MeasureRecord]) -> FlatRun:
     """Return a stored trial as one flat run; its measures are joined from :func:`index_measures`."""
     network, result = record.spec.network, record.result
@@ -325,29 +345,17 @@ def flat_run(
 
     ``newest`` is when the newest of ``metrics`` was made, in seconds since 1970.
     """
-    network, prepared = record.spec.network, record.spec.network.subset.prepared
     said = {
+        **trial_tags(record.spec, record.domain, record.result.status, record.attempt),
         TRIAL_ID: record.trial_id,
         SWEEP: record.sweep,
-        MODEL: network.model.name,
-        RECIPE: network.recipe.name,
-        DATASET: prepared.dataset,
-        DOMAIN: record.domain or "",
-        CLASS_PAIR: pair_name(network.subset.class_pair),
-        TRAIN_SIZE: str(network.train_size),
-        SEED: str(network.seed),
-        DATA_MODE: prepared.data_mode,
-        IMAGE_SIZE: str(prepared.image_size),
-        CHANNELS: str(prepared.channels),
-        STATUS: str(record.result.status),
-        ATTEMPT: str(record.attempt),
         DATA_FINGERPRINT: record.data_fingerprint,
         CODE_VERSION: record.provenance.code_version,
     }
     return FlatRun(
         record.trial_id,
         {**said, **tags},
-        spelled_params(network.model_dump(mode="json")),
+        spelled_params(record.spec.network.model_dump(mode="json")),
         metrics | {WALL_TIME_S: record.finished_at - record.started_at},
         series,
         milliseconds(record.started_at),

@@ -13,12 +13,12 @@ from orchestrator.planning.estimate import (
     Job,
     Prices,
     amount,
-    card_to_plan,
     corrections_for,
     estimate,
     expected_seconds,
+    gpu_to_plan,
     longest_first,
-    on_cards,
+    on_gpus,
     order_trials,
     read_prices,
     replay,
@@ -27,10 +27,10 @@ from orchestrator.planning.estimate import (
 )
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
     EAGER_INTERVAL_S,
+    GPU_MODELS,
     GRAPH_INTERVAL_S,
     Corrections,
     array_bytes,
@@ -58,7 +58,7 @@ image_size: 16
 seeds: [0, 1, 2]
 recipe: smoke
 """
-H100 = CARDS["h100"]
+H100 = GPU_MODELS["h100"]
 ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share": 0.5}
 
 
@@ -92,8 +92,8 @@ def measured(*records):
     return state_of({str(i): record for i, record in enumerate(records)}).measured_trials()
 
 
-def seconds_on_share(trial, card, share):
-    return need_of(trial, card, given=share).seconds
+def seconds_on_share(trial, gpu, share):
+    return need_of(trial, gpu, given=share).seconds
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
@@ -103,7 +103,7 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_gpu_hours_count_a_trials_share_of_its_card(trials, share):
+def test_gpu_hours_count_a_trials_share_of_its_gpu(trials, share):
     known = measured(done(trials[0], 100.0, **{**ON_H100, "gpu_share": share}))
     found = estimate(trials[1:], known, share=share)
     assert found["gpu_hours"] == pytest.approx(2 * 100 * share / 3600)
@@ -129,14 +129,14 @@ def test_a_large_networks_time_is_its_arithmetic(trials):
 
 
 def test_test_images_that_pass_between_epochs_take_their_time(trials):
-    """After the first of two epochs, as after ten of a hundred; in float32, which cards are slow in."""
+    """After the first of two epochs, as after ten of a hundred; in float32, which GPUs are slow in."""
 
     def after(epochs):
         recipe = trials[0].network.recipe.model_copy(update={"epochs": epochs})
         network = trials[0].network.model_copy(update={"recipe": recipe})
         return trials[0].model_copy(update={"network": network})
 
-    cost, card, test_size = cost_of(trials[0].network), H100, 20
+    cost, gpu, test_size = cost_of(trials[0].network), H100, 20
     for epochs, looks in ((2, 1), (10, 9), (100, 9)):
         times = [core_seconds(after(epochs)) for epochs in (1, epochs)]
         steps = (epochs - 1) * 2
@@ -146,9 +146,9 @@ def test_test_images_that_pass_between_epochs_take_their_time(trials):
         )
         passes = looks * test_size / cost.evaluation_batch
         assert times[1] - times[0] == pytest.approx(steps * step + passes * look)
-    look = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False).seconds
-    step = pass_time(cost.step, card, interval=GRAPH_INTERVAL_S, half=False).seconds
-    longer = seconds_on_share(after(100), card, 1.0) - seconds_on_share(after(1), card, 1.0)
+    look = pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False).seconds
+    step = pass_time(cost.step, gpu, interval=GRAPH_INTERVAL_S, half=False).seconds
+    longer = seconds_on_share(after(100), gpu, 1.0) - seconds_on_share(after(1), gpu, 1.0)
     assert longer == pytest.approx(99 * 2 * step + 9 * test_size / cost.evaluation_batch * look)
 
 
@@ -161,33 +161,33 @@ def test_every_attack_that_is_asked_for_takes_its_time(trials):
     added = steps * 3 * cost_of(usual.network).forward_flops
     assert sum(attack_flops(asked).values()) - sum(attack_flops(usual).values()) == pytest.approx(added)
     assert core_seconds(asked) > core_seconds(usual)
-    card = H100
-    assert need_of(asked, card).seconds > need_of(usual, card).seconds
+    gpu = H100
+    assert need_of(asked, gpu).seconds > need_of(usual, gpu).seconds
 
 
-def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
-    one, two = (on_cards(trials, H100, number) for number in (1, 2))
+def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
+    one, two = (on_gpus(trials, H100, number) for number in (1, 2))
     assert two["hours"] <= one["hours"]
     for found in (one, two):
         assert found["hours"] >= found["lower_bound_hours"] > 0
-        assert found["dollars"] == pytest.approx(found["hours"] * found["num_cards"] * H100.price)
-        # Cards are paid until the last trial ends, and draw a tenth where they have none.
+        assert found["dollars"] == pytest.approx(found["hours"] * found["num_gpus"] * H100.price)
+        # GPUs are paid until the last trial ends, and draw a tenth where they have none.
         draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
-        assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_cards"] * 0.7 * draw)
+        assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_gpus"] * 0.7 * draw)
     assert set(one["shares"]) == {"small_cnn"}
 
 
 @pytest.mark.parametrize(
-    ("share", "num_cards", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
+    ("share", "num_gpus", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
 )
-def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_cards, at_once):
-    found = on_cards(trials, H100, num_cards, share=share)
+def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus, at_once):
+    found = on_gpus(trials, H100, num_gpus, share=share)
     assert found["most_at_once"] == at_once
     assert found["shares"] == {"small_cnn": share}
 
 
 @pytest.mark.parametrize("share", [None, 0.25, 1.0, 2.0])
-def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
+def test_gpu_hours_are_those_of_the_gpus_that_trials_are_given(trials, share):
     """As a status counts them afterwards: time times share, whatever a trial makes of it."""
     found = estimate(trials, (), share=share)
     given = [need_of(trial, H100, given=share) for trial in trials]
@@ -195,22 +195,22 @@ def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
     assert found["gpu_hours"] == pytest.approx(expected / 3600)
     cluster = found["cluster"]
     assert found["gpu_hours"] == pytest.approx(
-        cluster["hours"] * cluster["num_cards"] * cluster["utilisation"]
+        cluster["hours"] * cluster["num_gpus"] * cluster["utilisation"]
     )
 
 
-def test_a_trial_that_asks_for_more_cards_than_there_are_is_refused(trials):
-    message = "as many cards as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
+def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
+    message = "as many GPUs as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
     with pytest.raises(ConfigError, match=message):
-        on_cards(trials, H100, 1, share=2.0)
-    assert estimate(trials, (), share=2.0)["cluster"]["num_cards"] == 2
+        on_gpus(trials, H100, 1, share=2.0)
+    assert estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2
 
 
-def test_a_trial_that_no_card_can_hold_is_named(trials):
+def test_a_trial_that_no_gpu_can_hold_is_named(trials):
     tiny = replace(H100, memory_gib=0.5)
-    assert "more memory than the share has: small_cnn" in estimate(trials, (), card=tiny)["text"]
-    assert on_cards(trials, H100, 1)["too_large"] == {}
-    assert set(on_cards(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
+    assert "more memory than the share has: small_cnn" in estimate(trials, (), gpu=tiny)["text"]
+    assert on_gpus(trials, H100, 1)["too_large"] == {}
+    assert set(on_gpus(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
 
 
 def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted():
@@ -224,9 +224,9 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
     """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
     plan = plan_sweep(load_sweep("paper"))
-    found = on_cards(plan.trials, H100, 1)
+    found = on_gpus(plan.trials, H100, 1)
     assert 4.5 < found["hours"] < 17
-    many = on_cards(plan.trials, H100, 64)
+    many = on_gpus(plan.trials, H100, 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
 
 
@@ -253,20 +253,20 @@ def test_the_worst_peak_counts_and_one_of_batches_in_parts_does_not(plan):
     assert found.memory == {"small_cnn": (CONTEXT_BYTES + 2**31) / peak_bytes(cnn[1].network)}
 
 
-def test_measured_seconds_scale_those_of_the_same_card_only(plan):
+def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
     cnn = of_model(plan, "small_cnn")
     predicted = seconds_on_share(cnn[0], H100, 0.5)
     trials = measured(
         *(done(trial, factor * predicted, **ON_H100) for trial, factor in zip(cnn, (2, 3, 9), strict=True))
     )
     assert corrections_for(H100, trials).seconds == pytest.approx({"small_cnn": 3.0})
-    assert corrections_for(CARDS["a100"], trials).seconds == {}
-    found = estimate(plan.trials, trials, card=H100)
+    assert corrections_for(GPU_MODELS["a100"], trials).seconds == {}
+    found = estimate(plan.trials, trials, gpu=H100)
     assert found["corrections"]["seconds"] == pytest.approx({"small_cnn": 3.0})
-    assert found["cluster"]["hours"] > estimate(plan.trials, [], card=H100)["cluster"]["hours"]
+    assert found["cluster"]["hours"] > estimate(plan.trials, [], gpu=H100)["cluster"]["hours"]
 
 
-def test_trials_on_cpus_and_without_a_cards_name_correct_no_card(plan):
+def test_trials_on_cpus_and_without_a_gpus_name_correct_no_gpu(plan):
     trial = of_model(plan, "small_cnn")[0]
     on_cpu = corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
     assert on_cpu == Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / core_seconds(trial))})
@@ -366,10 +366,10 @@ def jobs(*pairs):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "num_cards", "makespan", "at_once"),
+    ("pairs", "num_gpus", "makespan", "at_once"),
     [
         ([(4, 0.5)] * 3, 1, 8, 2),
-        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 cards are free
+        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 GPUs are free
         ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
         ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
         ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
@@ -377,13 +377,13 @@ def jobs(*pairs):
         ([], 3, 0, 0),
     ],
 )
-def test_schedules_worked_out_by_hand(pairs, num_cards, makespan, at_once):
-    found = replay(jobs(*pairs), num_cards)
+def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan, at_once):
+    found = replay(jobs(*pairs), num_gpus)
     assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
     work = sum(seconds * share for seconds, share in pairs)
     longest = max((seconds for seconds, _ in pairs), default=0)
-    assert found.lower_bound == pytest.approx(max(work / num_cards, longest))
-    assert found.utilisation * makespan * num_cards == pytest.approx(work)
+    assert found.lower_bound == pytest.approx(max(work / num_gpus, longest))
+    assert found.utilisation * makespan * num_gpus == pytest.approx(work)
 
 
 def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_are_offered():
@@ -400,21 +400,21 @@ def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_ar
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from([25, 33, 34, 50, 66, 100])), max_size=25),
     st.integers(1, 4),
 )
-def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_cards):
+def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
     work = longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
-    found, waiting, running, expected, now = replay(work, num_cards), list(work), [], {}, 0
+    found, waiting, running, expected, now = replay(work, num_gpus), list(work), [], {}, 0
     while waiting or running:
         passed_over = 0
         for job in list(waiting):
             if passed_over == LOOK_AHEAD:
                 break
             share = round(100 * job.share)
-            used = [sum(other[2] for other in running if other[1] == card) for card in range(num_cards)]
-            fit = [card for card in range(num_cards) if used[card] + share <= 100]
+            used = [sum(other[2] for other in running if other[1] == gpu) for gpu in range(num_gpus)]
+            fit = [gpu for gpu in range(num_gpus) if used[gpu] + share <= 100]
             if not fit:
                 passed_over += 1
                 continue
-            running.append((now + job.seconds, max(fit, key=lambda card: (used[card], -card)), share))
+            running.append((now + job.seconds, max(fit, key=lambda gpu: (used[gpu], -gpu)), share))
             expected[job.name] = now
             waiting.remove(job)
         now = min(end for end, _, _ in running)
@@ -432,39 +432,39 @@ def price_table(folder, text):
 def test_a_file_replaces_what_it_names_and_without_one_prices_are_assumed_and_say_so(tmp_path):
     prices = read_prices(tmp_path / "prices.yaml")
     assert prices == Prices()
-    assert prices.card.dollars == CARDS["h100"].price
+    assert prices.gpu.dollars == GPU_MODELS["h100"].price
     assert "assumed" in prices.origin
-    prices = read_prices(price_table(tmp_path, "card: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
-    assert (prices.card.dollars, prices.card.watts) == (2.5, 500)
+    prices = read_prices(price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
+    assert (prices.gpu.dollars, prices.gpu.watts) == (2.5, 500)
     assert prices.core == Prices().core
     assert prices.origin == "our contract"
 
 
-def test_a_plan_is_for_the_card_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
-    assert card_to_plan(None, tmp_path / "prices.yaml") is None
-    assert card_to_plan(None, tmp_path / "prices.yaml", CARDS["l4"]) == CARDS["l4"]
-    assert card_to_plan("h200", tmp_path / "prices.yaml") == CARDS["h200"]
-    assert card_to_plan("h200", price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == CARDS["h200"]
-    ours = card_to_plan("h200", price_table(tmp_path, "card: {dollars: 2.5, watts: 500}\n"))
+def test_a_plan_is_for_the_gpu_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
+    assert gpu_to_plan(None, tmp_path / "prices.yaml") is None
+    assert gpu_to_plan(None, tmp_path / "prices.yaml", GPU_MODELS["l4"]) == GPU_MODELS["l4"]
+    assert gpu_to_plan("h200", tmp_path / "prices.yaml") == GPU_MODELS["h200"]
+    assert gpu_to_plan("h200", price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == GPU_MODELS["h200"]
+    ours = gpu_to_plan("h200", price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\n"))
     assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
-    with pytest.raises(ConfigError, match=r"card.*h1000"):
-        card_to_plan("h1000", tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"GPU.*h1000"):
+        gpu_to_plan("h1000", tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("card: {dollars: -1, watts: 1}", "from 0 to 1,000,000.*card.dollars"),
+        ("gpu: {dollars: -1, watts: 1}", "from 0 to 1,000,000.*gpu.dollars"),
         ("core: {dollars: 1, watts: 1000001}", "from 0 to 1,000,000.*core.watts: Input should be less than"),
-        ("cards: h100", "from 0 to 1,000,000.*cards"),
-        ("card: {dollars: .nan, watts: 1}", "card.dollars"),
-        ('card: {dollars: "2", watts: 1}', "card.dollars: Input should be a valid number"),
+        ("gpus: h100", "from 0 to 1,000,000.*gpus"),
+        ("gpu: {dollars: .nan, watts: 1}", "gpu.dollars"),
+        ('gpu: {dollars: "2", watts: 1}', "gpu.dollars: Input should be a valid number"),
         ("core: {euros: 1, watts: 1}", "core.dollars: Field required"),
         ("currency: EUR", "currency: Extra inputs are not permitted"),
-        ("card: h100", "card: Input should be a valid dictionary or instance of Price; card: {dollars"),
+        ("gpu: h100", "gpu: Input should be a valid dictionary or instance of Price; gpu: {dollars"),
         ("- 1", "must be a mapping"),
-        ("card: {dollars: 1e308, watts: 1}", r"card.dollars: .*less than or equal to 1000000"),
-        ("card: [", "must be valid YAML"),
+        ("gpu: {dollars: 1e308, watts: 1}", r"gpu.dollars: .*less than or equal to 1000000"),
+        ("gpu: [", "must be valid YAML"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, message):
@@ -480,7 +480,7 @@ def test_a_table_that_is_no_text_is_one_message(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere.yaml")
     rule = "price table must be (a file|readable UTF-8 text|there, or no link to one); found: "
     for path in tmp_path.iterdir():
-        for read in (read_prices, lambda path: card_to_plan(None, path)):
+        for read in (read_prices, lambda path: gpu_to_plan(None, path)):
             with pytest.raises(ConfigError, match=f"{rule}{path}"):
                 read(path)
 

@@ -102,9 +102,9 @@ def test_mistakes_of_a_dataset(dataset, message):
     ("line", "message"),
     [
         ("resources: {cpus: 1}", r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys"),
-        ("resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a card or more; found"),
+        ("resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found"),
         ("resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e-05"),
-        ("resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one card or a whole number, e\.g\."),
+        ("resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one GPU or a whole number, e\.g\."),
         ("attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         ("attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         ("attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
