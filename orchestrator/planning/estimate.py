@@ -245,6 +245,7 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
 # What an hour of a GPU and of a CPU core costs, in money and power: a table that a root may replace.
 
 DEFAULT_GPU = "h100"
+_DEFAULT = predict.GPU_MODELS[DEFAULT_GPU]
 LARGEST = 1e6
 """Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
 
@@ -263,9 +264,7 @@ class Prices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    gpu: Price = Price(
-        dollars=predict.GPU_MODELS[DEFAULT_GPU].price, watts=predict.GPU_MODELS[DEFAULT_GPU].watts
-    )
+    gpu: Price = Price(dollars=_DEFAULT.price, watts=_DEFAULT.watts)
     core: Price = Price(dollars=0.05, watts=8)
     origin: str = f"assumed prices of an {DEFAULT_GPU} and of cloud cores"
 
@@ -322,7 +321,7 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    gpu: GpuModel | None = predict.GPU_MODELS[DEFAULT_GPU],
+    gpu: GpuModel | None = _DEFAULT,
     num_gpus: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:

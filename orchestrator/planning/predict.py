@@ -136,11 +136,7 @@ def gpu_model_there(
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU's name.
-
-    Files that are none, or of another form, are left alone; the last folder's counts,
-    and there the last by name.
-    """
+    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU; the last of all counts."""
     found: dict[str, dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
         try:
@@ -401,9 +397,6 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
 def _is_captured(network: NetworkSpec) -> bool:
     """Tell whether a network's steps may be captured graphs: somebody's own code need not replay."""
     return network.model.library != "own"
-
-
-# How long it takes.
 
 
 class PassTime(NamedTuple):

@@ -168,8 +168,6 @@ def read_run_pages(path: Path) -> RunPages:
         return RunPages()
 
 
-# MLflow's own page, started on loopback for one person, and the addresses on it that answer a question.
-
 PORT = 5000
 START_S, LOOK_S, ANSWER_S, END_S = 240, 0.5, 10, 10
 """On a busy machine MLflow took a minute and a half to start."""

@@ -35,8 +35,7 @@ from orchestrator.results.table import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 
-MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
-"""Of one call."""
+MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100  # of one call
 INF_AS_STORED = 1.7e308
 KEY_TAG, REPORT_TAG = "isweep.run_key", "isweep.report"
 DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
@@ -331,9 +330,6 @@ def _digest(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping
 
 def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-# Experiments: one per sweep and result store.
 
 
 def experiment_names(sweep: str, storage: str | None) -> list[str]:

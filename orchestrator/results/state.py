@@ -411,9 +411,6 @@ def _is_stale(
     )
 
 
-# What the stored results of a sweep cost, and what using them again has saved.
-
-
 def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
 

@@ -284,8 +284,6 @@ def _commit() -> tuple[str, bool]:
         return "", False
 
 
-# The store.
-
 R = TypeVar("R", bound=SealedRecord)
 
 MOST_EVENTS = 200

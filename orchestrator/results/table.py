@@ -177,8 +177,6 @@ for _seen, _images in (("train", "training images, during it"), ("test", "test i
     _score(f"{EPOCH_PREFIX}{_seen}_accuracy", f"share classified correctly, by epoch: {_images}", "fraction")
 
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
-TABLE_ESTIMATORS = ("mle", "twonn")
-"""Estimators of d_data and d_repr whose values are columns."""
 REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
 """Without these a row is no trial at all; every other column may be absent, which reads as missing."""
 NATURAL, MEDICAL = DOMAINS = ("natural", "medical")
@@ -244,8 +242,6 @@ def markdown_table() -> str:
     lines += [f"| `{c.name}` | {c.meaning} | {c.unit} | {c.origin} |" for c in (*columns, *attacks)]
     return "\n".join(lines) + "\n"
 
-
-# One row per stored trial.
 
 Row = dict[str, str | int | float]
 """One line of the results table, by column."""
@@ -420,7 +416,7 @@ def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
         found[SHARPNESS_CHANNELS] = sharpness.convention.channels
         found[LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
         found[LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
-    for name in TABLE_ESTIMATORS:
+    for name in ("mle", "twonn"):
         if name in size.d_data:
             found[f"d_data_{name}"] = size.d_data[name].value
             found[f"d_data_{name}_std_error"] = size.d_data[name].std_error

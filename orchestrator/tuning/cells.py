@@ -277,9 +277,6 @@ def flat_search(record: SearchRecord) -> FlatRun:
     return c.flat_run(record, {"role": str(record.role)}, metrics, series, record.finished_at)
 
 
-# Where the search of a sweep stands, read from what is stored; nothing is trained, told or made.
-
-
 def search_standing(workspace: Workspace) -> dict[str, Any] | None:
     """Return what is stored of a sweep's search, trials of finalists too; None where nothing was searched.
 

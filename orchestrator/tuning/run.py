@@ -133,14 +133,9 @@ class _Tuning:
         search.go_on(earlier.trainings())
         records = earlier.records
         num_known = len(records)
-        with open_tracker(
-            self._search_workspace(),
-            stored,
-            self.options.mlflow_uri,
-            used=self.options.tracking,
-            say=self.monitor.note,
-            found=map(flat_search, records.values()),
-        ) as tracker:
+        searched, options, found = self._search_workspace(), self.options, map(flat_search, records.values())
+        uri, used, say = options.mlflow_uri, options.tracking, self.monitor.note
+        with open_tracker(searched, stored, uri, used=used, say=say, found=found) as tracker:
             tracker.check()
             if not search.done:
                 self._run(search, stored, earlier, tracker)

@@ -357,9 +357,6 @@ class Search:
         return asked
 
 
-# What earlier starts left of a search: trainings that were asked for, in their order, and what they gave.
-
-
 @dataclass(frozen=True)
 class Earlier:
     """What is stored of a search, by trial id; records are in the order in which they ended.
