@@ -404,7 +404,7 @@ def parquet_reader(request: RawRequest) -> Reader:
         try:
             if file != name or place > int(row):
                 place, values = _images_from(base / name, int(row), request)
-            value = next(itertools.islice(values, int(row) - place, None)).as_py()
+            value = next(itertools.islice(values, int(row) - place, None))
         except (StopIteration, OSError, pa.ArrowException, MemoryError):
             opened = ("", 0, iter(()))
             raise SkipItem("damaged Parquet file") from None
@@ -429,4 +429,6 @@ def _images_from(path: Path, row: int, request: RawRequest) -> tuple[int, Iterat
     batches = file.iter_batches(
         batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
     )
-    return int(ends[first - 1]) if first else 0, (value for batch in batches for value in batch.column(0))
+    return int(ends[first - 1]) if first else 0, (
+        value for batch in batches for value in batch.column(0).to_pylist()
+    )

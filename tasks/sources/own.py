@@ -7,7 +7,9 @@ in. No kind has a rule of its own for any of these.
 
 from __future__ import annotations
 
+import itertools
 import re
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,15 +157,15 @@ def one_hot(cells: Cells, request: RawRequest, first: int) -> list[str]:
 def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
     """Return columns of several files, blank where one has none, and row -> number of its file, row there."""
     sizes = [len(part["label"]) for part in parts]
-    ends = np.cumsum(sizes)
+    ends = [0, *itertools.accumulate(sizes)]
     cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
     for name, column in cells.items():
         for part, size in zip(parts, sizes, strict=True):
             column += part.get(name, [""] * size)
 
     def place(row: int) -> tuple[int, int]:
-        part = int(np.searchsorted(ends, row, side="right"))
-        return part, row - (int(ends[part - 1]) if part else 0)
+        part = bisect_right(ends, row) - 1
+        return part, row - ends[part]
 
     return cells, place
 
