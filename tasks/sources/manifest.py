@@ -429,6 +429,5 @@ def _images_from(path: Path, row: int, request: RawRequest) -> tuple[int, Iterat
     batches = file.iter_batches(
         batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
     )
-    return int(ends[first - 1]) if first else 0, (
-        value for batch in batches for value in batch.column(0).to_pylist()
-    )
+    images = (value for batch in batches for value in batch.column(0).to_pylist())
+    return int(ends[first - 1]) if first else 0, images
