@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from orchestrator.planning.predict import PGD_GRADIENTS
 from search_spaces.specs import AttackSpec
 from tasks.trials import attacks
 from tasks.trials.attacks import ATTACKS, Images, margins_of, pass_clean
@@ -222,6 +223,13 @@ def test_pgd_keeps_the_best_iterate_not_the_last():
     assert best < last
     found = margins_of(strip(attacked("pgd", strip, images, labels, 8.0)), labels)
     assert float(found) == pytest.approx(best, abs=1e-3)
+
+
+def test_pgd_takes_as_many_gradients_as_plans_count(monkeypatch):
+    taken, gradient = [], attacks.margin_gradient
+    monkeypatch.setattr(attacks, "margin_gradient", lambda *words: taken.append(1) or gradient(*words))
+    attacked("pgd", linear([0.5, -2.0, 0.0, 1.0]), pixels(1, 2), torch.tensor([0]), 3.0)
+    assert len(taken) == PGD_GRADIENTS
 
 
 def test_an_image_s_random_starts_depend_on_its_row_alone():
