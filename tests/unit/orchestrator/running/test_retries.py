@@ -4,7 +4,7 @@ import heapq
 
 import pytest
 
-from orchestrator.results.records import FailureKind
+from orchestrator.results.store import FailureKind
 from orchestrator.running.failures import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
 from orchestrator.running.gpus import REST_S
 
