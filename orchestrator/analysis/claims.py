@@ -63,10 +63,8 @@ class LedgerEntry:
     @property
     def verdict(self) -> Verdict:
         """What is established, if anything: the value on the claimed side of ``null``, or on the other."""
-        bounds, p = self.interval, self.adjusted_p
-        if self.value is None or bounds is None or p is None or p > i.LEVEL:
-            return "cannot be told"
-        if bounds[0] <= self.null <= bounds[1]:
+        bounds, p = self.interval, 1.0 if self.adjusted_p is None else self.adjusted_p
+        if self.value is None or bounds is None or p > i.LEVEL or bounds[0] <= self.null <= bounds[1]:
             return "cannot be told"
         return "reproduced" if (self.value - self.null) * self.side > 0 else "refuted"
 
@@ -250,13 +248,12 @@ def _of_sizes(ready: f.Prepared) -> Iterator[LedgerEntry]:
         found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
         if found.value is not None:
             exponent = fit.estimates[0]
-            error = np.array([exponent.std_error or 0.0])
-            above = float(i.t_p_values(np.array([exponent.value - 1]), error, fit.num_datasets - 1)[0])
+            above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
             # Curves start flat at guessing: what is slower only there is not slower than the bound.
             clear = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
             past = f.fit_exponent(clear, dimension=column, variant=f.PAST_GUESSING).bound_p
             slower = max(1.0 if p is None else p for p in (fit.bound_p, past))
-            found = replace(found, p_value=slower if exponent.value < 1 else above)
+            found = replace(found, p_value=slower if exponent.value < 1 else float(above))
         yield found
 
 
@@ -295,33 +292,27 @@ def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
     if share.interval is not None:
         # The interval may be cut at 0 and 1: its other end has the whole half-width.
         half_width = max(share.value - share.interval[0], share.interval[1] - share.value)
-        error = np.array([half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)])
-        p = float(i.t_p_values(np.array([share.value - 0.5]), error, degrees)[0])
-        found = replace(found, p_value=p)
+        error = half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)
+        found = replace(found, p_value=float(i.t_p_values(share.value - 0.5, error, degrees)))
     yield found
 
 
 def _unmeasured() -> list[LedgerEntry]:
     """Claims that no number of a sweep decides, with what would."""
+    lipschitz, layers = "the Lipschitz constant of a network", "the dimension of layers before the last"
+    rows = (
+        ("Thm 2", "A network's sharpness K_f approaches K_F as N grows.", "ratio K_f / K_F against N",
+         "proved, never measured", lipschitz),
+        ("2408.08381, 1", "Medical networks reach their peak dimension in earlier layers.",
+         "depth of the layer of highest d_repr, medical less natural", "relative depth 0.35 against 0.57",
+         layers),
+        ("2408.08381, 2", "The peak dimension follows d_data.",
+         "correlation of the peak of d_repr over layers with d_data", "strong", layers),
+    )  # fmt: skip
     return [
-        LedgerEntry(
-            number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
-            estimand="ratio K_f / K_F against N", published="proved, never measured",
-            reason="the Lipschitz constant of a network is " + NOT_MEASURED,
-        ),
-        LedgerEntry(
-            number="2408.08381, 1", claim="Medical networks reach their peak dimension in earlier layers.",
-            estimand="depth of the layer of highest d_repr, medical less natural",
-            published="relative depth 0.35 against 0.57",
-            reason="the dimension of layers before the last is " + NOT_MEASURED,
-        ),
-        LedgerEntry(
-            number="2408.08381, 2", claim="The peak dimension follows d_data.",
-            estimand="correlation of the peak of d_repr over layers with d_data",
-            published="strong",
-            reason="the dimension of layers before the last is " + NOT_MEASURED,
-        ),
-    ]  # fmt: skip
+        LedgerEntry(number=no, claim=claim, estimand=by, published=said, reason=f"{what} is {NOT_MEASURED}")
+        for no, claim, by, said, what in rows
+    ]
 
 
 def describe(found: Ledger) -> str:

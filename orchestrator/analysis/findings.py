@@ -1,9 +1,8 @@
 """The findings in plain words, each with what it does not show; written from the fits, never by hand.
 
-A sentence claims something only where a headline claim is established: its interval excludes the null, and
-its p-value holds after Holm's adjustment over all headline questions. Otherwise it says that nothing is, with
-the estimate, its interval, the p-value that decides, and how often such a table would have shown what the law
-says.
+A sentence claims something only where a headline claim is established and its interval excludes the null.
+Otherwise it says that nothing is, with the estimate, its interval, the p-value that decides, and how often
+such a table would have shown what the law says.
 """
 
 from __future__ import annotations
@@ -74,9 +73,7 @@ def family(fits: ScalingFits) -> str:
 
 
 def seen(fits: ScalingFits) -> str:
-    """Say in a sentence what the datasets show, without a test: which has the highest loss, and which
-    properties.
-    """
+    """Say which dataset has the highest loss, and which the highest properties, without a test."""
     known = [d for d in fits.datasets if d.loss is not None]
     if len(known) < 2:
         return ""

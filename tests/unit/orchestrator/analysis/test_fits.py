@@ -279,7 +279,7 @@ def test_every_count_of_guessing_is_the_same_one():
     held.loc[held.index[:2], "test_loss"] = 0.9
     num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
     fits = explored(held)
-    assert (fits.at_guessing.num_at_guessing, fits.at_guessing.num_points) == (num, 36)
+    assert fits.num_at_guessing == num
     assert fits.caveats[0].startswith(f"{num} of 36 points lie at guessing between two classes")
     reason = f"the losses of {num} of 36 points lie at guessing, which flattens slopes by an unknown amount"
     for fit in (fits.find("headline"), fits.find("height", "is_medical"), as_published(held)):
@@ -299,7 +299,7 @@ def test_pairs_of_a_dataset_weigh_as_one_where_guessing_is_judged():
 def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
     table = synthetic_table(num_natural=6, num_medical=6, dataset_std=1.0, trial_std=0.3)
     fits = fit_scaling_laws(table.assign(test_loss=table["test_loss"] * 2))
-    assert fits.at_guessing.num_at_guessing > 10
+    assert fits.num_at_guessing > 10
     assert fits.find("height", "is_medical").status == "ok"
     assert fits.find("exponent").num_at_guessing == 0
 
