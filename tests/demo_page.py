@@ -1,6 +1,7 @@
 """What README shows of the demo, from one run of it: output, figures, a sentence with its numbers.
 
     isweep run demo 2>&1 | tee demo.txt
+    isweep report demo --figures png
     python -m tests.demo_page ROOT demo.txt
 
 The numbers go to ``benchmarks/results/demo.json``, to which ``tests/unit/test_docs.py`` holds README.

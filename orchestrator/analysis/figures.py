@@ -407,45 +407,55 @@ MAX_SVG_POINTS = 2000
 PNG_DPI = 150
 
 
-def write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, Any]]:
-    """Draw every figure that has data, as PNG and PDF; return names, captions and what a page embeds."""
+def write_figures(
+    points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Draw every figure that has data, as SVG (above :data:`MAX_SVG_POINTS` as PNG) and in ``formats``, and
+    remove those of an earlier report; return files, captions and what a page embeds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    shown: list[dict[str, Any]] = []
+    embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"
+    written = set()
     with styled():
         for name, draw in DRAWINGS.items():
-            found = draw(points, fits)
-            if found is None:
-                for stale in (folder / f"{name}.png", folder / f"{name}.pdf"):
-                    stale.unlink(missing_ok=True)
+            if (found := draw(points, fits)) is None:
                 continue
-            drawn = _save(found[0], folder / name, as_svg=len(points) <= MAX_SVG_POINTS)
-            shown.append({"name": name, "caption": found[1], "drawing": drawn})
+            drawn = {kind: _rendered(found[0], kind) for kind in dict.fromkeys((embedded, *formats))}
+            for kind, data in drawn.items():
+                write_atomic(folder / f"{name}.{kind}", data, durable=False)
+                written.add(f"{name}.{kind}")
+            drawing = _embedded(drawn[embedded], embedded, name)
+            shown.append({"file": f"{name}.{embedded}", "caption": found[1], "drawing": drawing})
+    for path in folder.iterdir():
+        if path.stem in DRAWINGS and path.name not in written:
+            path.unlink()
     return shown
 
 
-def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
-    """Save as PNG and PDF without dates or versions, so that equal figures are equal bytes.
+#: Without dates or versions equal figures are equal bytes.
+_NAMELESS: dict[str, dict[str, None]] = {
+    "png": dict.fromkeys(("Software",)),
+    "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+}
 
-    Returns:
-        What the page embeds: SVG, whose points tell what they are, or the PNG where there are too many.
-    """
+
+def _rendered(figure: Figure, kind: str) -> bytes:
     # Laid out once, by hand: every save would do it again, and change nothing.
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
     figure.set_layout_engine(None)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)
-    pages = io.BytesIO()
-    nameless = {"CreationDate": None, "Producer": None, "Creator": None}
-    figure.savefig(pages, format="pdf", metadata=nameless)
-    write_atomic(stem.with_suffix(".pdf"), pages.getvalue(), durable=False)
-    if not as_svg:
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return Markup(f'<img alt="" src="data:image/png;base64,{data}">')  # of our own making
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=_NAMELESS[kind])
+    return buffer.getvalue()
+
+
+def _embedded(data: bytes, kind: str, name: str) -> Markup:
+    """What the page embeds: SVG, whose points tell what they are, or a PNG."""
+    if kind == "png":
+        return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">')
+    text = data.decode("utf-8")
     # All figures share one page, and matplotlib counts its ids from 1 in each.
-    drawing = text.getvalue()[text.getvalue().index("<svg") :]
     ids = r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)'
-    return Markup(re.sub(ids, rf"\1{stem.name}-\2", drawing))
+    return Markup(re.sub(ids, rf"\1{name}-\2", text[text.index("<svg") :]))

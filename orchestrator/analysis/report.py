@@ -68,7 +68,9 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
 
 
-def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
+def report_sweep(
+    workspace: Workspace, state: State | None = None, formats: Sequence[str] = ()
+) -> Path | None:
     """Fit and write the report from the result store (``state``); returns the page, None without a result."""
     state = state or read_state(workspace)
     table = results_table(workspace, state=state)
@@ -77,7 +79,7 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Path | Non
     fits = fit_scaling_laws(table, arms=arms_of(workspace), explore=True)
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
-    path = write_report(table, fits, folder, sweep=name, summary=summary)
+    path = write_report(table, fits, folder, sweep=name, summary=summary, formats=formats)
     numbers = {name: value for name, value in headline(table, fits).items() if math.isfinite(value)}
     write_atomic(folder / HEADLINE, json.dumps(numbers, indent=1).encode(), durable=False)
     return path
@@ -162,7 +164,13 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
 
 
 def write_report(
-    table: pd.DataFrame, fits: ScalingFits, directory: Path, *, sweep: str, summary: Mapping[str, Any]
+    table: pd.DataFrame,
+    fits: ScalingFits,
+    directory: Path,
+    *,
+    sweep: str,
+    summary: Mapping[str, Any],
+    formats: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, ``figures/``, ``results.csv``, ``results.parquet``, ``fits.json`` and
     ``tables/*.tex``.
@@ -175,6 +183,7 @@ def write_report(
         directory: made if absent.
         sweep: name of the sweep, the page's title.
         summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
+        formats: of figures beside what the page shows: ``pdf``, ``png``.
 
     Returns:
         The path of ``report.html``.
@@ -194,7 +203,8 @@ def write_report(
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
-    figures, scores = write_figures(ready.points, fits, directory / "figures"), scorecard(ready.full)
+    figures = write_figures(ready.points, fits, directory / "figures", formats)
+    scores = scorecard(ready.full)
     page = _template().render(
         sweep=sweep,
         summary=summary,

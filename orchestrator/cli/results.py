@@ -292,11 +292,13 @@ def report(
     *,
     from_store: FromStore = False,
     published: bool = False,
+    figures: tuple[Literal["pdf", "png"], ...] = (),
     place: Place = Place(),
 ) -> None:
     """Write the report with its figures and print its path.
 
     Args:
+        figures: Write the figures in this format too; may be given twice.
         published: Print the study's own regressions redone on its published numbers, and how this sweep
             agrees with every published quantity; needs no SWEEP.
     """
@@ -311,7 +313,7 @@ def report(
     workspace = place.open(sweep)
     state = read_state(workspace)
     with report_can_be_written():
-        path = report_sweep(workspace, state)
+        path = report_sweep(workspace, state, figures)
     if path is None:
         raise no_results(sweep, workspace, place)
     say_what_is_absent(workspace, state, place.hint("run", sweep), tell)

@@ -102,19 +102,14 @@ MISFIT = 13.28
 
 @dataclass(frozen=True)
 class CalibratedDimension:
-    """A bias-corrected estimate.
+    """A bias-corrected estimate, None where undefined for ``reason``.
 
     Attributes:
-        value: Corrected dimension, or None when undefined.
         interval: Central interval of probability ``level``.
         uncorrected: MLE normalised by k-1 on the same points.
         num_points: Points that the correction looked at, and that each simulation had.
-        num_neighbors: k.
-        level: Probability of the interval.
         families: Weight of each family of manifolds.
-        num_simulations: Simulated samples.
         notes: What a reader should know.
-        reason: Why ``value`` is None.
     """
 
     value: float | None
@@ -138,13 +133,8 @@ class CalibratedDimension:
 
 @dataclass(frozen=True)
 class Simulations:
-    """Statistics of simulated manifolds.
-
-    Attributes:
-        families: Names.
-        log_dimensions: ``(num_dimensions,)`` ln d of the grid.
-        statistics: ``(num_families, num_dimensions, num_repeats, 4)``, NaN where a family has no such
-            dimension.
+    """Statistics of simulated manifolds, ``(num_families, num_dimensions, num_repeats, 4)``, over a grid of
+    ln d (num_dimensions,); NaN where a family has no such dimension.
     """
 
     families: tuple[str, ...]
@@ -172,11 +162,6 @@ def calibrate(
         executor: Where simulations run; in this process when None.
         precision: How products are formed.
         seed: Of thinning and simulations.
-
-    Returns:
-        The corrected value. ``docs/measures.md`` says how often its interval covers the true dimension on
-        fresh samples of the families, on families left out of the simulations, and on the benchmark manifolds
-        of the field; shapes far from every family are covered less often than ``LEVEL`` says.
     """
     source = as_source(rows)
     kept = np.arange(source.num_rows) if keep is None else np.asarray(keep)

@@ -1,6 +1,6 @@
 """Exact squared distances between two blocks of rows: fast where rounding is harmless, direct where not.
 
-The numerics in one paragraph. ``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which
+``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which
 is fast, but it loses digits when two rows are much closer to each other than to the origin. Rows are
 therefore centred first; products are summed over chunks of features, in float32 inside a chunk and in
 float64 across chunks; and every pair whose squared distance is a small share of ``|a|² + |b|²`` is
@@ -85,8 +85,7 @@ class Precision:
         dtype: ``"float32"`` or ``"float64"``, of products within one chunk of features.
         chunk_features: Features per chunk; bounds the memory of the centred copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
-        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says; see
-            `tasks.measures.distances`.
+        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says.
     """
 
     dtype: str = "float32"
@@ -117,18 +116,17 @@ def flatten(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def squared_distances(
     a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
 ) -> tuple[FloatArray, str]:
-    """Squared distances between the rows of two blocks, or within one block.
+    """Squared distances between the rows of two blocks, or within one block, which costs half.
 
     Args:
         a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``, or None for the distances of ``a`` to itself, which costs half.
+        b: ``(num_b, num_features)``, or None for the distances of ``a`` to itself.
         centre: ``(num_features,)`` float64, subtracted from both.
         precision: How the products are formed.
 
     Returns:
-        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when float32
-        was asked for but too many pairs were too close for it. A caller with more blocks of the same
-        data saves time by asking for that dtype from then on.
+        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when too many pairs
+        were too close for float32; a caller with more blocks saves time by asking for it from then on.
     """
     squared, norms_a, norms_b = _expanded(a, b, centre, precision)
     close = _close_pairs(squared, norms_a, norms_b, precision.dtype)
@@ -235,11 +233,9 @@ def _close_pairs(
     return rows[keep], columns[keep]
 
 
-# Images are bytes before they are anything else. As uint8, as floats that are whole numbers up to 255, or
-# as floats that are such numbers divided by 255, their differences are whole numbers of one unit, and
-# ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on block
-# size, order, number of threads or machine. Bytes are shifted by 128, which changes no difference, so that
-# they fit the signed 8-bit products of `tasks.measures.products`.
+# Images are bytes: as uint8, or as floats that are whole numbers up to 255, or such numbers divided by 255.
+# Then ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on
+# block size, order, threads or machine. Bytes are shifted by 128, to fit signed 8-bit products.
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -285,10 +281,8 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Rows in memory as bytes, where they are bytes in a wider type; anything else as it is.
-
-    A quarter of the memory of float32 is spent once, so that the wide rows are looked at once only, and so
-    that it is bytes that are sent to other processes.
+    """Rows in memory as bytes, where they are bytes in a wider type, which is then looked at once; anything
+    else as it is.
     """
     if not isinstance(source, ArraySource) or is_byte_dtype(source.array.dtype) or not source.array.size:
         return source
@@ -300,10 +294,8 @@ def as_bytes(source: BlockSource) -> BlockSource:
 
 
 def byte_units(rows: npt.NDArray[Any]) -> set[float]:
-    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255, to the last bit.
-
-    Bytes divided by 255 have been rounded to their dtype; a value counts as such a quotient if it is the
-    very float that the division gives. Half-precision floats are too coarse for that.
+    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255: the very float that dividing
+    by 255 gives, for which half-precision floats are too coarse.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}
@@ -361,11 +353,7 @@ def squared_norms(rows: SignedBytes, product: Product) -> npt.NDArray[np.int64]:
 
 
 def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
-    """Products of the rows of two blocks; that of a block with itself holds its norms.
-
-    Returns:
-        ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, else int64.
-    """
+    """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else int64."""
     dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
     total: IntArray | None = None
     for part in _feature_parts(a.shape[1]):
@@ -378,7 +366,7 @@ def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
 
 
 def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]) -> IntArray:
-    """Turn products of rows into squared distances, in place; no step can leave the dtype of `gram`."""
+    """Turn products of rows into squared distances, in place and in the dtype of `gram`."""
     products *= -2
     products += norms_a[:, None].astype(products.dtype)
     products += norms_b.astype(products.dtype)

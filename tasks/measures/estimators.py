@@ -79,14 +79,8 @@ BLOCK_POINTS = 10
 def neighborhood_blocks(
     indices: npt.NDArray[Any], good: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.int64]:
-    """Divide points into disjoint blocks of neighbours, greedily in the order of the points.
-
-    Args:
-        indices: ``(num_points, num_neighbors)`` neighbours of each point, -1 where there is none.
-        good: ``(num_points,)`` points that take part; all when None.
-
-    Returns:
-        ``(num_good,)`` block number of each point that takes part.
+    """Divide points into disjoint blocks of neighbours ``(num_points, num_neighbors)``, greedily in the order
+    of the points; returns the block of each that is ``good`` (num_points,), of all when None.
     """
     block = np.full(len(indices), -1, np.int64)
     number = 0
@@ -108,13 +102,8 @@ def block_std_error(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> float | None:
-    """Standard deviation of a statistic over resamples of blocks; None when fewer than two define it.
-
-    Args:
-        statistic: Function of ``(num_points,)`` multiplicities; None when undefined for them.
-        blocks: ``(num_points,)`` block of each point.
-        seed: Of the draws.
-        num_resamples: Draws.
+    """Standard deviation of a statistic, a function of multiplicities (num_points,) or None, over resamples
+    of ``blocks`` (num_points,); None when fewer than two define it.
     """
     num_blocks = int(blocks.max(initial=-1)) + 1
     if num_blocks < 2:
@@ -132,14 +121,8 @@ def block_std_error(
 
 @dataclass(frozen=True)
 class Neighborhoods:
-    """What an estimator looks at: the points that have all their neighbours, none at distance zero.
-
-    Attributes:
-        distances: ``(num_good, num_neighbors)``, ascending.
-        indices: ``(num_points, num_neighbors)`` neighbours of all points.
-        good: ``(num_points,)`` which of them these are.
-        discard_fraction: Of TwoNN.
-        seed: Of bootstraps.
+    """What an estimator looks at: the distances (num_good, num_neighbors) of points that have all their
+    neighbours, none at zero; the neighbours of all points, and which of them are those.
     """
 
     distances: FloatArray
@@ -314,14 +297,7 @@ def estimate(
     discard_fraction: float = 0.1,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Run several estimators on one table of neighbours.
-
-    Args:
-        table: Neighbours of the points, as wide as `table_width` says.
-        num_neighbors: k of the MLE, 20 as in Konz & Mazurowski; the largest scale of Gride is within it.
-        estimators: Names.
-        discard_fraction: Of TwoNN.
-        seed: Of bootstraps.
+    """Run several estimators on one table of neighbours, as wide as `table_width` says.
 
     Raises:
         DataError: If ``num_neighbors`` leaves nothing to divide by, or ``discard_fraction`` is not in [0, 1).

@@ -136,11 +136,10 @@ def measure_array(
             ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure beside all images; None for all only.
-        num_neighbors: k of the MLE; None for the one of ``settings``, which is 20 unless given.
-        seed: Of the order that subsets are prefixes of, of bootstraps; None for the one of
-            ``settings``, which is 0 unless given.
+        num_neighbors: k of the MLE; None for that of ``settings``, 20 unless given.
+        seed: Of the order that subsets are prefixes of, and of bootstraps; likewise, 0 unless given.
         executor: Where block tasks run; in this process, without Ray, when None.
-        settings: All settings; the two above are short for setting them here.
+        settings: All others.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row numbers of
@@ -181,8 +180,7 @@ def intrinsic_dimension(
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
         executor: Where block tasks run; in this process when None.
-        settings: Of `MeasureSettings`: ``num_neighbors``, ``estimators``, ``discard_fraction``, ``seed``,
-            ``block_rows``.
+        settings: Of `MeasureSettings`.
 
     Returns:
         One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
@@ -221,16 +219,8 @@ def _sharpness(
     part: slice,
     convention: SharpnessConvention,
 ) -> LabelSharpness | None:
-    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly.
-
-    Args:
-        profile: Which rows are measured.
-        labels: ``(num_kept,)``, or None when there are none.
-        search: What was found for all sizes.
-        table: The size's own.
-        samples: ``(num_samples, num_kept)`` members of the samples of all sizes.
-        part: Which of them are the size's.
-        convention: What distances are measured in.
+    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly; ``part`` are
+    the size's of the samples of all sizes, ``(num_samples, num_kept)``.
     """
     if labels is None:
         return None
@@ -353,10 +343,8 @@ def profile_rows(
 def row_keys(
     source: BlockSource, start: int, stop: int
 ) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
-    """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
-
-    The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never
-    be missed; that rows with equal keys are equal must be confirmed on all their values.
+    """Return a 64-bit key per row, from a fixed random choice of its values, so that equal rows have equal
+    keys; the rows not finite, the `byte_units`, the dtype.
 
     Raises:
         DataError: If rows are no real numbers.

@@ -130,12 +130,8 @@ def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.ND
 
 
 def choose_product(num_features: int, work: float, device: str = "cpu") -> Product:
-    """The fastest exact product for rows of this length, see the table above.
-
-    Args:
-        num_features: Features of a row.
-        work: Multiply-adds of all products of this process: importing torch must be worth it.
-        device: A torch device other than ``"cpu"`` is used wherever it is exact.
+    """The fastest exact product for rows of this length, see the table above; by torch only where it is
+    loaded, or where ``work`` (multiply-adds of this process) is worth importing it.
     """
     ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
     if num_features >= MIN_FEATURES and device != "cpu":
@@ -148,7 +144,7 @@ def choose_product(num_features: int, work: float, device: str = "cpu") -> Produ
 
 
 def check_device(device: str) -> None:
-    """Say so where torch has no such device, before anything is computed.
+    """Refuse a device that torch does not have, before anything is computed.
 
     Raises:
         SetupError: If it has none.

@@ -28,13 +28,8 @@ CLOSEST_PAIRS, FIRST_PAIRS = 4096, 64
 
 @dataclass(frozen=True)
 class SharpnessConvention:
-    """What a label sharpness is measured in.
-
-    Attributes:
-        pixel_range: Black and white of the images that were measured, for example ``(0, 255)``.
-        side: Height and width in pixels, or None for features that are no images.
-        channels: Channels per image, or features per point where there are no sides.
-        sample: Images per sample, None for all.
+    """What a label sharpness is measured in: black and white, height and width in pixels (None for features
+    that are no images, whose number is then ``channels``), images per sample (None for all).
     """
 
     pixel_range: tuple[float, float] | None
@@ -94,14 +89,8 @@ def stratified_subsets(
 ) -> tuple[npt.NDArray[np.bool_], list[slice]]:
     """Draw the samples in which the maximum is taken.
 
-    Every sample of a size holds each class in the proportion it has among the images of that size (by largest
-    remainder), so all samples of a size have the same number of pairs.
-
-    Args:
-        labels: ``(num_images,)`` integers, in nested order; None draws no sample.
-        train_sizes: Prefix lengths, ascending.
-        sample: Images per sample (M = 1000 in Konz & Mazurowski); None for all.
-        seeds: One sample per seed.
+    Every sample of a size, one per seed, holds each class of ``labels`` (num_images,) in the proportion it
+    has among the images of that size (by largest remainder).
 
     Returns:
         ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes that are
@@ -139,15 +128,15 @@ def summarise(
     samples: FloatArray,
     sample_members: npt.NDArray[np.bool_],
 ) -> LabelSharpness:
-    """Turn nearest-opposite distances into a record; undefined, with a reason, when there is one class only.
+    """Turn the distances of each image to the nearest with another label into a record.
 
     Args:
         labels: ``(num_images,)`` of one size.
-        nearest: ``(num_images,)`` distance to the nearest image with another label, among all of them.
+        nearest: ``(num_images,)`` distances among all of them.
         pair: The rows at ``pair_distance``, the smallest of ``nearest``.
         pair_distance: Recomputed directly, so that it holds to 1e-6.
         convention: What the distances are measured in.
-        samples: ``(num_samples, num_images)`` the same distances inside each sample; no rows for all images.
+        samples: ``(num_samples, num_images)`` distances inside each sample; no rows for all images.
         sample_members: ``(num_samples, num_images)`` members of each sample.
     """
     members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
@@ -185,18 +174,9 @@ def permuted_sharpness(
 ) -> float | None:
     """Label sharpness of the same images with their labels exchanged at random: mean over permutations.
 
-    The closest pair with unlike labels is looked for among nearest neighbours, which misses it only where
-    all neighbours of both its images have their own label.
-
-    Args:
-        distances: ``(num_images, num_neighbors)``, of a :class:`~tasks.measures.neighbors.NeighborTable`.
-        indices: Likewise.
-        labels: ``(num_images,)``.
-        members: ``(num_samples, num_images)`` of each sample; no rows for all images.
-        seed: Of the permutations.
-
-    Returns:
-        None where a permutation leaves no close pair with unlike labels.
+    The closest pair with unlike labels is looked for among nearest neighbours, ``(num_images,
+    num_neighbors)``, which misses it only where all neighbours of both its images have their own label; in
+    each sample of ``members`` (num_samples, num_images), or in all. None where a permutation leaves none.
     """
     rng = np.random.default_rng(seed)
     first = np.repeat(np.arange(len(labels)), distances.shape[1])
