@@ -181,7 +181,7 @@ def _decided(entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: 
 def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
     """Claims about the height of losses at equal model and train size."""
     points, scale = ready.points, ready.scale
-    headline = f.fit_headline(points, scale=scale, seed=0) if len(points) else f.Fit(kind="headline")
+    headline = f.fit_headline(points, scale) if len(points) else f.Fit(kind="headline")
     degrees = headline.num_datasets - len(headline.terms) - 1
     steeper = LedgerEntry(
         number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of="a slope of −7",
@@ -198,7 +198,7 @@ def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
         yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0)
     else:
         yield replace(sharper, reason=t.UNEQUAL_SCALES)
-    gap = f.fit_height(points, (t.IS_MEDICAL,), scale=scale, seed=0) if len(points) else f.Fit(kind="height")
+    gap = f.fit_height(points, scale, (t.IS_MEDICAL,)) if len(points) else f.Fit(kind="height")
     offset = LedgerEntry(
         number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
         estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
@@ -226,7 +226,7 @@ def _sharper_labels(ready: f.Prepared) -> LedgerEntry:
         return replace(entry, reason="it needs datasets of both domains")
     label = np.asarray(medical, dtype=np.float64)[:, None]
     estimates = f.slope_estimates(
-        logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}, seed=0
+        logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}
     )
     fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
     return _decided(entry, fit, t.IS_MEDICAL, len(logs) - 2, 0.5)
@@ -265,9 +265,7 @@ def _of_attacks(ready: f.Prepared) -> Iterator[LedgerEntry]:
         published="0.84 (FGSM, eleven datasets)",
     )  # fmt: skip
     models = tuple(sorted(ready.points[c.MODEL].unique())) if len(ready.points) else ()
-    tried = [
-        fit for fit in f.fit_attacks(ready.points, models, scale=ready.scale, seed=0) if fit.model != t.POOLED
-    ]
+    tried = [fit for fit in f.fit_attacks(ready.points, ready.scale, models) if fit.model != t.POOLED]
     known = [fit for fit in tried if fit.status == "ok"]
     if not known:
         yield replace(entry, reason=tried[0].reason if tried else "no attack was run")

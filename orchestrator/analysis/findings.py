@@ -120,8 +120,8 @@ def _scaled(estimate: Estimate, by: float) -> str:
     if estimate.interval is None:
         return value
     with np.errstate(over="ignore"):
-        low, high = (number(float(np.exp(bound))) for bound in sorted(b * by for b in estimate.interval))
-    return f"{value} (95 % interval {low} to {high})"
+        low, high = sorted(float(np.exp(bound * by)) for bound in estimate.interval)
+    return f"{value} (95 % interval {interval((low, high))})"
 
 
 def _established(claim: Claim | None, estimate: Estimate) -> bool:
@@ -339,8 +339,8 @@ def _representation(fits: ScalingFits) -> Finding:
     if fit.status != "ok":
         return _untested(question, fit.reason)
     share = fit.estimates[0]
-    bounds = [] if share.interval is None else [f"{bound:.0%}" for bound in share.interval]
-    span = f", 95 % interval {' to '.join(bounds)}" if bounds else ""
+    tells = share.interval is not None and share.interval != (0.0, 1.0)
+    span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
     mean = f"each dataset counting once: {share.value:.0%}{span}"
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]

@@ -186,7 +186,6 @@ class ScalingFits:
     """
 
     schema_version: int = 3
-    seed: int
     num_trials: int
     num_used: int
     num_points: int
@@ -254,7 +253,6 @@ def prepare(
 def fit_scaling_laws(
     table: pd.DataFrame,
     *,
-    seed: int = 0,
     sharpness_policy: t.Policy = "refuse",
     arms: Sequence[Arm] = (),
     explore: bool = False,
@@ -263,7 +261,6 @@ def fit_scaling_laws(
 
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.table`.
-        seed: decides drawn permutations, where there are too many to try all; everything else is exact.
         sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
             ``refuse`` fits that compare it, or ``ignore`` that.
         arms: datasets of an experiment that moves one property. Copies of one world are not independent
@@ -274,19 +271,17 @@ def fit_scaling_laws(
         DataError: if the table lacks a required column or contradicts itself.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
-    points, scale = ready.points, ready.scale
+    points = ready.points
     models = tuple(sorted(points[c.MODEL].unique()))
-    found = [*_asked(ready, models, seed)] if models else []
-    found += _explored(points, models, scale, seed) if explore else ()
+    found = [*_fits(ready, models, explore)] if models else []
     return ScalingFits(
-        seed=seed,
         num_trials=len(table),
         num_used=ready.num_used,
         num_points=len(points),
         excluded=ready.excluded,
         datasets=t.summaries_of(ready.full, points),
         models=models,
-        sharpness_scale=scale,
+        sharpness_scale=ready.scale,
         fits=tuple(found),
         claims=adjusted(p_values_of(found)),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
@@ -296,27 +291,22 @@ def fit_scaling_laws(
     )
 
 
-def _asked(ready: Prepared, models: Sequence[str], seed: int) -> Iterator[Fit]:
-    """What the answers rest on: all models together."""
+def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit]:
+    """What the answers rest on, all models together; on ``explore`` single models, domains and other d."""
     points, scale = ready.points, ready.scale
-    yield fit_headline(points, scale=scale, seed=seed)
-    yield fit_height(points, (t.IS_MEDICAL,), scale=scale, seed=seed)
+    yield fit_headline(points, scale)
+    yield fit_height(points, scale, (t.IS_MEDICAL,))
     yield fit_exponent(points)
     yield fit_exponent(g.past_guessing(g.clear_of_guessing(points), ready.full), variant=PAST_GUESSING)
-    yield from fit_attacks(points, models, scale=scale, seed=seed)
+    yield from fit_attacks(points, scale, models)
     yield fit_representation(points)
-
-
-def _explored(
-    points: pd.DataFrame, models: Sequence[str], scale: t.SharpnessScale, seed: int
-) -> Iterator[Fit]:
-    for model in models:
-        yield fit_headline(points, scale=scale, seed=seed, model=model)
+    for model in models if explore else ():
+        yield fit_headline(points, scale, model=model)
         yield fit_exponent(points, model=model)
         yield fit_representation(points, model=model)
-    for domain in c.DOMAINS:
+    for domain in c.DOMAINS if explore else ():
         yield fit_exponent(points, subset=domain)
-    for variant, column in OTHER_D.items():
+    for variant, column in OTHER_D.items() if explore else ():
         yield fit_exponent(points, dimension=column, variant=variant)
 
 
@@ -324,6 +314,11 @@ def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str
     """Return the points that have all of ``names``, with these columns and the keys alone."""
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
     return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
+
+
+def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
+    """A fit of these rows that is not made yet."""
+    return Fit(kind=kind, num_points=len(rows), num_datasets=rows[c.DATASET].nunique(), **about)
 
 
 def _too_few(rows: pd.DataFrame, needed: int) -> str:
@@ -336,7 +331,7 @@ def _too_few(rows: pd.DataFrame, needed: int) -> str:
     return few if names else "no point has all the numbers this fit needs"
 
 
-def fit_headline(points: pd.DataFrame, *, scale: t.SharpnessScale, seed: int, model: str = t.POOLED) -> Fit:
+def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
     """Regress dataset effects on 1/d, log K_F and the label together.
 
     K_F is left out where it was measured on unequal scales or not at all, and the label where there is one
@@ -345,7 +340,7 @@ def fit_headline(points: pd.DataFrame, *, scale: t.SharpnessScale, seed: int, mo
     names = _properties(points, scale)
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *names))
     terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
-    return fit_height(points, terms, scale=scale, seed=seed, model=model, kind="headline")
+    return fit_height(points, scale, terms, model=model, kind="headline")
 
 
 def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...]:
@@ -354,16 +349,13 @@ def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...
 
 
 def fit_height(
-    points: pd.DataFrame, terms: tuple[str, ...], *, scale: t.SharpnessScale, seed: int,
-    model: str = t.POOLED, kind: Kind = "height",
+    points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
+    kind: Kind = "height",
 ) -> Fit:  # fmt: skip
     """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all."""
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
-    blank = Fit(
-        kind=kind, model=model, terms=terms, num_points=len(rows), num_needed=needed,
-        num_datasets=rows[c.DATASET].nunique(),
-    )  # fmt: skip
+    blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
     if reason := _too_few(rows, needed):
         return replace(blank, reason=reason)
     if reason := g.flattened(rows):
@@ -379,7 +371,7 @@ def fit_height(
     claimed = (kind, model) == ("headline", t.POOLED)
     tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
     y, x = effects[t.LOG_LOSS], np.column_stack([effects[name] for name in terms])
-    estimates = slope_estimates(y, x, terms, domains, tested=tested, seed=seed)
+    estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
         return replace(blank, reason=unidentified(rows, terms))
     if claimed:
@@ -403,7 +395,7 @@ def _effects(rows: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], dict[
 
 
 def slope_estimates(
-    y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str], seed: int,
+    y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
     hopeless: float = 1.0,
 ) -> tuple[Estimate, ...] | None:  # fmt: skip
     """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``; None where the
@@ -424,7 +416,7 @@ def slope_estimates(
         if name in tested and slopes.p_values[k] <= hopeless:
             others = set(terms) - {name}
             places = blocks if t.IS_MEDICAL in others else [""] * len(y)
-            test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places, seed=seed)
+            test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
             if test is not None:
                 exact = test.exact and others <= {t.IS_MEDICAL}
                 estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
@@ -473,10 +465,9 @@ def fit_exponent(
     rows = _curves(rows_of(points, model, subset, (t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE)))
     num_curves = rows[t.CURVE].nunique()
     rows = _curves(g.clear_of_guessing(rows))
-    blank = Fit(
-        kind="exponent", model=model, subset=subset, variant=variant, num_points=len(rows),
-        num_datasets=rows[c.DATASET].nunique(), num_needed=i.MIN_DATASETS, num_curves=num_curves,
-        num_at_guessing=num_curves - rows[t.CURVE].nunique(),
+    blank = _blank(
+        "exponent", rows, model=model, subset=subset, variant=variant, num_needed=i.MIN_DATASETS,
+        num_curves=num_curves, num_at_guessing=num_curves - rows[t.CURVE].nunique(),
     )  # fmt: skip
     if blank.num_datasets < i.MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
@@ -511,9 +502,7 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 
-def fit_attacks(
-    points: pd.DataFrame, models: Sequence[str], *, scale: t.SharpnessScale, seed: int
-) -> Iterator[Fit]:
+def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
     """Correlate what every attack adds to the loss with K_F (Theorem 3), over dataset effects at equal train
     size, within domains; for all models together and for each, whose p-values are adjusted together.
     """
@@ -521,10 +510,8 @@ def fit_attacks(
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
     for name, model in ((name, model) for name in attacks for model in (*models, t.POOLED)):
         rows = rows_of(points, model, t.ALL, (name, c.LABEL_SHARPNESS))
-        blank = Fit(
-            kind="attack", model=model, response=name, terms=(c.LABEL_SHARPNESS,), num_needed=4,
-            num_datasets=rows[c.DATASET].nunique(), num_points=len(rows),
-        )  # fmt: skip
+        terms = (c.LABEL_SHARPNESS,)
+        blank = _blank("attack", rows, model=model, response=name, terms=terms, num_needed=4)
         reduced = _effects(rows, (name,)) if blank.num_datasets >= blank.num_needed else None
         if not scale.comparable:
             yield replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
@@ -540,7 +527,7 @@ def fit_attacks(
     x = known[c.LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
     values, blocks = gains.to_numpy(dtype=float), known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str)
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
-    p_values, num = i.max_correlation_test(values[:, single], x, blocks.tolist(), seed=seed)
+    p_values, num = i.max_correlation_test(values[:, single], x, blocks.tolist())
     known_p = dict(zip(single, p_values.tolist(), strict=True))
     for k, (blank, _) in enumerate(tried):
         has = np.isfinite(values[:, k])
@@ -556,10 +543,8 @@ def fit_attacks(
 def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
     """Count how often d_repr ≤ d_data, both by maximum likelihood (Theorem 5, an approximate bound)."""
     rows = rows_of(points, model, t.ALL, (c.D_DATA_MLE, c.D_REPR_MLE))
-    blank = Fit(
-        kind="representation", model=model, response=c.D_REPR_MLE, terms=(c.D_DATA_MLE,),
-        num_points=len(rows), num_datasets=rows[c.DATASET].nunique(),
-    )  # fmt: skip
+    about = {"response": c.D_REPR_MLE, "terms": (c.D_DATA_MLE,)}
+    blank = _blank("representation", rows, model=model, **about)
     if len(rows) == 0:
         return replace(blank, reason="no point has both dimensions")
     below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]

@@ -223,9 +223,7 @@ def correlation_within(y: Array, x: Array, blocks: Codes) -> float | None:
     return float(own @ other) / length / size
 
 
-def max_correlation_test(
-    responses: Array, x: Array, blocks: Sequence[str], *, seed: int = 0
-) -> tuple[Array, int]:
+def max_correlation_test(responses: Array, x: Array, blocks: Sequence[str]) -> tuple[Array, int]:
     """Adjust the correlations of responses (G, m; NaN where there is none) with x (G,) for their number: the
     largest r, by permutation within blocks (Westfall & Young 1993).
 
@@ -236,7 +234,7 @@ def max_correlation_test(
         The adjusted p-value of every response (m,), NaN where it does not vary over four datasets, and the
         number of rearrangements.
     """
-    order, _ = rearrangements(tuple(blocks), None, seed)
+    order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
     moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
     for k, response in enumerate(responses.T):

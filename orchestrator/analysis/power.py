@@ -175,7 +175,7 @@ def claim_p_values(design: Design, sample: Sample) -> dict[str, float]:
     y, x = heights(design, sample)
     terms = (*tested, t.IS_MEDICAL)[: x.shape[1]]
     if len(domains) >= len(terms) + 2:
-        estimates = f.slope_estimates(y, x, terms, domains, tested=tested, seed=0, hopeless=LEVEL)
+        estimates = f.slope_estimates(y, x, terms, domains, tested=tested, hopeless=LEVEL)
         found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
     if len(design.train_sizes) > 1:
         found.append(f.with_exponent(f.Fit(kind="exponent"), exponent_sums(design, sample)))

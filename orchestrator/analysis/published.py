@@ -258,7 +258,7 @@ def published_report() -> PublishedReport:
         for model in sorted(set(rows[c.MODEL]) - {NOT_STATED}):
             slope = fit_published(ready.points, LOSS_ON_D_DATA, model=model, subset=c.MEDICAL)
             form = fit_published(ready.points, PREDICTED_FORM, model=model)
-            gap = f.fit_height(ready.points, (t.IS_MEDICAL,), scale=ready.scale, seed=0, model=model)
+            gap = f.fit_height(ready.points, ready.scale, (t.IS_MEDICAL,), model=model)
             label = gap.estimates[0]
             redone.append(
                 {

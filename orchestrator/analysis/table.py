@@ -61,13 +61,13 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def number(value: float | None) -> str:
-    """Render a number to three figures, or nothing when there is none."""
+def number(value: float | None, figures: int = 3) -> str:
+    """Render a number to so many figures, or nothing when there is none."""
     if value is None or pd.isna(value):
         return ""
     small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
     large = 1e3 <= abs(value) < 1e7
-    text = f"{value:,.0f}" if large else f"{value:.2e}" if small else f"{value:.3g}"
+    text = f"{value:,.0f}" if large else f"{value:.{figures - 1}e}" if small else f"{value:.{figures}g}"
     return "0" if text == "-0" else text.replace("-", "−")
 
 
@@ -79,8 +79,12 @@ def p_value(value: float | None) -> str:
 
 
 def interval(bounds: Interval | None) -> str:
-    """Render an interval, or a dash when there are too few datasets for one."""
-    return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
+    """Render an interval, to the figures that tell its ends apart; a dash with too few datasets for one."""
+    if bounds is None:
+        return "–"
+    ends = ([number(bound, figures) for bound in bounds] for figures in range(3, 9))
+    low, high = next((pair for pair in ends if pair[0] != pair[1]), [number(bound) for bound in bounds])
+    return f"{low} to {high}"
 
 
 # A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe
