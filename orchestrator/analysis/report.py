@@ -67,7 +67,7 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
-    """Fit and write the report of what was read of the result store; return the page, None without a result."""
+    """Fit and write the report of what the result store has; return the page, None without a result."""
     table = results_table(workspace, state=state)
     if table.empty:
         return None
