@@ -31,14 +31,11 @@ class IntrinsicDimension:
     """An estimate with what is needed to judge it.
 
     Attributes:
-        estimator: ``"mle"``, ``"twonn"`` or ``"gride"``.
         value: The estimate, or None when it is undefined; ``reason`` then says why.
         std_error: Its standard error, by the way that ``convention`` names.
         num_points: Points that the value averages over, after duplicates and ties were left out.
-        num_neighbors: Neighbours used per point.
-        convention: The formula, in words.
         num_dropped: Points left out because their neighbour distances are zero.
-        reason: Why ``value`` is None.
+        convention: The formula, in words.
         details: More of the same estimator, such as its curve over scales.
     """
 
@@ -145,12 +142,10 @@ def _mle(near: Neighborhoods) -> Fit:
 
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
-    Where density is even the sum has the mean ``(k - 1)/d``, so that k - 1 is the unbiased divisor where
-    inverses are averaged. The study's code divides by k - 2, and so does the value, which is compared with
-    the study's laws; ``value_k_minus_1`` is the other, 19/18 of it at k = 20. The standard error is by the
-    delta method, ``d² · sd(inverse) / √n``, which takes points as independent; ``std_error_bootstrap``
-    resamples blocks of neighbouring points. ``curve`` has both values for every smaller k: of the two only
-    the latter does not change with k for the divisor's sake alone.
+    k - 2 is the divisor of the study's code; k - 1, of ``value_k_minus_1``, is the unbiased one where
+    inverses are averaged. The standard error is by the delta method, ``d² · sd(inverse) / √n``, which takes
+    points as independent; ``std_error_bootstrap`` resamples blocks of neighbouring points. ``curve`` has both
+    values for every smaller k.
     """
     logs, k = np.log(near.distances), near.distances.shape[1]
     inverses = inverse_dimensions(logs, k, 2)
@@ -209,10 +204,9 @@ def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: 
 def _gride(near: Neighborhoods) -> Fit:
     """Generalised ratios (Denti et al. 2022): likelihood of ``T_{2n}/T_n`` for n = 1, 2, 4, ...
 
-    For points of locally constant density the ratio μ = T_{n2}/T_{n1} has the density
-    ``d (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``; d maximises the likelihood. The value is the one
-    at the largest scale (least variance); ``curve`` has every scale with its standard error from the observed
-    information, and the mean distance at which it looks.
+    For points of locally constant density the ratio μ = T_{n2}/T_{n1} has the density ``d (μ^d - 1)^(n2-n1-1)
+    / (μ^((n2-1)d+1) B(n2-n1, n1))``. The value is that of the largest scale; ``curve`` has every scale with
+    its standard error from the observed information, and its mean distance.
     """
     curve = []
     for n1 in [2**j for j in range(20) if 2 ** (j + 1) <= near.distances.shape[1]]:

@@ -1,8 +1,7 @@
 """Both measures of a dataset, for all its train sizes, with everything needed to judge them.
 
-Two equal images are at distance zero, where logarithms and inverses break. Policy: of rows with the same
-bytes the first one stays and the later ones are left out of every measure, and counted; if their labels
-differ they are conflicts, and listed.
+Two equal images are at distance zero, where logarithms and inverses break: the first one stays and the later
+ones are left out of every measure, and counted; if their labels differ they are conflicts, and listed.
 """
 
 from __future__ import annotations
@@ -362,35 +361,24 @@ def row_keys(
     words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
     keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
     units = byte_units(rows)
-    bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" and not units else []
+    bad: list[int] = []
+    if rows.dtype.kind == "f" and not units:
+        with np.errstate(over="ignore", invalid="ignore"):  # a finite sum proves that a row is finite
+            suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
+        bad = (suspects[~np.isfinite(rows[suspects]).all(axis=1)] + start).tolist()
     return keys, bad, units, rows.dtype.str
 
 
-def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Rows that hold NaN or infinity; a finite sum proves that a row holds neither."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
-    found: npt.NDArray[np.intp] = suspects[~np.isfinite(rows[suspects]).all(axis=1)]
-    return found
-
-
 def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """First equal row of every row; rows with equal keys are told apart by digests of all their values.
-
-    Pairs are not compared: images that differ in few pixels only may all have one key.
-    """
+    """First equal row of every row; rows with equal keys are told apart by digests of all their values."""
     first_of = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(order, edges):
-        if len(group) < 2:
-            continue
         firsts: dict[bytes, int] = {}
-        for row in np.sort(group).tolist():
-            first_of[row] = firsts.setdefault(_digest(source.read(row, row + 1)), row)
+        for row in np.sort(group).tolist() if len(group) > 1 else ():
+            values = source.read(row, row + 1)
+            without_minus_zero = np.ascontiguousarray(values + np.zeros((), values.dtype))
+            digest = hashlib.blake2b(without_minus_zero.data, digest_size=32).digest()
+            first_of[row] = firsts.setdefault(digest, row)
     return first_of
-
-
-def _digest(values: npt.NDArray[Any]) -> bytes:
-    without_minus_zero = values + np.zeros((), values.dtype)
-    return hashlib.blake2b(np.ascontiguousarray(without_minus_zero).data, digest_size=32).digest()

@@ -27,6 +27,7 @@ from tasks.measures.distances import (
     BlockSource,
     ByteRows,
     FloatArray,
+    IntArray,
     Precision,
     as_bytes,
     as_source,
@@ -61,7 +62,6 @@ HELD_BYTES = 256 << 20
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
-IntArray = npt.NDArray[np.integer[Any]]
 Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
 
 
@@ -73,9 +73,8 @@ def far(dtype: np.dtype[Any]) -> float | int:
 
 
 class Partial:
-    """The best found so far for positions ``start`` to ``stop``; merges associatively.
-
-    Neighbours are filed by shell, ``squared[shell]``; nearest opposites by shell and, after these, by sample.
+    """The best found so far for positions ``start`` to ``stop``: neighbours by shell, ``squared[shell]``, and
+    nearest opposites by shell and, after these, by sample.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
 
 
 def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
-    """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
+    """Lower ``best[rows]`` to smaller row minima of ``squared``, and note their columns."""
     nearest = squared.min(axis=1)
     near = np.flatnonzero((nearest <= best[rows]) & (nearest < far(squared.dtype)))
     if not len(near):
@@ -233,12 +232,7 @@ class Job:
 def search_tile(
     job: Job, row_start: int, row_stop: int, column_start: int, column_stop: int
 ) -> list[Partial]:
-    """Compute all blocks of one tile; returns what it found for its rows and its columns.
-
-    Raises:
-        CorruptStoreError: From the source, when a shard cannot be read.
-        SetupError: If this node has no such device as the job asks for.
-    """
+    """Compute all blocks of one tile; returns what it found for its rows and its columns."""
     check_device(job.precision.device)
     rows, columns = (row_start, row_stop), (column_start, column_stop)
     mine = job.partial(*rows)
@@ -327,7 +321,7 @@ def _file_block(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, squa
 
 
 def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Block) -> None:
-    """Nearest opposites inside each sample."""
+    """File nearest opposites inside each sample."""
     for number, members in enumerate(job.subsets):
         rows, columns = np.flatnonzero(members[slice(*own)]), np.flatnonzero(members[slice(*other)])
         if not len(rows) or not len(columns):
@@ -411,10 +405,8 @@ def nested_neighbors(
         subsets: ``(num_subsets, num_positions)`` masks, for nearest opposites inside samples.
 
     Returns:
-        Tables for every size. Rows of bytes (uint8, int8, bool, arrays of other types that hold bytes, and
-        `tasks.measures.distances.ByteRows`) are measured in whole numbers: distances are roots of exact
-        integers, and the tables are the same bits for any blocks, workers and machine. Otherwise the
-        relative error of distances is below 1e-5 in float32, 1e-7 in float64.
+        Tables for every size. Distances of rows of bytes are roots of exact integers, the same bits for any
+        blocks, workers and machine. Otherwise their relative error is below 1e-5 in float32, 1e-7 in float64.
 
     Raises:
         DataError: If a source's rows are bytes at first and of another type later.
@@ -426,10 +418,14 @@ def nested_neighbors(
     num_rows = len(positions)
     dtype = source.read(0, 1).dtype
     exact = precision.exact_bytes and is_byte_dtype(dtype)
+    codes = None
+    if labels is not None:  # in the narrowest type, since they are compared for every pair
+        classes, numbered = np.unique(labels, return_inverse=True)
+        codes = numbered[positions].astype(np.min_scalar_type(len(classes)))
     job = Job(
         source=source,
         rows=positions,
-        labels=None if labels is None else _codes(labels)[positions],
+        labels=codes,
         shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_rows), side="right"),
         subsets=np.zeros((0, num_rows), bool) if subsets is None else subsets[:, :num_rows],
         centre=np.zeros(0) if exact else estimate_centre(source),
@@ -448,7 +444,7 @@ def nested_neighbors(
 
 
 def _merged(job: Job, executor: Executor) -> Partial:
-    """Search all tiles, wherever the executor does so, and merge what they found."""
+    """Search all tiles and merge what they found."""
     num_rows, workers = len(job.rows), executor.num_workers
     shared = executor.share(job)
     tiles = [(shared, *tile) for tile in plan_tiles(num_rows, workers)]
@@ -458,12 +454,6 @@ def _merged(job: Job, executor: Executor) -> Partial:
     for partial in partials:
         total.merge(partial)
     return total
-
-
-def _codes(labels: IntArray) -> IntArray:
-    """Labels numbered from 0, in the narrowest type, since they are compared for every pair."""
-    classes, codes = np.unique(labels, return_inverse=True)
-    return codes.astype(np.min_scalar_type(len(classes)))
 
 
 def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:

@@ -54,11 +54,8 @@ class MeasureSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that measure nothing, or are of the wrong type."""
-        sample, seeds, names = (
-            self.sharpness_sample,
-            _as_tuple(self.sharpness_seeds),
-            _as_tuple(self.estimators),
-        )
+        seeds, names = _as_tuple(self.sharpness_seeds), _as_tuple(self.estimators)
+        sample = self.sharpness_sample
         limits = (0, 1) if self.pixel_range is None else _as_tuple(self.pixel_range)
         is_range = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
         are_names = not isinstance(self.estimators, str) and all(isinstance(name, str) for name in names)
@@ -128,12 +125,10 @@ class SizeRecord:
 
 
 class MeasureResult(Finding):
-    """The measures of a dataset.
+    """The measures of a dataset by train size, ascending; the last one is the dataset's own.
 
     Attributes:
-        sizes: One record per train size, ascending; the last one is the dataset's own.
         conflict_pairs: First pairs of identical images with different labels.
-        settings: How it was measured.
         precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the dtype of
             the products, ``"float64"`` when the data were too close together for float32 anywhere.
         notes: What a reader should know, in words.

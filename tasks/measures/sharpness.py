@@ -20,8 +20,7 @@ from tasks.measures.distances import FloatArray
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-# Rearrangements of the labels whose mean is the label sharpness of labels without meaning, and how many of
-# the closest pairs are looked through for the first with unlike labels; nearly always it is among the first.
+# Rearrangements of the labels, and how many of the closest pairs are looked through for one of unlike labels.
 NUM_PERMUTATIONS = 100
 CLOSEST_PAIRS, FIRST_PAIRS = 4096, 64
 
@@ -43,18 +42,13 @@ class LabelSharpness:
     """Label sharpness with its uncertainty and its conventions.
 
     Attributes:
-        value: Mean over the samples of each sample's maximum, or None when undefined.
-        convention: What it is measured in.
-        num_pairs: Pairs of images with different labels in one sample.
-        num_images: Images per sample.
+        value: Mean over the samples of each sample's maximum, or None when undefined, for ``reason``.
+        num_pairs, num_images: Pairs with different labels in one sample, and its images.
         pair: Rows of the two differently labelled images that are closest, among all images of this size.
         pair_value: ``1/distance`` of that pair: the maximum over all images.
         sample_values: The maximum in each sample; one number when all images are used.
-        percentiles: Of the images' ``1/distance to the nearest image with another label``, since a
-            maximum hangs on one pair; ``"mean"`` is their mean.
-        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images:
-            what of it is the distance between neighbours alone.
-        reason: Why ``value`` is None.
+        percentiles: Of the images' ``1/distance to the nearest image with another label``, and their mean.
+        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images.
     """
 
     value: float | None
@@ -202,25 +196,22 @@ def permuted_sharpness(
 def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: float) -> str | None:
     """Why no finite label sharpness exists, or None."""
     num_classes = len(np.unique(labels))
-    if num_classes < 2:
-        return f"needs two classes, these {len(labels)} distinct images have {num_classes}"
-    if num_pairs == 0:
-        return (
-            "the samples hold one class only, the other is too rare; use all images (sharpness_sample=None)"
-        )
-    if pair_distance <= 0:
-        return "two images with different labels differ by less than can be represented"
-    if not np.isfinite(pair_distance):
-        return "images with different labels differ by more than can be squared"
-    return None
+    reasons = {
+        f"needs two classes, these {len(labels)} distinct images have {num_classes}": num_classes < 2,
+        "the samples hold one class only, the other is too rare; use all images (sharpness_sample=None)": (
+            num_pairs == 0
+        ),
+        "two images with different labels differ by less than can be represented": pair_distance <= 0,
+        "images with different labels differ by more than can be squared": not np.isfinite(pair_distance),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
     """Factor that takes a label sharpness from one pixel range, side and channel count to another.
 
-    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels;
-    for the side it assumes that resizing keeps every pixel's neighbourhood, and interpolation blurs (a
-    bilinear 28 → 224 shortens distances by about 8 %).
+    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels; for the
+    side it neglects the blur of interpolation (a bilinear 28 → 224 shortens distances by about 8 %).
 
     Raises:
         DataError: If a side or range is missing, or the sample differs, which no factor makes up for.
