@@ -8,7 +8,7 @@ that the table had or with what is missing. p-values are Holm's over all claims 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
+from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, published_table, score_table, scorecard
 from orchestrator.analysis.table import interval, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
@@ -135,18 +136,19 @@ class Ledger:
         return {**asdict(self), "entries": entries}
 
 
-def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True) -> Ledger:
+def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
     """Decide every claim from a results table.
 
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.table`.
         sweep: how to call it.
         compare: whether to score it against every published quantity as well.
+        arms: datasets of an experiment, of which the bases alone count.
 
     Raises:
         DataError: if the table lacks a required column or contradicts itself.
     """
-    ready = f.prepare(table)
+    ready = f.prepare(table, arms=arms)
     found = [*_of_heights(ready), *_of_sizes(ready), *_of_attacks(ready), *_of_representations(ready)]
     found += _unmeasured()
     adjusted = i.holm({e.number: e.p_value for e in found if e.p_value is not None})

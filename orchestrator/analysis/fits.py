@@ -235,11 +235,7 @@ class Prepared(NamedTuple):
 def prepare(
     table: pd.DataFrame, *, sharpness_policy: t.Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
-    """Check a table and reduce it to the points that fits and figures see; arguments as for the fits.
-
-    Raises:
-        DataError: if the table lacks a required column or contradicts itself.
-    """
+    """Check a table and reduce it to the points that fits and figures see; arguments as for the fits."""
     full, unusable = t.normalise(table)
     copies = full[c.DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"

@@ -116,11 +116,7 @@ class _Change(NamedTuple):
 
 
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
-    """Gate the arms (every dataset of the experiment), estimate the effects and say what came out.
-
-    Raises:
-        DataError: if the table contradicts itself.
-    """
+    """Gate the arms (every dataset of the experiment), estimate the effects and say what came out."""
     full, _ = t.normalise(table)
     trials, excluded = t.usable_trials(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
     points = t.fitted_points(trials)

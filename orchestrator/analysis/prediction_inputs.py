@@ -60,11 +60,7 @@ def is_pilot_table(path: Path) -> bool:
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
-    """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and 0,5.
-
-    Raises:
-        ConfigError: when it is none, holds no usable loss, or is of several datasets.
-    """
+    """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and 0,5."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             separator = max(",;\t", key=file.readline().count)
@@ -123,11 +119,7 @@ def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the JSON that ``isweep measure --json`` wrote.
-
-    Raises:
-        ConfigError: when the file is none.
-    """
+    """Read the JSON that ``isweep measure --json`` wrote."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -155,11 +147,7 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
-    """Refuse a K_F that was measured on another scale than a sweep's one, where both say theirs.
-
-    Raises:
-        ConfigError: with both scales.
-    """
+    """Refuse a K_F that was measured on another scale than a sweep's one, where both say theirs."""
     sharpness = record.get("label_sharpness")
     if not isinstance(sharpness, Mapping) or len(scale.scales) != 1:
         return
@@ -179,11 +167,7 @@ def check_numbers(
     d_data: float, label_sharpness: float, train_size: float | None, target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:  # fmt: skip
-    """Refuse a question that is none, and numbers that cannot be.
-
-    Raises:
-        ConfigError: with the first of them.
-    """
+    """Refuse a question that is none, and numbers that cannot be."""
     if (train_size is None) == (target_loss is None):
         found = "neither" if train_size is None else "both"
         rule = "A prediction needs either a train size or a target loss"

@@ -145,11 +145,7 @@ _Mistake = tuple[str, str, str]
 
 
 def check_values(table: pd.DataFrame) -> None:
-    """Refuse rows without a name, of a status that is none, or with a part of an image.
-
-    Raises:
-        DataError: with the first of what was found.
-    """
+    """Refuse rows without a name, of a status that is none, or with a part of an image."""
     for mistake in _mistakes_in_values(table):
         raise DataError(*mistake)
 
@@ -248,9 +244,6 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
 
     Returns:
         The table sorted by ``trial_id``, and the number of unusable values per column.
-
-    Raises:
-        DataError: if a required column is absent or the table contradicts itself.
     """
     for mistake in _mistakes(table):
         raise DataError(*mistake)
@@ -265,11 +258,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that did not diverge, and how many trials and unusable values that left out.
-
-    Raises:
-        DataError: if a name is blank, a status unknown, or a train size no whole number.
-    """
+    """Return the trials that did not diverge, and how many trials and unusable values that left out."""
     check_values(table)
     done = table.get(c.STATUS, pd.Series("", table.index)).fillna("").isin([c.DONE, ""])
     kept, unusable = _with_numbers(table[done].copy())

@@ -330,6 +330,7 @@ def claims(
         latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
+    from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
@@ -337,7 +338,8 @@ def claims(
     if sweep is None:
         found = c.published_ledger()
     else:
-        found = c.ledger(read_table(sweep, place, from_store=from_store), sweep=sweep)
+        table, arms = read_table(sweep, place, from_store=from_store), arms_of(place.open(sweep))
+        found = c.ledger(table, sweep=sweep, arms=arms)
     emit(place, found.to_json(), c.describe(found), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))

@@ -38,7 +38,7 @@ SignedBytes = npt.NDArray[np.int8]
 Product = Callable[[SignedBytes, SignedBytes], npt.NDArray[np.int32]]
 """``a @ b.T`` of ``(num_a, num_features)`` and ``(num_b, num_features)``, ``MAX_FEATURES`` at most."""
 
-# Sums of that many products of signed bytes stay below 2³¹; and at or below 2²⁴, whole numbers in float32.
+# Sums of that many products of signed bytes stay below 2³¹, and below 2²⁴, to which float32 is exact.
 MAX_FEATURES, FLOAT32_FEATURES = 131_071, 1_024
 # torch._int_mm (2.13, CPU) returns wrong products for rows of one feature; short rows gain nothing anyway.
 MIN_FEATURES = 16
