@@ -114,9 +114,9 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
             f"{num} of {t.plural(points[t.LOG_LOSS].count(), 'point')} lie at guessing between two classes "
             f"(a loss from {AT_GUESSING:g} ln 2 on){named}."
         )
-    counts = points.groupby(c.DOMAIN)[c.DATASET].nunique()
-    found += [few_of_domain(str(d), int(n)) for d, n in counts.items() if n < MIN_CONVINCING_DATASETS]
-    absent = [domain for domain in c.DOMAINS if domain not in counts]
+    numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
+    found += [few_of_domain(str(d), int(n)) for d, n in numbers.items() if n < MIN_CONVINCING_DATASETS]
+    absent = [domain for domain in c.DOMAINS if domain not in numbers]
     found += [
         f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
     ]

@@ -198,14 +198,16 @@ LOSS_ON_D_DATA, PREDICTED_FORM = (c.D_DATA_MLE,), (t.SCALED_LOG_TRAIN_SIZE, t.LO
 def fit_published(points: pd.DataFrame, terms: tuple[str, ...], *, model: str, subset: str = t.ALL) -> f.Fit:
     """Regress a model's log loss over points pooled over N, as the paper does; jackknife intervals."""
     rows = f.rows_of(points, model, subset, (t.LOG_LOSS, *terms))
-    y, x, datasets = (rows[names].to_numpy() for names in (t.LOG_LOSS, list(terms), c.DATASET))
+    y, x = rows[t.LOG_LOSS].to_numpy(dtype=float), rows[list(terms)].to_numpy(dtype=float)
+    datasets = rows[c.DATASET].to_numpy(dtype=str)
     blank = f.Fit(
         kind="published", model=model, subset=subset, terms=terms, num_points=len(rows),
         num_datasets=rows[c.DATASET].nunique(),
     )  # fmt: skip
     if (whole := i.ols(y, x)) is None:
         return replace(blank, reason=f.unidentified(rows, terms))
-    refits = {name: i.ols(y[datasets != name], x[datasets != name]) for name in sorted(set(datasets))}
+    names = sorted(map(str, set(datasets)))
+    refits = {name: i.ols(y[datasets != name], x[datasets != name]) for name in names}
     values = {name: refit.values for name, refit in refits.items() if refit is not None}
     estimates = []
     for k, (name, value) in enumerate(zip(terms, whole.values.tolist(), strict=True)):
@@ -235,7 +237,8 @@ class PublishedReport:
             "datasets at equal N, with a t interval over datasets and the exact permutation p of the label.",
             self.regressions,
             {
-                **{name: lambda row, name=name: row[name] for name in ("model", "datasets")},
+                "model": lambda row: row["model"],
+                "datasets": lambda row: row["datasets"],
                 "on d_data": lambda row: number(row["slope"]),
                 "interval": lambda row: interval(row["interval"]),
                 "R²": lambda row: number(row["r_squared"]),

@@ -113,7 +113,6 @@ class CalibratedDimension:
     num_neighbors: int
     level: float
     families: dict[str, float]
-    num_simulations: int
     notes: tuple[str, ...] = ()
     reason: str | None = None
 
@@ -162,7 +161,7 @@ def calibrate(
     if len(kept) > MAX_POINTS:
         kept = np.sort(np.random.default_rng(seed).choice(kept, MAX_POINTS, replace=False))
     num_points = len(kept)
-    undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {}, 0)
+    undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {})
     if num_points < 4 * num_neighbors:
         reason = f"needs at least {4 * num_neighbors} distinct points, has {num_points}"
         return replace(undefined, reason=reason)
@@ -283,7 +282,6 @@ def posterior(
         num_neighbors=num_neighbors,
         level=LEVEL,
         families=dict(zip(simulations.families, weight.sum(axis=1).tolist(), strict=True)),
-        num_simulations=int(np.isfinite(simulations.statistics[..., 0]).sum()),
         notes=tuple(notes),
     )
 

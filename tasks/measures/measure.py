@@ -246,9 +246,8 @@ def _refine_minimum(
     source: BlockSource, rows: npt.NDArray[Any], nearest: FloatArray, ids: npt.NDArray[Any]
 ) -> None:
     """Recompute in place the distances that could be the smallest."""
-    if not np.isfinite(nearest.min(initial=np.inf)):
-        return
-    candidates = np.flatnonzero(nearest <= nearest.min() * _NEAR_MINIMUM)[:_MAX_CANDIDATES]
+    near = np.isfinite(nearest) & (nearest <= nearest.min(initial=np.inf) * _NEAR_MINIMUM)
+    candidates = np.flatnonzero(near)[:_MAX_CANDIDATES]
     one = np.zeros(1, np.intp)
     for i in candidates.tolist():
         a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))

@@ -259,7 +259,7 @@ def _blocks_of_floats(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Spa
 
 
 def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span, Span, Block, str]]:
-    """The same in whole numbers; blocks lie beside the diagonal or, with equal rows and columns, on it."""
+    """The same in whole numbers."""
     num_features = int(np.prod(job.source.row_shape))
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held = min(job.block_rows, max(HELD_BYTES // num_features, 1))

@@ -96,7 +96,6 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
-    """Several values as a tuple, one value as a tuple of one."""
     return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
 
 
