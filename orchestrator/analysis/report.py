@@ -152,8 +152,7 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, ``figures/``, ``results.csv``, ``results.parquet``, ``fits.json`` and
-    ``tables/*.tex``.
+    """Write ``report.html``, whose path is returned, figures, results, ``fits.json`` and ``tables/*.tex``.
 
     The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
 
@@ -164,9 +163,6 @@ def write_report(
         sweep: name of the sweep, the page's title.
         summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
         formats: of figures beside what the page shows: ``pdf``, ``png``.
-
-    Returns:
-        The path of ``report.html``.
 
     Raises:
         DataError: if the table contradicts itself.
