@@ -29,7 +29,6 @@ from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.records import FailureRecord
 from orchestrator.results.rows import FlatRun, Live, Point, Row, milliseconds
-from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import write_atomic
@@ -414,14 +413,12 @@ def make_tracker(
 
 @contextmanager
 def open_tracker(
-    workspace: Workspace, stored: StoredResults, uri: str | None, *, used: bool = True, say: Say = log.info
+    tracker: Tracker, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = ()
 ) -> Iterator[Tracker]:
-    """Open the tracker of :func:`make_tracker`, bring it up to the store, and close it whatever happens."""
-    tracker = make_tracker(workspace, stored.store, uri, used=used, say=say)
+    """Bring a tracker up to what is stored, and close it whatever happens in the block."""
     ending: Ending = "FAILED"
     try:
-        state = judge(workspace, stored)
-        tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
+        tracker.reconcile(results, failures, wait=False)
         yield tracker
         ending = "FINISHED"
     except KeyboardInterrupt:

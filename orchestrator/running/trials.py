@@ -241,6 +241,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
         self._noted = {""}
+        self._begun: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
@@ -285,6 +286,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_name(trial)
         cell = self._work.cells[trial_id]
         self._work.started(trial_id)
+        self._begun.add(trial_id)
         try:
             self._execution.arrays.trial_started(trial_id, self._array(trial_id))
         except SweepError as error:
@@ -432,11 +434,12 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 {i: self._places[i] for i in running if i in self._places}
             )
         for trial_id in running:
-            if not killed or trial_id in killed:
+            if trial_id in (killed or self._begun):
                 self._lost(trial_id, lambda: failure)
                 continue
-            # It has ended through no fault of its own: no attempt is counted.
-            reason = f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}"
+            # It has ended through no fault of its own, or waited for its worker: no attempt is counted.
+            hit = f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}"
+            reason = hit if killed else "Tune ended before it began"
             self._tell(trial_id, "stopped", reason)
             self._attempts[trial_id] -= 1
             self._waits_again(trial_id, 0.0)
@@ -452,12 +455,14 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
         self._queue.settle(trial_id)
+        self._begun.discard(trial_id)
         self._hangs.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
         """A cell that ran may be taken again."""
         self._queue.again(trial_id, self._clock.monotonic() + pause_s)
+        self._begun.discard(trial_id)
         self._hangs.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 

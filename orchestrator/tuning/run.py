@@ -15,7 +15,7 @@ from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_c
 from orchestrator.results.records import provenance
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
-from orchestrator.results.tracking import Tracker, make_tracker
+from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
 from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
 from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
@@ -173,8 +173,15 @@ class _Tuning:
         earlier = self._read(stored)
         search, records = self._search(stored, earlier), earlier.records
         num_known = len(records)
-        with ExitStack() as closing:
-            tracker = self._open_tracker(stored, records, closing)
+        tracker = make_tracker(
+            self._search_workspace(),
+            stored.store,
+            self.options.mlflow_uri,
+            used=self.options.tracking,
+            say=self.monitor.note,
+        )
+        with open_tracker(tracker, map(flat_search, records.values())):
+            tracker.check()
             if not search.done:
                 self._run(search, stored, earlier, tracker)
             summary = self._write(search, records, tracker, len(records) - num_known)
@@ -251,27 +258,6 @@ class _Tuning:
         return Workspace(
             SweepPlan(sweep, (), (), plan.datasets), self.workspace.paths, self.workspace.storage
         )
-
-    def _open_tracker(
-        self, stored: StoredResults, records: Mapping[str, SearchRecord], closing: ExitStack
-    ) -> Tracker:
-        options = self.options
-        tracker = make_tracker(
-            self._search_workspace(),
-            stored.store,
-            options.mlflow_uri,
-            used=options.tracking,
-            say=self.monitor.note,
-        )
-
-        def close(kind: type[BaseException] | None, *_: object) -> None:
-            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-            tracker.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
-
-        closing.push(close)
-        tracker.check()
-        tracker.reconcile(map(flat_search, records.values()), wait=False)
-        return tracker
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
         from orchestrator.running.requests import expected

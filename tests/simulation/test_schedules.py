@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.world import NAMED, REAL, run_named, run_seed
+from tests.simulation.schedules import NAMED, REAL, run_named, run_seed
 
 NUM_SEEDS, CHUNK = 500, 50
 
