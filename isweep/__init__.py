@@ -8,8 +8,7 @@
 >>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
 >>> isweep.predict(record, sweep, target_loss=0.3)
 
-Everything here is thin: ``search_spaces`` has the choices, ``tasks`` the computations, ``orchestrator`` the
-sweep. Names are imported when they are used, so that ``import isweep`` stays cheap.
+Names are imported when they are used, so that ``import isweep`` stays cheap.
 """
 
 import lazy_loader

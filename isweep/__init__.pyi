@@ -1,10 +1,8 @@
 from .measuring import Measurement as Measurement
 from .measuring import measure as measure
-from .predicting import Forecast as Forecast
 from .predicting import predict as predict
 from .sweeps import Fits as Fits
 from .sweeps import Plan as Plan
-from .sweeps import Report as Report
 from .sweeps import Sweep as Sweep
 from .sweeps import SweepError as SweepError
 from .sweeps import SweepSpec as SweepSpec

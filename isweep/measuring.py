@@ -6,6 +6,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from numbers import Integral
 from pathlib import Path
 from types import NoneType
@@ -17,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from orchestrator.analysis import figures
-from orchestrator.commands import draw_pair
+from orchestrator.data_commands import draw_pair
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.measuring import (
     Measured,
@@ -104,24 +105,19 @@ class Measurement(Measured, Shown):
         with figures.styled():
             figure = CellFigure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
             axes = figure.subplots(1, 1 + with_sharpness, squeeze=False)[0]
-            by_estimator = rows.dropna(subset=["d_data"]).groupby("estimator", sort=False)
-            for number, (name, group) in enumerate(by_estimator):
-                axes[0].errorbar(
-                    group["train_size"],
-                    group["d_data"],
-                    yerr=group["std_error"].fillna(0),
-                    color=figures.MODEL_COLOURS[number % len(figures.MODEL_COLOURS)],
-                    marker="o",
-                    capsize=2,
-                    label=str(name),
-                )
+            known = rows.dropna(subset=["d_data"]).fillna({"std_error": 0})
+            how = {"marker": "o", "capsize": 2}
+            for colour, (name, group) in zip(
+                cycle(figures.MODEL_COLOURS), known.groupby("estimator", sort=False)
+            ):
+                x, y, error = group["train_size"], group["d_data"], group["std_error"]
+                axes[0].errorbar(x, y, yerr=error, color=colour, label=str(name), **how)
+            axes[0].set(xlabel="images N", ylabel="intrinsic dimension d_data")
             axes[0].legend(fontsize=8)
             if with_sharpness:
                 sizes = rows.drop_duplicates("train_size")
                 axes[1].plot(sizes["train_size"], sizes["label_sharpness"], color=figures.BLACK, marker="o")
-            names = "intrinsic dimension d_data", "label sharpness K_F (1 / L2 pixel distance)"
-            for one, name in zip(axes, names, strict=False):
-                one.set(xlabel="images N", ylabel=name)
+                axes[1].set(xlabel="images N", ylabel="label sharpness K_F (1 / L2 pixel distance)")
         return figure
 
     def plot_pair(self) -> Figure:
@@ -140,15 +136,11 @@ class Measurement(Measured, Shown):
         if count:
             parts.append(f"{count} class{'' if count == 1 else 'es'}")
         estimate, sharpness = self.record.d_data.get("mle"), self.record.label_sharpness
-        if estimate is not None and estimate.value is None:
-            parts.append(f"d_data undefined ({estimate.reason})")
-        elif estimate is not None:
-            error = "" if estimate.error is None else f" ± {estimate.error:.2g}"
-            parts.append(f"d_data {estimate.value:.3g}{error}")
-        if sharpness is not None and sharpness.value is None:
-            parts.append(f"K_F undefined ({sharpness.reason})")
-        elif sharpness is not None:
-            parts.append(f"K_F {sharpness.value:.3g}")
+        error = "" if estimate is None or estimate.error is None else f" ± {estimate.error:.2g}"
+        for name, one, more in (("d_data", estimate, error), ("K_F", sharpness, "")):
+            if one is not None:
+                value = f"undefined ({one.reason})" if one.value is None else f"{one.value:.3g}{more}"
+                parts.append(f"{name} {value}")
         if duplicates := self.record.sizes[-1].num_duplicates:
             parts.append(f"{duplicates} duplicates left out")
         return "Measurement: " + ", ".join(parts)
@@ -174,13 +166,13 @@ def measure(
 
     Args:
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width[, channels])`` or
-            ``(num_images, num_features)``, uint8 or any real dtype; or what ``isweep measure`` takes: a
-            folder of class folders, a ``.csv``, ``.npz``, ``.npy``, a prepared folder or a dataset's name.
+            ``(num_images, num_features)``, uint8 or any real dtype; or the path or name that ``isweep
+            measure`` takes.
         labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
             path of a file of labels.
         train_sizes: Nested, stratified subsets to measure beside all images.
         class_pair: Only these two classes, by name.
-        image_size: Resize image files to this side (224 when None); not for arrays.
+        image_size: Side to which image files are resized (224 when None).
         channels: 1 or 3, of image files.
         own: What own data leave open, as in a sweep file: ``label_map``, ``label_columns``, ``layout``.
         root: Where prepared datasets are looked for; see :func:`isweep.run`.
@@ -203,7 +195,7 @@ def measure(
             raise ConfigError(rule, type(labels).__name__, "give its path")
         asked = replace(asked, labels=None if labels is None else Path(labels), said=dict(own or {}))
         asked = replace(asked, image_size=image_size, channels=channels)
-        return _found(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
+        return Measurement(**vars(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root)))))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
     if image_size is not None or channels != 1:
@@ -214,11 +206,7 @@ def measure(
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)
     names, codes = ((), None) if written is None else name_labels(written.tolist())
-    return _found(measure_arrays(array, codes, names, asked, InlineExecutor()))
-
-
-def _found(measured: Measured) -> Measurement:
-    return Measurement(**vars(measured))
+    return Measurement(**vars(measure_arrays(array, codes, names, asked, InlineExecutor())))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:

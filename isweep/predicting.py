@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from isweep.measuring import Measurement, Shown
+from isweep.measuring import Measurement
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,46 +16,6 @@ if TYPE_CHECKING:
     from orchestrator.analysis import Prediction
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-
-
-@dataclass(frozen=True, repr=False)
-class Forecast(Shown):
-    """A prediction with its 90 % interval for a dataset not yet seen.
-
-    Attributes:
-        prediction: What :func:`orchestrator.predict` returned.
-    """
-
-    prediction: Prediction
-
-    @property
-    def value(self) -> float | None:
-        """The loss (nat) or the number of images; None where there is none."""
-        return self.prediction.value
-
-    @property
-    def interval(self) -> tuple[float | None, float | None] | None:
-        """The 90 % interval, or None where the sweep has too few datasets for one."""
-        return self.prediction.interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON."""
-        return self.prediction.to_json()
-
-    def __repr__(self) -> str:
-        from orchestrator.analysis.table import number
-
-        found = self.prediction
-        value, none = {
-            "loss": (f"test loss {number(found.value)} nat", "no test loss"),
-            "train_size": (f"{number(found.value)} images", "no number of images"),
-        }[found.quantity]
-        bounds = "no interval"
-        if found.interval is not None:
-            low, high = (number(bound) or "no bound" for bound in found.interval)
-            bounds = f"90 % interval {low} to {high}"
-        said = f"Forecast: {none if found.value is None else value}, {bounds}"
-        return said + (f". Beware: {found.warning}" if found.warning else "")
 
 
 def predict(
@@ -70,7 +30,7 @@ def predict(
     target_loss: float | None = None,
     pilot: Sequence[tuple[float, float]] | str | Path = (),
     root: str | Path | None = None,
-) -> Forecast:
+) -> Prediction:
     """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
 
     Args:
@@ -90,28 +50,23 @@ def predict(
     Raises:
         SweepError: when the numbers, or the fits, do not allow a prediction.
     """
+    from isweep.sweeps import Fits, Sweep, open
+    from orchestrator.analysis import fit_growth
     from orchestrator.commands import Question, predicted
 
-    numbers = {
-        "d_data": d_data,
-        "label_sharpness": label_sharpness,
-        "train_size": train_size,
-        "target_loss": target_loss,
-    }
-    for name, value in numbers.items():
+    asked = {"d_data": d_data, "label_sharpness": label_sharpness}
+    asked |= {"train_size": train_size, "target_loss": target_loss}
+    for name, value in asked.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
-    trained, record = _pilot(pilot, model), _record(measured)
 
     def growth(model: str, domain: str | None) -> Growth:
-        from isweep.sweeps import Fits, Sweep, open
-        from orchestrator.analysis import fit_growth
-
         whose = sweep if isinstance(sweep, (Sweep, Fits)) else open(sweep, root=root)
         fits = whose.fits if isinstance(whose, Sweep) else whose
         return fit_growth(fits.table, model=model, domain=domain, arms=fits.arms)
 
-    return Forecast(predicted(Question(model, domain, **numbers), record, growth, trained)[0])
+    trained, record = _pilot(pilot, model), _record(measured)
+    return predicted(Question(model, domain, **asked), record, growth, trained)[0]
 
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
@@ -131,16 +86,11 @@ def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Cal
 def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:
     from orchestrator.analysis.prediction_inputs import read_record
 
-    if measured is None:
-        return {}
     if isinstance(measured, (str, Path)):
         return read_record(Path(measured))
     if isinstance(measured, Measurement):
         return measured.to_json()
-    if not isinstance(measured, dict):
-        raise ConfigError(
-            "measured must be a measurement, a record or the path of one",
-            type(measured).__name__,
-            "isweep.measure(images, labels) makes one",
-        )
-    return measured
+    if not isinstance(measured, (dict, NoneType)):
+        rule = "measured must be a measurement, a record or the path of one"
+        raise ConfigError(rule, type(measured).__name__, "isweep.measure(images, labels) makes one")
+    return measured or {}

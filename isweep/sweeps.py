@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,10 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Sweep(Shown):
-    """A sweep below one root. What it holds is read when it is asked for, then kept; see :meth:`refresh`.
+    """A sweep below one root: ``workspace`` is its plan and places.
 
-    Attributes:
-        workspace: Its plan and its places.
+    What it holds is read when it is asked for, then kept; to look anew, open it again.
     """
 
     workspace: Workspace
@@ -72,33 +70,25 @@ class Sweep(Shown):
     @property
     def failures(self) -> pd.DataFrame:
         """One row per failed trial: ``trial_id``, ``kind``, ``message``."""
-        rows = [record.row() for _, record in sorted(self.state.failures.items())]
-        return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["trial_id", "kind", "message"])
+        rows = self.state.failure_rows()
+        return pd.DataFrame(rows, columns=None if rows else ["trial_id", "kind", "message"])
 
     def best(
         self, *, dataset: str | None = None, train_size: int | None = None, model: str | None = None
     ) -> pd.DataFrame:
-        """Return the model of lowest mean test loss, one row per dataset and train size.
+        """Return the model of lowest mean test loss and the next, one row per dataset and train size.
 
-        Means are over the class pairs and seeds that all models have; see
-        :func:`orchestrator.analysis.tables.best_models`.
-
-        Args:
-            dataset: Only this dataset.
-            train_size: Only this size.
-            model: Compare nothing: the numbers of this model alone.
+        Means are over the class pairs and seeds that all models have. The arguments keep one dataset, size or
+        model; of one model it is that model's numbers.
 
         Raises:
             ConfigError: for a name or size that the table does not have.
         """
         from orchestrator.analysis.tables import best_models
+        from orchestrator.commands import rows_with
 
-        rows = self._with_results()
-        for column, value in (("dataset", dataset), ("train_size", train_size), ("model", model)):
-            known = rows[column].unique().tolist()
-            if value is not None and value not in known:
-                raise unknown_name(f"{column.replace('_', ' ')} of this sweep's results", value, known)
-            rows = rows if value is None else rows[rows[column] == value]
+        wanted = {"dataset": dataset, "train_size": train_size, "model": model}
+        rows = rows_with(self._with_results(), {name: it for name, it in wanted.items() if it is not None})
         return best_models(rows)
 
     @cached_property
@@ -111,25 +101,22 @@ class Sweep(Shown):
         return Fits(fit_scaling_laws(table, arms=arms, explore=True), table, arms)
 
     @property
-    def report(self) -> Report:
-        """The report, written anew."""
-        from orchestrator.analysis.report import report_can_be_written, report_sweep
+    def report(self) -> Path:
+        """``report.html``, written anew; figures, tables and fits lie beside it."""
+        from orchestrator.commands import written_report
 
-        self._with_results()
-        with report_can_be_written():
-            page = report_sweep(self.workspace, state=self.state)
+        page = written_report(self.workspace, self.state)
         if page is None:
-            raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it")
-        return Report(page)
-
-    def refresh(self) -> Sweep:
-        """Forget what was read: another process works on the sweep."""
-        return Sweep(self.workspace)
+            raise self._no_results()
+        return page
 
     def _with_results(self) -> pd.DataFrame:
         if self.table.empty:
-            raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)")
+            raise self._no_results()
         return self.table
+
+    def _no_results(self) -> DataError:
+        return DataError(f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -150,11 +137,7 @@ class Sweep(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Fits(Shown):
-    """The fits of a sweep.
-
-    Attributes:
-        records: Everything that was fitted, as :func:`orchestrator.fit_scaling_laws` returns it.
-    """
+    """The fits of a sweep: ``records`` is what :func:`orchestrator.fit_scaling_laws` returned."""
 
     records: ScalingFits
     table: pd.DataFrame = field(repr=False)
@@ -194,46 +177,18 @@ class Fits(Shown):
         return f"Fits of {fits.num_points} points: {models} models, {datasets} datasets"
 
 
-@dataclass(frozen=True)
-class Report:
-    """A written report.
-
-    Attributes:
-        path: ``report.html``; figures, tables and fits lie beside it.
-    """
-
-    path: Path
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __repr__(self) -> str:
-        return f"Report: {self.path}"
-
-    def _repr_html_(self) -> str:
-        where = html.escape(str(self.path))
-        return f'<p>Report: <a href="{html.escape(self.path.as_uri())}" target="_blank">{where}</a></p>'
-
-
 @dataclass(frozen=True, repr=False)
 class Plan(Shown):
-    """The grid of a sweep, what of it is done, and what the rest will cost.
-
-    Attributes:
-        table: One row per trial with its status.
-        estimate: Costs of what is left; ``estimate["text"]`` says them in words.
-    """
+    """The grid of a sweep: a row per trial with its status, and an estimate of what the rest will cost."""
 
     table: pd.DataFrame
     estimate: dict[str, Any]
 
     def summary(self) -> pd.DataFrame:
         """Return one row per model and dataset: trials, and how many are done."""
-        groups = self.table.groupby(["model", "dataset"], sort=False)
-        counts = groups["status"].agg(
-            trials="size", done=lambda status: int((status == CellStatus.DONE).sum())
-        )
-        return pd.DataFrame(counts.reset_index())
+        rows = self.table.assign(done=self.table["status"] == CellStatus.DONE)
+        groups = rows.groupby(["model", "dataset"], sort=False, as_index=False)
+        return groups.agg(trials=("done", "size"), done=("done", "sum"))
 
     shown = summary
 
@@ -315,7 +270,7 @@ class Tuned(Shown):
 
     table: pd.DataFrame
     recipe: str
-    report: Report | None
+    report: Path | None
     problems: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -335,14 +290,7 @@ def tune(
     progress: bool = True,
     **options: object,
 ) -> Tuned:
-    """Search what is left of a sweep's learning rates; again resumes or extends.
-
-    Args:
-        source: See :func:`isweep.run`, likewise the rest.
-        root: Folder of everything.
-        changes: Values by dotted key that hold over the source's: ``{"tune.budget": 0.4}``.
-        progress: Show what happens.
-        options: See :class:`orchestrator.RunOptions`.
+    """Search what is left of a sweep's learning rates; again resumes or extends. Arguments as of :func:`run`.
 
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
@@ -355,7 +303,7 @@ def tune(
     return Tuned(
         table=pd.DataFrame(outcome_rows(summary.cells)),
         recipe=str(summary.recipe),
-        report=None if summary.report is None else Report(summary.report),
+        report=summary.report,
         problems=summary.problems,
     )
 

@@ -1,33 +1,24 @@
-"""The steps that command line and notebook share: they return what is to be shown, and print nothing."""
+"""The steps about sweeps that command line and notebook share: they return what is shown, print nothing."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
-from search_spaces.published import read_published
-from search_spaces.sweeps import DatasetChoice
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from orchestrator.analysis import Prediction
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.plan import PlanRow, Workspace
     from orchestrator.results.state import State
-    from orchestrator.running.cluster import RunOptions
-    from orchestrator.running.measuring import Measured
-    from orchestrator.running.progress import Progress
-    from search_spaces.sweeps import SweepSpec
-    from tasks.measures.records import MeasureResult
 
 
 @dataclass(frozen=True)
@@ -152,6 +143,32 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     }
 
 
+def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
+    """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt logged."""
+    from orchestrator.results.state import read_state
+    from orchestrator.results.store import Event, ResultStore
+    from orchestrator.running.progress import running_trials
+
+    state = read_state(workspace, running_trials(workspace), look=True)
+    store, story, problem = ResultStore(workspace.results_url), list[Event](), ""
+    try:
+        story = store.story(trial_id)
+    except CorruptStoreError as error:
+        problem = str(error)
+    numbers = sorted({event.attempt for event in story})
+    said = {number: text for number in numbers if (text := store.log(trial_id, number)) is not None}
+    failure = state.failures.get(trial_id)
+    document = {
+        "trial_id": trial_id,
+        "status": str(state.status(trial_id)),
+        "events": [event.plain() for event in story],
+        "logs": {str(number): store.log_path(trial_id, number) for number in said},
+        "failure": None if failure is None else failure.row() | {"traceback": failure.failure.traceback},
+        "unreadable": problem,
+    }
+    return document, said[max(said)] if said else ""
+
+
 def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
     from orchestrator.analysis.report import log_report
@@ -224,6 +241,36 @@ def results_of(
     return table
 
 
+def rows_with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+    """Return the rows of a tidy table that have these values, by column.
+
+    Raises:
+        ConfigError: for a value that no row has.
+    """
+    for name, value in wanted.items():
+        values = table[name].map(_spelled)
+        if _spelled(value) not in set(values):
+            words = f"{name.replace('_', ' ')} of these results"
+            raise unknown_name(words, _spelled(value), sorted(set(values)))
+        table = table[values == _spelled(value)]
+    return table
+
+
+def _spelled(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per cell of a sweep: means over its seeds, and how many there are (``num_seeds``)."""
+    from pandas.api.types import is_float_dtype
+
+    known = ("model", "recipe", "dataset", "domain", "class_pair", "train_size")
+    cells = [name for name in known if name in table]
+    numbers = [name for name in table if is_float_dtype(table[name]) and name not in cells]
+    groups = table.groupby(cells, sort=False, dropna=False)
+    return groups[numbers].mean().assign(num_seeds=groups.size()).reset_index()
+
+
 def say_what_is_absent(workspace: Workspace, state: State, run: str, say: Callable[[str], None]) -> None:
     """Say what no row shows: results that are not believed, and how many trials have none."""
     for item in state.unreadable:
@@ -248,6 +295,22 @@ def compare_with_mlflow(
         return
     for sentence in differences(state.rows(), tracked, mirror.reconcile):
         say(sentence)
+
+
+def written_report(workspace: Workspace, state: State) -> Path | None:
+    """Write a sweep's report and return its page; None where there is no result yet.
+
+    Raises:
+        SetupError: where the root is another's or may only be read.
+    """
+    from orchestrator.analysis.report import report_sweep
+
+    try:
+        return report_sweep(workspace, state)
+    except OSError as error:
+        rule, found = "The report must be written below the root", f"{error.filename}: {error.strerror}"
+        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        raise SetupError(rule, found, hint) from None
 
 
 @dataclass(frozen=True)
@@ -330,204 +393,46 @@ def _complete(numbers: Mapping[str, float]) -> None:
         )
 
 
-def measured_document(measured: Measured) -> dict[str, Any]:
-    """Return what ``isweep measure --json`` prints."""
-    return {
-        **measured.record.to_json(),
-        "label_names": list(measured.label_names),
-        "preparation": measured.preparation,
-        "published": published_rows(measured.record),
-    }
+# What lies in a root.
 
 
-def draw_pair(figure: Figure, measured: Measured) -> None:
-    """Draw the two differently labelled images that are closest side by side, each stretched to its range.
+def contents(paths: RootPaths) -> list[dict[str, Any]]:
+    """Return one row per sweep, prepared dataset, recipe and store of a root, with its size in bytes.
 
-    Raises:
-        DataError: When there are none, or they are no images.
+    The names of what :func:`removed` may remove, sweeps and prepared data, differ.
     """
-    import numpy as np
-
-    sharpness = measured.record.label_sharpness
-    if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
-        raise DataError("A closest pair needs two images with different labels", "there are none")
-    drawn = zip(sharpness.pair, measured.pair_images, measured.pair_labels, strict=True)
-    for axes, (row, image, label) in zip(figure.subplots(1, 2), drawn, strict=True):
-        pixels = np.asarray(image)
-        if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-            pixels = pixels.transpose(1, 2, 0)
-        pixels = pixels.squeeze()
-        if pixels.ndim < 2:
-            raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
-        low, high = float(pixels.min()), float(pixels.max())
-        axes.imshow((pixels - low) / ((high - low) or 1.0), cmap="gray", interpolation="nearest")
-        axes.set_title(f"image {row}: {label}")
-        axes.set_axis_off()
-
-
-def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
-    """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
-
-    Published K_F is a maximum over about 2,000 sampled pairs on [0, 255] images of 224 x 224, natural ones on
-    three channels; it is rescaled by range, side and channels. None where this record's convention is not
-    known.
-    """
-    from tasks.measures.sharpness import SharpnessConvention, conversion
-
-    size, own = record.sizes[-1].train_size, record.label_sharpness
-    to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
-    nearest: dict[str, dict[str, str]] = {}
-    for row in read_published("d_data"):
-        best = nearest.get(row["dataset"])
-        if best is None or abs(int(row["train_size"]) - size) < abs(int(best["train_size"]) - size):
-            nearest[row["dataset"]] = row
-    sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in read_published("label_sharpness")}
-
-    def rescaled(name: str) -> float | None:
-        channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
-        if to is None:
-            return None
-        published = SharpnessConvention((0.0, 255.0), (224, 224), channels, to.sample)
-        return sharpness[name] * conversion(published, to)
-
+    sweeps = {name: paths.sweep(name).folder for name in paths.sweep_names()}
+    found = [("sweep", path, f"{_num_results(path)} results") for path in sweeps.values()]
+    found += [("prepared data", path, "") for path in sorted((paths.root / "prepared").glob("[!.]*/"))]
+    found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
+    stores = {"MLflow's store": paths.mlflow_database, "log of all commands": paths.log}
+    found += [(what, path, "") for what, path in stores.items() if path.exists()]
     return [
         {
-            "dataset": name,
-            "domain": DATASETS[name].domain,
-            "train_size": int(row["train_size"]),
-            "d_data": float(row["d_data"]),
-            "label_sharpness": rescaled(name),
+            "what": what,
+            "name": path.stem if what == "recipe" else path.name,
+            "path": str(path),
+            "bytes": _size(path),
+            "about": about,
+            "removable": what in ("sweep", "prepared data"),
         }
-        for name, row in nearest.items()
+        for what, path, about in found
     ]
 
 
-def describe(measured: Measured) -> list[str]:
-    """Say in plain words how the two numbers compare with the study's datasets."""
-    record = measured.record
-    rows = published_rows(record)
-    lines = []
-    estimate = record.d_data.get("mle")
-    if estimate is not None and estimate.value is not None:
-        below = sum(row["d_data"] < estimate.value for row in rows)
-        lines.append(
-            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {_level(below, len(rows))}: "
-            f"higher than {below} of the {len(rows)} published datasets (at their train size nearest to "
-            "yours). The law expects a higher dimension to need more images for the same loss."
-        )
-    sharpness = record.label_sharpness
-    known = [row["label_sharpness"] for row in rows if row["label_sharpness"] is not None]
-    if sharpness is not None and sharpness.value is not None and known:
-        below = sum(value < sharpness.value for value in known)
-        lines.append(
-            f"Label sharpness {sharpness.value:.3g} is {_level(below, len(known))}: higher than {below} of "
-            f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law "
-            "expects sharper labels to give a higher loss and a model that is easier to fool. Published "
-            "values come from a sample of pairs, so read this as an order of magnitude."
-        )
-    return lines + list(record.notes)
+def _num_results(sweep: Path) -> int:
+    return sum(1 for _ in (sweep / "trials").glob("*/result.json"))
 
 
-def _level(below: int, total: int) -> str:
-    share = below / total
-    return "low" if share < 1 / 3 else "high" if share > 2 / 3 else "in the middle"
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
 
 
-def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
-    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    from orchestrator.planning.paths import RootPaths
-    from tasks.prepared.store import PreparedDataset
-
-    paths = RootPaths.at(root)
-    folder = paths.root / "prepared"
-    prepared: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith("."):
-            continue
-        try:
-            record = PreparedDataset.open(path).record
-        except CorruptStoreError:
-            continue
-        prepared.setdefault(record.dataset, []).append(path.name)
-    specs = [dataset_spec(name)] if name else list(DATASETS.values())
-    return [
-        {
-            **json.loads(spec.model_dump_json()),
-            "prepared": prepared.get(spec.name, []),
-            "status": "prepared" if spec.name in prepared else "not prepared",
-        }
-        for spec in specs
-    ]
-
-
-def prepare_one(
-    name: str,
-    *,
-    preset: str,
-    run_options: RunOptions,
-    progress: Progress,
-    montage: Path | None = None,
-    said: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
-
-    Args:
-        name: A dataset of the table, or own data of the sweep file.
-        preset: Preset or sweep file that names image size, channels and data mode.
-        run_options: Where and how; ``raw`` names the download.
-        progress: Shows what happens.
-        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
-        said: Fields of own data, such as ``label_map``, over what the sweep file says of them.
-
-    Raises:
-        SweepError: for an unknown name, an unusable download, or a root in use.
-    """
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.plan import Workspace, plan_sweep
-    from orchestrator.planning.sweep_file import load_sweep
-    from orchestrator.running.cluster import connect
+def removed(paths: RootPaths, folder: str) -> None:
+    """Remove a sweep or prepared data of a root on which nobody works."""
     from orchestrator.running.locks import exclusive
-    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-    from tasks.prepared.prepare import save_montage
-    from tasks.prepared.store import PreparedDataset
-    from tasks.remote import RayExecutor
+    from tasks.atomic import remove_folder
 
-    sweep = load_sweep(preset)
-    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
-    recipe = sweep.recipe.model_copy(update={"overrides": ()})
-    only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
-    plan = plan_sweep(sweep.model_copy(update=only))
-    check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
-    paths = RootPaths.create(run_options.root)
-    workspace = Workspace(plan, paths)
-    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
-        prepare_own(workspace, run_options, progress)
-        if plan.prepared[0].prepared_id not in workspace.prepared:
-            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
-                executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
-                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
-    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
-    if montage is not None:
-        save_montage(dataset, montage)
-    found: dict[str, Any] = dataset.record.model_dump(mode="json")
-    return found
-
-
-def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
-    """Return the sweep's own data of that name, or else the dataset of the table."""
-    for choice in sweep.datasets:
-        if choice.name == name and choice.own is not None:
-            labels = {**choice.own.label_map, **said.get("label_map", {})}
-            own = choice.own.model_copy(update={**said, "label_map": labels})
-            return choice.model_copy(update={"own": own})
-    dataset_spec(name)
-    if said:
-        options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
-        raise ConfigError(
-            f"{options} is for own data", f"{name}, whose classes are the table's", "leave it out"
-        )
-    return DatasetChoice(name=name)
+    with exclusive(paths.lock, f"isweep rm {Path(folder).name}"):
+        remove_folder(Path(folder))

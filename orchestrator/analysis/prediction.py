@@ -112,6 +112,22 @@ class Prediction:
         bounds = self.interval and [*self.interval]
         return {found.pop("quantity"): found.pop("value"), **found, "interval": bounds}
 
+    def lines(self) -> list[str]:
+        """Return the answer in words, and what a reader should know of it."""
+        what, unit = {"loss": ("test loss", " nat"), "train_size": ("number of images", " images")}[
+            self.quantity
+        ]
+        said = f"no {what}" if self.value is None else f"{what} {t.number(self.value)}{unit}"
+        low, high = (t.number(bound) or "no bound" for bound in self.interval or (None, None))
+        lines = [f"{said}, " + (f"{LEVEL:.0%} interval {low} to {high}" if self.interval else "no interval")]
+        if self.shorter is not None:
+            how = f"{abs(self.shorter):.0%} {'shorter' if self.shorter >= 0 else 'longer'}"
+            lines.append(f"The interval is {how} than one that knows nothing of the dataset.")
+        return lines + [f"Beware: {self.warning}."] * bool(self.warning)
+
+    def __repr__(self) -> str:
+        return f"Prediction: {' '.join(self.lines())}"
+
 
 def fit_growth(
     table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None, arms: Sequence[Arm] = ()

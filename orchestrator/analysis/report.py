@@ -9,8 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
 from orchestrator.results.tracking import Tracker
-from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import TrialStatus
 
@@ -96,21 +94,6 @@ def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
         log.info("the numbers of the latest report cannot be read: %s", error)
     counts = {f"trials_{name}": count for name, count in _counts(workspace, state).items()}
     tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
-
-
-@contextmanager
-def report_can_be_written() -> Iterator[None]:
-    """Say what to do where the root is another's or may only be read.
-
-    Raises:
-        SetupError: in place of what the file system says.
-    """
-    try:
-        yield
-    except OSError as error:
-        rule, found = "The report must be written below the root", f"{error.filename}: {error.strerror}"
-        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
-        raise SetupError(rule, found, hint) from None
 
 
 def _counts(workspace: Workspace, state: State) -> dict[str, int]:

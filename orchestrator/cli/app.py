@@ -5,30 +5,25 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
-import logging.handlers
 import os
 import re
 import shlex
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import metadata
-from io import TextIOWrapper
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
 from rich.markup import escape
 
-from orchestrator.cli import data, environment, predicting, results, start, sweeps
+from orchestrator.cli import data, environment, results, sweeps
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.log import root_log
+from orchestrator.planning.paths import without_secrets
 from orchestrator.running.ending import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
-from tasks.atomic import without_waiting
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +31,14 @@ EXIT_INTERRUPTED, EXIT_BUG = 130, 4
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
-        start.init: (
+        data.init: (
             "looking at the images",
             "isweep init ./my-images",
             "isweep init labels.csv --domain medical --out mine.yaml",
         ),
-        start.presets: ("reading presets", "isweep presets"),
-        start.models: ("", "isweep models"),
-        start.recipes: ("", "isweep recipes"),
+        data.presets: ("reading presets", "isweep presets"),
+        data.models: ("", "isweep models"),
+        data.recipes: ("", "isweep recipes"),
     },
     "Sweeps": {
         sweeps.run: ("", "isweep run demo", "isweep run ./mine.yaml --set recipe.epochs=3"),
@@ -65,15 +60,15 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep fit scores.csv --response loss --on d --groups dataset",
         ),
         results.report: ("fitting and drawing", "isweep report demo"),
+        results.compare: ("comparing", "isweep compare demo demo-tuned"),
         results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
-        predicting.predict: (
+    },
+    "Ahead": {
+        results.predict: (
             "measuring and fitting",
             "isweep predict demo --model small_cnn --measured ./my-images --train-size 200",
         ),
-    },
-    "Designs": {
         results.power: ("simulating sweeps", "isweep power paper"),
-        results.compare: ("comparing", "isweep compare demo demo-tuned"),
     },
     "Your data": {
         data.datasets: ("", "isweep datasets mnist"),
@@ -86,9 +81,9 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         data.locate: ("looking for the file", "isweep locate 0123456789abcdef --raw ./my-images"),
     },
     "Environment": {
-        start.ls: ("looking at the root", "isweep ls"),
-        start.rm: ("", "isweep rm demo"),
-        start.ui: ("MLflow's page starts; half a minute", "isweep ui demo"),
+        environment.ls: ("looking at the root", "isweep ls"),
+        environment.rm: ("", "isweep rm demo"),
+        environment.ui: ("MLflow's page starts; half a minute", "isweep ui demo"),
         environment.doctor: ("checking", "isweep doctor", "isweep doctor --launch cluster.yaml"),
         environment.gpu_check: (
             "",
@@ -102,12 +97,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
 examples that end its help."""
 
 
-class UsageError(ConfigError):
-    """Words that are no command of ``isweep``."""
-
-
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A command with its options, ready to be run."""
 
     function: Callable[..., int | None]
@@ -119,14 +109,6 @@ class Command:
         places = (value for value in self.bound.arguments.values() if isinstance(value, Place))
         return next(places, Place()).root
 
-    def run(self) -> int:
-        """Run it and return its exit code."""
-        waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
-        with waiting(wait) if (wait := waits.get(self.function)) else nullcontext():
-            code = self.function(*self.bound.args, **self.bound.kwargs) or 0
-        sys.stdout.flush()
-        return code
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a bug."""
@@ -134,9 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_on_signals()
     try:
         command = parse(words)
-    except UsageError as error:
+    except ConfigError as error:
         return _failed(error)
-    with command_log(command.root, words):
+    with root_log(command.root):
+        log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
         code = _run(command)
         log.info("ends with exit code %d", code)
     return code
@@ -154,11 +137,11 @@ def parse(arguments: Sequence[str]) -> Command:
     """Read a command line without running it.
 
     Raises:
-        UsageError: when it is none.
+        ConfigError: when it is none.
     """
     app = application()
     if not arguments:
-        raise UsageError("A command is required", way_out="see: isweep --help")
+        raise ConfigError("A command is required", way_out="see: isweep --help")
     # A label such as -1 begins no option's name.
     words = [f"--label-map={word}" if re.match(r"-(?!-?[a-z])[^=]*=", word) else word for word in arguments]
     try:
@@ -168,15 +151,15 @@ def parse(arguments: Sequence[str]) -> Command:
     return Command(function, bound)
 
 
-def explained(error: CycloptsError, words: Sequence[str]) -> UsageError:
+def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     """Say what is wrong with a command line and where its help is."""
     error.verbose = False
     if dash := next((word for word in words if re.match("[‐-―−]", word)), ""):
-        return UsageError("Options begin with plain hyphens", dash, "type it: pages write other dashes")
+        return ConfigError("Options begin with plain hyphens", dash, "type it: pages write other dashes")
     said = " ".join(str(error).split())
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
-            return UsageError(f"Unknown option: {words[0]}", way_out="options stand after the command")
+            return ConfigError(f"Unknown option: {words[0]}", way_out="options stand after the command")
         said = said.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         said = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
@@ -184,7 +167,7 @@ def explained(error: CycloptsError, words: Sequence[str]) -> UsageError:
         said = str(error.__cause__)
     elif error.argument is not None and error.argument.name not in said:
         said = f"Invalid value for {error.argument.name}: {said}"
-    return UsageError(said, way_out=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help")
+    return ConfigError(said, way_out=f"see: {' '.join(['isweep', *(error.command_chain or ())])} --help")
 
 
 def application() -> App:
@@ -214,8 +197,12 @@ class _App(App):
 
 
 def _run(command: Command) -> int:
+    waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
     try:
-        return command.run()
+        with waiting(wait) if (wait := waits.get(command.function)) else nullcontext():
+            code = command.function(*command.bound.args, **command.bound.kwargs) or 0
+        sys.stdout.flush()
+        return code
     except SweepError as error:
         return _failed(error)
     except KeyboardInterrupt as stop:
@@ -250,66 +237,3 @@ def _failed(error: SweepError) -> int:
     # Not folded: a command or path in it can be copied.
     stderr.print(f"[bold red]isweep:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     return error.exit_code
-
-
-# The log of all commands, below the root: the terminal is for the user, the file for whoever digs.
-
-MAX_BYTES, MAX_WAITING = 5_000_000, 1000
-
-
-@contextmanager
-def command_log(root: str | None, words: Sequence[str]) -> Iterator[None]:
-    """Send all logs and warnings of a command to the root's log, with its start.
-
-    A root that does not exist is not made; when the command makes it, what was logged before is kept.
-    """
-    handler: logging.Handler = logging.NullHandler()
-    with suppress(SweepError):  # the command says what is wrong with the root
-        handler = _RootLog(RootPaths.at(root).log)
-    handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
-    top, fonts = logging.getLogger(), logging.getLogger("fontTools")
-    levels = (top.level, fonts.level)
-    top.addHandler(handler)
-    top.setLevel(logging.INFO)
-    fonts.setLevel(logging.WARNING)
-    logging.captureWarnings(True)
-    try:
-        log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
-        yield
-    except BaseException:
-        log.exception("ends with a bug")
-        raise
-    finally:
-        logging.captureWarnings(False)
-        top.removeHandler(handler)
-        handler.close()
-        top.setLevel(levels[0])
-        fonts.setLevel(levels[1])
-
-
-class _Discreet(logging.Formatter):
-    """Leaves secrets out of every line, tracebacks included."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
-
-
-class _RootLog(logging.handlers.RotatingFileHandler):
-    """Writes once its folder exists; a log that cannot be written stops no command."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
-        self.folder = path.parent
-        self.waiting: deque[logging.LogRecord] = deque(maxlen=MAX_WAITING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.waiting.append(record)
-        while self.waiting and self.folder.is_dir():
-            super().emit(self.waiting.popleft())
-
-    def _open(self) -> TextIOWrapper:
-        """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
-        return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""

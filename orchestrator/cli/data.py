@@ -1,61 +1,138 @@
-"""Commands about data: the datasets of the table, and measuring your own images."""
+"""Commands to begin with: what a sweep file can name, a first one, and measuring your own images."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
-from rich.markup import escape
+from rich.text import Text
 
-from orchestrator.cli.options import (
-    CLUSTER,
-    NAMED,
-    SEVERAL,
-    Address,
-    File,
-    OwnOptions,
-    Place,
-    Positive,
-    ReadingOptions,
-    Work,
-    ending,
-    real,
-    whole,
-)
-from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, written
+from orchestrator.cli import options as o
+from orchestrator.cli.printing import Shown, cell, emit, grid, progress, tell, written
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from orchestrator.running.cluster import Cluster
-    from tasks.measures.records import MeasureResult, MeasureSettings
+    from orchestrator.running.measuring import Measured
+    from tasks.measures.estimators import IntrinsicDimension
+    from tasks.measures.records import MeasureSettings
+    from tasks.measures.sharpness import LabelSharpness
 
-METHOD = Group("Method", sort_key=1)
+Side = o.whole(4, 1025, "from 4 to 1024 pixels")
+DRAFT, METHOD = Group("Sweep file", sort_key=1), Group("Method", sort_key=1)
 
 
-def datasets(name: str | None = None, /, *, place: Place = Place()) -> None:
+def init(
+    source: Path | None = None,
+    /,
+    *,
+    out: Annotated[o.File, Parameter(group=DRAFT)] = None,
+    domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
+    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
+    own: o.OwnOptions = o.OwnOptions(),
+    place: o.Place = o.Place(),
+) -> None:
+    """Write a sweep file for your images that runs as it is; prints its path last.
+
+    Args:
+        source: Your images: a folder, a table or a file of arrays. Without it, an example on digits.
+        out: File to write (default: the source's name with .yaml, here).
+        domain: What the images are of (default: guessed).
+        device: o.Sizes for trainings on a CPU or a GPU (default: what this machine has).
+        own: What own data leave open.
+    """
+    from orchestrator.planning.checks import draft_sweep
+
+    to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
+    if to.exists():
+        raise ConfigError("No file is written over", f"{to} exists", "name another with --out, or remove it")
+    if to.suffix not in (".yaml", ".yml") or not to.absolute().parent.is_dir():
+        raise ConfigError("--out must be a .yaml file in a folder that exists", str(to), "e.g. mine.yaml")
+    gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said())
+    to.write_text(text, encoding="utf-8")
+    named = str(to) if "/" in str(to) else f"./{to}"
+    hints = [place.hint("plan", named), place.hint("run", named)]
+    if not place.json:
+        tell(f"{text}\nWhat it will do: {hints[0]}\nDo it:           {hints[1]}")
+    emit(place, {"sweep_file": str(to), "text": text, "next": hints}, str(to))
+
+
+def models(*, place: o.Place = o.Place()) -> None:
+    """List the networks that a sweep file can name."""
+    from search_spaces.models import MODELS, about
+
+    rows = [
+        {"model": row.name, "library": row.library, "architecture": row.architecture, "about": about(row)}
+        for row in MODELS.values()
+    ]
+    more = "Also: torchvision:NAME, timm:NAME, or a function of your own; see docs/trials.md."
+    emit(place, rows, _listed(rows, ("model", "about"), more))
+
+
+def recipes(*, place: o.Place = o.Place()) -> None:
+    """List the training recipes that a sweep file can name, those that isweep tune wrote among them."""
+    from search_spaces.recipes import RECIPES, recipe_spec
+
+    names, rows = ("recipe", "epochs", "rate", "batch", "pixels", "about"), list[dict[str, Any]]()
+    for name, (about, *_) in RECIPES.items():
+        usual = recipe_spec(name, "", "")
+        pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
+        values = (name, usual.epochs, f"{usual.learning_rate:g}", usual.batch_size, pixels, about)
+        rows.append(dict(zip(names, values, strict=True)))
+    for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
+        about = f"found by isweep tune: {path}"
+        rows.append(dict.fromkeys(names, "") | {"recipe": path.stem, "about": about})
+    more = "Change a recipe in the sweep file: recipe: {from: demo, epochs: 40}; see docs/trials.md."
+    emit(place, rows, _listed(rows, names, more))
+
+
+def presets(*, place: o.Place = o.Place()) -> None:
+    """List the sweeps that ship with the package."""
+    from orchestrator.planning.plan import plan_sweep
+    from orchestrator.planning.sweep_file import load_sweep, preset_names
+
+    rows = []
+    for name in preset_names():
+        sweep = load_sweep(name)
+        trials = len(plan_sweep(sweep).trials)
+        rows.append({"preset": name, "trials": trials, "about": " ".join(sweep.description.split())})
+    emit(place, rows, _listed(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
+
+
+def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
+    table = grid(*names)
+    for column in table.columns:
+        column.no_wrap = column.header != "about"
+    for row in rows:
+        table.add_row(*(cell(row[name]) for name in names))
+    yield table
+    yield more
+
+
+def datasets(name: str | None = None, /, *, place: o.Place = o.Place()) -> None:
     """Print what each dataset is, needs, and whether it is prepared.
 
     Args:
         name: Only this dataset.
     """
-    from orchestrator.commands import dataset_rows
+    from orchestrator.data_commands import dataset_rows
 
     rows = dataset_rows(place.root, name)
+    emit(place, rows, (text for row in rows for text in _described(row)))
 
-    def show() -> None:
-        for row in rows:
-            title = escape(f"{row['title']} ({row['domain']}, {row['modality']})")
-            stdout.print(f"[bold]{row['name']}[/]  {title}", soft_wrap=True)
-            line(f"  {row['description']}", f"  terms: {row['terms']}", f"  files: {row['raw_layout']}")
-            line(f"  groups: {row['groups']}; {', '.join(row['prepared']) or 'not prepared'}")
 
-    emit(place, rows, show)
+def _described(row: Mapping[str, Any]) -> Iterator[Shown]:
+    yield Text.assemble((row["name"], "bold"), f"  {row['title']} ({row['domain']}, {row['modality']})")
+    yield f"  {row['description']}"
+    yield f"  terms: {row['terms']}"
+    yield f"  files: {row['raw_layout']}"
+    yield f"  groups: {row['groups']}; {', '.join(row['prepared']) or 'not prepared'}"
 
 
 def prepare(
@@ -63,10 +140,10 @@ def prepare(
     /,
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    montage: Annotated[Path | None, ending(".png")] = None,
+    montage: o.Png = None,
     sweep: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
-    own: OwnOptions = OwnOptions(),
-    work: Work = Work(),
+    own: o.OwnOptions = o.OwnOptions(),
+    work: o.Work = o.Work(),
 ) -> None:
     """Prepare one dataset from its raw download, and print its record.
 
@@ -76,8 +153,8 @@ def prepare(
         montage: Draw examples of each label into this file (shows images).
         sweep: Take image size, channels and data mode from this sweep (default paper).
     """
-    from orchestrator.commands import prepare_one
-    from orchestrator.running.progress import Progress
+    from orchestrator.data_commands import prepare_one
+    from tasks.prepared.record import PreparedRecord, preparation_lines
 
     if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
         raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
@@ -85,11 +162,11 @@ def prepare(
         name,
         preset=sweep,
         run_options=work.options({name: raw} if raw else {}),
-        progress=Progress(console=None if work.quiet else stderr),
+        progress=progress(work),
         montage=montage,
         said=own.said(),
     )
-    emit(work, record, lambda: _show_taken(record))
+    emit(work, record, preparation_lines(PreparedRecord.model_validate(record)))
 
 
 @Parameter(name="*", group=METHOD)
@@ -108,14 +185,14 @@ class MethodOptions:
         seed: Seed of every random choice (default 0).
     """
 
-    num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
-    estimators: Annotated[tuple[str, ...], Parameter(consume_multiple=SEVERAL, metavar="NAME...")] = ()
-    sharpness_sample: Annotated[int, whole(0), Parameter(metavar="N")] = 1000
-    pixel_range: Annotated[tuple[float, float] | None, real(), Parameter(metavar="LOW HIGH")] = None
+    num_neighbors: Annotated[int, o.whole(3), Parameter(metavar="K")] = 20
+    estimators: o.Names = ()
+    sharpness_sample: Annotated[int, o.whole(0), Parameter(metavar="N")] = 1000
+    pixel_range: Annotated[tuple[float, float] | None, o.real(), Parameter(metavar="LOW HIGH")] = None
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     calibrate: bool = False
-    seed: Annotated[int, whole(0)] = 0
+    seed: Annotated[int, o.whole(0)] = 0
 
     def settings(self) -> MeasureSettings:
         """Return them as the measures take them."""
@@ -142,30 +219,26 @@ class ImageOptions:
         channels: 1 (default) or 3.
     """
 
-    labels: File = None
+    labels: o.File = None
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
     class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
-    train_sizes: Annotated[
-        tuple[int, ...], whole(1), Parameter(consume_multiple=SEVERAL, metavar="N...")
-    ] = ()
-    image_size: Annotated[int | None, whole(4, 1025, "from 4 to 1024 pixels"), Parameter(metavar="SIDE")] = (
-        None
-    )
+    train_sizes: o.Sizes = ()
+    image_size: Annotated[int | None, Side, Parameter(metavar="SIDE")] = None
     channels: Literal[1, 3] = 1
 
 
 def measure(
-    source: Annotated[str, NAMED],
+    source: Annotated[str, o.NAMED],
     /,
     *,
     images: ImageOptions = ImageOptions(),
-    own: OwnOptions = OwnOptions(),
+    own: o.OwnOptions = o.OwnOptions(),
     method: MethodOptions = MethodOptions(),
-    show_pair: Annotated[Path | None, ending(".png")] = None,
-    reading: ReadingOptions = ReadingOptions(),
-    address: Address = None,
-    num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
-    place: Place = Place(),
+    show_pair: o.Png = None,
+    reading: o.ReadingOptions = o.ReadingOptions(),
+    address: o.Address = None,
+    num_cpus: Annotated[o.Positive, Parameter(group=o.CLUSTER, metavar="N")] = 1,
+    place: o.Place = o.Place(),
 ) -> None:
     """Measure d_data and label sharpness of your own images.
 
@@ -176,7 +249,7 @@ def measure(
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
     """
-    from orchestrator.commands import describe, draw_pair, measured_document
+    from orchestrator.data_commands import describe, draw_pair, measured_document
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor, RayExecutor
 
@@ -198,17 +271,35 @@ def measure(
         figure = Figure(figsize=(8, 4.4), layout="constrained")
         draw_pair(figure, measured)
         written(show_pair, lambda path: figure.savefig(path, format="png"))
+    emit(place, measured_document(measured), _measured_lines(measured), describe(measured))
 
-    def show() -> None:
-        if measured.preparation is not None:
-            _show_taken(measured.preparation)
-        line(*measured.taken)
-        stdout.print(_measure_table(measured.record))
-        if measured.record.label_sharpness is None:
-            line("No label sharpness: there are no labels; --labels names a file of them.")
-        line(*describe(measured))
 
-    emit(place, measured_document(measured), show)
+def _measured_lines(measured: Measured) -> Iterator[Shown]:
+    """Yield what was taken, left out and doubtful (a wrong label shows there first), then the numbers."""
+    from tasks.prepared.record import PreparedRecord, preparation_lines
+
+    if measured.preparation is not None:
+        yield from preparation_lines(PreparedRecord.model_validate(measured.preparation))
+    yield from measured.taken
+    record = measured.record
+    table = grid("images", "estimator", "d_data", "std error", "K_F", "duplicates")
+    for size in record.sizes:
+        sharpness = size.label_sharpness
+        k_f = "" if sharpness is None else _or_why(sharpness)
+        images, duplicates = str(size.train_size), str(size.num_duplicates)
+        for name, estimate in size.d_data.items():
+            table.add_row(images, name, _or_why(estimate), cell(estimate.error), k_f, duplicates)
+            images = k_f = duplicates = ""
+    if (corrected := record.calibration) is not None:
+        spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
+        table.add_row("", "calibrated", cell(corrected.value), spread, "", "")
+    yield table
+    if record.label_sharpness is None:
+        yield "No label sharpness: there are no labels; --labels names a file of them."
+
+
+def _or_why(number: IntrinsicDimension | LabelSharpness) -> str:
+    return cell(number.value) or f"undefined: {number.reason}"
 
 
 def locate(
@@ -216,7 +307,7 @@ def locate(
     /,
     *,
     raw: Annotated[Path, Parameter(metavar="DIR")],
-    place: Place = Place(),
+    place: o.Place = o.Place(),
 ) -> None:
     """Find the file that a message tells of, for who holds the root's key.
 
@@ -238,26 +329,4 @@ def locate(
     if name is None:
         rule = "WHAT must be a row of the table, or the hash of a file below --raw, made with this root's key"
         raise ConfigError(rule, said)
-    emit(place, {"file": name}, lambda: line(name))
-
-
-def _show_taken(record: dict[str, Any]) -> None:
-    """Print what was taken, left out and doubtful: a wrong label shows here first."""
-    from tasks.prepared.record import PreparedRecord, preparation_lines
-
-    line(*preparation_lines(PreparedRecord.model_validate(record)))
-
-
-def _measure_table(record: MeasureResult) -> Table:
-    table = grid("images", "estimator", "d_data", "std error", "K_F", "duplicates")
-    for size in record.sizes:
-        sharpness = size.label_sharpness
-        shown = "" if sharpness is None else cell(sharpness.value) or f"undefined: {sharpness.reason}"
-        for index, (name, estimate) in enumerate(size.d_data.items()):
-            value = cell(estimate.value) or f"undefined: {estimate.reason}"
-            head = (str(size.train_size), shown, str(size.num_duplicates)) if index == 0 else ("", "", "")
-            table.add_row(head[0], name, value, cell(estimate.error), head[1], head[2])
-    if (corrected := record.calibration) is not None:
-        spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
-        table.add_row("", "calibrated", cell(corrected.value), spread, "", "")
-    return table
+    emit(place, {"file": name}, name)

@@ -1,19 +1,113 @@
-"""The commands about the machine and what runs on it."""
+"""Commands about a root, what runs beside it, and the machine."""
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from orchestrator.cli.options import Address, File, Place
-from orchestrator.cli.printing import emit, line, stdout, tell
+from orchestrator.cli.options import Address, File, Place, whole
+from orchestrator.cli.printing import Shown, cell, emit, grid, stderr, stdout, tell
+from search_spaces.errors import ConfigError
 
-TABLE_WIDTH = 200
-"""A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
+
+def ls(*, place: Place = Place()) -> None:
+    """List what lies in a root: sweeps, prepared data, recipes, with their size on disk."""
+    from orchestrator.commands import contents
+
+    paths, rows = place.paths, contents(place.paths)
+    table = grid("what", "name", "size", "")
+    for row in rows:
+        table.add_row(row["what"], cell(row["name"]), decimal(row["bytes"]), row["about"])
+    if rows:
+        remove = place.hint("rm", "NAME")
+        emit(place, rows, table, f"In {paths.root}; remove a sweep or prepared data with: {remove}")
+    else:
+        emit(place, rows, f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}")
+
+
+def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
+    """Remove a sweep with its results, or prepared data, from the root; asks first.
+
+    Args:
+        name: Of a sweep, or of prepared data, as isweep ls prints it.
+        yes: Do not ask.
+    """
+    from orchestrator.commands import contents, removed
+
+    if place.storage:
+        rule = "isweep rm removes what lies in the root"
+        raise ConfigError(rule, f"--storage {place.storage}", "remove the sweep's folder there yourself")
+    known = {row["name"]: row for row in contents(place.paths) if row["removable"]}
+    if name not in known:
+        holds = f"it holds: {', '.join(known) or 'nothing'}; see {place.hint('ls')}"
+        raise ConfigError(f"{place.paths.root} must hold what is removed", name, holds)
+    row = known[name]
+    what = f"{row['what']} {name}" + f" with {row['about']}" * bool(row["about"])
+    if not yes:
+        if not (stdout.is_terminal and stderr.is_terminal):
+            raise ConfigError("isweep rm asks before it removes", "no terminal to ask on", "give --yes")
+        question = f"Remove {what}, {decimal(row['bytes'])}? This cannot be undone. [y/N] "
+        if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
+            raise KeyboardInterrupt("Nothing was removed.")
+    removed(place.paths, row["path"])
+    said = f"removed {what}" + "; MLflow keeps its runs" * (row["what"] == "sweep")
+    emit(place, {"removed": row["path"]}, said)
+
+
+def ui(
+    sweep: Annotated[str | None, Parameter(name="SWEEP")] = None,
+    /,
+    *,
+    port: Annotated[int | None, whole(1, 65536, "from 1 to 65535"), Parameter(metavar="PORT")] = None,
+    place: Place = Place(),
+) -> None:
+    """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends it.
+
+    Args:
+        sweep: Name of a sweep of the root (default: all).
+        port: Of 127.0.0.1 (default: 5000, or any free one).
+    """
+    from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
+    from orchestrator.results.tracking import mlflow_uri
+
+    paths = place.paths
+    uri, names = mlflow_uri(paths, place.mlflow_uri), paths.sweep_names()
+    if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
+        raise ConfigError(
+            "MLflow has nothing to show yet", f"no {paths.mlflow_database}", "run a sweep first"
+        )
+    if sweep is not None and sweep not in names:
+        known = ", ".join(names) or "none"
+        raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
+    try:
+        with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
+            pages: dict[str, dict[str, str]] = {}
+            for name in [sweep] if sweep else names:
+                pages |= sweep_pages(address, name)
+            emit(place, {"address": address, "pages": pages}, f"MLflow: {address}", _questions(pages))
+            if not place.json:
+                tell("Ctrl-C ends it.")
+            sys.stdout.flush()
+            while not uri.startswith("http"):
+                time.sleep(1)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
+
+
+def _questions(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    for experiment, links in pages.items():
+        yield experiment
+        yield from (f"  {question}: {link}" for question, link in links.items())
+    if not pages:
+        yield "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
 
 
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
@@ -28,20 +122,42 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
     from orchestrator.running.doctor import LAUNCH_FILE, run_checks
 
     checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
-
-    def show() -> None:
-        nodes = [check["node"] for check in checks if "node" in check]
-        if nodes:
-            stdout.print(_node_table(nodes), width=TABLE_WIDTH, crop=False)
-        for check in checks:
-            mark = "[green]ok[/]  " if check["ok"] else "[red]no[/]  "
-            stdout.print(f"{mark}{check['name']}: {escape(check['detail'])}", soft_wrap=True)
-            if not check["ok"]:
-                line(f"    fix: {check['fix']}")
-
-    emit(place, checks, show)
+    nodes = [check["node"] for check in checks if "node" in check]
+    emit(place, checks, node_lines(nodes), _verdicts(checks))
     failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
     return 0 if not failed else 3 if False in failed else 2
+
+
+def _verdicts(checks: Iterable[Mapping[str, Any]]) -> Iterator[Shown]:
+    for check in checks:
+        mark, style = ("ok", "green") if check["ok"] else ("no", "red")
+        yield Text.assemble((mark, style), f"  {check['name']}: {check['detail']}")
+        if not check["ok"]:
+            yield f"    fix: {check['fix']}"
+
+
+def node_lines(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Lay out a row per node, for reading across: a narrow terminal wraps it and cuts no column away."""
+    versions = ("isweep", "ray", "torch")
+    rows = [("node", "CPUs", "GPUs", "cards", "driver", "CUDA", *versions, "disk", "spill", "clock")]
+    for node in nodes:
+        sizes = (f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes"))
+        said = (*sizes, f"{node['clock_skew_s']:g} s off") if node["versions"] else ("?", "?", "?")
+        rows.append(
+            (
+                node["address"] + (" (head)" if node["head"] else ""),
+                f"{node['num_cpus']:g}",
+                f"{node['num_gpus']:g}",
+                ", ".join(node["cards"]) or "-",
+                node["driver"] or "-",
+                node["cuda"] or "-",
+                *(node["versions"].get(name, "?") for name in versions),
+                *said,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if len(rows) > 1 else ():
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def gpu_check(
@@ -63,30 +179,6 @@ def gpu_check(
 
     found = [check(its, into or place.paths.root / "gpu", tell) for its in devices(device)]
     files, ok = [str(path) for path, _ in found], all(ok for _, ok in found)
-    said = [f"{path}: send this file back, or keep it for plans" for path in files]
-    emit(place, {"files": files, "ok": ok}, lambda: line(*said))
+    said = (f"{path}: send this file back, or keep it for plans" for path in files)
+    emit(place, {"files": files, "ok": ok}, said)
     return 0 if ok else 1
-
-
-def _node_table(nodes: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch")
-    for name in (*names, "disk", "spill", "clock"):
-        table.add_column(name, no_wrap=True)
-    for node in nodes:
-        said = bool(node["versions"])
-        table.add_row(
-            node["address"] + (" (head)" if node["head"] else ""),
-            f"{node['num_cpus']:g}",
-            f"{node['num_gpus']:g}",
-            escape(", ".join(node["cards"])) or "-",
-            node["driver"] or "-",
-            node["cuda"] or "-",
-            *(node["versions"].get(name, "?") for name in ("isweep", "ray", "torch")),
-            *(
-                f"{node[key] / 2**30:.0f} GiB" if said else "?"
-                for key in ("free_disk_bytes", "free_spill_bytes")
-            ),
-            f"{node['clock_skew_s']:g} s off" if said else "?",
-        )
-    return table

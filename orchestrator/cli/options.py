@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from orchestrator.running.cluster import RunOptions
 
 
+Check = Callable[[str], object]
+
+
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
     """Return how to read whole numbers from ``least`` to ``below``; ``rule`` words what is allowed."""
 
@@ -32,7 +35,7 @@ def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
             raise ValueError(f"must be {rule or limits}, got {value}")
         return value
 
-    return Parameter(converter=_each(check))
+    return _each(check)
 
 
 def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
@@ -50,33 +53,7 @@ def real(least: float = -math.inf, most: float = math.inf, *, share: bool = Fals
             raise ValueError(f"must be between {least:g} and {most:g}, got {value:g}")
         return value
 
-    return Parameter(converter=_each(check))
-
-
-def _each(check: Callable[[str], object]) -> Callable[[object, Sequence[Token]], object]:
-    def convert(hint: object, tokens: Sequence[Token]) -> object:
-        """Apply ``check`` to one value, or to each of an option that takes several."""
-        values = tuple(check(token.value) for token in tokens)
-        return values if get_origin(hint) is tuple else values[0]
-
-    return convert
-
-
-def _named(text: str) -> str:
-    # A shell's variable that is not set: what it should have said is not the default.
-    if not text.strip():
-        raise ValueError("must not be empty; leave the option out to take its default")
-    return text
-
-
-def _named_openly(text: str) -> str:
-    # Every user of the machine can read command lines.
-    if holds_password(_named(text)):
-        raise ValueError(
-            "must hold no password, since every user of the machine can read a command line; "
-            "export MLFLOW_TRACKING_URI=URI instead"
-        )
-    return text
+    return _each(check)
 
 
 def ending(*endings: str) -> Parameter:
@@ -87,16 +64,43 @@ def ending(*endings: str) -> Parameter:
             raise ValueError(f"must be a file that ends with {' or '.join(endings)}, got {word!r}")
         return Path(word)
 
-    return Parameter(converter=_each(check), metavar="FILE")
+    return _each(check, metavar="FILE")
 
 
-SEVERAL = (1, None)  # words that one option takes
-NAMED, NAMED_OPENLY = Parameter(converter=_each(_named)), Parameter(converter=_each(_named_openly))
+def _each(check: Check, **more: Any) -> Parameter:
+    """Return how to read an option by applying ``check`` to its value, or to each of several."""
+
+    def convert(hint: object, tokens: Sequence[Token]) -> object:
+        values = tuple(check(token.value) for token in tokens)
+        return values if get_origin(hint) is tuple else values[0]
+
+    return Parameter(converter=convert, **more)
+
+
+def _named(text: str) -> str:
+    if not text.strip():  # a shell's variable that is not set: what it should have said is not the default
+        raise ValueError("must not be empty; leave the option out to take its default")
+    return text
+
+
+def _named_openly(text: str) -> str:
+    if holds_password(_named(text)):
+        raise ValueError(
+            "must hold no password, since every user of the machine can read a command line; "
+            "export MLFLOW_TRACKING_URI=URI instead"
+        )
+    return text
+
+
+NAMED, NAMED_OPENLY = _each(_named), _each(_named_openly)
 CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 
 Positive = Annotated[int, whole(1)]
 File = Annotated[Path | None, Parameter(metavar="FILE")]
+Png = Annotated[Path | None, ending(".png")]
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
+Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
 Sweep = Annotated[
     str,
     Parameter(name="SWEEP", help="Name of a preset or of a sweep of the root, or path of a sweep file."),
@@ -173,10 +177,8 @@ class OwnOptions:
         layout: What is on top of class folders in patients' folders, or of these in those.
     """
 
-    label_map: Annotated[
-        tuple[str, ...], Parameter(consume_multiple=SEVERAL, metavar="WRITTEN=CLASS...")
-    ] = ()
-    label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=SEVERAL, metavar="NAME...")] = ()
+    label_map: Annotated[Names, Parameter(metavar="WRITTEN=CLASS...")] = ()
+    label_columns: Names = ()
     layout: Literal["class/group", "group/class"] | None = None
 
     def said(self) -> dict[str, Any]:
@@ -240,9 +242,10 @@ class SweepWork(Work):
     raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = ()
     changes: Changes = ()
 
-    def raw_folders(self) -> dict[str, str]:
-        """Return dataset -> folder of its raw download."""
-        return pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist")
+    @property
+    def run_options(self) -> RunOptions:
+        """Where and how to run."""
+        return self.options(pairs("--raw", self.raw, "NAME=DIR", "mnist=/data/mnist"))
 
     def again(self, command: str, sweep: str) -> str:
         """Spell the command that goes on where this one was stopped."""

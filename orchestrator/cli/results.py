@@ -1,63 +1,55 @@
-"""Commands that read what a sweep found: table, fits, report."""
+"""Commands that read what sweeps found (table, fits, report, claims) and look ahead from it."""
 
 from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from cyclopts import Group, Parameter
+from cyclopts import ArgumentCollection, Group, Parameter
 
-from orchestrator.cli.options import FromStore, Place, Sweep, ending, pairs, whole
-from orchestrator.cli.printing import cell, emit, grid, line, show_tables, stdout, tell, written
-from orchestrator.commands import Mirror
-from search_spaces.errors import ConfigError, unknown_name
+from orchestrator.cli import options as o
+from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
+from orchestrator.commands import Mirror, mean_over_seeds, rows_with
+from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis.interventions import Arm
+    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.prediction_inputs import Pilot
+    from orchestrator.commands import Question
     from orchestrator.planning.plan import Workspace
+    from search_spaces.specs import Domain
 
-
-SHOWN = {
-    "model": "model",
-    "dataset": "dataset",
+SHORT = {
     "class_pair": "pair",
     "train_size": "N",
-    "seed": "seed",
     "test_loss": "loss",
     "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
     "r_hat_pred": "R̂",
-}
-"""Columns that ``isweep results`` prints for people, with their short names."""
-WHERE_MEASURED = ("r_hat_pred",)
-"""Of these, those that stand there only where some row has them."""
-SEARCH_SHOWN = {
-    "model": "model",
-    "dataset": "dataset",
+    "num_seeds": "seeds",
+    "runner_up": "next",
+    "runner_up_loss": "its loss",
     "learning_rate": "rate",
     "weight_decay": "decay",
     "batch_size": "batch",
-    "status": "status",
-    "epochs": "epochs",
     "validation_loss": "loss",
 }
-BEST_SHOWN = {
-    "dataset": "dataset",
-    "model": "model",
-    "train_size": "N",
-    "test_loss": "loss",
-    "test_accuracy": "accuracy",
-    "runner_up": "next",
-    "runner_up_loss": "its loss",
-}
-ROWS = Group("Rows", sort_key=1)
-SHORT = {words: name for name, words in {**SEARCH_SHOWN, **SHOWN}.items()}
+"""Short names of columns, which people see and may give to --where and --sort."""
+CELL = ("model", "dataset", "class_pair", "train_size")
+NUMBERS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat_pred")
+WHERE_MEASURED = "r_hat_pred"
+"""The column that people see only where some row has it."""
+BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_up", "runner_up_loss")
+SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
+TEXT = ("model", "dataset", "class_pair")
+ROWS, OWN_TABLE = Group("Rows", sort_key=1), Group("A table of your own, in place of a sweep", sort_key=2)
 
 
 @Parameter(name="*", group=ROWS)
@@ -71,6 +63,7 @@ class RowOptions:
         descending: Largest first.
         mean: One row per cell: means over its seeds.
         best: One row per dataset and N: the model of lowest mean test loss, and the next.
+        search: The trials of isweep tune instead.
     """
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
@@ -78,21 +71,19 @@ class RowOptions:
     descending: bool = False
     mean: bool = False
     best: bool = False
+    search: bool = False
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
+        from orchestrator.analysis.tables import best_models
+
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
         if self.descending and not self.sort:
             raise ConfigError("--descending turns an order round", "no --sort", "say by which column")
-        for name, value in pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits").items():
-            values = table[_column(name, table)].map(_text)
-            if value not in set(values):
-                raise unknown_name(f"{name} of these results", value, sorted(set(values)))
-            table = table[values == value]
+        wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
+        table = rows_with(table, {_column(name, table): value for name, value in wanted.items()})
         if self.best:
-            from orchestrator.analysis.tables import best_models
-
             table = best_models(table)
         elif self.mean:
             table = mean_over_seeds(table)
@@ -101,51 +92,45 @@ class RowOptions:
             table = table.sort_values(by, ascending=not self.descending, kind="stable")
         return table
 
-    @property
-    def shown(self) -> dict[str, str]:
-        """The columns that people see, with their short names."""
-        if self.best:
-            return BEST_SHOWN
-        if not self.mean:
-            return SHOWN
-        return {**{name: text for name, text in SHOWN.items() if name != "seed"}, "num_seeds": "seeds"}
+    def shown(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
+        """Lay rows out for people, and count the losses that mean nothing was learnt."""
+        from orchestrator.analysis.guessing import is_guessing
+
+        columns = [*CELL, "num_seeds" if self.mean else "seed", *NUMBERS]
+        if self.best or self.search:
+            columns = [*BEST] if self.best else [*SEARCH, "validation_loss"]
+        if not any(row.get(WHERE_MEASURED) is not None for row in rows):
+            columns = [name for name in columns if name != WHERE_MEASURED]
+        first_number = next(place for place, name in enumerate(columns) if name not in TEXT)
+        table = grid(*(SHORT.get(name, name) for name in columns), numeric_from=first_number)
+        for row in rows:
+            table.add_row(*(cell(row.get(name)) for name in columns))
+        yield table
+        losses = [loss for row in rows if (loss := row.get("test_loss")) is not None]
+        if guessed := sum(is_guessing(loss) for loss in losses):
+            yield f"{guessed} of {len(losses)} losses lie at guessing between two classes, or beyond."
 
 
-def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per cell of a sweep: means over its seeds, and how many there are (``num_seeds``)."""
-    from pandas.api.types import is_float_dtype
-
-    known = ("model", "recipe", "dataset", "domain", "class_pair", "train_size")
-    cells = [name for name in known if name in table]
-    numbers = [name for name in table if is_float_dtype(table[name]) and name not in cells]
-    groups = table.groupby(cells, sort=False, dropna=False)
-    return groups[numbers].mean().assign(num_seeds=groups.size()).reset_index()
-
-
-def _column(name: str, table: pd.DataFrame) -> str:
-    found = name if name in table else SHORT.get(name, name)
-    if found not in table:
-        near = difflib.get_close_matches(name, [*SHORT, *map(str, table.columns)], n=1)
+def _column(asked: str, table: pd.DataFrame) -> str:
+    names = [*map(str, table.columns)]
+    meant = [name for name in names if asked in (name, SHORT.get(name))]
+    if not meant:
+        near = difflib.get_close_matches(asked, [*SHORT.values(), *names], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError("Unknown column", repr(name), f"{hint}docs/results-columns.md has all of them")
-    return found
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        raise ConfigError("Unknown column", repr(asked), f"{hint}docs/results-columns.md has all of them")
+    return asked if asked in meant else meant[0]
 
 
 def results(
-    sweep: Sweep,
+    sweep: o.Sweep,
     /,
     *,
     chosen: RowOptions = RowOptions(),
-    csv: Annotated[Path | None, ending(".csv")] = None,
-    parquet: Annotated[Path | None, ending(".parquet")] = None,
-    predictions: Annotated[Path | None, ending(".parquet")] = None,
-    from_store: FromStore = False,
-    search: bool = False,
-    place: Place = Place(),
+    csv: Annotated[Path | None, o.ending(".csv")] = None,
+    parquet: Annotated[Path | None, o.ending(".parquet")] = None,
+    predictions: Annotated[Path | None, o.ending(".parquet")] = None,
+    from_store: o.FromStore = False,
+    place: o.Place = o.Place(),
 ) -> None:
     """Print or write the tidy table, one row per trial.
 
@@ -154,17 +139,15 @@ def results(
         parquet: Write it as Parquet.
         predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
             image; the sweep needs predictions: true.
-        search: The trials of isweep tune instead.
     """
     from orchestrator.analysis import write_csv
 
-    if search and (chosen.mean or chosen.best):
+    if chosen.search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
         return write_predictions(sweep, predictions, place)
-    table = read_search(sweep, place) if search else read_table(sweep, place, from_store=from_store)
+    table = read_search(sweep, place) if chosen.search else read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
-    names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (chosen.shown, "train_size")
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
@@ -173,27 +156,10 @@ def results(
     if (csv or parquet) and not place.json:
         return None
     rows = json.loads(table.to_json(orient="records", double_precision=15))
-
-    def show() -> None:
-        shown = {
-            name: words
-            for name, words in names.items()
-            if name not in WHERE_MEASURED or any(row.get(name) is not None for row in rows)
-        }
-        lines = grid(*shown.values(), numeric_from=[*shown].index(first_number))
-        for row in rows:
-            lines.add_row(*(cell(row.get(name)) for name in shown))
-        stdout.print(lines)
-        from orchestrator.analysis.guessing import is_guessing
-
-        losses = [loss for row in rows if (loss := row.get("test_loss")) is not None]
-        if guessed := sum(is_guessing(loss) for loss in losses):
-            line(f"{guessed} of {len(losses)} losses lie at guessing between two classes, or beyond.")
-
-    return emit(place, rows, show)
+    return emit(place, rows, chosen.shown(rows))
 
 
-def write_predictions(sweep: str, path: Path, place: Place) -> None:
+def write_predictions(sweep: str, path: Path, place: o.Place) -> None:
     """Write every network's logits of the test images as one Parquet file."""
     from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
@@ -205,11 +171,7 @@ def write_predictions(sweep: str, path: Path, place: Place) -> None:
     num_trials = table["trial_id"].nunique()
     what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
     written(path, lambda path: table.to_parquet(path, index=False), what)
-    if place.json:
-        emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, lambda: None)
-
-
-OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
+    emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, ())
 
 
 @Parameter(name="*", group=OWN_TABLE)
@@ -229,9 +191,9 @@ class TableOptions:
     on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
-    figure: Annotated[Path | None, ending(".svg", ".pdf", ".png")] = None
+    figure: Annotated[Path | None, o.ending(".svg", ".pdf", ".png")] = None
 
-    def fit(self, path: Path, place: Place) -> None:
+    def fit(self, path: Path, place: o.Place) -> None:
         """Fit a table within and between its groups, and print what it says."""
         from orchestrator.analysis import grouped
 
@@ -241,58 +203,50 @@ class TableOptions:
         design = grouped.Design(self.response, self.on, self.groups, self.within)
         table = grouped.read_own_table(path, design)
         found = grouped.fit_groups(table, design)
-
-        def show() -> None:
-            line(*found.lines())
-            show_tables(found.table())
-
-        emit(place, found.to_json(), show)
+        emit(place, found.to_json(), found.lines(), report_tables(found.table()))
         if self.figure:
             written(self.figure, grouped.draw(table, found).savefig)
 
 
 def fit(
-    sweep: Sweep,
+    sweep: o.Sweep,
     /,
     *,
     own: TableOptions = TableOptions(),
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
-    from_store: FromStore = False,
-    place: Place = Place(),
+    from_store: o.FromStore = False,
+    place: o.Place = o.Place(),
 ) -> None:
     """Fit the scaling laws and say what they answer; or fit any table within and between its groups.
 
     Args:
         all_: Fit and print what no answer rests on as well, as tables.
     """
+    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.findings import summary
     from orchestrator.analysis.grouped import SUFFIXES
+    from orchestrator.analysis.report import arms_of
+    from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    from orchestrator.analysis import fit_scaling_laws
-    from orchestrator.analysis.findings import summary
-    from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
-
     table = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms(sweep, place), explore=all_)
-
-    def show() -> None:
-        line(*summary(fits, width=min(80, stdout.width)))
-        if not all_:
-            return line(f"Every number: {place.hint('fit', sweep)} --all")
-        show_tables(seen_table(fits), *fit_tables(fits))
-        return line(not_fitted(fits), *fits.caveats, *(f"Left out: {found}." for found in fits.excluded))
-
-    return emit(place, fits.to_json(), show)
+    fits = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_)
+    answers = summary(fits, width=min(80, stdout.width))
+    if not all_:
+        return emit(place, fits.to_json(), answers, f"Every number: {place.hint('fit', sweep)} --all")
+    left_out = (f"Left out: {found}." for found in fits.excluded)
+    tables = report_tables(seen_table(fits), *fit_tables(fits))
+    return emit(place, fits.to_json(), answers, tables, not_fitted(fits), fits.caveats, left_out)
 
 
 def report(
-    sweep: Sweep | None = None,
+    sweep: o.Sweep | None = None,
     /,
     *,
-    from_store: FromStore = False,
+    from_store: o.FromStore = False,
     published: bool = False,
-    place: Place = Place(),
+    place: o.Place = o.Place(),
 ) -> None:
     """Write the report with its figures and print its path.
 
@@ -300,27 +254,25 @@ def report(
         published: Print the study's own regressions redone on its published numbers, and how this sweep
             agrees with every published quantity; needs no SWEEP.
     """
+    from orchestrator.commands import compare_with_mlflow, say_what_is_absent, written_report
+    from orchestrator.results.state import read_state
+
     if published:
         return _published(None if sweep is None else read_table(sweep, place, from_store=from_store), place)
     if sweep is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
-    from orchestrator.analysis.report import report_can_be_written, report_sweep
-    from orchestrator.commands import compare_with_mlflow, say_what_is_absent
-    from orchestrator.results.state import read_state
-
     workspace = place.open(sweep)
     state = read_state(workspace)
-    with report_can_be_written():
-        path = report_sweep(workspace, state)
+    path = written_report(workspace, state)
     if path is None:
         raise no_results(sweep, workspace, place)
     say_what_is_absent(workspace, state, place.hint("run", sweep), tell)
     if not from_store:
         compare_with_mlflow(workspace, state, _mirror(sweep, place), tell)
-    return emit(place, {"report": str(path)}, lambda: line(str(path)))
+    return emit(place, {"report": str(path)}, str(path))
 
 
-def _published(table: pd.DataFrame | None, place: Place) -> None:
+def _published(table: pd.DataFrame | None, place: o.Place) -> None:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
     from orchestrator.analysis.findings import summary
@@ -330,106 +282,22 @@ def _published(table: pd.DataFrame | None, place: Place) -> None:
     redone = published_report()
     scores = () if table is None else scorecard(table)
     left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
-
-    def show() -> None:
-        line(*summary(redone.fits))
-        show_tables(redone.table(), *([] if table is None else [score_table(scores)]))
-        line(*(f"Left out: {text}" for text in left_out))
-
+    tables = [redone.table(), *([] if table is None else [score_table(scores)])]
     found = {
         "claims": [asdict(claim) for claim in redone.fits.claims],
         "regressions": [*redone.regressions],
         "scorecard": [asdict(score) for score in scores],
         "left_out": left_out,
     }
-    emit(place, found, show)
+    emit(place, found, summary(redone.fits), report_tables(*tables), (f"Left out: {it}" for it in left_out))
 
 
-def read_table(sweep: str, place: Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep, one row at least; see `orchestrator.commands.results_of`."""
-    from orchestrator.commands import results_of
-
-    workspace = place.open(sweep)
-    table = results_of(
-        workspace, None if from_store else _mirror(sweep, place), place.hint("run", sweep), tell
-    )
-    if table.empty:
-        raise no_results(sweep, workspace, place)
-    return table
-
-
-def _mirror(sweep: str, place: Place) -> Mirror:
-    return Mirror(place.mlflow_uri, place.hint("reconcile", sweep))
-
-
-def read_search(sweep: str, place: Place) -> pd.DataFrame:
-    """Return the stored trials of a sweep's search, one at least."""
-    import pandas as pd
-
-    from orchestrator.tuning.cells import search_rows
-
-    rows = search_rows(place.open(sweep))
-    if not rows:
-        way_out = f"run: {place.hint('tune', sweep)}"
-        raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
-    return pd.DataFrame(rows)
-
-
-def arms(sweep: str, place: Place) -> tuple[Arm, ...]:
-    """Return the datasets of a sweep's experiment; none where it has no worlds."""
-    from orchestrator.analysis.report import arms_of
-
-    return arms_of(place.open(sweep))
-
-
-def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
-    """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
-    from orchestrator.running.progress import read_run
-
-    if read_run(workspace) is not None:
-        way_out = f"a run works on it; see: {place.hint('status', sweep)}"
-    else:
-        absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
-        way_out = f"run it: {place.hint('run', sweep)}{absent}"
-    return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)
-
-
-# Commands that weigh sweeps: what a design could detect, and how two sweeps differ.
-
-
-def power(
-    sweep: Sweep,
-    /,
-    *,
-    effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",
-    num_tables: Annotated[int, whole(20), Parameter(metavar="N")] = 200,
-    seed: Annotated[int, whole(0)] = 0,
-    place: Place = Place(),
+def compare(
+    first: o.Sweep, second: str, /, *, from_store: o.FromStore = False, place: o.Place = o.Place()
 ) -> None:
-    """Simulate how often a sweep's own analysis would settle its questions, before anything is trained.
-
-    Args:
-        effect: What is true in the simulated world: the whole law (default), or a part of it alone.
-        num_tables: Simulated sweeps (default 200); shares are good to 0.5 / √N.
-        seed: Seed of the simulation (default 0).
-    """
-    from orchestrator.analysis.power import planned_power
-
-    plan = place.open(sweep, as_run=False).plan
-    found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
-
-    def show() -> None:
-        show_tables(found.table())
-        line(*found.lines())
-
-    emit(place, found.to_json(), show)
-
-
-def compare(first: str, second: str, /, *, from_store: FromStore = False, place: Place = Place()) -> None:
     """Compare two sweeps on the cells that both have, datasets being the replicates.
 
     Args:
-        first: A preset's or sweep's name, or the path of a sweep file.
         second: The other; ratios are of it over the first.
     """
     from orchestrator.analysis import compare as compare_tables
@@ -439,18 +307,18 @@ def compare(first: str, second: str, /, *, from_store: FromStore = False, place:
         raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
     tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
-    emit(place, asdict(found), lambda: show_tables(found.table()))
+    emit(place, asdict(found), report_tables(found.table()))
 
 
 def claims(
-    sweep: Sweep | None = None,
+    sweep: o.Sweep | None = None,
     /,
     *,
     published: bool = False,
     markdown: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     latex: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    from_store: FromStore = False,
-    place: Place = Place(),
+    from_store: o.FromStore = False,
+    place: o.Place = o.Place(),
 ) -> None:
     """Decide every claim of the study: reproduced, refuted, or cannot be told, and why.
 
@@ -468,14 +336,198 @@ def claims(
         found = c.published_ledger()
     else:
         found = c.ledger(read_table(sweep, place, from_store=from_store), sweep=sweep)
-
-    def show() -> None:
-        for text in (c.describe(found), *found.lines()):
-            line(text)
-
-    emit(place, found.to_json(), show)
+    emit(place, found.to_json(), c.describe(found), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
     if latex:
         text = "\n".join(map(to_latex, found.tables()))
         written(latex, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+# Looking ahead.
+
+Finite = Annotated[float, o.real()]
+PILOT = Group("Pilot", sort_key=2)
+
+
+def _one_goal(arguments: ArgumentCollection) -> None:
+    given = [argument.name for argument in arguments if argument.tokens]
+    if len(given) != 1:
+        raise ValueError(f"one of --train-size and --target-loss must be given, got {len(given)}")
+
+
+GOAL = Group("Goal (one of the two)", validator=_one_goal, sort_key=1)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions:
+    """A few small trainings on the data that the prediction is for.
+
+    Attributes:
+        pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now as the
+            sweep trains; or a CSV file of results that are there (columns train_size and test_loss).
+        pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
+        pilot_test_size: Images that the pilot is tested on (default: the sweep's).
+    """
+
+    pilot: Annotated[str | None, o.NAMED, Parameter(group=PILOT, metavar="SOURCE")] = None
+    pilot_sizes: Annotated[o.Sizes, o.whole(2), Parameter(group=PILOT)] = ()
+    pilot_test_size: Annotated[int | None, o.whole(2), Parameter(group=PILOT, metavar="N")] = None
+
+
+def predict(
+    sweep: o.Sweep,
+    /,
+    *,
+    model: str = "pooled",
+    domain: Literal["natural", "medical"] | None = None,
+    d_data: Finite | None = None,
+    label_sharpness: Finite | None = None,
+    measured: Annotated[str | None, o.NAMED, Parameter(metavar="SOURCE")] = None,
+    train_size: Annotated[o.Positive | None, Parameter(group=GOAL, metavar="N")] = None,
+    target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
+    from_store: o.FromStore = False,
+    trained: PilotOptions = PilotOptions(),
+    work: o.Work = o.Work(),
+) -> None:
+    """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
+
+    Args:
+        model: A model of the sweep; pooled (default) for all of them together.
+        domain: Domain of your training set.
+        d_data: Intrinsic dimension of your training set.
+        label_sharpness: K_F of your training set.
+        measured: Take both from a record that isweep measure --json wrote, or measure these images now.
+        train_size: How many images you train on.
+        target_loss: Test loss to reach.
+    """
+    from orchestrator.analysis import fit_growth
+    from orchestrator.analysis.report import arms_of
+    from orchestrator.analysis.table import number
+    from orchestrator.commands import Question, predicted
+
+    record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
+    question = Question(model, domain, d_data, label_sharpness, train_size, target_loss)
+
+    def growth(model: str, domain: str | None) -> Growth:
+        table = read_table(sweep, work, from_store=from_store)
+        return fit_growth(table, model=model, domain=domain, arms=arms_of(work.open(sweep)))
+
+    found, pilot = predicted(question, record, growth, _pilot(sweep, trained, question, work))
+    points = () if pilot is None else pilot.points
+    losses = ", ".join(f"{number(p.test_loss)} at {number(p.train_size)}" for p in points)
+    tried = f"Pilot: test loss {losses} images." if points else ()
+    whose = f"By {model} on {domain or 'all'} datasets of {sweep}:"
+    emit(work, {**found.to_json(), "pilot": [*map(asdict, points)]}, whose, found.lines(), tried)
+
+
+def _pilot(sweep: str, trained: PilotOptions, question: Question, work: o.Work) -> Callable[[], Pilot] | None:
+    """Return what reads or trains the pilot that was asked for."""
+    from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
+
+    if trained.pilot is None:
+        if trained.pilot_sizes or trained.pilot_test_size:
+            flag = "--pilot-sizes" if trained.pilot_sizes else "--pilot-test-size"
+            raise ConfigError(f"{flag} is for a pilot", "no --pilot", "say on which images: --pilot SOURCE")
+        return None
+    source, path = trained.pilot, Path(trained.pilot).expanduser()
+    if is_pilot_table(path):
+        return lambda: read_pilot(path, question.model)
+
+    def train() -> Pilot:
+        from orchestrator.running.measuring import PilotRequest, run_pilot
+
+        sizes, domain = trained.pilot_sizes, cast("Domain | None", question.domain)
+        request = PilotRequest(source, question.model, sizes, trained.pilot_test_size, domain)
+        return run_pilot(work.open(sweep).plan.sweep, request, work.options({}), progress(work))
+
+    return train
+
+
+def _record(
+    source: str, given: tuple[float | None, float | None], sweep: str, work: o.Work
+) -> Mapping[str, Any]:
+    """Return the record that was named, or that of images measured now at the sweep's side and channels."""
+    from orchestrator.analysis.prediction_inputs import read_record
+    from orchestrator.running.measuring import MeasureRequest, measure_source
+    from tasks.remote import InlineExecutor
+
+    if None not in given:
+        raise ConfigError(
+            "--measured is for numbers that are not given",
+            f"--d-data and --label-sharpness beside --measured {source}",
+            "leave the one or the other out",
+        )
+    if source.endswith(".json"):
+        return read_record(Path(source))
+    spec = work.open(sweep).plan.sweep
+    request = MeasureRequest(source=source, image_size=spec.image_size, channels=spec.channels or 1)
+    return measure_source(request, InlineExecutor(), work.paths).record.to_json()
+
+
+def power(
+    sweep: o.Sweep,
+    /,
+    *,
+    effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",
+    num_tables: Annotated[int, o.whole(20), Parameter(metavar="N")] = 200,
+    seed: Annotated[int, o.whole(0)] = 0,
+    place: o.Place = o.Place(),
+) -> None:
+    """Simulate how often a sweep's own analysis would settle its questions, before anything is trained.
+
+    Args:
+        effect: What is true in the simulated world: the o.whole law (default), or a part of it alone.
+        num_tables: Simulated sweeps (default 200); shares are good to 0.5 / √N.
+        seed: Seed of the simulation (default 0).
+    """
+    from orchestrator.analysis.power import planned_power
+
+    plan = place.open(sweep, as_run=False).plan
+    found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
+    emit(place, found.to_json(), report_tables(found.table()), found.lines())
+
+
+# What several commands read.
+
+
+def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
+    """Return the tidy table of a sweep, one row at least; see `orchestrator.commands.results_of`."""
+    from orchestrator.commands import results_of
+
+    workspace = place.open(sweep)
+    mirror = None if from_store else _mirror(sweep, place)
+    table = results_of(workspace, mirror, place.hint("run", sweep), tell)
+    if table.empty:
+        raise no_results(sweep, workspace, place)
+    return table
+
+
+def _mirror(sweep: str, place: o.Place) -> Mirror:
+    return Mirror(place.mlflow_uri, place.hint("reconcile", sweep))
+
+
+def read_search(sweep: str, place: o.Place) -> pd.DataFrame:
+    """Return the stored trials of a sweep's search, one at least."""
+    import pandas as pd
+
+    from orchestrator.tuning.cells import search_rows
+
+    rows = search_rows(place.open(sweep))
+    if not rows:
+        way_out = f"run: {place.hint('tune', sweep)}"
+        raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
+    return pd.DataFrame(rows)
+
+
+def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:
+    """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
+    from orchestrator.running.progress import read_run
+
+    if read_run(workspace) is not None:
+        way_out = f"a run works on it; see: {place.hint('status', sweep)}"
+    else:
+        absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
+        way_out = f"run it: {place.hint('run', sweep)}{absent}"
+    return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)

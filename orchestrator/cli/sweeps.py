@@ -2,164 +2,73 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
 
 from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
-from orchestrator.cli.printing import (
-    COUNTS,
-    cell,
-    emit,
-    grid,
-    grouped_failures,
-    line,
-    plan_table,
-    running_lines,
-    show_cell,
-    stderr,
-    stdout,
-    tell,
-    text_table,
-    watch,
-)
+from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stderr, stdout, tell
 from orchestrator.cli.results import no_results
 from search_spaces.errors import ConfigError, SweepError, collect
 
 if TYPE_CHECKING:
+    from orchestrator.commands import Planned
     from orchestrator.planning.plan import Workspace
 
 
 def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Do what is left: prepare, measure, train, report; prints the report's path last."""
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.running.progress import Progress
     from orchestrator.running.run import run_sweep
 
-    progress = Progress(console=None if work.quiet else stderr)
-    options = work.options(work.raw_folders())
+    shown, again = progress(work), work.again("run", sweep)
     try:
-        summary = run_sweep(sweep, options, progress=progress, changes=read_changes(work.changes))
+        summary = run_sweep(sweep, work.run_options, progress=shown, changes=read_changes(work.changes))
     except KeyboardInterrupt:
-        kept = f"{progress.done} of {progress.planned} trials are kept" * bool(progress.planned)
-        again = work.again("run", sweep)
+        kept = f"{shown.done} of {shown.planned} trials are kept" if shown.planned else ""
         raise KeyboardInterrupt(f"{kept or 'Nothing was lost'}; continue with: {again}") from None
     for text in grouped_failures(summary.failures):
         tell(text)
-    _say_behind(summary.num_behind, work.hint("reconcile", sweep))
+    _tell_behind(summary.num_behind, work.hint("reconcile", sweep))
     tell(f"{summary.done} of {summary.planned} trials done, {summary.failed} failed, {summary.pending} left.")
     names = ("planned", "done", "failed", "pending", "failures")
     document = {name: getattr(summary, name) for name in names} | {"running": 0}
     document["report"] = str(summary.report) if summary.report else None
-    emit(work, document, lambda: line(document["report"] or "no report: no trial has a result"))
+    emit(work, document, document["report"] or "no report: no trial has a result")
     return summary.exit_code
 
 
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Search learning rates, weight decays and batch sizes; prints the path of the recipe last."""
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.running.progress import Progress
     from orchestrator.tuning.outcome import brief_table
     from orchestrator.tuning.run import tune_sweep
 
-    progress, again = Progress(console=None if work.quiet else stderr), work.again("tune", sweep)
-    options = work.options(work.raw_folders())
+    options, again = work.run_options, work.again("tune", sweep)
     try:
-        summary = tune_sweep(sweep, options, progress=progress, changes=read_changes(work.changes))
+        summary = tune_sweep(sweep, options, progress=progress(work), changes=read_changes(work.changes))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
     for problem in summary.problems:
         tell(problem)
-    _say_behind(summary.num_behind, again)
-
-    def show() -> None:
-        stdout.print(text_table(brief_table(summary.cells)))
-        line(*(str(path) for path in (summary.report, summary.recipe) if path is not None))
-
-    emit(work, summary.document(), show)
+    _tell_behind(summary.num_behind, again)
+    paths = (str(path) for path in (summary.report, summary.recipe) if path is not None)
+    emit(work, summary.document(), report_tables(brief_table(summary.cells)), paths)
     return summary.exit_code
 
 
-def _say_behind(num: int, command: str) -> None:
+def _tell_behind(num: int, command: str) -> None:
     if num:
         tell(f"MLflow misses {num} updates; send them with: {command}")
-
-
-def status(
-    sweep: Sweep | None = None,
-    /,
-    *,
-    watch_: Annotated[bool, Parameter(name="--watch")] = False,
-    interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
-    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
-    place: Place = Place(),
-) -> None:
-    """Show progress, and failures with their reasons; without a name, the sweeps of the root.
-
-    Args:
-        watch_: Show it anew until nothing runs any more.
-        interval: Seconds between two looks (default 2).
-        cell: Tell the story of one cell: attempts, nodes, failures, logs.
-    """
-    from orchestrator.commands import progress_of
-
-    if sweep is None:
-        for asked, flag, more in ((cell is not None, "--cell", " ID"), (watch_, "--watch", "")):
-            if asked:
-                raise ConfigError(f"{flag} needs a sweep", "none", f"e.g. isweep status paper {flag}{more}")
-        return _status_of_all(place)
-    workspace = place.open(sweep)
-    if cell is not None:
-        return show_cell(workspace, cell, place)
-    if watch_:
-        watch(lambda: progress_of(workspace), interval)
-    if not workspace.paths.exist:
-        way_in = f"start with: {place.hint('run', sweep)}, or name the right one with --root or ISWEEP_ROOT"
-        tell(f"There is no root {workspace.paths.root} yet; {way_in}")
-    document = progress_of(workspace)
-
-    def show() -> None:
-        line("  ".join(f"{name} {document[name]}" for name in (*COUNTS, "diverged")))
-        line(*running_lines(document), *grouped_failures(document["failures"]))
-        if document["stale"]:
-            line(f"{document['stale']} results were made from other data and will be made anew")
-        line(*(f"not believed: {item['path']}: {item['reason']}" for item in document["unreadable"]))
-        if document["foreign"]:
-            line(f"{len(document['foreign'])} results belong to no planned trial; kept, not used")
-        if document["done"]:
-            line(document["cost"]["text"])
-        if document["search"] is not None:
-            line(document["search"]["text"])
-
-    return emit(place, document, show)
-
-
-def _status_of_all(place: Place) -> None:
-    from orchestrator.commands import progress_of
-
-    found, damaged = list[dict[str, Any]](), list[SweepError]()
-    for name in place.paths.sweep_names():
-        try:
-            one = place.open(name)
-            found.append({"sweep": one.plan.sweep.name, **progress_of(one)})
-        except SweepError as error:
-            # One sweep's damage hides no other sweep.
-            damaged.append(error)
-
-    def show() -> None:
-        if not found:
-            line(f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}")
-            return
-        table = grid("sweep", *COUNTS)
-        for row in found:
-            table.add_row(cell(row["sweep"]), *(str(row[name]) for name in COUNTS))
-        stdout.print(table)
-        line(*(f"{row['sweep']}: {row['now']}" for row in found if row["now"]))
-
-    emit(place, found, show)
-    collect(damaged, type(damaged[0]) if damaged else SweepError)
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
@@ -171,8 +80,10 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     if not workspace.paths.exist and not StoredResults.read(workspace.results_url).trials:
         raise no_results(sweep, workspace, place)
     counts = reconciled(workspace, place.mlflow_uri, tell)
-    emit(place, counts, lambda: line("  ".join(f"{name} {count}" for name, count in counts.items())))
+    emit(place, counts, "  ".join(f"{name} {count}" for name, count in counts.items()))
 
+
+# What a sweep will do.
 
 MOST_CARDS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
@@ -203,37 +114,232 @@ def plan(
     found = planned(workspace, card=card, num_cards=gpus)
     trainings, search = most_trainings(workspace)
     settled, settled_lines = settled_by(workspace)
-
-    def show() -> None:
-        stdout.print(plan_table(found.rows, all_=all_))
-        line(f"{_counted('trials', found.rows)}; {_counted('measures', found.measures)}")
-        line(*_lacks(workspace, found.not_prepared))
-        line(*filter(None, (found.cost["text"], found.beside, search, *settled_lines)))
-
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}
     document |= {"measures": found.measures, "not_prepared": found.not_prepared, "estimate": found.cost}
-    emit(place, document | {"search": {"most_trainings": trainings}, "power": settled}, show)
+    document |= {"search": {"most_trainings": trainings}, "power": settled}
+    costs = filter(None, (found.cost["text"], found.beside, search, *settled_lines))
+    emit(place, document, _grid_of(found, all_), _lacks(workspace, found.not_prepared), costs)
 
 
-def _lacks(workspace: Workspace, missing: list[dict[str, Any]]) -> list[str]:
-    """Return what stands in the way of a run here and now, as lines."""
+def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
+    """Yield a plan: done and planned trials of every model on every dataset, or a row per trial."""
+    from orchestrator.planning.plan import CellStatus
+
+    def done(rows: Iterable[Mapping[str, Any]]) -> int:
+        return sum(row["status"] == CellStatus.DONE for row in rows)
+
+    if all_:
+        names = ("model", "dataset", "class_pair", "train_size", "seed", "recipe", "status")
+        table = grid(*names)
+        for row in found.rows:
+            table.add_row(*(cell(row[name]) for name in names))
+    else:
+        planned = Counter((row["dataset"], row["model"]) for row in found.rows)
+        ended = Counter((row["dataset"], row["model"]) for row in found.rows if done([row]))
+        datasets, models = (list(dict.fromkeys(names)) for names in zip(*planned, strict=True))
+        table = grid("done/planned", *map(escape, models), numeric_from=1)
+        for name in datasets:
+            counts = ((ended[name, model], planned[name, model]) for model in models)
+            table.add_row(escape(name), *(f"{of[0]}/{of[1]}" if of[1] else "" for of in counts))
+    yield table
+    columns = {"N": "train_size", "seed": "seed", "recipe": "recipe", "pair": "class_pair"}
+    spans = {words: _span(row[name] for row in found.rows) for words, name in columns.items()}
+    yield "; ".join(f"{words}: {span}" for words, span in spans.items() if span)
+    counted = {"trials": found.rows, "measures": found.measures}
+    yield "; ".join(f"{len(rows)} {what}: {done(rows)} done" for what, rows in counted.items())
+
+
+def _span(values: Iterable[Any]) -> str:
+    """Spell the distinct values: all where they are few, else from where to where and how many."""
+    distinct = [value for value in dict.fromkeys(values) if value != ""]
+    if len(distinct) <= MAX_NAMED:
+        return ", ".join(map(str, distinct))
+    return f"{distinct[0]} to {distinct[-1]} ({len(distinct)})"
+
+
+def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what stands in the way of a run here and now."""
     from orchestrator.running.cluster import this_machine, trial_resources
 
-    lines = []
     try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
     except ConfigError as error:
-        lines.append(f"not on this machine: {error}")
-    for item in missing:
-        hint = f"see: isweep datasets {item['dataset']}"
-        if item["own"]:
-            opening = shlex.join(["isweep", "measure", item["own"]])
-            hint = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
-        lines.append(f"not prepared: {item['dataset']} ({hint})")
-    return lines
+        yield f"not on this machine: {error}"
+    for item in filter(lambda item: item["own"], missing):
+        opening = shlex.join(["isweep", "measure", item["own"]])
+        files = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
+        yield f"not prepared: {item['dataset']} ({files})"
+    if known := [item["dataset"] for item in missing if not item["own"]]:
+        yield f"not prepared: {', '.join(known)} (what each needs: isweep datasets NAME)"
 
 
-def _counted(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    from orchestrator.planning.plan import CellStatus
+# Where a sweep stands.
 
-    return f"{len(rows)} {what}: {sum(row['status'] == CellStatus.DONE for row in rows)} done"
+COUNTS = ("planned", "done", "failed", "running", "pending")
+MAX_NAMED = 3
+"""Trials of one failure that are named; the others are counted."""
+
+
+def status(
+    sweep: Sweep | None = None,
+    /,
+    *,
+    watch: bool = False,
+    interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
+    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
+    place: Place = Place(),
+) -> None:
+    """Show progress, and failures with their reasons; without a name, the sweeps of the root.
+
+    Args:
+        watch: Show it anew until nothing runs any more.
+        interval: Seconds between two looks (default 2).
+        cell: Tell the story of one cell: attempts, nodes, failures, logs.
+    """
+    from orchestrator.commands import progress_of, story_of
+
+    if sweep is None:
+        for asked, flag, more in ((cell is not None, "--cell", " ID"), (watch, "--watch", "")):
+            if asked:
+                raise ConfigError(f"{flag} needs a sweep", "none", f"e.g. isweep status paper {flag}{more}")
+        return _status_of_all(place)
+    workspace = place.open(sweep)
+    if cell is not None:
+        story, last_words = story_of(workspace, _cell_named(workspace, cell))
+        return emit(place, story, _told(story, last_words))
+    if watch:
+        _watch(lambda: progress_of(workspace), interval)
+    if not workspace.paths.exist:
+        way_in = f"start with: {place.hint('run', sweep)}, or name the right one with --root or ISWEEP_ROOT"
+        tell(f"There is no root {workspace.paths.root} yet; {way_in}")
+    document = progress_of(workspace)
+    return emit(place, document, _standing(document))
+
+
+def _standing(document: Mapping[str, Any]) -> Iterator[str]:
+    yield _counted(document, (*COUNTS, "diverged"))
+    yield from running_lines(document)
+    yield from grouped_failures(document["failures"])
+    if document["stale"]:
+        yield f"{document['stale']} results were made from other data and will be made anew"
+    yield from (f"not believed: {item['path']}: {item['reason']}" for item in document["unreadable"])
+    if document["foreign"]:
+        yield f"{len(document['foreign'])} results belong to no planned trial; kept, not used"
+    if document["done"]:
+        yield document["cost"]["text"]
+    if document["search"] is not None:
+        yield document["search"]["text"]
+
+
+def _status_of_all(place: Place) -> None:
+    from orchestrator.commands import progress_of
+
+    found, damaged = list[dict[str, Any]](), list[SweepError]()
+    for name in place.paths.sweep_names():
+        try:
+            one = place.open(name)
+            found.append({"sweep": one.plan.sweep.name, **progress_of(one)})
+        except SweepError as error:
+            # One sweep's damage hides no other sweep.
+            damaged.append(error)
+    table = grid("sweep", *COUNTS)
+    for row in found:
+        table.add_row(*(cell(row[name]) for name in ("sweep", *COUNTS)))
+    if found:
+        emit(place, found, table, (f"{row['sweep']}: {row['now']}" for row in found if row["now"]))
+    else:
+        emit(place, found, f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}")
+    collect(damaged, type(damaged[0]) if damaged else SweepError)
+
+
+def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a line per kind and message of failure, with the trials it befell: the commonest first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        groups.setdefault((failure["kind"], failure["message"]), []).append(failure["trial_id"])
+    for (kind, message), trials in sorted(groups.items(), key=lambda item: -len(item[1])):
+        named = ", ".join(trials[:MAX_NAMED])
+        more = f" and {len(trials) - MAX_NAMED} more" if len(trials) > MAX_NAMED else ""
+        yield f"failed ({kind}) {len(trials)} ×: {message}  [{named}{more}]"
+
+
+def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a run does now, and a line per trial that runs."""
+    from orchestrator.running.progress import RunningTrial, spelled
+
+    if document["now"]:
+        yield f"now: {document['now']}"
+    for name, said in document["running_trials"].items():
+        trial = RunningTrial.model_validate(said)
+        yield f"running {name}  {trial.text(spelled(time.time() - trial.started_at))}"
+
+
+def _watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep.
+
+    Into a pipe or file, a line whenever they have changed; on stderr, since stdout is for data.
+
+    Raises:
+        KeyboardInterrupt: when it is stopped, which stops no run.
+    """
+    said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)
+    try:
+        with shown if stdout.is_terminal else nullcontext():
+            while (document := look())["now"] and not stderr.quiet:  # as once nobody reads it any more
+                now = f"{_counted(document, COUNTS)}  {document['now']}"
+                if stdout.is_terminal:
+                    shown.update(watched(document), refresh=True)
+                elif now != said:
+                    tell(now)
+                said = now
+                time.sleep(interval)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
+
+
+def watched(document: Mapping[str, Any]) -> Text:
+    """Lay out what is watched: folded, not cut, since the time that is left stands at the end."""
+    return Text("\n".join([_counted(document, COUNTS), *running_lines(document)]))
+
+
+def _counted(document: Mapping[str, Any], names: Sequence[str]) -> str:
+    return "  ".join(f"{name} {document[name]}" for name in names)
+
+
+# The story of one cell, as `isweep status SWEEP --cell ID` tells it.
+
+LOG_LINES = 20
+"""Of the last attempt's log, for people; the document has the path."""
+
+
+def _told(story: Mapping[str, Any], last_words: str) -> Iterator[str]:
+    """Yield what happened to one cell: its attempts, where they ran, how they ended, where their logs lie."""
+    yield f"{story['trial_id']}: {story['status']}"
+    if not story["events"]:
+        yield story["unreadable"] or "no attempt at it is recorded"
+    for event in story["events"]:
+        where, said = (
+            f"{mark}{event[key]}" * bool(event.get(key)) for mark, key in ((" on ", "node"), (": ", "said"))
+        )
+        when = time.strftime("%F %T", time.localtime(event["at"]))
+        yield f"{when}  attempt {event['attempt']} {event['what']}{where}{said}"
+    yield from (f"log of attempt {number}: {path}" for number, path in story["logs"].items())
+    yield from (f"  {text}" for text in last_words.splitlines()[-LOG_LINES:])
+    if story["failure"] and not story["logs"]:
+        yield story["failure"]["traceback"] or ""
+
+
+def _cell_named(workspace: Workspace, asked: str) -> str:
+    """Return the id that is meant: in full, or as much of its beginning or end as only it has."""
+    planned = workspace.plan.trials_by_id
+    matching = [one for one in planned if one.startswith(asked) or one.endswith(asked)]
+    if asked in planned or len(matching) == 1:
+        return asked if asked in planned else matching[0]
+    if matching:
+        found = f"{asked}: {', '.join(matching[:3])}{' …' * (len(matching) > 3)}"
+        raise ConfigError(f"--cell must name one cell, not {len(matching)}", found, "write more of the id")
+    near = difflib.get_close_matches(asked, planned, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        "--cell must name a cell of the sweep", repr(asked), f"{hint}isweep plan --all lists them"
+    )

@@ -123,7 +123,7 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
     assert isweep.predict(path, fits, **asked) == from_object
     numbers = {"d_data": record.d_data, "label_sharpness": record.label_sharpness}
     assert isweep.predict(None, fits, **numbers, **asked) == from_object
-    assert repr(from_object).startswith("Forecast: test loss ")
+    assert repr(from_object).startswith("Prediction: test loss ")
     assert from_object.to_json()["loss"] == from_object.value
 
 
@@ -170,7 +170,7 @@ def test_predict_takes_a_pilot_as_pairs_or_as_a_file(record, fits, tmp_path):
     pairs = isweep.predict(record, fits, train_size=500, pilot=[(50, 0.6), (100, 0.5)])
     (tmp_path / "pilot.csv").write_text("train_size,test_loss\n50,0.6\n100,0.5\n", encoding="utf-8")
     assert pairs == isweep.predict(record, fits, train_size=500, pilot=tmp_path / "pilot.csv")
-    assert pairs.prediction.num_pilot == 2
+    assert pairs.num_pilot == 2
     assert pairs.value != plain.value
     with pytest.raises(isweep.SweepError, match=r"pilot loss must be .*; found: -1\.0"):
         isweep.predict(record, fits, train_size=500, pilot=[(50, -1)])

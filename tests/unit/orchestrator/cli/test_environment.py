@@ -1,11 +1,8 @@
 """How ``isweep doctor`` ends."""
 
-import io
-
 import pytest
-from rich.console import Console
 
-from orchestrator.cli.environment import _node_table
+from orchestrator.cli.environment import node_lines
 from orchestrator.running import doctor
 
 OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
@@ -38,9 +35,7 @@ def test_what_a_silent_node_did_not_say_is_no_number():
     told = {"versions": doctor.versions_here(), "free_disk_bytes": 0, "free_spill_bytes": 0}
     answers = ({"silent": ("silent", "look")}, told)
     silent, sound = (doctor._checked(answer, node, 0.0)["node"] for answer in answers)
-    console = Console(width=200, file=io.StringIO())
-    console.print(_node_table([sound, silent]))
-    _, *rows = console.file.getvalue().splitlines()
+    _, *rows = node_lines([sound, silent])
     assert "0 GiB" in rows[0]
     assert "GiB" not in rows[1]
     assert rows[1].split()[-3:] == ["?", "?", "?"]

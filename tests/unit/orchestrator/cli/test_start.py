@@ -135,7 +135,7 @@ class TestRoot:
         assert code == 0
         found = [(row["what"], row["name"], row["bytes"]) for row in json.loads(out)]
         assert found[:2] == [("sweep", "mine", 10), ("prepared data", "digits-1", 5)]
-        assert "1 result files" in run("ls")[1]
+        assert "1 results" in run("ls")[1]
 
     def test_ls_of_no_root_makes_none(self, run, tmp_path):
         code, out, _ = run("ls", at=str(tmp_path / "none"))

@@ -111,7 +111,8 @@ def test_plan_of_the_paper_works_without_data_and_names_what_is_missing(run):
     assert len(plan["trials"]) == 972
     assert len(plan["not_prepared"]) == 11
     _, out, _ = run("plan", "paper")
-    assert "not prepared: brats (see: isweep datasets brats)" in out
+    assert "not prepared: mnist, cifar10, svhn, imagenet, brats, dbc," in out
+    assert "(what each needs: isweep datasets NAME)" in out
 
 
 def test_tables_for_people(run):
@@ -205,7 +206,9 @@ def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):
 def test_plan_is_short_unless_asked(run):
     _, short, _ = run("plan", "paper")
     _, whole, _ = run("plan", "paper", "--all")
-    assert len(short.splitlines()) < 300 < 900 < len(whole.splitlines())
+    assert len(short.splitlines()) < 30 < 900 < len(whole.splitlines())
+    assert re.search(r"mura +│ +0/6 │", short)
+    assert "N: 500 to 1750 (6); seed: 0; recipe: paper; pair: 3-8 to " in short
 
 
 def test_a_value_is_changed_for_one_run(run):
@@ -227,7 +230,7 @@ def test_plan_refuses_own_data_that_are_not_there(run, tmp_path):
 
 
 def test_failures_are_grouped_by_reason():
-    from orchestrator.cli.printing import grouped_failures
+    from orchestrator.cli.sweeps import grouped_failures
 
     failures = [{"kind": "setup", "message": "no disk", "trial_id": f"t{k}"} for k in range(5)]
     failures.append({"kind": "bad_data", "message": "no images", "trial_id": "u"})

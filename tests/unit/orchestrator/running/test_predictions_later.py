@@ -56,7 +56,9 @@ def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damag
             assert getattr(record.result, field) == getattr(old.result, field)
         assert (record.attempt, record.started_at) == (1, old.started_at)
         assert record.measured_at is not None
-    for trial_id, rows in sweep.refresh().predictions.groupby("trial_id"):
+    for trial_id, rows in isweep.open(
+        sweep.workspace.plan.sweep, root=sweep.workspace.paths.root
+    ).predictions.groupby("trial_id"):
         scores = before[trial_id].result.scores
         auc = roc_auc_score(rows["label"], rows["logit_1"] - rows["logit_0"])
         # Later passes may round differently where weights lie elsewhere in memory; ties of ranks do not.

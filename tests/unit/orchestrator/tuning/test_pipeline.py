@@ -153,7 +153,7 @@ def test_a_notebook_gets_a_table_and_the_recipe(found):
     assert "hardly better than guessing" in said
     assert repr(tuned) == f"Recipe of 1 of 1 models on datasets: {summary.recipe}"
     assert "<table" in tuned._repr_html_()
-    assert "search.html" in tuned.report._repr_html_()
+    assert tuned.report.name == "search.html"
     used = isweep.plan(TINY, root=root, changes={"name": "used", "recipe": tuned.recipe})
     assert len(used.table) == 2
     with pytest.raises(isweep.SweepError, match="two rising numbers"):
