@@ -305,9 +305,8 @@ class SweepRuns:
 def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> bool:
     """Tell whether a param or the data are other ones, or a metric of ours is there that the run has not."""
     images = run.tags.get(table.DATA_FINGERPRINT)
-    if data.tags.get(table.DATA_FINGERPRINT, images) != images:
-        return True
-    if any(data.params.get(name, value) != value for name, value in run.params.items()):
+    others = any(data.params.get(name, value) != value for name, value in run.params.items())
+    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
         return True
     return any(column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys()))
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock
@@ -235,7 +235,7 @@ def private_folder() -> Iterator[str]:
         with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
             try:
-                with at_forced_end(lambda: ThisMachine().remove(folder)):
+                with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
                     yield str(folder / RAYS)
             finally:
                 # One that was just starting would make the folder again, open to everybody.
@@ -271,60 +271,18 @@ def remove_orphans(paths: RootPaths) -> None:
         draft.unlink(missing_ok=True)
 
 
-class Processes(Protocol):
-    """The folders of private clusters on a machine, and this user's processes out of each."""
+class Processes:
+    """Folders of private clusters on this machine, and this user's processes out of each.
+
+    Methods raise OSError for a folder of another user, or one that is gone meanwhile.
+    """
 
     def folders(self) -> Iterable[Path]:
         """Return all of them, and perhaps others'."""
-
-    def owner_lives(self, folder: Path) -> bool | None:
-        """Tell whether the run of a folder does; None where it has no owner file.
-
-        Raises:
-            OSError: when it is another user's, or gone.
-        """
-
-    def age_s(self, folder: Path) -> float:
-        """Return how long ago something was last made in it.
-
-        Raises:
-            OSError: when it is another user's, none of ours, or gone.
-        """
-
-    def are_there(self, folder: Path) -> bool:
-        """Tell whether any process runs out of it."""
-
-    def remove(self, folder: Path) -> None:
-        """Kill what still runs out of a folder, and remove it."""
-
-
-def remove_leftovers(processes: Processes | None = None) -> int:
-    """End the processes and remove the folders of private clusters whose run was killed; returns how many.
-
-    One without an owner file was made again by a process of Ray after its run removed it, or is being made,
-    or a cleaner of old files went through the folder of a live run: its processes are there.
-    """
-    processes, removed = processes or ThisMachine(), 0
-    for folder in processes.folders():
-        with contextlib.suppress(OSError):
-            lives = processes.owner_lives(folder)
-            old = lives is None and processes.age_s(folder) > REMNANT_AGE_S
-            if lives is False or (old and not processes.are_there(folder)):
-                processes.remove(folder)
-                removed += 1
-                log.info("removed what a killed run left: %s", folder)
-    return removed
-
-
-class ThisMachine:
-    """See :class:`Processes`."""
-
-    def folders(self) -> Iterable[Path]:
-        """See :class:`Processes`."""
         return sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
 
     def owner_lives(self, folder: Path) -> bool | None:
-        """See :class:`Processes`."""
+        """Tell whether the run of a folder does; None where it has no owner file."""
         if not (folder / OWNER_FILE).exists():
             return None
         with open(folder / OWNER_FILE, encoding="utf-8") as owner:
@@ -337,20 +295,41 @@ class ThisMachine:
             return False
 
     def age_s(self, folder: Path) -> float:
-        """See :class:`Processes`."""
+        """Return how long ago something was last made in it; OSError also for another program's."""
         about = folder.lstat()
         if about.st_uid != os.geteuid() or not (folder / RAYS).is_dir():
             raise PermissionError(folder)
         return time.time() - about.st_mtime
 
     def are_there(self, folder: Path) -> bool:
-        """See :class:`Processes`."""
+        """Tell whether any process runs out of it."""
         return any(_processes(folder))
 
     def remove(self, folder: Path) -> None:
-        """See :class:`Processes`."""
+        """Kill what still runs out of a folder, and remove it."""
         _end_processes(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+THIS_MACHINE = Processes()
+
+
+def remove_leftovers(processes: Processes = THIS_MACHINE) -> int:
+    """End the processes and remove the folders of private clusters whose run was killed; returns how many.
+
+    One without an owner file was made again by a process of Ray after its run removed it, or is being made,
+    or a cleaner of old files went through the folder of a live run: its processes are there.
+    """
+    removed = 0
+    for folder in processes.folders():
+        with contextlib.suppress(OSError):
+            lives = processes.owner_lives(folder)
+            old = lives is None and processes.age_s(folder) > REMNANT_AGE_S
+            if lives is False or (old and not processes.are_there(folder)):
+                processes.remove(folder)
+                removed += 1
+                log.info("removed what a killed run left: %s", folder)
+    return removed
 
 
 def _end_processes(folder: Path) -> None:

@@ -240,8 +240,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._hangs = HangWatch(note, self._execution.process, clock)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
-        self._noted = {""}
-        self._begun: set[str] = set()
+        self._noted, self._begun = {""}, set[str]()
 
     def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
@@ -438,8 +437,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 self._lost(trial_id, lambda: failure)
                 continue
             # It has ended through no fault of its own, or waited for its worker: no attempt is counted.
-            hit = f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}"
-            reason = hit if killed else "Tune ended before it began"
+            reason = f"Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
             self._tell(trial_id, "stopped", reason)
             self._attempts[trial_id] -= 1
             self._waits_again(trial_id, 0.0)

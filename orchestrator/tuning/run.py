@@ -173,13 +173,8 @@ class _Tuning:
         earlier = self._read(stored)
         search, records = self._search(stored, earlier), earlier.records
         num_known = len(records)
-        tracker = make_tracker(
-            self._search_workspace(),
-            stored.store,
-            self.options.mlflow_uri,
-            used=self.options.tracking,
-            say=self.monitor.note,
-        )
+        workspace, uri, used = self._search_workspace(), self.options.mlflow_uri, self.options.tracking
+        tracker = make_tracker(workspace, stored.store, uri, used=used, say=self.monitor.note)
         with open_tracker(tracker, map(flat_search, records.values())):
             tracker.check()
             if not search.done:

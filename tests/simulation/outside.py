@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from mlflow.exceptions import MlflowException
 
 from orchestrator.results.storage import Bucket, Found, StorageAway
+from orchestrator.running.ending import Processes
 from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
 
@@ -317,8 +318,8 @@ class SimulatedServer:
         return asked
 
 
-class SimulatedProcesses:
-    """See :class:`orchestrator.running.ending.Processes`: the machine as one driver sees it."""
+class SimulatedProcesses(Processes):
+    """The machine as one driver sees it."""
 
     def __init__(self, outside: Outside, process: Process) -> None:
         self._outside, self._process = outside, process
