@@ -70,9 +70,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
     monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
-    with pytest.raises(
-        SetupError, match=r"on each of 1 nodes with GPUs the last 2 trials or more reached none"
-    ):
+    with pytest.raises(SetupError, match=r"on each of 1 nodes with GPUs the last 2 trials or more had none"):
         run(plan, trainable=WithoutGpu, stored=stored)
     failed = stored.store.scan(FailureRecord).records
     assert 2 <= len(failed) < 10  # told of each, and most cells were never tried
