@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.planning.plan import Workspace
+from orchestrator.running.cluster import RunOptions
+from orchestrator.running.preparation import prepare_missing
+from orchestrator.running.progress import Progress
+from tasks.remote import InlineExecutor
 from tests.integration.sweeps import isweep_here, isweep_json, write_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray_local")]
@@ -36,7 +41,9 @@ def test_a_train_size_larger_than_the_data(root, tmp_path):
 
 def test_a_damaged_shard_is_named_before_anything_is_trained(root, tmp_path):
     sweep = write_sweep(tmp_path, DIGITS)
-    isweep_here("prepare", "digits", "--sweep", sweep, root=root)
+    workspace = Workspace.open(sweep, str(root))
+    workspace.make()
+    prepare_missing(workspace, workspace.plan.prepared, RunOptions(), InlineExecutor(), Progress())
     (shard,) = root.glob("prepared/digits-*/images/c/0/0/0/0")
     damaged = bytearray(shard.read_bytes())
     damaged[10] ^= 1

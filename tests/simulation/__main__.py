@@ -30,9 +30,9 @@ def main() -> int:
     parser.add_argument("--into", type=Path)
     asked = parser.parse_args()
     began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)
-    of_each = asked.schedules // 500
-    end = asked.first + asked.schedules - of_each * len(NAMED)
-    chunks: list[Chunk] = [(name, range(of_each), asked.stop) for name in NAMED]
+    of_each = range(asked.first // 500, (asked.first + asked.schedules) // 500)
+    end = asked.first + asked.schedules - len(of_each) * len(NAMED)
+    chunks: list[Chunk] = [(name, of_each, asked.stop) for name in NAMED]
     for at in range(asked.first, end, CHUNK):
         chunks.append(("", range(at, min(at + CHUNK, end)), asked.stop))
     with multiprocessing.get_context("fork").Pool() as pool:
