@@ -68,10 +68,10 @@ MUTATIONS = (
         "the end of a trial is no failure of it", TRIALS,
         "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
         "            return\n"
-        "        try:\n"
-        "            self._failed(trial_id, failure(), died=True)",
-        "        try:\n"
-        "            self._failed(trial_id, failure(), died=True)",
+        "        with self._ends_on_error():\n"
+        "            self._failed(trial_id, failure, died=True)",
+        "        with self._ends_on_error():\n"
+        "            self._failed(trial_id, failure, died=True)",
     ),
     Mutation(
         "failures are stored", TRIALS,
@@ -107,8 +107,10 @@ MUTATIONS = (
     ),
     Mutation(
         "what a worker says of its failure counts", TRIALS,
-        "        if ended is None and told is not None:",
-        "        if ended is None and told is None and False:",
+        "            self._reported(trial_id, failure)\n"
+        "        else:\n",
+        "            self._lost(trial_id, WITHOUT_A_WORD)\n"
+        "        else:\n",
     ),
     Mutation(
         "hung trials are ended", FAILURES,
@@ -199,7 +201,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a run with numbers of other data is set aside", RUNS,
-        "            if _has_too_much(run, wanted, data.params, data.metrics):\n",
+        "            if _has_too_much(run, wanted, data):\n",
         "            if False:\n",
     ),
     Mutation(
@@ -281,13 +283,13 @@ MUTATIONS = (
     ),
     Mutation(
         "a killed driver's processes are ended by the next", ENDING,
-        "            if lives is False or (old",
-        "            if (old",
+        "        if processes.is_abandoned(folder):\n",
+        "        if False:\n",
     ),
     Mutation(
         "a live driver's processes are left alone", ENDING,
-        "            if lives is False or (old",
-        "            if lives is not None or (old",
+        "        if processes.is_abandoned(folder):\n",
+        "        if True:\n",
     ),
     Mutation(
         "a search stores what it asks for before that begins", TUNING,

@@ -51,13 +51,11 @@ class PrivateFolder:
 
     Attributes:
         owner: The driver that made it.
-        made_at: When.
         has_owner_file: Whether its lock is there, which the owner holds while it lives.
         num_processes: Of Ray, out of it; they outlive a driver that is killed.
     """
 
     owner: Process
-    made_at: float
     has_owner_file: bool = False
     num_processes: int = 0
 
@@ -333,21 +331,17 @@ class SimulatedProcesses(Processes):
     def folders(self) -> list[Path]:
         return sorted(self._outside.machine)
 
-    def owner_lives(self, folder: Path) -> bool | None:
-        there = self._there(folder)
-        return not there.owner.dead if there.has_owner_file else None
-
-    def age_s(self, folder: Path) -> float:
-        return self._outside.scheduler.now - self._there(folder).made_at
-
-    def are_there(self, folder: Path) -> bool:
-        return self._there(folder).num_processes > 0
+    def is_abandoned(self, folder: Path) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            there = self._there(folder)
+            return there.has_owner_file and there.owner.dead
+        return False
 
     def remove(self, folder: Path) -> None:
-        owner = self._there(folder).owner
-        if not owner.dead:
-            raise Violation(f"{self._process.name} ended the processes of {owner.name}, which lives")
-        del self._outside.machine[folder]
+        self._outside.call(self._process)
+        gone = self._outside.machine.pop(folder, None)
+        if gone is not None and not gone.owner.dead:
+            raise Violation(f"{self._process.name} ended the processes of {gone.owner.name}, which lives")
 
     @contextlib.contextmanager
     def cluster(self) -> Iterator[None]:
@@ -356,7 +350,7 @@ class SimulatedProcesses(Processes):
         outside.num_folders += 1
         folder = Path(f"isweep-ray-{outside.num_folders}")
         outside.call(process)
-        made = outside.machine[folder] = PrivateFolder(process, outside.scheduler.now)
+        made = outside.machine[folder] = PrivateFolder(process)
         outside.call(process)
         made.has_owner_file = True
         outside.call(process)
