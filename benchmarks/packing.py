@@ -35,8 +35,8 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.predict import EAGER_INTERVAL_S, GPU_MODELS, GpuModel, gpu_model, need_of
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS

@@ -210,7 +210,7 @@ def private_folder() -> Iterator[str]:
                     yield str(folder / RAYS)
             finally:
                 # One that was just starting would make the folder again, open to everybody.
-                _end_processes(folder)
+                THIS_MACHINE.remove(folder)
 
 
 @contextlib.contextmanager
@@ -255,7 +255,9 @@ class Processes:
 
     def remove(self, folder: Path) -> None:
         """Kill what still runs out of a folder, and remove it."""
-        _end_processes(folder)
+        for process in _processes(folder):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                os.kill(process, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -271,13 +273,6 @@ def remove_leftovers(processes: Processes = THIS_MACHINE) -> int:
             removed += 1
             log.info("removed what a killed run left: %s", folder)
     return removed
-
-
-def _end_processes(folder: Path) -> None:
-    """Kill what still runs out of a folder."""
-    for process in _processes(folder):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            os.kill(process, signal.SIGKILL)
 
 
 def _processes(folder: Path) -> Iterator[int]:

@@ -45,7 +45,7 @@ from orchestrator.planning.predict import (
     peak_bytes,
 )
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.records import provenance
+from orchestrator.results.store import provenance
 from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import environment

@@ -19,17 +19,19 @@ from ray import tune
 from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.results.records import (
+from orchestrator.results.state import State, StoredResults
+from orchestrator.results.store import (
     CellReport,
+    Event,
     FailureKind,
     FailureRecord,
+    ResultStore,
     TrialFailure,
     TrialRecord,
+    What,
     provenance,
 )
-from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
-from orchestrator.results.state import State, StoredResults
-from orchestrator.results.store import Event, ResultStore, What
+from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
@@ -244,6 +246,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _taken(self, trial_id: str) -> dict[str, Any]:
         """Count the attempt of a cell that is given to Tune, and return what its worker is told."""
         self._attempts[trial_id] += 1
+        self._begun.discard(trial_id)
         cell = self._work.cells[trial_id]
         return {
             "cell": {
@@ -422,13 +425,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
         self._queue.settle(trial_id)
-        self._begun.discard(trial_id)
         self._hangs.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
         self._queue.again(trial_id, self._clock.monotonic() + pause_s)
-        self._begun.discard(trial_id)
         self._hangs.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 

@@ -299,7 +299,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a killed search goes on with what it had asked for", SEARCH,
-        "                if search.wants(one):\n",
+        "                if search.wants(one.point, one.run):\n",
         "                if False:\n",
     ),
     Mutation(

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.records import FailureRecord, TrialRecord
-from orchestrator.results.rows import FlatRun
 from orchestrator.results.state import State, StoredResults, judge
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
+from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
