@@ -105,8 +105,9 @@ FOUND = {
         *_repeated("server resets", range(200, 400, 15), 3.0),
     ],
     "two drivers take over a dead one's lease": [
-        *_repeated("second driver", (20, 22, 24)),
-        *_repeated("driver killed", (40,)),
+        *_repeated("second driver", (20, 20, 20)),
+        *_repeated("driver killed", (21,)),
+        *_repeated("server slow", (24,), 400.0),
     ],
     "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
     "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),
