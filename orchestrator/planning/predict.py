@@ -36,8 +36,8 @@ TENSOR_FACTOR, WORKSPACE_FACTOR = 1.1, 2.0
 published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of the measured)."""
 PACKING_PAYS = 1.1
 """Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
-PGD_GRADIENTS = 5 * 20
-"""Per image and strength: restarts and steps."""
+PGD_GRADIENTS = 5 * (1 + 20)
+"""Per image and strength: of every start and every step from it."""
 TRIAL_SECONDS, CORE_TRIAL_SECONDS = 3.0, 0.5
 """Building, copying, d_repr and storing, per trial beside a GPU's work or on a core: assumed."""
 CORE_FLOPS = 100e9
