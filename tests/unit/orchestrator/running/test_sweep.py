@@ -210,33 +210,6 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkey
     assert not any(secret in everything for secret in SECRETS.values())
 
 
-def test_arrays_are_loaded_once_each_in_a_store_too_small_for_all(run, ray_local):
-    plan = plan_sweep(
-        SweepSpec.model_validate(
-            {
-                "name": f"waves-{time.time_ns()}",
-                "models": ("small_mlp",),
-                "datasets": ({"name": "mnist5k", "class_pairs": ((0, 1), (2, 3), (4, 5))},),
-                "train_sizes": (8, 10),
-                "test_size": 4,
-                "image_size": 8,
-                "recipe": "smoke",
-            }
-        )
-    )
-    one_subset = (10 + 4) * 64
-    small = Cluster(2, 0, 1, int(2.5 * one_subset / 0.6), "", True)
-    loaded: list[str] = []
-
-    def counting(subset: SubsetSpec, train_size: int) -> TrialData:
-        loaded.append(subset.subset_id)
-        return load(subset, train_size)
-
-    sweep = run(plan, cluster=small, load=counting)
-    assert len(sweep.stored.store.scan(TrialRecord).records) == 6
-    assert len(loaded) == len(set(loaded)) == 3
-
-
 def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
     def broken(subset: SubsetSpec, train_size: int) -> TrialData:
         raise SetupError("The disk must be readable", "it is not", "mend it")
