@@ -621,7 +621,7 @@ def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_chea
     assert re.search(
         r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant", extras_text(dear)
     )
-    assert "300 passes per image and strength, so leave pgd out" in extras_text(dear)
+    assert "315 passes per image and strength, so leave pgd out" in extras_text(dear)
     radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), {})
     assert "times the 15% that are meant: a smaller robustness.num_images" in extras_text(radii)
 
