@@ -62,8 +62,8 @@ class Sweep(Shown):
             DataError: where no trial has predictions.
             CorruptStoreError: where a trial's are gone or damaged.
         """
-        from orchestrator.results.rows import predictions_table
         from orchestrator.results.store import ResultStore
+        from orchestrator.results.table import predictions_table
 
         return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
 

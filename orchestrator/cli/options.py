@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from orchestrator.planning.paths import RootPaths, holds_password, without_secrets
+from orchestrator.planning.paths import PASSWORD, RootPaths, without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _named(text: str) -> str:
 
 
 def _named_openly(text: str) -> str:
-    if holds_password(_named(text)):
+    if PASSWORD.search(_named(text)):
         raise ValueError(
             "must hold no password, since every user of the machine can read a command line; "
             "export MLFLOW_TRACKING_URI=URI instead"
@@ -97,7 +97,7 @@ CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 
 Positive = Annotated[int, whole(1)]
-File = Annotated[Path | None, Parameter(metavar="FILE")]
+File = Annotated[Path | None, _each(lambda text: Path(_named(text)), metavar="FILE")]
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]

@@ -7,7 +7,7 @@ import pytest
 import ray.exceptions as rex
 import torch
 
-from orchestrator.results.records import FailureKind
+from orchestrator.results.store import FailureKind
 from orchestrator.running.failures import (
     GPU_ERRORS,
     RETRIES,
@@ -82,6 +82,17 @@ OF_GPUS = [
             "CUDA unknown error - this may be due to an incorrectly set up environment. Setting the "
             "available devices to be zero."
         ),
+        "device_error",
+        True,
+    ),
+    (RuntimeError("No CUDA GPUs are available"), "device_error", True),
+    (
+        RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
+        "device_error",
+        True,
+    ),
+    (
+        torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: device >= 0"),
         "device_error",
         True,
     ),
