@@ -35,7 +35,7 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.rows import Row, measure_rows
+from orchestrator.results.rows import Row, curve_runs, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
 from orchestrator.results.tracking import Tracker
 from tasks.atomic import read_whole, write_atomic
@@ -86,7 +86,9 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Path | Non
 
 
 def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in the sweep's own run in MLflow what the store has, and the latest report with its numbers."""
+    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest report."""
+    for run in curve_runs(state.flat_runs()):
+        tracker.finish(run)
     folder, numbers = workspace.sweep_paths.report, dict[str, float]()
     try:
         numbers = json.loads(read_whole(folder / HEADLINE))

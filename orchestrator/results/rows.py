@@ -7,8 +7,9 @@ MLflow and the table read from the store are equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from orchestrator.results import table as c
@@ -31,6 +32,10 @@ MEASURED = {"attacks", "representation", "robustness"}
 """Fields of a trial's spec of which more may be asked for later."""
 
 
+CURVE = "curve"
+"""Kind, and beginning of the key, of runs that hold the curve of a model on a dataset over N."""
+MOST_PARAM = 500
+"""Letters of a param's value that every MLflow takes."""
 PREDICTED = (c.TRIAL_ID, c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
 """Columns that say of which trial a prediction is."""
 
@@ -131,6 +136,31 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         milliseconds(record.finished_at),
         milliseconds(newest),
     )
+
+
+def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
+    """Yield a run per model, recipe and dataset with the curve over N that their trials make.
+
+    Its loss and accuracy at step N are means over class pairs and seeds. They are its param too, so that a
+    curve that came to look otherwise is another run.
+    """
+    groups: dict[tuple[str, ...], dict[int, list[FlatRun]]] = {}
+    for run in trials:
+        sizes = groups.setdefault(tuple(run.tags[name] for name in (c.MODEL, c.RECIPE, c.DATASET)), {})
+        sizes.setdefault(int(run.tags[c.TRAIN_SIZE]), []).append(run)
+    for whose, sizes in groups.items():
+        points = [
+            (name, size, fmean(values), max(run.metrics_ms for run in runs))
+            for size, runs in sorted(sizes.items())
+            for name in (c.TEST_LOSS, c.TEST_ACCURACY)
+            if (values := [run.metrics[name] for run in runs if name in run.metrics])
+        ]
+        tags = dict(zip((c.MODEL, c.RECIPE, c.DATASET), whose, strict=True)) | {"kind": CURVE}
+        shown = " ".join(f"{size}:{value:.4g}" for name, size, value, _ in points if name == c.TEST_LOSS)
+        times = [run.finished_ms for runs in sizes.values() for run in runs]
+        if points:
+            key = " ".join((CURVE, *whose))
+            yield FlatRun(key, tags, {CURVE: shown[:MOST_PARAM]}, {}, (*points,), min(times), max(times))
 
 
 def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
