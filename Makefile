@@ -80,7 +80,7 @@ wheel: $(STAMP)
 wheel-test: wheel
 	$(BIN)/python -m tests.wheel dist
 
-# Every wheel by hash, of a CUDA node and of a machine without a card; needs uv, and for the second PyTorch's CPU builds.
+# Every wheel by hash, of a CUDA node and of a machine without a GPU; needs uv, and for the second PyTorch's CPU builds.
 lock: lock-cuda lock-cpu
 lock-cuda lock-cpu: lock-%:
 	$(PYTHON) clusters/lock.py $*

@@ -33,8 +33,7 @@ from orchestrator.planning.estimate import (
 )
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.predict import CARDS, EAGER_INTERVAL_S, card_named, need_of
-from orchestrator.planning.predict import Card as GpuModel
+from orchestrator.planning.predict import EAGER_INTERVAL_S, GPU_MODELS, GpuModel, gpu_model, need_of
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
@@ -50,13 +49,13 @@ from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 
-NUM_CARDS = (1, 8, 64, 512)
+NUM_GPUS = (1, 8, 64, 512)
 NUM_WAVES = 6
 KINDS = ("a100", "h100", "h200")
 STUDY_BATCH = 32
 
 
-def order(*, preset: str = "paper", card: str = "h100") -> Found:
+def order(*, preset: str = "paper", gpu: str = "h100") -> Found:
     """How long a grid takes, in replayed minutes: longest first against the order of the plan and waves.
 
     All orders are replayed on the same predicted costs and shares, so what differs is the order alone; the
@@ -65,45 +64,45 @@ def order(*, preset: str = "paper", card: str = "h100") -> Found:
     32: as trained now, with Python starting every kernel, and without the test images between epochs. No GPU
     was measured.
     """
-    rows = replayed(preset, card)
-    study = next(row for row in rows if row["num_cards"] == 64)
+    rows = replayed(preset, gpu)
+    study = next(row for row in rows if row["num_gpus"] == 64)
     sides = {name: study[name] for name in ("ours", "theirs", "ratio")}
-    return {**sides, "preset": preset, "card": card, "rows": rows, "hours": hours(preset)}
+    return {**sides, "preset": preset, "gpu": gpu, "rows": rows, "hours": hours(preset)}
 
 
 def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
-    card, trials = card_named(kind), plan_sweep(load_sweep(preset)).trials
-    jobs = jobs_on(trials, card)
+    gpu, trials = gpu_model(kind), plan_sweep(load_sweep(preset)).trials
+    jobs = jobs_on(trials, gpu)
     size = -(-len(jobs) // NUM_WAVES)
     waves = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     rows = []
-    for number in NUM_CARDS:
+    for number in NUM_GPUS:
         ours, planned = replay(longest_first(jobs), number), replay(jobs, number)
         in_waves = sum(replay(wave, number).makespan for wave in waves)
         hours = number * ours.makespan / 3600
         rows.append(
             {
-                "num_cards": number,
+                "num_gpus": number,
                 "ours": ours.makespan / 60,
                 "theirs": {"order of the plan": planned.makespan / 60, "six waves": in_waves / 60},
                 "lower_bound": ours.lower_bound / 60,
                 "ratio": planned.makespan / ours.makespan,
                 "over_lower_bound": ours.makespan / ours.lower_bound,
                 "utilisation": ours.utilisation,
-                "dollars": hours * card.price,
-                "kilowatt_hours": hours * card.watts / 1000,
+                "dollars": hours * gpu.price,
+                "kilowatt_hours": hours * gpu.watts / 1000,
             }
         )
     return rows
 
 
 def hours(preset: str) -> list[dict[str, Any]]:
-    """Predict the grid's hours on one card, and what they would be without two of its parts."""
+    """Predict the grid's hours on one GPU, and what they would be without two of its parts."""
     sweep = load_sweep(preset)
     rows = []
     for kind, batch in product(KINDS, (None, STUDY_BATCH)):
         trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
-        row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
+        row: dict[str, Any] = {"gpu": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
         with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["Python starts every kernel"] = _hours(trials, kind)
         with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
@@ -112,13 +111,13 @@ def hours(preset: str) -> list[dict[str, Any]]:
     return rows
 
 
-def jobs_on(trials: Iterable[TrialSpec], card: GpuModel) -> list[Job]:
-    needs = [(trial.trial_id, need_of(trial, card)) for trial in trials]
+def jobs_on(trials: Iterable[TrialSpec], gpu: GpuModel) -> list[Job]:
+    needs = [(trial.trial_id, need_of(trial, gpu)) for trial in trials]
     return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]
 
 
 def _hours(trials: Iterable[TrialSpec], kind: str) -> float:
-    return replay(longest_first(jobs_on(trials, card_named(kind))), 1).makespan / 3600
+    return replay(longest_first(jobs_on(trials, gpu_model(kind))), 1).makespan / 3600
 
 
 def _at_batch(trial: TrialSpec, batch: int | None) -> TrialSpec:
@@ -128,18 +127,18 @@ def _at_batch(trial: TrialSpec, batch: int | None) -> TrialSpec:
     return trial.model_copy(update={"network": trial.network.model_copy(update={"recipe": recipe})})
 
 
-CARD = replace(CARDS["h100"], memory_gib=12)
+SMALL_GPU = replace(GPU_MODELS["h100"], memory_gib=12)
 """So small that memory, not work, decides the share of a VGG."""
-CARDS_OF_NODES = (1, 2, 1)
+GPUS_OF_NODES = (1, 2, 1)
 PATIENCE_S = 120
 MODELS = ("small_cnn", "resnet18", "resnet50", "vgg13", "vgg19")
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
-Card = tuple[str, str]
-"""A node's id and the card's number on it."""
+GpuPlace = tuple[str, str]
+"""A node's id and the GPU's number on it."""
 
 
 class Idle(TrialTrainable):
-    """Tells node and cards, and lasts until the clock says that it ends."""
+    """Tells node and GPUs, and lasts until the clock says that it ends."""
 
     def _run(self, started_at: float) -> CellReport:
         name, context = self.cell["trial_id"], ray.get_runtime_context()
@@ -163,18 +162,18 @@ class Clock(threading.Thread):
         now: seconds of the plan.
         starts: when each trial began.
         most_at_once: trials that ran together.
-        fullest_card: largest sum of shares on one card.
-        most_cards: of one trial.
+        fullest_gpu: largest sum of shares on one GPU.
+        most_gpus: of one trial.
         lost: what should have begun and did not, in words.
     """
 
-    def __init__(self, jobs: list[Job], num_cards: int) -> None:
+    def __init__(self, jobs: list[Job], num_gpus: int) -> None:
         super().__init__(daemon=True)
-        self._waiting, self._num_cards = list(jobs), num_cards
-        self._running: dict[str, tuple[Job, Card]] = {}
-        self.now = self.fullest_card = 0.0
+        self._waiting, self._num_gpus = list(jobs), num_gpus
+        self._running: dict[str, tuple[Job, GpuPlace]] = {}
+        self.now = self.fullest_gpu = 0.0
         self.starts: dict[str, float] = {}
-        self.most_at_once = self.most_cards = 0
+        self.most_at_once = self.most_gpus = 0
         self.lost: list[str] = []
 
     def run(self) -> None:
@@ -196,11 +195,11 @@ class Clock(threading.Thread):
         self.most_at_once = max(self.most_at_once, len(self._running))
 
     def _could_begin(self) -> Job | None:
-        used: dict[Card, float] = {}
-        for job, card in self._running.values():
-            used[card] = used.get(card, 0.0) + job.share
-        self.fullest_card = max(self.fullest_card, *used.values(), 0.0)
-        room = 1.0 if len(used) < self._num_cards else 1.0 - min(used.values())
+        used: dict[GpuPlace, float] = {}
+        for job, gpu in self._running.values():
+            used[gpu] = used.get(gpu, 0.0) + job.share
+        self.fullest_gpu = max(self.fullest_gpu, *used.values(), 0.0)
+        room = 1.0 if len(used) < self._num_gpus else 1.0 - min(used.values())
         return next((job for job in self._waiting[:LOOK_AHEAD] if job.share <= room + 1e-9), None)
 
     def _look(self) -> bool:
@@ -209,9 +208,9 @@ class Clock(threading.Thread):
         for job in self._waiting:
             told = _internal_kv_get(f"begun {job.name}")
             if told:
-                node, cards = json.loads(told)
-                self.most_cards = max(self.most_cards, len(cards))
-                begun[job.name] = (job, (node, cards[0]))
+                node, gpus = json.loads(told)
+                self.most_gpus = max(self.most_gpus, len(gpus))
+                begun[job.name] = (job, (node, gpus[0]))
         self.starts |= dict.fromkeys(begun, self.now)
         self._running |= begun
         self._waiting = [job for job in self._waiting if job.name not in begun]
@@ -254,7 +253,7 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             stored=StoredResults.read(str(root / "store")),
             tracker=Tracker(),
             monitor=Progress(),
-            expectation=Expectation(CARD),
+            expectation=Expectation(SMALL_GPU),
         )
         data = TrialData(images, labels, images, labels, 2, "f")
         work = GridWork(run, plan.trials, lambda subset, size: data)
@@ -274,8 +273,8 @@ def judge(clock: Clock, planned: Replay, jobs: list[Job]) -> dict[str, Any]:
         "first_together": {"planned": len(expected), "seen": len(first), "the_same": first == expected},
         "begun_as_planned": as_planned,
         "lost_slots": clock.lost,
-        "cards_of_a_trial": clock.most_cards,
-        "fullest_card": clock.fullest_card,
+        "gpus_of_a_trial": clock.most_gpus,
+        "fullest_gpu": clock.fullest_gpu,
         "makespan_s": {"planned": planned.makespan, "seen": clock.now},
     }
 
@@ -290,19 +289,18 @@ def logical() -> Found:
     Seen is where and when each ran; theirs is the replay of the same trials on as many GPUs.
     """
     plan = make_plan()
-    jobs = jobs_on(
-        order_trials(plan, plan.trials, 1e12, expected_seconds(plan.trials, Expectation(CARD))), CARD
-    )
-    num_cards = sum(CARDS_OF_NODES)
-    planned, clock = replay(jobs, num_cards), Clock(jobs, num_cards)
+    expected = expected_seconds(plan.trials, Expectation(SMALL_GPU))
+    jobs = jobs_on(order_trials(plan, plan.trials, 1e12, expected), SMALL_GPU)
+    num_gpus = sum(GPUS_OF_NODES)
+    planned, clock = replay(jobs, num_gpus), Clock(jobs, num_gpus)
     os.environ[LOGICAL_GPUS] = "1"
     small = {"object_store_memory": 100 * 2**20}
     nodes = RayCluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small}
     )
     try:
-        for cards in CARDS_OF_NODES:
-            nodes.add_node(num_cpus=8 * cards, num_gpus=cards, **small)
+        for gpus in GPUS_OF_NODES:
+            nodes.add_node(num_cpus=8 * gpus, num_gpus=gpus, **small)
         with tempfile.TemporaryDirectory() as root:
             started = time.monotonic()
             run_beside(plan, nodes.address, Path(root), clock)
@@ -311,7 +309,7 @@ def logical() -> Found:
         nodes.shutdown()
     seconds = found["makespan_s"]
     sides = {"ours": seconds["seen"], "theirs": {"replayed plan": seconds["planned"]}}
-    return {**sides, "ratio": seconds["seen"] / seconds["planned"], "cards_of_nodes": CARDS_OF_NODES, **found}
+    return {**sides, "ratio": seconds["seen"] / seconds["planned"], "gpus_of_nodes": GPUS_OF_NODES, **found}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Linux on x86-64. Versions are those of ``constraints.txt`` where it names one, and torch and torchvision those
 below. The first is of a GPU node, for all supported Pythons in one file. The second is of a machine without a
-card, for one Python, with PyTorch's own CPU builds: ``uv`` finds them where ``UV_INDEX`` or ``UV_FIND_LINKS``
+GPU, for one Python, with PyTorch's own CPU builds: ``uv`` finds them where ``UV_INDEX`` or ``UV_FIND_LINKS``
 says.
 
     python clusters/lock.py cuda
@@ -43,7 +43,7 @@ class Lock:
 LOCKS = {
     "cuda": Lock("a CUDA node (Linux, x86-64, Python 3.11 to 3.13)", "", ("medical",), ("--universal",)),
     "cpu": Lock(
-        "a machine without a card (Linux, x86-64, Python 3.11)",
+        "a machine without a GPU (Linux, x86-64, Python 3.11)",
         "+cpu",
         ("demo", "formats", "medical", "postgres"),
         ("--python-platform", "x86_64-manylinux_2_28"),

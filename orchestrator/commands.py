@@ -41,35 +41,35 @@ class Planned:
     beside: str
 
 
-def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | None = None) -> Planned:
+def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None) -> Planned:
     """Plan a sweep.
 
     Args:
         workspace: The sweep.
-        card: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that
+        gpu: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that
             are here, if any.
-        num_cards: How many of them; None for those that are here, or as many as a trial asks for.
+        num_gpus: How many of them; None for those that are here, or as many as a trial asks for.
 
     Raises:
         SweepError: For a sweep that cannot run.
     """
     from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import card_to_plan, estimate, extras, extras_text
+    from orchestrator.planning.estimate import estimate, extras, extras_text, gpu_to_plan
     from orchestrator.planning.plan import CellStatus, plan_rows
     from orchestrator.results.state import read_state
-    from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
+    from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
     from orchestrator.running.progress import running_trials
 
-    here, num_here = gpu_to_plan_for(gpu_check_folders(workspace.paths.root))
-    kind = card_to_plan(card, workspace.paths.prices, here)
-    if num_cards is None and card is None and num_here:
-        num_cards = num_here
+    here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
+    kind = gpu_to_plan(gpu, workspace.paths.prices, here)
+    if num_gpus is None and gpu is None and num_here:
+        num_gpus = num_here
     unopened = check_feasible(workspace)
     state = read_state(workspace, running_trials(workspace), look=True)
     trials = workspace.plan.trials_by_id
     left = [trial for name, trial in trials.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus
-    cost = estimate(left, state.measured_trials(), card=kind, num_cards=num_cards, share=share)
+    cost = estimate(left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share)
     beside = extras(workspace.plan, state.incomplete)
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in trials})
     measures = [

@@ -67,7 +67,7 @@ PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(two_class
 MOST_IMAGES = 10**9
 """Of one network; more is a slip of the finger, found before anything is read."""
 LEAST_SHARE = 0.0001
-"""Of a core or card: Ray counts in ten-thousandths, and starts nothing that asks for less."""
+"""Of a core or GPU: Ray counts in ten-thousandths, and starts nothing that asks for less."""
 
 
 class ModelChoice(Spec):
@@ -187,7 +187,7 @@ class ResourceSpec(Spec):
     """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
 
     ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each trial is
-    predicted to need of the cluster's cards. Elsewhere trials run on ``num_cpus`` cores with as many torch
+    predicted to need of the cluster's GPUs. Elsewhere trials run on ``num_cpus`` cores with as many torch
     threads.
 
     ``fast`` says how a GPU trains: ``auto`` takes captured graphs where a self-test found that they give the
@@ -206,9 +206,9 @@ class ResourceSpec(Spec):
     @classmethod
     def _check_share(cls, share: float | None) -> float | None:
         if share and share < LEAST_SHARE:
-            raise ValueError(f"must be 0, or {LEAST_SHARE} of a card or more")
+            raise ValueError(f"must be 0, or {LEAST_SHARE} of a GPU or more")
         if share is not None and share > 1 and share != int(share):
-            raise ValueError("must be a fraction of one card or a whole number, e.g. 0.25, 1 or 2")
+            raise ValueError("must be a fraction of one GPU or a whole number, e.g. 0.25, 1 or 2")
         return share
 
 

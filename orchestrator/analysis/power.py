@@ -22,9 +22,9 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.inference import LEVEL, Array, Sums, curve_sums, t_power, t_quantile
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
-from orchestrator.planning.estimate import DEFAULT_CARD, amount
+from orchestrator.planning.estimate import DEFAULT_GPU, amount
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import CARDS, need_of
+from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair
@@ -328,12 +328,12 @@ def planned_power(plan: SweepPlan, *, effect: str = "law", num_tables: int = 200
         ConfigError: if the effect is unknown, or there are fewer than three datasets, or fewer than three
             worlds of an experiment.
     """
-    design, card = design_of(plan), CARDS[DEFAULT_CARD]
+    design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
     found = power(design, effect=effect, num_tables=num_tables, seed=seed)
     arms = [Arm(arm.dataset, arm.world, arm.moves) for arm in plan.sweep.experiment]
     shape = {"num_models": len(design.models), "num_sizes": len(design.train_sizes)}
     return replace(
         found,
-        gpu_hours=sum(need_of(trial, card).card_seconds for trial in plan.trials) / 3600,
+        gpu_hours=sum(need_of(trial, gpu).gpu_seconds for trial in plan.trials) / 3600,
         experiment=experiment_power(arms, effect=effect, **shape) if arms else None,
     )

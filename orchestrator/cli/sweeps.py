@@ -85,7 +85,7 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 
 # What a sweep will do.
 
-MOST_CARDS = 100_000
+MOST_GPUS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
 
 
@@ -94,8 +94,8 @@ def plan(
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
-    card: str | None = None,
-    gpus: Annotated[int | None, whole(1, MOST_CARDS + 1, f"from 1 to {MOST_CARDS:,}")] = None,
+    gpu: str | None = None,
+    gpus: Annotated[int | None, whole(1, MOST_GPUS + 1, f"from 1 to {MOST_GPUS:,}")] = None,
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
@@ -103,15 +103,15 @@ def plan(
 
     Args:
         all_: Print a line per trial; else one per model and dataset.
-        card: Kind of graphics card to plan for (default: what the root's prices.yaml names, else h100).
-        gpus: How many of them (default: 1, or as many as a trial asks for).
+        gpu: Model to plan for (default: what the root's prices.yaml names, else those that are here).
+        gpus: How many of them (default: those that are here, else as many as a trial asks for).
     """
     from orchestrator.commands import planned, settled_by
     from orchestrator.planning.sweep_file import read_changes
     from orchestrator.tuning.cells import most_trainings
 
     workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
-    found = planned(workspace, card=card, num_cards=gpus)
+    found = planned(workspace, gpu=gpu, num_gpus=gpus)
     trainings, search = most_trainings(workspace)
     settled, settled_lines = settled_by(workspace)
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}

@@ -18,19 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
+    GPU_MODELS,
     IDLE_DRAW,
     PGD_GRADIENTS,
-    Card,
     Corrections,
+    GpuModel,
     array_bytes,
     attack_flops,
-    card_like,
-    card_named,
     core_seconds,
     cost_of,
+    gpu_model,
+    gpu_model_like,
     has_cost,
     need_of,
     peak_bytes,
@@ -53,8 +53,8 @@ class MeasuredTrial:
 
     Attributes:
         share: GPUs, or CPU threads, that it had.
-        card: The card's name, as its driver says; empty where nobody noted it.
-        peak_bytes: What the process reserved on the card, beside its context; 0 where that is not known or
+        gpu: The GPU's name, as its driver says; empty where nobody noted it.
+        peak_bytes: What the process reserved on the GPU, beside its context; 0 where that is not known or
             its batches passed in parts.
     """
 
@@ -62,17 +62,17 @@ class MeasuredTrial:
     on_gpu: bool
     share: float
     seconds: float
-    card: str = ""
+    gpu: str = ""
     peak_bytes: int = 0
 
 
-def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corrections:
-    """Return how far predictions of memory, of time on this kind of card and of time on cores were off."""
+def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Corrections:
+    """Return how far predictions of memory, of time on this kind of GPU and of time on cores were off."""
     memory: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
     for trial in trials:
-        network, name, ran_on = trial.spec.network, trial.spec.network.model.name, card_like(trial.card)
+        network, name, ran_on = trial.spec.network, trial.spec.network.model.name, gpu_model_like(trial.gpu)
         if not has_cost(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
@@ -82,8 +82,8 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
             continue
         if not trial.on_gpu:
             core.setdefault(name, []).append(trial.seconds * trial.share / core_seconds(trial.spec))
-        elif card is not None and ran_on is not None and ran_on.name == card.name:  # whatever an hour costs
-            predicted = need_of(trial.spec, card, given=trial.share).seconds
+        elif gpu is not None and ran_on is not None and ran_on.name == gpu.name:  # whatever an hour costs
+            predicted = need_of(trial.spec, gpu, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]
     return Corrections(memory, *medians)
@@ -91,31 +91,31 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
 
 @dataclass(frozen=True)
 class Expectation:
-    """How long trials are expected to take on a card, or on CPUs without one, by what was measured there.
+    """How long trials are expected to take on a GPU, or on CPUs without one, by what was measured there.
 
-    ``share`` of a card is what every trial gets; None is what each is predicted to need.
+    ``share`` of a GPU is what every trial gets; None is what each is predicted to need.
     """
 
-    card: Card | None = None
+    gpu: GpuModel | None = None
     corrections: Corrections = field(default_factory=Corrections)
     share: float | None = None
 
     @classmethod
     def of(
-        cls, card: Card | None, trials: Collection[MeasuredTrial], share: float | None = None
+        cls, gpu: GpuModel | None, trials: Collection[MeasuredTrial], share: float | None = None
     ) -> Expectation:
         """Learn from done trials."""
-        return cls(card, corrections_for(card, trials), share)
+        return cls(gpu, corrections_for(gpu, trials), share)
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the seconds of one trial, on its share of the card or on one core.
+        """Return the seconds of one trial, on its share of the GPU or on one core.
 
         Raises:
             ConfigError: for a network that cannot be walked.
         """
-        if self.card is None:
+        if self.gpu is None:
             return core_seconds(trial, self.corrections)
-        return need_of(trial, self.card, self.corrections, self.share).seconds
+        return need_of(trial, self.gpu, self.corrections, self.share).seconds
 
 
 def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
@@ -132,7 +132,7 @@ def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> d
 
 HANG_FACTOR = 20
 MIN_LIMIT_S = 600.0
-"""Without an epoch or a result: libraries, arrays and a card's start come first, and machines are shared."""
+"""Without an epoch or a result: libraries, arrays and a GPU's start come first, and machines are shared."""
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
@@ -190,7 +190,7 @@ def order_trials(
     return sorted(by_length, key=lambda trial: shelf_of[keys[trial.trial_id]])
 
 
-# Replaying a plan on cards that need not be there: how long it takes, how far from the best.
+# Replaying a plan on GPUs that need not be there: how long it takes, how far from the best.
 
 LOOK_AHEAD = 16
 """Trials that wait for a place at the same time, at most; those behind them are not offered yet."""
@@ -199,7 +199,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Job:
-    """A trial's seconds on its share of a card, and that share: up to 1, or a whole number of cards."""
+    """A trial's seconds on its share of a GPU, and that share: up to 1, or a whole number of GPUs."""
 
     name: str
     seconds: float
@@ -211,7 +211,7 @@ class Replay:
     """What a replay found: seconds until the last job has ended, and when each begins, by name.
 
     No order can be faster than ``lower_bound``: the longest job, or all work spread evenly. ``utilisation``
-    is the share of the cards' time that was given to jobs.
+    is the share of the GPUs' time that was given to jobs.
     """
 
     makespan: float
@@ -226,19 +226,19 @@ def longest_first(jobs: Iterable[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: (-job.seconds, job.name))
 
 
-def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
-    """Run ``jobs`` in their order on ``num_cards`` cards, at least 1.
+def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
+    """Run ``jobs`` in their order on ``num_gpus`` GPUs, at least 1.
 
-    A job starts on the fullest card with room for its share, as Ray places fractions: no share spans two
-    cards. One that fits nowhere waits, and those of the next ``LOOK_AHEAD`` that fit go before it.
+    A job starts on the fullest GPU with room for its share, as Ray places fractions: no share spans two
+    GPUs. One that fits nowhere waits, and those of the next ``LOOK_AHEAD`` that fit go before it.
     """
-    free = [1.0] * max(1, min(num_cards, len(jobs)))
-    fullest_first = [(1.0, card) for card in range(len(free))]
+    free = [1.0] * max(1, min(num_gpus, len(jobs)))
+    fullest_first = [(1.0, gpu) for gpu in range(len(free))]
 
-    def change(card: int, by: float) -> None:
-        del fullest_first[bisect_left(fullest_first, (free[card], card))]
-        free[card] += by
-        insort(fullest_first, (free[card], card))
+    def change(gpu: int, by: float) -> None:
+        del fullest_first[bisect_left(fullest_first, (free[gpu], gpu))]
+        free[gpu] += by
+        insort(fullest_first, (free[gpu], gpu))
 
     queue, running = deque(jobs), list[tuple[float, int, float]]()
     starts: dict[str, float] = {}
@@ -251,29 +251,29 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
             if share > fullest_first[-1][0] + _ROUNDING:
                 waiting.append(job)
                 continue
-            _, card = fullest_first[bisect_left(fullest_first, (share - _ROUNDING, 0))]
-            change(card, -share)
+            _, gpu = fullest_first[bisect_left(fullest_first, (share - _ROUNDING, 0))]
+            change(gpu, -share)
             starts[job.name] = now
-            heappush(running, (now + job.seconds, card, share))
+            heappush(running, (now + job.seconds, gpu, share))
         queue.extendleft(reversed(waiting))
         most, now = max(most, len(running)), running[0][0]
         while running and running[0][0] <= now + _ROUNDING:
-            _, card, share = heappop(running)
-            change(card, share)
+            _, gpu, share = heappop(running)
+            change(gpu, share)
     work = sum(job.seconds * min(job.share, 1.0) for job in jobs)
-    bound = max(work / num_cards, max((job.seconds for job in jobs), default=0.0))
-    return Replay(now, bound, work / (now * num_cards) if now else 0.0, most, starts)
+    bound = max(work / num_gpus, max((job.seconds for job in jobs), default=0.0))
+    return Replay(now, bound, work / (now * num_gpus) if now else 0.0, most, starts)
 
 
-# What an hour of a card and of a CPU core costs, in money and power: a table that a root may replace.
+# What an hour of a GPU and of a CPU core costs, in money and power: a table that a root may replace.
 
-DEFAULT_CARD = "h100"
+DEFAULT_GPU = "h100"
 LARGEST = 1e6
 """Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
 
 
 class Price(BaseModel):
-    """Dollars an hour, and watts at work, of a card or a core with its share of the machine."""
+    """Dollars an hour, and watts at work, of a GPU or a core with its share of the machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -290,13 +290,13 @@ class Prices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    card: Price = Price(dollars=CARDS[DEFAULT_CARD].price, watts=CARDS[DEFAULT_CARD].watts)
+    gpu: Price = Price(dollars=GPU_MODELS[DEFAULT_GPU].price, watts=GPU_MODELS[DEFAULT_GPU].watts)
     core: Price = Price(dollars=0.05, watts=8)
-    origin: str = f"assumed prices of an {DEFAULT_CARD} and of cloud cores"
+    origin: str = f"assumed prices of an {DEFAULT_GPU} and of cloud cores"
 
 
 def read_prices(path: Path) -> Prices:
-    """Read a price table, as ``{card: a100, core: {dollars: 0, watts: 5}}``; what is left out is default.
+    """Read a price table, as ``{gpu: a100, core: {dollars: 0, watts: 5}}``; what is left out is default.
 
     Raises:
         ConfigError: for a table that cannot be read.
@@ -304,22 +304,22 @@ def read_prices(path: Path) -> Prices:
     found = _price_table(path)
     if found is None:
         return Prices()
-    if isinstance(found.get("card"), str):
-        card = card_named(found["card"])
-        found["card"] = {"dollars": card.price, "watts": card.watts}
+    if isinstance(found.get("gpu"), str):
+        gpu = gpu_model(found["gpu"])
+        found["gpu"] = {"dollars": gpu.price, "watts": gpu.watts}
     try:
         return Prices.model_validate({"origin": path.name, **found})
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise ConfigError(
-            f"A price table has card and core, each with dollars and watts an hour, from 0 to {LARGEST:,.0f}",
+            f"A price table has gpu and core, each with dollars and watts an hour, from 0 to {LARGEST:,.0f}",
             f"{path}: {place}: {problem['msg']}",
-            "card: {dollars: 2.5, watts: 700}",
+            "gpu: {dollars: 2.5, watts: 700}",
         ) from None
 
 
-def card_to_plan(name: str | None, path: Path, here: Card | None = None) -> Card | None:
+def gpu_to_plan(name: str | None, path: Path, here: GpuModel | None = None) -> GpuModel | None:
     """Return the GPU of this name, else the one that a root's table names, else the one that is here.
 
     Its price and draw are those that the table has in numbers, if any; None where there is none to plan for.
@@ -327,12 +327,12 @@ def card_to_plan(name: str | None, path: Path, here: Card | None = None) -> Card
     Raises:
         ConfigError: as :func:`read_prices`, and for a name that is not in the table of GPUs.
     """
-    price, told = read_prices(path).card, (_price_table(path) or {}).get("card")
+    price, told = read_prices(path).gpu, (_price_table(path) or {}).get("gpu")
     named = name or (told if isinstance(told, str) else None)
-    card = card_named(named) if named is not None else here
-    if card is None or not isinstance(told, dict):
-        return card
-    return replace(card, price=price.dollars, watts=price.watts)
+    gpu = gpu_model(named) if named is not None else here
+    if gpu is None or not isinstance(told, dict):
+        return gpu
+    return replace(gpu, price=price.dollars, watts=price.watts)
 
 
 def _price_table(path: Path) -> dict[str, Any] | None:
@@ -344,7 +344,7 @@ def _price_table(path: Path) -> dict[str, Any] | None:
         rule = "A price table must be there, or no link to one"
         raise ConfigError(rule, str(path), "mend it or delete it") from None
     if not isinstance(found, dict):
-        raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
+        raise ConfigError("A price table must be a mapping", str(path), "gpu: {dollars: 2.5, watts: 700}")
     return found
 
 
@@ -368,8 +368,8 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    card: Card | None = CARDS[DEFAULT_CARD],
-    num_cards: int | None = None,
+    gpu: GpuModel | None = GPU_MODELS[DEFAULT_GPU],
+    num_gpus: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
     """Estimate what is left of a sweep, by prediction and by what done trials cost.
@@ -377,19 +377,20 @@ def estimate(
     Args:
         left: Trials to do.
         measured_trials: Done ones.
-        card: The model of GPU to plan for; None plans for none.
-        num_cards: How many there are; None for as many as one trial takes.
-        share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
+        gpu: The model of GPU to plan for; None plans for none.
+        num_gpus: How many there are; None for as many as one trial takes.
+        share: Of a GPU that the sweep asks for each trial; None (or 0) for what each is predicted to need.
 
     Returns:
         ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of
         trials whose models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see
-        :func:`on_cards`; ``corrections`` of predictions, by model; ``assumptions``; ``text`` says it all.
+        :func:`on_gpus`; ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by
+        model; ``assumptions``; ``text`` says it all.
 
     Raises:
-        ConfigError: if a trial asks for more cards than there are.
+        ConfigError: if a trial asks for more GPUs than there are.
     """
-    corrections = corrections_for(card, measured_trials)
+    corrections = corrections_for(gpu, measured_trials)
     known = {*corrections.core_seconds, *corrections.seconds}
     memory = (peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
     assumptions = (
@@ -404,75 +405,78 @@ def estimate(
         "memory_bytes": max(memory, default=0),
         "cluster": None,
         "hours_one_at_a_time": None,
+        "refused": [],
         "corrections": asdict(corrections),
         "assumptions": assumptions,
     }
-    if card is not None:
-        there = num_cards or max(1, int(share or 1))
-        cluster = on_cards(left, card, there, corrections, share)
+    if gpu is not None:
+        there = num_gpus or max(1, int(share or 1))
+        recipes = {t.network.recipe.name for t in left if t.network.recipe.precision == "bfloat16"}
+        cluster = on_gpus(left, gpu, there, corrections, share)
         # A GPU for each trial, as where nothing shows that sharing one pays.
-        alone = on_cards(left, card, there, corrections, max(1.0, share or 1.0))
+        alone = on_gpus(left, gpu, there, corrections, max(1.0, share or 1.0))
         result |= {
             "gpu_hours": cluster["gpu_hours"],
             "cluster": cluster,
             "hours_one_at_a_time": alone["hours"],
-            "assumptions": f"predicted for {card.name} ({card.origin}), {assumptions}",
+            "refused": [] if gpu.bfloat16 else sorted(recipes),
+            "assumptions": f"predicted for {gpu.name} ({gpu.origin}), {assumptions}",
         }
     return result | {"text": _text(result)}
 
 
-def on_cards(
+def on_gpus(
     trials: Collection[TrialSpec],
-    card: Card,
-    num_cards: int,
+    gpu: GpuModel,
+    num_gpus: int,
     corrections: Corrections | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
-    """Replay trials on ``num_cards`` cards, longest first, each on ``share`` or what it is predicted to need.
+    """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted to need.
 
     Returns:
         ``hours`` until the last trial ends, ``lower_bound_hours`` that no order can beat, ``gpu_hours`` that
-        trials take, ``utilisation`` and ``most_at_once``; ``dollars`` at the card's price, of all cards until
-        the last trial ends; ``kilowatt_hours`` of the cards, which draw little where they have no trial;
+        trials take, ``utilisation`` and ``most_at_once``; ``dollars`` at the GPU's price, of all GPUs until
+        the last trial ends; ``kilowatt_hours`` of the GPUs, which draw little where they have no trial;
         ``shares``: the largest share by model; ``too_large``: the bytes by model of those that are predicted
         to need more memory than their share has.
 
     Raises:
-        ConfigError: if a trial asks for more cards than there are.
+        ConfigError: if a trial asks for more GPUs than there are.
     """
-    whole = max(1, int(share or 1))  # cards that a trial lies on
-    if whole > num_cards:
-        rule = "There must be as many cards as one trial asks for"
-        found = f"resources.num_gpus {whole}, {num_cards} in all"
+    whole = max(1, int(share or 1))  # GPUs that a trial lies on
+    if whole > num_gpus:
+        rule = "There must be as many GPUs as one trial asks for"
+        found = f"resources.num_gpus {whole}, {num_gpus} in all"
         raise ConfigError(rule, found, f"plan with --gpus {whole}")
     jobs: list[Job] = []
     shares: dict[str, float] = {}
     too_large: dict[str, float] = {}
     for trial in trials:
-        name, need = trial.network.model.name, need_of(trial, card, corrections, share)
+        name, need = trial.network.model.name, need_of(trial, gpu, corrections, share)
         jobs.append(Job(trial.trial_id, need.seconds, need.share))
         shares[name] = max(need.share, shares.get(name, 0.0))
-        if need.memory_bytes > min(need.share, 1.0) * card.memory_gib * 2**30:
+        if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
-    groups = num_cards // whole
+    groups = num_gpus // whole
     played = replay(longest_first(jobs), groups)
-    # Cards that are too few for one more trial are paid for too.
-    utilisation = played.utilisation * groups * whole / num_cards
-    card_hours = num_cards * played.makespan / 3600
+    # GPUs that are too few for one more trial are paid for too.
+    utilisation = played.utilisation * groups * whole / num_gpus
+    paid_hours = num_gpus * played.makespan / 3600
     draw = utilisation + IDLE_DRAW * (1 - utilisation)
     return {
-        "card": card.name,
-        "num_cards": num_cards,
+        "gpu": gpu.name,
+        "num_gpus": num_gpus,
         "hours": played.makespan / 3600,
         "lower_bound_hours": played.lower_bound / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
         "utilisation": utilisation,
         "most_at_once": played.most_at_once,
-        "dollars": card_hours * card.price,
-        "kilowatt_hours": card_hours * card.watts * draw / 1000,
+        "dollars": paid_hours * gpu.price,
+        "kilowatt_hours": paid_hours * gpu.watts * draw / 1000,
         "shares": dict(sorted(shares.items())),
         "too_large": dict(sorted(too_large.items())),
-        "card_data": asdict(card),
+        "gpu_data": asdict(gpu),
     }
 
 
@@ -484,13 +488,13 @@ def _text(result: dict[str, Any]) -> str:
     if cluster is None:
         return (
             f"left: {left} trials, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
-            "was named: --card h100 plans for one"
+            "was named: --gpu h100 plans for one"
         )
-    cards = f"{cluster['num_cards']} {cluster['card']}" + ("s" if cluster["num_cards"] > 1 else "")
+    gpus = f"{cluster['num_gpus']} {cluster['gpu']}" + ("s" if cluster["num_gpus"] > 1 else "")
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     named = ", ".join(
         f"{name} {amount(size / 2**30)} of "
-        f"{amount(min(cluster['shares'][name], 1.0) * cluster['card_data']['memory_gib'])} GiB"
+        f"{amount(min(cluster['shares'][name], 1.0) * cluster['gpu_data']['memory_gib'])} GiB"
         for name, size in cluster["too_large"].items()
     )
     too_large = named and (
@@ -498,13 +502,19 @@ def _text(result: dict[str, Any]) -> str:
         "twice the share, up to a whole GPU; then they fail, or pass batches in parts where no batch norm "
         "forbids it: choose a larger GPU, or a smaller recipe.batch_size"
     )
-    if not cluster["card_data"]["timed"]:
+    if result["refused"]:
+        name = result["refused"][0]
         return (
-            f"left: {left} trials, {cores}; {largest}. On {cards} the time cannot be known: isweep gpu-check "
+            f"left: {left} trials, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
+            f"bfloat16, which it has not: recipe: {{from: {name}, precision: float32}}, or another GPU"
+        )
+    if not cluster["gpu_data"]["timed"]:
+        return (
+            f"left: {left} trials, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
             f"measures it ({result['assumptions']}){too_large}"
         )
     return (
-        f"left: {left} trials, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {cards}: "
+        f"left: {left} trials, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
         f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
         f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
         f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "

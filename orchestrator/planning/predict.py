@@ -32,7 +32,7 @@ EAGER_INTERVAL_S = 10e-6
 GRAPH_INTERVAL_S = 3e-6
 """Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
 IDLE_DRAW = 0.1
-"""Share of its power that a card draws without work: assumed (about 70 W of an H100)."""
+"""Share of its power that a GPU draws without work: assumed (about 70 W of an H100)."""
 TENSOR_FACTOR = 1.1
 WORKSPACE_FACTOR = 2.0
 """Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions. Fitted to
@@ -42,7 +42,7 @@ PACKING_PAYS = 1.1
 PGD_GRADIENTS = 5 * 20
 """Per image and strength: restarts and steps."""
 TRIAL_SECONDS = 3.0
-"""Building, copying, d_repr on the CPU and storing, per trial beside the card's work: assumed."""
+"""Building, copying, d_repr on the CPU and storing, per trial beside the GPU's work: assumed."""
 CORE_FLOPS = 100e9
 """Sustained rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
@@ -53,14 +53,14 @@ CORE_TRIAL_SECONDS = 0.5
 MEMORY_MARGIN = 1.15
 """Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
 BUSY_ENOUGH = 0.95
-"""A card this busy gains nothing from another trial. That trials beside each other fill each other's gaps is
+"""A GPU this busy gains nothing from another trial. That trials beside each other fill each other's gaps is
 assumed: it holds for processes under MPS, and is not measured yet for time slices."""
 SHARE_STEP = 100
-"""Shares are multiples of a hundredth of a card."""
+"""Shares are multiples of a hundredth of a GPU."""
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuModel:
     """One model of GPU, by its name on the command line.
 
     Attributes:
@@ -70,7 +70,7 @@ class Card:
         bandwidth: GB/s of its memory.
         compute_efficiency: share of the arithmetic rate that training's convolutions reach.
         bandwidth_efficiency: share of the bandwidth that its elementwise kernels reach.
-        watts: of the card at work.
+        watts: of the GPU at work.
         price: assumed list price of an hour in US dollars, November 2026; change it to yours.
         bfloat16: whether it computes in bfloat16 (from compute capability 8.0 on).
         timed: whether its rates are known; else its hours are not.
@@ -91,74 +91,82 @@ class Card:
 
 
 ASSUMED = "data sheet; shares assumed as those of "
-CARDS = {
-    card.name: card
-    for card in (
-        Card("rtx3090", 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
-        Card("a100-40", 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
-        Card("a100", 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
-        Card("h100-pcie", 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
-        Card("h100", 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
-        Card("h200", 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
-        Card("rtx4090", 165, 82.6, 1008, 24, 0.65, 0.65, 450, 0.6, ASSUMED + "a 3090 and an H100"),
-        Card("l4", 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, ASSUMED + "an A100 and an H100"),
-        Card("l40s", 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, ASSUMED + "an A100"),
-        Card("a10g", 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, ASSUMED + "a 3090 and an A100"),
-        Card("a6000", 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, ASSUMED + "a 3090, which has the same chip"),
-        Card("t4", 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, ASSUMED + "an A100", bfloat16=False),
-        Card("v100", 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, ASSUMED + "an A100", bfloat16=False),
-        Card("v100-32", 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, ASSUMED + "an A100", bfloat16=False),
-        Card("b200", 2250, 75, 8000, 180, 0.50, 0.38, 1000, 5.0, ASSUMED + "an H100"),
+GPU_MODELS = {
+    gpu.name: gpu
+    for gpu in (
+        GpuModel("rtx3090", 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
+        GpuModel("a100-40", 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
+        GpuModel("a100", 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
+        GpuModel("h100-pcie", 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
+        GpuModel("h100", 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
+        GpuModel("h200", 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
+        GpuModel("rtx4090", 165, 82.6, 1008, 24, 0.65, 0.65, 450, 0.6, ASSUMED + "a 3090 and an H100"),
+        GpuModel("l4", 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, ASSUMED + "an A100 and an H100"),
+        GpuModel("l40s", 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, ASSUMED + "an A100"),
+        GpuModel("a10g", 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, ASSUMED + "a 3090 and an A100"),
+        GpuModel("a6000", 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, ASSUMED + "a 3090, of the same chip"),
+        GpuModel("t4", 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, ASSUMED + "an A100", bfloat16=False),
+        GpuModel("v100", 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, ASSUMED + "an A100", bfloat16=False),
+        GpuModel("v100-32", 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, ASSUMED + "an A100", bfloat16=False),
+        GpuModel("b200", 2250, 75, 8000, 180, 0.50, 0.38, 1000, 5.0, ASSUMED + "an H100"),
     )
 }
-UNKNOWN_RATES = CARDS["a10g"]
+UNKNOWN_RATES = GPU_MODELS["a10g"]
 """Whose rates stand in for those of a GPU that the table lacks, to tell long trials from short ones."""
 
 
-def card_named(name: str) -> Card:
-    """Return the card of the table; a name that is not in it is a :class:`ConfigError`."""
-    if name.lower() not in CARDS:
-        raise unknown_name("card", name, CARDS)
-    return CARDS[name.lower()]
+def gpu_model(name: str) -> GpuModel:
+    """Return the GPU of the table; a name that is not in it is a :class:`ConfigError`."""
+    if name.lower() not in GPU_MODELS:
+        raise unknown_name("GPU", name, GPU_MODELS)
+    return GPU_MODELS[name.lower()]
 
 
-def card_like(name: str) -> Card | None:
-    """Return the card of the table that a driver or Ray names, the one with least memory where several fit.
+def gpu_model_like(name: str) -> GpuModel | None:
+    """Return the GPU of the table that a driver or Ray names, the one with least memory where several fit.
 
-    None where the table has no such card, and for a slice of one (MIG).
+    None where the table has no such GPU, and for a slice of one (MIG).
     """
     words = re.split("[-_ ]+", name.lower())
     words += [first + second for first, second in pairwise(words)]  # RTX 3090
     if "mig" in words:
         return None
-    fit = [card for key, card in CARDS.items() if key.partition("-")[0] in words]
+    fit = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
     size = re.search(r"\b(\d+)\s?g", name.lower())  # NVIDIA A100-SXM4-80GB; Ray calls both A100
-    fit = [card for card in fit if size and card.memory_gib == int(size[1])] or fit
-    fit = [card for card in fit if ("pcie" in card.name) == ("pcie" in words)] or fit
-    return min(fit, key=lambda card: card.memory_gib, default=None)
+    fit = [gpu for gpu in fit if size and gpu.memory_gib == int(size[1])] or fit
+    fit = [gpu for gpu in fit if ("pcie" in gpu.name) == ("pcie" in words)] or fit
+    return min(fit, key=lambda gpu: gpu.memory_gib, default=None)
 
 
-def card_there(name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None) -> Card:
-    """Return the card that a node's driver calls so, with the memory that it counts.
+def gpu_model_there(
+    name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None
+) -> GpuModel:
+    """Return the GPU that a node's driver calls so, with the memory that it counts.
 
     ``checks`` is what ``isweep gpu-check`` found, from :func:`read_checks`.
     """
-    card = card_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
+    gpu = gpu_model_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
     found = (checks or {}).get(name, {}).get("row", {})
-    measured = {field.name: found[field.name] for field in fields(Card) if field.name in found}
-    return replace(card, **{**measured, "name": card.name, "memory_gib": memory_gib})
+    measured = {field.name: found[field.name] for field in fields(GpuModel) if field.name in found}
+    return replace(gpu, **{**measured, "name": gpu.name, "memory_gib": memory_gib})
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Return the summaries of the records of ``isweep gpu-check`` in folders, by their GPU's name.
 
-    Files that are none are left alone; of several of one model the last by name counts.
+    Files that are none, or of another form, are left alone; of several of one model the last folder's counts,
+    and there the last by name.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            found[str(record["gpu"])] = dict(record["parts"]["summary"]["values"])
+            summary = dict(record["parts"]["summary"]["values"])
+            row = summary.get("row") or {}
+            numbers = [row[one.name] for one in fields(GpuModel) if one.type == "float" and one.name in row]
+            numbers += [summary[gain] for gain in ("pair_gain", "pair_gain_mps") if summary.get(gain)]
+            if all(0 < float(number) < math.inf for number in numbers):
+                found[str(record["gpu"])] = summary | {"row": row}
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
@@ -393,12 +401,12 @@ def array_bytes(network: NetworkSpec, train_size: int | None = None) -> int:
 
 
 def memory_bytes(cost: PassCost) -> float:
-    """Predict what a process holds on a card while it makes this pass, its CUDA context included."""
+    """Predict what a process holds on a GPU while it makes this pass, its CUDA context included."""
     return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
 
 
 def peak_bytes(network: NetworkSpec) -> float:
-    """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
+    """Predict the most memory that a trial holds on a GPU, over training, evaluation and attacks."""
     cost = cost_of(network)
     parts = [cost.step, cost.evaluation, cost.attack]
     if _images_looked_at(network):
@@ -433,7 +441,7 @@ def _is_captured(network: NetworkSpec) -> bool:
 
 @dataclass(frozen=True)
 class PassTime:
-    """How many seconds a pass takes alone on a card, and of those, how long the card computes or moves data.
+    """How many seconds a pass takes alone on a GPU, and of those, how long the GPU computes or moves data.
 
     The rest it waits for the next kernel, and another trial could have it.
     """
@@ -443,18 +451,18 @@ class PassTime:
 
 
 @lru_cache(maxsize=1024)
-def pass_time(cost: PassCost, card: Card, *, interval: float, half: bool = True) -> PassTime:
+def pass_time(cost: PassCost, gpu: GpuModel, *, interval: float, half: bool = True) -> PassTime:
     """Predict one pass, with at least ``interval`` seconds between two kernels.
 
     Products run in 16 bits where ``half`` says so, else in float32 without TensorFloat-32.
     """
-    rate = 1e12 * (card.half_tflops if half else card.single_tflops)
+    rate = 1e12 * (gpu.half_tflops if half else gpu.single_tflops)
     # Data sheets of float32 units are reached more easily than those of tensor cores.
-    arithmetic = rate * (card.compute_efficiency if half else max(0.7, card.compute_efficiency))
-    traffic = 1e9 * card.bandwidth
+    arithmetic = rate * (gpu.compute_efficiency if half else max(0.7, gpu.compute_efficiency))
+    traffic = 1e9 * gpu.bandwidth
     seconds = busy = 0.0
     for kernel in cost.kernels:
-        reached = STREAM_EFFICIENCY if kernel.streams else card.bandwidth_efficiency
+        reached = STREAM_EFFICIENCY if kernel.streams else gpu.bandwidth_efficiency
         work = max(kernel.flops / arithmetic, kernel.num_bytes / (traffic * reached))
         busy += work
         seconds += max(work, kernel.num_launches * interval)
@@ -490,10 +498,10 @@ class Corrections:
 
 
 @dataclass(frozen=True)
-class CardNeed:
-    """What a trial needs of one kind of card: seconds on its share, of several cards on one; and peak memory.
+class GpuNeed:
+    """What a trial needs of one kind of GPU: seconds on its share, of several GPUs on one; and peak memory.
 
-    As many trials share a card as keep it busy together, fewer where memory is short.
+    As many trials share a GPU as keep it busy together, fewer where memory is short.
     """
 
     seconds: float
@@ -501,41 +509,41 @@ class CardNeed:
     memory_bytes: float
 
     @property
-    def card_seconds(self) -> float:
-        """For how long it takes a whole card; of several that it is given all are taken."""
+    def gpu_seconds(self) -> float:
+        """For how long it takes a whole GPU; of several that it is given all are taken."""
         return self.seconds * self.share
 
 
 def need_of(
-    trial: TrialSpec, card: Card, corrections: Corrections | None = None, given: float | None = None
-) -> CardNeed:
-    """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need.
+    trial: TrialSpec, gpu: GpuModel, corrections: Corrections | None = None, given: float | None = None
+) -> GpuNeed:
+    """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to need.
 
     ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs.
     """
     corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
     interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S
     times = (
-        pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32"),
-        pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False),
-        pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False),
+        pass_time(cost.step, gpu, interval=interval, half=recipe.precision != "float32"),
+        pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False),
+        pass_time(cost.attack, gpu, interval=EAGER_INTERVAL_S, half=False),
     )
     passes = tuple(zip(_num_passes(trial, cost), times, strict=True))
     alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
     busy = sum(number * part.busy for number, part in passes) / alone
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
-    share = given or _share(busy, memory, card)
+    share = given or _share(busy, memory, gpu)
     seconds = alone * max(1.0, busy / min(share, 1.0))
-    return CardNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
+    return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
 
-def _share(busy: float, memory: float, card: Card) -> float:
-    """Return the share that a trial needs which keeps a whole card ``busy`` for that part of its time."""
+def _share(busy: float, memory: float, gpu: GpuModel) -> float:
+    """Return the share that a trial needs which keeps a whole GPU ``busy`` for that part of its time."""
     together = max(1, math.ceil(BUSY_ENOUGH / busy))
     work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
-    work = work if card.timed else max(work, 0.25)
-    room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (card.memory_gib * 2**30)) / SHARE_STEP
+    work = work if gpu.timed else max(work, 0.25)
+    room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (gpu.memory_gib * 2**30)) / SHARE_STEP
     return min(1.0, max(work, room, 1 / SHARE_STEP))
 
 

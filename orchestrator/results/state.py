@@ -32,7 +32,7 @@ class TrialOutline(Finding):
     Attributes:
         has_weights: Whether the trained network is kept.
         has_predictions: Whether its predictions are.
-        peak_bytes: What the whole batches of its process took on a card; 0 where that is not known.
+        peak_bytes: What the whole batches of its process took on a GPU; 0 where that is not known.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -54,7 +54,7 @@ class TrialOutline(Finding):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it ran on a card."""
+        """Whether it ran on a GPU."""
         return self.device.startswith("cuda")
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
@@ -349,10 +349,10 @@ class State:
             MeasuredTrial(
                 spec=outline.spec,
                 on_gpu=outline.on_gpu,
-                # Older records know no share: the trial had the card to itself.
+                # Older records know no share: the trial had the GPU to itself.
                 share=(outline.gpu_share or 1.0) if outline.on_gpu else outline.num_threads,
                 seconds=outline.finished_at - outline.started_at,
-                card=outline.gpu_name,
+                gpu=outline.gpu_name,
                 peak_bytes=outline.peak_bytes,
             )
             for name, outline in (*self.results.items(), *self.partial.items())
@@ -439,7 +439,7 @@ class Cost:
     """Of trials that have a result; failed attempts leave no times, so they are not in it.
 
     Attributes:
-        gpu_hours: Hours of whole cards: time times share; of CPU cores where a trial ran without a card.
+        gpu_hours: Hours of whole GPUs: time times share; of CPU cores where a trial ran without a GPU.
         saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
         prices: Where dollars per hour and watts are from.
     """
@@ -467,11 +467,11 @@ def cost_of(state: State, prices: Prices) -> Cost:
     """Add up the trials of a sweep that have a result."""
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
-    joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)
+    joules = 3600 * (gpu * prices.gpu.watts + core * prices.core.watts)
     return Cost(
         gpu,
         core,
-        gpu * prices.card.dollars + core * prices.core.dollars,
+        gpu * prices.gpu.dollars + core * prices.core.dollars,
         joules / JOULES_PER_KILOWATT_HOUR,
         *_unit_hours(state.measured_trials(again)),
         len(again),
@@ -480,7 +480,7 @@ def cost_of(state: State, prices: Prices) -> Cost:
 
 
 def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:
-    """Return hours of cards and of cores."""
+    """Return hours of GPUs and of cores."""
     hours = {True: 0.0, False: 0.0}
     for trial in trials:
         hours[trial.on_gpu] += trial.seconds * trial.share / 3600

@@ -266,10 +266,10 @@ COLUMNS: tuple[Column, ...] = (
     ),
     _run(WALL_TIME_S, "duration of the trial", "s"),
     _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
-    _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),
+    _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the GPU, or of the process on a CPU", "bytes"),
     _run(
         ENERGY_J,
-        "energy of the card while the trial ran, of all that ran on it; absent without a card that counts",
+        "energy of the GPU while the trial ran, of all that ran on it; absent without a GPU that counts",
         "J",
     ),
     _score(NUM_PARAMETERS, "trainable parameters of the network"),

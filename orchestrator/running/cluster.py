@@ -33,7 +33,7 @@ from orchestrator.running.ending import (
     remove_leftovers,
     stop_held,
 )
-from orchestrator.running.gpus import check_gpu
+from orchestrator.running.gpus import check_driver, check_gpu, gpus_here, is_logical, visible_gpus
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -243,6 +243,8 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes, spec.fast, spec.micro_batches
     )
     if cluster.local:
+        if device != "cpu" and not cluster.num_gpus:
+            check_driver()
         # A private cluster never grows: such a trial would wait for ever, without a word.
         for name in ("num_cpus", "num_gpus", "memory_bytes"):
             asked, there = getattr(wanted, name), getattr(cluster, name)
@@ -317,6 +319,9 @@ def connect(
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
+            # Ray counts slices (MIG) as their one GPU, and one where CUDA_VISIBLE_DEVICES=-1 hides all.
+            if not is_logical() and ((there := gpus_here()) or visible_gpus() == []):
+                settings["num_gpus"] = len(there)
             context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
         stack.enter_context(_watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S))
         yield _describe(ray, context, local=head is None)

@@ -17,7 +17,14 @@ from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking import check_tracker
 from orchestrator.running.cluster import connect
-from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
+from orchestrator.running.gpus import (
+    NodeGpus,
+    asked_of_nodes,
+    check_driver,
+    describe,
+    gpu_problems,
+    gpus_here,
+)
 from orchestrator.running.launch import check_launch_file
 from search_spaces.errors import SweepError
 
@@ -95,6 +102,7 @@ def _launch(path: Path) -> list[Check]:
 
 def _gpus(address: str | None) -> tuple[bool, str, str]:
     there = gpus_here()
+    check_driver()
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
@@ -218,7 +226,7 @@ def _checked(answer: dict[str, Any], node: dict[str, Any], started: float) -> Ch
         "head": "node:__internal_head__" in resources,
         "num_cpus": resources.get("CPU", 0.0),
         "num_gpus": offered,
-        "cards": [gpu.name for gpu in gpus.gpus],
+        "gpus": [gpu.name for gpu in gpus.gpus],
         "driver": gpus.driver,
         "cuda": gpus.cuda,
         "versions": {},

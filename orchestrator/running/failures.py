@@ -69,7 +69,7 @@ HELD_UP_S = 30.0
 ANSWERS_WITHIN_S = 60.0
 """How long a worker may take to say that it has the cell that it was given."""
 
-GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [^\s)]+")
+GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [\w.-]+")
 
 
 class OtherCodeError(SetupError):
@@ -145,9 +145,14 @@ def gpu_error(error: BaseException) -> GpuError | None:
     """
     types = {kind.__name__ for kind in type(error).__mro__}
     found = next((row for row in GPU_ERRORS if row.type in types and row.words in str(error)), None)
-    if found is not None and found.type == "CaptureError" and error.__cause__ is not None:
-        cause = gpu_error(error.__cause__)
-        return found._replace(kind=cause.kind) if cause is not None else found
+    if found is not None and found.type == "CaptureError":
+        # Ending a capture that broke may raise an error of its own, whose context is what broke it.
+        cause = error.__cause__
+        while cause is not None:
+            row = gpu_error(cause)
+            if row is not None and row.kind == MEMORY:
+                return found._replace(kind=MEMORY)
+            cause = cause.__cause__ or cause.__context__
     return found
 
 
@@ -394,8 +399,8 @@ class Retries:
                 "again: what is done is kept",
             )
         raise SetupError(
-            "Some node must give trials a GPU that they can reach",
-            tried.format(" with GPUs", "reached none; the last one"),
+            "Some node must give trials a GPU that they can compute on",
+            tried.format(" with GPUs", "had none; the last one"),
             "mend a node and run the same command again: what is done is kept. "
             "isweep doctor --address ADDRESS looks at every node; --device cpu needs no GPU",
         )

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -30,16 +31,16 @@ import ray
 import torch
 from torch import Tensor
 
-from orchestrator.planning.estimate import on_cards
+from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     PACKING_PAYS,
-    Card,
+    GpuModel,
     array_bytes,
-    card_there,
     cost_of,
+    gpu_model_there,
     pass_time,
     peak_bytes,
 )
@@ -49,7 +50,7 @@ from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import environment
 from orchestrator.running.failures import classify
-from orchestrator.running.gpus import Gpu, describe, is_logical, mps_runs, nvidia_smi
+from orchestrator.running.gpus import BFLOAT16_FROM, Gpu, describe, is_logical, mps_runs, nvidia_smi
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec
@@ -65,18 +66,20 @@ from tasks.trials.trial import run_trial
 
 PART_TIMEOUT_S = 600.0
 SMI_FIELDS = (
-    "driver_version,compute_mode,mig.mode.current,persistence_mode,power.limit,clocks.current.sm,"
-    "clocks_throttle_reasons.active,pcie.link.gen.current,pcie.link.width.current,ecc.errors.uncorrected.volatile.total"
+    *("driver_version", "compute_mode", "mig.mode.current", "persistence_mode", "power.limit"),
+    *("clocks.current.sm", "clocks_throttle_reasons.active", "clocks_event_reasons.active"),
+    *("pcie.link.gen.current", "pcie.link.width.current", "ecc.errors.uncorrected.volatile.total"),
 )
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where parts run, and in which size."""
+    """Where parts run, in which size, and whether the device has bfloat16."""
 
     device: torch.device
     models: tuple[str, ...]
     image_size: int
+    half: bool = True
 
     @property
     def on_gpu(self) -> bool:
@@ -89,8 +92,8 @@ class Bench:
         return ("resnet18", "vgg16") if self.on_gpu else self.models
 
     def trial(self, model: str) -> TrialSpec:
-        """Return the largest trial of a network in the paper's grid; in small on a CPU."""
-        of_model = (trial for trial in _trials(self.on_gpu) if trial.network.model.name == model)
+        """Return the largest trial of a network in the grid."""
+        of_model = (trial for trial in grid(self.on_gpu, self.half) if trial.network.model.name == model)
         return max(of_model, key=lambda trial: trial.network.train_size)
 
     def images(self, number: int) -> tuple[Tensor, Tensor]:
@@ -137,8 +140,10 @@ class Bench:
 
 
 @cache
-def _trials(on_gpu: bool) -> tuple[TrialSpec, ...]:
-    return tuple(plan_sweep(load_sweep("paper" if on_gpu else "demo")).trials)
+def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
+    """Return the paper's trials, in float32 without bfloat16 as there they must be; the demo's for a CPU."""
+    changes = {} if half or not on_gpu else {"recipe": {"from": "paper", "precision": "float32"}}
+    return tuple(plan_sweep(load_sweep("paper" if on_gpu else "demo", changes=changes)).trials)
 
 
 def bench_of(device: str) -> Bench:
@@ -173,12 +178,13 @@ def _seen() -> tuple[Gpu, ...]:
 def gpu(bench: Bench) -> dict[str, Any]:
     """What the GPU says of itself, and what the planner makes of it."""
     its = _seen()[bench.device.index]
-    said = next(iter(nvidia_smi(SMI_FIELDS, f"--id={its.uuid}")), [])
+    # One by one: a driver that has dropped a field answers nothing at all where it is among others.
+    said = {field: nvidia_smi(field, f"--id={its.uuid}") for field in SMI_FIELDS}
     return {
         **asdict(its),
-        "nvidia_smi": dict(zip(SMI_FIELDS.split(","), said, strict=False)),
+        "nvidia_smi": {field: rows[0][0] for field, rows in said.items() if rows},
         "mps": mps_runs(),
-        "planned_as": asdict(card_there(its.name, its.memory_gib)),
+        "planned_as": asdict(gpu_model_there(its.name, its.memory_gib)),
     }
 
 
@@ -224,6 +230,7 @@ def correctness(bench: Bench) -> dict[str, Any]:
         "signs of FGSM differ from the CPU's": signs < 0.99,
         "features differ from the CPU's": features_error > 1e-3,
         "the first loss differs from the CPU's": "first loss" in verdict.reason,
+        f"the self-test ended in an error: {verdict.reason}": verdict.error,
     }
     return {
         "self_test": asdict(verdict),
@@ -340,7 +347,7 @@ def _gain(bench: Bench, model: str) -> dict[str, Any]:
             break
         finally:
             for process in started:
-                process.kill()
+                end(process)
     return row | ({"gain": row["2"] / row["1"]} if "2" in row else {})
 
 
@@ -424,23 +431,24 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "gpu" not in values or "step_times" not in values:
         return found
-    card = Card(**values["gpu"]["planned_as"])
+    gpu = GpuModel(**values["gpu"]["planned_as"])
+    bench = replace(bench, half=tuple(values["gpu"]["capability"]) >= BFLOAT16_FROM)
     interval, measured = (GRAPH_INTERVAL_S, "graph_ms") if graphs else (EAGER_INTERVAL_S, "eager_ms")
     speed = statistics.median(
-        pass_time(cost_of(bench.trial(model).network).step, card, interval=interval).seconds
+        pass_time(cost_of(bench.trial(model).network).step, gpu, interval=interval, half=bench.half).seconds
         / (row[measured] / 1000)
         for model, row in values["step_times"].items()
     )
     there = replace(
-        card,
-        compute_efficiency=card.compute_efficiency * speed,
-        bandwidth_efficiency=min(1.0, card.bandwidth_efficiency * speed),
+        gpu,
+        compute_efficiency=gpu.compute_efficiency * speed,
+        bandwidth_efficiency=min(1.0, gpu.bandwidth_efficiency * speed),
         origin=f"gpu-check: {speed:.2f} times as fast as predicted",
         timed=True,
     )
     hours = {
-        name: on_cards(_trials(on_gpu=True), its, 1, share=1.0)["hours"]
-        for name, its in (("predicted_hours", card), ("hours", there))
+        name: on_gpus(grid(True, bench.half), its, 1, share=1.0)["hours"]
+        for name, its in (("predicted_hours", gpu), ("hours", there))
     }
     return found | {"row": asdict(there)} | hours
 
@@ -454,20 +462,31 @@ OF_GPUS = {"gpu", "context"}
 
 
 def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
-    """Check one device, written down after every part; return the file, and whether no part failed."""
+    """Check one device, written down after every part; return the file, and whether no part failed.
+
+    Until it is whole it is called ``.unfinished``: one that was cut short takes no earlier one's place.
+
+    Raises:
+        KeyboardInterrupt: on a stop, saying where what was found lies.
+    """
     name, uuid = "CPU", "cpu"
     if device != "cpu":
         its = _seen()[int(device.partition(":")[2])]
         name, uuid = its.name, its.uuid.partition("-")[2][:8]
     spelled = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = folder / f"gpu-check-{spelled}-{uuid}.json"
+    unfinished = path.with_suffix(".unfinished")
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"gpu": name, "device": device.partition(":")[0], "parts": {}}
     for part in (part for part in PARTS if device != "cpu" or part not in OF_GPUS):
-        record["parts"][part] = found = run_part(part, device, record["parts"])
-        write_atomic(path, json.dumps(record, indent=1, default=str).encode())
+        try:
+            record["parts"][part] = found = run_part(part, device, record["parts"])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"What was found is in {unfinished}; the command begins anew.") from None
+        write_atomic(unfinished, json.dumps(record, indent=1).encode())
         error = f": {found['error']}" if found["error"] else ""
         say(f"{'PASS' if found['ok'] else 'FAIL'} {part} in {found['seconds']:.1f} s{error}")
+    unfinished.replace(path)
     return path, all(found["ok"] for found in record["parts"].values())
 
 
@@ -483,6 +502,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
         error = str(problem)
     except Exception as problem:
         error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+    values = nameless(values)
     error = without_names(error) or "; ".join((values or {}).get("fails", ()))
     return {"ok": not error, "seconds": time.perf_counter() - start, "values": values, "error": error}
 
@@ -490,7 +510,13 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 def _start(*arguments: str) -> subprocess.Popen[str]:
     code = f"from {__name__} import main; main()"  # not -m: Ray's workers must be able to import it
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=None if arguments[0] == "rate" else 0,  # a rate's is its part's
+    )
 
 
 def _answer(process: subprocess.Popen[str]) -> Any:
@@ -498,17 +524,37 @@ def _answer(process: subprocess.Popen[str]) -> Any:
     try:
         said, complaint = process.communicate(timeout=PART_TIMEOUT_S)
     finally:
-        process.kill()
+        end(process)
     if process.returncode:
         raise ChildProcessError((complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
     return json.loads(said.splitlines()[-1])
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End a part's process and what it started: what it leaves would compute beside the next part."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
 def without_names(text: str) -> str:
     """Return a message without the name of the machine or of its user, and without paths."""
-    for name in filter(None, (socket.gethostname(), getpass.getuser())):
-        text = re.sub(rf"\b{re.escape(name)}\b", "...", text)
+    names = {host := socket.gethostname(), host.partition(".")[0]}
+    with contextlib.suppress(OSError, KeyError):  # a user without a name, as containers have
+        names.add(getpass.getuser())
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
     return re.sub(r"(/[\w.-]+){2,}", "...", text)
+
+
+def nameless(found: Any) -> Any:
+    """Return what a part found as JSON has it, every text in it :func:`without_names`."""
+    if isinstance(found, Mapping):
+        return {str(key): nameless(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [nameless(value) for value in found]
+    return found if isinstance(found, int | float | None) else without_names(str(found))
 
 
 def devices(wanted: str | None) -> list[str]:
@@ -536,5 +582,9 @@ def devices(wanted: str | None) -> list[str]:
 def main() -> None:
     """Run one part, or measure a network's rate, and print what was found as JSON."""
     part, device, *model = sys.argv[1:]
-    found = rate(bench_of(device), *model) if model else PARTS[part](bench_of(device))
+    bench = bench_of(device)
+    if bench.on_gpu:
+        torch.cuda.set_device(bench.device)  # a graph captures the current device's work
+        bench = replace(bench, half=torch.cuda.get_device_capability() >= BFLOAT16_FROM)
+    found = rate(bench, *model) if model else PARTS[part](bench)
     print(json.dumps(found, default=str))  # noqa: T201

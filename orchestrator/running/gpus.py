@@ -9,29 +9,33 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.predict import Card, card_there, read_checks
+from orchestrator.planning.predict import GpuModel, gpu_model_there, read_checks
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
+from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
 
-NO_GPU = "A trial that is given a GPU must reach it, and never computes on CPUs instead"
-"""How the failure of a trial begins that has no GPU."""
+NO_GPU = "A trial that is given a GPU must be able to compute on it"
+"""How the failure of a trial begins that cannot."""
 
 REST_S = 120.0
 """Before a trial fails for its GPU in a process that has not finished one: a GPU that fails at once would be
@@ -40,6 +44,11 @@ free first, be given, and fail, every cell of a sweep while the sound ones compu
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 """The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
 (NVIDIA, "CUDA Compatibility", table 1)."""
+BFLOAT16_FROM = (8, 0)
+"""Compute capability: PyTorch tells older GPUs to compute in bfloat16 and emulates it."""
+DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
+ANSWER_TIMEOUT_S, IMPORT_TIMEOUT_S = 60.0, 300.0
+"""Of a tool; of one that imports torch, which a network's file system may take minutes to give."""
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S = 300.0
@@ -76,6 +85,11 @@ class Gpu:
         """All of its memory."""
         return self.memory_bytes / 2**30
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it takes one process at a time, but for MPS."""
+        return self.compute_mode.startswith("Exclusive")
+
 
 @dataclass(frozen=True)
 class NodeGpus:
@@ -89,6 +103,7 @@ class NodeGpus:
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
         offered: GPUs that Ray hands out there.
         logical: whether these are for scheduling only.
+        error: why torch could not be asked there; empty where it answered.
     """
 
     node: str
@@ -100,6 +115,7 @@ class NodeGpus:
     visible: str = ""
     offered: float = 0.0
     logical: bool = False
+    error: str = ""
 
 
 def is_logical() -> bool:
@@ -112,26 +128,41 @@ def mps_runs() -> bool:
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
 
 
-def output_of(*command: str, visible: str = "") -> str:
-    """Return what a command prints, with all GPUs or those named visible; nothing where it fails."""
+def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_S) -> tuple[str, str]:
+    """Return what a command prints, and its complaint where it fails: then it has said nothing.
+
+    It sees all GPUs, or those that ``visible`` names.
+    """
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, check=False)
+    except FileNotFoundError:
+        return "", "it is not there"
+    except OSError as error:
+        return "", error.strerror or type(error).__name__
+    except subprocess.TimeoutExpired:
+        return "", f"no answer in {timeout:g} s"
+    if done.returncode == 0:
+        return done.stdout.strip(), ""
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return "", lines[-1][:300] if lines else f"exit code {done.returncode}"
 
 
 def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
     """Return what ``nvidia-smi`` says of each GPU, field by field; nothing where there is none."""
-    text = output_of("nvidia-smi", *options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    text, _ = answer_of("nvidia-smi", *options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     return [[word.strip() for word in line.split(",")] for line in text.splitlines()]
 
 
 def driver_version() -> str:
-    """Return the version of this machine's NVIDIA driver; empty where there is none."""
-    return next((row[0] for row in nvidia_smi("driver_version")), "")
+    """Return the version of this machine's NVIDIA driver, where ``nvidia-smi`` fails too; empty without."""
+    if said := next((row[0] for row in nvidia_smi("driver_version")), ""):
+        return said
+    with suppress(OSError):
+        found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", DRIVER.read_text(encoding="utf-8"))
+        return found[1] if found else ""
+    return ""
 
 
 def driver_way_out(driver: str, cuda: str | None) -> str:
@@ -147,26 +178,94 @@ def driver_way_out(driver: str, cuda: str | None) -> str:
     return f"CUDA {cuda} needs a driver of branch {needed} or later, this is {driver}: install one{older}"
 
 
+def visible_gpus() -> list[str] | None:
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to the first word that names none.
+
+    None where it is not set.
+    """
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        return None
+    names_one = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
+    return list(takewhile(names_one, (word.strip() for word in said.split(","))))
+
+
 def gpus_here() -> list[Gpu]:
-    """Return this machine's GPUs as ``nvidia-smi`` lists them, without torch; empty where there are none."""
-    if is_logical() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+    """Return this machine's visible GPUs, slices (MIG) one by one, without torch where that can be.
+
+    ``nvidia-smi`` numbers GPUs in another order than CUDA, so torch is asked which ones a number means where
+    there are two kinds; and where ``nvidia-smi`` says nothing although the kernel has GPUs.
+    """
+    words = visible_gpus()
+    if is_logical() or words == []:
         return []
-    rows = nvidia_smi("name,uuid,memory.total")
-    gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size in rows if size.isdigit()]
-    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
-    return gpus[: len(visible)] if visible else gpus
+    rows = nvidia_smi("name,uuid,memory.total,mig.mode.current")
+    if not rows:
+        there = any(DEVICES.glob("nvidia[0-9]*"))
+        return list(describe(",".join(words or ())).gpus) if there else []
+    gpus = [
+        Gpu(name, uuid, int(size) * 2**20, mig=cut == "Enabled")
+        for name, uuid, size, cut in rows
+        if size.isdigit()
+    ]
+    slices = _slices() if any(gpu.mig for gpu in gpus) else {}
+    gpus = [
+        replace(gpu, name=f"{gpu.name} MIG {profile}", uuid=uuid, memory_bytes=size) if uuid else gpu
+        for gpu in gpus
+        for profile, uuid, size in slices.get(gpu.uuid, [("", "", 0)])
+    ]
+    if words is None:
+        return gpus
+    if not all(map(str.isdigit, words)):
+        return [gpu for word in words for gpu in gpus if gpu.uuid.startswith(word)]
+    return (
+        gpus[: len(words)] if len({gpu.name for gpu in gpus}) == 1 else list(describe(",".join(words)).gpus)
+    )
 
 
-def gpu_to_plan_for(folders: Iterable[Path]) -> tuple[Card | None, int]:
+def _slices() -> dict[str, list[tuple[str, str, int]]]:
+    """Return profile, UUID and bytes of all slices (MIG), by the UUID of their GPU."""
+    found: dict[str, list[tuple[str, str, int]]] = {}
+    whole = ""
+    for line in answer_of("nvidia-smi", "-L")[0].splitlines():
+        if gpu := re.match(r"GPU \d+: .*\(UUID: (GPU-[^)]+)\)", line):
+            whole = gpu[1]
+        elif cut := re.match(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)", line):
+            size = re.search(r"(\d+)gb", cut[1])
+            found.setdefault(whole, []).append((cut[1], cut[2], int(size[1]) * 2**30 if size else 0))
+    return found
+
+
+def check_driver() -> None:
+    """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without a word.
+
+    Raises:
+        SetupError: with what ``nvidia-smi`` says.
+    """
+    if is_logical() or visible_gpus() == [] or not any(DEVICES.glob("nvidia[0-9]*")) or gpus_here():
+        return
+    _, complaint = answer_of("nvidia-smi", "-L")
+    raise SetupError(
+        "NVIDIA's driver must answer where there is a GPU",
+        f"nvidia-smi: {complaint or 'it lists none'}; driver {driver_version() or 'absent'}",
+        "restart the machine where the driver was updated since it started; in a container ask for the "
+        "capabilities compute,utility; or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on CPUs",
+    )
+
+
+def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
     """Return this machine's GPU, of several that with least memory, and how many there are."""
     checks = read_checks(folders)
-    found = [card_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
+    found = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
     return min(found, key=lambda its: its.memory_gib, default=None), len(found)
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
-    """Return where records of ``isweep gpu-check`` lie: in a root, and in a checkout among its results."""
-    return root / "gpu", Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
+    """Return where records of ``isweep gpu-check`` lie: in a checkout among its results, and in a root.
+
+    What was measured here goes last, and counts over what others sent.
+    """
+    return Path(__file__).parents[2] / "benchmarks" / "results" / "gpu", root / "gpu"
 
 
 def describe(visible: str | None = None) -> NodeGpus:
@@ -182,8 +281,8 @@ def describe(visible: str | None = None) -> NodeGpus:
             words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
             visible = next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
     command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
-    lines = output_of(*command, visible=visible).splitlines()
-    found = json.loads(lines[-1]) if lines else {}
+    said, complaint = answer_of(*command, visible=visible, timeout=IMPORT_TIMEOUT_S)
+    found: dict[str, Any] = json.loads(said.splitlines()[-1]) if said else {"error": complaint or "no answer"}
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
     found |= {"visible": visible, "mps": mps_runs(), "logical": is_logical()}
     return NodeGpus(socket.gethostname(), gpus, **found)
@@ -282,7 +381,7 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
             what,
             f"{way_out}, or run with --device cpu",
         )
-    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < (8, 0)]
+    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
     recipes = {trial.network.recipe.name for trial in trials if trial.network.recipe.precision == "bfloat16"}
     if without and recipes:
         node, gpu = without[0]
@@ -291,13 +390,18 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
             "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
             f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability[0]}.{gpu.capability[1]}: it "
             "would be emulated, slower than float32",
-            f"recipe: {{from: {name}, precision: float32}}, or another GPU",
+            f"recipe: {{from: {name}, precision: float32}}, or another GPU; beside others hide this one with "
+            "CUDA_VISIBLE_DEVICES",
         )
 
 
 def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> Iterator[tuple[str, str]]:
     """Yield what stands in the way of trials on a node's GPUs, with the way out; see :func:`refuse`."""
     where = f"node {node.node}"
+    if node.error:
+        way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
+        yield f"{where}: torch cannot be asked of its GPUs: {node.error}", way_out
+        return
     slices = node.visible.startswith("MIG-")
     if any(gpu.mig for gpu in node.gpus) and not slices:
         yield (
@@ -321,7 +425,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
                 "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
             )
         shared = share < 1 and not node.mps
-        if gpu.compute_mode == "Prohibited" or (gpu.compute_mode != "Default" and shared):
+        if gpu.compute_mode == "Prohibited" or (gpu.is_exclusive and shared):
             yield (
                 f"{its}: its compute mode is {gpu.compute_mode}, for shares of {share:g}",
                 "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
@@ -333,23 +437,27 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
             )
 
 
-def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a trial computes on, as :func:`tasks.trials.trial.run_trial` takes it.
+def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why not by graphs.
 
     Steps of somebody's own network, whose code need not replay as a graph, are captured only where
     ``resources.fast`` is ``on``.
 
     Raises:
-        SetupError: naming node, driver and torch's CUDA when torch cannot reach the GPU.
+        SetupError: naming the GPU when torch cannot reach it, or its recipe cannot be computed there.
     """
-    share, fast = float(cell["num_gpus"]), cell["fast"]
+    share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
     if share and not is_logical():
         check_gpu()
-        graphs = fast == "on" or (fast == "auto" and not cell["own_network"] and not graphs_off())
+        if cell["precision"] == "bfloat16":
+            check_bfloat16()
+        is_asked = fast == "auto" and not cell["own_network"]
+        note = graphs_off() if is_asked else ""
+        graphs = fast == "on" or (is_asked and not note)
         # A whole GPU needs no limit: nobody else is there.
         options |= {"device": "cuda", "gpu_fraction": share if share < 1 else None, "graphs": graphs}
-    return options
+    return options, note
 
 
 def check_gpu() -> None:
@@ -365,10 +473,28 @@ def check_gpu() -> None:
     if not torch.cuda.is_available():
         driver = driver_version()
         raise SetupError(
-            NO_GPU,
+            f"{NO_GPU}, and never computes on CPUs instead",
             f"{named()}: NVIDIA driver {driver or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
             f"{driver_way_out(driver, torch.version.cuda)}, or run with --device cpu",
+        )
+
+
+def check_bfloat16() -> None:
+    """See that this process's GPU has bfloat16: its node may have come after the sweep began.
+
+    Raises:
+        SetupError: naming it when it has none.
+    """
+    import torch
+
+    capability = torch.cuda.get_device_capability()
+    if capability < BFLOAT16_FROM:
+        name, uuid = gpu_in_use()
+        raise SetupError(
+            f"{NO_GPU}, in bfloat16 where its recipe says so",
+            f"{named(uuid)}: {name}, of compute capability {capability[0]}.{capability[1]}",
+            "take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
 
@@ -419,18 +545,25 @@ def self_test(uuid: str) -> dict[str, Any]:
 
     about = provenance()
     versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isweep" / "gpus"
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # of a user without a home
+        base = Path(tempfile.gettempdir())
+    folder = base / "isweep" / "gpus"
     file = folder / f"self-test-{uuid}-{fingerprint(versions)[:12]}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"self-test-{uuid}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(OSError, ValueError):
+    with ExitStack() as stack:
+        # A home that cannot be written, or a full disk, costs each process the test, and no cell.
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / f"self-test-{uuid}.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError, ValueError, KeyError, TypeError):
             known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if known["finished"] or time.time() - known["at"] < UNFINISHED_S:
-                return known
+                return {"graphs": bool(known["graphs"]), "reason": str(known["reason"])}
         verdict = _tested() | {"at": time.time(), "versions": versions}
-        with suppress(OSError):  # a full disk costs the next process the test
-            file.write_text(json.dumps(verdict), encoding="utf-8")
+        with suppress(OSError):
+            write_atomic(file, json.dumps(verdict).encode())
         return verdict
 
 
@@ -443,6 +576,8 @@ def _tested() -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"graphs": False, "finished": False, "reason": "the self-test did not end in five minutes"}
     with suppress(ValueError, IndexError):
-        return dict(json.loads(done.stdout.splitlines()[-1]), finished=True)
+        verdict = dict(json.loads(done.stdout.splitlines()[-1]))
+        # One that an error ended may go on another time: the GPU may have been full, or another's.
+        return verdict | {"finished": not verdict["error"]}
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return {"graphs": False, "finished": False, "reason": f"the self-test died: {last[:300]}"}

@@ -15,7 +15,14 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_get
 
 from orchestrator.planning.estimate import Expectation, MeasuredTrial
-from orchestrator.planning.predict import Card, card_there, has_batch_norm, need_of, packing_pays, read_checks
+from orchestrator.planning.predict import (
+    GpuModel,
+    gpu_model_there,
+    has_batch_norm,
+    need_of,
+    packing_pays,
+    read_checks,
+)
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.gpus import NodeGpus
@@ -109,8 +116,8 @@ class Requests:
         smaller parts, where they may.
         """
         resources, times = self.resources, self.out_of_memory[cell.trial_id]
-        if resources.num_gpus and self.expectation.card is not None:
-            resources = replace(resources, num_gpus=self._share(cell, self.expectation.card))
+        if resources.num_gpus and self.expectation.gpu is not None:
+            resources = replace(resources, num_gpus=self._share(cell, self.expectation.gpu))
         if cell.trial_id in self.not_captured:
             resources = replace(resources, fast="off")
         if not times:
@@ -166,11 +173,11 @@ class Requests:
         except SweepError:
             return False
 
-    def _share(self, cell: TrialSpec, card: Card) -> float:
+    def _share(self, cell: TrialSpec, gpu: GpuModel) -> float:
         if self.expectation.share is not None:
             return self.expectation.share
         try:
-            return need_of(cell, card, self.expectation.corrections).share
+            return need_of(cell, gpu, self.expectation.corrections).share
         except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
             log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
             return self.resources.num_gpus
@@ -196,8 +203,11 @@ def expected(
         return Expectation.of(None, measured)
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
-    known = [card_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
-    shared = all(packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig for gpu, node in gpus)
+    known = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
+    shared = all(
+        packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig and (node.mps or not gpu.is_exclusive)
+        for gpu, node in gpus
+    )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
     return Expectation.of(least, measured, None if shared else 1.0)
 

@@ -182,8 +182,7 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
         done = judge(workspace, stored).results
         if options.address is None and len(done) < len(workspace.plan.trials):
             there = 0 if options.device == "cpu" else len(gpus_here())
-            is_lacking = options.device == "gpu" and not there and not is_logical()
-            device: Device = "gpu" if is_lacking else "cpu"
+            device: Device = "cpu" if there or is_logical() else options.device
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
             if there:
                 check_gpus(workspace, options, survey(there, local=True))

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orchestrator.running.gpus import BFLOAT16_FROM
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, trial_memory
@@ -35,8 +36,6 @@ LEAST_NOISE = {"loss": 1e-5, "weight": 1e-6}
 hundredth of what one step of Adam moves a weight at the test's learning rate."""
 FIRST_LOSS_TOLERANCE = 2e-2
 """Of the first batch's loss in bfloat16 to float32's: bfloat16 keeps 8 bits."""
-BFLOAT16_FROM = (8, 0)
-"""Compute capability: PyTorch tells older GPUs to compute in bfloat16 and emulates it."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,18 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the self-test says of a GPU: whether graphs are taken, and in one line why not."""
+    """Whether graphs are taken, in one line why not, and whether it was an error that ended the test."""
 
     graphs: bool
     reason: str
     seconds: float
     cases: tuple[CaseResult, ...]
+    error: bool = False
 
 
 def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
     """Run the self-test on a device; nothing that it meets is raised."""
-    start, results = time.perf_counter(), list[CaseResult]()
+    start, results, failed = time.perf_counter(), list[CaseResult](), False
     try:
         for case in cases:
             results.append(run_case(case, device))
@@ -96,8 +96,8 @@ def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
             reason = f"they are {100 * (graph / plain - 1):.0f} % slower than plain steps"
     except Exception as error:  # whatever a driver, a library or a capture does
         first = (str(error).splitlines() or [""])[0][:300]
-        reason = f"{case.model}: {type(error).__name__}: {first}"
-    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results))
+        reason, failed = f"{case.model}: {type(error).__name__}: {first}", True
+    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results), failed)
 
 
 def run_case(case: Case, device: torch.device) -> CaseResult:

@@ -274,6 +274,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 "trial_id": trial_id,
                 "data": self._array(trial_id),
                 "own_network": cell.network.model.library == "own",
+                "precision": cell.network.recipe.precision,
                 **self._requests.of(cell).for_worker(),
                 "code": provenance().code,
                 **self._work.job(cell),

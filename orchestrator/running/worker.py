@@ -28,7 +28,7 @@ from orchestrator.results.records import (
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
 from orchestrator.running.failures import CellFailed, DeviceError, OtherCodeError, classify, ends_process
-from orchestrator.running.gpus import NO_GPU, gpu_in_use, graphs_off, named, rest, trial_options
+from orchestrator.running.gpus import NO_GPU, gpu_in_use, named, rest, trial_options
 from search_spaces.errors import CorruptStoreError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -184,9 +184,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()
-        options = trial_options(self.cell)
-        on_gpu = options["device"] == "cuda"
-        if on_gpu:
+        options, note = trial_options(self.cell)
+        if options["device"] == "cuda":
             self._gpu = gpu_in_use()  # one that failed cannot be asked any more
         found, trained = self._perform(self, data, options)
         return CellReport(
@@ -198,7 +197,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             shared_group_share=data.shared_group_share,
             gpu_share=float(self.cell["num_gpus"]),
             gpu_name=self._gpu[0],
-            gpu_note=graphs_off() if on_gpu and self.cell["fast"] == "auto" else "",
+            gpu_note=note,
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:

@@ -14,7 +14,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +176,16 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
         _limit(min(1.0, max(0.0, float(gpu_fraction) - CONTEXT_BYTES / total)), device)
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+    except BaseException as error:
         # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        if _OUT_OF_MEMORY.search(str(error)):
+        with suppress(RuntimeError):  # of a GPU that fails, which must not hide what failed first
+            _give_back(device)
+        if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
         raise
-    finally:
-        _give_back(device)
+    _give_back(device)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -201,7 +202,7 @@ def reset_peak(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """Return peak memory since :func:`reset_peak`.
 
-    On CUDA what the process reserved on the card for tensors; on a CPU its resident memory, libraries and
+    On CUDA what the process reserved on the GPU for tensors; on a CPU its resident memory, libraries and
     arrays included (where the kernel is not Linux: since the process started).
     """
     if device.type == "cuda":
@@ -253,28 +254,28 @@ class EnergyMeter:
         self.note = ""
         self._start: int | None = None
         if device.type != "cuda":
-            self.note = "no card: the energy of a CPU is not counted"
+            self.note = "no GPU: the energy of a CPU is not counted"
             return
         try:
             uuid = torch.cuda.get_device_properties(device).uuid
-            self._card = _Card(f"GPU-{uuid}")
-            self._start = self._card.millijoules()
+            self._gpu = _NvmlGpu(f"GPU-{uuid}")
+            self._start = self._gpu.millijoules()
         except (OSError, AttributeError) as error:  # no NVML, or one without this
-            self.note = f"the card's energy cannot be read: {error}"
+            self.note = f"the GPU's energy cannot be read: {error}"
 
     def joules(self) -> float | None:
         """Return what was used since; None where it is not counted."""
         if self._start is None:
             return None
         try:
-            return (self._card.millijoules() - self._start) / 1000
+            return (self._gpu.millijoules() - self._start) / 1000
         except OSError as error:
-            self.note = f"the card's energy cannot be read: {error}"
+            self.note = f"the GPU's energy cannot be read: {error}"
             return None
 
 
-class _Card:
-    """NVML's view of one card, by UUID: device numbers of torch and of the driver need not agree."""
+class _NvmlGpu:
+    """NVML's view of one GPU, by UUID: device numbers of torch and of the driver need not agree."""
 
     def __init__(self, uuid: str) -> None:
         self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -283,7 +284,7 @@ class _Card:
         _checked(self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(self._handle)))
 
     def millijoules(self) -> int:
-        """Return the card's counter, which starts when the driver is loaded."""
+        """Return the GPU's counter, which starts when the driver is loaded."""
         found = ctypes.c_ulonglong()
         _checked(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(found)))
         return int(found.value)

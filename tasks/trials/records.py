@@ -180,7 +180,7 @@ def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
     """Return the epochs after which the test images are passed: about ten, and never the last.
 
     The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
-    images in a hundred epochs cost a few hundredths of that on a CPU, and up to a tenth on a card, which
+    images in a hundred epochs cost a few hundredths of that on a CPU, and up to a tenth on a GPU, which
     computes float32 slowly.
     """
     every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
@@ -329,11 +329,11 @@ class TrialResult(Finding):
         predictions: logits of every test image, where they are kept.
         predictions_note: why they could not be kept although they should.
         timings: seconds per stage.
-        peak_memory_bytes: on CUDA what the process reserved on the card for tensors; on a CPU its resident
+        peak_memory_bytes: on CUDA what the process reserved on the GPU for tensors; on a CPU its resident
             memory, libraries and arrays included.
         pretrained: SHA-256 of the weights that training started from; empty for random ones.
-        energy_j: joules that the card used while the trial ran, by its own counter: all that ran on it
-            counts, so with a share of the card it is no more than a bound.
+        energy_j: joules that the GPU used while the trial ran, by its own counter: all that ran on it
+            counts, so with a share of the GPU it is no more than a bound.
         energy_note: why there is none.
         micro_batch: images that passed the network at once in training, where memory was short; None for
             whole batches.

@@ -80,7 +80,7 @@ class Features:
         self._next += len(features)
 
     def wait(self) -> None:
-        """Wait for copies from the card; there are none on a CPU."""
+        """Wait for copies from the GPU; there are none on a CPU."""
         if self._block is not None and self._block.is_pinned():
             torch.cuda.synchronize()
 

@@ -115,7 +115,7 @@ class Step:
 
 
 def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut ``rows`` into batches; a last batch of one row joins the batch before it."""
+    """Cut ``rows`` into batches; a last one of one row joins the one before: one has no variance."""
     batches = list(torch.split(rows, batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
         batches[-2:] = [torch.cat(batches[-2:])]
@@ -347,8 +347,7 @@ def train(
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
-    Every epoch visits all images once in a new order that depends on ``seed`` alone. The last batch of an
-    epoch may be shorter; a single image joins the batch before it: batch norm has no variance over one.
+    Every epoch takes all images once, in an order by ``seed`` alone, in batches of :func:`split_batches`.
 
     Args:
         model: maps float pixels in [0, 255] to logits; moved to ``device``.
@@ -375,7 +374,8 @@ def train(
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
     take = CapturedSteps(step) if graphs else step
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    with seeded(derive_seed("dropout", seed), device):
+    # A graph captures the current device's work; -1 is no device.
+    with torch.cuda.device(device if graphs else -1), seeded(derive_seed("dropout", seed), device):
         history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()

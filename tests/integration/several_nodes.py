@@ -45,9 +45,9 @@ from tests.integration.sweeps import command, stored
 
 STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
-WORKERS = {"one_card": 1, "two_cards": 2}
+WORKERS = {"one_gpu": 1, "two_gpus": 2}
 SHARES = {0.5: 6, 0.6: 3}
-"""GPU share of a trial: how many such trials three cards hold. Two of 0.6 would fit on no card."""
+"""GPU share of a trial: how many such trials three GPUs hold. Two of 0.6 would fit on no GPU."""
 BARRIER_S = 60
 TASKS = 8  # twice the CPUs of all nodes
 ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times
@@ -58,7 +58,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Probe(TrialTrainable):
-    """Reports its node and cards; returns only when as many trials as planned have run beside it."""
+    """Reports its node and GPUs; returns only when as many trials as planned have run beside it."""
 
     def _run(self, started_at: float) -> CellReport:
         share = self.cell["num_gpus"]
@@ -139,7 +139,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
     return [
         {
             "node": json.loads(record.result.reason)[0],
-            "cards": json.loads(record.result.reason)[1],
+            "gpus": json.loads(record.result.reason)[1],
             "start": record.started_at,
             "end": record.finished_at,
         }
@@ -199,8 +199,8 @@ def main(sweep: str, folder: str) -> None:
         head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False},
     )
     workers = {}
-    for name, cards in WORKERS.items():
-        add = partial(nodes.add_node, num_cpus=cards, num_gpus=cards, object_store_memory=STORE_BYTES)
+    for name, gpus in WORKERS.items():
+        add = partial(nodes.add_node, num_cpus=gpus, num_gpus=gpus, object_store_memory=STORE_BYTES)
         workers[name] = with_own_folder(root, add)
     at = ("--root", folder, "--address", nodes.address)
     run = run_command("run", sweep, *at, "--device", "gpu")

@@ -16,14 +16,14 @@ from tests.isolation import AVAILABLE, REASON, isolated
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
 
 NUM_TRIALS = 4
-ON_CARDS = SWEEP.replace("[0, 1, 2, 3, 4]", "[0]") + "resources: {num_cpus: 1, num_gpus: 1}\n"
-"""One trial per card, so that both workers get some; how shares pack is looked at with probes."""
+ON_GPUS = SWEEP.replace("[0, 1, 2, 3, 4]", "[0]") + "resources: {num_cpus: 1, num_gpus: 1}\n"
+"""One trial per GPU, so that both workers get some; how shares pack is looked at with probes."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     """What the script found; one cluster for all tests."""
-    sweep = write_sweep(tmp_path_factory.mktemp("sweep"), ON_CARDS)
+    sweep = write_sweep(tmp_path_factory.mktemp("sweep"), ON_GPUS)
     root = tmp_path_factory.mktemp("root")
     done = subprocess.run(
         isolated(sys.executable, "-m", "tests.integration.several_nodes", sweep, str(root)),
@@ -49,7 +49,7 @@ def test_a_sweep_joins_a_running_cluster(found):
 
 def test_nodes_need_no_shared_folder(found):
     # Workers saw an empty root: had a task or trial opened prepared data there, the sweep had failed.
-    assert found["left_on_workers"] == {"one_card": [], "two_cards": []}
+    assert found["left_on_workers"] == {"one_gpu": [], "two_gpus": []}
     assert found["file_task_nodes"] == [found["head"]]
     assert set(found["block_task_nodes"]) == {found["head"], *found["workers"].values()}
 
@@ -75,30 +75,30 @@ def test_files_are_measured_on_the_node_that_has_them(found):
 def test_shares_pack_as_planned(found, share):
     trials = found["probes"][str(share)]
     assert len(trials) == SHARES[share] + 1
-    # No share of a card is put together from two cards, and none is given to the head, which has no card.
-    assert {len(trial["cards"]) for trial in trials} == {1}
+    # No share of a GPU is put together from two GPUs, and none is given to the head, which has no GPU.
+    assert {len(trial["gpus"]) for trial in trials} == {1}
     assert {trial["node"] for trial in trials} == set(found["workers"].values())
-    per_card = int(1 / share)
+    per_gpu = int(1 / share)
     most = most_at_once(trials)
-    cards = {(found["workers"][name], str(card)) for name, num in WORKERS.items() for card in range(num)}
-    assert most == dict.fromkeys(cards, per_card)
+    gpus = {(found["workers"][name], str(gpu)) for name, num in WORKERS.items() for gpu in range(num)}
+    assert most == dict.fromkeys(gpus, per_gpu)
 
 
 def most_at_once(trials: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
-    """Return, for each card, the most trials that ran on it at one time."""
+    """Return, for each GPU, the most trials that ran on it at one time."""
     events = sorted(
         event
         for trial in trials
         for event in (
-            (trial["start"], 1, trial["node"], trial["cards"][0]),
-            (trial["end"], -1, trial["node"], trial["cards"][0]),
+            (trial["start"], 1, trial["node"], trial["gpus"][0]),
+            (trial["end"], -1, trial["node"], trial["gpus"][0]),
         )
     )
     running: Counter[tuple[str, str]] = Counter()
     most: Counter[tuple[str, str]] = Counter()
-    for _, step, *card in events:
-        running[card[0], card[1]] += step
-        most[card[0], card[1]] = max(most[card[0], card[1]], running[card[0], card[1]])
+    for _, step, *gpu in events:
+        running[gpu[0], gpu[1]] += step
+        most[gpu[0], gpu[1]] = max(most[gpu[0], gpu[1]], running[gpu[0], gpu[1]])
     return dict(most)
 
 

@@ -1,7 +1,7 @@
 """A cluster on three hosts, driven as docs/cluster.md says: its commands, word for word, translated.
 
 What the laboratory stands in for: the address of the machines, the packages of the environment (linked, not
-downloaded; the wheel itself is installed), and graphics cards (one logical card per worker).
+downloaded; the wheel itself is installed), and GPUs (one logical GPU per worker).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def draw_pictures(folder: Path) -> None:
 
 
 def launch_file(lab: Path, hosts: list[Host]) -> Path:
-    """Fill in the places marked CHANGE, and stand-ins for packages and cards; returns the file's path."""
+    """Fill in the places marked CHANGE, and stand-ins for packages and GPUs; returns the file's path."""
     made = yaml.safe_load((REPOSITORY / LAUNCH_FILE).read_text(encoding="utf-8"))
     head, *workers = hosts
     made["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}

@@ -2,7 +2,7 @@
 
     python -m tests.lab.scaling --result tests/lab/scaling.json
 
-A head without cards, a sweep whose trials ask for shares of one: workers must come by themselves, up to the
+A head without GPUs, a sweep whose trials ask for shares of one: workers must come by themselves, up to the
 file's limits, and go when they are idle. Says how many nodes there were when. What it stands in for: the
 provider (Ray's ``fake_multinode``), the size of nodes and of the limits, and an idle time-out of seconds.
 """

@@ -21,9 +21,9 @@ from orchestrator.analysis.power import (
     heights,
     planned_power,
 )
-from orchestrator.planning.estimate import DEFAULT_CARD
+from orchestrator.planning.estimate import DEFAULT_GPU
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import CARDS, need_of
+from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 
@@ -132,7 +132,7 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
 
 def test_the_hours_of_a_plan_are_those_of_its_trials():
     plan = plan_sweep(load_sweep("demo"))
-    predicted = sum(need_of(trial, CARDS[DEFAULT_CARD]).card_seconds for trial in plan.trials) / 3600
+    predicted = sum(need_of(trial, GPU_MODELS[DEFAULT_GPU]).gpu_seconds for trial in plan.trials) / 3600
     assert planned_power(plan, num_tables=1).gpu_hours == pytest.approx(predicted)
 
 

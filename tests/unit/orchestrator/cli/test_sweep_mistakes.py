@@ -60,7 +60,7 @@ def changed(old, new):
         (changed("image_size: 28", "image_size: 2000"), "image_size: input should be less than or equal to"),
         (GOOD + "seed: [1]\n", "seed: unknown key; did you mean 'seeds'?"),
         (GOOD + "seeds: [-1]\n", "seeds.0: input should be greater than or equal to 0"),
-        (GOOD + "resources: {num_gpus: 1.5}\n", "resources.num_gpus: must be a fraction of one card or a"),
+        (GOOD + "resources: {num_gpus: 1.5}\n", "resources.num_gpus: must be a fraction of one GPU or a"),
         (GOOD + "resources: {num_cpus: 0}\n", "resources.num_cpus: input should be greater than or equal"),
         (GOOD + "estimators: [mlee]\n", "Unknown estimator; found: 'mlee'; did you mean 'mle'"),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0: "),

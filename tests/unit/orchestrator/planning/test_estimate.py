@@ -10,16 +10,16 @@ from orchestrator.planning.estimate import (
     corrections_for,
     estimate,
     expected_seconds,
-    on_cards,
+    on_gpus,
     order_trials,
     time_limit,
 )
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
     EAGER_INTERVAL_S,
+    GPU_MODELS,
     GRAPH_INTERVAL_S,
     Corrections,
     attack_flops,
@@ -46,7 +46,7 @@ image_size: 16
 seeds: [0, 1, 2]
 recipe: smoke
 """
-H100 = CARDS["h100"]
+H100 = GPU_MODELS["h100"]
 ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share": 0.5}
 
 
@@ -80,8 +80,8 @@ def measured(*records):
     return state_of({str(i): record for i, record in enumerate(records)}).measured_trials()
 
 
-def seconds_on_share(trial, card, share):
-    return need_of(trial, card, given=share).seconds
+def seconds_on_share(trial, gpu, share):
+    return need_of(trial, gpu, given=share).seconds
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
@@ -91,7 +91,7 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_gpu_hours_count_a_trials_share_of_its_card(trials, share):
+def test_gpu_hours_count_a_trials_share_of_its_gpu(trials, share):
     known = measured(done(trials[0], 100.0, **{**ON_H100, "gpu_share": share}))
     found = estimate(trials[1:], known, share=share)
     assert found["gpu_hours"] == pytest.approx(2 * 100 * share / 3600)
@@ -127,14 +127,14 @@ def test_a_large_networks_time_is_its_arithmetic(trials):
 
 
 def test_test_images_that_pass_between_epochs_take_their_time(trials):
-    """After the first of two epochs, as after ten of a hundred; in float32, which cards are slow in."""
+    """After the first of two epochs, as after ten of a hundred; in float32, which GPUs are slow in."""
 
     def after(epochs):
         recipe = trials[0].network.recipe.model_copy(update={"epochs": epochs})
         network = trials[0].network.model_copy(update={"recipe": recipe})
         return trials[0].model_copy(update={"network": network})
 
-    cost, card, test_size = cost_of(trials[0].network), H100, 20
+    cost, gpu, test_size = cost_of(trials[0].network), H100, 20
     for epochs, looks in ((2, 1), (10, 9), (100, 9)):
         times = [core_seconds(after(epochs)) for epochs in (1, epochs)]
         steps = (epochs - 1) * 2
@@ -144,9 +144,9 @@ def test_test_images_that_pass_between_epochs_take_their_time(trials):
         )
         passes = looks * test_size / cost.evaluation_batch
         assert times[1] - times[0] == pytest.approx(steps * step + passes * look)
-    look = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False).seconds
-    step = pass_time(cost.step, card, interval=GRAPH_INTERVAL_S, half=False).seconds
-    longer = seconds_on_share(after(100), card, 1.0) - seconds_on_share(after(1), card, 1.0)
+    look = pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False).seconds
+    step = pass_time(cost.step, gpu, interval=GRAPH_INTERVAL_S, half=False).seconds
+    longer = seconds_on_share(after(100), gpu, 1.0) - seconds_on_share(after(1), gpu, 1.0)
     assert longer == pytest.approx(99 * 2 * step + 9 * test_size / cost.evaluation_batch * look)
 
 
@@ -159,33 +159,33 @@ def test_every_attack_that_is_asked_for_takes_its_time(trials):
     added = steps * 3 * cost_of(usual.network).forward_flops
     assert sum(attack_flops(asked).values()) - sum(attack_flops(usual).values()) == pytest.approx(added)
     assert core_seconds(asked) > core_seconds(usual)
-    card = H100
-    assert need_of(asked, card).seconds > need_of(usual, card).seconds
+    gpu = H100
+    assert need_of(asked, gpu).seconds > need_of(usual, gpu).seconds
 
 
-def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
-    one, two = (on_cards(trials, H100, number) for number in (1, 2))
+def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
+    one, two = (on_gpus(trials, H100, number) for number in (1, 2))
     assert two["hours"] <= one["hours"]
     for found in (one, two):
         assert found["hours"] >= found["lower_bound_hours"] > 0
-        assert found["dollars"] == pytest.approx(found["hours"] * found["num_cards"] * H100.price)
-        # Cards are paid until the last trial ends, and draw a tenth where they have none.
+        assert found["dollars"] == pytest.approx(found["hours"] * found["num_gpus"] * H100.price)
+        # GPUs are paid until the last trial ends, and draw a tenth where they have none.
         draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
-        assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_cards"] * 0.7 * draw)
+        assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_gpus"] * 0.7 * draw)
     assert set(one["shares"]) == {"small_cnn"}
 
 
 @pytest.mark.parametrize(
-    ("share", "num_cards", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
+    ("share", "num_gpus", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
 )
-def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_cards, at_once):
-    found = on_cards(trials, H100, num_cards, share=share)
+def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus, at_once):
+    found = on_gpus(trials, H100, num_gpus, share=share)
     assert found["most_at_once"] == at_once
     assert found["shares"] == {"small_cnn": share}
 
 
 @pytest.mark.parametrize("share", [None, 0.25, 1.0, 2.0])
-def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
+def test_gpu_hours_are_those_of_the_gpus_that_trials_are_given(trials, share):
     """As a status counts them afterwards: time times share, whatever a trial makes of it."""
     found = estimate(trials, (), share=share)
     given = [need_of(trial, H100, given=share) for trial in trials]
@@ -193,28 +193,28 @@ def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
     assert found["gpu_hours"] == pytest.approx(expected / 3600)
     cluster = found["cluster"]
     assert found["gpu_hours"] == pytest.approx(
-        cluster["hours"] * cluster["num_cards"] * cluster["utilisation"]
+        cluster["hours"] * cluster["num_gpus"] * cluster["utilisation"]
     )
 
 
-def test_a_trial_that_asks_for_more_cards_than_there_are_is_refused(trials):
-    message = "as many cards as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
+def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
+    message = "as many GPUs as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
     with pytest.raises(ConfigError, match=message):
-        on_cards(trials, H100, 1, share=2.0)
-    assert estimate(trials, (), share=2.0)["cluster"]["num_cards"] == 2
+        on_gpus(trials, H100, 1, share=2.0)
+    assert estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2
 
 
-def test_a_trial_that_no_card_can_hold_is_named(trials):
+def test_a_trial_that_no_gpu_can_hold_is_named(trials):
     tiny = replace(H100, memory_gib=0.5)
-    assert "more memory than the share has: small_cnn" in estimate(trials, (), card=tiny)["text"]
-    assert on_cards(trials, H100, 1)["too_large"] == {}
-    assert set(on_cards(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
+    assert "more memory than the share has: small_cnn" in estimate(trials, (), gpu=tiny)["text"]
+    assert on_gpus(trials, H100, 1)["too_large"] == {}
+    assert set(on_gpus(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
 
 
-def test_shares_of_a_card_never_add_up_to_more_than_the_card(trials):
-    need = need_of(trials[0], CARDS["a100"])
+def test_shares_of_a_gpu_never_add_up_to_more_than_the_gpu(trials):
+    need = need_of(trials[0], GPU_MODELS["a100"])
     together = int(1 / need.share + 1e-9)
-    assert together * need.memory_bytes <= CARDS["a100"].memory_gib * 2**30
+    assert together * need.memory_bytes <= GPU_MODELS["a100"].memory_gib * 2**30
 
 
 def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted():
@@ -228,14 +228,14 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
     """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
     plan = plan_sweep(load_sweep("paper"))
-    found = on_cards(plan.trials, H100, 1)
+    found = on_gpus(plan.trials, H100, 1)
     assert 4.5 < found["hours"] < 17
-    many = on_cards(plan.trials, H100, 64)
+    many = on_gpus(plan.trials, H100, 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
 
 
-def test_cards_that_are_too_few_for_a_trial_are_paid_and_not_used(trials):
-    two, three = (on_cards(trials, H100, number, share=2.0) for number in (2, 3))
+def test_gpus_that_are_too_few_for_a_trial_are_paid_and_not_used(trials):
+    two, three = (on_gpus(trials, H100, number, share=2.0) for number in (2, 3))
     assert three["hours"] == two["hours"]
     assert (two["utilisation"], three["utilisation"]) == pytest.approx((1.0, 2 / 3))
     # The idle third draws a tenth.
@@ -275,32 +275,32 @@ def test_the_worst_peak_counts_and_one_of_batches_in_parts_does_not(plan):
     assert found.memory == {"small_cnn": (CONTEXT_BYTES + 2**31) / peak_bytes(cnn[1].network)}
 
 
-def test_measured_seconds_scale_those_of_the_same_card_only(plan):
+def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
     cnn = of_model(plan, "small_cnn")
     predicted = seconds_on_share(cnn[0], H100, 0.5)
     trials = measured(
         *(done(trial, factor * predicted, **ON_H100) for trial, factor in zip(cnn, (2, 3, 9), strict=True))
     )
     assert corrections_for(H100, trials).seconds == pytest.approx({"small_cnn": 3.0})
-    assert corrections_for(CARDS["a100"], trials).seconds == {}
-    found = estimate(plan.trials, trials, card=H100)
+    assert corrections_for(GPU_MODELS["a100"], trials).seconds == {}
+    found = estimate(plan.trials, trials, gpu=H100)
     assert found["corrections"]["seconds"] == pytest.approx({"small_cnn": 3.0})
-    assert found["cluster"]["hours"] > estimate(plan.trials, [], card=H100)["cluster"]["hours"]
+    assert found["cluster"]["hours"] > estimate(plan.trials, [], gpu=H100)["cluster"]["hours"]
 
 
-def test_measured_seconds_count_whatever_a_root_pays_for_the_card_and_on_no_other_kind(plan):
+def test_measured_seconds_count_whatever_a_root_pays_for_the_gpu_and_on_no_other_kind(plan):
     trial = of_model(plan, "small_cnn")[0]
     trials = measured(done(trial, 3 * seconds_on_share(trial, H100, 0.5), **ON_H100))
     dear = replace(H100, price=99.0)
     assert corrections_for(dear, trials).seconds == pytest.approx({"small_cnn": 3.0})
     alone, hours = [trial], {}
-    for card in (dear, CARDS["a100"]):
-        hours[card.name] = estimate(alone, trials, card=card)["gpu_hours"]
-    assert hours["a100"] == estimate(alone, [], card=CARDS["a100"])["gpu_hours"]
-    assert hours["h100"] == pytest.approx(3 * need_of(trial, H100).card_seconds / 3600)
+    for gpu in (dear, GPU_MODELS["a100"]):
+        hours[gpu.name] = estimate(alone, trials, gpu=gpu)["gpu_hours"]
+    assert hours["a100"] == estimate(alone, [], gpu=GPU_MODELS["a100"])["gpu_hours"]
+    assert hours["h100"] == pytest.approx(3 * need_of(trial, H100).gpu_seconds / 3600)
 
 
-def test_trials_on_cpus_and_without_a_cards_name_correct_no_card(plan):
+def test_trials_on_cpus_and_without_a_gpus_name_correct_no_gpu(plan):
     trial = of_model(plan, "small_cnn")[0]
     on_cpu = corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
     assert on_cpu == Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / core_seconds(trial))})

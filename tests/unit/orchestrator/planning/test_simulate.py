@@ -14,10 +14,10 @@ def jobs(*pairs):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "num_cards", "makespan", "at_once"),
+    ("pairs", "num_gpus", "makespan", "at_once"),
     [
         ([(4, 0.5)] * 3, 1, 8, 2),
-        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 cards are free
+        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 GPUs are free
         ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
         ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
         ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
@@ -25,13 +25,13 @@ def jobs(*pairs):
         ([], 3, 0, 0),
     ],
 )
-def test_schedules_worked_out_by_hand(pairs, num_cards, makespan, at_once):
-    found = replay(jobs(*pairs), num_cards)
+def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan, at_once):
+    found = replay(jobs(*pairs), num_gpus)
     assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
     work = sum(seconds * share for seconds, share in pairs)
     longest = max((seconds for seconds, _ in pairs), default=0)
-    assert found.lower_bound == pytest.approx(max(work / num_cards, longest))
-    assert found.utilisation * makespan * num_cards == pytest.approx(work)
+    assert found.lower_bound == pytest.approx(max(work / num_gpus, longest))
+    assert found.utilisation * makespan * num_gpus == pytest.approx(work)
 
 
 @settings(max_examples=60)
@@ -39,13 +39,13 @@ def test_schedules_worked_out_by_hand(pairs, num_cards, makespan, at_once):
     st.lists(st.floats(0.1, 100), min_size=1, max_size=40),
     st.integers(1, 6),
 )
-def test_longest_first_keeps_grahams_bound(seconds, num_cards):
+def test_longest_first_keeps_grahams_bound(seconds, num_gpus):
     """Graham 1969: at most 4/3 - 1/(3m) of the best schedule, which is no better than the lower bound."""
     work = longest_first(jobs(*((value, 1.0) for value in seconds)))
-    found = replay(work, num_cards)
+    found = replay(work, num_gpus)
     assert found.makespan >= found.lower_bound - 1e-9
     # The best schedule may itself be above the lower bound; any list schedule is within 2 - 1/m of it.
-    assert found.makespan <= (2 - 1 / num_cards) * found.lower_bound + 1e-6
+    assert found.makespan <= (2 - 1 / num_gpus) * found.lower_bound + 1e-6
     assert 0 < found.utilisation <= 1 + 1e-9
 
 
@@ -63,21 +63,21 @@ def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_ar
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from([25, 33, 34, 50, 66, 100])), max_size=25),
     st.integers(1, 4),
 )
-def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_cards):
+def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
     work = longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
-    found, waiting, running, expected, now = replay(work, num_cards), list(work), [], {}, 0
+    found, waiting, running, expected, now = replay(work, num_gpus), list(work), [], {}, 0
     while waiting or running:
         passed_over = 0
         for job in list(waiting):
             if passed_over == LOOK_AHEAD:
                 break
             share = round(100 * job.share)
-            used = [sum(other[2] for other in running if other[1] == card) for card in range(num_cards)]
-            fit = [card for card in range(num_cards) if used[card] + share <= 100]
+            used = [sum(other[2] for other in running if other[1] == gpu) for gpu in range(num_gpus)]
+            fit = [gpu for gpu in range(num_gpus) if used[gpu] + share <= 100]
             if not fit:
                 passed_over += 1
                 continue
-            running.append((now + job.seconds, max(fit, key=lambda card: (used[card], -card)), share))
+            running.append((now + job.seconds, max(fit, key=lambda gpu: (used[gpu], -gpu)), share))
             expected[job.name] = now
             waiting.remove(job)
         now = min(end for end, _, _ in running)
@@ -86,8 +86,8 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_cards):
     assert replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
 
 
-def test_a_replay_of_many_trials_on_many_cards_looks_at_few_of_them_for_each():
-    """A hundred thousand trials and cards may be planned for: calls, of generators too, are counted here."""
+def test_a_replay_of_many_trials_on_many_gpus_looks_at_few_of_them_for_each():
+    """A hundred thousand trials and GPUs may be planned for: calls, of generators too, are counted here."""
     calls = 0
 
     def count(frame, event, argument):

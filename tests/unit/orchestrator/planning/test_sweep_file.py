@@ -122,12 +122,12 @@ def test_mistakes_of_a_dataset(dataset, message):
         ),
         (
             "resources: {num_gpus: 0.00001}",
-            r"num_gpus: must be 0, or 0\.0001 of a card or more; found: 1e-05",
+            r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found: 1e-05",
         ),
         ("resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e-05"),
         (
             "resources: {num_gpus: 1.5}",
-            r"num_gpus: must be a fraction of one card or a whole number, e\.g\. 0\.25",
+            r"num_gpus: must be a fraction of one GPU or a whole number, e\.g\. 0\.25",
         ),
         ("attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         ("attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),

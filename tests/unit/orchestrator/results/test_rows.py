@@ -60,7 +60,7 @@ def test_every_described_column_is_in_a_real_row(real_row):
     always = {column.name for column in c.COLUMNS if column.origin != "attack"} - {
         c.ENERGY_J,
         c.MICRO_BATCH,
-    }  # cards, short memory
+    }  # GPUs, short memory
     assert always <= set(real_row)
 
 

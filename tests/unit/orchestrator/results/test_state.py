@@ -128,8 +128,8 @@ def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(stored, tmp_path
     assert len(state.unreadable) == 2
 
 
-PRICES = Prices(card=Price(dollars=2, watts=500), core=Price(dollars=0.1, watts=10), origin="ours")
-ON_CARD = trial_result().model_copy(update={"device": "cuda"})
+PRICES = Prices(gpu=Price(dollars=2, watts=500), core=Price(dollars=0.1, watts=10), origin="ours")
+ON_GPU = trial_result().model_copy(update={"device": "cuda"})
 
 
 def record(size: int, result=None, **changes):
@@ -145,8 +145,8 @@ def state(*records):
 def test_hours_money_and_power_are_time_times_share_times_rate():
     cost = cost_of(
         state(
-            record(40, ON_CARD, gpu_share=0.25, finished_at=7200.0),  # half a card's hour
-            record(50, ON_CARD, gpu_share=1.0),
+            record(40, ON_GPU, gpu_share=0.25, finished_at=7200.0),  # half a GPU's hour
+            record(50, ON_GPU, gpu_share=1.0),
             record(60, trial_result().model_copy(update={"num_threads": 4})),  # four cores' hours
         ),
         PRICES,
@@ -159,7 +159,7 @@ def test_hours_money_and_power_are_time_times_share_times_rate():
 
 def test_a_network_measured_again_saves_its_training_once():
     cost = cost_of(
-        state(record(40, ON_CARD, gpu_share=0.5, measured_at=9000.0), record(50, ON_CARD, gpu_share=1.0)),
+        state(record(40, ON_GPU, gpu_share=0.5, measured_at=9000.0), record(50, ON_GPU, gpu_share=1.0)),
         PRICES,
     )
     assert (cost.networks_used_again, cost.saved_gpu_hours, cost.gpu_hours) == (1, 0.5, 1.5)
@@ -172,6 +172,6 @@ def test_nothing_costs_nothing():
     assert cost.text() == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
 
 
-def test_the_share_of_a_record_that_knows_none_is_a_whole_card():
-    found = state(record(40, ON_CARD)).measured_trials()[0]
+def test_the_share_of_a_record_that_knows_none_is_a_whole_gpu():
+    found = state(record(40, ON_GPU)).measured_trials()[0]
     assert found == MeasuredTrial(trial_spec(), True, 1.0, 3600.0, peak_bytes=1000)

@@ -126,7 +126,7 @@ class TestCloudFile:
         return REPOSITORY / "cluster.yaml"
 
     @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/gcp.yaml"])
-    def test_what_ray_runs_on_a_worker_installs_all_and_ends_with_a_look_at_its_card(self, name):
+    def test_what_ray_runs_on_a_worker_installs_all_and_ends_with_a_look_at_its_gpu(self, name):
         """By Ray's own reading: commands of a node type would run instead of all others."""
         made = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
         read = AutoscalingConfig(made, skip_content_hash=True)
@@ -259,10 +259,12 @@ class TestTrialResources:
         with pytest.raises(ConfigError, match=r"memory_bytes must fit the machine; found: 1e\+12"):
             trial_resources(ResourceSpec(memory_bytes=10**12), make_cluster(memory_bytes=1e9))
 
-    def test_a_private_cluster_must_reach_its_card_before_any_trial_starts(self, monkeypatch):
+    def test_a_private_cluster_must_reach_its_gpu_before_any_trial_starts(self, monkeypatch):
         monkeypatch.delenv(LOGICAL_GPUS, raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(SetupError, match=r"must reach it.*node .*: NVIDIA driver .*, torch 2"):
+        with pytest.raises(
+            SetupError, match=r"must be able to compute on it.*node .*: NVIDIA driver .*, torch 2"
+        ):
             trial_resources(self.spec, make_cluster(num_gpus=1))
         assert trial_resources(self.spec, make_cluster(num_gpus=1), "cpu").num_gpus == 0
         assert trial_resources(self.spec, make_cluster(num_gpus=1, local=False)).num_gpus == 0.25
@@ -466,13 +468,13 @@ def test_on_demand_workers_start_when_no_more_spot_ones_may(name, most, started)
     monitor = CloudResourceMonitor()
     refused = {"instance_type": "gpu_worker", "new_instance_status": Instance.ALLOCATION_FAILED}
     monitor.notify([InstanceUpdateEvent(**refused)])
-    card = ResourceRequestUtil.make({"CPU": 2, "GPU": 1})
+    gpu = ResourceRequestUtil.make({"CPU": 2, "GPU": 1})
     reply = ResourceDemandScheduler(event_logger=None).schedule(
         SchedulingRequest(
             disable_launch_config_check=True,
             node_type_configs=AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs(),
             max_num_nodes=9,
-            resource_requests=ResourceRequestUtil.group_by_count([card] * sum(started.values())),
+            resource_requests=ResourceRequestUtil.group_by_count([gpu] * sum(started.values())),
             cloud_resource_availabilities=monitor.get_resource_availabilities(),
             recoverable_resource_availabilities=monitor.get_recoverable_resource_availabilities(),
         )

@@ -1,19 +1,36 @@
 """A trial that was given a GPU computes on it or fails, naming node, driver and CUDA."""
 
+import json
 import re
 import socket
+import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from orchestrator.running import gpus
-from orchestrator.running.failures import classify
+from orchestrator.running import doctor, gpus
+from orchestrator.running.cluster import this_machine, trial_resources
+from orchestrator.running.failures import classify, gpu_named
 from search_spaces.errors import SetupError
+from search_spaces.sweeps import ResourceSpec
 
 
-def options(share, fast="auto", *, own=False):
-    return gpus.trial_options({"num_gpus": share, "num_threads": 1, "fast": fast, "own_network": own})
+def options(share, fast="auto", *, own=False, precision="float32"):
+    cell = {"num_gpus": share, "num_threads": 1, "fast": fast, "own_network": own, "precision": precision}
+    return gpus.trial_options(cell)[0]
+
+
+def nvidia_smi(folder, monkeypatch, rows=(), listed="", fails=""):
+    """Put a tool that answers so first on the path."""
+    lines = [f"echo '{row}'" for row in rows]
+    script = ["#!/bin/sh", 'if [ "$1" = -L ]; then', f"cat <<'END'\n{listed}\nEND", "exit; fi", *lines]
+    tool = folder / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\necho "{fails}" >&2; exit 9\n' if fails else "\n".join(script) + "\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 @pytest.fixture
@@ -90,9 +107,11 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
 
 
 def test_a_command_that_is_absent_or_fails_says_nothing():
-    assert gpus.output_of("no-such-command-anywhere") == ""
-    assert gpus.output_of("false") == ""
-    assert gpus.output_of("echo", "570.1") == "570.1"
+    assert gpus.answer_of("no-such-command-anywhere") == ("", "it is not there")
+    assert gpus.answer_of("false") == ("", "exit code 1")
+    assert gpus.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
+    assert gpus.answer_of("sleep", "9", timeout=0.1) == ("", "no answer in 0.1 s")
+    assert gpus.answer_of("echo", "570.1") == ("570.1", "")
 
 
 @pytest.mark.parametrize(
@@ -131,12 +150,40 @@ def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version(tmp_path, monkey
 def test_a_self_test_that_did_not_end_is_tried_again_after_a_day(tmp_path, monkeypatch):
     runs = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gpus, "_tested", lambda: runs.append(1) or {"finished": False})
+    verdict = {"graphs": False, "reason": "it died", "finished": False}
+    monkeypatch.setattr(gpus, "_tested", lambda: runs.append(1) or verdict)
     now = time.time()
     for later, number in ((0, 1), (3600, 1), (90_000, 2)):
         monkeypatch.setattr(time, "time", lambda later=later: now + later)
         gpus.self_test("GPU-1")
         assert len(runs) == number
+
+
+@pytest.mark.parametrize("broken", ["home", "cache", "record"])
+def test_where_no_verdict_can_be_kept_or_read_the_test_costs_time_and_no_cell(tmp_path, monkeypatch, broken):
+    runs = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if broken == "home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", "/proc/nowhere")
+    elif broken == "cache":
+        (tmp_path / "cache").write_text("a file where the folder should be")
+    verdict = {"graphs": True, "finished": True, "reason": ""}
+    monkeypatch.setattr(gpus, "_tested", lambda: runs.append(1) or verdict)
+    for number in (1, 2):
+        assert gpus.self_test("GPU-1")["graphs"]
+        for path in (tmp_path / "cache").rglob("*.json") if broken == "record" else ():
+            path.write_text('{"finished": true}')
+        assert len(runs) == number
+
+
+def test_a_self_test_that_an_error_ended_is_tried_again_another_day(monkeypatch):
+    """A full GPU, or one that another process holds alone, says nothing about graphs."""
+    for error in (False, True):
+        said = json.dumps({"graphs": False, "reason": "vgg13: OutOfMemoryError", "error": error})
+        done = subprocess.CompletedProcess((), 0, f"a warning\n{said}\n", "")
+        monkeypatch.setattr(gpus.subprocess, "run", lambda *words, done=done, **options: done)
+        assert gpus._tested()["finished"] is not error
 
 
 def test_a_self_test_that_dies_takes_nobody_along(monkeypatch):
@@ -160,17 +207,117 @@ def test_plain_steps_are_said_in_one_line(monkeypatch, caplog):
 
 
 def test_nvidia_smi_tells_of_gpus_without_torch(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA L4, GPU-1, 23034'\necho 'NVIDIA L4, GPU-2, 23034'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    card, number = gpus.gpu_to_plan_for(())
-    assert (card.name, card.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
+    nvidia_smi(tmp_path, monkeypatch, ["NVIDIA L4, GPU-1, 23034, [N/A]", "NVIDIA L4, GPU-2, 23034, [N/A]"])
+    gpu, number = gpus.gpu_models_here(())
+    assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert len(gpus.gpus_here()) == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpus.gpu_to_plan_for(()) == (None, 0)
+    for hidden in ("", "-1", "NoDevFiles", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert gpus.gpu_models_here(()) == (None, 0)
+
+
+def test_of_two_kinds_the_visible_one_is_planned_for(tmp_path, monkeypatch):
+    """CUDA numbers GPUs by speed, nvidia-smi by their place: torch is asked what a number means."""
+    nvidia_smi(
+        tmp_path, monkeypatch, ["Tesla T4, GPU-1, 15360, [N/A]", "NVIDIA H100 PCIe, GPU-2, 81559, [N/A]"]
+    )
+    described = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA H100 PCIe", "GPU-2", 80 * 2**30),))
+    monkeypatch.setattr(gpus, "describe", lambda visible: {"0": described}[visible])
+    for visible, model, number in (
+        (None, "t4", 2),
+        ("0", "h100-pcie", 1),
+        ("GPU-2", "h100-pcie", 1),
+        ("GPU-1", "t4", 1),
+    ):
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found, there = gpus.gpu_models_here(())
+        assert (found.name, there) == (model, number)
+
+
+MIG_LIST = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)
+  MIG 3g.40gb     Device  0: (UUID: MIG-1)
+  MIG 1g.10gb     Device  1: (UUID: MIG-2)
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-2)"""
+
+
+def test_a_slice_is_planned_for_as_what_it_is(tmp_path, monkeypatch):
+    """As nvidia-smi -L prints them in NVIDIA's MIG guide; its table of GPUs has the whole ones alone."""
+    rows = ["NVIDIA A100-SXM4-80GB, GPU-1, 81920, Enabled", "NVIDIA A100-SXM4-80GB, GPU-2, 81920, Disabled"]
+    nvidia_smi(tmp_path, monkeypatch, rows, listed=MIG_LIST)
+    found = {gpu.uuid: (gpu.memory_gib, gpu.mig) for gpu in gpus.gpus_here()}
+    assert found == {"MIG-1": (40, True), "MIG-2": (10, True), "GPU-2": (80, False)}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+    model, number = gpus.gpu_models_here(())
+    assert (model.name, model.memory_gib, model.timed) == ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10, False)
+    assert number == 2
+
+
+@pytest.fixture
+def a_device(tmp_path, monkeypatch):
+    """A kernel that has a GPU and a driver, whatever nvidia-smi says."""
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder)\n"
+        "GCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)\n"
+    )
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "version")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to initialize NVML: Driver/library version mismatch",
+        "Unable to determine the device handle for GPU0000:3B:00.0: GPU is lost.  Reboot the system",
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+    ],
+)
+def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, monkeypatch, a_device, said):
+    nvidia_smi(tmp_path, monkeypatch, fails=said)
+    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # nor does torch
+    with pytest.raises(SetupError, match=f"driver must answer.*nvidia-smi: {said.rstrip('.')}") as caught:
+        gpus.check_driver()
+    assert "; driver 580.95.05; restart the machine" in str(caught.value)
+    with pytest.raises(SetupError, match="driver must answer"):
+        trial_resources(ResourceSpec(), this_machine(), "auto")
+    assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
+    problem = doctor._found("gpus", lambda: doctor._gpus(None))
+    assert not problem["ok"]
+    assert said in problem["detail"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    gpus.check_driver()
+
+
+def test_gpus_that_torch_reaches_need_no_nvidia_smi(tmp_path, monkeypatch, a_device):
+    nvidia_smi(tmp_path, monkeypatch, fails="not found")
+    reached = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA L4", "GPU-1", 2**34),))
+    monkeypatch.setattr(gpus, "describe", lambda visible: reached)
+    gpus.check_driver()
+    assert gpus.gpu_models_here(())[1] == 1
+
+
+def test_a_node_whose_torch_does_not_start_says_so(monkeypatch):
+    monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
+    found = gpus.describe("")
+    (what, way_out), *more = gpus.gpu_problems(replace(found, offered=8.0))
+    assert (what.partition(": ")[2], more) == ("torch cannot be asked of its GPUs: exit code 1", [])
+    assert "import torch" in way_out
+
+
+def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("Tesla T4", "GPU-7"))
+    assert options(1.0, "off")["device"] == "cuda"
+    with pytest.raises(
+        SetupError, match=r"Tesla T4, of compute capability 7.5.*precision: float32"
+    ) as caught:
+        options(1.0, precision="bfloat16")
+    failure = classify(caught.value)
+    assert failure.message.startswith(gpus.NO_GPU)
+    assert gpu_named(failure.message) == f"GPU-7 of node {socket.gethostname()}"
 
 
 def test_a_node_describes_itself_in_a_process_of_its_own():

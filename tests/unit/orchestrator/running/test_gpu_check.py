@@ -5,14 +5,34 @@ import getpass
 import json
 import os
 import socket
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 
-from orchestrator.planning.predict import CARDS, Card, card_there, cost_of, pass_time, read_checks
+from orchestrator.planning.predict import (
+    GPU_MODELS,
+    GpuModel,
+    cost_of,
+    gpu_model_there,
+    packing_pays,
+    pass_time,
+    read_checks,
+)
 from orchestrator.running import gpu_check
-from orchestrator.running.gpu_check import PARTS, Bench, bench_of, check, devices, run_part, without_names
-from orchestrator.running.gpus import LOGICAL_GPUS, Gpu
+from orchestrator.running.gpu_check import (
+    PARTS,
+    Bench,
+    bench_of,
+    check,
+    devices,
+    nameless,
+    run_part,
+    without_names,
+)
+from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, gpu_check_folders
 from search_spaces.errors import ConfigError, SetupError
 
 
@@ -77,7 +97,7 @@ def test_the_smallest_share_is_found_by_bisection(needed, largest, expected):
 @pytest.fixture
 def posing(monkeypatch):
     """A CPU that poses as a GPU: work runs with a share above 0.2, else dies of the kind in the list."""
-    small, kinds = gpu_check._trials(False), ["out_of_memory"]
+    small, kinds = gpu_check.grid(False, True), ["out_of_memory"]
     for name, value in {
         "on_gpu": True,
         "share_of": lambda bench, size: 0.25,
@@ -85,7 +105,7 @@ def posing(monkeypatch):
         "failure": lambda bench, work, share=1.0: "" if 0.2 < share < 1 else kinds[0],
     }.items():
         monkeypatch.setattr(Bench, name, value)
-    monkeypatch.setattr(gpu_check, "_trials", lambda on_gpu: small)
+    monkeypatch.setattr(gpu_check, "grid", lambda on_gpu, half: small)
     return kinds
 
 
@@ -184,22 +204,106 @@ def test_plans_read_the_file_and_leave_others_alone(tmp_path):
     assert read_checks([tmp_path]) == {}
 
 
-def test_a_message_names_neither_machine_nor_user_nor_path():
-    said = without_names(f"{getpass.getuser()} on {socket.gethostname()}: /home/somebody/file.py failed")
-    assert said == "... on ...: ... failed"
+@pytest.mark.usefixtures("quick")
+def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it_was(tmp_path, monkeypatch):
+    path, _ = check("cpu", tmp_path, lambda line: None)
+    whole = path.read_text()
+
+    def stopped(bench):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"gpu-check-cpu-cpu.unfinished; the command begins anew"):
+        check("cpu", tmp_path, lambda line: None)
+    assert path.read_text() == whole
+    left = json.loads(path.with_suffix(".unfinished").read_text())
+    assert list(left["parts"]) == ["host", "correctness"]
+    assert read_checks([tmp_path])["CPU"]["pair_gain"] == 1.2
+
+
+@pytest.mark.parametrize(
+    ("summary", "known"),
+    [
+        ({"row": {"half_tflops": 300, "compute_efficiency": 0.4}}, True),
+        ({"row": {"half_tflops": 300, "field_of_an_older_version": []}}, True),
+        ({"row": None, "pair_gain": None}, True),
+        ({"row": {"compute_efficiency": "fast"}}, False),
+        ({"row": {"compute_efficiency": -1}}, False),
+        ({"row": {"compute_efficiency": None}}, False),
+        ({"row": {"bandwidth": float("nan")}}, False),
+        ({"row": 7}, False),
+        ({"pair_gain": "much"}, False),
+        (["PASS"], False),
+        (None, False),
+    ],
+)
+def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
+    record = {"gpu": "NVIDIA A100-SXM4-80GB", "parts": {"summary": {"values": summary}}}
+    (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
+    checks = read_checks([tmp_path])
+    assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is known
+    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, checks).memory_gib == 79.3
+    assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
+
+
+def test_what_was_measured_here_counts_over_what_others_sent(tmp_path):
+    *_, here = gpu_check_folders(tmp_path)
+    assert here == tmp_path / "gpu"
+    for folder, share in (("others", 0.5), ("gpu", 0.4)):
+        (tmp_path / folder).mkdir()
+        summary = {"row": {"compute_efficiency": share}}
+        record = {"gpu": "Tesla T4", "parts": {"summary": {"values": summary}}}
+        (tmp_path / folder / "gpu-check-t4.json").write_text(json.dumps(record))
+    assert read_checks([tmp_path / "others", here])["Tesla T4"]["row"] == {"compute_efficiency": 0.4}
+
+
+@pytest.mark.parametrize("user", ["somebody", None])
+def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
+    """A container's user may have no name at all."""
+
+    def getuser():
+        if user is None:
+            raise KeyError("getpwuid(): uid not found: 1234")
+        return user
+
+    monkeypatch.setattr(getpass, "getuser", getuser)
+    monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
+    who = "..." if user else "somebody"
+    said = without_names("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
+    assert said == f"{who} on ..., ... and node12: ... failed"
+    found = {"reason": ["no node1"], "numbers": (1, 0.5, None, True), "of": {7: torch.device("cpu")}}
+    kept = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
+    assert nameless(found) == kept
+
+
+def test_what_a_part_started_ends_with_it():
+    """It would compute beside the next part."""
+    code = "import subprocess; subprocess.Popen(['sh', '-c', 'echo started; exec sleep 99']); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes, process_group=0)
+    with process.stdin, process.stdout:
+        assert process.stdout.readline() == "started\n"
+        gpu_check.end(process)
+        assert process.stdout.read() == ""  # ends when nobody holds the other end any more
+
+
+def test_a_gpu_without_bfloat16_is_measured_in_float32():
+    for half, precision in ((True, "bfloat16"), (False, "float32")):
+        trial = replace(bench_of("cuda:0"), half=half).trial("vgg16")
+        assert trial.network.recipe.precision == precision
 
 
 @pytest.mark.parametrize(("mps", "num_gpus"), [(False, "left out: trials share a GPU"), (True, 1)])
 def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     """A GPU that is twice as fast as its row says gets twice the shares, and fewer hours."""
-    card, bench = CARDS["a100"], bench_of("cuda:0")
+    gpu, bench = GPU_MODELS["a100"], bench_of("cuda:0")
     times = {}
     for model in bench.models:
         step = cost_of(bench.trial(model).network).step
-        half = 500 * pass_time(step, card, interval=gpu_check.EAGER_INTERVAL_S).seconds
+        half = 500 * pass_time(step, gpu, interval=gpu_check.EAGER_INTERVAL_S).seconds
         times[model] = {"eager_ms": half, "graph_ms": half}
     parts = {
-        "gpu": {"planned_as": asdict(card)},
+        "gpu": {"planned_as": asdict(gpu), "capability": [8, 0]},
         "step_times": times,
         "pairs": {
             "mps": mps,
@@ -210,15 +314,15 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     }
     told = {name: {"ok": True, "values": v} for name, v in parts.items()}
     found = gpu_check.summary(bench, told)
-    assert found["row"]["compute_efficiency"] == pytest.approx(2 * card.compute_efficiency)
+    assert found["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
     assert found["hours"] < found["predicted_hours"]
     assert (found["pair_gain"], found["pair_gain_mps"], found["num_gpus"]) == (1.2, 1.05, num_gpus)
-    assert Card(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
+    assert GpuModel(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
     assert found["verdict"] == "PASS"
     broken = told | {"faults": {"ok": False, "values": None}}
     assert gpu_check.summary(bench, broken)["verdict"] == "FAIL: faults"
-    measured = card_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
-    assert measured.compute_efficiency == pytest.approx(2 * card.compute_efficiency)
+    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
+    assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):

@@ -3,19 +3,26 @@
 They are described as torch and nvidia-smi describe them; failures are the libraries' own exceptions.
 """
 
-from dataclasses import replace
+import json
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import card_there, packing_pays, peak_bytes
+from orchestrator.planning.predict import gpu_model_there, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.running.cluster import Resources
-from orchestrator.running.failures import classify
-from orchestrator.running.gpus import Gpu, NodeGpus, refuse
+from orchestrator.running.failures import classify, ends_process
+from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse
 from orchestrator.running.requests import Requests, expected
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import SetupError, SweepError
+from tasks.trials.records import CAPTURE_FAILED
+from tasks.trials.training import CaptureError
+from tests.unit.orchestrator.running.test_devices import nvidia_smi
 
 GIB = 2**30
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=(8, 9))
@@ -30,14 +37,61 @@ def node(*gpus, **changes):
     return NodeGpus("a", gpus, **(fields | changes))
 
 
+@dataclass(frozen=True)
+class Situation:
+    """What a lab has, and what becomes of the paper's grid there.
+
+    Attributes:
+        visible: what ``CUDA_VISIBLE_DEVICES`` says; None where it is not set.
+        model: that is planned for, and its memory in GiB.
+        plan: what ``isweep plan`` says of it.
+        refused: what a run says before anything starts; empty where it runs.
+        shares: whether trials share a GPU where MPS runs.
+    """
+
+    node: NodeGpus
+    model: str
+    memory_gib: float
+    plan: str
+    refused: str = ""
+    shares: bool = True
+    visible: str | None = None
+
+
+NO_BFLOAT16 = (
+    "On {} a run is refused: recipe paper computes in bfloat16, which it has not: recipe: .*float32}}"
+)
+ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision: float32}, or another GPU; beside others hide"
+SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 SITUATIONS = {
-    "a: a desktop": node(RTX4090),
-    "b: an A100": node(A100),
-    "c: eight H100s": node(*[replace(H100, uuid=f"GPU-{n}") for n in range(8)]),
-    "d: a T4": node(T4),
-    "e: MIG": node(MIG, visible="MIG-1"),
-    "f: two kinds": node(A100, T4),
+    "a: a desktop": Situation(node(RTX4090), "rtx4090", 23.6, r"On 1 rtx4090: [\d.]+ h one trial at a time"),
+    "b: an A100": Situation(node(A100), "a100", 79.3, r"On 1 a100: [\d.]+ h one trial at a time"),
+    "c: eight H100s": Situation(
+        node(*[replace(H100, uuid=f"GPU-{n}") for n in range(8)]),
+        "h100",
+        79.2,
+        r"On 8 h100s: [\d.]+ h one trial",
+    ),
+    "d: a T4": Situation(node(T4), "t4", 14.6, NO_BFLOAT16.format("1 t4"), ON_T4),
+    "e: a slice, named": Situation(
+        node(MIG, visible="MIG-1"),
+        MIG.name,
+        9.5,
+        "On 1 NVIDIA A100-SXM4-80GB MIG 1g.10gb the time cannot be known: isweep gpu-check measures it",
+        shares=False,
+        visible="MIG-1",
+    ),
+    "e: MIG, no slice named": Situation(
+        node(MIG),
+        MIG.name,
+        9.5,
+        "On 1 NVIDIA A100-SXM4-80GB MIG 1g.10gb the time cannot be known",
+        SLICES,
+        shares=False,
+    ),
+    "f: two kinds": Situation(node(A100, T4), "t4", 14.6, NO_BFLOAT16.format("2 t4s"), ON_T4),
 }
+"""The smaller one of two kinds decides."""
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +118,30 @@ def float32(trials):
 
 
 @pytest.mark.parametrize("where", SITUATIONS)
-def test_bfloat16_is_refused_where_a_gpu_has_none_and_nothing_else(plan, where):
-    there = SITUATIONS[where]
-    if any(gpu.capability < (8, 0) for gpu in there.gpus):
-        with pytest.raises(ConfigError, match=r"Tesla T4 of node a, whose is 7.5.*precision: float32"):
-            refuse([there], plan.trials, share=1.0, alone=True)
-    else:
+def test_what_a_plan_says(plan, tmp_path, monkeypatch, where):
+    """Of what nvidia-smi prints there."""
+    situation = SITUATIONS[where]
+    rows = [
+        f"{gpu.name.partition(' MIG')[0]}, {gpu.uuid}, {gpu.memory_bytes // 2**20}, "
+        + ("Enabled" if gpu.mig else "[N/A]")
+        for gpu in situation.node.gpus
+    ]
+    listed = "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-a100)\n  MIG 1g.10gb     Device  0: (UUID: MIG-1)"
+    nvidia_smi(tmp_path, monkeypatch, rows, listed)
+    if situation.visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
+    model, number = gpu_models_here(())
+    assert (model.name, number) == (situation.model, len(situation.node.gpus))
+    assert re.search(situation.plan, estimate(plan.trials, (), gpu=model, num_gpus=number)["text"])
+
+
+@pytest.mark.parametrize("where", SITUATIONS)
+def test_what_is_refused_before_anything_starts(plan, where):
+    there, words = SITUATIONS[where].node, SITUATIONS[where].refused
+    with pytest.raises(SweepError, match=words) if words else nullcontext():
         refuse([there], plan.trials, share=1.0, alone=True)
-    refuse([there], float32(plan.trials), share=1.0, alone=True)
+    if words != SLICES:
+        refuse([there], float32(plan.trials), share=1.0, alone=True)
 
 
 @pytest.mark.parametrize(
@@ -113,30 +183,35 @@ def test_what_is_allowed():
         refuse([there], (), share=share, alone=alone)
 
 
-@pytest.mark.parametrize(
-    ("where", "model", "memory", "timed"),
-    [
-        ("a: a desktop", "rtx4090", 23.6, True),
-        ("b: an A100", "a100", 79.3, True),
-        ("c: eight H100s", "h100", 79.2, True),
-        ("d: a T4", "t4", 14.6, True),
-        ("e: MIG", MIG.name, 9.5, False),
-        ("f: two kinds", "t4", 14.6, True),  # the smaller one decides
-    ],
-)
+@pytest.mark.parametrize("where", SITUATIONS)
 @pytest.mark.parametrize("mps", [False, True])
-def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, model, memory, timed, mps):
-    there = replace(SITUATIONS[where], mps=mps)
-    expectation = expected([there], plan.sweep.resources, ())
-    assert (expectation.card.name, expectation.card.timed) == (model, timed)
-    assert expectation.card.memory_gib == pytest.approx(memory, abs=0.01)
+def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mps):
+    situation = SITUATIONS[where]
+    expectation = expected([replace(situation.node, mps=mps)], plan.sweep.resources, ())
+    known = expectation.gpu
+    assert (known.name, known.timed) == (situation.model, "MIG" not in situation.model)
+    assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
     requests = Requests(Resources(1, 1.0), expectation)
     for trial in trials.values():
-        share = requests.of(trial).resources.num_gpus
-        if not mps or "MIG" in model:
-            assert share == 1.0
+        share, memory = requests.of(trial).resources.num_gpus, situation.memory_gib * GIB
+        if mps and situation.shares:
+            assert share * memory >= min(peak_bytes(trial.network), memory)
         else:
-            assert share * expectation.card.memory_gib * GIB >= min(peak_bytes(trial.network), memory * GIB)
+            assert share == 1.0
+
+
+def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere(plan, tmp_path):
+    summary = {"pair_gain": 1.3, "pair_gain_mps": 1.3, "row": None}
+    record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
+    (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
+    for mode, mps, share in (
+        ("Default", False, None),
+        ("[N/A]", False, None),
+        ("Exclusive_Process", False, 1.0),
+        ("Exclusive_Process", True, None),
+    ):
+        there = node(replace(A100, compute_mode=mode), mps=mps)
+        assert expected([there], plan.sweep.resources, (), [tmp_path]).share == share
 
 
 def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table():
@@ -148,26 +223,60 @@ def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table()
     assert packing_pays(A100.name, checks, mps=True)  # never measured under MPS, which shares
     assert not packing_pays(T4.name, checks, mps=True)
     assert not packing_pays("NVIDIA H100", checks, mps=False)
-    found = card_there(A100.name, 79.3, checks)
+    found = gpu_model_there(A100.name, 79.3, checks)
     assert (found.name, found.compute_efficiency, found.memory_gib) == ("a100", 0.4, 79.3)
+
+
+def attempts(share, batch, is_cut):
+    """Twice the share up to a whole GPU, then, without batch norm, half of the batch down to two images."""
+    found = [(share, None)]
+    while found[-1][0] < 1:
+        found.append((min(1.0, 2 * found[-1][0]), None))
+    size = batch // 2
+    while is_cut and size >= 2:
+        found.append((1.0, size))
+        size //= 2
+    if is_cut and found[-1][1] not in (None, 2):
+        found.append((1.0, 2))
+    return found
 
 
 @pytest.mark.parametrize("where", SITUATIONS)
 def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, trials, where):
-    there = replace(SITUATIONS[where], mps=True)
+    there = replace(SITUATIONS[where].node, mps=True)
     requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
     failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
     for name, trial in trials.items():
-        said, shares = "", []
-        while not said and len(shares) < 12:
+        said, seen = "", []
+        while not said:
             request = requests.of(trial)
-            shares.append(request.resources.num_gpus)
-            assert request.micro_batch is None or name.startswith("vgg")
-            assert request.micro_batch is None or request.resources.num_gpus == 1.0
+            seen.append((request.resources.num_gpus, request.micro_batch))
             said = requests.failed(trial, failure)
-        assert shares == sorted(shares)
-        assert shares[-1] == 1.0
-        assert "needs more memory than a whole GPU has" in said
+        batch = trial.network.recipe.batch_size
+        assert seen == attempts(seen[0][0], batch, is_cut=name.startswith("vgg"))
+        assert f"{name} at batch {batch} needs more memory than a whole GPU has: choose a larger GPU" in said
+        assert ("micro_batches: on" in said) is name.startswith("resnet")
+
+
+@pytest.mark.parametrize("where", SITUATIONS)
+def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_share(plan, trials, where):
+    """As PyTorch tells it: ending a capture in which memory ran out raises an error of its own."""
+    there = replace(SITUATIONS[where].node, mps=True)
+    requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
+    trial = trials["resnet18"]
+    before = requests.of(trial).resources
+    for context, kind in (
+        (None, "device_error"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory"),
+    ):
+        ended = torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+        ended.__context__ = context
+        error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: {ended}")
+        error.__cause__ = ended
+        assert classify(error).kind == kind
+        assert ends_process(error)
+        assert requests.failed(trial, classify(error)) == ""
+    assert requests.of(trial).resources == replace(before, fast="off")
 
 
 def test_a_sweep_s_own_share_is_taken_as_it_is():
@@ -175,4 +284,4 @@ def test_a_sweep_s_own_share_is_taken_as_it_is():
     text += "image_size: 16\nrecipe: smoke\nresources: {num_gpus: 0.25, fast: off}\n"
     sweep = plan_sweep(parse_sweep(text, origin="mine.yaml")).sweep
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
-    assert expected([node(A100)], sweep.resources, ()).card is None
+    assert expected([node(A100)], sweep.resources, ()).gpu is None

@@ -69,9 +69,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
     monkeypatch.setattr(queue, "fit_nodes", lambda failure: {here})
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
-    with pytest.raises(
-        SetupError, match=r"on each of 1 nodes with GPUs the last 4 trials or more reached none"
-    ):
+    with pytest.raises(SetupError, match=r"on each of 1 nodes with GPUs the last 4 trials or more had none"):
         run(plan, trainable=WithoutGpu, stored=stored)
     failures = stored.store.scan(FailureRecord).records
     assert 4 <= len(failures) < 12  # told of each, and most cells were never tried

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import CARDS, need_of
+from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
@@ -28,18 +28,18 @@ def cells():
     return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml")).trials
 
 
-def test_shares_are_predicted_per_trial_where_the_card_is_known(cells):
-    requests = Requests(Resources(1, 0.25), Expectation(CARDS["a100"]))
+def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
+    requests = Requests(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
     for cell in cells:
-        assert requests.of(cell).resources.num_gpus == need_of(cell, CARDS["a100"]).share
+        assert requests.of(cell).resources.num_gpus == need_of(cell, GPU_MODELS["a100"]).share
     assert Requests(Resources(1, 0.25)).of(cells[0]).resources.num_gpus == 0.25
-    assert Requests(Resources(1, 0), Expectation(CARDS["a100"])).of(cells[0]).resources.num_gpus == 0
-    whole = Requests(Resources(1, 1.0), Expectation(CARDS["a100"], share=1.0))
+    assert Requests(Resources(1, 0), Expectation(GPU_MODELS["a100"])).of(cells[0]).resources.num_gpus == 0
+    whole = Requests(Resources(1, 1.0), Expectation(GPU_MODELS["a100"], share=1.0))
     assert whole.of(cells[0]).resources.num_gpus == 1.0
 
 
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
-    requests = Requests(Resources(1, 0.25), Expectation(CARDS["a100"]))
+    requests = Requests(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
     shares = [requests.of(cell).resources.num_gpus for cell in cells]
     assert requests.usual(cells) == Resources(1, sum(shares) / len(shares))
     assert Requests(Resources(2, 0)).usual(cells) == Resources(2, 0)
@@ -116,7 +116,7 @@ def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked
     assert requests.of(cells[0]).resources.memory_bytes == asked
 
 
-def test_whole_cards_are_not_doubled(cells):
+def test_whole_gpus_are_not_doubled(cells):
     requests = Requests(Resources(1, 2))
     requests.out_of_memory[cells[0].trial_id] = 1
     assert requests.of(cells[0]).resources.num_gpus == 2

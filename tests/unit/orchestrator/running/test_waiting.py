@@ -143,9 +143,9 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
         "This cluster does not grow by itself: add nodes, or ask for less."
     )
     # Each alone would be there, together they are on no node.
-    with_card = why_nothing_starts(Resources(3, 1))
-    assert "0 GPU (2 nodes)" in with_card
-    assert with_card.endswith("add nodes, ask for less, or run with --device cpu.")
+    with_gpu = why_nothing_starts(Resources(3, 1))
+    assert "0 GPU (2 nodes)" in with_gpu
+    assert with_gpu.endswith("add nodes, ask for less, or run with --device cpu.")
 
 
 def test_free_cpus_in_pieces_are_said_to_be_held(monkeypatch):

@@ -1,4 +1,4 @@
-"""Joules of a trial: the card's counter, or a word why there is none."""
+"""Joules of a trial: the GPU's counter, or a word why there is none."""
 
 import ctypes
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from tasks.trials.isolation import EnergyMeter
 
 
 class Nvml:
-    """Stands in for NVIDIA's library, which is on no machine without a card."""
+    """Stands in for NVIDIA's library, which is on no machine without a GPU."""
 
     def __init__(self, counts, code=0):
         self.counts, self.code, self.asked = list(counts), code, None
@@ -29,24 +29,24 @@ class Nvml:
 
 
 @pytest.fixture
-def a_card(monkeypatch):
+def a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-12"))
 
 
-def test_the_difference_of_two_readings_is_in_joules(a_card, monkeypatch):
+def test_the_difference_of_two_readings_is_in_joules(a_gpu, monkeypatch):
     nvml = Nvml([2**40, 2**40 + 12_345])
     monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
     meter = EnergyMeter(torch.device("cuda"))
     assert (meter.joules(), meter.note, nvml.asked) == (12.345, "", b"GPU-ab-12")
 
 
-def test_a_card_that_does_not_count_is_said_so(a_card, monkeypatch):
+def test_a_gpu_that_does_not_count_is_said_so(a_gpu, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml([0], code=3))  # NVML_ERROR_NOT_SUPPORTED
     meter = EnergyMeter(torch.device("cuda"))
-    assert (meter.joules(), meter.note) == (None, "the card's energy cannot be read: NVML gave error 3")
+    assert (meter.joules(), meter.note) == (None, "the GPU's energy cannot be read: NVML gave error 3")
 
 
-def test_a_machine_without_nvml_is_said_so(a_card, monkeypatch):
+def test_a_machine_without_nvml_is_said_so(a_gpu, monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -58,4 +58,4 @@ def test_a_machine_without_nvml_is_said_so(a_card, monkeypatch):
 
 def test_a_cpu_has_none():
     meter = EnergyMeter(torch.device("cpu"))
-    assert (meter.joules(), meter.note) == (None, "no card: the energy of a CPU is not counted")
+    assert (meter.joules(), meter.note) == (None, "no GPU: the energy of a CPU is not counted")

@@ -10,6 +10,7 @@ import torch
 
 from tasks.trials.isolation import peak_bytes, reset_peak, trial_memory
 from tasks.trials.records import CONTEXT_BYTES
+from tasks.trials.training import CaptureError
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -55,8 +56,8 @@ def test_other_errors_pass_as_they_are():
 
 
 @pytest.fixture
-def card(monkeypatch):
-    """A card as torch's own Python sees it, arguments checked: only what lies below is left out."""
+def gpu(monkeypatch):
+    """A GPU as torch's own Python sees it, arguments checked: only what lies below is left out."""
     limits = []
     below = {
         "_cuda_setMemoryFraction": lambda fraction, index: limits.append((fraction, index)),
@@ -80,20 +81,33 @@ def card(monkeypatch):
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
-def test_a_share_of_a_card_is_a_limit_for_the_trial_and_gone_after_it(card, device, index):
+def test_a_share_of_a_gpu_is_a_limit_for_the_trial_and_gone_after_it(gpu, device, index):
     limit = 0.25 - CONTEXT_BYTES / (24 * 2**30)
     with trial_memory(torch.device(device), 0.25):
-        assert card == [(limit, index)]
+        assert gpu == [(limit, index)]
         assert peak_bytes(torch.device(device)) == 7 * (index + 1)
     with pytest.raises(ZeroDivisionError, match="division"), trial_memory(torch.device(device), 2):
         _ = 1 / 0
     given_back = ["emptied", "unpinned", "cuBLAS", (1.0, index)]
-    assert card == [(limit, index), *given_back, (1.0, index), *given_back]
+    assert gpu == [(limit, index), *given_back, (1.0, index), *given_back]
 
 
-def test_a_share_smaller_than_the_context_leaves_nothing(card):
+def test_a_share_smaller_than_the_context_leaves_nothing(gpu):
     with trial_memory(torch.device("cuda"), 0.01):
-        assert card == [(0.0, 0)]
+        assert gpu == [(0.0, 0)]
+
+
+def test_a_gpu_that_cannot_give_back_hides_no_failure(gpu, monkeypatch):
+    """After a capture that broke CUDA may refuse; what came first decides on the next attempt."""
+
+    def refuses():
+        raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuses)
+    with pytest.raises(CaptureError, match="could not be captured"), trial_memory(torch.device("cuda")):
+        raise CaptureError("a step could not be captured")
+    with pytest.raises(torch.AcceleratorError, match="not permitted"), trial_memory(torch.device("cuda")):
+        pass
 
 
 @LINUX

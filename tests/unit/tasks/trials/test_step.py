@@ -1,5 +1,7 @@
 """One step, run by Python, in parts, or through the machinery that replays captured graphs."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
+from tasks.trials import training
 from tasks.trials.training import (
     WARM_UP_STEPS,
     CapturedSteps,
@@ -87,6 +90,26 @@ def test_a_cpu_has_no_graphs_and_takes_the_same_steps():
     train(first, *images(), recipe(), seed=0, graphs=True)
     train(second, *images(), recipe(), seed=0)
     assert equal(weights(first), weights(second))
+
+
+def test_graphs_are_captured_on_the_gpu_that_is_trained_on(monkeypatch):
+    """The current one is another where somebody names the second: a graph would hold nothing."""
+    entered = []
+
+    class Current:
+        def __init__(self, device):
+            entered.append(device)
+
+        __enter__ = __exit__ = lambda self, *error: None
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    train(network(), *images(), recipe(epochs=0), seed=0, graphs=True)
+    monkeypatch.setattr(nn.Module, "to", lambda model, *where, **how: model)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *where, **how: tensor)
+    monkeypatch.setattr(training, "Step", lambda *words, **options: None)
+    monkeypatch.setattr(training, "seeded", lambda seed, device: nullcontext())
+    train(network(), *images(), recipe(epochs=0), seed=0, device="cuda:1", graphs=True)
+    assert entered == [-1, torch.device("cuda:1")]
 
 
 def test_a_step_that_cannot_be_captured_is_a_kind_of_failure_of_its_own(monkeypatch):
@@ -176,7 +199,7 @@ def test_pixels_are_a_float_copy_with_channels_last():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_graph_on_a_card_gives_the_eager_numbers():
+def test_a_graph_on_a_gpu_gives_the_eager_numbers():
     settings = recipe(precision="bfloat16", epochs=6)
     pixels, labels = (tensor.cuda() for tensor in images())
     results = []

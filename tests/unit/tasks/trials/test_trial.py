@@ -130,7 +130,7 @@ def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcom
 
 
 def test_gradients_of_all_attacks_are_taken_of_half_a_training_batch_at_once(data, monkeypatch):
-    """What a trial needs of a card is predicted for it; more would end out of memory on its share."""
+    """What a trial needs of a GPU is predicted for it; more would end out of memory on its share."""
     plain, sizes = PixelModel.forward, set()
 
     def passed(model, pixels):

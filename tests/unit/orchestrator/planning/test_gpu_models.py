@@ -8,11 +8,11 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 import pytest
 
 from orchestrator.planning.predict import (
-    CARDS,
+    GPU_MODELS,
     Kernel,
     PassCost,
-    card_like,
-    card_named,
+    gpu_model,
+    gpu_model_like,
     memory_bytes,
     pass_time,
 )
@@ -21,7 +21,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 
-# (card, model, batch) -> images per second on one card at 224 px, 16-bit.
+# (GPU, model, batch) -> images per second on one GPU at 224 px, 16-bit.
 THROUGHPUT = {
     ("rtx3090", "resnet18", 256): 3482,
     ("rtx3090", "resnet34", 256): 2037,
@@ -56,17 +56,17 @@ def step(model, batch, precision="bfloat16"):
     return walk_network(model_spec(model), recipe, 3, 224, 1000).step
 
 
-@pytest.mark.parametrize(("card", "model", "batch"), THROUGHPUT)
-def test_predicted_throughput_is_the_published_one(card, model, batch):
+@pytest.mark.parametrize(("gpu", "model", "batch"), THROUGHPUT)
+def test_predicted_throughput_is_the_published_one(gpu, model, batch):
     cost, interval = step(model, batch), 10e-6
     if batch == 12:
         # Measured without an optimiser, and with weights that were float16 from the start.
         left_out = ("_fused_adam_", "_foreach_add_", "_to_copy")
         cost = PassCost(tuple(kernel for kernel in cost.kernels if kernel.name not in left_out), 0, 0)
         interval = INTERVAL_OF_2020
-    predicted = batch / pass_time(cost, CARDS[card], interval=interval).seconds
+    predicted = batch / pass_time(cost, GPU_MODELS[gpu], interval=interval).seconds
     tolerance = 0.15 if model.startswith("vgg") else 0.25
-    assert predicted == pytest.approx(THROUGHPUT[card, model, batch], rel=tolerance)
+    assert predicted == pytest.approx(THROUGHPUT[gpu, model, batch], rel=tolerance)
 
 
 @pytest.mark.parametrize(("model", "batch"), MEMORY_GB)
@@ -76,23 +76,23 @@ def test_predicted_memory_is_near_the_published_one(model, batch):
 
 
 def test_a_pass_is_bound_by_arithmetic_traffic_or_the_time_between_kernels():
-    card = CARDS["a100"]
+    gpu = GPU_MODELS["a100"]
     computes, moves, waits = Kernel("a", 1e12, 1), Kernel("b", 1, 2e9), Kernel("c", 1, 1)
-    found = pass_time(PassCost((computes, moves, waits), 0, 0), card, interval=1e-5)
+    found = pass_time(PassCost((computes, moves, waits), 0, 0), gpu, interval=1e-5)
     compute = 1e12 / (312e12 * 0.34)
     move = 2e9 / (2039e9 * 0.65)
     assert found.seconds == pytest.approx(compute + move + 1e-5)
     assert found.busy == pytest.approx(compute + move, rel=1e-6)
 
 
-def test_an_unknown_card_is_answered_with_the_known_ones():
+def test_an_unknown_gpu_is_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'h100x'.*h100"):
-        card_named("h100x")
-    assert card_named("H100") == CARDS["h100"]
+        gpu_model("h100x")
+    assert gpu_model("H100") == GPU_MODELS["h100"]
 
 
 @pytest.mark.parametrize(
-    ("name", "card"),
+    ("name", "gpu"),
     [
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
@@ -122,6 +122,6 @@ def test_an_unknown_card_is_answered_with_the_known_ones():
         ("", None),
     ],
 )
-def test_cards_are_known_by_their_drivers_and_rays_names(name, card):
-    found = card_like(name)
-    assert (found.name if found else None) == card
+def test_gpus_are_known_by_their_drivers_and_rays_names(name, gpu):
+    found = gpu_model_like(name)
+    assert (found.name if found else None) == gpu
