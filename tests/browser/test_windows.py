@@ -127,7 +127,8 @@ def test_mlflow_opens_on_the_best_models_with_loss_model_dataset_and_n_in_view(p
 def test_mlflow_draws_the_curve_over_n_as_a_line(pages, browser):
     browser.get("about:blank")
     browser.get(pages["Test loss over N"])
-    shown = wait_for(browser, "Test loss over N (1)", "1 matching run", "small_mlp manifold_d4")
+    curve = "small_mlp manifold_d4 smoke+epochs=200 (test_loss)"
+    shown = wait_for(browser, "Test loss over N", "1 matching run", curve)
     assert "N=30" not in shown  # no trial stands between the curves
     until = time.monotonic() + 30
     while not (points := browser.find_elements("css selector", ".scatterlayer .point")):
