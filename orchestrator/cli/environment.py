@@ -139,10 +139,10 @@ def _verdicts(checks: Iterable[Mapping[str, Any]]) -> Iterator[Shown]:
 def node_lines(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Lay out a row per node, for reading across: a narrow terminal wraps it and cuts no column away."""
     versions = ("isweep", "ray", "torch")
-    rows = [("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill", "clock")]
+    rows = [("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill")]
     for node in nodes:
         sizes = (f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes"))
-        said = (*sizes, f"{node['clock_skew_s']:g} s off") if node["versions"] else ("?", "?", "?")
+        said = sizes if node["versions"] else ("?", "?")
         rows.append(
             (
                 node["address"] + (" (head)" if node["head"] else ""),

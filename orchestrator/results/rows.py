@@ -16,7 +16,7 @@ from orchestrator.results import table as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
 from orchestrator.results.store import FileKind, ResultStore
 from search_spaces.errors import DataError
-from search_spaces.specs import pair_name
+from search_spaces.specs import TrialSpec, pair_name
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
 
 if TYPE_CHECKING:
@@ -86,25 +86,34 @@ MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
 """Stored measure records by subset id and train size."""
 
 
-def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
-    """Return a stored trial as one flat run, with the measures of its subset at its train size joined."""
-    network = record.spec.network
+def trial_tags(trial: TrialSpec, domain: str | None, status: str, attempt: int) -> dict[str, str]:
+    """Return the tags of a trial's run that are known when it starts, and its status."""
+    network = trial.network
     prepared = network.subset.prepared
-    tags = {
-        c.TRIAL_ID: record.trial_id,
-        c.SWEEP: record.sweep,
+    return {
+        c.TRIAL_ID: trial.trial_id,
         c.MODEL: network.model.name,
         c.RECIPE: network.recipe.name,
         c.DATASET: prepared.dataset,
-        c.DOMAIN: record.domain or "",
+        c.DOMAIN: domain or "",
         c.CLASS_PAIR: pair_name(network.subset.class_pair),
         c.TRAIN_SIZE: str(network.train_size),
         c.SEED: str(network.seed),
         c.DATA_MODE: prepared.data_mode,
         c.IMAGE_SIZE: str(prepared.image_size),
         c.CHANNELS: str(prepared.channels),
-        c.STATUS: str(record.result.status),
-        c.ATTEMPT: str(record.attempt),
+        c.STATUS: str(status),
+        c.ATTEMPT: str(attempt),
+    }
+
+
+def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
+    """Return a stored trial as one flat run, with the measures of its subset at its train size joined."""
+    network = record.spec.network
+    tags = {
+        **trial_tags(record.spec, record.domain, record.result.status, record.attempt),
+        c.TRIAL_ID: record.trial_id,
+        c.SWEEP: record.sweep,
         c.DATA_FINGERPRINT: record.data_fingerprint,
         c.CODE_VERSION: record.provenance.code_version,
         # Tags, not params: more may be measured on the same network later, and MLflow's params never change.

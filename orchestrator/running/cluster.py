@@ -1,7 +1,6 @@
 """Connecting to Ray: a private local cluster by default, or one that is already running.
 
-Settings that Ray reads from the environment are all set here; where Ray was imported earlier (a notebook, a
-test), it is made to read them again.
+Settings that Ray reads from the environment are all set here.
 """
 
 from __future__ import annotations
@@ -24,15 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orchestrator.planning.estimate import LOOK_AHEAD
-from orchestrator.running.ending import (
-    Watch,
-    at_forced_end,
-    environment,
-    own_signals,
-    private_folder,
-    remove_leftovers,
-    stop_held,
-)
+from orchestrator.running import ending
 from orchestrator.running.gpus import check_driver, check_gpu, gpus_here, is_logical, visible_gpus
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -57,7 +48,7 @@ TOO_SLOW = "timed out during startup"
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.queue
-    # Ray ends a driver whose head is silent for so long; ours is ended before, in words.
+    # Ray ends a driver whose head is silent for so long; ours is ended before.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # A head that does not answer is asked once; 20 times would take minutes.
     "RAY_NUM_REDIS_GET_RETRIES": "1",
@@ -69,12 +60,11 @@ _ALWAYS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # A trial's traceback is stored and logged; Tune would print it over the progress.
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Ctrl-C is ours: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
-    # Nothing is ever restored from Tune's own state, so it need not be written often.
+    # Nothing is ever restored from Tune's own state.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # Cells are asked for one by one; this many may wait for their worker.
     "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
@@ -91,13 +81,13 @@ class RunOptions:
 
     Attributes:
         root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: folder or URL of the result store; None keeps it below the root.
+        storage: Folder or URL of the result store; None keeps it below the root.
         address: Running Ray cluster; None starts a private one.
         num_cpus: CPUs of the private cluster.
         device: See :func:`trial_resources`.
         dashboard: Whether the private cluster serves its dashboard.
         mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
-        tracking: False keeps MLflow out of it; the store still has everything.
+        tracking: False keeps MLflow out of it.
         raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
         max_skipped_share: Largest share of a dataset's files that may be unusable.
     """
@@ -114,54 +104,33 @@ class RunOptions:
     max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
 
     def __post_init__(self) -> None:
-        """Refuse an address that cannot be one while nothing has started yet.
-
-        Raises:
-            ConfigError: when it is neither ``host:port`` nor ``auto``.
-        """
+        """Refuse an address that cannot be one while nothing has started yet."""
         if self.address is not None:
-            check_form(self.address)
+            _parted(self.address)
 
 
-def check_form(address: str) -> None:
-    """Refuse what cannot be the address of a Ray head, before anything starts.
-
-    Raises:
-        ConfigError: when it is neither ``host:port`` nor ``auto``.
-    """
+def _parted(address: str) -> tuple[str, str]:
+    """Return host and port of a Ray head; both are empty for ``auto``."""
     host, _, port = address.rpartition(":")
-    if address != "auto" and (
-        "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT
-    ):
-        raise ConfigError(
-            "--address must be host:port of a Ray head, or auto",
-            address,
-            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
-        )
+    if address == "auto":
+        return "", ""
+    if "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT:
+        way_out = "on the head itself use auto; from elsewhere submit the command with `ray job submit`"
+        raise ConfigError("--address must be host:port of a Ray head, or auto", address, way_out)
+    return host, port
 
 
 def _looked_up(address: str) -> str:
-    """Return an address that answers, with its host's name looked up: gRPC may not know a name that we know.
-
-    Ray itself would wait where nobody listens.
-
-    Raises:
-        ConfigError: when it is neither ``host:port`` nor ``auto``.
-        SetupError: when nothing answers there.
-    """
-    check_form(address)
-    if address == "auto":
+    """Return an address that answers, where Ray would wait, with its host's name looked up for gRPC."""
+    host, port = _parted(address)
+    if not host:
         return address
-    host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
             peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
-        raise SetupError(
-            "The Ray address must answer",
-            f"{address}: {error}",
-            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine",
-        ) from None
+        way_out = "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine"
+        raise SetupError("The Ray address must answer", f"{address}: {error}", way_out) from None
     return address if ":" in peer else f"{peer}:{port}"
 
 
@@ -182,7 +151,7 @@ class Cluster:
         object_store_bytes: Smallest of any node: what one wave of shared arrays must fit in.
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
-        session: Ray's folder on this node; empty where there is none.
+        session: Ray's folder on this node, or empty.
     """
 
     num_cpus: float
@@ -197,10 +166,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial asks of Ray, and the torch threads that match.
+    """What one trial gets: a share of 0 is of no GPU, and 0 bytes ask Ray for no memory.
 
-    Without GPUs its share is 0, and 0 bytes ask for no memory. ``fast`` and ``micro_batches`` are those of
-    :class:`~search_spaces.sweeps.ResourceSpec`.
+    ``fast`` and ``micro_batches`` are those of :class:`~search_spaces.sweeps.ResourceSpec`. Batches pass the
+    network whole, or ``micro_batch`` images at once.
     """
 
     num_cpus: float
@@ -208,34 +177,24 @@ class Resources:
     memory_bytes: int = 0
     fast: str = "auto"
     micro_batches: str = "auto"
-
-    @property
-    def num_threads(self) -> int:
-        """Torch threads of one trial: its CPU share, at least one."""
-        return max(1, int(self.num_cpus))
+    micro_batch: int | None = None
 
     def as_ray(self) -> dict[str, float]:
         """Return the request in Ray Tune's words."""
-        request: dict[str, float] = {"cpu": self.num_cpus}
-        if self.num_gpus:
-            request["gpu"] = self.num_gpus
-        if self.memory_bytes:
-            request["memory"] = self.memory_bytes
-        return request
+        asked = {"cpu": self.num_cpus, "gpu": self.num_gpus, "memory": self.memory_bytes}
+        return {name: amount for name, amount in asked.items() if amount}
+
+    def for_worker(self) -> dict[str, Any]:
+        """Return what a trial's process is told of it; torch threads are its CPU share, at least one."""
+        told = {name: getattr(self, name) for name in ("num_gpus", "fast", "micro_batch")}
+        return told | {"num_threads": max(1, int(self.num_cpus)), "request": self.as_ray()}
 
 
 def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
     """Return what each trial asks for on this cluster.
 
-    Args:
-        spec: The sweep's wish.
-        cluster: Where it runs.
-        device: ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for clusters
-            that grow on demand; ``cpu`` never does.
-
-    Raises:
-        ConfigError: when a trial asks for more than a private cluster has.
-        SetupError: when a trial there is to have a GPU that torch cannot reach.
+    ``device`` ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for clusters
+    that grow on demand; ``cpu`` never does. What a private cluster has not raises a ``SweepError``.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
@@ -249,10 +208,9 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         for name in ("num_cpus", "num_gpus", "memory_bytes"):
             asked, there = getattr(wanted, name), getattr(cluster, name)
             if asked > there:
+                rule, found = f"resources.{name} must fit the machine", f"{asked:,g}, it has {there:,g}"
                 way_out = "ask for less, run with --device cpu, or run on a larger cluster"
-                raise ConfigError(
-                    f"resources.{name} must fit the machine", f"{asked:,g}, it has {there:,g}", way_out
-                )
+                raise ConfigError(rule, found, way_out)
         if wanted.num_gpus:
             check_gpu()  # or each trial would fail for it, one after the other
     return wanted
@@ -277,17 +235,15 @@ def connect(
     """Connect to Ray for the duration of a ``with`` block.
 
     Args:
-        address: ``host:port`` or ``auto`` of a running cluster; None starts a private one on loopback, with
-            its own temporary folder and token, that ends with the block.
+        address: Of a running cluster; None starts a private one on loopback, with its own temporary folder
+            and token, that ends with the block.
         num_cpus: CPUs of the private cluster; None takes all that this process may use.
-        dashboard: Whether the private cluster serves its dashboard (on loopback).
+        dashboard: Whether the private cluster serves its dashboard.
         token_file: Where to write the private cluster's token (mode 600), for opening its dashboard.
         job: What Ray's dashboard says of this driver's job, by key.
 
     Raises:
-        ConfigError: when the address is not of the form ``host:port`` or ``auto``.
-        SetupError: when the address does not answer or refuses us, the private cluster does not start, or the
-            installed Ray has known holes.
+        SweepError: when Ray does not answer, start or accept us, or has known holes.
     """
     os.environ.update(_ALWAYS)
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
@@ -296,26 +252,22 @@ def connect(
     with contextlib.ExitStack() as stack:
         if head is None:
             if shutil.which("bash") is None:
-                raise SetupError(
-                    "Ray starts its workers with bash", "none on PATH", "put the folder of bash on PATH"
-                )
-            remove_leftovers()
+                rule, way_out = "Ray starts its workers with bash", "put the folder of bash on PATH"
+                raise SetupError(rule, "none on PATH", way_out)
+            ending.remove_leftovers()
             stack.enter_context(_local_environment(token_file))
-        with stop_held():
+        with ending.stop_held():
             import ray
 
             if tuple(int(part) for part in ray.__version__.split(".")[:2]) < MIN_RAY:
-                raise SetupError(
-                    "Ray must be 2.56 or newer: older ones run code of anyone who reaches them",
-                    ray.__version__,
-                    "pip install -U 'ray[default,tune]'",
-                )
+                rule = "Ray must be 2.56 or newer: older ones run code of anyone who reaches them"
+                raise SetupError(rule, ray.__version__, "pip install -U 'ray[default,tune]'")
             _read_settings_again()
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if job:
             settings["job_config"] = ray.job_config.JobConfig(metadata=dict(job))
         if head is not None:
-            with own_signals(ray.shutdown):
+            with ending.own_signals(ray.shutdown):
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
@@ -329,18 +281,15 @@ def connect(
 
 @contextlib.contextmanager
 def _watched(ray: Any, patience_s: float) -> Iterator[None]:
-    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for them.
-
-    Raises:
-        SetupError: when one of them was silent for ``patience_s``.
-    """
+    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for them."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    addresses = {"The head of the Ray cluster": (host, int(port))}
-    for node in ray.nodes():
-        if node["NodeID"] == context.get_node_id():
-            addresses["The raylet of this node"] = node["NodeManagerAddress"], node["NodeManagerPort"]
-    watch = Watch("head-watch", LOOK_EVERY_S, _silence(addresses, patience_s))
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    addresses = {
+        "The head of the Ray cluster": (host, int(port)),
+        "The raylet of this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+    }
+    watch = ending.Watch("head-watch", LOOK_EVERY_S, _silence(addresses, patience_s))
     try:
         with watch:
             yield
@@ -354,10 +303,7 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
 
 
 def _silence(addresses: Mapping[str, tuple[str, int]], patience_s: float) -> Callable[[], SetupError | None]:
-    """Return what looks, every :data:`LOOK_EVERY_S`, whether all answer; it returns why the run must end.
-
-    Looks are counted, not hours: a driver that was itself stopped has not looked meanwhile.
-    """
+    """Return what looks whether all answer; looks are counted, not hours: a driver may itself be stopped."""
     silent_s, said = 0.0, False
 
     def look() -> SetupError | None:
@@ -388,23 +334,20 @@ def _silence(addresses: Mapping[str, tuple[str, int]], patience_s: float) -> Cal
 def _started(ray: Any, **settings: Any) -> Iterator[Any]:
     """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
     for again in (True, True, False):
-        with private_folder() as folder:
+        with ending.private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once
             try:
                 # Ray's dashboard and its workers are killed at the end, and would leave their files for ever.
-                with own_signals(ray.shutdown), environment(TMPDIR=folder):
+                with ending.own_signals(ray.shutdown), ending.environment(TMPDIR=folder):
                     context = ray.init(address="local", _temp_dir=folder, **settings)
             except Exception as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 if again and TOO_SLOW in reason:
                     log.warning("Ray is started again: %s", reason)
                     continue
-                raise SetupError(
-                    "Ray must start on this machine",
-                    reason,
-                    "run the same command again when the machine has less to do; isweep doctor knows other "
-                    "causes",
-                ) from error
+                way_out = "run the same command again when the machine has less to do"
+                way_out += "; isweep doctor knows other causes"
+                raise SetupError("Ray must start on this machine", reason, way_out) from error
             yield context
             return
 
@@ -413,22 +356,21 @@ def _attach(ray: Any, said: str, **settings: Any) -> Any:
     try:
         return ray.init(**settings)
     except Exception as error:
-        # Ray says itself when there is no token; that one was refused stands only in what caused its error.
-        told = str(error).partition(". ")[0] if isinstance(error, ray.exceptions.AuthenticationError) else ""
-        if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
-            told = "the token is missing or another one"
-        if told:
-            raise SetupError(
-                "The Ray cluster must accept this driver's token",
-                f"{said}: {told}",
-                "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens",
-            ) from None
-        raise SetupError(
+        rule, told = (
             "The Ray cluster must accept this driver",
-            f"{said}: {(str(error) or type(error).__name__).splitlines()[0]}",
-            "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 unless "
-            "`ray start` was told another, and 8265 is the dashboard",
-        ) from None
+            (str(error) or type(error).__name__).splitlines()[0],
+        )
+        way_out = "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 unless "
+        way_out += "`ray start` was told another, and 8265 is the dashboard"
+        # Ray says itself when there is no token; that one was refused stands only in what caused its error.
+        refused = "InvalidAuthToken" in f"{error!r} {error.__cause__!r}"
+        if refused or isinstance(error, ray.exceptions.AuthenticationError):
+            rule = "The Ray cluster must accept this driver's token"
+            told = "the token is missing or another one" if refused else told.partition(". ")[0]
+            way_out = (
+                "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens"
+            )
+        raise SetupError(rule, f"{said}: {told}", way_out) from None
 
 
 def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
@@ -460,7 +402,7 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
     try:
-        with environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), at_forced_end(remove):
+        with ending.environment(**_LOCAL_ONLY, RAY_AUTH_TOKEN=token), ending.at_forced_end(remove):
             yield
     finally:
         _read_settings_again()
@@ -468,7 +410,7 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
 
 
 def _read_settings_again() -> None:
-    """Make Ray take its settings from the environment as it is now; it caches them when first imported."""
+    """Make Ray, which may have been imported earlier, take its settings from the environment as it is now."""
     # Private: with a Ray that has them no more, a notebook must import isweep before Ray.
     with contextlib.suppress(ImportError, AttributeError):
         raylet: Any = importlib.import_module("ray._raylet")

@@ -15,7 +15,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -36,8 +35,6 @@ END_WITHIN_S = 5.0
 PREFIX = "isweep-ray-"
 OWNER_FILE, RAYS = "owner", "r"
 TITLE = b"ray::"
-REMNANT_AGE_S = 60.0
-"""A folder without an owner file may be one that a run is just making."""
 
 Interrupt = Callable[[SetupError, threading.Event], None]
 
@@ -48,8 +45,8 @@ _at_forced_end: list[Callable[[], object]] = []
 def stop_on_signals() -> None:
     """Answer Ctrl-C, ``kill`` and a closed terminal with :class:`KeyboardInterrupt` from now on.
 
-    Python raises it wherever the main thread is. In a finaliser or a callback from C it is printed and
-    forgotten; :func:`raise_if_asked` then raises it again, until :func:`stop_heard`.
+    In a finaliser or a callback from C Python prints and forgets it; :func:`raise_if_asked` then raises it
+    again, until :func:`stop_heard`.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -65,17 +62,13 @@ def stop_on_signals() -> None:
 
 
 def raise_if_asked() -> None:
-    """Stop if that was asked for and got lost.
-
-    Raises:
-        KeyboardInterrupt: when somebody has asked and nobody has heard.
-    """
+    """Raise ``KeyboardInterrupt`` when somebody has asked to stop and nobody has heard."""
     if _asked.is_set():
         raise KeyboardInterrupt
 
 
 def stop_heard() -> None:
-    """Say that the stop has arrived where it is answered: what follows must run."""
+    """Say that the stop has arrived where it is answered."""
     _asked.clear()
 
 
@@ -90,11 +83,7 @@ def is_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def stop_held() -> Iterator[None]:
-    """Let a stop wait for the end of the block: an import that is cut off leaves half a module behind.
-
-    Raises:
-        KeyboardInterrupt: at the end, when a stop was asked for meanwhile.
-    """
+    """Let a stop wait for the end of the block: an import that is cut off leaves half a module behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -116,13 +105,8 @@ def own_signals(undo: Callable[[], object]) -> Iterator[None]:
     """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
 
     With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
-    a polite request to stop would abort the process.
-
-    Args:
-        undo: Ends what a stop left half started, which blocks the next start and can crash the process.
-
-    Raises:
-        KeyboardInterrupt: when a stop was asked for, also where Ray's own answer to SIGTERM came through.
+    a polite request to stop would abort the process. ``undo`` ends what a stop left half started, which
+    blocks the next start.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -138,7 +122,7 @@ def own_signals(undo: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
-    """Have ``tidy`` called if the process has to be ended while the block lasts, which then never ends."""
+    """Have ``tidy`` called if the process has to be ended while the block lasts."""
     _at_forced_end.append(tidy)
     try:
         yield
@@ -149,8 +133,7 @@ def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
 class Watch:
     """Looks from a thread, during a ``with`` block, whether what the block needs is there, and else ends it.
 
-    ``look`` returns why the block must end, which is then ``lost``, and None while it need not; ``ended`` is
-    set when the block is over.
+    ``look`` returns why the block must end, which is then ``lost``, and None while it need not.
     """
 
     def __init__(
@@ -175,11 +158,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End looking.
-
-        Raises:
-            SetupError: why the block had to end, in place of whatever ended it then.
-        """
+        """End looking; raise ``lost`` in place of whatever ended the block then."""
         self.end()
         if self.lost is not None and error is not None:
             raise self.lost from error
@@ -190,13 +169,11 @@ class Watch:
         with self._changed:
             self._changed.notify_all()
 
-    def _waited(self) -> bool:
-        """Wait for the next look; False when there is none."""
-        with self._changed:
-            return not self._changed.wait_for(self.ended.is_set, self._every_s)
-
     def _watch(self) -> None:
-        while self._waited():
+        while True:
+            with self._changed:
+                if self._changed.wait_for(self.ended.is_set, self._every_s):
+                    return
             lost = self._look()
             if lost is not None and not self.ended.is_set():
                 self.lost = lost
@@ -206,10 +183,7 @@ class Watch:
 
 
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
-    """Interrupt the main thread from another one, and end the process when that does not help.
-
-    ``error`` is the last word when the main thread has none; ``ended`` is set when it has heard.
-    """
+    """Interrupt the main thread from another one, and end the process with ``error`` unless it has heard."""
     _thread.interrupt_main()
     if not ended.wait(END_WITHIN_S):
         for tidy in reversed(_at_forced_end):
@@ -221,13 +195,10 @@ def end_main_thread(error: SetupError, ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
-    """Make a folder that only this user can enter, for as long as the block lasts.
+    """Make a folder that only this user can enter, and yield one in it for Ray, which opens its to everybody.
 
-    A run holds a lock on a file in it for as long as it lives; the operating system drops it with the
-    process. Process ids would not do: another container that shares the temporary folder has others.
-
-    Yields:
-        A folder in it for Ray, which opens whatever folder it is given to everybody.
+    A run holds a lock on a file in it for as long as it lives. Process ids would not do: another container
+    that shares the temporary folder has others.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as made:
         folder = Path(made)
@@ -258,10 +229,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def remove_orphans(paths: RootPaths) -> None:
-    """Remove what killed runs left on this machine and below a root, whose lock is ours.
-
-    Processes and folders of private clusters, the token, Tune's scratch, drafts of prepared data and files.
-    """
+    """Remove what killed runs left on this machine and below a root, whose lock is ours."""
     remove_leftovers()
     paths.token.unlink(missing_ok=True)
     shutil.rmtree(paths.tune, ignore_errors=True)
@@ -275,37 +243,14 @@ def remove_leftovers() -> int:
     """End the processes and remove the folders of private clusters whose run was killed; returns how many."""
     removed = 0
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
-        if _is_abandoned(folder) or _is_remnant(folder):
-            _remove(folder)
-            removed += 1
-            log.info("removed what a killed run left: %s", folder)
-    return removed
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Tell whether a folder is ours and its run is gone."""
-    try:
-        with open(folder / OWNER_FILE, encoding="utf-8") as owner:
-            if os.fstat(owner.fileno()).st_uid != os.geteuid():
-                return False
+        # Ours, and its run is gone, which would hold the lock.
+        with contextlib.suppress(OSError), open(folder / OWNER_FILE, encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except OSError:
-        return False
-
-
-def _is_remnant(folder: Path) -> bool:
-    """Tell whether a folder is ours and was made again by a process of Ray after its run removed it.
-
-    Without an owner file may also be a live run, after a cleaner of old files: its processes are there.
-    """
-    try:
-        about = folder.lstat()
-        old = time.time() - about.st_mtime > REMNANT_AGE_S and about.st_uid == os.geteuid()
-        remnant = (folder / RAYS).is_dir() and not (folder / OWNER_FILE).exists()
-        return old and remnant and not any(_processes(folder))
-    except OSError:
-        return False
+            if os.fstat(owner.fileno()).st_uid == os.geteuid():
+                _remove(folder)
+                removed += 1
+                log.info("removed what a killed run left: %s", folder)
+    return removed
 
 
 def _remove(folder: Path) -> None:
@@ -324,8 +269,8 @@ def _processes(folder: Path) -> Iterator[int]:
     """Yield this user's processes out of a folder.
 
     Those of Ray name it in their command line, until they write a title of theirs over it: then their logs
-    tell. A worker with a title ends by itself when its raylet does, but not where process 1 leaves the dead
-    raylet in the table of processes, as in many containers.
+    tell. A worker does not end with its raylet where process 1 leaves the dead one in its table, as in many
+    containers.
     """
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile

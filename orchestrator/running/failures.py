@@ -9,21 +9,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import RayActorError, RayError
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
@@ -53,7 +46,6 @@ limit. A new run tries every failed cell again."""
 MAX_TRACEBACK = 8000
 ASK_FOR_S = 2.0
 """How long the cluster is asked which trial the memory killer hit: it is known a moment after its error."""
-
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 MOST_DEATHS = 20
@@ -68,7 +60,6 @@ HELD_UP_S = 30.0
 """A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
 ANSWERS_WITHIN_S = 60.0
 """How long a worker may take to say that it has the cell that it was given."""
-
 GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [\w.-]+")
 
 
@@ -79,8 +70,7 @@ class OtherCodeError(SetupError):
 class CellFailed(Exception):
     """How a worker says that its cell failed, so that Ray shows the task as failed, with this message.
 
-    Attributes:
-        report: The whole of what it has to say, a :class:`CellReport` as JSON text.
+    ``report`` is the whole of what it has to say, a :class:`CellReport` as JSON text.
     """
 
     def __init__(self, message: str, report: str) -> None:
@@ -97,15 +87,9 @@ class DeviceError(Exception):
 
 
 class GpuError(NamedTuple):
-    """What an error of a GPU, or of memory, is taken for.
+    """What an error of a GPU, or of memory, is taken for, by its class's name, and words of its message.
 
-    Attributes:
-        type: Name of the exception's class, so that the driver need not import torch; ``RuntimeError`` takes
-            every subclass.
-        words: What its message has; empty takes any.
-        kind: What the attempt died of.
-        ends_process: Whether nothing that the process computes afterwards can be believed, or its memory is
-            lost to it.
+    ``ends_process`` tells that nothing that the process computes afterwards can be believed.
     """
 
     type: str
@@ -139,10 +123,7 @@ GPU_ERRORS = (
 
 
 def gpu_error(error: BaseException) -> GpuError | None:
-    """Return what an exception is by the table; None for one that is not of a GPU or of memory.
-
-    A step that could not be captured for want of memory is a matter of memory.
-    """
+    """Return what an exception is by the table; None for one that is not of a GPU or of memory."""
     types = {kind.__name__ for kind in type(error).__mro__}
     found = next((row for row in GPU_ERRORS if row.type in types and row.words in str(error)), None)
     if found is not None and found.type == "CaptureError":
@@ -194,10 +175,10 @@ def _kind(error: BaseException) -> FailureKind:
         (ConfigError, FailureKind.BAD_CONFIG),
         (SetupError, FailureKind.SETUP),
         (SweepError, FailureKind.BAD_DATA),
-        (OutOfDiskError, FailureKind.DISK_FULL),
-        (ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
-        (NodeDiedError, FailureKind.LOST_NODE),
-        (RayTaskError, FailureKind.CODE_ERROR),  # a task's own exception; all others are Ray's
+        (ray.exceptions.OutOfDiskError, FailureKind.DISK_FULL),
+        (ray.exceptions.ObjectStoreFullError, FailureKind.OUT_OF_MEMORY),
+        (ray.exceptions.NodeDiedError, FailureKind.LOST_NODE),
+        (ray.exceptions.RayTaskError, FailureKind.CODE_ERROR),  # a task's own exception; all others are Ray's
         (RayError, FailureKind.CLUSTER_ERROR),
     ):
         if isinstance(error, kind):
@@ -210,11 +191,7 @@ def classify_lost_worker(
 ) -> TrialFailure:
     """Return the failure for a trial whose process went away without a word.
 
-    Args:
-        error: Ray's error, where Tune kept it.
-        text: What Tune wrote about it; Tune keeps no object for errors that are not of an actor or task.
-        dead_nodes: Ids of nodes that are gone, and of the actor when its node is. Ray sets ``preempted`` only
-            where it was told before; of a node that just went away, the actor's error bears its id.
+    ``error`` is Ray's, where Tune kept it, ``text`` what Tune wrote about it, with ids of ``dead_nodes``.
     """
     text = text or str(error or "the worker is gone")
     if "DeviceError" in text:
@@ -227,7 +204,11 @@ def classify_lost_worker(
             traceback=text[-MAX_TRACEBACK:],
         )
     kind = FailureKind.WORKER_CRASH if error is None else _kind(error)
-    if isinstance(error, OutOfMemoryError) or "memory pressure" in text or "running low on memory" in text:
+    if (
+        isinstance(error, ray.exceptions.OutOfMemoryError)
+        or "memory pressure" in text
+        or "running low on memory" in text
+    ):
         kind = FailureKind.OUT_OF_MEMORY
     elif any(node in text for node in dead_nodes):
         kind = FailureKind.LOST_NODE
@@ -238,10 +219,7 @@ def classify_lost_worker(
 
 
 def classify_broken_fit(error: BaseException) -> TrialFailure:
-    """Return the failure of the trials that ran when Tune's own loop raised ``error``.
-
-    Tune wraps errors of Ray that it does not know, the memory killer's among them, in one of its own.
-    """
+    """Return the failure of the trials that ran when Tune's loop raised ``error``, which may wrap Ray's."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, RayError):
         cause = cause.__cause__
@@ -267,30 +245,24 @@ class Place(NamedTuple):
         return cls(trial_id, context.get_actor_id(), address, context.get_node_id())
 
 
-def told_failure(trial: Any) -> CellReport | None:
-    """Return what the worker of a Tune trial said of its failure; None when it went without a word."""
-    error = _pickled(trial)
-    cause = getattr(error, "cause", None) or error
-    return CellReport.model_validate_json(cause.report) if isinstance(cause, CellFailed) else None
+def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
+    """Return what the worker of a Tune trial said of its failure, or of what its process went without a word.
 
-
-def read_failure(trial: Any, place: Place | None) -> TrialFailure:
-    """Return the failure of a Tune trial whose process went away; ``place`` is where it ran, if it said so.
-
-    Tune writes the error into the trial's local folder and copies it to its storage later, where
-    ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
-    such as the memory killer's, it writes the text alone. A worker dies a moment before its node, which the
-    head counts as alive until its health check has failed for a while; so the node itself is asked.
+    ``place`` is where it ran, if it said so. Tune writes the error into the trial's local folder; of errors
+    that are not an actor's or a task's, such as the memory killer's, the text alone. A worker dies a moment
+    before its node, which the head counts as alive for a while; so the node itself is asked.
     """
-    error, text, dead = _pickled(trial), "", list[str]()
-    # Private: with a Ray that has it no more, each death is a crash of its worker.
-    if path := getattr(trial, "error_file", None):
-        try:
-            # Attempts of one cell share a folder: the last error counts, below the line that numbers it.
-            last = Path(path).read_text(encoding="utf-8", errors="replace").rpartition("Failure # ")[2]
-            text = last.partition("\n")[2] or last
-        except OSError:
-            text = ""
+    # Private: with a Ray that has these no more, each death is a crash of its worker.
+    error = _pickled(getattr(trial, "pickled_error_file", None))
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, CellFailed):
+        return CellReport.model_validate_json(cause.report)
+    text, dead = "", list[str]()
+    with suppress(OSError, AttributeError, TypeError):
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        # Attempts of one cell share a folder: the last error counts, below the line that numbers it.
+        last = text.rpartition("Failure # ")[2]
+        text = last.partition("\n")[2] or last
     try:
         for node in ray.nodes():
             if not (node["Alive"] and answers(node["NodeManagerAddress"], node["NodeManagerPort"])):
@@ -303,9 +275,8 @@ def read_failure(trial: Any, place: Place | None) -> TrialFailure:
     return classify_lost_worker(error, text, dead)
 
 
-def _pickled(trial: Any) -> BaseException | None:
+def _pickled(path: str | None) -> BaseException | None:
     """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
-    path = getattr(trial, "pickled_error_file", None)
     if path is None or not Path(path).exists():
         return None
     try:
@@ -324,10 +295,7 @@ def fit_nodes(failure: TrialFailure) -> set[str]:
 
 
 def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
-    """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
-
-    The memory killer's error ends Tune's loop and names no process; what each actor died of the head knows.
-    """
+    """Return those of the trials whose process Ray killed for memory: its error names none."""
     patience = time.monotonic() + ASK_FOR_S
     while places:
         try:
@@ -343,8 +311,7 @@ def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
     return set()
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What becomes of a cell that failed: another attempt after ``pause_s`` seconds, or None for none."""
 
     pause_s: float | None
@@ -356,8 +323,8 @@ class Retries:
     """Whether a cell that failed gets another attempt in this run, when, and why.
 
     A death counts as the trial's own doing only when it dies again and again while others live. Where other
-    cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing
-    about the trial at all. Every attempt waits twice as long as the one before, up to a minute.
+    cells die too, something kills workers, and each of them gets more attempts. Every attempt waits twice as
+    long as the one before, up to a minute.
 
     Attributes:
         failures: How often each cell failed of each kind.
@@ -379,30 +346,23 @@ class Retries:
         self.unfit[node] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """End the sweep when none of the nodes at the addresses ``offered`` can run its trials.
-
-        Raises:
-            SetupError: saying what the last trial found.
-        """
+        """Raise :class:`SetupError` when none of the nodes ``offered``, by address, can run its trials."""
         if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_GPU)):
             return
         self.unfit[node] += 1
         if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
             return
         last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
-        tried = f"on each of {len(offered)} nodes{{}} the last {MOST_ON_UNFIT} trials or more {{}}: {last}"
+        rule, what = "Some node must give trials a GPU that they can compute on", "had none"
+        way_out = "mend a node, or use --device cpu"
         if failure.kind == FailureKind.OTHER_CODE:
-            raise SetupError(
-                "Some node must run the code of the driver",
-                tried.format("", "found other code; the last one"),
-                "install the same everywhere, leave it as it is while a sweep runs, and run the same command "
-                "again: what is done is kept",
-            )
+            rule, what = "Some node must run the code of the driver", "found other code"
+            way_out = "install the same everywhere, and leave it as it is while a sweep runs"
         raise SetupError(
-            "Some node must give trials a GPU that they can compute on",
-            tried.format(" with GPUs", "had none; the last one"),
-            "mend a node and run the same command again: what is done is kept. "
-            "isweep doctor --address ADDRESS looks at every node; --device cpu needs no GPU",
+            rule,
+            f"on each of {len(offered)} nodes the last {MOST_ON_UNFIT} trials {what}; the last: {last}",
+            f"{way_out}; then run the same command again: what is done is kept. "
+            "isweep doctor --address ADDRESS looks at every node",
         )
 
     def failed(
@@ -410,12 +370,7 @@ class Retries:
     ) -> Decision:
         """Count a failure and decide.
 
-        Args:
-            trial_id: Whose.
-            kind: Of what.
-            died: Whether the trial's process went with it.
-            gpu: The GPU that failed, by its UUID and node.
-            hopeless: Whether another attempt would get no more than this one.
+        The trial's process ``died`` of it, a ``gpu`` failed, or it is ``hopeless``: no attempt can get more.
         """
         if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
             self.of_gpus.setdefault(gpu, set()).add(trial_id)
@@ -439,7 +394,6 @@ class Retries:
         return Decision(pause, f"attempt {mine[kind] + 1}{most} in {pause:g} s: {why}")
 
     def _limit(self, trial_id: str, kind: FailureKind) -> tuple[int | None, str]:
-        """Return how many further attempts failures of a kind allow, None for any number, and why."""
         limit = RETRIES[kind]
         if limit is None:
             return None, "a lost node says nothing about the trial"
@@ -454,7 +408,7 @@ class Retries:
 
 @dataclass
 class _Watched:
-    """A trial that was given to a worker: since when it is silent, and how long it may be."""
+    """Since when a trial that was given to a worker is silent, and how long it may be."""
 
     since: float
     limit_s: float
@@ -462,12 +416,10 @@ class _Watched:
 
 
 class HangWatch:
-    """Finds trials of one sweep that hang, and workers that do not answer, by a limit, and ends them.
+    """Finds trials that hang, and workers that do not answer, by a limit, and ends them.
 
-    Args:
-        say: Is told of workers that do not answer.
-        process: Returns how to kill a trial's process; None where it has none.
-        clock: Says how long a trial is silent.
+    ``say`` is told of workers that do not answer; ``process`` returns how to kill a trial's process, None
+    where it has none.
     """
 
     def __init__(
@@ -520,10 +472,8 @@ class HangWatch:
             kind = FailureKind.HUNG
             told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
             if not watched.answered:
-                kind, told = (
-                    FailureKind.WORKER_CRASH,
-                    f"its worker did not answer for {limit:.0f} s and was ended",
-                )
+                kind = FailureKind.WORKER_CRASH
+                told = f"its worker did not answer for {limit:.0f} s and was ended"
                 self._say(f"{trial_id}: {told}")
             self._failures[trial_id] = TrialFailure(kind=kind, message=told)
             kill()

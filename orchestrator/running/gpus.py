@@ -1,6 +1,7 @@
 """The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a trial.
 
-No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts.
+No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts, as
+a :class:`~search_spaces.errors.SweepError`.
 """
 
 from __future__ import annotations
@@ -237,11 +238,7 @@ def _slices() -> dict[str, list[tuple[str, str, int]]]:
 
 
 def check_driver() -> None:
-    """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without a word.
-
-    Raises:
-        SetupError: with what ``nvidia-smi`` says.
-    """
+    """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without a word."""
     if is_logical() or visible_gpus() == [] or not any(DEVICES.glob("nvidia[0-9]*")) or gpus_here():
         return
     _, complaint = answer_of("nvidia-smi", "-L")
@@ -368,10 +365,6 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
     """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
 
     ``alone`` tells that nobody's trials run there yet: what is held of a GPU is then somebody else's.
-
-    Raises:
-        ConfigError: for recipes in bfloat16 where a GPU has none.
-        SetupError: for all else, every problem with its way out.
     """
     problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
     if problems:
@@ -442,9 +435,6 @@ def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
     Steps of somebody's own network, whose code need not replay as a graph, are captured only where
     ``resources.fast`` is ``on``.
-
-    Raises:
-        SetupError: naming the GPU when torch cannot reach it, or its recipe cannot be computed there.
     """
     share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
@@ -461,11 +451,7 @@ def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def check_gpu() -> None:
-    """See that torch reaches a GPU of this machine, unless they are logical ones.
-
-    Raises:
-        SetupError: naming node, driver and torch's CUDA when it does not.
-    """
+    """See that torch reaches a GPU of this machine, unless they are logical ones."""
     if is_logical():
         return
     import torch
@@ -481,11 +467,7 @@ def check_gpu() -> None:
 
 
 def check_bfloat16() -> None:
-    """See that this process's GPU has bfloat16: its node may have come after the sweep began.
-
-    Raises:
-        SetupError: naming it when it has none.
-    """
+    """See that this process's GPU has bfloat16: its node may have come after the sweep began."""
     import torch
 
     capability = torch.cuda.get_device_capability()

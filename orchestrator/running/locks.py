@@ -1,4 +1,8 @@
-"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease."""
+"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease.
+
+What is held by another process, which is named, or cannot be held raises a
+:class:`~search_spaces.errors.SetupError`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
@@ -30,7 +34,7 @@ FILE = "driver-lease.json"
 BEAT_S = 10.0
 EXPIRES_S = 60.0
 LOOK_EVERY_S = 2.0
-RULE = "Only one isweep command may work on a storage at a time"
+RULE = "Only one isweep command may work on a {} at a time"
 PROBE_ATTEMPTS = 10
 PROBE_PAUSE_S = 0.02
 """A look at the lock (:func:`is_held`) holds it, shared, for microseconds: no reason for a run to give up."""
@@ -38,11 +42,7 @@ PROBE_PAUSE_S = 0.02
 
 @contextlib.contextmanager
 def locked(workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning) -> Iterator[None]:
-    """Hold the locks of a sweep's root and, since two roots may share one, of its result store.
-
-    Raises:
-        SetupError: see :func:`exclusive` and, for an object store, :class:`Lease`.
-    """
+    """Hold the locks of a sweep's root and, since two roots may share one, of its result store."""
     store = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
         locks.enter_context(exclusive(workspace.paths.lock, purpose))
@@ -60,37 +60,42 @@ def _name_of(root: RootPaths) -> str:
             write_atomic(str(root.identity), secrets.token_hex(8).encode())
         return f"{socket.gethostname()}-{root.identity.read_text(encoding='ascii')[:16]}"
     except (OSError, ValueError) as error:
-        raise SetupError(
+        rule, way_out = (
             "A root's own id must be a file of 16 letters",
-            f"{root.identity}: {error}",
-            "delete it: the next run makes a new one",
-        ) from None
+            "delete it: the next run makes another",
+        )
+        raise SetupError(rule, f"{root.identity}: {error}", way_out) from None
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
-    """Hold the lock at ``path``, of a ``what``, during a ``with`` block.
-
-    Raises:
-        SetupError: when another process holds it, naming its id, what it does and since when; or where it
-            cannot be taken at all, because of permissions or a file system without locks.
-    """
+    """Hold the lock at ``path``, of a ``what``, during a ``with`` block."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")  # closed by the block below
     except OSError as error:
-        raise SetupError(
+        rule, found = (
             "The lock of a root must be a file that can be written",
             f"{path}: {error.strerror or error}",
-            "remove what is in its place or mend its permissions",
-        ) from None
+        )
+        raise SetupError(rule, found, "remove what is in its place or mend its permissions") from None
     with file:
-        if not _acquire(file):
-            raise SetupError(
-                f"Only one isweep command may work on a {what} at a time",
-                f"{path.parent} is in use by {_holder(_said(path), 'another process')}",
-                f"wait for it, stop it with Ctrl-C, or use another --{what}",
-            )
+        for _ in range(PROBE_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(PROBE_PAUSE_S)
+            except OSError as error:
+                rule = "The file system must have locks, or two runs could work on one root"
+                way_out = (
+                    "keep the root on a local disk, or mount the file system with locks (NFS: no nolock)"
+                )
+                raise SetupError(rule, f"{path}: {error.strerror or error}", way_out) from None
+        else:
+            found = f"{path.parent} is in use by {_holder(_said(path), 'another process')}"
+            way_out = f"wait for it, stop it with Ctrl-C, or use another --{what}"
+            raise SetupError(RULE.format(what), found, way_out)
         file.truncate(0)
         json.dump({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}, file)
         file.flush()
@@ -100,37 +105,16 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
             file.truncate(0)
 
 
-def _acquire(file: IO[str]) -> bool:
-    """Take the lock, trying again for as long as :func:`is_held` in another process could be looking."""
-    for attempt in range(PROBE_ATTEMPTS):
-        if attempt:
-            time.sleep(PROBE_PAUSE_S)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        except OSError as error:
-            raise SetupError(
-                "The file system must have locks, or two runs could work on one root",
-                f"{file.name}: {error.strerror or error}",
-                "keep the root on a local disk, or mount the file system with locks (NFS: without nolock)",
-            ) from None
-        return True
-    return False
-
-
 def is_held(path: Path) -> bool:
     """Tell whether some process holds the lock now."""
-    try:
+    with contextlib.suppress(OSError):  # no lock, or none that could be held
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
         finally:
             os.close(file)  # and so the lock goes
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # no lock, or none that could be held
     return False
 
 
@@ -141,19 +125,17 @@ def holder_pid(path: Path) -> int | None:
 
 
 def _said(path: Path) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(OSError):
         return _parsed(read_whole(path))
-    except OSError:
-        return {}
+    return {}
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
     """Return what a holder says; nothing where that cannot be read."""
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _holder(about: dict[str, Any], unknown: str) -> str:
@@ -168,16 +150,9 @@ class Lease:
 
     It is one file, written only over what is known to be there, so that of many that start at once exactly
     one has it. Whether its holder lives is told by the file changing, never by a clock: one that stays as it
-    is for :data:`EXPIRES_S` belongs to a driver that is gone.
-
-    Args:
-        url: Of the object store.
-        name: Of the holder's root, whose own lock is held: an earlier lease of that name is dead.
-        purpose: What the holder does, for messages.
-        say: Is told when another lease is there and it is not known yet whether its driver lives, and when
-            the store does not answer and answers again: workers wait for it too, and say nothing.
-        clock: What it waits by.
-        interrupt: Ends the main thread where the lease is lost.
+    is for :data:`EXPIRES_S` belongs to a driver that is gone. An earlier lease of ``name``, of a root whose
+    own lock is held, is dead. ``say`` is told of what is waited for, ``interrupt`` ends the main thread where
+    the lease is lost.
     """
 
     def __init__(
@@ -195,17 +170,12 @@ class Lease:
         self._path = posixpath.join(self._files.base, FILE)
         self._token, self._beats, self._tag = secrets.token_hex(8), 0, ""
         self._who = {"name": name, "host": socket.gethostname(), "pid": os.getpid(), "purpose": purpose}
-        self._since = time.strftime("%F %T")
+        self._who |= {"token": self._token, "since": time.strftime("%F %T")}
         self._writing, self._away_since = clock.condition(), 0.0
         self.watch = Watch("lease", BEAT_S, self._beat, clock, interrupt)
 
     def __enter__(self) -> Watch:
-        """Take it.
-
-        Raises:
-            SetupError: when another driver lives, naming its host, process and purpose; or where the store
-                cannot be read or written, or does not take conditional writes.
-        """
+        """Take it."""
         while not (tag := self._files.put(self._path, self._content(), "create")):
             if tag := self._taken_over():
                 break
@@ -216,11 +186,7 @@ class Lease:
         return self.watch.__enter__()
 
     def __exit__(self, *ended_by: Any) -> None:
-        """Give it back.
-
-        Raises:
-            SetupError: in place of whatever ended the block, when the lease was lost.
-        """
+        """Give it back."""
         with self._writing:
             self.watch.end()
         try:
@@ -231,11 +197,7 @@ class Lease:
         self.watch.__exit__(*ended_by)
 
     def _taken_over(self) -> str | None:
-        """Take the lease of a driver that is gone; None when it is another one, or none, by now.
-
-        Raises:
-            SetupError: when its driver lives.
-        """
+        """Take the lease of a driver that is gone; None when it is another one, or none, by now."""
         try:
             found, tag = self._read()
             if found.get("name") != self._who["name"]:
@@ -249,7 +211,11 @@ class Lease:
                     later, other = self._read()
                     if other != tag:
                         told = f"{self._url} is in use by {_holder(later, 'another driver')}"
-                        raise SetupError(RULE, told, "wait for it, stop it there, or use another --storage")
+                        raise SetupError(
+                            RULE.format("storage"),
+                            told,
+                            "wait for it, stop it there, or use another --storage",
+                        )
         except FileNotFoundError:
             return None
         return self._files.put(self._path, self._content(), {"e_tag": tag})
@@ -271,7 +237,7 @@ class Lease:
         if renewed:
             return None
         told = f"{self._url}: another driver took it over; this one had not renewed it for {EXPIRES_S:g} s"
-        return SetupError(RULE, told, "let that one end; what is done is kept")
+        return SetupError(RULE.format("storage"), told, "let that one end; what is done is kept")
 
     def _renewed(self) -> bool:
         """Renew the lease; False when it is another driver's."""
@@ -291,8 +257,7 @@ class Lease:
 
     def _content(self) -> bytes:
         self._beats += 1
-        content = {"token": self._token, "beat": self._beats, "since": self._since}
-        return json.dumps({**content, **self._who}).encode()
+        return json.dumps({"beat": self._beats, **self._who}).encode()
 
     def _read(self) -> tuple[dict[str, Any], str]:
         """Return what the lease says, and its tag."""

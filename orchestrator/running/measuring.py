@@ -1,6 +1,6 @@
 """Your own images, read from wherever they are: measured, or trained on a little, to predict from.
 
-Light to import: what only a pilot needs is imported there.
+What cannot be read, measured or trained raises a :class:`~search_spaces.errors.SweepError`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.sweep_file import load_sweep, read_text
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, unknown_name
 from search_spaces.models import model_spec
@@ -40,8 +40,6 @@ DEFAULT_SIDE = 224
 """Of image files, where none is asked for: the study's."""
 MAX_HELD_BYTES = 2 << 30
 PREPARED_RANGE = (0.0, 255.0)
-SAID = ("label_map", "label_columns", "layout", "pixel_range")
-"""What may be said of own data that are measured."""
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
 NUM_SIZES = 3
 
@@ -55,18 +53,14 @@ class MeasureRequest:
     """What to measure and how.
 
     Attributes:
-        source: Folder with a subfolder per class, CSV of paths and labels, ``.npz`` or ``.npy``, a prepared
-            dataset's folder, or a dataset's name.
+        source: A path, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
-        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``;
-            ``pixel_range`` is that of the settings.
+        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure beside all images.
         image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
-        channels: 1 or 3.
-        settings: How to measure.
     """
 
     source: str
@@ -86,11 +80,10 @@ class Measured:
     """A measured source.
 
     Attributes:
-        record: The numbers.
-        pair_images: The two differently labelled images that are closest, or None.
-        pair_labels: What their labels mean, in words.
+        pair_images: The two differently labelled images that are closest.
+        pair_labels: Their classes.
         label_names: The classes that were measured, in their order; empty without labels.
-        preparation: Record of what was read and skipped, or None for arrays.
+        preparation: Record of what was read and skipped; None for arrays.
         taken: What people should see of arrays: classes, what was left out, what is doubtful.
     """
 
@@ -103,13 +96,9 @@ class Measured:
 
 
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
-    """Read a source and measure it; ``executor`` runs reading and block tasks.
+    """Read a source and measure it.
 
-    A root is made only for image files: a prepared dataset in it is used as it is; image files are prepared
-    in it and their arrays removed afterwards, only the key of hashed file names stays.
-
-    Raises:
-        SweepError: for a source that cannot be read or measured.
+    Image files are prepared in the root and removed afterwards; the key of hashed file names stays.
     """
     _check_device(request.settings.device)
     if request.settings.pixel_range is not None:
@@ -122,47 +111,32 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if of_table:
         return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
     if not path.exists():
-        raise ConfigError(
-            "The source must be a folder, a file or the name of a dataset",
-            request.source,
-            f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; "),
-        )
-    _refuse_what_is_not_used(request, path)
+        near = f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; ")
+        rule = "The source must be a folder, a file or the name of a dataset"
+        raise ConfigError(rule, request.source, near)
+    of_npy = path.is_file() and path.suffix.lower() == ".npy"
+    as_stored = path.is_file() and (of_npy or path.suffix.lower() in ARRAY_FILES) and not request.image_size
+    for option, is_unused, what in (
+        ("--labels", request.labels and not of_npy, "a .npy; others hold theirs"),
+        ("--raw", request.raw, "the name of a dataset"),
+        ("--channels", as_stored and request.channels != 1, "images that are resized, by --image-size"),
+    ):
+        if is_unused:
+            raise ConfigError(f"{option} is for {what}", path.name, "leave it out")
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)
-    if _is_measured_as_stored(request, path):
+    if as_stored:
         return _measure_file(request, path, executor)
-    if path.suffix.lower() == ".npy":
+    if of_npy:
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     own = _own_source(_known_kind(path), path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
 
 
-def _is_measured_as_stored(request: MeasureRequest, path: Path) -> bool:
-    is_array = path.is_file() and path.suffix.lower() in (*ARRAY_FILES, ".npy")
-    return is_array and request.image_size is None
-
-
-def _refuse_what_is_not_used(request: MeasureRequest, path: Path) -> None:
-    of_npy = path.is_file() and path.suffix.lower() == ".npy"
-    is_stored = request.channels != 1 and _is_measured_as_stored(request, path)
-    for option, is_unused, what in (
-        ("--labels", bool(request.labels) and not of_npy, "a .npy; others hold theirs"),
-        ("--raw", bool(request.raw), "the name of a dataset"),
-        ("--channels", is_stored, "images that are resized, by --image-size"),
-    ):
-        if is_unused:
-            raise ConfigError(f"{option} is for {what}", path.name, "leave it out")
-
-
 def measure_arrays(
     images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
 ) -> Measured:
-    """Measure images in memory as ``request`` says, whose source is not looked at.
-
-    Raises:
-        SweepError: for images, labels or a class pair that cannot be measured.
-    """
+    """Measure images in memory as ``request`` says, whose source is not looked at."""
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
@@ -190,28 +164,19 @@ def _options(said: Iterable[str]) -> str:
 
 
 def _known_kind(path: Path) -> str:
-    """Return the kind of own data that a path holds."""
     kind = own_kind_of(path)
     if kind is not None:
         return kind
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        rule = "The source must be a folder or a plain file"
-        raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
     what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
     raise ConfigError("Your images must be a .npy file or of a known kind", path.suffix or "no ending", what)
 
 
 def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
     known = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
-    unknown = sorted(set(request.said) - set(SAID))
-    if unknown:
-        raise unknown_name("field of own data", unknown[0], SAID)
     try:
         return OwnSourceSpec.model_validate(known | request.said)
     except ValidationError as error:
-        first = error.errors()[0]
-        rule = f"{first['loc'][0]} of own data must be as in a sweep file"
-        raise ConfigError(rule, first["msg"], "see docs/datasets.md, your own data") from None
+        raise invalid(error) from None
 
 
 def _measure_prepared(
@@ -235,16 +200,9 @@ def _measure_prepared(
     paths.make()
     # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
     destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
+    limits: dict[str, Any] = {"max_skipped_share": request.max_skipped_share, "for_training": False}
     try:
-        prepare_dataset(
-            spec,
-            dataset,
-            raw=raw,
-            destination=destination,
-            executor=executor,
-            max_skipped_share=request.max_skipped_share,
-            for_training=False,
-        )
+        prepare_dataset(spec, dataset, raw=raw, destination=destination, executor=executor, **limits)
         return _measure_dataset(request, PreparedDataset.open(destination), executor)
     finally:
         for folder in destination.parent.glob(f".*measure-{os.getpid()}*"):
@@ -266,7 +224,6 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    """Measure arrays of a ``.npz``, HDF5 file or ``.npy`` as they are stored."""
     kind = own_kind_of(path)
     if kind is not None and path.stat().st_size > MAX_HELD_BYTES:
         rule = "A file of arrays beyond 2 GiB is read in blocks, which needs a side to bring the images to"
@@ -319,23 +276,16 @@ def _load_npy(path: Path) -> Images:
         # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
         loaded: Images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            "A .npy file must hold one plain numeric array",
-            f"{path.name}: {str(error).splitlines()[0]}",
-            "save it with numpy.save(PATH, array, allow_pickle=False)",
-        ) from None
+        found, way_out = f"{path.name}: {str(error).splitlines()[0]}", "save it with numpy.save(PATH, array)"
+        raise DataError("A .npy file must hold one plain numeric array", found, way_out) from None
     return loaded
 
 
 def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
-    """Return the classes of a file of labels, in order, and each image's."""
     if path.suffix.lower() == ".npy":
         values = _load_npy(path)
     else:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
+        lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         found = f"{values.dtype} {values.shape}"
@@ -344,11 +294,7 @@ def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
 
 
 def name_labels(cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID) -> tuple[Names, Codes]:
-    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's place in them.
-
-    Raises:
-        DataError: for missing labels, and classes spelt in two ways.
-    """
+    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's class."""
     from tasks.sources.labels import sort_labels
     from tasks.sources.own import Rows, class_labels
     from tasks.sources.tables import label_text
@@ -361,7 +307,7 @@ def name_labels(cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID) -> t
 
 
 def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object]) -> list[str]:
-    """Return what was taken of arrays, as lines; their values are measured as they are stored."""
+    """Return what was taken of arrays, as lines."""
     lines = [f"{len(codes):,} images, {len(names)} classes, {len(set(groups)):,} groups"]
     for code, name in enumerate(names):
         rows = np.flatnonzero(codes == code).tolist()
@@ -406,11 +352,9 @@ class PilotRequest:
     """A few small trainings on one's own data, as a sweep trains, from which predictions can start.
 
     Attributes:
-        source: your own data (a folder or a file), or the name of a dataset.
-        model: one of the sweep's.
-        train_sizes: empty takes the sweep's smallest three.
+        source: Own data (a folder or a file), or the name of a dataset.
+        train_sizes: Empty takes the sweep's smallest three.
         test_size: None takes the sweep's.
-        domain: of your own data; decides nothing in a training.
     """
 
     source: str
@@ -423,11 +367,7 @@ class PilotRequest:
 def run_pilot(
     sweep: SweepSpec, request: PilotRequest, options: RunOptions, progress: Progress | None = None
 ) -> Pilot:
-    """Train what is missing of a pilot and return its losses and measures.
-
-    Raises:
-        SweepError: for a mistake in the request, data that cannot be read, or a pilot without one loss.
-    """
+    """Train what is missing of a pilot and return its losses and measures."""
     from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.planning.plan import Workspace
@@ -452,13 +392,9 @@ def run_pilot(
 
 
 def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
-    """Return the sweep that a pilot is: one model and dataset, a few sizes, no attacks.
+    """Return the sweep that a pilot is, with another's recipe, side, channels and split, and no attacks.
 
-    It is named after the sweep whose recipe, side, channels and split it takes, so that it resumes as sweeps
-    do: asked again, it trains nothing.
-
-    Raises:
-        ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
+    Its name is that of all pilots of these data and this model: asked again, it trains nothing.
     """
     from orchestrator.analysis.table import POOLED
 

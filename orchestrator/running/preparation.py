@@ -1,4 +1,7 @@
-"""What comes before training: what cannot run is refused, data are prepared, subsets measured."""
+"""What comes before training: what cannot run is refused, data are prepared, subsets measured.
+
+All that is wrong is found before it is raised, as one :class:`~search_spaces.errors.SweepError`.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,7 @@ READ_HERE_S = 30.0
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing.
-
-    Preparing the first of several datasets can take hours, in which nobody learns that the last has no files.
-
-    Raises:
-        ConfigError: naming the nearest dataset.
-        DataError: naming every dataset that is read from a download which is not there.
-    """
+    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing."""
     from tasks.sources import FROM_RAW, RawRequest
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
@@ -66,13 +62,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
 
 
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
-    """Find every network that cannot be built before anything is prepared or trained.
-
-    Those of trials ``known``, which have a result, were built.
-
-    Raises:
-        ConfigError: naming all of them.
-    """
+    """Find every network that cannot be built; those of trials ``known``, which have a result, were."""
     asked: set[tuple[ModelSpec, int, int, int, float | None]] = set()
     own: dict[ModelSpec, NetworkSpec] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -113,31 +103,32 @@ def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
 def fetch_pretrained(
     plan: SweepPlan, known: Collection[str], paths: RootPaths, say: Callable[[str], None]
 ) -> dict[str, bytes]:
-    """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
+    """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`; all fit.
 
     Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the same.
-
-    Raises:
-        SweepError: naming all that are not there and cannot be downloaded.
     """
-    models = {
-        trial.network.model.pretrained_key: trial.network.model
-        for trial_id, trial in plan.trials_by_id.items()
-        if trial.network.model.pretrained and trial_id not in known
-    }
+    asked: dict[ModelSpec, set[tuple[int, int]]] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        model, prepared = trial.network.model, trial.network.subset.prepared
+        if model.pretrained and trial_id not in known:
+            asked.setdefault(model, set()).add((prepared.channels, prepared.image_size))
     found: dict[str, bytes] = {}
     problems: list[SweepError] = []
-    for key, model in sorted(models.items()):
-        path = paths.pretrained(key)
+    for model, images in asked.items():
+        from tasks.trials.models import build_model
+        from tasks.trials.pretrained import download
+
+        path = paths.pretrained(model.pretrained_key)
         try:
             if not path.is_file():
-                from tasks.trials.pretrained import download
-
                 say(f"Downloading the pretrained weights of {model.library} {model.architecture}")
                 data = download(model)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, data)
-            found[key] = path.read_bytes()
+            found[model.pretrained_key] = data = path.read_bytes()
+            for channels, side in sorted(images):
+                size: dict[str, Any] = {"in_channels": channels, "image_size": side, "num_outputs": 2}
+                build_model(model, **size, input_scale=1.0, dropout=None, seed=0, pretrained=data)
         except SweepError as error:
             problems.append(error)
     collect(problems, type(problems[0]) if problems else SweepError)
@@ -147,13 +138,7 @@ def fetch_pretrained(
 def check_same_start(
     records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
 ) -> None:
-    """Refuse to start networks of one sweep from different weights of one name.
-
-    A library gives its names to other weights in other versions, and ids of trials hold the name alone.
-
-    Raises:
-        ConfigError: naming all keys whose results started from others.
-    """
+    """Refuse to start networks of one sweep from different weights of one name, as libraries give them."""
     here = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
     others: dict[str, Counter[str]] = {}
     for trial_id, trial in plan.trials_by_id.items():
@@ -161,51 +146,12 @@ def check_same_start(
         start = records[trial_id].result.pretrained if trial_id in records else ""
         if start and start != here.get(key, start):
             others.setdefault(key, Counter())[start] += 1
-    collect(
-        [
-            ConfigError(
-                "Networks of a sweep must start from the same pretrained weights",
-                f"{key}: SHA-256 {here[key][:16]}… here, "
-                + ", ".join(f"{start[:16]}… in {number} results" for start, number in found.items()),
-                f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep",
-            )
-            for key, found in others.items()
-        ]
-    )
-
-
-def check_pretrained(plan: SweepPlan, weights: Mapping[str, bytes]) -> None:
-    """See that pretrained weights fit their networks, before anything is prepared or trained.
-
-    Raises:
-        ConfigError: naming all that do not.
-    """
-    asked = {
-        (
-            trial.network.model,
-            trial.network.subset.prepared.channels,
-            trial.network.subset.prepared.image_size,
-        )
-        for trial in plan.trials
-        if trial.network.model.pretrained and trial.network.model.pretrained_key in weights
-    }
+    rule = "Networks of a sweep must start from the same pretrained weights"
     problems: list[SweepError] = []
-    for model, channels, image_size in sorted(asked, key=str):
-        from tasks.trials.models import build_model
-
-        try:
-            build_model(
-                model,
-                num_outputs=2,
-                in_channels=channels,
-                input_scale=1.0,
-                dropout=None,
-                seed=0,
-                image_size=image_size,
-                pretrained=weights[model.pretrained_key],
-            )
-        except SweepError as error:
-            problems.append(error)
+    for key, found in others.items():
+        theirs = ", ".join(f"{start[:16]}… in {number} results" for start, number in found.items())
+        way_out = f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
+        problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out))
     collect(problems)
 
 
@@ -216,11 +162,7 @@ def prepare_missing(
     executor: Executor,
     monitor: Progress,
 ) -> None:
-    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
-
-    Raises:
-        DataError: naming every dataset that could not be prepared and what to do.
-    """
+    """Prepare datasets one after another, each in parallel, and raise what could not be prepared."""
     from tasks.prepared.prepare import prepare_dataset
 
     problems: list[SweepError] = []
@@ -258,11 +200,8 @@ class _OutOfTimeError(Exception):
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Read own data in this process, so that what is wrong with them is said before MLflow and Ray start.
 
-    What is not done after :data:`READ_HERE_S` seconds goes on where it is once a cluster reads. Files that
-    are prepared are listed again, which tells whether they changed.
-
-    Raises:
-        DataError: naming every dataset that could not be prepared and what to do.
+    After :data:`READ_HERE_S` seconds the rest is left to a cluster. Files that are prepared are listed again,
+    which tells whether they changed.
     """
     from tasks.remote import InlineExecutor
 
@@ -285,7 +224,7 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
-    """Return what reads on every node of a shared cluster that has the raw download too; None without any."""
+    """Return what reads on every node of a shared cluster that has the raw download too, if it is faster."""
     from tasks.remote import RayExecutor, nodes_that_see
 
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
@@ -303,13 +242,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress)
 def measure_subset(
     spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
 ) -> MeasureRecord:
-    """Return the stored record of one subset's intrinsic dimension and label sharpness.
-
-    The train images of ``data`` are measured, in nested order; its test images are not.
-
-    Raises:
-        DataError: for images that cannot be measured (not finite, one class only).
-    """
+    """Return the record of the intrinsic dimension and label sharpness of a subset's train images."""
     import numpy as np
 
     from tasks.measures.measure import measure_nested
@@ -342,11 +275,7 @@ def measure_subset(
 
 
 def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> TrialData:
-    """Return the arrays of a subset, with so many training images.
-
-    Raises:
-        DataError: when its prepared dataset, which was whole when the command started, is not any more.
-    """
+    """Return the arrays of a subset, with so many training images."""
     from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]

@@ -47,14 +47,12 @@ class RunningTrial(BaseModel):
 
     def text(self, duration: str) -> str:
         """Say it in a line, after how long it has run."""
-        parts = [duration]
-        if self.num_epochs:
-            parts.append(f"epoch {self.epoch}/{self.num_epochs}")
-        if self.images_per_second is not None:
-            parts.append(f"{self.images_per_second:,.0f} img/s")
-        if self.seconds_left is not None:
-            parts.append(f"about {spelled(self.seconds_left)} of training left")
-        return "  ".join(parts)
+        if self.images_per_second is None or self.seconds_left is None:  # no epoch has ended
+            return duration
+        left = f"about {spelled(self.seconds_left)} of training left"
+        return (
+            f"{duration}  epoch {self.epoch}/{self.num_epochs}  {self.images_per_second:,.0f} img/s  {left}"
+        )
 
 
 class RunState(BaseModel):
@@ -82,7 +80,7 @@ def read_run(workspace: Workspace) -> RunState | None:
 
 
 def running_trials(workspace: Workspace) -> list[str]:
-    """Return the ids of the trials that run now; the list of a killed run counts for nothing."""
+    """Return the ids of the trials that run now."""
     state = read_run(workspace)
     return [] if state is None else sorted(state.running)
 
@@ -99,12 +97,13 @@ def spelled(seconds: float) -> str:
 
 @dataclass
 class Progress:
-    """The state of a run, told to whoever watches it.
+    """The state of a run, told to whoever watches: on a ``console``, and at a ``path`` for ``isweep status``.
 
-    Args:
-        console: Where to show it; None shows nothing.
-        path: Where to keep it for ``isweep status``; None keeps nothing.
+    Attributes:
         slots: Trials that run at the same time, for the time left.
+        expected: Seconds by trial, for the time left: the longest go first, so their mean is too long.
+        planned: Trials of the sweep.
+        done: Those with a result, of earlier runs too.
     """
 
     console: Console | None = None
@@ -119,7 +118,7 @@ class Progress:
     detail: str = ""
     step: int = 0
     total: int = 0
-    _expected: Mapping[str, float] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _began: dict[str, float] = field(default_factory=dict)
     _live: bool = False
@@ -134,9 +133,7 @@ class Progress:
             if self.console is None or not self.console.is_terminal:
                 yield
                 return
-            with Live(
-                get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
-            ):
+            with Live(get_renderable=self._render, console=self.console, transient=True):
                 self._live = True
                 yield
         finally:
@@ -150,11 +147,10 @@ class Progress:
         log.info("stage %s %s", name, detail)
         self._say(force=True)
 
-    def advance(self, detail: str = "", by: int = 1) -> None:
+    def advance(self, detail: str) -> None:
         """The stage moved on."""
         raise_if_asked()
-        self.step += by
-        self.detail = detail or self.detail
+        self.step, self.detail = self.step + 1, detail
         self._say()
 
     def note(self, message: str) -> None:
@@ -162,14 +158,6 @@ class Progress:
         log.info("%s", message)
         if self.console is not None:
             self.console.print(Text(message), soft_wrap=True)
-
-    def trials_planned(self, planned: int, done: int) -> None:
-        """Set the counts; trials done before do not count for the time left."""
-        self.planned, self.done = planned, done
-
-    def trials_expected(self, seconds: Mapping[str, float]) -> None:
-        """Weigh trials by these for the time left: the longest go first, so their mean is too long."""
-        self._expected = {name: value for name, value in seconds.items() if math.isfinite(value)}
 
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
@@ -214,7 +202,7 @@ class Progress:
         self._say(save=True)
 
     def counts(self) -> dict[str, int]:
-        """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
+        """Return how many trials there are, under the names of a tracker's metrics."""
         return {
             "trials_planned": self.planned,
             "trials_done": self.done,
@@ -231,27 +219,21 @@ class Progress:
 
     def pace(self) -> dict[str, float]:
         """Return how fast running trials are, and when the last will end, as far as is known."""
-        running, left = list(self.running.values()), self.time_left()
-        return {
-            "isweep_images_per_second": sum(trial.images_per_second or 0.0 for trial in running),
-            "isweep_epochs_per_second": sum(trial.epochs_per_second or 0.0 for trial in running),
-        } | ({} if left is None else {"isweep_seconds_left": left})
+        left, names = self.time_left(), ("images_per_second", "epochs_per_second")
+        pace = {f"isweep_{n}": sum(getattr(one, n) or 0.0 for one in self.running.values()) for n in names}
+        return pace | ({} if left is None else {"isweep_seconds_left": left})
 
     def time_left(self) -> float | None:
         """Seconds until the last trial ends, from the trials of this run; None before the first one."""
         if not self._seconds:
             return None
-        took, expected = sum(self._seconds.values()), self._expected
+        took, ended = sum(self._seconds.values()), self._seconds.keys() | self.failed
+        expected = {name: seconds for name, seconds in self.expected.items() if math.isfinite(seconds)}
         foreseen = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
+        left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
         if foreseen > 0:
-            scale = took / foreseen
-            left = sum(
-                max(0.0, scale * seconds - self._ran(trial_id))
-                for trial_id, seconds in expected.items()
-                if trial_id not in self._seconds and trial_id not in self.failed
-            )
-        else:
-            left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
+            open_s = {name: took / foreseen * s for name, s in expected.items() if name not in ended}
+            left = sum(max(0.0, seconds - self._ran(name)) for name, seconds in open_s.items())
         return left / max(1, self.slots)
 
     def save(self) -> None:
@@ -282,14 +264,11 @@ class Progress:
         return "  ".join(parts)
 
     def _render(self) -> Table:
-        table = Table.grid(padding=(0, 1))
+        table, running = Table.grid(padding=(0, 1)), list(self.running.items())
         table.add_row(Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line()))
-        lines = [
-            f"{trial_id}  {trial.text(spelled(self._ran(trial_id)))}"
-            for trial_id, trial in list(self.running.items())[:MOST_SHOWN]
-        ]
-        if len(self.running) > MOST_SHOWN:
-            lines.append(f"and {len(self.running) - MOST_SHOWN} more: isweep status --watch shows them")
+        lines = [f"{name}  {one.text(spelled(self._ran(name)))}" for name, one in running[:MOST_SHOWN]]
+        if len(running) > MOST_SHOWN:
+            lines.append(f"and {len(running) - MOST_SHOWN} more: isweep status --watch shows them")
         for line in lines:
             table.add_row("", Text(line, style="dim"))
         return table
@@ -318,19 +297,15 @@ GAUGES = {
 
 
 class Series:
-    """The series of one sweep for Prometheus: a handful whatever its size, never one per trial.
-
-    Ray's nodes serve them beside Ray's own, as ``ray_isweep_…``; ``grafana.json`` draws them.
-    """
+    """The series of one sweep for Prometheus, served as ``ray_isweep_…``; ``grafana.json`` draws them."""
 
     def __init__(self, sweep: str, num_gpus: float) -> None:
         from ray.util.metrics import Counter, Gauge  # late: a finished sweep needs no Ray
 
         self._sweep, self._num_gpus, self._told = {"sweep": sweep}, num_gpus, 0.0
         self._trials = Gauge("isweep_trials", "Trials by state.", tag_keys=("sweep", "state"))
-        self._failed = Counter(
-            "isweep_failed_attempts", "Failed attempts by kind.", tag_keys=("sweep", "kind")
-        )
+        kinds = "Failed attempts by kind."
+        self._failed = Counter("isweep_failed_attempts", kinds, tag_keys=("sweep", "kind"))
         self._gauges = {name: Gauge(name, text, tag_keys=("sweep",)) for name, text in GAUGES.items()}
 
     def failed(self, kind: str) -> None:

@@ -1,13 +1,12 @@
-"""Cells on their way to Ray Tune, which only executes: taken one by one, put back, and named for people."""
+"""Cells on their way to Ray Tune, which only executes: what waits, and all that is asked of Tune and Ray."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import shutil
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,58 +18,39 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure
-from orchestrator.running.actors import (
-    ArrayCache,
-    EpochBoard,
-    EpochListener,
-    Keeper,
-    Said,
-    keep_out_of_runtime_environments,
-)
-from orchestrator.running.failures import Place, fit_nodes, killed_for_memory, read_failure, told_failure
+from orchestrator.running import worker
+from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
-from orchestrator.running.worker import TrialTrainable, equipped
-from search_spaces.errors import SweepError
+from orchestrator.running.worker import Said, TrialTrainable
+from search_spaces.errors import DataError, SweepError
 from tasks.clock import SYSTEM, Clock
+from tasks.prepared.subsets import TrialData
 
 if TYPE_CHECKING:
     from orchestrator.running.trials import Run, Work
 
-log = logging.getLogger(__name__)
-
-TRAIN = "train"
-"""The method of a trial's actor that Tune calls for its work."""
 MOST_NAMED = 1_000
 """For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
 
-That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
-ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
+That is with its older exporter, which :mod:`orchestrator.running.cluster` and the launch files ask for. The
+newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
 a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
 """
 
 
 @dataclass
 class CellQueue:
-    """Ids of cells that wait, run, or are tried again later.
+    """Ids of cells that wait (``ready``), run, or are tried again ``later``: after ready ones, by a clock.
 
-    Attributes:
-        ready: Waiting, in the order in which they are taken.
-        later: When each cell that failed may be taken again, by a monotonic clock; ready cells go first.
-        running: Taken and not settled.
-        error: Why no more are given out, where something ended the sweep.
+    ``error`` says why no more are given out, where something ended the sweep.
     """
 
     ready: deque[str]
     later: dict[str, float] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     error: SweepError | None = None
-
-    @classmethod
-    def of(cls, trial_ids: Iterable[str]) -> CellQueue:
-        """Return a queue in which these wait."""
-        return cls(deque(trial_ids))
 
     @property
     def empty(self) -> bool:
@@ -81,12 +61,11 @@ class CellQueue:
         """Return the next cell, which runs from now on; None when none may be taken yet."""
         if self.error is not None:
             return None
-        due = min(self.later, key=self.later.__getitem__, default=None)
         if self.ready:
             taken = self.ready.popleft()
-        elif due is not None and self.later[due] <= now:
-            taken = due
-            del self.later[due]
+        elif self.later and min(self.later.values()) <= now:
+            taken = min(self.later, key=self.later.__getitem__)
+            del self.later[taken]
         else:
             return None
         self.running.add(taken)
@@ -144,30 +123,25 @@ class _Named:
 
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]:
-    """Name the tasks of trials after them inside the block.
+    """Name the tasks of trials after them inside the block, of ``named``, which grows, and ``most`` others.
 
     Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
-
-    Args:
-        named: Ids of the trials whose tasks have a name; added to.
-        most: How many may have one.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:
-        log.info("this Ray has no place where tasks could be named: they keep Tune's name")
         yield
         return
 
     def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
         live: dict[Any, Any] = {}
-        actor = None
-        if method_name == TRAIN and (trial_name(trial) in named or len(named) < most):
-            named.add(trial_name(trial))
+        actor, name = None, trial_name(trial)
+        if method_name == "train" and (name in named or len(named) < most):
+            named.add(name)
             with contextlib.suppress(AttributeError, KeyError, ValueError):
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]
                 handle, resources = held = live[actor]
-                live[actor] = (_Named(handle, f"trial {trial_name(trial)}"), resources)
+                live[actor] = (_Named(handle, f"trial {name}"), resources)
         try:
             return schedule(controller, trial, method_name, *rest, **options)
         finally:
@@ -182,11 +156,10 @@ def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]
 
 
 def empty(trial: Any) -> None:
-    """Leave nothing in a Tune trial that has ended but the id of its cell.
+    """Leave nothing in a Tune trial that has ended but the id of its cell: results are in the store.
 
     Tune holds every trial until the last has ended, each with copies of what it was told, its whole report,
-    statistics of every number in it, and an object of Ray's. Nothing of that is read again: results are in
-    the store.
+    statistics of every number in it, and an object of Ray's.
     """
     trial.config["cell"] = {"trial_id": trial_name(trial)}
     # Private: with a Ray that has them no more, the driver grows by 20 kB for each trial.
@@ -199,11 +172,7 @@ def empty(trial: Any) -> None:
 
 
 class Execution(Protocol):
-    """All that a sweep asks of whoever executes its trials.
-
-    Attributes:
-        arrays: What trials are given to train on.
-    """
+    """All that a sweep asks of whoever executes its trials, and gives them ``arrays`` to train on."""
 
     arrays: Any
 
@@ -219,11 +188,8 @@ class Execution(Protocol):
     def count_failure(self, kind: FailureKind) -> None:
         """Count there an attempt that failed."""
 
-    def told_failure(self, trial: Any) -> CellReport | None:
-        """Return what a worker said of its failure; None when it went without a word."""
-
-    def lost_failure(self, trial: Any, place: Place | None) -> TrialFailure:
-        """Return of what a worker went that said nothing."""
+    def failure_of(self, trial: Any, place: Place | None) -> CellReport | TrialFailure:
+        """Return what a worker said of its failure, or of what it went that said nothing."""
 
     def process(self, trial: Any) -> Callable[[], object] | None:
         """Return how to kill a trial's process; None where it has none."""
@@ -245,28 +211,17 @@ class Execution(Protocol):
 
 
 class TuneExecution:
-    """Ray Tune, with workers that are used again; every start makes a fresh experiment.
-
-    Args:
-        run: What everything in the run shares.
-        work: What is run.
-        trainable: What runs a cell; another one is for tests and benchmarks.
-    """
+    """Ray Tune, with workers that are used again; another ``trainable`` is for tests and benchmarks."""
 
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._board = EpochBoard()
-        self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
+        self._board = worker.EpochBoard()
+        self._keeper = None if work.keep_url is None else worker.Keeper(work.keep_url, self._board)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, work.num_uses)
-        self.heard, self.show, self.count_failure = (
-            EpochListener(self._board).heard,
-            series.tell,
-            series.failed,
-        )
-        self.told_failure, self.lost_failure = told_failure, read_failure
-        self.fit_nodes, self.killed_for_memory = fit_nodes, killed_for_memory
+        self.heard, self.show, self.count_failure = self._board.heard, series.tell, series.failed
+        self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
         offer_board(run.cluster.session)
 
@@ -275,7 +230,7 @@ class TuneExecution:
         # Actors of a loop that broke keep their CPUs until nothing refers to them, its error included.
         gc.collect()
         name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        trainable = equipped(
+        trainable = worker.equipped(
             self._trainable,
             perform=self._work.perform,
             arrays=self.arrays.references,
@@ -325,3 +280,79 @@ class TuneExecution:
     def is_up(self) -> bool:
         """See :class:`Execution`."""
         return bool(ray.is_initialized())
+
+
+def keep_out_of_runtime_environments() -> None:
+    """Take credentials off the variables that Tune copies to its trials: Ray's agents would log them."""
+    from ray.tune.execution import class_cache
+
+    # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say so.
+    copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
+    copied.difference_update({name for name in copied if name.startswith(worker.STORAGE_PREFIXES)})
+
+
+class ArrayCache:
+    """Which arrays are in the object store, and who still needs them.
+
+    The driver puts an array when the first trial that needs it starts, and drops it when none that is left
+    needs it, or when others need its room: ``budget`` bytes, which running trials may exceed. Trials ask an
+    actor for the reference, because theirs is not made yet when they are planned.
+    """
+
+    def __init__(
+        self, load: Callable[[str], TrialData], budget: float, num_uses: Counter[str] | None = None
+    ) -> None:
+        self._left = None if num_uses is None else Counter(num_uses)
+        self._running: dict[str, str] = {}  # array by trial
+        self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
+        self._load, self._budget = load, budget
+        self.references = worker.start_beside_driver(worker.IsweepArrays)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays that are held now."""
+        return sum(size for _, size in self._held.values())
+
+    def trial_started(self, trial: str, key: str) -> None:
+        """Make sure that the array of a trial that starts is there."""
+        self._running[trial] = key
+        if key in self._held:
+            self._held[key] = self._held.pop(key)
+            return
+        try:
+            data = self._load(key)
+        except SweepError as error:
+            # Or the trial would wait for ever. Of bad data its own cells die, each with this message.
+            ray.get(self.references.put.remote(key, [error]))
+            if isinstance(error, DataError):
+                return
+            raise
+        size = data.train_images.nbytes + data.test_images.nbytes
+        self._make_room(size)
+        reference = ray.put(data)
+        self._held[key] = (reference, size)
+        ray.get(self.references.put.remote(key, [reference]))
+
+    def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
+        """Let the array go with the last trial that needs it; not ``for_good`` is one that is tried again."""
+        self._running.pop(trial, None)
+        if self._left is not None:
+            self._left[key] -= for_good
+            if self._left[key] <= 0:
+                self._drop(key)
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._held.clear()
+        ray.kill(self.references)
+
+    def _make_room(self, size: int) -> None:
+        in_use = set(self._running.values())
+        for key in [key for key in self._held if key not in in_use]:
+            if self.num_bytes + size <= self._budget:
+                return
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        if self._held.pop(key, None) is not None:
+            self.references.drop.remote(key)

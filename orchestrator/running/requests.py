@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_get
 
 from orchestrator.planning.estimate import Expectation, MeasuredTrial
 from orchestrator.planning.predict import (
@@ -25,7 +26,7 @@ from orchestrator.planning.predict import (
 )
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
-from orchestrator.running.gpus import NodeGpus
+from orchestrator.running.gpus import NodeGpus, answer_of
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 
 TIMES_OUT_OF_MEMORY = 4
 """That a trial on CPUs may be with nothing more to get: others may have used the memory up."""
-
 PATIENCE_S = 60.0
 """How long no trial may start before it is said what is missing, and then until it is looked at again."""
 ENDS_AFTER_S = 180.0
@@ -45,7 +45,6 @@ MOST_KINDS = 4
 """Of nodes that are named."""
 MOST_TOLD = 3
 MOST_CHARACTERS = 200
-STATUS_KEY = b"__autoscaling_status"
 MONITOR_LOG = "see monitor.* in /tmp/ray/session_latest/logs on the head"
 ADVICE = (
     (("limitexceeded", "spotinstancecount", "quota"), "ask the provider for a higher quota of this type"),
@@ -72,35 +71,16 @@ NO_TYPE = (
 """Where nothing failed and nothing comes: no node of any type would do, or as many are there as may be."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What one attempt at a trial gets: batches pass the network whole, or ``micro_batch`` images at once."""
-
-    resources: Resources
-    micro_batch: int | None = None
-
-    def for_worker(self) -> dict[str, Any]:
-        """Return what a trial's process is told of it."""
-        return {
-            "num_threads": self.resources.num_threads,
-            "num_gpus": self.resources.num_gpus,
-            "fast": self.resources.fast,
-            "micro_batch": self.micro_batch,
-            "request": self.resources.as_ray(),
-        }
-
-
 @dataclass
 class Requests:
     """The requests of a sweep, larger for trials that ran out of memory.
 
     Attributes:
-        resources: what the sweep asks for every trial.
-        expectation: the cluster's kind of GPU, where shares are to be predicted, and what was measured on
-            it; without one all get the same share.
-        node_memory_bytes: what the largest node has: a trial that asks for more would never start.
-        out_of_memory: how often each trial ran out of memory in this run.
-        not_captured: trials whose steps could not be captured.
+        resources: What the sweep asks for every trial.
+        expectation: Of the cluster's kind of GPU; without one all trials get the same share.
+        node_memory_bytes: What the largest node has: a trial that asks for more would never start.
+        out_of_memory: How often each trial ran out of memory in this run.
+        not_captured: Trials whose steps could not be captured.
     """
 
     resources: Resources
@@ -109,7 +89,7 @@ class Requests:
     out_of_memory: Counter[str] = field(default_factory=Counter)
     not_captured: set[str] = field(default_factory=set)
 
-    def of(self, cell: TrialSpec) -> Request:
+    def of(self, cell: TrialSpec) -> Resources:
         """Return what the next attempt at ``cell`` gets.
 
         Every time out of memory doubles its share, up to a whole GPU; after that its batches pass in ever
@@ -121,7 +101,7 @@ class Requests:
         if cell.trial_id in self.not_captured:
             resources = replace(resources, fast="off")
         if not times:
-            return Request(resources)
+            return resources
         share, memory = resources.num_gpus, resources.memory_bytes
         # Up to a whole GPU; a machine's memory grows once.
         doublings = max(0, math.ceil(math.log2(1 / share) - 1e-9)) if share else 1
@@ -131,16 +111,13 @@ class Requests:
             memory_bytes=max(memory, int(min(2 * memory, self.node_memory_bytes()))) if memory else 0,
         )
         if times <= doublings or not self._may_be_cut(cell):
-            return Request(resources)
+            return resources
         # Two at least: batch norm has no variance over one image.
-        return Request(resources, max(2, cell.network.recipe.batch_size >> (times - doublings)))
+        parts = max(2, cell.network.recipe.batch_size >> (times - doublings))
+        return replace(resources, micro_batch=parts)
 
     def failed(self, cell: TrialSpec, failure: TrialFailure) -> str:
-        """Count a failure, so that the next attempt gets more.
-
-        Returns:
-            What the user may choose, where no attempt can get more; empty otherwise.
-        """
+        """Count a failure; returns what the user may choose, where no attempt can get more."""
         if CAPTURE_FAILED in failure.message:
             self.not_captured.add(cell.trial_id)
             return ""
@@ -148,7 +125,7 @@ class Requests:
             return ""
         before = self.of(cell)
         self.out_of_memory[cell.trial_id] += 1
-        on_gpu = before.resources.num_gpus > 0
+        on_gpu = before.num_gpus > 0
         if self.of(cell) != before or not (on_gpu or self.out_of_memory[cell.trial_id] > TIMES_OUT_OF_MEMORY):
             return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
@@ -161,17 +138,16 @@ class Requests:
 
     def usual(self, cells: Collection[TrialSpec]) -> Resources:
         """Return what a trial of ``cells``, at least one, asks for on average."""
-        shares = [self.of(cell).resources.num_gpus for cell in cells]
+        shares = [self.of(cell).num_gpus for cell in cells]
         return replace(self.resources, num_gpus=sum(shares) / len(shares))
 
     def _may_be_cut(self, cell: TrialSpec) -> bool:
         """Tell whether batches of a trial may pass in parts: with batch norm that changes its numbers."""
         if self.resources.micro_batches != "auto":
             return self.resources.micro_batches == "on"
-        try:
+        with suppress(SweepError):
             return not has_batch_norm(cell.network)
-        except SweepError:
-            return False
+        return False
 
     def _share(self, cell: TrialSpec, gpu: GpuModel) -> float:
         if self.expectation.share is not None:
@@ -213,33 +189,17 @@ def expected(
 
 
 class StartWatch:
-    """Says what is missing when cells wait for a place and none starts, and again when the reason changes.
-
-    Args:
-        why: Says what is missing.
-        say: Is told.
-        ends: Whether waiting ends, as on a private cluster.
-        clock: Says how long nothing starts.
-    """
+    """Says what is missing when cells wait and none starts; waiting ``ends`` on a private cluster."""
 
     def __init__(
-        self,
-        why: Callable[[], str],
-        say: Callable[[str], None],
-        *,
-        ends: bool = False,
-        clock: Clock = SYSTEM,
+        self, why: Callable[[], str], say: Callable[[str], None], *, ends: bool, clock: Clock = SYSTEM
     ) -> None:
         self._why, self._say, self._ends, self._clock = why, say, ends, clock
         self._moved_at = self._looked_at = self._seen_at = clock.monotonic()
         self._said = ""
 
     def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
-        """Look at Tune's trials; ``waiting`` tells whether any should run.
-
-        Raises:
-            SetupError: when nothing will ever start.
-        """
+        """Look at Tune's trials; ``waiting`` tells whether any should run."""
         now = self._clock.monotonic()
         if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
             self._moved_at = self._looked_at = now
@@ -284,113 +244,55 @@ def why_nothing_starts(resources: Resources) -> str:
         missing += f" No node has all that one asks for: they have {they}."
     report = launch_report()
     if report is not None:
-        return f"{missing} {report.text()}"
+        return f"{missing} {report}"
     if held:
         return f"{missing} The sweep goes on as soon as it is free."
     less = "ask for less, or run with --device cpu" if resources.num_gpus else "or ask for less"
     return f"{missing} This cluster does not grow by itself: add nodes, {less}."
 
 
-def bound_by_cpus(resources: Resources) -> str:
-    """Say when trials ask for so many CPUs that GPUs stay empty, node by node; nothing where they do not."""
-    if not resources.num_gpus:
-        return ""
-    rooms = [
-        (int(node.get("GPU", 0) / resources.num_gpus), int(node.get("CPU", 0) / resources.num_cpus))
-        for node in _nodes()
-    ]
-    by_gpu, at_once = sum(gpu for gpu, _ in rooms), sum(map(min, rooms))
-    if at_once == by_gpu:
-        return ""
-    return (
-        f"CPUs bound the trials: {at_once} at once by resources.num_cpus {resources.num_cpus:g}, "
-        f"{by_gpu} by the GPUs; {by_gpu * resources.num_cpus:g} CPUs beside the GPUs would fill them"
+def places(resources: Resources) -> tuple[int, str]:
+    """Return how many trials run at once, node by node, and says when CPUs are too few to fill the GPUs."""
+    num_cpus, num_gpus = resources.num_cpus, resources.num_gpus
+    by_cpu = [int(node.get("CPU", 0) / num_cpus) for node in _nodes()]
+    by_gpu = [int(node.get("GPU", 0) / num_gpus) for node in _nodes()] if num_gpus else by_cpu
+    at_once, most = sum(map(min, zip(by_cpu, by_gpu, strict=True))), sum(by_gpu)
+    bound = (
+        f"CPUs bound the trials: {at_once} at once by resources.num_cpus {num_cpus:g}, {most} by the GPUs; "
+        f"{most * num_cpus:g} CPUs beside the GPUs would fill them"
     )
+    return max(1, at_once), bound if at_once < most else ""
 
 
 def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-@dataclass(frozen=True)
-class LaunchReport:
-    """What a cluster's autoscaler does about the trials that wait.
-
-    Attributes:
-        coming: Nodes that were asked for or are being set up, in words.
-        failures: Launches and set-ups that failed lately, newest first, in the provider's words.
-    """
-
-    coming: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()
-
-    def text(self) -> str:
-        """Say it in a sentence or two, with what to do about the newest failure."""
-        parts = [f"On their way: {', '.join(self.coming)}." if self.coming else "No node is on its way."]
-        for failure in self.failures[:MOST_TOLD]:
-            parts.append(f"Launch failed: {failure[:MOST_CHARACTERS].rstrip('.')}.")
-        if self.failures:
-            plain = self.failures[0].lower().replace(" ", "").replace("_", "")
-            fitting = (what for words, what in ADVICE if any(word in plain for word in words))
-            parts.append(f"What to do: {next(fitting, MONITOR_LOG)}.")
-        elif not self.coming:
-            parts.append(NO_TYPE)
-        return " ".join(parts)
+def launch_report() -> str | None:
+    """Say what the connected cluster's autoscaler does about trials that wait; None where there is none."""
+    address = ray.get_runtime_context().gcs_address
+    status = (sys.executable, "-m", "ray.scripts.scripts", "status", "--verbose", "--address", address)
+    said, _ = answer_of(*status)
+    return told_of(said)
 
 
-def launch_report() -> LaunchReport | None:
-    """Ask the connected cluster's autoscaler; None where there is none, or none that we can read.
-
-    Ray keeps it in two forms, by the autoscaler's version, in its private interfaces.
-    """
-    try:
-        from ray.autoscaler.v2.sdk import get_cluster_status
-        from ray.autoscaler.v2.utils import is_autoscaler_v2
-
-        if is_autoscaler_v2():
-            return read_second_version(get_cluster_status(ray.get_runtime_context().gcs_address))
-        report = json.loads(_internal_kv_get(STATUS_KEY) or "{}").get("autoscaler_report")
-        # Of nodes that were added by hand Ray's provider calls each one's type by its id: it launches none.
-        types = (report or {}).get("node_type_mapping") or {}
-        by_hand = types and all(kind == f"node_{node}" for node, kind in types.items())
-        return read_first_version(report) if report and not by_hand else None
-    except Exception as error:  # private interfaces, that another Ray may have changed
-        log.warning("the autoscaler cannot be asked: %s: %s", type(error).__name__, error)
+def told_of(status: str) -> str | None:
+    """Say in a sentence or two what ``ray status --verbose`` tells: what comes, what failed, what to do."""
+    found = {
+        title: [line.strip() for line in lines.splitlines() if not line.startswith(" (no ")]
+        for title, lines in re.findall(r"^([A-Z][a-z ]+):\n((?: .*\n?)+)", status, re.MULTILINE)
+    }
+    coming, failures = found.get("Pending", []), found.get("Recent failures", [])
+    # Of nodes that were added by hand Ray's provider calls each one's type by its id: it launches none.
+    types = [line.split()[1] for line in found.get("Active", []) + found.get("Idle", [])]
+    if not (coming or failures) and all(re.fullmatch(r"node_[0-9a-f]{40,}", name) for name in types):
         return None
-
-
-def read_first_version(report: dict[str, Any]) -> LaunchReport:
-    """Read the summary of version 1, as it lies in Ray's table."""
-    asked_for = {(kind, "asked for"): number for kind, number in report.get("pending_launches", {}).items()}
-    setting_up = Counter((kind, state) for _, kind, state in report.get("pending_nodes", ()))
-    known = report.get("node_availability_summary", {}).get("node_availabilities", {})
-    unavailable = [
-        (record["last_checked_timestamp"], f"{kind}: {told['category']}: {told['description']}")
-        for kind, record in known.items()
-        if not record["is_available"] and (told := record.get("unavailable_node_information"))
-    ]
-    failed = Counter(kind for _, kind in report.get("failed_nodes", ()))
-    return LaunchReport(
-        _counted(asked_for | setting_up),
-        (
-            *(text for _, text in sorted(unavailable, reverse=True)),
-            *(f"{kind}: {number} nodes did not get through their setup" for kind, number in failed.items()),
-        ),
-    )
-
-
-def read_second_version(status: Any) -> LaunchReport:
-    """Read the status of version 2."""
-    asked_for = {(one.ray_node_type_name, "asked for"): one.count for one in status.pending_launches}
-    setting_up = Counter(
-        (one.ray_node_type_name, one.details or one.node_status) for one in status.pending_nodes
-    )
-    launches = sorted(status.failed_launches, key=lambda launch: launch.failed_ts_s or 0, reverse=True)
-    return LaunchReport(
-        _counted(asked_for | setting_up),
-        tuple(f"{one.ray_node_type_name}: {one.details or 'no reason given'}" for one in launches),
-    )
-
-
-def _counted(nodes: dict[tuple[str, str], int]) -> tuple[str, ...]:
-    return tuple(f"{number} {kind} ({state})" for (kind, state), number in nodes.items() if number)
+    parts = [f"On their way: {'; '.join(coming)}." if coming else "No node is on its way."]
+    parts += [f"Launch failed: {one[:MOST_CHARACTERS].rstrip('.')}." for one in failures[:MOST_TOLD]]
+    if failures:
+        plain = failures[0].lower().replace(" ", "").replace("_", "")
+        fitting = (what for words, what in ADVICE if any(word in plain for word in words))
+        parts.append(f"What to do: {next(fitting, MONITOR_LOG)}.")
+    elif not coming:
+        parts.append(NO_TYPE)
+    return " ".join(parts)

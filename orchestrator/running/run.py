@@ -23,10 +23,10 @@ from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker, open_tracker
+from orchestrator.running import preparation
 from orchestrator.running.cluster import (
     Cluster,
     Device,
-    Resources,
     RunOptions,
     connect,
     this_machine,
@@ -35,17 +35,6 @@ from orchestrator.running.cluster import (
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked
-from orchestrator.running.preparation import (
-    check_models,
-    check_pretrained,
-    check_raw,
-    check_same_start,
-    fetch_pretrained,
-    load_arrays,
-    measure_subset,
-    prepare_missing,
-    prepare_own,
-)
 from orchestrator.running.progress import Progress
 from search_spaces.specs import pair_name
 from tasks.remote import Executor
@@ -98,7 +87,6 @@ def run_sweep(
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
-                _fetch_weights(sweep)
                 _start(sweep)
                 _prepare(sweep)
                 _measure(sweep)
@@ -154,10 +142,7 @@ class _Sweep:
 
 
 def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack) -> StoredResults:
-    """Take the root's lock, remove what a killed run left, and refuse what cannot run.
-
-    Everything that can be refused is, before anything expensive starts and a tracked run is opened or marked.
-    """
+    """Take the root's lock, remove what a killed run left, and refuse at once what cannot run."""
     workspace.make()
     read_prices(workspace.paths.prices)  # a mistake in it must not wait for the report
     provenance()  # of the code as it is now, whatever becomes of it while the sweep runs
@@ -176,9 +161,9 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
                 monitor.note(f"{damaged}: {remade}; made again from kept weights")
             if retrained:
                 monitor.note(f"{damaged}: {retrained}; without weights, so trained again")
-        check_raw(workspace, options.raw)
+        preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
-        check_models(workspace.plan, stored.trials)
+        preparation.check_models(workspace.plan, stored.trials)
         done = judge(workspace, stored).results
         if options.address is None and len(done) < len(workspace.plan.trials):
             there = 0 if options.device == "cpu" else len(gpus_here())
@@ -186,7 +171,7 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
             if there:
                 check_gpus(workspace, options, survey(there, local=True))
-        prepare_own(workspace, options, monitor)
+        preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
     waiting = workspace.plan.trials_by_id.keys() - done.keys()
     for name in workspace.paths.sweep_names() if waiting else ():
@@ -198,7 +183,7 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
 
 
 def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus]) -> None:
-    """Refuse GPUs on which no trial of the sweep could run; see :func:`~orchestrator.running.gpus.refuse`."""
+    """Refuse GPUs on which no trial of the sweep could run."""
     asked, plan = workspace.plan.sweep.resources.num_gpus, workspace.plan
     shared = any(node.mps for node in nodes)
     share = (0.5 if shared else 1.0) if asked is None else asked
@@ -206,23 +191,16 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
-def _fetch_weights(sweep: _Sweep) -> None:
-    """Download what pretrained networks start from."""
-    plan, known = sweep.workspace.plan, sweep.state.results
-    sweep.pretrained = fetch_pretrained(plan, known, sweep.workspace.paths, sweep.monitor.note)
-    check_same_start(sweep.stored.trials, plan, sweep.pretrained)
-    check_pretrained(plan, sweep.pretrained)
-
-
 def _start(sweep: _Sweep) -> None:
-    """Start Ray, where trials wait, while MLflow gives its first answer; where that is no, the sweep ends.
-
-    What trials ask for must be there before hours of preparation.
-    """
-    if len(sweep.state.results) < len(sweep.workspace.plan.trials):
-        trial_resources(sweep.workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
+    """Fetch what networks start from; start Ray, where trials wait, while MLflow gives its first answer."""
+    workspace, known = sweep.workspace, sweep.state.results
+    weights = preparation.fetch_pretrained(workspace.plan, known, workspace.paths, sweep.monitor.note)
+    preparation.check_same_start(sweep.stored.trials, workspace.plan, weights)
+    sweep.pretrained = weights
+    if len(known) < len(workspace.plan.trials):
+        trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:
-            check_gpus(sweep.workspace, sweep.options, sweep.nodes)
+            check_gpus(workspace, sweep.options, sweep.nodes)
     sweep.tracker.check()
 
 
@@ -231,7 +209,7 @@ def _prepare(sweep: _Sweep) -> None:
     workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
     if missing:
-        prepare_missing(workspace, missing, options, sweep.executor(reads_files=True), monitor)
+        preparation.prepare_missing(workspace, missing, options, sweep.executor(reads_files=True), monitor)
         workspace.look_again()
     check_feasible(workspace, options.raw)
 
@@ -244,9 +222,9 @@ def _measure(sweep: _Sweep) -> None:
         sweep.monitor.stage("measure", f"on {sweep.cluster.num_cpus:g} CPUs", len(missing))
     for spec in missing:
         dataset = plan.datasets[spec.subset.prepared.dataset]
-        data = load_arrays(sweep.workspace, spec.subset, max(spec.train_sizes))
+        data = preparation.load_arrays(sweep.workspace, spec.subset, max(spec.train_sizes))
         label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
-        record = measure_subset(spec, data, dataset, sweep.executor().labelled(label))
+        record = preparation.measure_subset(spec, data, dataset, sweep.executor().labelled(label))
         sweep.stored.save(record)
         sweep.monitor.advance(spec.measure_id)
 
@@ -255,23 +233,22 @@ def _train(sweep: _Sweep) -> None:
     """Train the cells that are left, and measure on kept networks what is asked for now."""
     workspace, plan, state, monitor = sweep.workspace, sweep.workspace.plan, sweep.state, sweep.monitor
     pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
-    monitor.trials_planned(len(plan.trials), len(state.results))
+    monitor.planned, monitor.done = len(plan.trials), len(state.results)
     if not pending:
         return
-    from orchestrator.running.requests import Requests, bound_by_cpus, expected
+    from orchestrator.running.requests import Requests, expected, places
     from orchestrator.running.trials import GridWork, Run, Trials
 
     asked, cluster = plan.sweep.resources, sweep.cluster
     resources = trial_resources(asked, cluster, sweep.options.device)
     folders = gpu_check_folders(workspace.paths.root)
     expectation = expected(sweep.nodes, asked, state.measured_trials(), folders)
-    usual = Requests(resources, expectation).usual(pending)
-    monitor.slots = slots(usual, cluster)
-    if bound := bound_by_cpus(usual):
+    monitor.slots, bound = places(Requests(resources, expectation).usual(pending))
+    if bound:
         monitor.note(bound)
     monitor.stage("train")
     run = Run(plan, workspace.paths, cluster, resources, sweep.stored, sweep.tracker, monitor, expectation)
-    load, url = partial(load_arrays, workspace), workspace.results_url
+    load, url = partial(preparation.load_arrays, workspace), workspace.results_url
     work = GridWork(run, pending, load, state=state, keep_url=url, pretrained=sweep.pretrained)
     Trials(run, work).run()
 
@@ -325,10 +302,3 @@ def announced(
             page = f"{cluster.dashboard}/#/jobs/01000000"
             monitor.note(f"Trials there: {page}, Task Table, Function or Class Name: IsweepTrial.train")
         yield cluster
-
-
-def slots(resources: Resources, cluster: Cluster) -> int:
-    """Return how many trials fit the cluster at the same time."""
-    by_cpu = cluster.num_cpus / resources.num_cpus
-    by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
-    return max(1, int(min(by_cpu, by_gpu)))

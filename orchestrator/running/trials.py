@@ -1,16 +1,16 @@
 """Running cells as Ray Tune trials: one loop for the cells of a grid and for the trials of a search.
 
-The store decides what is left; Tune only executes. Every start makes a fresh experiment, so none of Tune's
-own state is ever read back. What a grid and a search do differently is a :class:`Work`; all else is here: its
-cells are run by workers (:mod:`orchestrator.running.worker`), and what comes back is stored, told to the
-tracker and shown, by this driver alone.
+The store decides what is left; Tune only executes. What a grid and a search do differently is a
+:class:`Work`; all else is here: its cells are run by workers (:mod:`orchestrator.running.worker`), and what
+comes back is stored, told to the tracker and shown, by this driver alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,7 +19,6 @@ from ray import tune
 from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.results import table
 from orchestrator.results.records import (
     CellReport,
     FailureKind,
@@ -28,26 +27,19 @@ from orchestrator.results.records import (
     TrialRecord,
     provenance,
 )
-from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, index_measures
+from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
 from orchestrator.results.state import State, StoredResults
 from orchestrator.results.store import Event, ResultStore, What
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.actors import Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
-from orchestrator.running.failures import (
-    HangWatch,
-    Place,
-    Retries,
-    classify_broken_fit,
-    gpu_named,
-)
+from orchestrator.running.failures import HangWatch, Place, Retries, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
 from orchestrator.running.requests import Requests, StartWatch
-from orchestrator.running.worker import REPORT, Perform, perform_cell
+from orchestrator.running.worker import REPORT, Note, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
-from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
+from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
@@ -64,10 +56,7 @@ WITHOUT_A_WORD = TrialFailure(
 
 @dataclass
 class Run:
-    """What everything in one run shares.
-
-    Without a GPU in its expectation all trials get the same share of one.
-    """
+    """What everything in one run shares."""
 
     plan: SweepPlan
     paths: RootPaths
@@ -88,14 +77,12 @@ class Work:
     """What differs between the cells of a grid and the trials of a search.
 
     Attributes:
-        run: What it is a part of.
         cells: Everything that was taken from the queue, or may be, by id.
-        queue: Says what is next.
         perform: Does a cell, in a worker.
         keep_url: Where workers keep weights, predictions and checkpoints; None keeps none.
         num_uses: How many cells need each array; None where nobody knows.
         earlier: Attempts at cells in earlier runs.
-        pretrained: Weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
+        pretrained: What networks start from, by :attr:`ModelSpec.pretrained_key`.
     """
 
     perform: Perform
@@ -108,11 +95,7 @@ class Work:
         self.earlier: dict[str, int] = {}
 
     def load(self, key: str) -> TrialData:
-        """Read an array.
-
-        Raises:
-            SweepError: when it cannot be read.
-        """
+        """Read an array."""
         raise NotImplementedError
 
     def job(self, cell: TrialSpec) -> dict[str, Any]:
@@ -120,11 +103,7 @@ class Work:
         raise NotImplementedError
 
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
-        """Seal the result of a cell; returns what a tracker shows of it.
-
-        Raises:
-            SweepError: when it cannot be stored.
-        """
+        """Seal the result of a cell; returns what a tracker shows of it."""
         raise NotImplementedError
 
     def started(self, trial_id: str) -> None:
@@ -163,9 +142,9 @@ class GridWork(Work):
     ) -> None:
         cells, plan = list(cells), run.plan
         seconds = expected_seconds(cells, run.expectation)
-        run.monitor.trials_expected(seconds)
+        run.monitor.expected = seconds
         ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, run.array_budget, seconds)}
-        super().__init__(run, CellQueue.of(ordered), ordered)
+        super().__init__(run, CellQueue(deque(ordered)), ordered)
         self._load, self.keep_url, self.pretrained = load, keep_url, pretrained or {}
         self._networks = {array_key(plan, cell): cell.network for cell in cells}
         self.num_uses = Counter(array_key(plan, cell) for cell in cells)
@@ -223,10 +202,7 @@ class GridWork(Work):
 
 
 class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
-    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
-
-    Another ``trainable`` is for tests and benchmarks.
-    """
+    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer."""
 
     def __init__(
         self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM
@@ -261,12 +237,12 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 if self._queue.error is not None:
                     raise self._queue.error
                 for trial_id in sorted(self._queue.running):  # that Tune ended without a word
-                    self._lost(trial_id, lambda: WITHOUT_A_WORD)
+                    self._lost(trial_id, WITHOUT_A_WORD)
         finally:
             self._execution.arrays.close()
 
     def _taken(self, trial_id: str) -> dict[str, Any]:
-        """A cell is given to Tune: count the attempt, and return what its worker is told."""
+        """Count the attempt of a cell that is given to Tune, and return what its worker is told."""
         self._attempts[trial_id] += 1
         cell = self._work.cells[trial_id]
         return {
@@ -286,30 +262,24 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_name(trial)
         cell = self._work.cells[trial_id]
         self._work.started(trial_id)
-        try:
+        with self._ends_on_error():
             self._execution.arrays.trial_started(trial_id, self._array(trial_id))
-        except SweepError as error:
-            self._queue.error = error
+        if self._queue.error is not None:
             return
-        self._run.tracker.start_trial(trial_id, self._tags(cell))
+        domain = self._run.plan.datasets[cell.network.subset.prepared.dataset].domain
+        tags = trial_tags(cell, domain, CellStatus.RUNNING, self._attempt(trial_id))
+        self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
         self._hangs.started(trial_id, self._work.seconds_allowed(cell))
         self._tell(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the process of every trial that has been silent past its limit; say where the sweep stands.
-
-        Raises:
-            SweepError: that ends the sweep. Tune would first run the trials that it was given, for hours.
-        """
+        """End what hangs; say where the sweep stands; raise what ends it, or Tune would go on for hours."""
         raise_if_asked()
+        with self._ends_on_error():
+            self._starts.look(trials, waiting=bool(self._queue.running))
         if self._queue.error is not None:
             raise self._queue.error
-        try:
-            self._starts.look(trials, waiting=bool(self._queue.running))
-        except SweepError as error:
-            self._queue.error = error
-            raise
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._hear()
         running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
@@ -325,18 +295,18 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        ended, told = self._hangs.failure(trial_id), self._execution.told_failure(trial)
-        if ended is None and told is not None:
-            self._reported(trial_id, told)
+        failure = self._hangs.failure(trial_id) or self._execution.failure_of(
+            trial, self._places.get(trial_id)
+        )
+        if isinstance(failure, CellReport):
+            self._reported(trial_id, failure)
         else:
-            self._lost(
-                trial_id, lambda: ended or self._execution.lost_failure(trial, self._places.get(trial_id))
-            )
+            self._lost(trial_id, failure)
         empty(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
-        self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
+        self._lost(trial_name(trial), WITHOUT_A_WORD)
         empty(trial)
 
     def _reported(self, trial_id: str, report: CellReport) -> None:
@@ -344,21 +314,25 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
         self._nodes[trial_id], failure = report.node, report.outcome
-        try:
+        with self._ends_on_error():
             if isinstance(failure, TrialFailure):
                 self._failed(trial_id, failure, log_text=report.log)
                 self._retries.check_nodes(report.node, failure, self._execution.fit_nodes(failure))
             else:
                 self._finished(trial_id, report)
-        except SweepError as error:
-            self._queue.error = error
 
-    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
-        """The process of a trial is gone; ``failure`` says of what, where nobody knows yet how it ended."""
+    def _lost(self, trial_id: str, failure: TrialFailure) -> None:
+        """The process of a trial is gone, of what only counts where nobody knows yet how it ended."""
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
+        with self._ends_on_error():
+            self._failed(trial_id, failure, died=True)
+
+    @contextmanager
+    def _ends_on_error(self) -> Iterator[None]:
+        """Let an error of the block end the sweep: no more cells are given out."""
         try:
-            self._failed(trial_id, failure(), died=True)
+            yield
         except SweepError as error:
             self._queue.error = error
 
@@ -415,7 +389,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.tracker.fail_trial(record)
         self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         told = f"{failure.kind}: {failure.message} ({ending})"
-        log.warning("trial %s failed: %s", trial_id, told)
         trace = f"\n{failure.traceback}" if failure.traceback else ""
         self._tell(trial_id, "failed", told, log_text + trace)
 
@@ -429,12 +402,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         killed: set[str] = set()
         if failure.kind == FailureKind.OUT_OF_MEMORY:
             self._hear(wait=True)
-            killed = self._execution.killed_for_memory(
-                {i: self._places[i] for i in running if i in self._places}
-            )
+            places = {i: self._places[i] for i in running if i in self._places}
+            killed = self._execution.killed_for_memory(places)
         for trial_id in running:
             if not killed or trial_id in killed:
-                self._lost(trial_id, lambda: failure)
+                self._lost(trial_id, failure)
                 continue
             # It has ended through no fault of its own: no attempt is counted.
             reason = f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}"
@@ -442,13 +414,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._attempts[trial_id] -= 1
             self._waits_again(trial_id, 0.0)
             self._run.monitor.trial_stopped(trial_id)
-            log.warning("trial %s waits again: %s", trial_id, reason)
         if not self._execution.is_up() or self._num_broken > MOST_BROKEN_FITS:
-            self._queue.error = SetupError(
-                "Ray Tune must be able to run trials",
-                failure.message,
-                "run the same command again: what is done is kept; the log below the root says more",
-            )
+            way_out = "run the same command again: what is done is kept; the log below the root says more"
+            self._queue.error = SetupError("Ray Tune must be able to run trials", failure.message, way_out)
 
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
@@ -457,7 +425,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
-        """A cell that ran may be taken again."""
         self._queue.again(trial_id, self._clock.monotonic() + pause_s)
         self._hangs.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
@@ -476,19 +443,3 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _array(self, trial_id: str) -> str:
         return array_key(self._run.plan, self._work.cells[trial_id])
-
-    def _tags(self, cell: TrialSpec) -> dict[str, str]:
-        """Return what a tracker is told of a trial that starts."""
-        network, dataset = cell.network, cell.network.subset.prepared.dataset
-        return {
-            table.TRIAL_ID: cell.trial_id,
-            table.MODEL: network.model.name,
-            table.DATASET: dataset,
-            table.DOMAIN: self._run.plan.datasets[dataset].domain or "",
-            table.CLASS_PAIR: pair_name(network.subset.class_pair),
-            table.RECIPE: network.recipe.name,
-            table.TRAIN_SIZE: str(network.train_size),
-            table.SEED: str(network.seed),
-            table.ATTEMPT: str(self._attempt(cell.trial_id)),
-            table.STATUS: str(CellStatus.RUNNING),
-        }

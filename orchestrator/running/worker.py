@@ -1,20 +1,27 @@
-"""A worker: an actor that takes cell after cell and keeps nothing between them."""
+"""What runs beside the driver: workers, which take cell after cell, and the actors that they speak with.
+
+Workers keep nothing between cells, and need no disk of the driver's: three actors on its node hand out
+arrays, keep files and hear what trials say.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import ray
 from ray import tune
 from ray.tune.result import DONE
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.planning.paths import without_secrets
 from orchestrator.results.records import (
@@ -25,14 +32,21 @@ from orchestrator.results.records import (
     code_fingerprint,
     provenance,
 )
-from orchestrator.results.store import FileKind
-from orchestrator.running.actors import EpochBoard, Keeper
-from orchestrator.running.failures import CellFailed, DeviceError, OtherCodeError, classify, ends_process
-from orchestrator.running.gpus import NO_GPU, gpu_in_use, named, rest, trial_options
-from search_spaces.errors import CorruptStoreError, SweepError
+from orchestrator.results.storage import Patience
+from orchestrator.results.store import FileKind, ResultStore
+from orchestrator.running import gpus
+from orchestrator.running.failures import (
+    CellFailed,
+    DeviceError,
+    OtherCodeError,
+    Place,
+    classify,
+    ends_process,
+)
+from search_spaces.errors import CorruptStoreError, SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import SearchResult, TrialResult
+from tasks.trials.records import EpochRecord, EpochScore, KeptFile, SearchResult, TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +54,16 @@ REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
 HEAD_CHARACTERS = 16_000
 TAIL_CHARACTERS = 48_000
+STORAGE_PREFIXES = ("AWS_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_")
+"""Of the variables that name object stores and open them."""
+TELL_INTERVAL_S = 0.5
+ASK_INTERVAL_S = 1.0
+ANSWER_TIMEOUT_S = 2.0
+MOST_KEPT = 100_000
+"""Of what trials say, until the driver asks. Live views alone lose the rest: a result has all its epochs."""
+PATIENCE_S = 120.0
+"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to hang."""
+SAID_AFTER_S = 10.0
 
 Perform = Callable[["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]]
 """Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns what was
@@ -109,10 +133,9 @@ def recorded() -> Iterator[TrialLog]:
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Runs one cell per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
-    An exception inside a cell is an outcome like any other, of which the driver is told in full. It reaches
-    Tune as an error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that
-    a failure left in the process meets the next cell. What a worker is told of its ``cell`` stands in
-    :meth:`orchestrator.running.trials.Trials._taken`.
+    An exception inside a cell is an outcome, of which the driver is told in full. It reaches Tune as an
+    error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that a failure
+    left in the process meets the next cell.
     """
 
     def setup(
@@ -125,16 +148,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         epochs: EpochBoard | None = None,
         pretrained: dict[str, bytes] | None = None,
     ) -> None:
-        """Take the first cell.
+        """Take the first cell, and what all have in common: see :class:`orchestrator.running.trials.Work`.
 
-        Args:
-            config: Has the cell.
-            perform: Does it.
-            arrays: The actor that hands out references to :class:`TrialData`.
-            keeper: Who keeps weights, predictions and checkpoints; None keeps none.
-            code: Source of one's own networks, by relative path.
-            epochs: Where it says what it does; None tells nobody.
-            pretrained: Weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
+        ``code`` is the source of one's own networks, by relative path.
         """
         self._perform, self._arrays, self._code = perform or perform_cell, arrays, code or {}
         self.keeper, self.epochs, self.pretrained = keeper, epochs, pretrained or {}
@@ -147,15 +163,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the cell; the report is its result, with start and end times.
-
-        Raises:
-            CellFailed: with a report of its failure.
-            DeviceError: when nothing can be asked of this process any more.
-        """
+        """Run the cell; return its report, or raise it as :class:`CellFailed` or ``DeviceError``."""
         trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
         if self.epochs is not None:
-            self.epochs.arrived(trial_id)
+            self.epochs.say(Place.here(trial_id))
         # In ``top`` and on the dashboard's node page, until Ray puts its own title back.
         # Private: with a Ray that has it no more, the class's name is shown instead.
         getattr(ray._raylet, "setproctitle", lambda title: None)(f"ray::isweep {trial_id}")
@@ -166,9 +177,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 self._check_code()
                 self._has_run = True
             except (Exception, SystemExit) as error:  # the latter of somebody's own network
-                report = CellReport(
-                    started_at=started_at, finished_at=started_at, outcome=self._failure(error)
-                )
+                failed = self._failure(error)
+                report = CellReport(started_at=started_at, finished_at=started_at, outcome=failed)
             # By a clock that nobody sets: durations are stored.
             seconds, outcome = time.monotonic() - began, report.outcome
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
@@ -184,9 +194,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()
-        options, note = trial_options(self.cell)
+        options, note = gpus.trial_options(self.cell)
         if options["device"] == "cuda":
-            self._gpu = gpu_in_use()  # one that failed cannot be asked any more
+            self._gpu = gpus.gpu_in_use()  # one that failed cannot be asked any more
         found, trained = self._perform(self, data, options)
         return CellReport(
             started_at=started_at,
@@ -201,22 +211,18 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         )
 
     def _failure(self, error: BaseException) -> TrialFailure:
-        """Return the failure that an error in a cell stands for.
-
-        Raises:
-            DeviceError: that ends this process, where it must not be used again.
-        """
+        """Return the failure that an error in a cell stands for, or end this process."""
         failure = classify(error)
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-        if of_node or failure.message.startswith(NO_GPU):
-            rest(self._has_run)  # or this node would be given, and fail, every cell of the sweep
+        if of_node or failure.message.startswith(gpus.NO_GPU):
+            gpus.rest(self._has_run)  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
-            gpu = f" ({named(self._gpu[1])})" if self.cell["num_gpus"] else ""
+            gpu = f" ({gpus.named(self._gpu[1])})" if self.cell["num_gpus"] else ""
             raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
         return failure
 
     def _taken(self) -> TrialData:
-        """Return the cell's arrays, in a process made ready to compute: torch, so not in ``setup``."""
+        """Return the cell's arrays, in a process made ready to compute."""
         from tasks.trials.isolation import keep_freed_memory
         from tasks.trials.own_models import install_code
 
@@ -229,22 +235,16 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return data
 
     def _check_code(self) -> None:
-        """See that this process runs the driver's code; once it has run a cell, it has loaded what it needs.
-
-        Raises:
-            OtherCodeError: naming both.
-        """
+        """See that this process runs the driver's code; one that has run a cell has loaded what it needs."""
         wanted = self.cell["code"]
         if not self._has_run and (here := code_fingerprint()) != wanted:
-            raise OtherCodeError(
-                "A worker must run the code of the driver",
-                f"{provenance().code_version} with source {here} on node {ray.util.get_node_ip_address()}, "
-                f"the driver's is {wanted}",
-                "install the same everywhere, and leave it as it is while a sweep runs",
-            )
+            found = f"{provenance().code_version} with source {here} on node {ray.util.get_node_ip_address()}"
+            way_out = "install the same everywhere, and leave it as it is while a sweep runs"
+            rule = "A worker must run the code of the driver"
+            raise OtherCodeError(rule, f"{found}, the driver's is {wanted}", way_out)
 
     def save_checkpoint(self, _: Any) -> None:
-        """Save and load nothing: a trial is short and its result is the only state worth keeping."""
+        """Save and load nothing: a trial's result is the only state worth keeping."""
 
     load_checkpoint = save_checkpoint
 
@@ -261,18 +261,11 @@ def perform_cell(
     known = TrialRecord.model_validate(json.loads(text), strict=False) if text else None
     keep_predictions = None if keeper is None else partial(keeper.put, FileKind.PREDICTIONS, trial_id)
     if keeper is not None and known is not None and known.result.weights is not None:
+        how = {name: value for name, value in options.items() if name != "graphs"}
+        how["keep_predictions"] = keep_predictions
         try:
             weights = keeper.get(FileKind.WEIGHTS, trial_id, known.result.weights)
-            found = measure_trial(
-                spec,
-                data,
-                weights,
-                known.result,
-                known.lacks(spec),
-                keep_predictions=keep_predictions,
-                **{name: value for name, value in options.items() if name != "graphs"},
-            )
-            return found, False
+            return measure_trial(spec, data, weights, known.result, known.lacks(spec), **how), False
         except CorruptStoreError as error:
             log.warning("%s is trained again: %s", trial_id, error)
     options["micro_batch"] = worker.cell["micro_batch"]
@@ -281,13 +274,10 @@ def perform_cell(
         teller = worker.epochs.teller(trial_id)
         options |= {"on_epoch": teller.ended, "on_score": teller.scored}
     if keeper is not None:
-        options |= {
-            "keep": partial(keeper.put, FileKind.WEIGHTS, trial_id) if worker.cell["keep_weights"] else None,
-            "keep_predictions": keep_predictions,
-            "checkpoints": Checkpoints(
-                partial(keeper.checkpoint, trial_id), partial(keeper.put, FileKind.CHECKPOINT, trial_id)
-            ),
-        }
+        keep = partial(keeper.put, FileKind.WEIGHTS, trial_id) if worker.cell["keep_weights"] else None
+        written = partial(keeper.put, FileKind.CHECKPOINT, trial_id)
+        checkpoints = Checkpoints(partial(keeper.checkpoint, trial_id), written)
+        options |= {"keep": keep, "keep_predictions": keep_predictions, "checkpoints": checkpoints}
     return run_trial(spec, data, **options), True
 
 
@@ -298,3 +288,186 @@ def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.
     made.__name__ = made.__qualname__ = "IsweepTrial"
     return made
+
+
+def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
+    """Start an actor on this driver's node, since one lost with another node would fail every trial.
+
+    It asks for no CPU, for it must answer while trials have all of them; Ray's list of tasks is for trials.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
+    return ray.remote(**options)(kind).remote(*arguments)
+
+
+class EpochReport(NamedTuple):
+    """An epoch of a trial has ended; ``score`` is what the test images gave after it, if they were passed."""
+
+    trial_id: str
+    epoch: EpochRecord
+    score: EpochScore | None
+
+
+class Note(NamedTuple):
+    """Something that a person should know of a running trial."""
+
+    trial_id: str
+    text: str
+
+
+Said = EpochReport | Place | Note
+
+
+class IsweepEpochs:
+    """The actor that keeps what running trials say until the driver asks; nobody waits."""
+
+    def __init__(self) -> None:
+        self._said: list[Said] = []
+
+    def tell(self, said: list[Said]) -> None:
+        """Keep what a trial says; the oldest goes when nobody asks."""
+        self._said = (self._said + said)[-MOST_KEPT:]
+
+    def take(self) -> list[Said]:
+        """Return what was said since the last call."""
+        said, self._said = self._said, []
+        return said
+
+
+class EpochBoard:
+    """The way to the actor, of trials, to which it may be sent, and of the driver."""
+
+    def __init__(self) -> None:
+        self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
+        self._asked: Any = None
+        self._heard_at = 0.0
+
+    def say(self, said: Said) -> None:
+        """Say something, and go on."""
+        self.actor.tell.remote([said])
+
+    def teller(self, trial_id: str) -> EpochTeller:
+        """Return what tells the epochs of a trial."""
+        return EpochTeller(trial_id, self.actor.tell.remote, time.monotonic)
+
+    def heard(self, *, wait: bool = False) -> list[Said]:
+        """Return, in the driver, what was said since the last call; asks about once a second.
+
+        With ``wait`` it asks now and waits: a process has ended that may just have said something.
+        """
+        said = self._answer(0.0)
+        if self._asked is None and (wait or time.monotonic() - self._heard_at >= ASK_INTERVAL_S):
+            self._asked = self.actor.take.remote()
+        return said + (self._answer(ANSWER_TIMEOUT_S) if wait else [])
+
+    def _answer(self, timeout_s: float) -> list[Said]:
+        if self._asked is None or not ray.wait([self._asked], timeout=timeout_s)[0]:
+            return []
+        asked, self._asked, self._heard_at = self._asked, None, time.monotonic()
+        try:
+            said: list[Said] = ray.get(asked)
+        except ray.exceptions.RayError:
+            return []  # the actor died, and is started again
+        return said
+
+
+class EpochTeller:
+    """Tells the epochs of a trial; those that are shorter than a moment are told together."""
+
+    def __init__(
+        self, trial_id: str, send: Callable[[list[EpochReport]], Any], clock: Callable[[], float]
+    ) -> None:
+        self._trial_id, self._send, self._clock = trial_id, send, clock
+        self._kept: list[EpochReport] = []
+        self._score: EpochScore | None = None
+        self._sent = clock()
+
+    def scored(self, score: EpochScore) -> None:
+        """Take what the test images gave after the epoch that is told next."""
+        self._score = score
+
+    def ended(self, epoch: EpochRecord) -> None:
+        """Tell an epoch, now or together with the next ones."""
+        self._kept.append(EpochReport(self._trial_id, epoch, self._score))
+        self._score = None
+        if self._clock() - self._sent >= TELL_INTERVAL_S:
+            self._send(self._kept)
+            self._kept, self._sent = [], self._clock()
+
+
+class IsweepKeeper:
+    """The one actor that writes weights, predictions and checkpoints; it may be started again at any time."""
+
+    def __init__(self, url: str, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
+        self._files = ResultStore(url)
+        self._patience = Patience(limit_s=PATIENCE_S)
+
+    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
+        """See :meth:`ResultStore.put`; a failure in words. A checkpoint does not wait: another follows."""
+        try:
+            if kind == FileKind.CHECKPOINT:
+                return self._files.put(kind, trial_id, data)
+            return self._patience.until_done(lambda: self._files.put(kind, trial_id, data))
+        except SetupError as error:
+            return str(error)
+
+    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
+        """See :meth:`ResultStore.get`."""
+        return self._patience.until_done(lambda: self._files.get(kind, trial_id, kept))
+
+    def checkpoint(self, trial_id: str) -> bytes | None:
+        """See :meth:`ResultStore.checkpoint`."""
+        return self._patience.until_done(lambda: self._files.checkpoint(trial_id))
+
+
+class Keeper:
+    """A worker's way to the actor, with the methods of :class:`ResultStore`; may be sent anywhere."""
+
+    def __init__(self, url: str, board: EpochBoard) -> None:
+        self._board = board
+        credentials = {name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)}
+        self._actor = start_beside_driver(IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1)
+
+    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
+        """Keep a file; text says why it could not be kept, which costs no result."""
+        asked = self._actor.put.remote(kind, trial_id, data)
+        if not ray.wait([asked], timeout=SAID_AFTER_S)[0]:
+            told = f"its {kind} wait for storage that is full or away, {PATIENCE_S:.0f} s at most"
+            self._board.say(Note(trial_id, told))
+        kept: KeptFile | str = ray.get(asked)
+        return kept
+
+    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
+        """See :meth:`ResultStore.get`, whose errors Ray passes on."""
+        data: bytes = ray.get(self._actor.get.remote(kind, trial_id, kept))
+        return data
+
+    def checkpoint(self, trial_id: str) -> bytes | None:
+        """See :meth:`ResultStore.checkpoint`."""
+        data: bytes | None = ray.get(self._actor.checkpoint.remote(trial_id))
+        return data
+
+
+class IsweepArrays:
+    """The actor that hands out references; who comes before the driver has put the array waits."""
+
+    def __init__(self) -> None:
+        self._references: dict[str, list[Any]] = {}
+        self._there = asyncio.Condition()
+
+    async def put(self, key: str, boxed: list[Any]) -> None:
+        """Keep a reference, boxed so that Ray does not fetch the array itself, or why there is none."""
+        async with self._there:
+            self._references[key] = boxed
+            self._there.notify_all()
+
+    async def drop(self, key: str) -> None:
+        """Forget a reference."""
+        self._references.pop(key, None)
+
+    async def take(self, key: str) -> list[Any]:
+        """Return the boxed reference as soon as it is there."""
+        async with self._there:
+            await self._there.wait_for(lambda: key in self._references)
+            return self._references[key]

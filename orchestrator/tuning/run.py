@@ -22,7 +22,7 @@ from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.preparation import check_models, check_raw, prepare_missing, prepare_own
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import announced, check_gpus, slots
+from orchestrator.running.run import announced, check_gpus
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcomes, write_report
 from orchestrator.tuning.search import Earlier, Search, open_storage
@@ -274,7 +274,7 @@ class _Tuning:
         return tracker
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
-        from orchestrator.running.requests import expected
+        from orchestrator.running.requests import expected, places
         from orchestrator.running.trials import Run, Trials
         from orchestrator.tuning.trials import SearchWork
 
@@ -283,7 +283,7 @@ class _Tuning:
         resources = trial_resources(asked, cluster, self.options.device)
         nodes = survey(cluster.num_gpus, local=cluster.local) if resources.num_gpus else []
         check_gpus(self._search_workspace(), self.options, nodes)
-        monitor.slots = slots(resources, cluster)
+        monitor.slots, _ = places(resources)
         monitor.stage("search")
         expectation = expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root))
         run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)

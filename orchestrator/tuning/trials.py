@@ -200,4 +200,4 @@ class SearchWork(Work):
     def _count(self) -> None:
         """Tell the monitor what is done and how much is left at most."""
         done = len(self._stored.records)
-        self.run.monitor.trials_planned(done + self._search.num_left, done)
+        self.run.monitor.planned, self.run.monitor.done = done + self._search.num_left, done

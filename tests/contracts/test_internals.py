@@ -37,9 +37,6 @@ INTERNALS = {
     ): "the same: a head that does not answer",
     ("ray._private.state", "actors"): "which trial the memory killer hit: all that ran would count as failed",
     ("ray._private.worker", "_global_node"): "free disk of each node in `isweep doctor --address`",
-    ("ray.experimental.internal_kv", "_internal_kv_get"): "what an autoscaler of version 1 is doing",
-    ("ray.autoscaler.v2.sdk", "get_cluster_status"): "what an autoscaler of version 2 is doing",
-    ("ray.autoscaler.v2.utils", "is_autoscaler_v2"): "the same",
 }
 """By module and name: what is lost."""
 

@@ -30,11 +30,10 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.actors import ArrayCache
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import TuneExecution
+from orchestrator.running.queue import ArrayCache, TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec

@@ -63,10 +63,10 @@ MUTATIONS = (
         "the end of a trial is no failure of it", TRIALS,
         "        if trial_id not in self._queue.running or self._queue.error is not None:\n"
         "            return\n"
-        "        try:\n"
-        "            self._failed(trial_id, failure(), died=True)",
-        "        try:\n"
-        "            self._failed(trial_id, failure(), died=True)",
+        "        with self._ends_on_error():\n"
+        "            self._failed(trial_id, failure, died=True)",
+        "        with self._ends_on_error():\n"
+        "            self._failed(trial_id, failure, died=True)",
     ),
     Mutation(
         "failures are stored", TRIALS,
@@ -102,8 +102,10 @@ MUTATIONS = (
     ),
     Mutation(
         "what a worker says of its failure counts", TRIALS,
-        "        if ended is None and told is not None:",
-        "        if ended is None and told is None and False:",
+        "            self._reported(trial_id, failure)\n"
+        "        else:\n",
+        "            self._lost(trial_id, WITHOUT_A_WORD)\n"
+        "        else:\n",
     ),
     Mutation(
         "hung trials are ended", FAILURES,

@@ -13,9 +13,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from orchestrator.results.records import CellReport, FailureKind, TrialFailure, provenance
-from orchestrator.running.actors import EpochReport
 from orchestrator.running.failures import RETRIES, Place
-from orchestrator.running.worker import REPORT
+from orchestrator.running.worker import REPORT, EpochReport
 from tasks.trials.records import EpochRecord, TrialResult
 from tests.simulation.outside import Outside
 from tests.simulation.scheduler import Killed, Process
@@ -207,16 +206,12 @@ class SimulatedExecution:
         if not holds:
             raise Violation(why)
 
-    def told_failure(self, trial: SimulatedTrial) -> CellReport | None:
-        if trial.fault not in TOLD:
-            return None
-        failure = TrialFailure(kind=TOLD[trial.fault], message=f"{trial.fault} on {trial.node}")
+    def failure_of(self, trial: SimulatedTrial, place: Place | None) -> CellReport | TrialFailure:
+        kind = (TOLD | LOST).get(trial.fault, FailureKind.WORKER_CRASH)
+        failure = TrialFailure(kind=kind, message=f"{trial.fault} on {trial.node}")
         now = self._outside.scheduler.now
-        return CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
-
-    def lost_failure(self, trial: SimulatedTrial, place: Place | None) -> TrialFailure:
-        kind = LOST.get(trial.fault, FailureKind.WORKER_CRASH)
-        return TrialFailure(kind=kind, message=f"{trial.fault} on {trial.node}")
+        report = CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
+        return report if trial.fault in TOLD else failure
 
     def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return lambda: self._killed.add(trial.trial_id)

@@ -34,7 +34,7 @@ def test_what_a_silent_node_did_not_say_is_no_number():
     node = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
     told = {"versions": doctor.versions_here(), "free_disk_bytes": 0, "free_spill_bytes": 0}
     answers = ({"silent": ("silent", "look")}, told)
-    silent, sound = (doctor._checked(answer, node, 0.0)["node"] for answer in answers)
+    silent, sound = (doctor._checked(answer, node)["node"] for answer in answers)
     _, *rows = node_lines([sound, silent])
     assert "0 GiB" in rows[0]
     assert "GiB" not in rows[1]

@@ -25,7 +25,7 @@ def workspace(root):
 def test_running_trials_are_shown(run, workspace):
     ids = list(workspace.plan.trials_by_id)
     progress = Progress(path=workspace.sweep_paths.progress)
-    progress.trials_planned(len(ids), 0)
+    progress.planned = len(ids)
     with exclusive(workspace.paths.lock, "isweep run smoke"):
         progress.stage("train")
         for trial_id in ids[:2]:

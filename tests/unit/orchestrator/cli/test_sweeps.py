@@ -142,7 +142,7 @@ def test_json_of_plan_and_status_has_the_documented_keys(run):
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
     def stopped(preset, options, *, progress, changes):
-        progress.trials_planned(8, 3)
+        progress.planned, progress.done = 8, 3
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.running.run.run_sweep", stopped)

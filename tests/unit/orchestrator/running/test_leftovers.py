@@ -100,20 +100,3 @@ def test_a_worker_that_wrote_its_title_over_its_command_line_is_found_by_its_log
         assert spared.poll() is None
         spared.kill()
         spared.wait()
-
-
-def test_a_folder_that_was_made_again_without_its_owner_is_removed_when_old_and_unused(base):
-    folders = {name: base / f"isweep-ray-{name}" for name in ("remnant", "young", "used", "others")}
-    for name, folder in folders.items():
-        (folder / ("data" if name == "others" else "r")).mkdir(parents=True)
-        if name != "young":
-            os.utime(folder, (0, 0))
-    idle = process_of(folders["used"])
-    assert remove_leftovers() == 1
-    assert sorted(path.name for path in base.iterdir()) == sorted(
-        folders[name].name for name in ("others", "used", "young")
-    )
-    idle.kill()
-    idle.wait()
-    assert remove_leftovers() == 1
-    assert not folders["used"].exists()

@@ -23,7 +23,7 @@ def test_every_node_has_its_chances_before_the_sweep_ends():
     retries, failure = Retries(), classify(NONE)
     for node in ["a"] * 10 + ["b"] * (MOST_ON_UNFIT - 1):
         retries.check_nodes(node, failure, {"a", "b"})
-    last = "the last one: node a: NVIDIA driver absent; install a driver; mend a node"
+    last = "the last: node a: NVIDIA driver absent; install a driver; mend a node"
     with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
         retries.check_nodes("b", failure, {"a", "b"})
 
@@ -50,7 +50,7 @@ class WithoutGpu(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        worker.rest = lambda has_run: None
+        worker.gpus.rest = lambda has_run: None
 
     def _run(self, started_at: float) -> CellReport:
         _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
@@ -69,7 +69,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
     monkeypatch.setattr(queue, "fit_nodes", lambda failure: {here})
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
-    with pytest.raises(SetupError, match=r"on each of 1 nodes with GPUs the last 4 trials or more had none"):
+    with pytest.raises(SetupError, match=r"on each of 1 nodes the last 4 trials had none"):
         run(plan, trainable=WithoutGpu, stored=stored)
     failures = stored.store.scan(FailureRecord).records
     assert 4 <= len(failures) < 12  # told of each, and most cells were never tried

@@ -23,7 +23,7 @@ class Patched(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        worker.rest = lambda has_run: None
+        worker.gpus.rest = lambda has_run: None
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
     def _run(self, started_at: float) -> CellReport:

@@ -60,7 +60,7 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
         yield Cluster(2, 0, 1, 10**9, dashboard="", local=True)
 
     monkeypatch.setattr("orchestrator.running.run.connect", connected)
-    monkeypatch.setattr("orchestrator.running.run.prepare_missing", None)
+    monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
     with pytest.raises(ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 

@@ -37,7 +37,7 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr("orchestrator.running.run.connect", refuse)
-    monkeypatch.setattr("orchestrator.running.run.prepare_missing", refuse)
+    monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
     with pytest.raises(
         SetupError, match=r"resnet18 must be downloaded once; found: <urlopen error"
     ) as raised:
@@ -70,7 +70,7 @@ def full(weights: dict[str, object]) -> dict[str, object]:
 def test_damaged_weights_are_refused_before_anything_is_prepared(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.running.run.prepare_missing", refuse)
+    monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
     path = Workspace.open(SWEEP, root).paths.pretrained("torchvision-resnet18")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a download")

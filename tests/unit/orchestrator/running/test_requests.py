@@ -31,16 +31,16 @@ def cells():
 def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
     requests = Requests(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
     for cell in cells:
-        assert requests.of(cell).resources.num_gpus == need_of(cell, GPU_MODELS["a100"]).share
-    assert Requests(Resources(1, 0.25)).of(cells[0]).resources.num_gpus == 0.25
-    assert Requests(Resources(1, 0), Expectation(GPU_MODELS["a100"])).of(cells[0]).resources.num_gpus == 0
+        assert requests.of(cell).num_gpus == need_of(cell, GPU_MODELS["a100"]).share
+    assert Requests(Resources(1, 0.25)).of(cells[0]).num_gpus == 0.25
+    assert Requests(Resources(1, 0), Expectation(GPU_MODELS["a100"])).of(cells[0]).num_gpus == 0
     whole = Requests(Resources(1, 1.0), Expectation(GPU_MODELS["a100"], share=1.0))
-    assert whole.of(cells[0]).resources.num_gpus == 1.0
+    assert whole.of(cells[0]).num_gpus == 1.0
 
 
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
     requests = Requests(Resources(1, 0.25), Expectation(GPU_MODELS["a100"]))
-    shares = [requests.of(cell).resources.num_gpus for cell in cells]
+    shares = [requests.of(cell).num_gpus for cell in cells]
     assert requests.usual(cells) == Resources(1, sum(shares) / len(shares))
     assert Requests(Resources(2, 0)).usual(cells) == Resources(2, 0)
 
@@ -53,7 +53,7 @@ def attempts(requests, cell, number):
     found, said = [], ""
     for _ in range(number):
         request = requests.of(cell)
-        found.append((request.resources.num_gpus, request.resources.memory_bytes, request.micro_batch))
+        found.append((request.num_gpus, request.memory_bytes, request.micro_batch))
         said = requests.failed(cell, OUT_OF_MEMORY)
     return found, said
 
@@ -113,10 +113,10 @@ def test_a_step_that_cannot_be_captured_is_taken_by_python_the_next_time(cells):
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
     requests = Requests(Resources(1, 0, 100), node_memory_bytes=lambda: there)
     requests.out_of_memory[cells[0].trial_id] = 1
-    assert requests.of(cells[0]).resources.memory_bytes == asked
+    assert requests.of(cells[0]).memory_bytes == asked
 
 
 def test_whole_gpus_are_not_doubled(cells):
     requests = Requests(Resources(1, 2))
     requests.out_of_memory[cells[0].trial_id] = 1
-    assert requests.of(cells[0]).resources.num_gpus == 2
+    assert requests.of(cells[0]).num_gpus == 2

@@ -2,6 +2,7 @@
 
 import heapq
 import random
+from collections import deque
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_a_bug_is_not_tried_again():
 def test_random_kills_end_no_good_trial_and_spare_no_bad_one(rate, seed):
     """60 cells on two workers; each attempt is killed with probability ``rate``; one cell always dies."""
     chance, retries = random.Random(seed), Retries()
-    queue = CellQueue.of(["poison", *map(str, range(60))])
+    queue = CellQueue(deque(["poison", *map(str, range(60))]))
     now, done, given_up = 0.0, set(), set()
     while not queue.empty:
         now += 1
@@ -112,14 +113,14 @@ def test_random_kills_end_no_good_trial_and_spare_no_bad_one(rate, seed):
 
 class TestCellQueue:
     def test_waiting_cells_go_before_those_that_failed(self):
-        queue = CellQueue.of(["a", "b"])
+        queue = CellQueue(deque(["a", "b"]))
         assert queue.take(0.0) == "a"
         queue.again("a", 1.0)
         assert queue.take(2.0) == "b"
         assert queue.take(2.0) == "a"
 
     def test_a_cell_waits_its_time_and_the_queue_is_not_empty_meanwhile(self):
-        queue = CellQueue.of(["a"])
+        queue = CellQueue(deque(["a"]))
         queue.take(0.0)
         queue.again("a", 5.0)
         assert queue.take(4.9) is None
@@ -129,7 +130,7 @@ class TestCellQueue:
         assert queue.empty
 
     def test_a_closed_queue_gives_nothing_out(self):
-        queue = CellQueue.of(["a"])
+        queue = CellQueue(deque(["a"]))
         queue.error = SweepError("The disk must have room")
         assert queue.take(0.0) is None
         assert queue.empty

@@ -92,5 +92,5 @@ def test_a_process_of_its_own_prints_the_verdict():
     code = f"import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = ({case},); s.main()"
     done = subprocess.run([sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True)
     verdict = json.loads(done.stdout.splitlines()[-1])
-    assert set(verdict) == {"graphs", "reason", "seconds", "cases"}
+    assert set(verdict) == {"graphs", "reason", "error", "seconds", "cases"}
     assert verdict["cases"][0]["weights"] == [0, 0]

@@ -44,7 +44,7 @@ def test_the_time_left_weighs_trials_by_how_long_they_are_expected_to_take(monke
     monkeypatch.setattr("orchestrator.running.progress.time.monotonic", lambda: now[0])
     progress = Progress(planned=10, slots=2)
     short = [f"short-{n}" for n in range(8)]
-    progress.trials_expected({"long-0": 10.0, "long-1": 10.0, **dict.fromkeys(short, 1.0)})
+    progress.expected = {"long-0": 10.0, "long-1": 10.0, **dict.fromkeys(short, 1.0)}
     for name in ("long-0", "long-1"):
         progress.trial_started(name)
         now[0] += 10

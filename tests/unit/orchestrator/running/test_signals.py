@@ -22,7 +22,7 @@ del_me = Finalised()
 del del_me
 print("the interrupt was lost")
 try:
-    Progress().advance()
+    Progress().advance("")
 except KeyboardInterrupt:
     ending.stop_heard()
     Progress().stage("stop")

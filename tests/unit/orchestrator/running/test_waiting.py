@@ -1,31 +1,24 @@
 """Why nothing runs: what Ray's autoscaler says, in both of its forms, and what follows."""
 
-import json
 import time
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.autoscaler._private.autoscaler import AutoscalerSummary
+from ray.autoscaler._private.load_metrics import LoadMetricsSummary
 from ray.autoscaler._private.node_provider_availability_tracker import (
     NodeAvailabilityRecord,
     NodeAvailabilitySummary,
     UnavailableNodeInformation,
 )
+from ray.autoscaler._private.util import format_info_string
 from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
-from ray.experimental.internal_kv import _internal_kv_get
+from ray.autoscaler.v2.utils import ClusterStatusFormatter
 
 from orchestrator.running import requests
 from orchestrator.running.cluster import Resources
-from orchestrator.running.requests import (
-    LaunchReport,
-    bound_by_cpus,
-    launch_report,
-    read_first_version,
-    read_second_version,
-    why_nothing_starts,
-)
+from orchestrator.running.requests import launch_report, places, told_of, why_nothing_starts
 from tests.steady_clock import SteadyClock
 
 NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
@@ -39,18 +32,23 @@ def test_the_first_version_tells_what_comes_and_what_failed():
     summary = AutoscalerSummary(
         active_nodes={"head": 1},
         idle_nodes=None,
-        pending_nodes=[("10.0.0.2", "gpu", "setting-up"), ("10.0.0.3", "gpu", "setting-up")],
-        pending_launches={"spot": 3, "gpu": 0},
+        pending_nodes=[("10.0.0.2", "gpu", "setting-up")],
+        pending_launches={"spot": 3},
         failed_nodes=[("10.0.0.4", "gpu")],
         node_availability_summary=NodeAvailabilitySummary({"gpu": older, "spot": unavailable}),
     )
-    report = read_first_version(json.loads(json.dumps(asdict(summary))))
-    assert report.coming == ("3 spot (asked for)", "2 gpu (setting-up)")
-    assert report.failures == (
-        "spot: InsufficientInstanceCapacity: no g6 here",
-        "gpu: Quota: 0 vCPUs",
-        "gpu: 1 nodes did not get through their setup",
+    told = told_of(
+        format_info_string(
+            LoadMetricsSummary(usage={}, resource_demand=[], pg_demand=[], request_demand=[], node_types=[]),
+            summary,
+            verbose=True,
+        )
     )
+    assert told.startswith(
+        "On their way: spot, 3 launching; 10.0.0.2: gpu, setting-up. Launch failed: spot: Insuff"
+    )
+    assert "no g6 here. Launch failed: gpu: Quota" in told
+    assert "Launch failed: gpu: NodeTerminated (ip: 10.0.0.4). What to do: name another zone" in told
 
 
 def test_the_second_version_tells_what_comes_and_what_failed():
@@ -58,14 +56,21 @@ def test_the_second_version_tells_what_comes_and_what_failed():
     status = ClusterStatus(
         pending_launches=[LaunchRequest("g6", "gpu", 2, LaunchRequest.Status.PENDING, 1)],
         failed_launches=[
-            LaunchRequest("g6", "old", 1, failed, 1, failed_ts_s=5, details="VcpuLimitExceeded"),
-            LaunchRequest("g6", "new", 1, failed, 1, failed_ts_s=9, details=NO_CAPACITY),
+            LaunchRequest("g6", "old", 1, failed, 5, failed_ts_s=5, details="VcpuLimitExceeded"),
+            LaunchRequest("g6", "new", 1, failed, 9, failed_ts_s=9, details=NO_CAPACITY),
         ],
         pending_nodes=[NodeInfo("g6", "gpu", "i-1", "10.0.0.2", details="INSTALLING")],
     )
-    report = read_second_version(status)
-    assert report.coming == ("2 gpu (asked for)", "1 gpu (INSTALLING)")
-    assert report.failures == (f"new: {NO_CAPACITY}", "old: VcpuLimitExceeded")
+    told = told_of(ClusterStatusFormatter.format(status, verbose=True))
+    assert told.startswith(
+        "On their way: gpu, 1 launching; i-1: gpu, installing. Launch failed: new: LaunchFailed"
+    )
+    assert f"{NO_CAPACITY}. Launch failed: old: " in told
+
+
+def status(*failures: str, pending: str = "(no pending nodes)", node: str = "head") -> str:
+    failed = "\n ".join(failures) or "(no failures)"
+    return f"Active:\n 1 {node}\nPending:\n {pending}\nRecent failures:\n {failed}\n\nResources\n---"
 
 
 @pytest.mark.parametrize(
@@ -84,32 +89,29 @@ def test_the_second_version_tells_what_comes_and_what_failed():
     ],
 )
 def test_the_way_out_follows_the_providers_words(message, what):
-    assert what in LaunchReport(failures=(message,)).text().partition("What to do: ")[2]
+    assert what in told_of(status(message)).partition("What to do: ")[2]
 
 
 def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
-    text = LaunchReport(("1 gpu (asked for)",), (NO_CAPACITY, "b", "c", "d")).text()
+    text = told_of(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert text.startswith(
-        f"On their way: 1 gpu (asked for). Launch failed: {NO_CAPACITY}. Launch failed: b."
+        f"On their way: gpu, 1 launching. Launch failed: {NO_CAPACITY}. Launch failed: b. "
     )
     assert "Launch failed: d" not in text
     assert text.endswith("an on-demand type is taken when max_workers of this one is lowered.")
-    assert "Launch failed: too many vCPUs. What" in LaunchReport(failures=("too many vCPUs.",)).text()
 
 
 def test_where_nothing_failed_and_nothing_comes_it_says_what_may_be_in_the_way():
-    text = LaunchReport().text()
-    assert text.startswith("No node is on its way. What to do: ask for less, or raise max_workers")
-    assert "raise max_workers" not in LaunchReport(("1 gpu (asked for)",)).text()
+    assert told_of(status()).startswith(
+        "No node is on its way. What to do: ask for less, or raise max_workers"
+    )
+    assert "raise max_workers" not in told_of(status(pending="gpu, 1 launching"))
+    assert told_of(status(node=f"node_{'3f' * 28}")) is told_of("") is None
 
 
 @pytest.mark.ray
 def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
-    """Also once Ray's monitor has written of its nodes, some seconds after the start."""
-    for _ in range(60):
-        if b"autoscaler_report" in (_internal_kv_get(requests.STATUS_KEY) or b""):
-            break
-        time.sleep(0.5)
+    time.sleep(6)  # until Ray's monitor has written of its nodes
     assert launch_report() is None
     text = why_nothing_starts(Resources(1, 0.5))
     assert "0.5 GPU (the cluster has 0, 0 free)" in text
@@ -171,7 +173,7 @@ def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
 
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     clock, said, reasons = SteadyClock(), [], ["no capacity"]
-    watch = requests.StartWatch(lambda: reasons[0], said.append, clock=clock)
+    watch = requests.StartWatch(lambda: reasons[0], said.append, ends=False, clock=clock)
     pending, running = [SimpleNamespace(status="PENDING")], [SimpleNamespace(status="RUNNING")]
 
     def look(at: float, trials: list[SimpleNamespace]) -> None:
@@ -202,18 +204,26 @@ def node(cpus, gpus, *, alive=True):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "resources", "said"),
+    ("nodes", "resources", "at_once", "said"),
     [
-        ([node(128, 8)], Resources(4, 0.25), ""),
-        ([node(16, 8)], Resources(4, 0.25), "4 at once by resources.num_cpus 4, 32 by the GPUs; 128 CPUs"),
+        ([node(128, 8)], Resources(4, 0.25), 32, ""),
+        ([node(16, 8)], Resources(4, 0.25), 4, "num_cpus 4, 32 by the GPUs; 128 CPUs"),
         # CPUs of a node without gpus fill none of another's.
-        ([node(256, 0), node(8, 1)], Resources(4, 0.25), "2 at once by resources.num_cpus 4, 4 by the GPUs"),
-        ([node(8, 1), node(256, 8, alive=False)], Resources(2, 0.25), ""),
-        ([node(2, 0)], Resources(4, 0), ""),
-        ([node(4, 4)], Resources(1, 2), ""),
+        (
+            [node(256, 0), node(8, 1)],
+            Resources(4, 0.25),
+            2,
+            "2 at once by resources.num_cpus 4, 4 by the GPUs",
+        ),
+        ([node(8, 1), node(256, 8, alive=False)], Resources(2, 0.25), 4, ""),
+        ([node(2, 0)], Resources(4, 0), 1, ""),
+        ([node(4, 4)], Resources(1, 2), 2, ""),
     ],
 )
-def test_gpus_that_stay_empty_for_want_of_cpus_are_told_node_by_node(monkeypatch, nodes, resources, said):
+def test_gpus_that_stay_empty_for_want_of_cpus_are_told_node_by_node(
+    monkeypatch, nodes, resources, at_once, said
+):
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    found = bound_by_cpus(resources)
-    assert (said in found) if said else not found
+    found, told = places(resources)
+    assert found == at_once
+    assert (said in told) if said else not told
