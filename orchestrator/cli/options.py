@@ -101,20 +101,12 @@ File = Annotated[Path | None, Parameter(metavar="FILE")]
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
-Sweep = Annotated[
-    str,
-    Parameter(name="SWEEP", help="Name of a preset or of a sweep of the root, or path of a sweep file."),
-]
+_SWEEP = "Name of a preset or of a sweep of the root, or path of a sweep file."
+Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
-Changes = Annotated[
-    tuple[str, ...],
-    Parameter(
-        name="--set",
-        metavar="KEY=VALUE",
-        help="Change one value for this command, e.g. recipe.epochs=3; may be given for several.",
-    ),
-]
+_CHANGE = "Change one value for this command, e.g. recipe.epochs=3; may be given for several."
+Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 
 
 @Parameter(name="*")
