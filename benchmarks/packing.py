@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +27,7 @@ from orchestrator.planning.estimate import (
     Replay,
     expected_seconds,
     longest_first,
+    on_gpus,
     order_trials,
     replay,
 )
@@ -35,8 +35,8 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.predict import EAGER_INTERVAL_S, GPU_MODELS, GpuModel, gpu_model, need_of
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
@@ -51,8 +51,6 @@ from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 
 NUM_GPUS = (1, 8, 64, 512)
 NUM_WAVES = 6
-KINDS = ("a100", "h100", "h200")
-STUDY_BATCH = 32
 
 
 def order(*, preset: str = "paper", gpu: str = "h100") -> Found:
@@ -60,9 +58,8 @@ def order(*, preset: str = "paper", gpu: str = "h100") -> Found:
 
     All orders are replayed on the same predicted costs and shares, so what differs is the order alone; the
     lower bound is what no order can beat. Waves: groups of whole datasets, each waiting for the last trial of
-    the one before. Then the hours of the whole grid on one GPU of each kind, at the preset's batches and at
-    32: as trained now, with Python starting every kernel, and without the test images between epochs. No GPU
-    was measured.
+    the one before. Then the hours of the whole grid on one GPU of each model that has bfloat16. No GPU was
+    measured.
     """
     rows = replayed(preset, gpu)
     study = next(row for row in rows if row["num_gpus"] == 64)
@@ -97,16 +94,14 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
 
 
 def hours(preset: str) -> list[dict[str, Any]]:
-    """Predict the grid's hours on one GPU, and what they would be without two of its parts."""
-    sweep = load_sweep(preset)
+    """Predict the grid's hours on one GPU: one trial at a time, sharing it, and by plain steps."""
+    trials = plan_sweep(load_sweep(preset)).trials
     rows = []
-    for kind, batch in product(KINDS, (None, STUDY_BATCH)):
-        trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
-        row: dict[str, Any] = {"gpu": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
+    for gpu in (gpu for gpu in GPU_MODELS.values() if gpu.bfloat16):
+        row: dict[str, Any] = {"gpu": gpu.name, "one at a time": on_gpus(trials, gpu, 1, share=1.0)["hours"]}
+        row["sharing, under MPS"] = on_gpus(trials, gpu, 1)["hours"]
         with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
-            row["Python starts every kernel"] = _hours(trials, kind)
-        with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
-            row["no test images between epochs"] = _hours(trials, kind)
+            row["plain steps, one at a time"] = on_gpus(trials, gpu, 1, share=1.0)["hours"]
         rows.append(row)
     return rows
 
@@ -114,17 +109,6 @@ def hours(preset: str) -> list[dict[str, Any]]:
 def jobs_on(trials: Iterable[TrialSpec], gpu: GpuModel) -> list[Job]:
     needs = [(trial.trial_id, need_of(trial, gpu)) for trial in trials]
     return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]
-
-
-def _hours(trials: Iterable[TrialSpec], kind: str) -> float:
-    return replay(longest_first(jobs_on(trials, gpu_model(kind))), 1).makespan / 3600
-
-
-def _at_batch(trial: TrialSpec, batch: int | None) -> TrialSpec:
-    if batch is None:
-        return trial
-    recipe = trial.network.recipe.model_copy(update={"batch_size": batch})
-    return trial.model_copy(update={"network": trial.network.model_copy(update={"recipe": recipe})})
 
 
 SMALL_GPU = replace(GPU_MODELS["h100"], memory_gib=12)

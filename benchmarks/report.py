@@ -14,8 +14,7 @@ from harness import Found, run
 
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
-from orchestrator.results.rows import FlatRun
-from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS
+from orchestrator.results.table import COLUMNS, FlatRun
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tables and browser lie beside the tests
 from tests.synthetic import synthetic_table
@@ -94,7 +93,7 @@ def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
     """The rows of a results table as the runs that MLflow would hold."""
     runs = []
     for row in table.to_dict("records"):
-        names = [name for name in (*TEXT_COLUMNS, *INTEGER_COLUMNS) if name in row]
+        names = [column.name for column in COLUMNS if column.kind != "number" and column.name in row]
         tags = {name: str(row.pop(name)) for name in names} | {"attempt": "1"}
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         metrics = {name: float(value) for name, value in numbers.items() if value == value}

@@ -21,9 +21,8 @@ from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
-from orchestrator.results.records import Provenance, TrialRecord
 from orchestrator.results.state import Index, StoredResults
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import Provenance, ResultStore, TrialRecord
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.doctor import look_at_nodes

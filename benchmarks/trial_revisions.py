@@ -33,8 +33,8 @@ train_sizes: [45]
 test_size: 40
 image_size: {side}
 recipe: {recipe}
-attacks: {{methods: [fgsm, pgd], epsilons: [2]}}
-robustness: {{num_images: 4, num_steps: 10}}
+attacks: {{methods: [fgsm], epsilons: [2]}}
+robustness: {{num_images: 4, num_steps: 5}}
 '''
 found = {}
 for side, models, recipe in (
@@ -57,8 +57,7 @@ for side, models, recipe in (
             "training": [[epoch["train_loss"], epoch["train_accuracy"]] for epoch in got["history"]],
             "evaluation": {key: got["scores"][key] for key in ("train_loss", "test_loss", "test_accuracy")},
             "d_repr": {name: one["value"] for name, one in got["d_repr"].items()},
-            "fgsm": [a for a in got["attacks"] if a["method"] == "fgsm"],
-            "pgd": [a for a in got["attacks"] if a["method"] == "pgd"],
+            "fgsm": got["attacks"],
             "robustness": got["robustness"]["radii"],
         }
 print(json.dumps(found))
@@ -106,8 +105,8 @@ HERE = Path(__file__).resolve().parents[1]
 def numbers(other: Path) -> Found:
     """Whether weights, losses, d_repr and attacks are equal to the last bit; if not, by how much at most.
 
-    Five trainings on seeded images. The ratio is the share of what is equal. PGD changed on purpose: its best
-    iterate counts and its random starts belong to the image.
+    Five trainings on seeded images. The ratio is the share of what is equal. PGD changed on purpose and is
+    left out.
     """
     ours, theirs = (
         json.loads(

@@ -57,8 +57,8 @@ class Sweep(Shown):
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``, …."""
-        from orchestrator.results.rows import predictions_table
         from orchestrator.results.store import ResultStore
+        from orchestrator.results.table import predictions_table
 
         return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
 

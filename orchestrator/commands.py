@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.plan import PlanRow, Workspace
+    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import State
 
 
@@ -34,7 +34,7 @@ class Planned:
         beside: What the sweep does beside training, in words.
     """
 
-    rows: list[PlanRow]
+    rows: list[dict[str, str | int]]
     cost: dict[str, Any]
     measures: list[dict[str, Any]]
     not_prepared: list[dict[str, Any]]
@@ -46,8 +46,7 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
 
     Args:
         workspace: The sweep.
-        gpu: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that
-            are here, if any.
+        gpu: Model of GPU to plan for; None for those that are here, if any.
         num_gpus: How many of them; None for those that are here, or as many as a trial asks for.
 
     Raises:
@@ -123,8 +122,6 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     run = read_run(workspace)
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
     state = read_state(workspace, trials, look=True)
-    cost = cost_of(state, read_prices(workspace.paths.prices))
-    search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
@@ -138,8 +135,8 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
-        "cost": vars(cost) | {"text": cost.text()},
-        "search": None if search is None else search.model_dump() | {"text": search.summary},
+        "cost": cost_of(state, read_prices(workspace.paths.prices)),
+        "search": search_standing(workspace),
     }
 
 

@@ -246,7 +246,7 @@ class OwnSourceSpec(Spec):
 
 BASE = "base"
 Moves = Literal["sharpness", "dimension", "nothing"]
-Kind = Literal["generated", "lesions", "digits_even_odd"]
+Kind = Literal["generated", "lesions", "digits_even_odd", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,7 @@ _FLIPS = {
     "flipped": Dial(0, 0, 100, "this many single images whose label is exchanged", whole=True),
     "pixel_scale": Dial(1, 0.01, 1, "factor on all pixels"),
 }
+_BLEND = Dial(0, 0, 0.49, "share of each image's nearest image with another label blended in")
 DIALS: dict[Kind, dict[str, Dial]] = {
     "generated": {
         "dimension": Dial(4, 1, 12, "coordinates of the images' manifold", whole=True),
@@ -286,7 +287,17 @@ DIALS: dict[Kind, dict[str, Dial]] = {
         **_FLIPS,
     },
     "digits_even_odd": {
-        "blend": Dial(0, 0, 0.49, "share of each image's nearest image with another label blended in"),
+        "blend": _BLEND,
+        **_FLIPS,
+    },
+    "pictures": {
+        "set": Dial(
+            1, 0, 7, "digits, mnist5k, faces, textures, photographs, histology, retina, tissue", whole=True
+        ),
+        "first": Dial(0, 0, 9, "the class that is 0", whole=True),
+        "second": Dial(1, 0, 9, "the class that is 1", whole=True),
+        "blend": _BLEND,
+        "reach": Dial(1, 0, 1, "share of the images that are blended, those nearest to the other label"),
         **_FLIPS,
     },
 }

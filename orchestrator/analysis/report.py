@@ -35,8 +35,8 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.rows import Row, curve_runs, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
+from orchestrator.results.table import Row, curve_runs, measure_rows
 from orchestrator.results.tracking import Tracker
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import TrialStatus
@@ -125,7 +125,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "packages": records[0].provenance.packages if records else {},
         "newest": f"{datetime.fromtimestamp(newest, UTC):%d %B %Y, %H:%M UTC}" if newest else "",
         "trial_devices": {record.trial_id: record.result.device for record in records},
-        "cost": cost_of(state, read_prices(workspace.paths.prices)).text() if records else "",
+        "cost": cost_of(state, read_prices(workspace.paths.prices))["text"] if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {"title": spec.title, "description": spec.description}

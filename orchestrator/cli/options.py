@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from orchestrator.planning.paths import RootPaths, holds_password, without_secrets
+from orchestrator.planning.paths import PASSWORD, RootPaths, without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _named(text: str) -> str:
 
 
 def _named_openly(text: str) -> str:
-    if holds_password(_named(text)):
+    if PASSWORD.search(_named(text)):
         raise ValueError(
             "must hold no password, since every user of the machine can read a command line; "
             "export MLFLOW_TRACKING_URI=URI instead"

@@ -161,9 +161,9 @@ def results(
 
 def write_predictions(sweep: str, path: Path, place: o.Place) -> None:
     """Write every network's logits of the test images as one Parquet file."""
-    from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
+    from orchestrator.results.table import predictions_table
 
     workspace = place.open(sweep)
     results = read_state(workspace).records

@@ -103,7 +103,7 @@ def plan(
 
     Args:
         all_: Print a line per trial; else one per model and dataset.
-        gpu: Model to plan for (default: what the root's prices.yaml names, else those that are here).
+        gpu: Model to plan for (default: those that are here, if any).
         gpus: How many of them (default: those that are here, else as many as a trial asks for).
     """
     from orchestrator.commands import planned, settled_by

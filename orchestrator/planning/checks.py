@@ -8,6 +8,7 @@ import shlex
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.planning.plan import SweepPlan, Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import parse_sweep, preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.models import as_name
-from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.specs import DatasetSpec, PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.parts import SPLIT_CODES
 from tasks.prepared.prepare import list_raw
@@ -60,17 +61,11 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
-    wrong with labels, groups, splits and names of files; no image is opened.
-
-    Args:
-        workspace: The sweep.
-        raw: Folders that are read in place of those that the sweep names, by dataset.
+    wrong with labels, groups, splits and names of files; no image is opened. ``raw`` are folders, by dataset,
+    that are read in place of those that the sweep names.
 
     Returns:
         How many files of own data (rows, volumes) were listed and not opened, by prepared id.
-
-    Raises:
-        SweepError: naming all of them.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
@@ -79,16 +74,16 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     # By the root's key, if there is a root, isweep locate finds what a message names.
     has_root = os.access(workspace.paths.root, os.W_OK)
     for spec in plan.prepared:
-        images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id) or _shipped(plan, spec)
-        if images[spec.prepared_id] is None and spec.dataset in own:
+        there = workspace.prepared.get(spec.prepared_id) or _shipped(plan.datasets[spec.dataset], spec)
+        if there is None and spec.dataset in own:
             key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
             try:
                 listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
                 unopened[spec.prepared_id] = len(listing.items)
-                images[spec.prepared_id] = counted(listing)
+                there = counted(listing)
             except SweepError as error:
                 problems.append(error)
-        there, names = images[spec.prepared_id], plan.datasets[spec.dataset].label_names
+        images[spec.prepared_id], names = there, plan.datasets[spec.dataset].label_names
         if there is not None and spec.dataset in own and names not in ((), there.label_names):
             rule = f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in their order"
             found = f"{', '.join(names)}; classes: {', '.join(there.label_names[:20])}"
@@ -102,20 +97,17 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             # Where the names were known when the sweep was planned, pairs were named.
             if subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names:
                 _check_class_numbers(subset.prepared.dataset, there.label_names)
-            size = max(measure.train_sizes)
-            names = there.label_names
-            make_subset(
-                there.labels, there.groups, subset, there.splits, max_train_size=size, label_names=names
-            )
+            size, names = max(measure.train_sizes), there.label_names
+            given = there.labels, there.groups, subset, there.splits
+            make_subset(*given, max_train_size=size, label_names=names)
         except SweepError as error:
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
     return unopened
 
 
-def _shipped(plan: SweepPlan, spec: PreparedSpec) -> Counted | None:
+def _shipped(dataset: DatasetSpec, spec: PreparedSpec) -> Counted | None:
     """Return what is known of a set that a package ships: at best each image is its own group."""
-    dataset = plan.datasets[spec.dataset]
     if not dataset.images_per_class or spec.dials:
         return None
     labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
@@ -163,11 +155,8 @@ def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepE
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
 """Of the images, the largest that groups and given splits allow."""
-MOST_NAMED = 8
-"""Classes that a comment names."""
-PEEKED = 20
-"""Images that are tried until one can be read: colour or grey?"""
-LEAST_TRAINED = 8
+MOST_NAMED, PEEKED, LEAST_TRAINED = 8, 20, 8
+"""Classes that a comment names; images that are tried until one can be read; and the fewest to train on."""
 Sizes = tuple[tuple[int, ...], int]
 """Train sizes, and the size of the test set."""
 UNKNOWN_SIZES: Sizes = ((60, 120, 240), 100)
@@ -209,11 +198,8 @@ def draft_sweep(
         source: One's own images; None takes digits that a package ships, as an example.
         to: The file that will hold the text: its name is the sweep's, paths start at its folder.
         domain: ``natural`` or ``medical``; None guesses by the kind of the files.
-        gpu: Whether trainings run on a GPU: larger networks and images then.
+        gpu: Whether to write larger networks and images.
         said: What own data leave open, by the names of a sweep file's ``own``.
-
-    Raises:
-        SweepError: for data that cannot be read or are too few, as ``isweep run`` would say it.
     """
     size = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
@@ -348,6 +334,5 @@ def _typed(path: Path) -> str:
     return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(path)))
 
 
-def _flow(value: object) -> str:
-    """Spell a value for YAML on one line; JSON is YAML, and quotes what could be read as something else."""
-    return json.dumps(value, ensure_ascii=False)
+_flow = partial(json.dumps, ensure_ascii=False)
+"""Spells a value for YAML on one line; JSON is YAML, and quotes what could be read as something else."""

@@ -16,26 +16,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.planning import predict
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import (
-    CORE_FLOPS,
-    CORE_INTERVAL_S,
-    GPU_MODELS,
-    IDLE_DRAW,
-    PGD_GRADIENTS,
-    Corrections,
-    GpuModel,
-    array_bytes,
-    attack_flops,
-    core_seconds,
-    cost_of,
-    gpu_model,
-    gpu_model_like,
-    has_cost,
-    need_of,
-    peak_bytes,
-    training_flops,
-)
+from orchestrator.planning.predict import Corrections, GpuModel
 from orchestrator.planning.sweep_file import MAX_FILE_BYTES, read_plain, read_text
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import NetworkSpec, TrialSpec
@@ -49,13 +32,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """What a finished trial cost in wall time.
+    """What a finished trial cost in wall time: its ``share`` is of GPUs, or CPU threads.
 
-    Attributes:
-        share: GPUs, or CPU threads, that it had.
-        gpu: The GPU's name, as its driver says; empty where nobody noted it.
-        peak_bytes: What the process reserved on the GPU, beside its context; 0 where that is not known or
-            its batches passed in parts.
+    ``gpu`` is as its driver says; ``peak_bytes`` are beside the context, 0 where that is not known.
     """
 
     spec: TrialSpec
@@ -72,18 +51,22 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
     for trial in trials:
-        network, name, ran_on = trial.spec.network, trial.spec.network.model.name, gpu_model_like(trial.gpu)
-        if not has_cost(network):
+        network, name, ran_on = (
+            trial.spec.network,
+            trial.spec.network.model.name,
+            predict.gpu_model_like(trial.gpu),
+        )
+        if not predict.has_cost(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
-            ratio = (CONTEXT_BYTES + trial.peak_bytes) / peak_bytes(network)
+            ratio = (CONTEXT_BYTES + trial.peak_bytes) / predict.peak_bytes(network)
             memory[name] = max(ratio, memory.get(name, 0.0))
         if not network.recipe.epochs or trial.seconds <= 0:
             continue
         if not trial.on_gpu:
-            core.setdefault(name, []).append(trial.seconds * trial.share / core_seconds(trial.spec))
+            core.setdefault(name, []).append(trial.seconds * trial.share / predict.core_seconds(trial.spec))
         elif gpu is not None and ran_on is not None and ran_on.name == gpu.name:  # whatever an hour costs
-            predicted = need_of(trial.spec, gpu, given=trial.share).seconds
+            predicted = predict.need_of(trial.spec, gpu, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]
     return Corrections(memory, *medians)
@@ -108,14 +91,10 @@ class Expectation:
         return cls(gpu, corrections_for(gpu, trials), share)
 
     def seconds(self, trial: TrialSpec) -> float:
-        """Return the seconds of one trial, on its share of the GPU or on one core.
-
-        Raises:
-            ConfigError: for a network that cannot be walked.
-        """
+        """Return the seconds of one trial, on its share of the GPU or on one core."""
         if self.gpu is None:
-            return core_seconds(trial, self.corrections)
-        return need_of(trial, self.gpu, self.corrections, self.share).seconds
+            return predict.core_seconds(trial, self.corrections)
+        return predict.need_of(trial, self.gpu, self.corrections, self.share).seconds
 
 
 def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
@@ -130,25 +109,24 @@ def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> d
     return seconds
 
 
-HANG_FACTOR = 20
-MIN_LIMIT_S = 600.0
-"""Without an epoch or a result: libraries, arrays and a GPU's start come first, and machines are shared."""
+HANG_FACTOR, MIN_LIMIT_S = 20, 600.0
+"""Libraries, arrays and a GPU's start come before the first epoch, and machines are shared."""
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    They are many times what is expected of the whole trial by the slowest of the done trials of its model, or
-    else by one core as assumed; infinite for a network whose operations cannot be counted.
+    Many times what is expected of the whole trial by the slowest of the done trials of its model, or else by
+    one core as assumed; infinite for a network whose operations cannot be counted.
     """
-    if not has_cost(trial.network):
+    if not predict.has_cost(trial.network):
         return math.inf
     ratios = [
-        done.seconds / core_seconds(done.spec)
+        done.seconds / predict.core_seconds(done.spec)
         for done in measured
         if done.spec.network.model == trial.network.model and done.spec.network.recipe.epochs
     ]
-    return max(MIN_LIMIT_S, HANG_FACTOR * max(ratios, default=1.0) * core_seconds(trial))
+    return max(MIN_LIMIT_S, HANG_FACTOR * max(ratios, default=1.0) * predict.core_seconds(trial))
 
 
 # In which order trials are offered: the longest first, as far as the arrays they share fit into memory.
@@ -175,7 +153,7 @@ def order_trials(
     by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])
     keys = {trial.trial_id: array_key(plan, trial) for trial in by_length}
     sizes = {
-        keys[trial.trial_id]: array_bytes(
+        keys[trial.trial_id]: predict.array_bytes(
             trial.network, plan.load_size(trial.network.subset, trial.network.train_size)
         )
         for trial in by_length
@@ -210,8 +188,7 @@ class Job:
 class Replay:
     """What a replay found: seconds until the last job has ended, and when each begins, by name.
 
-    No order can be faster than ``lower_bound``: the longest job, or all work spread evenly. ``utilisation``
-    is the share of the GPUs' time that was given to jobs.
+    No order can be faster than ``lower_bound``: the longest job, or all work spread evenly.
     """
 
     makespan: float
@@ -268,6 +245,7 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
 # What an hour of a GPU and of a CPU core costs, in money and power: a table that a root may replace.
 
 DEFAULT_GPU = "h100"
+_DEFAULT = predict.GPU_MODELS[DEFAULT_GPU]
 LARGEST = 1e6
 """Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
 
@@ -282,70 +260,45 @@ class Price(BaseModel):
 
 
 class Prices(BaseModel):
-    """The table, and where it is from, for people.
-
-    A core costs by default about what clouds ask for one of a general machine, and draws what a server's does
-    (assumed).
-    """
+    """The table, and where it is from, for people; a core's defaults are assumed, of a cloud's server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    gpu: Price = Price(dollars=GPU_MODELS[DEFAULT_GPU].price, watts=GPU_MODELS[DEFAULT_GPU].watts)
+    gpu: Price = Price(dollars=_DEFAULT.price, watts=_DEFAULT.watts)
     core: Price = Price(dollars=0.05, watts=8)
     origin: str = f"assumed prices of an {DEFAULT_GPU} and of cloud cores"
 
 
 def read_prices(path: Path) -> Prices:
-    """Read a price table, as ``{gpu: a100, core: {dollars: 0, watts: 5}}``; what is left out is default.
+    """Read a price table, as ``core: {dollars: 0, watts: 5}``; what is left out, or all, is default.
 
     Raises:
         ConfigError: for a table that cannot be read.
     """
-    found = _price_table(path)
-    if found is None:
-        return Prices()
-    if isinstance(found.get("gpu"), str):
-        gpu = gpu_model(found["gpu"])
-        found["gpu"] = {"dollars": gpu.price, "watts": gpu.watts}
-    try:
-        return Prices.model_validate({"origin": path.name, **found})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise ConfigError(
-            f"A price table has gpu and core, each with dollars and watts an hour, from 0 to {LARGEST:,.0f}",
-            f"{path}: {place}: {problem['msg']}",
-            "gpu: {dollars: 2.5, watts: 700}",
-        ) from None
-
-
-def gpu_to_plan(name: str | None, path: Path, here: GpuModel | None = None) -> GpuModel | None:
-    """Return the GPU of this name, else the one that a root's table names, else the one that is here.
-
-    Its price and draw are those that the table has in numbers, if any; None where there is none to plan for.
-
-    Raises:
-        ConfigError: as :func:`read_prices`, and for a name that is not in the table of GPUs.
-    """
-    price, told = read_prices(path).gpu, (_price_table(path) or {}).get("gpu")
-    named = name or (told if isinstance(told, str) else None)
-    gpu = gpu_model(named) if named is not None else here
-    if gpu is None or not isinstance(told, dict):
-        return gpu
-    return replace(gpu, price=price.dollars, watts=price.watts)
-
-
-def _price_table(path: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
-        return None
+        return Prices()
+    form = "gpu: {dollars: 2.5, watts: 700}"
     try:
         found = read_plain(read_text(path, "price table", MAX_FILE_BYTES), str(path))
+        if not isinstance(found, dict):
+            raise ConfigError("A price table must be a mapping", str(path), form)
+        return Prices.model_validate({"origin": path.name, **found})
     except FileNotFoundError:
         rule = "A price table must be there, or no link to one"
         raise ConfigError(rule, str(path), "mend it or delete it") from None
-    if not isinstance(found, dict):
-        raise ConfigError("A price table must be a mapping", str(path), "gpu: {dollars: 2.5, watts: 700}")
-    return found
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        rule = "A price table has gpu and core, each with dollars and watts an hour, from 0 to"
+        raise ConfigError(f"{rule} {LARGEST:,.0f}", f"{path}: {place}: {problem['msg']}", form) from None
+
+
+def gpu_to_plan(name: str | None, path: Path, here: GpuModel | None = None) -> GpuModel | None:
+    """Return the GPU of this name, else the one that is here, if any, at a root's own price."""
+    prices, gpu = read_prices(path), here if name is None else predict.gpu_model(name)
+    if gpu is None or "gpu" not in prices.model_fields_set:
+        return gpu
+    return replace(gpu, price=prices.gpu.dollars, watts=prices.gpu.watts)
 
 
 def amount(value: float) -> str:
@@ -368,39 +321,30 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    gpu: GpuModel | None = GPU_MODELS[DEFAULT_GPU],
+    gpu: GpuModel | None = _DEFAULT,
     num_gpus: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
     """Estimate what is left of a sweep, by prediction and by what done trials cost.
 
-    Args:
-        left: Trials to do.
-        measured_trials: Done ones.
-        gpu: The model of GPU to plan for; None plans for none.
-        num_gpus: How many there are; None for as many as one trial takes.
-        share: Of a GPU that the sweep asks for each trial; None (or 0) for what each is predicted to need.
+    Of ``num_gpus`` GPUs, None for as many as one trial takes, each trial gets the ``share`` that the sweep
+    asks for; None (or 0) for what it is predicted to need.
 
     Returns:
-        ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of
-        trials whose models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see
-        :func:`on_gpus`; ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by
-        model; ``assumptions``; ``text`` says it all.
-
-    Raises:
-        ConfigError: if a trial asks for more GPUs than there are.
+        ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of trials whose
+        models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
+        ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
     """
     corrections = corrections_for(gpu, measured_trials)
     known = {*corrections.core_seconds, *corrections.seconds}
-    memory = (peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
-    assumptions = (
-        f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
-        "where this sweep has no finished trial of the model yet"
-    )
+    memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
+    rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
+    where = "where this sweep has no finished trial of the model yet"
+    assumptions = f"{rate} per core and {interval} an operation, {where}"
     result: dict[str, Any] = {
         "trials_left": len(left),
         "gpu_hours": None,
-        "cpu_core_hours": sum(core_seconds(trial, corrections) for trial in left) / 3600,
+        "cpu_core_hours": sum(predict.core_seconds(trial, corrections) for trial in left) / 3600,
         "measured_share": sum(t.network.model.name in known for t in left) / len(left) if left else 1.0,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
@@ -436,13 +380,9 @@ def on_gpus(
 
     Returns:
         ``hours`` until the last trial ends, ``lower_bound_hours`` that no order can beat, ``gpu_hours`` that
-        trials take, ``utilisation`` and ``most_at_once``; ``dollars`` at the GPU's price, of all GPUs until
-        the last trial ends; ``kilowatt_hours`` of the GPUs, which draw little where they have no trial;
-        ``shares``: the largest share by model; ``too_large``: the bytes by model of those that are predicted
-        to need more memory than their share has.
-
-    Raises:
-        ConfigError: if a trial asks for more GPUs than there are.
+        trials take; ``dollars`` and ``kilowatt_hours`` of all GPUs until then; ``shares``: the largest share
+        by model; ``too_large``: the bytes by model of those that are predicted to need more memory than their
+        share has.
     """
     whole = max(1, int(share or 1))  # GPUs that a trial lies on
     if whole > num_gpus:
@@ -453,7 +393,7 @@ def on_gpus(
     shares: dict[str, float] = {}
     too_large: dict[str, float] = {}
     for trial in trials:
-        name, need = trial.network.model.name, need_of(trial, gpu, corrections, share)
+        name, need = trial.network.model.name, predict.need_of(trial, gpu, corrections, share)
         jobs.append(Job(trial.trial_id, need.seconds, need.share))
         shares[name] = max(need.share, shares.get(name, 0.0))
         if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
@@ -463,7 +403,7 @@ def on_gpus(
     # GPUs that are too few for one more trial are paid for too.
     utilisation = played.utilisation * groups * whole / num_gpus
     paid_hours = num_gpus * played.makespan / 3600
-    draw = utilisation + IDLE_DRAW * (1 - utilisation)
+    draw = utilisation + predict.IDLE_DRAW * (1 - utilisation)
     return {
         "gpu": gpu.name,
         "num_gpus": num_gpus,
@@ -526,11 +466,11 @@ def _text(result: dict[str, Any]) -> str:
 # What a plan costs beside training: attacks and disk.
 
 ATTACK_BUDGET = 0.15
-"""Of training: what all attacks together are meant to cost at most. The paper's grid takes 2 % by default."""
+"""Of training: what all attacks together are meant to cost at most."""
 _CHEAPER = {
     "fgsm": "fewer attacks.epsilons or a smaller test_size, or more epochs",
-    "pgd": f"{3 * PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, or "
-    "name few attacks.epsilons, or a smaller test_size",
+    "pgd": f"{3 * predict.PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, "
+    "or name few attacks.epsilons, or a smaller test_size",
     "robustness": "a smaller robustness.num_images or robustness.num_steps",
 }
 COLUMN_BYTES = 650
@@ -540,22 +480,19 @@ COLUMN_BYTES = 650
 def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
     """Return what a plan costs beside training.
 
-    Args:
-        plan: The whole grid.
-        incomplete: By id of every done trial that lacks a measurement: whether its weights are kept.
+    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept.
 
     Returns:
         ``num_retrained``, done trials that are trained again because their weights were not kept;
         ``num_measured``, those on whose kept weights only something is measured; ``weights_bytes`` and
         ``predictions_bytes``, disk of all that is kept; ``attack_shares``, operations of each kind of attack
-        over those of training, over the whole grid, empty where nothing is trained; ``uncounted``, networks
-        whose costs are guessed from their weights, and what failed in counting them.
+        over those of training; ``uncounted``, networks whose costs are guessed, and why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
-        attacks.update(attack_flops(trial))
-    training = sum(training_flops(trial) for trial in plan.trials)
-    costs = {trial.network.model.name: cost_of(trial.network) for trial in plan.trials}
+        attacks.update(predict.attack_flops(trial))
+    training = sum(predict.training_flops(trial) for trial in plan.trials)
+    costs = {trial.network.model.name: predict.cost_of(trial.network) for trial in plan.trials}
 
     def predictions_bytes(network: NetworkSpec) -> int:
         num_columns = plan.num_outputs(network) + 2  # image and label
@@ -564,7 +501,9 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
     return {
         "num_retrained": sum(not kept for kept in incomplete.values()),
         "num_measured": sum(incomplete.values()),
-        "weights_bytes": sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
+        "weights_bytes": sum(
+            predict.cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)
+        ),
         "predictions_bytes": sum(predictions_bytes(t.network) for t in plan.trials if t.predictions),
         "attack_shares": {kind: spent / training for kind, spent in attacks.items() if training},
         "uncounted": {name: cost.uncounted for name, cost in costs.items() if cost.uncounted},
@@ -582,16 +521,15 @@ def extras_text(found: Mapping[str, Any]) -> str:
         most = max(shares, key=lambda kind: shares[kind])
         times = f"{share / ATTACK_BUDGET:.1f} times the {ATTACK_BUDGET:.0%} that are meant"
         words += f", {times}: {_CHEAPER[most]}"
-    weights, predictions = (amount(found[f"{kind}_bytes"] / 2**30) for kind in ("weights", "predictions"))
-    measured, retrained = found["num_measured"], found["num_retrained"]
-    parts = {
-        f"kept weights: {weights} GiB in all": True,
-        f"kept predictions: {predictions} GiB in all": found["predictions_bytes"],
-        words: True,
-        f"{measured} trained networks are only measured, none of them trained again": measured,
-        f"{retrained} networks are trained again: their weights were not kept": retrained,
-    }
-    guessed = (
-        f"costs of {name} are guessed from its weights: {why}" for name, why in found["uncounted"].items()
-    )
-    return "; ".join([*(part for part, said in parts.items() if said), *guessed])
+    parts = [f"kept weights: {amount(found['weights_bytes'] / 2**30)} GiB in all"]
+    if kept := found["predictions_bytes"]:
+        parts.append(f"kept predictions: {amount(kept / 2**30)} GiB in all")
+    parts.append(words)
+    if found["num_measured"]:
+        parts.append(
+            f"{found['num_measured']} trained networks are only measured, none of them trained again"
+        )
+    if found["num_retrained"]:
+        parts.append(f"{found['num_retrained']} networks are trained again: their weights were not kept")
+    parts += [f"costs of {name} are guessed from its weights: {w}" for name, w in found["uncounted"].items()]
+    return "; ".join(parts)

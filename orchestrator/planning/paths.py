@@ -33,7 +33,6 @@ class SweepPaths:
     progress = _Below("progress.json")
     """What the driver is doing now; believed only while the root's lock is held."""
     sweep_file = _Below("sweep.yaml")
-    """The sweep as it was last run, as a sweep file of its own."""
     index = _Below("index.sqlite")
     """Outlines of the sweep's results; may be thrown away."""
     run_pages = _Below("run-pages.json")
@@ -41,11 +40,9 @@ class SweepPaths:
     code = _Below("code")
     """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
     report = _Below("report")
-    """Folder of the report, its figures and tables."""
     search_journal = _Below("search/optuna.log")
     """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
     search_report = _Below("search/report")
-    """Folder of the search's report, its figures and tables."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +52,24 @@ class RootPaths:
     root: Path
 
     prices = _Below("prices.yaml")
-    """A price table of one's own, if there is one."""
     lock = _Below("driver.lock")
-    """Held by the one driver that works on this root."""
     identity = _Below("driver.id")
     """What tells this root from others on one object store."""
     token = _Below("ray-token")
     """Access token of the private cluster that runs now, for its dashboard."""
     mlflow_database = _Below("mlflow.db")
-    """SQLite file of the default MLflow store."""
     mlflow_artifacts = _Below("mlflow-artifacts")
     tune = _Below("tune")
     """Ray Tune's own state; scratch, nothing is ever read back from it."""
     log = _Below("isweep.log")
-    """Log of all commands."""
     recipes = _Below("recipes")
-    """Folder of the recipes that searches wrote; sweeps of this root may name them."""
+    """Of searches; sweeps of this root may name them."""
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> RootPaths:
         """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
 
-        Raises:
-            ConfigError: when ``root`` is a file.
-            SetupError: when it can be no folder, or none that can be read.
+        ConfigError where ``root`` is a file, SetupError where it can be no folder, or none that can be read.
         """
         named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
         try:
@@ -102,9 +93,7 @@ class RootPaths:
     def make(self) -> None:
         """Make the folder, for this user alone, and see that it can be written and will stay.
 
-        Raises:
-            ConfigError: when it lies in a session folder of Ray, which goes with the cluster.
-            SetupError: when it cannot.
+        ConfigError where it lies in a session folder of Ray, which goes with the cluster; else SetupError.
         """
         check_outlasts_ray(self.root, "root", "--root")
         try:
@@ -153,18 +142,17 @@ def _no_root(path: str | Path, error: Exception) -> SweepError:
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     # A file in its place is the user's slip, not the machine's state.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
-    return kind(
+    rule, way_out = (
         "The root must be a folder that can be written",
-        f"{path}: {reason}",
         "choose another with --root or ISWEEP_ROOT",
     )
+    return kind(rule, f"{path}: {reason}", way_out)
 
 
 def check_outlasts_ray(path: Path, what: str, option: str) -> None:
     """Refuse a path, links followed, below a folder that Ray made for one start of itself.
 
-    Raises:
-        ConfigError: saying ``what`` it is for, and which ``option`` names another.
+    The ConfigError says ``what`` it is for, and which ``option`` names another.
     """
     found = path.resolve()
     for folder in (found, *found.parents):
@@ -182,13 +170,9 @@ SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
 )
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
+"""Of a URL, before its host or among its parameters."""
 SHORTEST_SECRET = 6
 """Shorter values are words such as `true`, and leaving them out would spoil messages."""
-
-
-def holds_password(url: str) -> bool:
-    """Tell whether a URL holds a password, before its host or among its parameters."""
-    return PASSWORD.search(url) is not None
 
 
 def without_secrets(text: str) -> str:

@@ -56,17 +56,11 @@ class CellStatus(StrEnum):
     PENDING = "pending"
 
 
-PlanRow = dict[str, str | int]
-"""A planned trial as the command line prints it."""
-
-
 @dataclass(frozen=True)
 class SweepPlan:
-    """All cells of a sweep, in a fixed order.
+    """All cells of a sweep, in a fixed order; ids are unique.
 
-    Attributes:
-        trials: Every trial once; ids are unique.
-        measures: One per subset, covering all its train sizes (one per size where sizes share no images).
+    Measures are one per subset, of all its train sizes (one per size where sizes share no images).
     """
 
     sweep: SweepSpec
@@ -107,12 +101,7 @@ class SweepPlan:
 
 
 def plan_sweep(sweep: SweepSpec) -> SweepPlan:
-    """Expand the grid: models x (datasets x class pairs) x train sizes x seeds.
-
-    Raises:
-        ConfigError: when the grid is larger than ``MAX_TRIALS``, or a class pair names a class that the
-            dataset does not have.
-    """
+    """Expand the grid: models x (datasets x class pairs) x train sizes x recipes x seeds."""
     datasets = {choice.name: _dataset(choice) for choice in sweep.all_datasets}
     subsets = [
         subset for choice in sweep.all_datasets for subset in _subsets(sweep, choice, datasets[choice.name])
@@ -146,7 +135,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     return SweepPlan(sweep, trials, _measures(sweep, trials), datasets)
 
 
-def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[PlanRow]:
+def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[dict[str, str | int]]:
     """Return the grid as plain rows, for tables and JSON; a trial without a status is ``pending``."""
     return [
         {
@@ -268,15 +257,9 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
             raise ConfigError(rule, str(list(pair)))
 
 
-# One sweep below one root: its plan, its paths, its prepared data.
-
-
 @dataclass
 class Workspace:
-    """A plan and the places that belong to it.
-
-    ``storage`` is the folder or URL below which results are kept; None keeps them below the root.
-    """
+    """A plan and the places that belong to it; results are kept below ``storage``, or else below the root."""
 
     plan: SweepPlan
     paths: RootPaths
@@ -292,17 +275,9 @@ class Workspace:
         changes: Mapping[str, object] | None = None,
         as_run: bool = False,
     ) -> Workspace:
-        """Read a sweep and find its place below ``root``.
+        """Read a sweep, see :func:`load_sweep`, and find its place below ``root``, which is not made.
 
-        Args:
-            source: See :func:`load_sweep`; also the name of a sweep that ran below the root.
-            root: See :meth:`RootPaths.at`; it need not exist, and is not made.
-            storage: See :class:`Workspace`.
-            changes: See :func:`load_sweep`.
-            as_run: Of a name that is both, take the sweep that ran below the root rather than the preset.
-
-        Raises:
-            SweepError: for whatever is wrong with the sweep or the root.
+        ``source`` may name a sweep that ran below the root; where it names a preset too, ``as_run`` decides.
         """
         _check_types(source, changes, storage)
         paths = RootPaths.at(root)

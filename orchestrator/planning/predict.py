@@ -2,10 +2,9 @@
 
 All follows from what each network's passes compute and move and from the table of GPUs, corrected by what
 finished trials were measured to take. A kernel takes as long as its arithmetic or its traffic, whichever is
-longer, at the share of the data sheet's rate that training is seen to reach, and never less than the time
-between two kernels. Where a GPU's shares are fitted to published training throughput at 224 pixels, a unit
-test, which names the sources, holds them to it; where they are assumed, its row says so; what
-``isweep gpu-check`` measured takes their place.
+longer, at the share of the data sheet's rate that training reaches, and never less than the time between two
+kernels. These shares are fitted to published training throughput at 224 pixels, which a unit test holds them
+to, assumed where a row says so, or measured by ``isweep gpu-check``.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.fingerprint import fingerprint
@@ -28,33 +27,28 @@ from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 STREAM_EFFICIENCY = 0.85
 """Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
-EAGER_INTERVAL_S = 10e-6
-GRAPH_INTERVAL_S = 3e-6
+EAGER_INTERVAL_S, GRAPH_INTERVAL_S = 10e-6, 3e-6
 """Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
 IDLE_DRAW = 0.1
 """Share of its power that a GPU draws without work: assumed (about 70 W of an H100)."""
-TENSOR_FACTOR = 1.1
-WORKSPACE_FACTOR = 2.0
+TENSOR_FACTOR, WORKSPACE_FACTOR = 1.1, 2.0
 """Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions. Fitted to
 published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of the measured)."""
 PACKING_PAYS = 1.1
 """Images per second of two trials on one GPU over those of one, from which on trials share GPUs."""
-PGD_GRADIENTS = 5 * 20
-"""Per image and strength: restarts and steps."""
-TRIAL_SECONDS = 3.0
-"""Building, copying, d_repr on the CPU and storing, per trial beside the GPU's work: assumed."""
+PGD_GRADIENTS = 5 * (1 + 20)
+"""Per image and strength: of every start and every step from it."""
+TRIAL_SECONDS, CORE_TRIAL_SECONDS = 3.0, 0.5
+"""Building, copying, d_repr and storing, per trial beside a GPU's work or on a core: assumed."""
 CORE_FLOPS = 100e9
 """Sustained rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
 CORE_INTERVAL_S = 30e-6
 """What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by small_cnn, 52
 operations and 0.12 GFLOP, takes 2.9 ms (benchmarks/results/training_throughput_epyc.json)."""
-CORE_TRIAL_SECONDS = 0.5
-"""Building, d_repr and storing, per trial on a core: assumed."""
 MEMORY_MARGIN = 1.15
 """Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
 BUSY_ENOUGH = 0.95
-"""A GPU this busy gains nothing from another trial. That trials beside each other fill each other's gaps is
-assumed: it holds for processes under MPS, and is not measured yet for time slices."""
+"""A GPU this busy gains nothing from another trial; that gaps are filled is known of processes under MPS."""
 SHARE_STEP = 100
 """Shares are multiples of a hundredth of a GPU."""
 
@@ -63,17 +57,10 @@ SHARE_STEP = 100
 class GpuModel:
     """One model of GPU, by its name on the command line.
 
-    Attributes:
-        half_tflops: dense bfloat16 rate of the data sheet (float16 where it has none), 1e12 operations per
-            second.
-        single_tflops: float32 rate without TensorFloat-32.
-        bandwidth: GB/s of its memory.
-        compute_efficiency: share of the arithmetic rate that training's convolutions reach.
-        bandwidth_efficiency: share of the bandwidth that its elementwise kernels reach.
-        watts: of the GPU at work.
-        price: assumed list price of an hour in US dollars, November 2026; change it to yours.
-        bfloat16: whether it computes in bfloat16 (from compute capability 8.0 on).
-        timed: whether its rates are known; else its hours are not.
+    ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without TensorFloat-32) are
+    the data sheet's, in 1e12 operations per second; ``bandwidth`` is GB/s of its memory. The efficiencies are
+    the shares of these that training's convolutions and elementwise kernels reach. ``price`` is the assumed
+    list price of an hour in US dollars, November 2026. Where it is not ``timed``, its hours are unknown.
     """
 
     name: str
@@ -141,10 +128,7 @@ def gpu_model_like(name: str) -> GpuModel | None:
 def gpu_model_there(
     name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None
 ) -> GpuModel:
-    """Return the GPU that a node's driver calls so, with the memory that it counts.
-
-    ``checks`` is what ``isweep gpu-check`` found, from :func:`read_checks`.
-    """
+    """Return the GPU that a node's driver calls so, with its memory; ``checks`` of :func:`read_checks`."""
     gpu = gpu_model_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
     found = (checks or {}).get(name, {}).get("row", {})
     measured = {field.name: found[field.name] for field in fields(GpuModel) if field.name in found}
@@ -152,11 +136,7 @@ def gpu_model_there(
 
 
 def read_checks(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Return the summaries of the records of ``isweep gpu-check`` in folders, by their GPU's name.
-
-    Files that are none, or of another form, are left alone; of several of one model the last folder's counts,
-    and there the last by name.
-    """
+    """Return the summaries of what ``isweep gpu-check`` left in folders, by GPU; the last of all counts."""
     found: dict[str, dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("gpu-check-*.json"))):
         try:
@@ -185,9 +165,7 @@ def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: boo
 class Kernel:
     """One operation of a pass, by PyTorch's name of it.
 
-    Attributes:
-        flops: floating-point operations of a convolution or matrix product; 0 for all others.
-        num_bytes: read and written once each.
+    ``flops`` are of a convolution or matrix product, 0 for all others; ``num_bytes`` are read and written.
     """
 
     name: str
@@ -207,11 +185,9 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
 class PassCost:
-    """What one pass costs: its operations in order, and memory.
+    """What one pass costs: its operations in order, and the most memory alive at once, in tensors.
 
-    Attributes:
-        peak_bytes: most memory alive at once, in tensors: weights, gradients, moments and activations.
-        workspace_bytes: input and output of the largest convolution: libraries' scratch grows with it.
+    ``workspace_bytes`` are input and output of the largest convolution: libraries' scratch grows with it.
     """
 
     kernels: tuple[Kernel, ...]
@@ -237,14 +213,12 @@ class NetworkCost:
     """What one network costs in one recipe.
 
     Attributes:
-        num_parameters: trainable ones.
         state_bytes: of its kept weights: all parameters and buffers.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
-        uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
-            layer of as many weights.
+        uncounted: why its passes could not be walked: they are those of one dense layer of as many weights.
     """
 
     num_parameters: int
@@ -259,8 +233,7 @@ class NetworkCost:
 
 
 WALKED = Path(__file__).with_name("walked.json")
-"""Costs of the presets' networks, so that a plan of them needs neither torch nor the seconds of a walk: by
-:func:`cost_key`, equal kernels of a pass counted. A test holds them to the walk."""
+"""Costs of the presets' networks by :func:`cost_key`, so that a plan of them needs no torch and no walk."""
 
 
 @cache
@@ -278,12 +251,9 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, *sizes: int) -> str:
 def network_cost(
     model: ModelSpec, recipe: RecipeSpec, *, channels: int, image_size: int, num_outputs: int = 2
 ) -> NetworkCost:
-    """Return the costs of one training step, one evaluation pass and one attack pass of a network.
+    """Return the costs of a network's passes on square images of ``image_size`` pixels.
 
-    Images are square, ``image_size`` pixels high; ``num_outputs`` logits hold where the recipe names none.
-
-    Raises:
-        ConfigError: for a network that cannot be built so.
+    ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built so.
     """
     known = _walked().get(cost_key(model, recipe, channels, image_size, num_outputs))
     if known is None:
@@ -298,18 +268,13 @@ def network_cost(
     return NetworkCost(**{**known, **passes})
 
 
-MOST_KNOWN_COSTS = 4096
 _KNOWN_COSTS: dict[tuple[int, ...], tuple[tuple[Spec, ...], NetworkCost]] = {}
 """By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
 share them, and hashing their content for each takes longer than all the rest of a plan."""
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
-    """Return the costs of a network in its recipe, walked once for recipes that cost the same.
-
-    Raises:
-        ConfigError: for a network that cannot be built, or fails on every image.
-    """
+    """Return the costs of a network in its recipe; ConfigError where it cannot be built or fails on all."""
     prepared = network.subset.prepared
     parts = (network.model, network.recipe, prepared)
     key = tuple(map(id, parts))
@@ -326,7 +291,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
             f"{network.model.library} {network.model.architecture}: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''}",
         ) from error
-    if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
+    if len(_KNOWN_COSTS) >= 4096:
         _KNOWN_COSTS.clear()
     _KNOWN_COSTS[key] = parts, cost
     return cost
@@ -350,9 +315,7 @@ def has_cost(network: NetworkSpec) -> bool:
 
 
 def has_batch_norm(network: NetworkSpec) -> bool:
-    """Tell whether a network may normalise over the batch: instance norm has the same kernel, and what cannot
-    be counted may have any.
-    """
+    """Tell whether a network may normalise over the batch; what cannot be counted may have any kernel."""
     cost = cost_of(network)
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
 
@@ -436,12 +399,8 @@ def _is_captured(network: NetworkSpec) -> bool:
     return network.model.library != "own"
 
 
-# How long it takes.
-
-
-@dataclass(frozen=True)
-class PassTime:
-    """How many seconds a pass takes alone on a GPU, and of those, how long the GPU computes or moves data.
+class PassTime(NamedTuple):
+    """How many seconds a pass takes alone on a GPU, and for how many of them it is busy.
 
     The rest it waits for the next kernel, and another trial could have it.
     """
@@ -486,10 +445,7 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
 class Corrections:
     """How far predictions were off, by model: measured over predicted, 1 where unknown.
 
-    Attributes:
-        memory: the worst peak on any GPU: networks allocate alike on all.
-        seconds: the median time on one kind of GPU.
-        core_seconds: the median time of a CPU core.
+    ``memory`` is the worst peak on any GPU; ``seconds``, on one kind of GPU, and ``core_seconds`` medians.
     """
 
     memory: Mapping[str, float] = field(default_factory=dict)
@@ -499,10 +455,7 @@ class Corrections:
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """What a trial needs of one kind of GPU: seconds on its share, of several GPUs on one; and peak memory.
-
-    As many trials share a GPU as keep it busy together, fewer where memory is short.
-    """
+    """What a trial needs of one kind of GPU: peak memory, and seconds on its share (of several on one)."""
 
     seconds: float
     share: float
@@ -519,7 +472,8 @@ def need_of(
 ) -> GpuNeed:
     """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to need.
 
-    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs.
+    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs: as many
+    trials share a GPU as keep it busy together, fewer where memory is short.
     """
     corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
     interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S

@@ -1,9 +1,8 @@
 """A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
 
 The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes) of plain
-values: mappings, lists, text, numbers, true, false, null. What it has no use for is refused, so that no value
-is guessed and a hostile file costs nothing: anchors, tags and dates, keys that stand twice, more nesting or
-values than any sweep has.
+values. What it has no use for is refused, so that no value is guessed and a hostile file costs nothing:
+anchors, tags and dates, keys that stand twice, more nesting or values than any sweep has.
 """
 
 from __future__ import annotations
@@ -36,11 +35,8 @@ from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, RecipeChoice, RecipeOverride, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, check_own_options, source_for
 
-MAX_FILE_BYTES = 1_000_000
-MAX_NESTING = 20
-MAX_VALUES = 20_000
+MAX_FILE_BYTES, MAX_NESTING, MAX_VALUES, MAX_RECIPE_FILES = 1_000_000, 20, 20_000, 5
 """Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few hundred."""
-MAX_RECIPE_FILES = 5
 MAX_PROBLEMS = 20
 """So many are named; what is behind them is counted."""
 SEE = "see README, 'Your own images', or let isweep init write one"
@@ -61,54 +57,50 @@ def load_sweep(
 ) -> SweepSpec:
     """Read a sweep from wherever it is written.
 
-    Args:
-        source: Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``. Paths
-            in a mapping start at the working directory.
-        changes: Values by dotted key (``recipe.epochs``) that hold over what is written.
-        recipes: Folder of the recipes that searches wrote and that may be named; None knows of none.
+    Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in a mapping
+    start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold over what is written;
+    ``recipes`` is the folder of the recipes that searches wrote and that may be named.
 
     Raises:
-        ConfigError: naming the file and every mistake in it with its key path, value and what is allowed.
+        ConfigError: naming the file and every mistake in it with its key, value and what is allowed.
     """
+    changes, folder, origin = changes or {}, Path(), "the sweep"
     if isinstance(source, SweepSpec):
         if not changes:
             _report(_unknown_names(source.model_dump()))
             return source
         source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
     if isinstance(source, Mapping):
-        return _own_paths(_spec_of(dict(source), "the sweep", Path(), changes or {}, recipes), Path())
-    if isinstance(source, Path) or _is_path(source):
-        path = Path(source)
-        text = _read_file(path)
+        document = dict(source)
+    elif isinstance(source, Path) or _is_path(source):
+        folder, origin = Path(source).parent, str(source)
+        document = _document(_read_file(Path(source)), origin)
         # As a script's own folder is: modules of one's own networks lie beside the sweep file.
-        find_modules_in(path.parent)
-        return _own_paths(
-            parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
-            path.parent,
-        )
-    if source not in preset_names():
+        find_modules_in(folder)
+    elif source in preset_names():
+        origin = f"preset {source}"
+        text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+        document = _document(text, origin)
+    else:
         raise unknown_name("preset", source, preset_names())
-    text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
-    return parse_sweep(text, origin=f"preset {source}", changes=changes, recipes=recipes)
+    return _own_paths(_spec_of(document, origin, folder, changes, recipes), folder)
 
 
-def parse_sweep(
-    text: str,
-    *,
-    origin: str,
-    folder: Path | None = None,
-    changes: Mapping[str, object] | None = None,
-    recipes: Path | None = None,
-) -> SweepSpec:
+def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepSpec:
     """Turn the text of a sweep file, which messages call ``origin``, into a validated spec.
 
-    Recipe files that it names lie in ``folder``, by default the working directory. The rest, and what is
-    raised, is as of :func:`load_sweep`.
+    Recipe files that it names lie in ``folder``, by default the working directory.
     """
-    document = _load_yaml(text, origin)
+    return _spec_of(_document(text, origin), origin, folder or Path(), {}, None)
+
+
+def _document(text: str, origin: str) -> dict[str, Any]:
+    if not text.strip():
+        raise ConfigError(f"{origin} must not be empty", way_out=SEE)
+    document = read_plain(text, origin)
     if not isinstance(document, dict):
         raise ConfigError(f"{origin} must be a mapping of keys to values", type(document).__name__, SEE)
-    return _spec_of(document, origin, folder or Path(), changes or {}, recipes)
+    return document
 
 
 def sweep_text(spec: SweepSpec) -> str:
@@ -133,7 +125,9 @@ def _spec_of(
     if isinstance(document.get("datasets"), list):
         document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
     named = _tuned_path(document.pop("recipe", None), document.get("name"), recipes)
-    recipe, tuned = split_tuned(_with_recipe_file(named, folder))
+    recipe, tuned = _with_recipe_file(named, folder), None
+    if isinstance(recipe, dict) and isinstance(recipe.get(TUNED), dict):
+        tuned = recipe.pop(TUNED)
     said = [name for name in SEARCHED if tuned is not None and isinstance(named, dict) and name in named]
     if said:
         raise ConfigError(
@@ -171,7 +165,7 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     path = folder / os.path.expanduser(name)  # the home of nobody stays as it is written, and is not there
     if depth > MAX_RECIPE_FILES:
         raise ConfigError("Recipe files must not start from one another", str(path))
-    content = _load_yaml(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
+    content = read_plain(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
     inner = _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, RECIPE)
@@ -193,12 +187,6 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
     except FileNotFoundError:
         what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
         raise ConfigError(f"The {kind} must exist", str(path), f"{what} are: {', '.join(names)}") from None
-
-
-def _load_yaml(text: str, origin: str) -> object:
-    if text.isspace() or not text:
-        raise ConfigError(f"{origin} must not be empty", way_out=SEE)
-    return read_plain(text, origin)
 
 
 def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
@@ -223,6 +211,8 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
             own = own.model_copy(update={"class_names": names})
         return choice.model_copy(update={"own": own})
 
+    if all(choice.own is None for choice in spec.datasets):
+        return spec
     return spec.model_copy(update={"datasets": tuple(map(own_path, spec.datasets))})
 
 
@@ -232,11 +222,7 @@ WAY_OUT = "e.g. --set recipe.epochs=3 --set train_sizes='[100, 200]'"
 
 
 def read_changes(words: Iterable[str]) -> dict[str, object]:
-    """Read ``KEY=VALUE`` words, the value as in a sweep file.
-
-    Raises:
-        ConfigError: for a word that is none, or two values for one key.
-    """
+    """Read ``KEY=VALUE`` words, the value as in a sweep file; each key once."""
     changes: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -250,11 +236,7 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
 
 
 def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
-    """Return a sweep file's content with values put at dotted keys; numbers in a key are places in a list.
-
-    Raises:
-        ConfigError: for a key that leads through something that has no keys.
-    """
+    """Return a sweep file's content with values put at dotted keys; numbers in a key are places in a list."""
     changed = copy.deepcopy(dict(document))
     for key, value in changes.items():
         if not isinstance(key, str):
@@ -292,7 +274,7 @@ SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 
 
 def _tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
-    """Return ``recipe`` as a sweep file has it, with the path of a searched recipe in place of its name."""
+    """Return ``recipe`` with the path of a searched recipe in place of its name."""
     name = recipe.get("from") if isinstance(recipe, dict) else recipe
     if recipes is None or not isinstance(name, str) or name in RECIPES or _is_path(name):
         return recipe
@@ -312,28 +294,13 @@ def _tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     )
 
 
-def split_tuned(recipe: object) -> tuple[object, dict[str, Any] | None]:
-    """Return a recipe without its evidence, and the evidence; None for a recipe that was not searched."""
-    if not isinstance(recipe, dict) or not isinstance(recipe.get(TUNED), dict):
-        return recipe, None
-    return {key: value for key, value in recipe.items() if key != TUNED}, recipe[TUNED]
-
-
-def searched_cells(tuned: dict[str, Any]) -> list[tuple[object, object]]:
-    """Return model and dataset of each cell that a recipe file has a choice for, by its evidence."""
-    cells = tuned.get("cells")
-    return [
-        (cell.get("model"), cell.get("dataset"))
-        for cell in (cells if isinstance(cells, list) else ())
-        if isinstance(cell, dict) and "not_tuned" not in cell
-    ]
-
-
 def _with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     """Return the sweep without searched rows of models and datasets that it does not have."""
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
-    searched = searched_cells(tuned)
+    cells = tuned.get("cells")
+    found = [cell for cell in (cells if isinstance(cells, list) else ()) if isinstance(cell, dict)]
+    searched = [(cell.get("model"), cell.get("dataset")) for cell in found if "not_tuned" not in cell]
     missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]
     if missing:
         raise ConfigError(
@@ -352,14 +319,8 @@ def _with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
 
 # What is wrong, in the words of a sweep file.
 
-RULES = {
-    "tuple_type": "must be a list, e.g. [a, b]",
-    "list_type": "must be a list, e.g. [a, b]",
-    "dict_type": "must be a mapping of keys to values",
-    "model_type": "must be a mapping of keys to values",
-}
-"""By the type of the error."""
-NAME_RULE = "must be lower case letters, digits, - and _, at most 64, the first a letter"
+RULES = dict.fromkeys(("tuple_type", "list_type"), "must be a list, e.g. [a, b]")
+RULES |= dict.fromkeys(("dict_type", "model_type"), "must be a mapping of keys to values")
 
 
 def _report(problems: list[SweepError]) -> None:
@@ -369,12 +330,12 @@ def _report(problems: list[SweepError]) -> None:
 
 
 def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> ConfigError:
-    loc = detail["loc"]
+    loc, kind = detail["loc"], detail["type"]
     recipe: Any = document.get("recipe")
     if loc[:1] == ("recipe",) and len(loc) == 3 and not isinstance(recipe[loc[1]], list):
         loc = loc[:2]  # one value stands for a list of one
     where = ".".join(str(part) for part in loc) or origin
-    if detail["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         fields = _model_at(detail["loc"][:-1]).model_fields
         known = [field.alias or name for name, field in fields.items()]
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
@@ -385,18 +346,18 @@ def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> 
     value = detail["input"]
     shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
     message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "missing":
+    if kind == "missing":
         what = "value" if isinstance(detail["loc"][-1], int) else "key"
         return ConfigError(f"{where}: this {what} is required", way_out=RECIPE if loc[0] == "recipe" else "")
     if not detail["loc"]:
         return ConfigError(f"{where}: {message}")  # the rule names what it found
-    message = RULES.get(detail["type"], message)
-    if detail["type"] == "too_short" and detail["ctx"]["min_length"] == 1:
+    message = RULES.get(kind, message)
+    if kind == "too_short" and detail["ctx"]["min_length"] == 1:
         message = "must not be empty"
-    if detail["type"] == "too_long":
+    elif kind == "too_long":
         message = f"must have at most {detail['ctx']['max_length']} values"
-    if detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
-        message = NAME_RULE
+    elif kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
+        message = "must be lower case letters, digits, - and _, at most 64, the first a letter"
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
 
 
@@ -468,9 +429,7 @@ def _check_estimator(name: str) -> None:
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
     """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is waited for.
 
-    Raises:
-        FileNotFoundError: when there is none.
-        ConfigError: when it is no file, too long, or no UTF-8.
+    FileNotFoundError where there is none; ConfigError where it is no file, too long, or no UTF-8.
     """
     try:
         status = path.stat()

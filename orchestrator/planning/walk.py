@@ -1,7 +1,6 @@
 """A network's costs read off the network itself: a walk over its passes with tensors that hold no data.
 
-PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many kernels
-a training step has, how much each computes and moves, and how much memory is alive at once.
+PyTorch's fake tensors know shapes, types and lifetimes: kernels, what they move, and memory, without a GPU.
 """
 
 from __future__ import annotations
@@ -35,8 +34,16 @@ from tasks.trials.training import Step
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
 _SHAPE_ONLY = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice", "alias"}
-_SHAPE_ONLY |= {"as_strided", "select", "split", "unsqueeze", "squeeze", "empty", "empty_like"}
-_SHAPE_ONLY |= {"empty_strided"}
+_SHAPE_ONLY |= {
+    "as_strided",
+    "select",
+    "split",
+    "unsqueeze",
+    "squeeze",
+    "empty",
+    "empty_like",
+    "empty_strided",
+}
 
 
 def walk_network(
@@ -165,10 +172,10 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         formula = flop_registry.get(func._overloadpacket)
         flops = float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
-        moved = sum(map(_num_bytes, inputs)) + sum(map(_num_bytes, outputs))
+        moved = sum(tensor.nbytes for tensor in (*inputs, *outputs))
         if name.startswith("_fused_adam"):
             # Weights and both moments are written in place too.
-            moved += sum(sum(map(_num_bytes, args[index])) for index in (0, 2, 3))
+            moved += sum(tensor.nbytes for index in (0, 2, 3) for tensor in args[index])
         self.kernels.append(Kernel(name, flops, float(moved)))
         if name == "convolution":
             self._workspace = max(self._workspace, moved)
@@ -205,8 +212,4 @@ def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], b
 
 
 def _state_bytes(network: nn.Module) -> int:
-    return sum(map(_num_bytes, network.state_dict().values()))
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return sum(tensor.nbytes for tensor in network.state_dict().values())

@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
-from orchestrator.results.rows import CURVE
+from orchestrator.results.table import CURVE
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole
 from tasks.trials.records import attack_name
@@ -49,12 +49,8 @@ SHOWN_METRICS = (c.TEST_LOSS,)
 class View:
     """A question, and the state of MLflow's page of runs that answers it.
 
-    Attributes:
-        question: In words.
-        axes: Kind and key of x and y of a chart of points, such as ``("METRIC", "test_loss")``.
-        line: Metric that is drawn over its steps, in place of ``axes``; with neither there is a table.
-        kind: Of the runs that are shown.
-        dataset: Of the runs that are shown; empty for all.
+    ``axes`` are kind and key of x and y of a chart of points, as ``("METRIC", "test_loss")``; ``line`` is a
+    metric drawn over its steps; with neither there is a table. ``kind`` and ``dataset`` are of the runs.
     """
 
     question: str
@@ -105,12 +101,8 @@ class View:
 class Page:
     """What a sweep's pages say of it.
 
-    Attributes:
-        sweep: Its name.
-        description: In the sweep file's words.
-        planned: Number of trials.
-        loss_gain: Column of the loss gained under the attack that the charts show; empty for none.
-        datasets: Their names; each has a view of its own.
+    ``loss_gain`` is the column of the loss gained under the attack that the charts show; empty for none. Each
+    of the ``datasets`` has a view of its own.
     """
 
     sweep: str
@@ -184,13 +176,11 @@ def read_run_pages(path: Path) -> RunPages:
     try:
         return RunPages.model_validate_json(read_whole(path))
     except FileNotFoundError:
-        pass
+        return RunPages()
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
-    return RunPages()
+        return RunPages()
 
-
-# MLflow's own page, started on loopback for one person, and the addresses on it that answer a question.
 
 PORT = 5000
 START_S, LOOK_S, ANSWER_S, END_S = 240, 0.5, 10, 10
@@ -199,11 +189,7 @@ LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
 
 
 def free_port(asked: int | None = None) -> int:
-    """Return a port of loopback that nobody listens on: the one asked for, else MLflow's or any other.
-
-    Raises:
-        SetupError: when the one asked for is taken.
-    """
+    """Return a port of loopback that is free: the one asked for (or SetupError), else MLflow's or another."""
     for port in (asked,) if asked else (PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -219,12 +205,7 @@ def free_port(asked: int | None = None) -> int:
 def served(uri: str, port: int, words: Path) -> Iterator[str]:
     """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it answers.
 
-    A server's own address is given back as it is, and nothing started.
-
-    Args:
-        uri: A database or a server. Passed in the environment, since it may hold a password.
-        port: Of loopback.
-        words: What the server says goes there.
+    A server's own address is given back as it is, and nothing started. ``words`` takes what the server says.
 
     Raises:
         SetupError: when the store does not answer, or the server does not start, with its last words.
@@ -238,6 +219,7 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.
+    # In the environment, since it may hold a password.
     settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with words.open("wb") as said:
         server = subprocess.Popen(
@@ -256,10 +238,7 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
             time.sleep(LOOK_S)
         yield address
     finally:
-        for number in (
-            signal.SIGTERM,
-            signal.SIGKILL,
-        ):  # of its workers too, which are a session of their own
+        for number in (signal.SIGTERM, signal.SIGKILL):  # to its workers too: a session of their own
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -279,9 +258,6 @@ def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
 
     Returns:
         Name of the experiment -> question -> address that opens on the answer, the best first.
-
-    Raises:
-        SetupError: when the server does not answer.
     """
     from orchestrator.results.mlflow_runs import connect
 

@@ -31,13 +31,11 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table
 from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
-from orchestrator.results.rows import FlatRun, Live, Row, milliseconds, row_of
+from orchestrator.results.table import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 
-MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
-"""Of one call."""
-PAGE_SIZE = 5000
+MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100  # of one call
 INF_AS_STORED = 1.7e308
 KEY_TAG, REPORT_TAG = "isweep.run_key", "isweep.report"
 DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
@@ -48,8 +46,6 @@ LOCAL_PAGES = "http://127.0.0.1:5000"
 SQLITE = "sqlite:///"
 DAMAGED = re.compile("file is not a database|disk image is malformed")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-
-
 PERHAPS_RUNNING = "RUNNING?"
 OPEN = ("RUNNING", PERHAPS_RUNNING)
 
@@ -58,11 +54,8 @@ OPEN = ("RUNNING", PERHAPS_RUNNING)
 class _Known:
     """What is known of a run without asking again.
 
-    Attributes:
-        run_id: MLflow's.
-        status: MLflow's, such as ``RUNNING``, or :data:`PERHAPS_RUNNING`.
-        shown: Digest of all that it shows; empty where that is unknown.
-        live: Points of curves that were sent while it was running.
+    ``shown`` is a digest of all that it shows, empty where that is unknown; ``live`` are points of curves
+    that were sent while it was running.
     """
 
     run_id: str
@@ -72,17 +65,10 @@ class _Known:
 
 
 class SweepRuns:
-    """Runs of one sweep by run key.
+    """Runs of one sweep by run key, in the experiment called ``name``.
 
-    Args:
-        client: Answers.
-        page: What the sweep's pages say.
-        storage: Identity of the result store that the runs mirror; None claims nothing. Another store's sweep
-            of the same name is kept apart, in an experiment whose name ends in this identity.
-        artifacts: Where a new experiment keeps artifacts; None leaves it to the server.
-
-    Attributes:
-        name: Of the experiment.
+    ``storage`` is the identity of the result store that they mirror, which keeps sweeps of one name apart;
+    ``artifacts`` is where a new experiment keeps artifacts, None leaves it to the server.
     """
 
     def __init__(self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None) -> None:
@@ -92,10 +78,8 @@ class SweepRuns:
         for tag, text in page.experiment_tags(self._experiment).items():
             if experiment.tags.get(tag) != text:
                 client.set_experiment_tag(self._experiment, tag, text)
-        self._runs: dict[str, _Known] = {}
         self._extra: list[str] = []
-        self._uncertain: set[str] = set()
-        self._sent: set[tuple[str, str]] = set()
+        self._uncertain, self._sent = set[str](), set[tuple[str, str]]()
         self._load()
 
     def run_pages(self) -> RunPages:
@@ -166,10 +150,8 @@ class SweepRuns:
     ) -> None:
         """Make the sweep's own run show final numbers and the report's files; its status stays.
 
-        Args:
-            numbers: By name; those that are not finite are left out, since MLflow shows them as others.
-            folder: Of the report; None for none.
-            sent: Called whenever a file was sent: each is sent by itself, and not again after a lost reply.
+        Numbers that are not finite are left out, since MLflow shows them as others. Each file is sent by
+        itself, and not again after a lost reply; ``sent`` is called whenever one was.
         """
         own = self._own().run_id
         data, points = self.client.get_run(own).data, []
@@ -196,8 +178,7 @@ class SweepRuns:
     def end_running(self, but: Collection[str] = ()) -> tuple[int, int]:
         """Let no run be RUNNING but the sweep's own and ``but``, and none count beside another of its key.
 
-        Returns:
-            How many were ended, and how many marked as duplicates.
+        Returns how many were ended, and how many marked as duplicates.
         """
         if self._uncertain:
             self._load()  # a create whose reply was lost may have been carried out after we looked
@@ -228,7 +209,7 @@ class SweepRuns:
         return self._page.sweep_tags(self._experiment)
 
     def _load(self) -> None:
-        self._runs, self._extra = {}, []
+        self._runs, self._extra = dict[str, _Known](), []
         self._take(search(self.client, self._experiment, ""))
 
     def _take(self, runs: Iterable[Run]) -> None:
@@ -314,12 +295,9 @@ def _has_too_much(
 def _missing_points(
     run: FlatRun, wanted: Mapping[str, float], history: Mapping[str, list[Metric]]
 ) -> list[Metric]:
-    """Return the points to send, so that every point is there once and the wanted value is shown of each.
+    """Return the points to send, so that every point is there once and the ``wanted`` value is shown of each.
 
-    Args:
-        run: What the run should have.
-        wanted: What it should show, from :func:`expected_metrics`.
-        history: Points that MLflow has, of the metrics that it may show otherwise.
+    ``history`` are points that MLflow has, of the metrics that it may show otherwise.
     """
     there = {(name, point.step, point.value) for name, points in history.items() for point in points}
     points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
@@ -354,13 +332,9 @@ def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-# Experiments: one per sweep and result store.
-
-
 def experiment_names(sweep: str, storage: str | None) -> list[str]:
     """Return the experiments that may hold a sweep's runs, the first choice first."""
-    plain = f"isweep/{sweep}"
-    return [plain] if storage is None else [plain, f"{plain}@{storage[:8]}"]
+    return [f"isweep/{sweep}"] + ([] if storage is None else [f"isweep/{sweep}@{storage[:8]}"])
 
 
 def claim_experiment(
@@ -394,9 +368,6 @@ def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
 
     MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
     again, open to everybody, and from a copy of a root it would write over the artifacts of the first.
-
-    Raises:
-        MlflowException: when the file does not take it.
     """
     runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
     where = " AND substr(artifact_uri, 1, ?) = ?"
@@ -413,9 +384,6 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
     """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown.
 
     ``storage`` is the identity of the result store whose runs are wanted; None takes whatever bears the name.
-
-    Raises:
-        SetupError: when MLflow does not answer.
     """
     rows: list[Row] = []
     try:
@@ -438,7 +406,7 @@ def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
     order = ["attribute.start_time ASC"]
     while token is not None:
         page = client.search_runs(
-            [experiment], query, max_results=PAGE_SIZE, order_by=order, page_token=token or None
+            [experiment], query, max_results=5000, order_by=order, page_token=token or None
         )
         yield from page
         token = page.token or None
@@ -450,11 +418,7 @@ def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
 def connect(uri: str) -> MlflowClient:
     """Return a client for ``uri`` whose store answers and whose tables exist.
 
-    Called by the driver before anything else uses it, since several first users of a new SQLite file break
-    its schema migration.
-
-    Raises:
-        SetupError: when the store or server does not answer, within seconds rather than MLflow's minutes.
+    SetupError when it does not answer, within seconds rather than MLflow's minutes.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -498,8 +462,7 @@ def _client(uri: str) -> MlflowClient:
 def _make_database(path: Path) -> None:
     """Make MLflow's tables beside ``path``, and then the file that has them all.
 
-    MLflow cannot go on from between two of its dozens of steps: a driver that was killed there would leave a
-    file that no later one can use.
+    A driver killed between two of MLflow's dozens of steps would leave a file that no later one can use.
     """
     # A name of its own at every try: MLflow keeps connections by the name of the file.
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")

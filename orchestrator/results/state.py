@@ -14,10 +14,18 @@ from pydantic import ConfigDict
 
 from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
-from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
-from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
 from orchestrator.results.storage import Patience, Storage
-from orchestrator.results.store import FileKind, Newer, ResultStore, Unreadable
+from orchestrator.results.store import (
+    FailureRecord,
+    FileKind,
+    MeasureRecord,
+    ResultStore,
+    SealedRecord,
+    TrialRecord,
+    Unreadable,
+    missing,
+)
+from orchestrator.results.table import FlatRun, Row, flat_trial, index_measures, rows_of
 from search_spaces.errors import NewerRecordError
 from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
 from tasks.finding import Finding
@@ -29,10 +37,7 @@ log = logging.getLogger(__name__)
 class TrialOutline(Finding):
     """What decides whether a result counts, and what its trial cost; attributes as of :class:`TrialRecord`.
 
-    Attributes:
-        has_weights: Whether the trained network is kept.
-        has_predictions: Whether its predictions are.
-        peak_bytes: What the whole batches of its process took on a GPU; 0 where that is not known.
+    ``peak_bytes`` is what the whole batches of its process took on a GPU; 0 where that is not known.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -74,8 +79,6 @@ class TrialOutline(Finding):
 
 
 INDEX_VERSION = TrialRecord.version + 1
-"""Of the rows of an index; a file of another one is made anew."""
-
 Stamped = tuple[str, TrialOutline]
 """An outline with the stamp of the file that it was read from."""
 
@@ -99,19 +102,16 @@ class Index:
                     rows = database.execute("SELECT stamp, outline, seal FROM outlines").fetchall()
         except sqlite3.Error as error:
             log.info("the index %s cannot be read: %s", self._path, error)
-        whole = [(stamp, text) for stamp, text, seal in rows if seal == _seal(stamp, text)]
+        whole = [
+            (stamp, text) for stamp, text, seal in rows if seal == zlib.crc32(f"{stamp} {text}".encode())
+        ]
         found = ((stamp, TrialOutline.model_validate_json(text)) for stamp, text in whole)
         return {outline.trial_id: (stamp, outline) for stamp, outline in found}
 
     def add(self, found: Iterable[Stamped], *, anew: bool = False) -> None:
-        """Keep outlines; that they cannot be kept costs time at the next look and nothing else.
-
-        Args:
-            found: What to keep; without a stamp nobody could tell whether it still holds.
-            anew: Whether they are all that there is.
-        """
+        """Keep outlines that have a stamp, ``anew`` in place of all others; without them looks are slower."""
         texts = ((outline.trial_id, stamp, outline.text()) for stamp, outline in found if stamp)
-        rows = [(trial_id, stamp, text, _seal(stamp, text)) for trial_id, stamp, text in texts]
+        rows = [(*row, zlib.crc32(f"{row[1]} {row[2]}".encode())) for row in texts]
         if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
             return
         for again in (True, False):
@@ -140,15 +140,10 @@ class Index:
             yield database
 
 
-def _seal(stamp: str, text: str) -> int:
-    return zlib.crc32(f"{stamp} {text}".encode())
-
-
 class Records(MutableMapping[str, TrialRecord]):
     """Results of trials by id: an outline of each, and its record, held or read when it is asked for.
 
-    As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from
-    which an equal one is made; what was read to make its outline stays as it is, since that took its memory.
+    As an object a record takes 15 to 100 kB; what a run adds is held as compressed text of 1 to 5 kB.
     """
 
     def __init__(
@@ -185,13 +180,10 @@ class Records(MutableMapping[str, TrialRecord]):
 
 @dataclass
 class StoredResults:
-    """All that is stored of a sweep: read once, then kept up to date by writing through it.
+    """All that is stored of a sweep, by id: read once, then kept up to date by writing through it.
 
     Attributes:
-        store: Where records are sealed.
-        trials: Results by trial id.
-        measures: Measures by measure id.
-        failures: Latest failures of trials without a result, by trial id.
+        failures: Latest failures of trials without a result.
         unreadable: Files that are not believed.
         index: Where outlines are kept for the next look; None keeps none.
         patience: Waits for storage that is full or away; None raises at once.
@@ -256,7 +248,7 @@ class StoredResults:
         Raises:
             NewerRecordError: naming the first such file.
         """
-        newer = [item for item in self.unreadable if isinstance(item, Newer)]
+        newer = [item for item in self.unreadable if item.newer]
         if newer:
             more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
             raise NewerRecordError(
@@ -290,14 +282,10 @@ class State:
         results: Outlines of the believed results of planned trials that have everything asked for.
         trials: Records of these and other results.
         measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
-        failures: Latest failures of planned trials that have no result.
         running: Trials that a live driver works on now.
-        stale: Planned trials whose result was made from other data than are prepared now, or from other
-            choices under the same id.
-        partial: Outlines of believed results that lack a measurement that is asked for now: what they have is
-            shown, and a run adds what they lack.
+        stale: Planned trials whose result was made from other data, or other choices under the same id.
+        partial: Outlines of believed results that lack a measurement that is asked for now.
         foreign: Results of trials that are not in the plan (kept, not used).
-        unreadable: Files that are not believed.
     """
 
     results: dict[str, TrialOutline]
@@ -326,7 +314,7 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield all results of planned trials as a tracker shows them."""
+        """Yield all results of planned trials as MLflow shows them."""
         index = index_measures(self.measures.values())
         return (flat_trial(record, index) for record in self.records)
 
@@ -361,12 +349,9 @@ class State:
 
 
 def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
-    """Read the store of a sweep and judge it.
+    """Read the store of a sweep and judge it, see :func:`judge`.
 
-    Args:
-        workspace: The sweep.
-        running: See :func:`judge`.
-        look: Whether outlines will do, which an index has: for what needs no number that a network gave.
+    For a ``look`` outlines will do, which an index has: for what needs no number that a network gave.
     """
     index = workspace.sweep_paths.index if look else None
     return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
@@ -375,10 +360,7 @@ def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
     """Compare what is stored with the plan and with the data that are prepared now.
 
-    Args:
-        workspace: The sweep.
-        stored: Everything in its store.
-        running: Ids of trials that a live driver works on now.
+    ``running`` are the ids of trials that a live driver works on now.
     """
     planned = workspace.plan.trials_by_id
     known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
@@ -429,54 +411,35 @@ def _is_stale(
     )
 
 
-# What the stored results of a sweep cost, and what using them again has saved.
+def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
+    """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
 
-JOULES_PER_KILOWATT_HOUR = 3.6e6
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of trials that have a result; failed attempts leave no times, so they are not in it.
-
-    Attributes:
-        gpu_hours: Hours of whole GPUs: time times share; of CPU cores where a trial ran without a GPU.
-        saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
-        prices: Where dollars per hour and watts are from.
+    Returns:
+        ``gpu_hours`` of whole GPUs, time times share, and ``core_hours`` where a trial ran without one;
+        ``dollars`` and ``kilowatt_hours`` at ``prices``, and where these are from; ``saved_gpu_hours`` and
+        ``saved_core_hours`` of training that was not repeated when more was measured on
+        ``networks_used_again``; ``text`` says it in a line.
     """
-
-    gpu_hours: float
-    core_hours: float
-    dollars: float
-    kilowatt_hours: float
-    saved_gpu_hours: float
-    saved_core_hours: float
-    networks_used_again: int
-    prices: str
-
-    def text(self) -> str:
-        """Say it in a line."""
-        cost = f"{amount(self.dollars)} $, {amount(self.kilowatt_hours)} kWh ({self.prices})"
-        text = f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {cost}"
-        if not self.networks_used_again:
-            return text
-        saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
-        return f"{text}; {self.networks_used_again} kept networks measured again, not trained: {saved} saved"
-
-
-def cost_of(state: State, prices: Prices) -> Cost:
-    """Add up the trials of a sweep that have a result."""
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
-    joules = 3600 * (gpu * prices.gpu.watts + core * prices.core.watts)
-    return Cost(
-        gpu,
-        core,
-        gpu * prices.gpu.dollars + core * prices.core.dollars,
-        joules / JOULES_PER_KILOWATT_HOUR,
-        *_unit_hours(state.measured_trials(again)),
-        len(again),
-        prices.origin,
-    )
+    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
+    dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
+    energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
+    text = f"cost so far {_hours(gpu, core)}: {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
+    if again:
+        saved = f"{_hours(saved_gpu, saved_core)} saved"
+        text += f"; {len(again)} kept networks measured again, not trained: {saved}"
+    return {
+        "gpu_hours": gpu,
+        "core_hours": core,
+        "dollars": dollars,
+        "kilowatt_hours": energy,
+        "saved_gpu_hours": saved_gpu,
+        "saved_core_hours": saved_core,
+        "networks_used_again": len(again),
+        "prices": prices.origin,
+        "text": text,
+    }
 
 
 def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:

@@ -31,17 +31,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, REMIND_AFTER_S = 0.5, 10.0, 600.0
-PASSING = frozenset(
-    (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-    )
-)
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+PASSING |= {errno.EHOSTDOWN, errno.EHOSTUNREACH}
 """What an operating system says of a disk that may have room again, or of a file system that may be back."""
 
 LASTING = ("s3", "gs", "az", "abfs", "abfss")
@@ -51,14 +42,11 @@ TRIES = 3
 """Of one request, by the client itself; what lasts longer pauses a sweep."""
 READ_TOGETHER = 32
 
-UNREADABLE = (
-    "The result store must be readable",
-    "mend the permissions or the connection, then run the same command again",
-)
+AGAIN = "then run the same command again: what is done is kept"
+UNREADABLE = "The result store must be readable", f"mend the permissions or the connection, {AGAIN}"
 UNWRITABLE = (
     "The result store must be writable",
-    "free space (keep_weights: none takes the least) or mend the permissions, then run the same command "
-    "again: what is done is kept",
+    f"free space (keep_weights: none takes the least) or mend the permissions, {AGAIN}",
 )
 
 Content = bytes | OSError
@@ -72,10 +60,8 @@ class StorageAway(SetupError):
 class Patience:
     """Repeats a write for as long as storage is full or away, which pauses a sweep instead of ending it.
 
-    Attributes:
-        say: Is told once when a pause begins, now and then while it lasts, and when it ends.
-        limit_s: Seconds after which the error is raised after all.
-        clock: What it waits by.
+    ``say`` is told when a pause begins, now and then while it lasts, and when it ends; after ``limit_s``
+    seconds the error is raised after all.
     """
 
     say: Callable[[str], None] = log.warning
@@ -85,12 +71,8 @@ class Patience:
     def until_done(self, write: Callable[[], T]) -> T:
         """Return what ``write`` returns as soon as storage takes it.
 
-        Args:
-            write: May be called any number of times.
-
         Raises:
-            SweepError: of ``write``, for whatever waiting does not mend, or has not in ``limit_s``.
-            OSError: likewise.
+            Exception: of ``write``, for whatever waiting does not mend, or has not in ``limit_s``.
         """
         began, said, pause = None, -math.inf, FIRST_PAUSE_S
         while True:
@@ -123,9 +105,7 @@ class Patience:
 class Found:
     """A file that is there.
 
-    Attributes:
-        path: Where.
-        stamp: Changes whenever the file is replaced: its size and time, and its number where it has one.
+    ``stamp`` changes whenever it is replaced: its size and time, and its number where it has one.
     """
 
     path: str
@@ -135,10 +115,7 @@ class Found:
 def open_storage(url: str | Storage) -> Storage:
     """Open the store at ``url``, a local path or the URL of an object store; nothing is asked or made.
 
-    One that is open already is given back.
-
-    Raises:
-        ConfigError: for a URL that is none, holds a password, or belongs to a store that keeps nothing.
+    One that is open is given back. ConfigError for a URL that is none, holds a password, or keeps nothing.
     """
     if isinstance(url, Folder | Bucket):
         return url
@@ -204,12 +181,7 @@ class Folder:
         self.base = base
 
     def read(self, path: str) -> bytes:
-        """Return a file's content.
-
-        Raises:
-            FileNotFoundError: when there is none.
-            OSError: when a local one cannot be read.
-        """
+        """Return a file's content; raises FileNotFoundError, or OSError where it cannot be read."""
         return read_whole(path)
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
@@ -260,12 +232,9 @@ class Folder:
 
 
 class Bucket:
-    """An object store behind a URL, asked as a :class:`Folder` is; files are read in parallel.
+    """An object store, of obstore at the bucket's root, asked as a :class:`Folder` is; reads are parallel.
 
-    Args:
-        store: Of obstore, at the bucket's root.
-        base: The bucket, and the path in it.
-        prefix: What a URL has before such a path.
+    ``base`` is the bucket and the path in it, ``prefix`` what a URL has before that.
     """
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:
@@ -304,11 +273,8 @@ class Bucket:
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         """Write a file where ``mode`` lets it; returns its tag, None where it does not.
 
-        Args:
-            path: Which.
-            data: Its new content.
-            mode: ``"overwrite"``; ``"create"`` where there must be none; or ``{"e_tag": tag}`` for one that
-                still has this tag.
+        A mode is ``"overwrite"``; ``"create"`` where there must be none; or ``{"e_tag": tag}``, of the file
+        that must be there still.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError

@@ -1,7 +1,8 @@
-"""The result store: one sealed JSON file per finished trial or measure, the truth of a sweep.
+"""What a sweep's store seals, and the store itself: one sealed JSON file per finished trial or measure.
 
-A file is believed only when its checksum matches its content and its schema is one that we read. Records are
-written by the driver alone; a reader sees the old one, the new one, or none: :mod:`.storage`.
+A file is believed only when its checksum matches its content, it lies in its own cell's folder and its schema
+is one that we read: each kind counts its own version. Records are written by the driver alone; a reader sees
+the old one, the new one, or none: :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -9,42 +10,293 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import posixpath
 import secrets
+import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
 from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
+from search_spaces.specs import Domain, Measurement, MeasureSpec, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
-from tasks.trials.records import KeptFile
+from tasks.measures.records import MeasureResult
+from tasks.trials.records import KeptFile, SearchResult, TrialResult
 
 log = logging.getLogger(__name__)
+
+
+class FailureKind(StrEnum):
+    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what follows."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    LOST_NODE = "lost_node"
+    WORKER_CRASH = "worker_crash"
+    CLUSTER_ERROR = "cluster_error"
+    """Ray itself could not do what the trial asked of it, such as fetching the images."""
+    DEVICE_ERROR = "device_error"
+    """The device of a process failed, or was not there; the process is never used again."""
+    HUNG = "hung"
+    """No result long after the time that was expected of it."""
+    OTHER_CODE = "other_code"
+    """Its worker runs other code than the driver."""
+    BAD_CONFIG = "bad_config"
+    SETUP = "setup"
+    BAD_DATA = "bad_data"
+    DISK_FULL = "disk_full"
+    CODE_ERROR = "code_error"
+
+
+class Provenance(Finding):
+    """Which code, with a hash of its source, and packages made a result; never a host name or a path."""
+
+    code_version: str = "unknown"
+    commit: str = ""
+    dirty: bool = False
+    code: str = ""
+    python: str = ""
+    machine: str = ""
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
+class SealedRecord(Finding):
+    """What all stored records share: a place in the store, and a schema version of their kind."""
+
+    folder: ClassVar[str]
+    file: ClassVar[str]
+    version: ClassVar[int]
+    id_field: ClassVar[str] = "trial_id"
+
+    schema_version: int
+
+    @property
+    def record_id(self) -> str:
+        """Name of the record's folder in the store."""
+        return str(getattr(self, self.id_field))
+
+    @field_validator("schema_version")
+    @classmethod
+    def _check_version(cls, value: int) -> int:
+        if value != cls.version:
+            raise ValueError(f"schema version {value}, this program reads {cls.version}")
+        return value
+
+
+class MadeRecord(SealedRecord):
+    """A result, and what it was made from and by; times are in seconds since 1970."""
+
+    domain: Domain | None
+    data_fingerprint: str
+    started_at: float
+    finished_at: float
+    provenance: Provenance = Provenance()
+
+
+class ResultRecord(MadeRecord):
+    """The result of a trial, of a grid or of a search: of which attempt, from 1, on which share of a GPU."""
+
+    folder: ClassVar[str] = "trials"
+
+    trial_id: str
+    sweep: str
+    spec: TrialSpec
+    gpu_share: float = 0.0
+    attempt: int
+    result: TrialResult | SearchResult
+
+
+class TrialRecord(ResultRecord):
+    """One trial with a result.
+
+    Attributes:
+        shared_group_share: Share of test images whose group is also trained on.
+        gpu_name: In its driver's words; empty on a CPU.
+        measured_at: When more was measured on the kept network, if ever; the other times are its training's.
+    """
+
+    file: ClassVar[str] = "result.json"
+    version: ClassVar[int] = 2
+
+    schema_version: int = version
+    shared_group_share: float = 0.0
+    gpu_name: str = ""
+    measured_at: float | None = None
+    result: TrialResult
+
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``asked`` that this record does not have.
+
+        Predictions that found no room are missing, where the network is kept to make them from.
+        """
+        result = self.result
+        return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
+
+
+def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
+    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no predictions."""
+    lacking = made.lacks(asked)
+    if not kept_without:  # spelling out all that is asked for takes longer than all else here
+        return lacking
+    return lacking + tuple(
+        item for item in asked.measurements if isinstance(item, PredictionMeasurement) and item not in lacking
+    )
+
+
+class MeasureRecord(MadeRecord):
+    """The measures of one subset at all its train sizes."""
+
+    folder: ClassVar[str] = "measures"
+    file: ClassVar[str] = "result.json"
+    version: ClassVar[int] = 2
+    id_field: ClassVar[str] = "measure_id"
+
+    schema_version: int = version
+    measure_id: str
+    spec: MeasureSpec
+    result: MeasureResult
+
+
+class TrialFailure(Finding):
+    """Why an attempt failed: its kind, one line for people, the traceback for developers."""
+
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+
+
+class FailureRecord(SealedRecord):
+    """The latest failed attempt at a trial that has no result."""
+
+    folder: ClassVar[str] = "trials"
+    file: ClassVar[str] = "failure.json"
+    version: ClassVar[int] = 2
+
+    schema_version: int = version
+    trial_id: str
+    spec: TrialSpec
+    attempt: int
+    failure: TrialFailure
+
+    def row(self) -> dict[str, str]:
+        """Return the failure as the command line and the report print it."""
+        return {"trial_id": self.trial_id, "kind": str(self.failure.kind), "message": self.failure.message}
+
+
+class CellReport(Finding):
+    """What a worker hands to the driver about one attempt at a cell: a result or a failure.
+
+    Attributes as those of :class:`TrialRecord`, times by the worker's clock, and:
+
+    Attributes:
+        gpu_note: What the user is to know of the GPU, once.
+        trained: Whether a network was trained; otherwise a kept one was measured.
+        log: What it logged, warned of and printed.
+    """
+
+    started_at: float
+    finished_at: float
+    outcome: TrialResult | SearchResult | TrialFailure
+    data_fingerprint: str = ""
+    shared_group_share: float = 0.0
+    gpu_share: float = 0.0
+    gpu_name: str = ""
+    gpu_note: str = ""
+    trained: bool = True
+    provenance: Provenance = Provenance()
+    node: str = ""
+    log: str = ""
+
+
+# Where a result came from: code, versions, never a host name or a path.
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
+SOURCES = ("search_spaces", "tasks", "orchestrator")
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def code_fingerprint() -> str:
+    """Return a hash of our source as it lies on this machine now; a checkout and a wheel of it give the same.
+
+    Files are read again only when one has changed.
+    """
+    files = [path for name in SOURCES for path in sorted((_PACKAGE.parent / name).rglob("*.py"))]
+    return _hash_of(
+        tuple((path, about.st_size, about.st_mtime_ns) for path in files for about in [path.stat()])
+    )
+
+
+@lru_cache(maxsize=1)
+def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    found = hashlib.sha256()
+    for path, *_ in stamped:
+        found.update(f"{path.relative_to(_PACKAGE.parent).as_posix()}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def provenance() -> Provenance:
+    """Return the code version, whether the checkout had uncommitted changes, and package versions."""
+    commit, dirty = _commit()
+    release = _version("isweep")
+    return Provenance(
+        code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
+        commit=commit,
+        dirty=dirty,
+        code=code_fingerprint(),
+        python=platform.python_version(),
+        machine=platform.machine(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _commit() -> tuple[str, bool]:
+    """Return the commit of the checkout, or the one baked into the installed wheel."""
+    baked, folder = _PACKAGE / "commit.json", _PACKAGE.parent
+    if baked.exists():
+        made = json.loads(baked.read_text(encoding="utf-8"))
+        return str(made["commit"]), bool(made["dirty"])
+    if not (folder / ".git").exists():
+        return "", False
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+
+
 R = TypeVar("R", bound=SealedRecord)
 
-IDENTITY_FILE = "store.json"
 MOST_EVENTS = 200
 """Of one cell; lost nodes are tried again without limit. The oldest go."""
 
 
 @dataclass
 class Unreadable:
-    """A stored file that is not believed, and why."""
+    """A stored file that is not believed, and why; nothing may be written over one that is ``newer``."""
 
     path: str
     reason: str
-
-
-@dataclass
-class Newer(Unreadable):
-    """A stored file that a newer version made: nothing may be written over it."""
+    newer: bool = False
 
 
 @dataclass
@@ -64,17 +316,7 @@ class FileKind(StrEnum):
     """The state of a training so far, which lives while its trial does, with its checksum before it."""
 
 
-_ENDINGS = {
-    FileKind.WEIGHTS: ("safetensors", "the network is trained again"),
-    FileKind.PREDICTIONS: (
-        "parquet",
-        "run the sweep again: they are made anew, from kept weights where there are some",
-    ),
-    FileKind.CHECKPOINT: ("pt", "the training begins anew"),
-}
-"""How the name of each kind's files ends, and what follows from one that is not whole."""
-
-
+_ENDINGS = {FileKind.WEIGHTS: "safetensors", FileKind.PREDICTIONS: "parquet", FileKind.CHECKPOINT: "pt"}
 What = Literal["started", "finished", "failed", "stopped"]
 
 
@@ -83,9 +325,7 @@ class Event(Finding):
 
     Attributes:
         at: Seconds since 1970, by the driver's clock.
-        what: What happened.
-        attempt: To which attempt, from 1 over all runs.
-        node: Address of the node where it ran, where that is known.
+        attempt: From 1 over all runs.
         said: Of a failure: its kind and reason, and whether there is another attempt; of an end: how.
     """
 
@@ -107,16 +347,12 @@ class ResultStore:
     ``result.json``. ``weights``, ``predictions`` and ``checkpoints`` of trials are written before the result
     that names their checksums, and never go to MLflow.
 
-    Methods raise SetupError where the storage is full, away, or not to be read or written, and what was there
-    is then still whole; and CorruptStoreError for a file that is there and cannot be believed.
+    Methods raise SetupError where the storage is full, away, or not to be read or written, which leaves whole
+    what was there; and CorruptStoreError for a file that is there and cannot be believed.
     """
 
     def __init__(self, url: str | Storage) -> None:
-        """Open it; nothing is asked or made.
-
-        Raises:
-            ConfigError: see :func:`open_storage`.
-        """
+        """Open it, see :func:`open_storage`; nothing is asked or made."""
         self.url = url
         self._files = open_storage(url)
 
@@ -145,8 +381,11 @@ class ResultStore:
                 scan.records[_id(file)] = _believed(file.path, content, kind, _id(file))
             except CorruptStoreError as error:
                 log.warning("%s", error)
-                left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
-                scan.unreadable.append(left_out(file.path, error.value.removeprefix(f"{file.path}: ")))
+                reason, newer = (
+                    error.value.removeprefix(f"{file.path}: "),
+                    isinstance(error, NewerRecordError),
+                )
+                scan.unreadable.append(Unreadable(file.path, reason, newer))
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
@@ -167,7 +406,7 @@ class ResultStore:
 
     def identity(self, *, make: bool = False) -> str | None:
         """Return what tells this store from every other one, wherever it is moved; made if asked, or None."""
-        path, found = self._path(IDENTITY_FILE), None
+        path, found = self._path("store.json"), None
         try:
             return str(json.loads(self._files.read(path))["store_id"])
         except FileNotFoundError:
@@ -200,7 +439,8 @@ class ResultStore:
                 return data
         except FileNotFoundError:
             found = "gone"
-        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", _ENDINGS[kind][1])
+        way_out = "run the sweep again: made anew, from kept weights where there are some"
+        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", way_out)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """Return a trial's checkpoint; None where there is none that is whole."""
@@ -221,25 +461,26 @@ class ResultStore:
         """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by trial id."""
         ids = {self._file(kind, trial_id): trial_id for trial_id in kept}
         found = self._files.read_many(Found(path, "") for path in ids) if ids else ()
-        seals = {
-            ids[file.path]: hashlib.sha256(data).hexdigest()
+        whole = {
+            ids[file.path]
             for file, data in found
-            if isinstance(data, bytes)
+            if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == kept[ids[file.path]].sha256
         }
-        return {trial_id for trial_id, file in kept.items() if seals.get(trial_id) != file.sha256}
+        return kept.keys() - whole
 
     # The story of each cell, for people: nothing is decided by it, and one that is not kept costs nothing.
 
     def tell(self, trial_id: str, event: Event, log_text: str = "") -> None:
         """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended then."""
         try:
+            events = []
             try:
                 events = self.story(trial_id)
             except CorruptStoreError as error:
                 log.warning("the story of %s begins anew: %s", trial_id, error)
-                events = []
             story = _EVENTS.dump_json([*events, event][-MOST_EVENTS:], indent=1)
-            self._files.write(self._story_path(trial_id), story, durable=False)
+            path = self._path(TrialRecord.folder, trial_id, "history.json")
+            self._files.write(path, story, durable=False)
             if log_text:
                 self._files.write(self.log_path(trial_id, event.attempt), log_text.encode(), durable=False)
         except SweepError as error:
@@ -247,7 +488,7 @@ class ResultStore:
 
     def story(self, trial_id: str) -> list[Event]:
         """Return what happened to a cell, oldest first."""
-        path = self._story_path(trial_id)
+        path = self._path(TrialRecord.folder, trial_id, "history.json")
         try:
             return _EVENTS.validate_json(self._files.read(path))
         except FileNotFoundError:
@@ -268,11 +509,8 @@ class ResultStore:
         except OSError:
             return None
 
-    def _story_path(self, trial_id: str) -> str:
-        return self._path(TrialRecord.folder, trial_id, "history.json")
-
     def _file(self, kind: FileKind, trial_id: str) -> str:
-        return self._path(kind, f"{trial_id}.{_ENDINGS[kind][0]}")
+        return self._path(kind, f"{trial_id}.{_ENDINGS[kind]}")
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._files.base, *parts)

@@ -3,9 +3,9 @@
 The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow does not
 show yet: a run that is running or failed, a result, the sweep's report. One thread goes through it, makes
 MLflow show row after row and strikes them out; a row that failed stays, and is tried again after a pause. A
-newer state of a run replaces its row, so a night's outage costs a row per run. Nothing of this is on disk:
-what a killed driver did not send, ``reconcile`` finds by putting the whole store into the table, where rows
-that MLflow shows already cost a comparison. Importing this module does not import ``mlflow``.
+newer state of a run replaces its row. Nothing of this is on disk: what a killed driver did not send,
+``reconcile`` finds by putting the whole store into the table, where a row that MLflow shows already costs a
+comparison. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
-from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import FlatRun, Live, Point, Row, milliseconds
 from orchestrator.results.state import StoredResults, judge
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import FailureRecord, ResultStore
+from orchestrator.results.table import FlatRun, Live, Point, Row, milliseconds
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import write_atomic
 from tasks.clock import SYSTEM, Clock
@@ -48,25 +47,16 @@ GATHER_S = 1.0
 """How long rows wait for more, so that many trials cost few calls."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
 """After a failure: a lost reply is repeated at once, and a server that is down not hammered."""
-SAID_AFTER_S = 2.0
-"""A lost reply now and then goes to the log; a server that is away for longer, to the terminal."""
-FIRST_TRY_S = 5.0
-"""How long a sweep's start waits for the server to refuse it; one that is slow or away is reported later."""
+SAID_AFTER_S, FIRST_TRY_S = 2.0, 5.0
+"""After how long a server's absence is told on the terminal, and how long a start waits to be refused."""
 PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
-MOST_OF_A_MESSAGE = 4000
-
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
-
 _REPORT, _END = "sweep report", "sweep end"
 """Keys of rows that are no runs; keys of runs hold no blank."""
-_LATER = {_REPORT: 1, _END: 2}
-"""Final numbers come after the points of their curves, and the end last."""
-
-_Report = tuple[Mapping[str, float], Path | None]
-_Row = Live | bytes | _Report | Ending | None
+_Row = Live | bytes | tuple[Mapping[str, float], Path | None] | Ending | None
 """A live run; a result, packed into 2 kB, since 10,000 may wait for a night; final numbers and the report's
 folder; or the end of runs that nobody works on and, with an ending, of the sweep's own."""
 
@@ -74,13 +64,9 @@ folder; or the end of runs that nobody works on and, with an ending, of the swee
 class Tracker:
     """Makes MLflow show a sweep.
 
-    No method waits for MLflow unless it says so, and none raises when MLflow is away.
-
-    Args:
-        open_runs: Returns the sweep's runs in MLflow; called in the background, until it works. None tracks
-            nothing (``--no-tracking``); the store still has everything.
-        say: Is called with what a person should know, such as a server that does not answer.
-        clock: What its thread waits by.
+    No method waits for MLflow unless it says so, and none raises when MLflow is away. ``open_runs``, called
+    in the background until it works, returns the sweep's runs in MLflow; None tracks nothing. ``say`` is told
+    what a person should know, such as a server that does not answer.
     """
 
     def __init__(
@@ -107,11 +93,7 @@ class Tracker:
         return len(self._behind)
 
     def check(self) -> None:
-        """Wait a few seconds for MLflow's first answer.
-
-        Raises:
-            SetupError: when it refuses us, and always will.
-        """
+        """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always will."""
         with self._changed:
             self._changed.wait_for(lambda: self._progress or self._error or not self._open_runs, FIRST_TRY_S)
         if self._error and self._runs is None and self._refused:
@@ -122,20 +104,20 @@ class Tracker:
         with self._changed:
             self._begin()
             self._running.add(trial_id)
-            self._want(trial_id, replace(self._live(trial_id), tags=tags, at_ms=self._now(), failed=False))
+            self._change(trial_id, tags=tags, failed=False)
 
     def log_points(self, trial_id: str, points: Sequence[Point]) -> None:
         """Add points to the curves of a running trial."""
         with self._changed:
             if trial_id in self._running:
-                self._add(trial_id, points)
+                self._change(trial_id, points)
 
     def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
         """Add to the curves of the sweep's own run how many trials are done, failed and so on."""
-        at = self._now()
+        at = milliseconds(self._clock.time())
         with self._changed:
             self._begin()
-            self._add(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
+            self._change(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
 
     def finish(self, run: FlatRun) -> None:
         """Show the result of a trial or measure."""
@@ -150,36 +132,23 @@ class Tracker:
             c.STATUS: str(CellStatus.FAILED),
             c.ATTEMPT: str(failure.attempt),
             "failure_kind": str(failure.failure.kind),
-            "failure_message": failure.failure.message[:MOST_OF_A_MESSAGE],
+            "failure_message": failure.failure.message[:4000],
         }
         with self._changed:
             self._running.discard(failure.trial_id)
-            live = self._live(failure.trial_id)
-            self._want(failure.trial_id, replace(live, tags=tags, at_ms=self._now(), failed=True))
+            self._change(failure.trial_id, tags=tags, failed=True)
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
-        """Show the final numbers of the sweep in its own run, and the files of its report, each by itself.
-
-        Args:
-            numbers: By name, such as ``trials_done``.
-            folder: Of the report; None where there is none.
-        """
+        """Show the final numbers of the sweep in its own run, and the files of its report, if it has one."""
         self._want(_REPORT, (numbers, folder))
 
     def reconcile(
         self, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = (), *, wait: bool = True
     ) -> dict[str, int]:
-        """Show exactly these results and failures; nothing runs.
+        """Show exactly these results, and failures of cells without one; nothing runs.
 
         Every value is compared; second runs of one key are marked as duplicates, RUNNING ones are closed.
-
-        Args:
-            results: All that the store has.
-            failures: Of cells that have no result.
-            wait: False leaves it to the background and returns no counts.
-
-        Raises:
-            SetupError: when MLflow does not answer.
+        ``wait=False`` leaves it to the background and returns no counts; else SetupError without an answer.
         """
         before = self._counts.copy()
         for run in results:
@@ -216,10 +185,10 @@ class Tracker:
                 log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
 
     def close(self, ending: Ending) -> None:
-        """Send what is behind, then end every run that is open, and the sweep's own as it ended.
+        """Send what is behind for as long as MLflow takes something, then end every run that is open.
 
-        Waits for MLflow as long as it takes something. A sweep that ended before, and in which nothing was
-        done since, stays as it was unless it is finished now: a start that is refused changes nothing.
+        A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished
+        now: a start that is refused changes nothing.
         """
         self._running.clear()
         self._want(_END, ending)
@@ -230,22 +199,18 @@ class Tracker:
         if self._thread.is_alive():
             self._thread.join(1.0)  # left alone where the other side does not let go of it
 
-    def _now(self) -> int:
-        return milliseconds(self._clock.time())
-
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._want(SWEEP_KEY, replace(self._live(SWEEP_KEY), tags={}, at_ms=self._now()))
+            self._change(SWEEP_KEY, tags={})
 
-    def _live(self, key: str) -> Live:
-        """Return the row of a live run with the points that are not sent yet, of an earlier attempt too."""
+    def _change(self, key: str, points: Sequence[Point] = (), **state: Any) -> None:
+        """Change what is wanted of a live run; points not sent yet stay, of an earlier attempt too."""
         row = self._behind.get(key)
-        return row if isinstance(row, Live) else Live()
-
-    def _add(self, key: str, points: Sequence[Point]) -> None:
-        live = self._live(key)
-        self._want(key, replace(live, points=(*live.points, *points)))
+        live = row if isinstance(row, Live) else Live()
+        if state:
+            state["at_ms"] = milliseconds(self._clock.time())
+        self._want(key, replace(live, points=(*live.points, *points), **state))
 
     def _want(self, key: str, row: _Row) -> None:
         if self._open_runs is not None:
@@ -254,11 +219,11 @@ class Tracker:
                 self._refused.discard(key)
                 self._changed.notify_all()
 
-    def _is_dirty(self) -> bool:
-        return len(self._behind) > len(self._refused)
-
     def _is_past(self, progress: int) -> bool:
         return self._progress > progress
+
+    def _is_dirty(self) -> bool:
+        return len(self._behind) > len(self._refused)
 
     def _work(self) -> None:
         if self._open_runs is None:
@@ -283,7 +248,8 @@ class Tracker:
             self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause)
             self._hurried, self._pause = False, GATHER_S if self._failing_since is None else self._pause
             rows = [] if self._stopped else [*self._behind.items()]
-        return sorted(rows, key=lambda item: _LATER.get(item[0], 0))
+        # Final numbers come after the points of their curves, and the end last.
+        return sorted(rows, key=lambda item: (item[0] == _END, item[0] == _REPORT))
 
     def _show(self, runs: SweepRuns, key: str, row: _Row) -> None:
         """Make MLflow show a row; may be repeated whatever became of the last try."""
@@ -383,18 +349,7 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
 def make_tracker(
     workspace: Workspace, store: ResultStore, uri: str | None, *, used: bool = True, say: Say = log.info
 ) -> Tracker:
-    """Return the sweep's tracker, which connects in the background; one that is not ``used`` tracks nothing.
-
-    Args:
-        workspace: The sweep.
-        store: Its results.
-        uri: See :func:`mlflow_uri`.
-        used: False for ``--no-tracking``.
-        say: See :class:`Tracker`.
-
-    Raises:
-        SweepError: for a URI that can never work.
-    """
+    """Return the sweep's tracker, which connects in the background; not ``used``, it tracks nothing."""
     if not used:
         return Tracker(None)
     resolved, storage = mlflow_uri(workspace.paths, uri), store.identity(make=True)
@@ -414,14 +369,23 @@ def make_tracker(
 
 @contextmanager
 def open_tracker(
-    workspace: Workspace, stored: StoredResults, uri: str | None, *, used: bool = True, say: Say = log.info
+    workspace: Workspace,
+    stored: StoredResults,
+    uri: str | None,
+    *,
+    used: bool = True,
+    say: Say = log.info,
+    found: Iterable[FlatRun] | None = None,
 ) -> Iterator[Tracker]:
-    """Open the tracker of :func:`make_tracker`, bring it up to the store, and close it whatever happens."""
+    """Open the tracker of :func:`make_tracker`, bring it up to the store, and close it whatever happens.
+
+    ``found`` are the results of a search; None for those of the sweep.
+    """
     tracker = make_tracker(workspace, stored.store, uri, used=used, say=say)
     ending: Ending = "FAILED"
     try:
         state = judge(workspace, stored)
-        tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
+        tracker.reconcile(state.flat_runs() if found is None else found, state.failures.values(), wait=False)
         yield tracker
         ending = "FINISHED"
     except KeyboardInterrupt:
@@ -432,16 +396,7 @@ def open_tracker(
 
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
-    """Return the rows that MLflow shows for a sweep, ordered by trial id; nothing is made there.
-
-    Args:
-        workspace: The sweep.
-        uri: See :func:`mlflow_uri`.
-        storage: Identity of the result store whose runs are wanted; None takes whatever bears the name.
-
-    Raises:
-        SetupError: when MLflow does not answer.
-    """
+    """Return what :func:`read_rows` does of a sweep's MLflow; nothing is made there."""
     from orchestrator.results.mlflow_runs import connect, read_rows
 
     resolved = mlflow_uri(workspace.paths, uri)
@@ -452,11 +407,7 @@ def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> 
 
 
 def check_tracker(paths: RootPaths, uri: str | None) -> str:
-    """Say in words that MLflow answers; nothing is made there. Arguments as of :func:`mlflow_uri`.
-
-    Raises:
-        SweepError: when it does not answer, or never will at this URI.
-    """
+    """Say in words that MLflow answers, where it does; nothing is made there."""
     from orchestrator.results.mlflow_runs import connect
 
     resolved = mlflow_uri(paths, uri)
@@ -471,16 +422,11 @@ MOST_SHOWN = 3
 
 
 def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
-    """Say in sentences what MLflow shows otherwise than the store, if anything.
+    """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way out.
 
-    Args:
-        stored: Rows of the store.
-        tracked: Rows of MLflow. A column that is absent on one side is a difference too, unless it is none of
-            ours.
-        mend: The command that mends it.
+    A column that is absent on one side is a difference too, unless it is none of ours.
     """
-    ours = {str(row[c.TRIAL_ID]): row for row in stored}
-    theirs = {str(row[c.TRIAL_ID]): row for row in tracked}
+    ours, theirs = ({str(row[c.TRIAL_ID]): row for row in rows} for rows in (stored, tracked))
     values, trials = [], set()
     for trial_id in sorted(ours.keys() & theirs.keys()):
         row, shown = ours[trial_id], theirs[trial_id]
@@ -492,7 +438,7 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
                 trials.add(trial_id)
     sentences = []
     if values:
-        more = [f"and {len(values) - MOST_SHOWN} more"] if len(values) > MOST_SHOWN else []
+        more = [f"and {len(values) - MOST_SHOWN} more"] * (len(values) > MOST_SHOWN)
         sentences.append(
             f"MLflow differs from the result store in {len(values)} values of {len(trials)} trials "
             f"({'; '.join([*values[:MOST_SHOWN], *more])}); the store's are used. Mend MLflow with `{mend}`"

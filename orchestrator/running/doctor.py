@@ -31,8 +31,8 @@ from ruamel.yaml.error import YAMLError
 
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.planning.sweep_file import read_text
-from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
+from orchestrator.results.store import provenance
 from orchestrator.results.tracking import check_tracker
 from orchestrator.running import gpus
 from orchestrator.running.cluster import connect

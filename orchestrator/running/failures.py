@@ -18,7 +18,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayError
 
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
 from orchestrator.running.gpus import NO_GPU
 from search_spaces.errors import ConfigError, SetupError, SweepError

@@ -45,7 +45,7 @@ from orchestrator.planning.predict import (
     peak_bytes,
 )
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.records import provenance
+from orchestrator.results.store import provenance
 from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import environment
@@ -342,7 +342,9 @@ def _gain(bench: Bench, model: str) -> dict[str, Any]:
         started = [_start("rate", str(bench.device), model) for _ in range(number)]
         try:
             row[str(number)] = sum(_answer(process) for process in started)
-        except (ChildProcessError, subprocess.TimeoutExpired) as error:  # four need not fit
+        except (ChildProcessError, subprocess.TimeoutExpired) as error:
+            if number == 1:
+                raise
             row["error"] = without_names(f"{number} processes: {error}")
             break
         finally:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.predict import cost_of
-from orchestrator.results.records import MeasureRecord, TrialRecord, provenance
+from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
 from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, unknown_name

@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running import worker
 from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code

@@ -24,7 +24,7 @@ from orchestrator.planning.predict import (
     packing_pays,
     read_checks,
 )
-from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.gpus import NodeGpus, answer_of
 from search_spaces.errors import SetupError, SweepError

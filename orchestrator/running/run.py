@@ -18,11 +18,10 @@ from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.results.records import TrialRecord, provenance
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
-from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, open_tracker
+from orchestrator.results.store import ResultStore, TrialRecord, provenance
+from orchestrator.results.tracking import Tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
 from orchestrator.running.cluster import (
     Cluster,
@@ -143,8 +142,10 @@ class _Sweep:
 
 def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack) -> StoredResults:
     """Take the root's lock, remove what a killed run left, and refuse at once what cannot run."""
+    if options.tracking:
+        mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
     workspace.make()
-    read_prices(workspace.paths.prices)  # a mistake in it must not wait for the report
+    read_prices(workspace.paths.prices)  # nor one in this for the report
     provenance()  # of the code as it is now, whatever becomes of it while the sweep runs
     monitor.path = workspace.sweep_paths.progress
     stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}", monitor.note))

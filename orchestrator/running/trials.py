@@ -19,17 +19,19 @@ from ray import tune
 from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.results.records import (
+from orchestrator.results.state import State, StoredResults
+from orchestrator.results.store import (
     CellReport,
+    Event,
     FailureKind,
     FailureRecord,
+    ResultStore,
     TrialFailure,
     TrialRecord,
+    What,
     provenance,
 )
-from orchestrator.results.rows import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
-from orchestrator.results.state import State, StoredResults
-from orchestrator.results.store import Event, ResultStore, What
+from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked

@@ -24,16 +24,17 @@ from ray.tune.result import DONE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.planning.paths import without_secrets
-from orchestrator.results.records import (
+from orchestrator.results.storage import Patience
+from orchestrator.results.store import (
     CellReport,
     FailureKind,
+    FileKind,
+    ResultStore,
     TrialFailure,
     TrialRecord,
     code_fingerprint,
     provenance,
 )
-from orchestrator.results.storage import Patience
-from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running import gpus
 from orchestrator.running.failures import (
     CellFailed,

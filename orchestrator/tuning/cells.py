@@ -8,20 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.results import table as c
-from orchestrator.results.records import FailureRecord, Provenance, SealedRecord
-from orchestrator.results.rows import FlatRun, milliseconds, spelled_params
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import FailureRecord, ResultRecord, ResultStore, SealedRecord
+from orchestrator.results.table import FlatRun, milliseconds
 from search_spaces.errors import ConfigError, SweepError, collect
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (
     BatchSize,
-    Domain,
     LearningRate,
     ModelSpec,
     NetworkSpec,
@@ -33,7 +31,6 @@ from search_spaces.specs import (
 )
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 from search_spaces.tuning import SearchSpace, SearchTrialSpec, TuneSpec, ValidationSpec, space_of
-from tasks.finding import Finding
 from tasks.trials.records import SearchResult
 
 CellKey = tuple[str, str]
@@ -53,26 +50,12 @@ class Point(Spec):
         """Return the point that a recipe stands at."""
         return cls.model_validate({name: getattr(recipe, name) for name in cls.model_fields})
 
-    def rounded(self) -> Point:
-        """Return the point with four digits: what people copy is what was run."""
-        return Point(
-            learning_rate=float(f"{self.learning_rate:.4g}"),
-            weight_decay=float(f"{self.weight_decay:.4g}"),
-            batch_size=self.batch_size,
-        )
-
 
 @dataclass(frozen=True)
 class TuningCell:
-    """One model on one dataset.
+    """One model on one dataset; ``choice`` is the sweep's recipe, over which a point holds.
 
-    Attributes:
-        model: The network.
-        subsets: Its dataset's class pairs; the search is on the first, finalists are trained on all in turn.
-        train_size: Images to train and validate on.
-        choice: The sweep's recipe, over which a point holds.
-        space: Where points come from.
-        validation: Which of the images a trial is judged on.
+    Of ``subsets``, the class pairs, the search is on the first; finalists are trained on all in turn.
     """
 
     model: ModelSpec
@@ -95,12 +78,12 @@ class TuningCell:
     @cached_property
     def own(self) -> Point:
         """The point that the sweep's own recipe stands at."""
-        return Point.of(self._recipe(None))
+        return Point.of(self.own_recipe)
 
     @cached_property
-    def num_epochs(self) -> int:
-        """Epochs of a whole training."""
-        return self._recipe(None).epochs
+    def own_recipe(self) -> RecipeSpec:
+        """The sweep's own recipe."""
+        return recipe_grid(self.choice, *self.key)[0]
 
     def contains(self, point: Point) -> bool:
         """Tell whether a point lies in the space."""
@@ -124,35 +107,23 @@ class TuningCell:
             model=self.model,
             subset=self.subsets[run % len(self.subsets)],
             train_size=self.train_size,
-            recipe=self._recipe(point),
+            recipe=self.own_recipe if point == self.own else self._recipe(point),
             seed=run,
         )
         validation = self.validation.model_copy(update={"split": run}) if run else self.validation
         return SearchTrialSpec(network=network, validation=validation)
 
-    def held_to(self, tune: TuneSpec, num_train: int) -> TuningCell:
-        """Return the cell with the space of a set of ``num_train`` images; see :func:`space_of`."""
-        return replace(self, space=space_of(self.model, self._recipe(None).optimizer, tune, num_train))
-
-    def _recipe(self, point: Point | None) -> RecipeSpec:
+    def _recipe(self, point: Point) -> RecipeSpec:
         """Return the recipe as a sweep with this point in its overrides makes it, name and all."""
-        choice = self.choice
-        if point is not None and point != self.own:
-            row = RecipeOverride.model_validate(
-                {"models": (self.model.name,), "datasets": (self.dataset,), **point.model_dump()}
-            )
-            choice = choice.model_copy(update={"overrides": (*choice.overrides, row)})
-        return recipe_grid(choice, *self.key)[0]
+        row = RecipeOverride.model_validate(
+            {"models": (self.model.name,), "datasets": (self.dataset,), **point.model_dump()}
+        )
+        overrides = (*self.choice.overrides, row)
+        return recipe_grid(self.choice.model_copy(update={"overrides": overrides}), *self.key)[0]
 
 
 def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
-    """Return the cells of a sweep, model by model.
-
-    Raises:
-        ConfigError: naming everything that cannot be searched: a recipe with several values of a field,
-            pretrained networks, faults of the released code, a batch larger than the set, a recipe without
-            epochs.
-    """
+    """Return the cells of a sweep, model by model; ConfigError names everything that cannot be searched."""
     sweep, tune = plan.sweep, plan.sweep.tune
     train_size = tune.train_size or plan.largest_size
     if sweep.recipe.axes:
@@ -205,19 +176,16 @@ def held_to_splits(
 ) -> tuple[TuningCell, ...]:
     """Return the cells with batches that fit what is trained on, which whole groups make differ from plan.
 
-    Args:
-        cells: From :func:`tuning_cells`.
-        tune: What the sweep says of the search.
-        num_train: Images that a trial is trained on, by subset id.
-
-    Raises:
-        ConfigError: when the sweep names a batch larger than such a set, or none is small enough.
+    ``num_train`` are the images that a trial is trained on, by subset id. ConfigError where no batch is small
+    enough, or the sweep names one that is not.
     """
     held: list[TuningCell] = []
     problems: dict[str, SweepError] = {}
     for cell in cells:
         try:
-            held.append(cell.held_to(tune, min(num_train[subset.subset_id] for subset in cell.subsets)))
+            fewest = min(num_train[subset.subset_id] for subset in cell.subsets)
+            space = space_of(cell.model, cell.own_recipe.optimizer, tune, fewest)
+            held.append(replace(cell, space=space))
         except SweepError as error:
             problems.setdefault(str(error), error)
     collect(list(problems.values()))
@@ -242,14 +210,8 @@ class Role(StrEnum):
 
 
 class _OfATrial(SealedRecord):
-    """What both kinds of records say of their trial.
-
-    Attributes:
-        trial_id: Of the trial.
-        role: Why it is run.
-        run: 0 for the search's own training of a point, then one per seed.
-        spec: What is trained.
-        data_fingerprint: Content hash of the prepared dataset.
+    """What both kinds of records say of their trial; ``run`` is 0 for the search's own training of a point,
+    then one per seed.
     """
 
     folder: ClassVar[str] = "trials"
@@ -259,11 +221,6 @@ class _OfATrial(SealedRecord):
     run: Annotated[int, Field(ge=0, lt=2**63)]
     spec: SearchTrialSpec
     data_fingerprint: str
-
-    @property
-    def record_id(self) -> str:
-        """The trial's id."""
-        return self.trial_id
 
     @property
     def key(self) -> CellKey:
@@ -280,8 +237,7 @@ class _OfATrial(SealedRecord):
 class AskedRecord(_OfATrial):
     """A training that a search has asked for, stored before it begins: a killed search goes on with it.
 
-    Attributes:
-        number: How many the search had asked for before.
+    ``number`` is how many the search had asked for before.
     """
 
     file: ClassVar[str] = "asked.json"
@@ -291,31 +247,15 @@ class AskedRecord(_OfATrial):
     number: int
 
 
-class SearchRecord(_OfATrial):
-    """One trial of a search with its result.
-
-    Attributes:
-        sweep: Name of the sweep that is tuned.
-        domain: Of the dataset.
-        gpu_share: Share of a GPU that it had.
-        attempt: Which attempt this was, from 1.
-        started_at: Seconds since 1970.
-        finished_at: Likewise.
-        provenance: What made it.
-        result: What was found.
-    """
+class SearchRecord(_OfATrial, ResultRecord):
+    """One trial of a search with its result."""
 
     file: ClassVar[str] = "search.json"
     version: ClassVar[int] = 1
 
     schema_version: int = version
-    sweep: str
-    domain: Domain | None
-    gpu_share: float = 0.0
+    spec: SearchTrialSpec
     attempt: int = 1
-    started_at: float
-    finished_at: float
-    provenance: Provenance = Provenance()
     result: SearchResult
 
     def scores(self) -> dict[str, float | None]:
@@ -327,89 +267,50 @@ class SearchRecord(_OfATrial):
 
 def flat_search(record: SearchRecord) -> FlatRun:
     """Return a stored trial of a search as one flat run: its validation losses are a series over epochs."""
-    network, result = record.spec.network, record.result
-    started, finished = milliseconds(record.started_at), milliseconds(record.finished_at)
-    scores = record.scores() | {c.WALL_TIME_S: record.finished_at - record.started_at}
-    tags = {
-        c.TRIAL_ID: record.trial_id,
-        c.SWEEP: record.sweep,
-        c.MODEL: network.model.name,
-        c.RECIPE: network.recipe.name,
-        c.DATASET: network.subset.prepared.dataset,
-        c.DOMAIN: record.domain or "",
-        c.CLASS_PAIR: pair_name(network.subset.class_pair),
-        c.TRAIN_SIZE: str(network.train_size),
-        c.SEED: str(network.seed),
-        c.STATUS: str(result.status),
-        c.ATTEMPT: str(record.attempt),
-        c.DATA_FINGERPRINT: record.data_fingerprint,
-        c.CODE_VERSION: record.provenance.code_version,
-        "role": str(record.role),
-    }
+    started = milliseconds(record.started_at)
     series = tuple(
         (c.EPOCH_PREFIX + name, score.epoch, value, started)
-        for score in result.curve
+        for score in record.result.curve
         for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
     )
-    metrics = {name: value for name, value in scores.items() if value is not None}
-    params = spelled_params(network.model_dump(mode="json"))
-    return FlatRun(record.trial_id, tags, params, metrics, series, started, finished, finished)
+    metrics = {name: value for name, value in record.scores().items() if value is not None}
+    return c.flat_run(record, {"role": str(record.role)}, metrics, series, record.finished_at)
 
 
-# Where the search of a sweep stands, read from what is stored; nothing is trained, told or made.
-
-
-class SearchStanding(Finding):
-    """What is stored of a search, trials of finalists too; paths of recipe and page where they are written.
+def search_standing(workspace: Workspace) -> dict[str, Any] | None:
+    """Return what is stored of a sweep's search, trials of finalists too; None where nothing was searched.
 
     Trials that failed have no result, and files that are unreadable are not believed.
-    """
 
-    trials: int
-    by_status: dict[str, int]
-    recipe: str | None
-    report: str | None
-    failed: int = 0
-    unreadable: int = 0
-
-    @property
-    def summary(self) -> str:
-        """Say it in a line."""
-        ways = ", ".join(f"{count} {status}" for status, count in sorted(self.by_status.items()))
-        failed = f", {self.failed} failed" if self.failed else ""
-        broken = f"; {self.unreadable} files not believed" if self.unreadable else ""
-        recipe = f"; recipe {self.recipe}" if self.recipe else "; no recipe yet"
-        return f"search: {self.trials} trials ({ways}){failed}{broken}{recipe}"
-
-
-def search_standing(workspace: Workspace) -> SearchStanding | None:
-    """Return where the search of a sweep stands; None where nothing was searched.
-
-    Raises:
-        SetupError: when the storage does not answer.
+    Returns:
+        Counts: ``trials``, ``by_status``, ``failed``, ``unreadable``; paths where written: ``recipe``,
+        ``report``; ``text`` says it in a line.
     """
     store = ResultStore(workspace.search_url)
-    scan, failures = store.scan(SearchRecord), store.scan(FailureRecord)
-    if not (scan.records or scan.unreadable or failures.records):
+    scan, failures = store.scan(SearchRecord), store.scan(FailureRecord).records
+    if not (scan.records or scan.unreadable or failures):
         return None
-    recipe = workspace.paths.tuned_recipe(workspace.plan.sweep.name)
-    report = workspace.sweep_paths.search_report / "search.html"
-    return SearchStanding(
-        trials=len(scan.records),
-        by_status=dict(Counter(str(record.result.status) for record in scan.records.values())),
-        recipe=str(recipe) if recipe.is_file() else None,
-        report=str(report) if report.is_file() else None,
-        failed=len(failures.records.keys() - scan.records.keys()),
-        unreadable=len(scan.unreadable),
-    )
+    by_status = Counter(str(record.result.status) for record in scan.records.values())
+    found = {
+        "trials": len(scan.records),
+        "by_status": dict(by_status),
+        "failed": len(failures.keys() - scan.records.keys()),
+        "unreadable": len(scan.unreadable),
+    }
+    paths = {
+        "recipe": workspace.paths.tuned_recipe(workspace.plan.sweep.name),
+        "report": workspace.sweep_paths.search_report / "search.html",
+    }
+    written = {name: str(path) if path.is_file() else None for name, path in paths.items()}
+    ways = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
+    failed = f", {found['failed']} failed" if found["failed"] else ""
+    broken = f"; {found['unreadable']} files not believed" if found["unreadable"] else ""
+    recipe = f"; recipe {written['recipe']}" if written["recipe"] else "; no recipe yet"
+    return found | written | {"text": f"search: {found['trials']} trials ({ways}){failed}{broken}{recipe}"}
 
 
 def search_rows(workspace: Workspace) -> list[Row]:
-    """Return one row per stored trial of a search, the first to finish first.
-
-    Raises:
-        SetupError: when the storage does not answer.
-    """
+    """Return one row per stored trial of a search, the first to finish first."""
     records = ResultStore(workspace.search_url).scan(SearchRecord).records.values()
     return [
         {

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from orchestrator.analysis import figures as palette
@@ -37,10 +36,8 @@ class Candidate(Finding):
     """A finalist: a point and the validation losses of its trainings, in nat.
 
     Attributes:
-        point: Where.
         losses: One per run that it is judged by, capped (see :func:`tasks.trials.records.capped`); runs
             have other seeds, splits and class pairs, the same ones for every finalist.
-        mean: Of ``losses``.
         std_error: Of the mean, from the spread over runs; None for one run.
         diverged: How many of the runs diverged.
     """
@@ -58,16 +55,12 @@ class CellOutcome(Finding):
     Attributes:
         chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
-        finalists: All that have every run, those of earlier starts too, best first.
+        finalists: All that have every run, best first.
         gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
         gain_std_error: From the spread of the differences, run by run; None for one run, or own kept.
         flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
-        num_trials: Points that were tried.
-        num_diverged: Of them, diverged.
-        num_failed: Of them, without a result at the last start.
-        spent: Search trainings, in whole trainings; finalists' further runs are not in it.
-        finalist_trainings: These.
-        budget: Allowed for ``spent``.
+        num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
+        spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.
         chance_loss: Loss of guessing.
     """
 
@@ -103,21 +96,14 @@ class CellOutcome(Finding):
         again = "and tune again: what was found is kept"
         found = ""
         if self.chosen is None:
-            if self.num_trials and self.num_diverged == self.num_trials:
-                found = (
-                    f"all {self.num_trials} trials diverged, so there is no recipe; lower tune.learning_rate"
-                )
-            elif self.num_trials > self.num_diverged:
-                found = (
-                    "further trainings of every finalist failed or diverged, so there is no recipe; "
-                    "mend what failed,"
-                )
-            else:
-                found = (
-                    f"no trial was trained to its end ({self.num_trials} tried, {self.num_diverged} "
-                    f"diverged, {self.num_failed} failed), so there is no recipe; mend what failed, or raise "
-                    "tune.budget,"
-                )
+            found = (
+                f"no point was trained to its end ({self.num_trials} tried, {self.num_diverged} diverged, "
+                f"{self.num_failed} failed), so there is no recipe; lower tune.learning_rate where they "
+                "diverged, mend what failed, or raise tune.budget,"
+            )
+            if self.num_trials > self.num_diverged:
+                why = "further trainings of every finalist failed or diverged"
+                found = f"{why}, so there is no recipe; mend what failed,"
         elif self.chance_loss is not None and self.chosen.mean >= AT_GUESSING * self.chance_loss:
             again = "and tune again"
             found = (
@@ -132,9 +118,7 @@ class CellOutcome(Finding):
 
 @dataclass(frozen=True)
 class TuneSummary:
-    """How a search ended: its recipe, its page (None where there is nothing to show), trials of this start,
-    and updates that MLflow has not taken.
-    """
+    """How a search ended: ``num_new`` trials of this start, ``num_behind`` updates that MLflow lacks."""
 
     cells: tuple[CellOutcome, ...]
     recipe: Path
@@ -199,7 +183,7 @@ def _outcome(search: CellSearch) -> CellOutcome:
         num_diverged=sum(result.status == SearchStatus.DIVERGED for result in tried),
         num_failed=search.num_failed,
         spent=search.spent,
-        finalist_trainings=further / search.cell.num_epochs,
+        finalist_trainings=further / search.cell.own_recipe.epochs,
         budget=search.tune.num_trainings,
         chance_loss=tried[0].chance_loss if tried else None,
     )
@@ -245,9 +229,6 @@ def _differences(own: Candidate, chosen: Candidate) -> list[float]:
 
 def _std_error(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-# As tables, for people, notebooks and JSON.
 
 
 def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
@@ -361,7 +342,6 @@ def trial_table(cells: Iterable[CellSearch]) -> pd.DataFrame:
             "model": search.cell.key[0],
             "dataset": search.cell.dataset,
             **point.model_dump(),
-            "role": str(search.roles.get(point, "")),
             "status": str(result.status),
             "epochs": result.epochs,
             "loss": result.curve[-1].loss if result.curve else None,
@@ -375,20 +355,8 @@ def trial_table(cells: Iterable[CellSearch]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# The page.
-
-
 def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutcome]) -> Path | None:
-    """Write the page and ``trials.csv``; None where nothing was tried.
-
-    Args:
-        workspace: The sweep that was tuned.
-        search: Its search.
-        cells: What was found.
-
-    Raises:
-        OSError: when the folder cannot be written.
-    """
+    """Write the page and ``trials.csv`` of what a search found; None where nothing was tried."""
     states, sweep, tune = list(search.cells.values()), workspace.plan.sweep, search.tune
     trials = trial_table(states)
     if trials.empty:
@@ -427,8 +395,6 @@ CAPTION = (
     "Validation loss against learning rate. Weight decay and batch size differ from point to point; a loss "
     "of more than twice that of guessing, or of a diverged trial, is drawn at twice that."
 )
-MARKS = {SearchStatus.COMPLETE: None, SearchStatus.DIVERGED: "x"}
-"""How points are drawn by how they ended; None is their dataset's marker."""
 
 
 def loss_against_rate(
@@ -439,11 +405,7 @@ def loss_against_rate(
 ) -> str:
     """Draw loss against rate, a panel per model; returns the figure as SVG in base64.
 
-    Args:
-        cells: The search's cells.
-        table: See :func:`trial_table`.
-        chosen: Chosen learning rate by model and dataset.
-        domains: Domain of each dataset.
+    ``table`` is from :func:`trial_table`; ``chosen`` are rates by model and dataset.
     """
     models = list(dict.fromkeys(table["model"]))
     marks = palette.dataset_marks({name: domains[name] for name in table["dataset"].unique()})
@@ -454,7 +416,11 @@ def loss_against_rate(
             for search in (one for one in cells if one.cell.key[0] == model):
                 mark = marks[search.cell.dataset]
                 rows = table[(table["model"] == model) & (table["dataset"] == search.cell.dataset)]
-                _points(panel, rows, mark.colour, mark.marker)
+                for status, shape in ((SearchStatus.COMPLETE, mark.marker), (SearchStatus.DIVERGED, "x")):
+                    some = rows[rows["status"] == str(status)]
+                    x, y = some["learning_rate"], some["shown"]
+                    drawn = panel.scatter(x, y, s=22, linewidths=1, marker=shape)
+                    drawn.set(edgecolor=mark.colour, facecolor=mark.colour)
                 panel.axvline(search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1)
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
@@ -477,13 +443,3 @@ def loss_against_rate(
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(text, format="svg", metadata=metadata)
     return base64.b64encode(text.getvalue()).decode("ascii")
-
-
-def _points(panel: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
-    for status, shape in MARKS.items():
-        some = rows[rows["status"] == str(status)]
-        drawn = panel.scatter(
-            some["learning_rate"], some["shown"], s=22, linewidths=1, marker=shape or marker
-        )
-        drawn.set_edgecolor(colour)
-        drawn.set_facecolor(colour)

@@ -7,15 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_cells, split_tuned, write_plain
-from orchestrator.results.records import provenance
+from orchestrator.planning.sweep_file import SweepSource, write_plain
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
-from orchestrator.results.tracking import Tracker, make_tracker
+from orchestrator.results.store import provenance
+from orchestrator.results.tracking import Tracker, mlflow_uri, open_tracker
 from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
 from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
@@ -24,9 +23,9 @@ from orchestrator.running.preparation import check_models, check_raw, prepare_mi
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import announced, check_gpus
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
-from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcomes, write_report
+from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcome_rows, outcomes, write_report
 from orchestrator.tuning.search import Earlier, Search, open_storage
-from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect
+from search_spaces.errors import DataError, SetupError, SweepError, collect
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from search_spaces.tuning import ValidationSpec
@@ -45,11 +44,8 @@ def write_recipe(
 ) -> None:
     """Write the recipe of a finished search, whole or not at all.
 
-    Args:
-        path: Where.
-        sweep: The sweep that was tuned; its recipe holds beside what was searched.
-        found: What was found; cells of which nothing was are left out, and named.
-        fingerprints: Content hash of each dataset.
+    The recipe of ``sweep`` holds beside what was searched; cells of which nothing was ``found`` are named in
+    its evidence. ``fingerprints`` are the content hashes of datasets.
 
     Raises:
         SetupError: when it cannot be written.
@@ -59,6 +55,11 @@ def write_recipe(
         {"models": [cell.model], "datasets": [cell.dataset], **cell.chosen.point.model_dump()}
         for cell in found
         if cell.chosen is not None
+    ]
+    cells = [
+        {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
+        | ({"not_tuned": "diverged or failed"} if cell.chosen is None else {})
+        for cell, row in zip(found, outcome_rows(found), strict=True)
     ]
     origin = provenance()
     packages = {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages}
@@ -70,7 +71,7 @@ def write_recipe(
             "train_size": sweep.tune.train_size or max(sweep.train_sizes),
             "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
             "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and class pair",
-            "cells": [_evidence(cell) for cell in found],
+            "cells": cells,
             "made_by": {"code_version": origin.code_version, "packages": packages, "data": fingerprints},
         },
     }
@@ -85,44 +86,6 @@ def write_recipe(
         ) from None
 
 
-def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
-    """Name the cells that a recipe file has a choice for and a search written in its place does not know."""
-    try:
-        document = read_plain(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, ValueError, ConfigError):
-        return []  # none there, or not one of ours any more
-    _, tuned = split_tuned(document)
-    here = [(cell.model, cell.dataset) for cell in found]
-    return [f"{cell[0]} on {cell[1]}" for cell in searched_cells(tuned or {}) if cell not in here]
-
-
-def _evidence(cell: CellOutcome) -> dict[str, Any]:
-    found: dict[str, Any] = {"model": cell.model, "dataset": cell.dataset}
-    if cell.chosen is None:
-        found["not_tuned"] = "diverged or failed"
-    else:
-        found |= {
-            "validation_loss": _digits(cell.chosen.mean),
-            "std_error": _digits(cell.chosen.std_error),
-            "runs": len(cell.chosen.losses),
-            "own_recipe_loss": None if cell.own is None else _digits(cell.own.mean),
-            "gain": _digits(cell.gain),
-            "gain_std_error": _digits(cell.gain_std_error),
-        }
-    return found | {
-        "flat_learning_rates": None if cell.flat is None else list(cell.flat),
-        "trials": cell.num_trials,
-        "divergence_rate": _digits(cell.divergence_rate),
-        "trainings": _digits(cell.spent),
-        "finalist_trainings": _digits(cell.finalist_trainings),
-        "budget": cell.budget,
-    }
-
-
-def _digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
-
-
 def tune_sweep(
     source: SweepSource,
     options: RunOptions | None = None,
@@ -132,19 +95,13 @@ def tune_sweep(
 ) -> TuneSummary:
     """Do what is left of a sweep's search and write its recipe; again resumes, extends or repairs it.
 
-    Args:
-        source: See :func:`orchestrator.running.run.run_sweep`, likewise the rest.
-        options: Where and how.
-        progress: Shows what happens; None shows nothing.
-        changes: Values by dotted key that hold over what the sweep says.
-
-    Raises:
-        SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
-        KeyboardInterrupt: on Ctrl-C; whatever finished is kept.
+    Arguments, and what is raised, as of :func:`orchestrator.running.run.run_sweep`.
     """
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     cells = tuning_cells(workspace.plan)
+    if options.tracking:
+        mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
     workspace.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
@@ -171,10 +128,15 @@ class _Tuning:
         stored = StoredResults.read(self.workspace.search_url)
         stored.patience = Patience(self.monitor.note)
         earlier = self._read(stored)
-        search, records = self._search(stored, earlier), earlier.records
+        storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
+        search = Search(self.cells, self.workspace.plan.sweep.tune, storage)
+        search.go_on(earlier.trainings())
+        records = earlier.records
         num_known = len(records)
-        with ExitStack() as closing:
-            tracker = self._open_tracker(stored, records, closing)
+        searched, options, found = self._search_workspace(), self.options, map(flat_search, records.values())
+        uri, used, say = options.mlflow_uri, options.tracking, self.monitor.note
+        with open_tracker(searched, stored, uri, used=used, say=say, found=found) as tracker:
+            tracker.check()
             if not search.done:
                 self._run(search, stored, earlier, tracker)
             summary = self._write(search, records, tracker, len(records) - num_known)
@@ -213,9 +175,8 @@ class _Tuning:
             data = self.workspace.prepared[subset.prepared.prepared_id]
             try:
                 split = split_validation(data, subset, trial.network.train_size, validation)
-                num_train[subset_id] = min(
-                    split.max_train_size, num_train.get(subset_id, split.max_train_size)
-                )
+                size = split.max_train_size
+                num_train[subset_id] = min(size, num_train.get(subset_id, size))
             except SweepError as error:
                 if subset_id not in refused:
                     problems.append(error)
@@ -235,13 +196,6 @@ class _Tuning:
             )
         return earlier
 
-    def _search(self, stored: StoredResults, earlier: Earlier) -> Search:
-        """Return the search with everything that is stored told to it, each trial once."""
-        storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
-        search = Search(self.cells, self.workspace.plan.sweep.tune, storage)
-        search.go_on(earlier.trainings())
-        return search
-
     def _search_workspace(self) -> Workspace:
         """Return the search as a sweep of its own: its name, its train size, and cells made as it goes."""
         plan = self.workspace.plan
@@ -251,27 +205,6 @@ class _Tuning:
         return Workspace(
             SweepPlan(sweep, (), (), plan.datasets), self.workspace.paths, self.workspace.storage
         )
-
-    def _open_tracker(
-        self, stored: StoredResults, records: Mapping[str, SearchRecord], closing: ExitStack
-    ) -> Tracker:
-        options = self.options
-        tracker = make_tracker(
-            self._search_workspace(),
-            stored.store,
-            options.mlflow_uri,
-            used=options.tracking,
-            say=self.monitor.note,
-        )
-
-        def close(kind: type[BaseException] | None, *_: object) -> None:
-            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
-            tracker.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
-
-        closing.push(close)
-        tracker.check()
-        tracker.reconcile(map(flat_search, records.values()), wait=False)
-        return tracker
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
         from orchestrator.running.requests import expected, places
@@ -297,11 +230,6 @@ class _Tuning:
         sweep = self.workspace.plan.sweep
         found = outcomes(search)
         recipe = self.workspace.paths.tuned_recipe(sweep.name)
-        if lost := lost_cells(recipe, found):
-            self.monitor.note(
-                f"{recipe.name} had {', '.join(lost)} too, which this search has not; their trials are kept: "
-                "tune all models and datasets together to have them in it again"
-            )
         prepared = self.workspace.prepared.values()
         write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
         report = write_report(self.workspace, search, found)

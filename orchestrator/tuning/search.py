@@ -30,11 +30,8 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
-# Where the next point comes from: one Optuna study per cell, asked and told by us.
-#
-# Optuna's storage is a view, like MLflow: it is made anew from the store at every start, so it holds every
-# point once, in the order of asking, and none runs that nobody trains. See ``docs/decisions/0012-own-ask-
-# and-tell.md``.
+# Where the next point comes from: one Optuna study per cell, asked and told by us. Optuna's storage is a
+# view, like MLflow, made anew from the store at every start: ``docs/decisions/0012-own-ask-and-tell.md``.
 
 STARTUP_TRIALS = 4
 """Points that are drawn at random before a model of the loss is believed, the given ones included."""
@@ -101,10 +98,8 @@ class CellStudy:
         """Return the sampler's next point, which nobody has asked for yet.
 
         It follows from the seed, the points of the study in their order and what is known of them: a search
-        that goes on after a kill proposes what it would have proposed without one.
-
-        Args:
-            again: Counts proposals that nothing was told between.
+        that goes on after a kill proposes what it would have proposed without one. ``again`` counts proposals
+        that nothing was told between.
         """
         trials = self.study.get_trials(deepcopy=False)
         seed = derive_seed("sampler", self._seed, list(self._cell.key), len(trials), again) % 2**32
@@ -112,22 +107,23 @@ class CellStudy:
         thought = optuna.create_study(sampler=make_sampler(self._sampler, seed))
         thought.add_trials(trials)
         params = thought.ask(self._space).params
-        return self._cell.nearest(Point.model_validate(params).rounded())
+        # Of four digits: what people copy is what was run.
+        rounded = {name: type(value)(f"{value:.4g}") for name, value in params.items()}
+        return self._cell.nearest(Point.model_validate(rounded))
 
     def ask(self, point: Point) -> optuna.Trial:
         """Begin a point, which must lie in the space."""
         self.study.enqueue_trial(point.model_dump())
         return self.study.ask(self._space)
 
-    def tell(self, trial: optuna.Trial, result: SearchResult) -> None:
-        """Tell what a point that was asked for gave."""
+    def tell(self, trial: optuna.Trial, result: SearchResult | None) -> None:
+        """Tell what a point that was asked for gave, if anything."""
+        if result is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
         for name, value in _attributes(result).items():
             trial.set_user_attr(name, value)
         self.study.tell(trial, result.capped_loss)
-
-    def fail(self, trial: optuna.Trial) -> None:
-        """Tell that a point gave nothing."""
-        self.study.tell(trial, state=TrialState.FAIL)
 
     def add(self, point: Point, result: SearchResult) -> None:
         """Tell of a point that an earlier start asked for, in its turn."""
@@ -159,15 +155,9 @@ def _attributes(result: SearchResult) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run.
+    """A trial to run; ``run`` is 0 for the search's own training of a point.
 
-    Attributes:
-        cell: Whose it is.
-        spec: What is trained.
-        point: Where.
-        role: Why.
-        run: 0 for the search's own training of a point.
-        told: The trial of the cell's study; None where the study is not told.
+    ``told`` is the trial of the cell's study; None where the study is not told.
     """
 
     cell: TuningCell
@@ -177,16 +167,14 @@ class Asked:
     run: int = 0
     told: optuna.Trial | None = None
 
+    @property
+    def key(self) -> CellKey:
+        """Whose it is."""
+        return self.cell.key
 
-@dataclass(frozen=True)
-class Training:
-    """What an earlier start asked for: whose, where, why and which, and what it gave, if anything."""
 
-    key: CellKey
-    point: Point
-    role: Role
-    run: int
-    result: SearchResult | None
+Training = tuple[Asked | AskedRecord | SearchRecord, SearchResult | None]
+"""What was asked for, and what it gave, if anything."""
 
 
 @dataclass
@@ -194,11 +182,7 @@ class CellSearch:
     """The search of one cell.
 
     Attributes:
-        cell: What is searched.
-        study: Who proposes points.
-        tune: What the sweep says of the search.
         results: What was found, by point and run.
-        roles: Why each point was tried first.
         running: What runs now, by trial id.
         num_failed: Points of this start that gave nothing; each counts as a whole training.
         given_up: Runs of finalists that gave nothing at this start.
@@ -209,7 +193,6 @@ class CellSearch:
     study: CellStudy
     tune: TuneSpec
     results: dict[tuple[Point, int], SearchResult] = field(default_factory=dict)
-    roles: dict[Point, Role] = field(default_factory=dict)
     running: dict[str, Asked] = field(default_factory=dict)
     num_failed: int = 0
     given_up: set[tuple[Point, int]] = field(default_factory=set)
@@ -219,7 +202,7 @@ class CellSearch:
     def spent(self) -> float:
         """What the search took so far, in whole trainings; finalists are counted apart."""
         epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
-        return epochs / self.cell.num_epochs + self.num_failed
+        return epochs / self.cell.own_recipe.epochs + self.num_failed
 
     @property
     def num_searching(self) -> int:
@@ -286,19 +269,11 @@ class CellSearch:
         self.exhausted = True
         return None
 
-    def keep(self, point: Point, role: Role, run: int, result: SearchResult) -> None:
-        """Note a result."""
-        self.results[point, run] = result
-        if run == 0:
-            self.roles.setdefault(point, role)
-
-    def wants(self, training: Training) -> bool:
+    def wants(self, point: Point, run: int) -> bool:
         """Tell whether the search as it is set now has a use for a training that was asked for."""
-        if training.run:
-            return self.searched and (training.point, training.run) in self.further()
-        if training.point == self.cell.own:
-            return self.owes_own
-        return self.may_ask and self.cell.contains(training.point)
+        if run:
+            return self.searched and (point, run) in self.further()
+        return self.owes_own if point == self.cell.own else self.may_ask and self.cell.contains(point)
 
 
 class Search:
@@ -310,7 +285,6 @@ class Search:
             cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, tune.seed), tune)
             for cell in cells
         }
-        self._asked: dict[str, Asked] = {}
         self._again: deque[Asked] = deque()
 
     def go_on(self, earlier: Iterable[Training]) -> None:
@@ -320,16 +294,16 @@ class Search:
         that was not; what the search has no more room for, or no use, is left out.
         """
         earlier = list(earlier)
-        for one in earlier:
-            if one.result is not None:
-                self.cells[one.key].keep(one.point, one.role, one.run, one.result)
-        for one in earlier:
+        for one, result in earlier:
+            if result is not None:
+                self.cells[one.key].results[one.point, one.run] = result
+        for one, result in earlier:
             search = self.cells[one.key]
-            if one.result is None:
-                if search.wants(one):
+            if result is None:
+                if search.wants(one.point, one.run):
                     self._again.append(self._run(search, one.point, one.role, one.run))
             elif one.run == 0 and search.cell.contains(one.point):
-                search.study.add(one.point, one.result)
+                search.study.add(one.point, result)
         for search in self.cells.values():  # a search that is over is known to be
             if search.may_ask:
                 search.new_point()
@@ -359,49 +333,35 @@ class Search:
         """Trainings that run or are to come, at most."""
         return sum(search.num_left for search in self.cells.values())
 
-    def finished(self, trial_id: str, result: SearchResult) -> Asked:
-        """Take a result; returns what it is the result of."""
-        asked = self._asked.pop(trial_id)
-        search = self.cells[asked.cell.key]
+    def finished(self, trial_id: str, result: SearchResult | None) -> None:
+        """Take a result; None of a trial that gave nothing, and will not be tried again at this start."""
+        asked = self.asked(trial_id)
+        search = self.cells[asked.key]
         del search.running[trial_id]
-        search.keep(asked.point, asked.role, asked.run, result)
+        if result is not None:
+            search.results[asked.point, asked.run] = result
+        else:
+            search.given_up.add((asked.point, asked.run))
+            search.num_failed += asked.run == 0
         if asked.told is not None:
             search.study.tell(asked.told, result)
-        return asked
-
-    def failed(self, trial_id: str) -> None:
-        """A trial gave nothing, and will not be tried again at this start."""
-        asked = self._asked.pop(trial_id)
-        search = self.cells[asked.cell.key]
-        del search.running[trial_id]
-        search.given_up.add((asked.point, asked.run))
-        search.num_failed += asked.run == 0
-        if asked.told is not None:
-            search.study.fail(asked.told)
 
     def asked(self, trial_id: str) -> Asked:
         """Return what a running trial is."""
-        return self._asked[trial_id]
+        return next(one.running[trial_id] for one in self.cells.values() if trial_id in one.running)
 
     def _run(self, search: CellSearch, point: Point, role: Role, run: int = 0) -> Asked:
         told = search.study.ask(point) if run == 0 and search.cell.contains(point) else None
         asked = Asked(search.cell, search.cell.trial(point, run), point, role, run, told)
-        self._asked[asked.spec.trial_id] = search.running[asked.spec.trial_id] = asked
+        search.running[asked.spec.trial_id] = asked
         return asked
-
-
-# What earlier starts left of a search: trainings that were asked for, in their order, and what they gave.
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is stored of a search.
+    """What is stored of a search, by trial id; records are in the order in which they ended.
 
-    Attributes:
-        asked: What was asked for, by trial id.
-        records: What was found, likewise, the first to end first.
-        num_others: Results of another train size, recipe, split or prepared data; kept and not used.
-        unreadable: Files that are not believed.
+    ``num_others`` are results of another train size, recipe, split or prepared data; kept and not used.
     """
 
     asked: dict[str, AskedRecord]
@@ -413,13 +373,7 @@ class Earlier:
     def read(
         cls, store: ResultStore, cells: Iterable[TuningCell], fingerprints: Mapping[str, str]
     ) -> Earlier:
-        """Read it.
-
-        Args:
-            store: Of the search.
-            cells: What is searched now.
-            fingerprints: Content hash of each prepared dataset, by prepared id.
-        """
+        """Read what the store has of these cells; ``fingerprints`` of datasets are by prepared id."""
         by_key = {cell.key: cell for cell in cells}
 
         def belongs(record: AskedRecord | SearchRecord) -> bool:
@@ -444,4 +398,4 @@ class Earlier:
         every: dict[str, AskedRecord | SearchRecord] = {**self.records, **self.asked}
         ordered = sorted(every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1)
         results = {name: record.result for name, record in self.records.items()}
-        return [Training(one.key, one.point, one.role, one.run, results.get(one.trial_id)) for one in ordered]
+        return [(one, results.get(one.trial_id)) for one in ordered]

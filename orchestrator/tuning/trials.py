@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from orchestrator.planning.estimate import array_key
-from orchestrator.results.records import CellReport
-from orchestrator.results.rows import FlatRun, Point
+from orchestrator.results.store import CellReport
+from orchestrator.results.table import FlatRun, Point
 from orchestrator.running.queue import CellQueue
 from orchestrator.running.trials import Run, Work
 from orchestrator.running.worker import TrialTrainable
@@ -42,12 +42,9 @@ def perform_search(
 
 
 class SearchQueue(CellQueue):
-    """Trials of a search that wait, run, or are tried again later.
+    """Trials of a search that wait, run, or are tried again later; those taken are added to ``cells``.
 
-    Args:
-        search: Says what is next.
-        cells: Taken trials by id; added to here.
-        note: Told of a trial before it is given out; an error of it ends the search.
+    ``note`` is told of a trial before it is given out; an error of it ends the search.
     """
 
     def __init__(
@@ -66,25 +63,20 @@ class SearchQueue(CellQueue):
         """Return the next trial, which runs from now on; None when none may be taken yet."""
         taken = super().take(now)
         if taken is None and self.error is None and len(self._waiting) < AHEAD:
-            taken = self._asked_for()
+            asked = self._search.next()
+            if asked is None:
+                return None
+            try:
+                self._note(asked)
+            except SweepError as error:
+                self.error = error
+                return None
+            taken = asked.spec.trial_id
+            self._cells[taken] = asked.spec
+            self.running.add(taken)
         if taken is not None:
             self._waiting.add(taken)
         return taken
-
-    def _asked_for(self) -> str | None:
-        """Return a new trial of the search, if it has one."""
-        asked = self._search.next()
-        if asked is None:
-            return None
-        try:
-            self._note(asked)
-        except SweepError as error:
-            self.error = error
-            return None
-        trial_id = asked.spec.trial_id
-        self._cells[trial_id] = asked.spec
-        self.running.add(trial_id)
-        return trial_id
 
     def started(self, trial_id: str) -> None:
         """A trial has its worker."""
@@ -102,14 +94,10 @@ class SearchQueue(CellQueue):
 
 
 class SearchWork(Work):
-    """The trials of a search, each made when it is taken.
+    """The trials of a search, each made when it is taken; ``earlier`` is what is stored of it, and added to.
 
-    Args:
-        run: What it is a part of.
-        search: Says what is next, and is told what came of it.
-        earlier: What is stored of it; added to.
-        load: Reads the arrays of a subset, given how many images and how they are split.
-        fingerprints: Content hash of each prepared dataset, by prepared id.
+    ``load`` reads the arrays of a subset, given how many images and how they are split; ``fingerprints`` of
+    prepared datasets are by prepared id.
     """
 
     perform = staticmethod(perform_search)
@@ -170,7 +158,7 @@ class SearchWork(Work):
 
     def given_up(self, trial_id: str) -> None:
         """See :class:`Work`."""
-        self._search.failed(trial_id)
+        self._search.finished(trial_id, None)
 
     def trained_on(self, cell: TrialSpec) -> NetworkSpec:
         """See :class:`Work`."""

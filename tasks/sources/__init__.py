@@ -41,7 +41,7 @@ ENTRY_POINT_GROUP = "isweep.sources"
 MODULES = {
     "arrays": ("hdf5", "npz"),
     "brats": ("brats",),
-    "demo": ("digits_even_odd", "lesions", "packaged"),
+    "demo": ("digits_even_odd", "lesions", "packaged", "pictures"),
     "folder": ("folder",),
     "made": ("generated", "manifold"),
     "manifest": ("table",),

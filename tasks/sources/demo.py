@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import SetupError
+from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.made import dial, flipped, list_rows, row_reader, scaled
@@ -246,10 +246,10 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
     return "uint8" if dial(request, "pixel_scale") == 1 else "float32"
 
 
-@lru_cache(maxsize=2)
-def blended(share: float) -> Pixels:
-    """Move every image by ``share`` towards its nearest one of the other label: ``(5000, 28, 28)`` uint8."""
-    images, labels = mnist5k().pixels, mnist5k().labels % 2
+def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float = 1.0) -> Pixels:
+    """Move images ``(num_images, height, width)`` by ``share`` towards their nearest one of the other label
+    (0 and 1): the ``reach`` of them that lie nearest to it.
+    """
     if share == 0:
         return images
     rows = images.reshape(len(images), -1).astype(np.float32)
@@ -257,15 +257,55 @@ def blended(share: float) -> Pixels:
     # |a - b|² up to what is the same for a whole row or column; sums of bytes' products, so ties do not move.
     squares = np.einsum("ij,ij->i", rows, rows)
     apart = squares[even, None] + squares[None, odd] - 2 * rows[even] @ rows[odd].T
-    target = np.empty_like(rows)
+    target, far = np.empty_like(rows), np.empty(len(rows))
     target[even], target[odd] = rows[odd[apart.argmin(1)]], rows[even[apart.argmin(0)]]
-    mixed: Pixels = np.rint(rows + share * (target - rows)).astype(np.uint8)
-    return mixed.reshape(images.shape)
+    far[even], far[odd] = apart.min(1), apart.min(0)
+    near = np.argsort(far, kind="stable")[: round(reach * len(rows))]
+    mixed = rows.copy()
+    mixed[near] += share * (target[near] - rows[near])
+    return np.rint(mixed).astype(np.uint8).reshape(images.shape)
+
+
+@lru_cache(maxsize=2)
+def _even_odd(share: float) -> Pixels:
+    return blended(mnist5k().pixels, mnist5k().labels % 2, share)
 
 
 digits_even_odd = Source(
-    list_digits_even_odd, lambda request: row_reader(scaled(blended(dial(request, "blend")), request))
+    list_digits_even_odd, lambda request: row_reader(scaled(_even_odd(dial(request, "blend")), request))
 )
+
+
+def list_pictures(request: RawRequest) -> Listing:
+    """Return the images of two classes of a packaged set."""
+    images, rows = _two_classes(request)
+    labels = (images.labels[rows] == dial(request, "second")).astype(np.int64)
+    groups = [images.groups[row] for row in rows.tolist()] if images.groups else None
+    return list_rows(flipped(labels, request), request, groups, dtype=_dtype(request))
+
+
+def read_pictures(request: RawRequest) -> Reader:
+    """Return a reader of them, colours averaged."""
+    images, rows = _two_classes(request)
+    pixels = images.pixels[rows]
+    if pixels.ndim == 4:
+        pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
+    labels = (images.labels[rows] == dial(request, "second")).astype(np.int64)
+    mixed = blended(pixels, labels, dial(request, "blend"), dial(request, "reach"))
+    return row_reader(scaled(mixed, request))
+
+
+def _two_classes(request: RawRequest) -> tuple[Images, NDArray[np.intp]]:
+    images = [*SETS.values()][int(dial(request, "set"))]()
+    pair = [dial(request, "first"), dial(request, "second")]
+    rows = np.flatnonzero(np.isin(images.labels, pair))
+    if len(np.unique(images.labels[rows])) < 2:
+        found = f"{pair[0]:g} and {pair[1]:g}, of {int(images.labels.max()) + 1}"
+        raise ConfigError("first and second must be two classes of the set", found)
+    return images, rows
+
+
+pictures = Source(list_pictures, read_pictures)
 
 
 def list_lesions(request: RawRequest) -> Listing:

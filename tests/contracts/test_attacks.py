@@ -54,10 +54,15 @@ class TestAttack:
         assert gains == sorted(gains)
         assert [record.name for record in records] == [f"{method}_{epsilon:g}" for epsilon in EPSILONS]
 
-    def test_images_model_and_gradients_stay_as_they_were(self, method, model, batch):
+    def test_it_runs_in_evaluation_mode_and_leaves_images_model_and_gradients_as_they_were(
+        self, method, model, batch
+    ):
         images, state = batch[0].clone(), {name: t.clone() for name, t in model.state_dict().items()}
         model.train()
-        attack_all(model, *batch, AttackSpec(methods=(method,), epsilons=EPSILONS))
+        first, again = (
+            attack_all(model, *batch, AttackSpec(methods=(method,), epsilons=EPSILONS)) for _ in range(2)
+        )
+        assert first == again
         assert model.training
         assert (batch[0] == images).all()
         assert all((model.state_dict()[name] == tensor).all() for name, tensor in state.items())

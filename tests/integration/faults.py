@@ -31,8 +31,8 @@ from ray.experimental.internal_kv import (
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution

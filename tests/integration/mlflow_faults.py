@@ -25,7 +25,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns, connect
-from orchestrator.results.rows import FlatRun
+from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import Tracker
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
 from tests.unit.orchestrator.results.test_tracking import flat as finished_run

@@ -27,8 +27,8 @@ from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS

@@ -22,8 +22,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.results.records import TrialRecord
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import ResultStore, TrialRecord
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from orchestrator.results.records import CellReport, FailureKind, TrialFailure, provenance
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure, provenance
 from orchestrator.running.failures import RETRIES, Place
 from orchestrator.running.worker import REPORT, EpochReport
 from tasks.trials.records import EpochRecord, TrialResult

@@ -13,10 +13,9 @@ from typing import Any
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, SweepRuns
-from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.storage import Patience, StorageAway
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import ResultStore, TrialRecord
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.locks import Lease

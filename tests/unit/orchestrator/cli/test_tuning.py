@@ -5,8 +5,7 @@ import json
 import pytest
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
 from orchestrator.tuning import run as pipeline
 from orchestrator.tuning.cells import tuning_cells
 from orchestrator.tuning.outcome import TuneSummary
@@ -52,6 +51,18 @@ def test_tune_refuses_a_batch_larger_than_the_set_with_2(run, sweep):
     code, out, err = run("tune", sweep(tune={"batch_size": [128]}))
     assert (code, out) == (2, "")
     assert "found: 128 for 60 images" in err
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_what_can_never_work_is_refused_before_anything_starts(run, sweep, command, tmp_path):
+    code, _, err = run(command, sweep(), "--mlflow-uri", "foo", at=str(tmp_path / "none"))
+    assert (code, (tmp_path / "none").exists()) == (2, False)
+    assert "start" not in err
+    assert "The MLflow URI must be a database or server; found: foo; e.g. sqlite:////data/mlflow.db" in err
+    code, _, err = run(command, sweep(models=["small_mpl"], datasets=["manifold_d5"]))
+    assert code == 2
+    assert "Unknown model; found: 'small_mpl'; did you mean 'small_mlp'?" in err
+    assert "Unknown dataset; found: 'manifold_d5'; did you mean 'manifold_d4'?" in err
 
 
 def test_a_sweep_that_names_its_own_recipe_is_told_how_to_begin(run, sweep):

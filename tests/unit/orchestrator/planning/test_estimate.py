@@ -4,14 +4,25 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.planning.estimate import (
+    LOOK_AHEAD,
     Expectation,
+    Job,
+    Prices,
+    amount,
     corrections_for,
     estimate,
     expected_seconds,
+    gpu_to_plan,
+    longest_first,
     on_gpus,
     order_trials,
+    read_prices,
+    replay,
+    roughly,
     time_limit,
 )
 from orchestrator.planning.plan import plan_sweep
@@ -22,6 +33,7 @@ from orchestrator.planning.predict import (
     GPU_MODELS,
     GRAPH_INTERVAL_S,
     Corrections,
+    array_bytes,
     attack_flops,
     core_seconds,
     cost_of,
@@ -32,7 +44,7 @@ from orchestrator.planning.predict import (
     training_flops,
 )
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, SweepError
 from tasks.trials.records import CONTEXT_BYTES
 from tests.unit.orchestrator.results.examples import diverged, state_of, trial_record, trial_result
 
@@ -102,16 +114,6 @@ def test_diverged_trials_tell_no_rate(trials):
     found = estimate(trials[2:], measured(done(trials[0], 100.0), stopped))
     assert found["cpu_core_hours"] == pytest.approx(100 / 3600)
     assert estimate(trials[2:], measured(stopped))["measured_share"] == 0.0
-
-
-def test_without_measured_trials_the_rate_is_assumed(trials):
-    """Arithmetic is the least it takes; a small network's many short operations take longer than that."""
-    arithmetic = sum(map(training_flops, trials)) / CORE_FLOPS
-    assert estimate(trials, ())["cpu_core_hours"] > arithmetic / 3600
-    network = trials[0].network
-    starts = sum(kernel.num_launches for kernel in cost_of(network).step.kernels)
-    num_steps = network.recipe.epochs * math.ceil(network.train_size / network.recipe.batch_size)
-    assert estimate(trials[:1], ())["cpu_core_hours"] >= starts * num_steps * CORE_INTERVAL_S / 3600
 
 
 def test_a_large_networks_time_is_its_arithmetic(trials):
@@ -211,12 +213,6 @@ def test_a_trial_that_no_gpu_can_hold_is_named(trials):
     assert set(on_gpus(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
 
 
-def test_shares_of_a_gpu_never_add_up_to_more_than_the_gpu(trials):
-    need = need_of(trials[0], GPU_MODELS["a100"])
-    together = int(1 / need.share + 1e-9)
-    assert together * need.memory_bytes <= GPU_MODELS["a100"].memory_gib * 2**30
-
-
 def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted():
     """109 million passes and 6.12 EFLOP, from the published sizes and epochs and each network's own count."""
     trials = plan_sweep(load_sweep("paper")).trials
@@ -232,24 +228,6 @@ def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run(
     assert 4.5 < found["hours"] < 17
     many = on_gpus(plan.trials, H100, 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
-
-
-def test_gpus_that_are_too_few_for_a_trial_are_paid_and_not_used(trials):
-    two, three = (on_gpus(trials, H100, number, share=2.0) for number in (2, 3))
-    assert three["hours"] == two["hours"]
-    assert (two["utilisation"], three["utilisation"]) == pytest.approx((1.0, 2 / 3))
-    # The idle third draws a tenth.
-    assert three["kilowatt_hours"] == pytest.approx(1.05 * two["kilowatt_hours"])
-
-
-def test_the_clean_test_images_take_their_time_whatever_attacks_are_asked_for(trials):
-    """Without FGSM the pass that gives the test loss is the same; only its strengths' passes are not made."""
-    fgsm = trials[0]
-    none = fgsm.model_copy(update={"attacks": fgsm.attacks.model_copy(update={"methods": ()})})
-    cost, num_images = cost_of(fgsm.network), fgsm.network.subset.test_size
-    evaluation = cost.evaluation.flops / CORE_FLOPS + CORE_INTERVAL_S * cost.evaluation.num_launches
-    strengths = len(fgsm.attacks.epsilons) * num_images / cost.evaluation_batch
-    assert core_seconds(fgsm) - core_seconds(none) == pytest.approx(strengths * evaluation)
 
 
 def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(plan):
@@ -286,18 +264,6 @@ def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
     found = estimate(plan.trials, trials, gpu=H100)
     assert found["corrections"]["seconds"] == pytest.approx({"small_cnn": 3.0})
     assert found["cluster"]["hours"] > estimate(plan.trials, [], gpu=H100)["cluster"]["hours"]
-
-
-def test_measured_seconds_count_whatever_a_root_pays_for_the_gpu_and_on_no_other_kind(plan):
-    trial = of_model(plan, "small_cnn")[0]
-    trials = measured(done(trial, 3 * seconds_on_share(trial, H100, 0.5), **ON_H100))
-    dear = replace(H100, price=99.0)
-    assert corrections_for(dear, trials).seconds == pytest.approx({"small_cnn": 3.0})
-    alone, hours = [trial], {}
-    for gpu in (dear, GPU_MODELS["a100"]):
-        hours[gpu.name] = estimate(alone, trials, gpu=gpu)["gpu_hours"]
-    assert hours["a100"] == estimate(alone, [], gpu=GPU_MODELS["a100"])["gpu_hours"]
-    assert hours["h100"] == pytest.approx(3 * need_of(trial, H100).gpu_seconds / 3600)
 
 
 def test_trials_on_cpus_and_without_a_gpus_name_correct_no_gpu(plan):
@@ -362,3 +328,171 @@ def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):
     known = Expectation.of(None, measured(done(mlp, 1000.0)))
     assert known.seconds(mlp) == pytest.approx(1000.0)
     assert known.seconds(cnn) == pytest.approx(1000.0 * core_seconds(cnn) / core_seconds(mlp))
+
+
+PAIRS = """
+name: mine
+models: [small_cnn]
+datasets: [{name: mnist5k, class_pairs: [[0, 1], [2, 3], [4, 5], [6, 7]]}]
+train_sizes: [20]
+test_size: 20
+image_size: 28
+seeds: [1, 5, 3]
+recipe: smoke
+"""
+PLAN = plan_sweep(parse_sweep(PAIRS, origin="mine.yaml"))
+ONE = array_bytes(PLAN.trials[0].network)
+
+
+def ordered(budget):
+    """Array and seconds of each trial, where arrays may take so many times that of one: seeds are seconds."""
+    seconds = {trial.trial_id: float(trial.network.seed) for trial in PLAN.trials}
+    order = order_trials(PLAN, PLAN.trials, budget * ONE, seconds)
+    return [(trial.network.subset.class_pair[0] // 2, trial.network.seed) for trial in order]
+
+
+def test_the_longest_go_first_over_all_arrays_where_all_fit():
+    assert ordered(4) == [(array, seconds) for seconds in (5, 3, 1) for array in range(4)]
+
+
+@pytest.mark.parametrize("budget", [3.9, 0.5])
+def test_where_they_do_not_fit_a_shelf_is_what_fits_half_the_budget(budget):
+    """One array in 1.95 of them; and one that is larger than all the budget has a shelf of its own."""
+    assert ordered(budget) == [(array, seconds) for array in range(4) for seconds in (5, 3, 1)]
+
+
+def jobs(*pairs):
+    return [Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "num_gpus", "makespan", "at_once"),
+    [
+        ([(4, 0.5)] * 3, 1, 8, 2),
+        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 GPUs are free
+        ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
+        ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
+        ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
+        ([(1, 0.1)] * 20, 1, 2, 10),
+        ([], 3, 0, 0),
+    ],
+)
+def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan, at_once):
+    found = replay(jobs(*pairs), num_gpus)
+    assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
+    work = sum(seconds * share for seconds, share in pairs)
+    longest = max((seconds for seconds, _ in pairs), default=0)
+    assert found.lower_bound == pytest.approx(max(work / num_gpus, longest))
+    assert found.utilisation * makespan * num_gpus == pytest.approx(work)
+
+
+def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_are_offered():
+    large = [Job(f"large {i:02}", 10.0, 0.6) for i in range(LOOK_AHEAD + 1)]
+    near, far = Job("near", 1.0, 0.4), Job("far", 1.0, 0.4)
+    found = replay([*large[:2], near, *large[2:], far], 1)
+    assert found.starts["near"] == 0
+    # The first runs and all others wait: as many as are offered, until one more of them has begun.
+    assert found.starts["far"] == 10.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([25, 33, 34, 50, 66, 100])), max_size=25),
+    st.integers(1, 4),
+)
+def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
+    work = longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
+    found, waiting, running, expected, now = replay(work, num_gpus), list(work), [], {}, 0
+    while waiting or running:
+        passed_over = 0
+        for job in list(waiting):
+            if passed_over == LOOK_AHEAD:
+                break
+            share = round(100 * job.share)
+            used = [sum(other[2] for other in running if other[1] == gpu) for gpu in range(num_gpus)]
+            fit = [gpu for gpu in range(num_gpus) if used[gpu] + share <= 100]
+            if not fit:
+                passed_over += 1
+                continue
+            running.append((now + job.seconds, max(fit, key=lambda gpu: (used[gpu], -gpu)), share))
+            expected[job.name] = now
+            waiting.remove(job)
+        now = min(end for end, _, _ in running)
+        running = [other for other in running if other[0] > now]
+    assert (found.makespan, found.starts) == (now, expected)
+    assert replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
+
+
+def price_table(folder, text):
+    path = folder / "prices.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_replaces_what_it_names_and_without_one_prices_are_assumed_and_say_so(tmp_path):
+    prices = read_prices(tmp_path / "prices.yaml")
+    assert prices == Prices()
+    assert prices.gpu.dollars == GPU_MODELS["h100"].price
+    assert "assumed" in prices.origin
+    prices = read_prices(price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
+    assert (prices.gpu.dollars, prices.gpu.watts) == (2.5, 500)
+    assert prices.core == Prices().core
+    assert prices.origin == "our contract"
+
+
+def test_a_plan_is_for_the_gpu_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
+    assert gpu_to_plan(None, tmp_path / "prices.yaml") is None
+    assert gpu_to_plan(None, tmp_path / "prices.yaml", GPU_MODELS["l4"]) == GPU_MODELS["l4"]
+    assert gpu_to_plan("h200", tmp_path / "prices.yaml") == GPU_MODELS["h200"]
+    assert gpu_to_plan("h200", price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == GPU_MODELS["h200"]
+    ours = gpu_to_plan("h200", price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\n"))
+    assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
+    with pytest.raises(ConfigError, match=r"GPU.*h1000"):
+        gpu_to_plan("h1000", tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpu: {dollars: -1, watts: 1}", "from 0 to 1,000,000.*gpu.dollars"),
+        ("core: {dollars: 1, watts: 1000001}", "from 0 to 1,000,000.*core.watts: Input should be less than"),
+        ("gpus: h100", "from 0 to 1,000,000.*gpus"),
+        ("gpu: {dollars: .nan, watts: 1}", "gpu.dollars"),
+        ('gpu: {dollars: "2", watts: 1}', "gpu.dollars: Input should be a valid number"),
+        ("core: {euros: 1, watts: 1}", "core.dollars: Field required"),
+        ("currency: EUR", "currency: Extra inputs are not permitted"),
+        ("gpu: h100", "gpu: Input should be a valid dictionary or instance of Price; gpu: {dollars"),
+        ("- 1", "must be a mapping"),
+        ("gpu: {dollars: 1e308, watts: 1}", r"gpu.dollars: .*less than or equal to 1000000"),
+        ("gpu: [", "must be valid YAML"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, message):
+    with pytest.raises(SweepError, match=message) as caught:
+        read_prices(price_table(tmp_path, text))
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_a_table_that_is_no_text_is_one_message(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere.yaml")
+    rule = "price table must be (a file|readable UTF-8 text|there, or no link to one); found: "
+    for path in tmp_path.iterdir():
+        for read in (read_prices, lambda path: gpu_to_plan(None, path)):
+            with pytest.raises(ConfigError, match=f"{rule}{path}"):
+                read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (2.9e-5, "under 0.001"), (0.00149, "0.0015"), (0.45, "0.45"), (9.96, "10"), (1.7e4, "17,000")],
+)
+def test_amounts_have_two_figures_and_no_exponent(value, text):
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (2.9e-5, "under 0.001"), (0.45, "about 0.45")])
+def test_what_is_under_a_bound_is_not_about_it(value, text):
+    assert roughly(value) == text

@@ -1,9 +1,10 @@
+import stat
 from itertools import product
 
 import pytest
 
-from orchestrator.planning.plan import CellStatus, plan_rows, plan_sweep
-from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.planning.plan import CellStatus, Workspace, plan_rows, plan_sweep
 from search_spaces.errors import ConfigError
 from search_spaces.recipes import recipe_spec
 from search_spaces.sweeps import SweepSpec
@@ -47,26 +48,10 @@ def test_one_measure_per_subset_covers_all_sizes():
     assert {measure.train_sizes for measure in plan.measures} == {(20, 60)}
 
 
-def test_extending_the_grid_keeps_the_ids_of_old_cells():
-    small = set(plan_sweep(sweep(train_sizes=(20,), models=("small_cnn",))).trials_by_id)
-    large = set(plan_sweep(sweep()).trials_by_id)
-    assert small < large
-
-
 def test_resources_and_description_are_no_part_of_an_id():
     plain = plan_sweep(sweep())
     other = plan_sweep(sweep(description="x", resources={"num_cpus": 2.0, "num_gpus": 1.0}))
     assert set(plain.trials_by_id) == set(other.trials_by_id)
-
-
-def test_class_pairs_come_from_the_table_when_none_are_named():
-    plan = plan_sweep(load_sweep("demo"))
-    assert {(t.network.subset.prepared.dataset, t.network.subset.class_pair) for t in plan.trials} == {
-        ("mnist5k", (3, 8)),
-        ("digits", (3, 8)),
-        ("textures", (0, 1)),
-        *((name, None) for name in ("photographs", "histology", "retina", "tissue", "mri_lesion")),
-    }
 
 
 def test_a_class_that_does_not_exist_is_refused():
@@ -122,3 +107,64 @@ def test_a_sweep_names_the_estimators_of_its_measures():
     assert {measure.estimators for measure in asked.measures} == {("mle", "gride")}
     by_default = {measure.measure_id for measure in plan_sweep(sweep()).measures}
     assert by_default.isdisjoint(measure.measure_id for measure in asked.measures)
+
+
+def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
+    session = tmp_path / "session_2026-11-25_04-16-00_123456_1"
+    inside = session / "runtime_resources" / "working_dir_files" / "isweep-root"
+    inside.parent.mkdir(parents=True)
+    (tmp_path / "session_latest").symlink_to(session)
+    (tmp_path / "results").symlink_to(inside.parent)
+    for root in (inside, tmp_path / "results" / "isweep-root"):
+        with pytest.raises(ConfigError, match=r"must outlive the cluster.*--root, absolute"):
+            RootPaths.create(root)
+    for storage in (inside, tmp_path / "results" / "stored", f"file://{inside}"):
+        workspace = Workspace.open("smoke", str(tmp_path / "root"), str(storage))
+        with pytest.raises(ConfigError, match=r"result store must outlive the cluster.*--storage, absolute"):
+            workspace.make()
+    assert not inside.exists()
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_folder_that_is_only_called_like_a_session_is_taken(tmp_path):
+    assert RootPaths.create(tmp_path / "session_1" / "root").exist
+
+
+@pytest.mark.parametrize("storage", ["s3://", "s3:", "gs:///", "file://"])
+def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
+    with pytest.raises(ConfigError, match=f"--storage must name a bucket or host; found: {storage}; e.g. s3"):
+        Workspace.open("smoke", str(tmp_path), storage)
+
+
+def test_a_root_is_made_for_this_user_alone_and_keeps_modes_that_it_has(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir()
+    old.chmod(0o750)
+    for root in (new, old):
+        RootPaths.create(root)
+    assert [stat.S_IMODE(root.stat().st_mode) for root in (new, old)] == [0o700, 0o750]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("s3://key:hush@bucket/x", "s3://…@bucket/x"),
+        ("postgresql://me:hu@sh@host:5432/db is away", "postgresql://…@host:5432/db is away"),
+        ("https://host/x?sig=hush&b=1 'y'", "https://host/x?… 'y'"),
+        ("two: a://u:p@h and b://u:p@h", "two: a://…@h and b://…@h"),
+        ("what?", "what?"),
+        ("me@host and /a/path@2", "me@host and /a/path@2"),
+    ],
+)
+def test_urls_say_no_more_than_host_and_path(text, left):
+    assert without_secrets(text) == left
+
+
+def test_values_of_variables_that_hold_secrets_are_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
+    monkeypatch.setenv("my_password", "swordfish")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
+    monkeypatch.setenv("SOME_TOKEN", "true")
+    monkeypatch.setenv("PLAIN", "plain words")
+    said = f"hush-hush and swordfish at {tmp_path}, true, plain words"
+    assert without_secrets(said) == f"… and … at {tmp_path}, true, plain words"

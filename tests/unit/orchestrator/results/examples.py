@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.results.records import (
+from orchestrator.results.state import State, TrialOutline
+from orchestrator.results.store import (
     FailureKind,
     FailureRecord,
     MeasureRecord,
@@ -12,7 +13,6 @@ from orchestrator.results.records import (
     TrialFailure,
     TrialRecord,
 )
-from orchestrator.results.state import State, TrialOutline
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec

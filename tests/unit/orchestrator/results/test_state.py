@@ -1,16 +1,24 @@
 """What a store holds, compared with a plan and with the data prepared now; and what it cost, by hand."""
 
+import gc
+import json
+import os
+import tracemalloc
+
 import pytest
 
 from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.records import FailureRecord, TrialRecord
-from orchestrator.results.state import StoredResults, cost_of, judge, read_state
-from search_spaces.specs import AttackSpec
+from orchestrator.results.state import Index, StoredResults, cost_of, judge, read_state
+from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
+from orchestrator.results.table import flat_trial
+from orchestrator.results.tracking import Tracker
+from search_spaces.specs import Domain
+from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import (
-    failure_record,
+    diverged,
     measure_record,
     state_of,
     trial_record,
@@ -91,23 +99,6 @@ def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(st
     assert state.status(cell.trial_id) == "stale"
 
 
-def test_asking_for_more_changes_no_id():
-    (cell,), (more,) = plan("[1.0]").trials, plan("[1.0, 16.0]").trials
-    assert (cell.trial_id, cell.derived_seed) == (more.trial_id, more.derived_seed)
-    assert more.attacks == AttackSpec(epsilons=(1.0, 16.0))
-
-
-def test_what_was_just_written_is_known_without_reading_again(tmp_path):
-    stored = StoredResults.read(str(tmp_path / "store"))
-    stored.save(failure_record())
-    assert list(stored.failures) == [failure_record().trial_id]
-    stored.save(trial_record())
-    stored.save(measure_record())
-    assert stored.failures == {}
-    again = StoredResults.read(str(tmp_path / "store"))
-    assert (again.trials, again.measures, again.failures) == (stored.trials, stored.measures, {})
-
-
 def test_results_of_another_plan_are_foreign(tmp_path):
     stored = StoredResults.read(str(tmp_path / "store"))
     stored.save(trial_record(trial_id="other"))
@@ -126,6 +117,7 @@ def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(stored, tmp_path
     state = read_state(workspace)
     assert state.status(cell.trial_id) == "pending"
     assert len(state.unreadable) == 2
+    StoredResults.read(workspace.results_url).check_writable()  # other damage than a newer version's
 
 
 PRICES = Prices(gpu=Price(dollars=2, watts=500), core=Price(dollars=0.1, watts=10), origin="ours")
@@ -151,10 +143,10 @@ def test_hours_money_and_power_are_time_times_share_times_rate():
         ),
         PRICES,
     )
-    assert (cost.gpu_hours, cost.core_hours) == (1.5, 4.0)
-    assert cost.dollars == pytest.approx(1.5 * 2 + 4 * 0.1)
-    assert cost.kilowatt_hours == pytest.approx((1.5 * 500 + 4 * 10) / 1000)
-    assert cost.text() == "cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours)"
+    assert (cost["gpu_hours"], cost["core_hours"]) == (1.5, 4.0)
+    assert cost["dollars"] == pytest.approx(1.5 * 2 + 4 * 0.1)
+    assert cost["kilowatt_hours"] == pytest.approx((1.5 * 500 + 4 * 10) / 1000)
+    assert cost["text"] == "cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours)"
 
 
 def test_a_network_measured_again_saves_its_training_once():
@@ -162,16 +154,201 @@ def test_a_network_measured_again_saves_its_training_once():
         state(record(40, ON_GPU, gpu_share=0.5, measured_at=9000.0), record(50, ON_GPU, gpu_share=1.0)),
         PRICES,
     )
-    assert (cost.networks_used_again, cost.saved_gpu_hours, cost.gpu_hours) == (1, 0.5, 1.5)
-    assert "1 kept networks measured again, not trained: 0.5 GPU-hours saved" in cost.text()
+    assert (cost["networks_used_again"], cost["saved_gpu_hours"], cost["gpu_hours"]) == (1, 0.5, 1.5)
+    assert "1 kept networks measured again, not trained: 0.5 GPU-hours saved" in cost["text"]
 
 
 def test_nothing_costs_nothing():
     cost = cost_of(state(), PRICES)
-    assert (cost.dollars, cost.kilowatt_hours) == (0, 0)
-    assert cost.text() == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
+    assert (cost["dollars"], cost["kilowatt_hours"]) == (0, 0)
+    assert cost["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
 
 
 def test_the_share_of_a_record_that_knows_none_is_a_whole_gpu():
     found = state(record(40, ON_GPU)).measured_trials()[0]
     assert found == MeasuredTrial(trial_spec(), True, 1.0, 3600.0, peak_bytes=1000)
+
+
+EIGHT = """
+name: mine
+models: [small_mlp, small_cnn]
+datasets: [manifold_d4]
+train_sizes: [40, 60]
+seeds: [0, 1]
+test_size: 40
+image_size: 16
+recipe: smoke
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    """A sweep whose eight cells are done; one diverged."""
+    made = Workspace(plan_sweep(parse_sweep(EIGHT, origin="mine")), RootPaths.create(tmp_path / "root"))
+    made.record()
+    for number, (trial_id, spec) in enumerate(made.plan.trials_by_id.items()):
+        result = diverged() if number == 3 else trial_result()
+        record = trial_record(result, trial_id=trial_id, spec=spec, attempt=number + 1)
+        ResultStore(made.results_url).save(record)
+    return made
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Ids of the trials whose records are read."""
+    seen: list[str] = []
+    validate = TrialRecord.model_validate.__func__
+
+    def counted(cls, data, **settings):
+        seen.append(data["trial_id"])
+        return validate(cls, data, **settings)
+
+    monkeypatch.setattr(TrialRecord, "model_validate", classmethod(counted))
+    return seen
+
+
+def path_of(workspace, trial_id):
+    return ResultStore(workspace.results_url)._path("trials", trial_id, "result.json")
+
+
+def test_a_second_look_reads_no_result_and_finds_the_same(workspace, reads):
+    planned = set(workspace.plan.trials_by_id)
+    first = read_state(workspace, look=True)
+    assert set(reads) == planned
+    reads.clear()
+    second = read_state(workspace, look=True)
+    assert reads == []
+    assert second.results == first.results == read_state(workspace).results
+    assert second.measured_trials() == first.measured_trials()
+    assert len(second.measured_trials()) == len(planned) - 1
+
+
+def test_what_a_run_stores_needs_no_reading_at_the_next_look(workspace, reads):
+    stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
+    trial_id, record = next(iter(stored.trials.items()))
+    stored.save(record.model_copy(update={"attempt": 9, "finished_at": 2000.0}))
+    reads.clear()
+    assert read_state(workspace, look=True).results[trial_id].finished_at == 2000.0
+    assert reads == []
+
+
+def test_a_changed_file_is_read_again_and_a_damaged_one_never_believed(workspace, reads):
+    read_state(workspace, look=True)
+    changed, damaged, removed, *_ = workspace.plan.trials_by_id
+    record = ResultStore(workspace.results_url).read(TrialRecord, changed)
+    ResultStore(workspace.results_url).save(record.model_copy(update={"finished_at": 3000.0}))
+    with open(path_of(workspace, damaged), "r+b") as file:
+        file.truncate(100)
+    os.remove(path_of(workspace, removed))
+    reads.clear()
+    for _ in range(2):
+        state = read_state(workspace, look=True)
+        assert state.results[changed].finished_at == 3000.0
+        assert {damaged, removed} & set(state.results) == set()
+        assert [item.path for item in state.unreadable] == [path_of(workspace, damaged)]
+    assert reads == [changed]
+
+
+def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(workspace):
+    expected, index = read_state(workspace, look=True).results, workspace.sweep_paths.index
+    whole = index.read_bytes()
+    files = {
+        name: file.stamp for name, file in ResultStore(workspace.results_url).listing(TrialRecord).items()
+    }
+    for position in range(0, len(whole), 199):
+        flipped = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+        for damaged in (whole[:position], flipped):
+            index.write_bytes(damaged)
+            for name, (stamp, outline) in Index(index).read().items():
+                assert stamp == files[name]
+                assert outline == expected[name]
+    index.write_bytes(whole[:2000])
+    assert read_state(workspace, look=True).results == expected
+
+
+def test_an_index_of_another_version_is_not_read(workspace, reads, monkeypatch):
+    read_state(workspace, look=True)
+    monkeypatch.setattr("orchestrator.results.state.INDEX_VERSION", 99)
+    assert Index(workspace.sweep_paths.index).read() == {}
+
+
+@pytest.mark.parametrize("stand_in", [os.mkdir, os.mkfifo])
+def test_what_stands_in_the_place_of_the_index_is_left_alone(workspace, tmp_path, stand_in):
+    expected = read_state(workspace).results
+    stand_in(workspace.sweep_paths.index)
+    assert read_state(workspace, look=True).results == expected
+    elsewhere = StoredResults.read(workspace.results_url, tmp_path / "none" / "index.sqlite", look=True)
+    assert len(elsewhere.trials) == len(expected)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
+    read_state(workspace, look=True)
+    state = read_state(workspace, look=True)
+    assert state.rows() == read_state(workspace).rows()
+    assert list(state.flat_runs()) == list(read_state(workspace).flat_runs())
+    with pytest.raises(KeyError, match="nobody"):
+        state.trials["nobody"]
+
+
+# What a driver of thousands of trials holds of those that are done.
+
+
+def long_record(trial_id="long", num_epochs=100):
+    epochs = tuple(EpochRecord(i + 1, 1 / (i + 3), i / num_epochs, 0.1 * i) for i in range(num_epochs))
+    return trial_record(trial_result().model_copy(update={"history": epochs}), trial_id=trial_id)
+
+
+def test_what_comes_out_equals_what_went_in_to_the_last_bit(tmp_path):
+    packed = StoredResults.read(str(tmp_path)).trials
+    for record in (long_record("a"), trial_record(diverged(), trial_id="b", domain=None)):
+        packed[record.trial_id] = record
+        assert packed[record.trial_id] == record
+        assert packed[record.trial_id].text() == record.text()
+    assert isinstance(packed["a"].domain, str | Domain)
+    assert (list(packed), len(packed), "a" in packed, "c" in packed) == (["a", "b"], 2, True, False)
+    del packed["a"]
+    with pytest.raises(KeyError, match="a"):
+        packed["a"]
+
+
+def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
+    stored, spec = StoredResults.read(str(tmp_path)), trial_spec()
+    texts = {name: long_record(name).text() for name in (f"trial-{place}" for place in range(20))}
+
+    def made(text):
+        return TrialRecord.model_validate({**json.loads(text), "spec": spec}, strict=False)
+
+    stored.save(long_record("first"))  # whatever is made once
+    as_objects, _ = taken(lambda: [made(text) for text in texts.values()])
+    packed, _ = taken(lambda: [stored.save(made(text)) for text in texts.values()])
+    assert packed < as_objects / 5
+    assert {name: stored.trials[name].text() for name in texts} == texts
+
+
+def test_a_run_that_waits_for_mlflow_takes_a_fifth(monkeypatch):
+    monkeypatch.setattr("orchestrator.results.tracking.STOP_PATIENCE_S", 0.0)
+
+    def away():
+        raise ConnectionError("no route")
+
+    tracker = Tracker(away)
+    tracker.check()
+    runs = [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)]
+    as_objects, _ = taken(lambda: [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)])
+    waiting, _ = taken(lambda: [tracker.finish(run) for run in runs])
+    tracker.close("KILLED")
+    assert tracker.num_behind == 22  # with the sweep's own run and its end
+    assert waiting < as_objects / 5
+
+
+def taken(make):
+    """Return the bytes that are kept of what ``make`` makes, and what it returns."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        made = make()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], made
+    finally:
+        tracemalloc.stop()

@@ -7,10 +7,9 @@ import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
 from orchestrator.results import storage
-from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
-from orchestrator.results.store import FileKind, ResultStore
+from orchestrator.results.store import FileKind, ResultStore, TrialRecord
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
 from tests.steady_clock import SteadyClock
@@ -37,19 +36,12 @@ def _no_pause(monkeypatch):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        (
-            "memory://x",
-            r"keeps results when the command has ended; found: memory://…; use a path, or a URL of s3",
-        ),
+        ("memory://x", r"keeps results when the command has ended; found: memory://…; use a path, or a URL"),
         ("http://host/x", r"keeps results when the command has ended; found: http://…"),
-        ("zip://x::/a.zip", r"keeps results when the command has ended; found: zip://…"),
         ("nonsense://x", r"keeps results when the command has ended; found: nonsense://…"),
         ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b; give it in the environment"),
         ("sftp://me:hunter2@host/x", r"keeps results when the command has ended; found: sftp://…"),
-        (
-            "s3://b/x?secret_key=hunter2",
-            r"must name a bucket or host, and no more than a path in it; found: s3://b",
-        ),
+        ("s3://b/x?secret_key=hunter2", r"must name a bucket or host, and no more than a path in it; found"),
         ("s3://", r"must name a bucket or host"),
         ("s3://[", r"must name a bucket or host"),
     ],
@@ -129,13 +121,9 @@ def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
     assert ResultStore("s3://results/nothing-yet").scan(TrialRecord).records == {}
     with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it, or correct --storage"):
         ResultStore("s3://another/lab").scan(TrialRecord)
-
-
-def test_a_bucket_that_is_not_there_is_no_reason_to_wait(bucket):
-    store = ResultStore("s3://another/lab")
     with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it") as caught:
-        store.save(trial_record())
-    assert not isinstance(caught.value, StorageAway)
+        ResultStore("s3://another/lab").save(trial_record())
+    assert not isinstance(caught.value, StorageAway)  # for which a sweep would wait
 
 
 @pytest.mark.parametrize(
@@ -195,14 +183,6 @@ def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, failing, number):
     assert f"bytes needed): {os.strerror(number)}; " in paused
     assert "bytes free" in paused
     assert goes_on.startswith("Storage takes results again")
-
-
-def test_without_patience_the_error_says_what_is_missing(tmp_path, failing):
-    failing(errno.ENOSPC, 1)
-    with pytest.raises(
-        StorageAway, match=r"bytes needed\): No space left on device; [\d,]+ bytes free; free"
-    ):
-        StoredResults.read(str(tmp_path)).save(trial_record())
 
 
 def test_what_waiting_does_not_mend_is_raised(tmp_path, failing):

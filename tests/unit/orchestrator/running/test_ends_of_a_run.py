@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport
 from orchestrator.running import run as module
 from orchestrator.running.cluster import RunOptions
 from orchestrator.running.ending import remove_orphans

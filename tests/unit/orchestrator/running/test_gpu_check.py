@@ -157,6 +157,12 @@ def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
     assert set(started) == {("rate", "cuda:0", "vgg16")}
 
 
+def test_one_process_alone_must_run(monkeypatch):
+    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
+    found = run_part("pairs", "cpu", {})
+    assert (found["ok"], found["error"]) == (False, "exit code 1")
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Parts that take no time; one raises, one finds a fault, and one needs a GPU."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.results.records import provenance
+from orchestrator.results.store import provenance
 from orchestrator.running.doctor import check_launch_file
 from tests import damage
 

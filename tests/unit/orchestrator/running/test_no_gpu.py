@@ -7,8 +7,8 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.running import queue, worker
 from orchestrator.running.failures import MOST_ON_UNFIT, Retries, classify, fit_nodes
 from orchestrator.running.gpus import NO_GPU

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialRecord, code_fingerprint
 from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport, FailureKind, FailureRecord, TrialRecord, code_fingerprint
 from orchestrator.running import trials, worker
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError

@@ -6,9 +6,8 @@ import json
 import pytest
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, read_state
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import ResultStore, TrialRecord
 from orchestrator.running.cluster import Cluster, RunOptions
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress

@@ -6,7 +6,7 @@ from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES
 from orchestrator.running.requests import Requests

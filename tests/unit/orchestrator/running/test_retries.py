@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from orchestrator.results.records import FailureKind
+from orchestrator.results.store import FailureKind
 from orchestrator.running.failures import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
 from orchestrator.running.gpus import REST_S
 from orchestrator.running.queue import CellQueue

@@ -21,11 +21,10 @@ from ray.tune.experiment import Trial
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
-from orchestrator.results.rows import trial_metrics
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience, StorageAway
-from orchestrator.results.store import ResultStore
+from orchestrator.results.store import CellReport, FailureRecord, ResultStore, TrialRecord
+from orchestrator.results.table import trial_metrics
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress

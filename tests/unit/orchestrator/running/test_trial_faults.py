@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.store import CellReport, FailureRecord, TrialRecord
 from orchestrator.running import gpus
 from orchestrator.running.worker import TrialTrainable
 from tests.unit.orchestrator.results.examples import trial_result

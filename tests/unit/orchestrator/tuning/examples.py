@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning.cells import Point, TuningCell, tuning_cells
-from orchestrator.tuning.search import Asked, Search, Training
+from orchestrator.tuning.cells import AskedRecord, Point, TuningCell, tuning_cells
+from orchestrator.tuning.search import Asked, Search
 from orchestrator.tuning.trials import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
@@ -50,7 +49,7 @@ def result(losses: list[float], status: str = "complete", **changes: Any) -> Sea
 
 def trained(asked: Asked) -> SearchResult:
     """What the formula gives for a trial."""
-    epochs = range(1, asked.cell.num_epochs + 1)
+    epochs = range(1, asked.cell.own_recipe.epochs + 1)
     return result([loss_of(asked.point, epoch, asked.run) for epoch in epochs])
 
 
@@ -59,12 +58,12 @@ def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchR
     ran = []
     while len(ran) < most and (asked := search.next()) is not None:
         found = trained(asked)
-        assert search.finished(asked.spec.trial_id, found) == asked
+        search.finished(asked.spec.trial_id, found)
         ran.append((asked, found))
     return ran
 
 
-Store = list[Training]
+Store = list[tuple[AskedRecord, SearchResult | None]]
 """What a search has asked for, in order, with what it gave."""
 
 
@@ -85,10 +84,12 @@ def drive(
         most: So many results.
         ends: Chooses whose result comes next, among those that run; the first to start by default.
     """
-    stored = {search.cells[one.key].cell.trial(one.point, one.run).trial_id: one for one in store}
+    stored = {record.trial_id: (record, found) for record, found in store}
 
     def asked(one: Asked) -> None:
-        stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
+        about = {"role": one.role, "run": one.run, "spec": one.spec, "data_fingerprint": "", "number": 0}
+        trial_id = one.spec.trial_id
+        stored.setdefault(trial_id, (AskedRecord(trial_id=trial_id, **about), None))
 
     queue = SearchQueue(search, {}, asked)
     search.go_on(store)
@@ -107,7 +108,7 @@ def drive(
         found = trained(search.asked(trial_id))
         search.finished(trial_id, found)
         queue.settle(trial_id)
-        stored[trial_id] = replace(stored[trial_id], result=found)
+        stored[trial_id] = stored[trial_id][0], found
     return list(stored.values())
 
 

@@ -1,14 +1,28 @@
 """What is said of a search: means and errors by their formulas, a line per cell, a recipe that reads back."""
 
+import base64
+import re
+from xml.etree import ElementTree
+
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
-from orchestrator.tuning.outcome import TuneSummary, brief_table, outcome_rows, outcome_table, outcomes
-from orchestrator.tuning.run import lost_cells, write_recipe
+from orchestrator.tuning.outcome import (
+    TuneSummary,
+    brief_table,
+    gains,
+    outcome_rows,
+    outcome_table,
+    outcomes,
+    trial_table,
+    write_report,
+)
+from orchestrator.tuning.run import write_recipe
 from orchestrator.tuning.search import Search, open_storage
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
@@ -105,37 +119,6 @@ def test_where_the_sweeps_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of
     assert not any(found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point)
 
 
-def test_a_finalist_of_which_one_run_is_missing_is_not_compared(search):
-    outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
-    kept = state.results.pop((outcome.chosen.point, 2))
-    assert outcomes(search)[0].chosen.point != outcome.chosen.point
-    state.results[outcome.chosen.point, 2] = kept
-
-
-def test_a_finalist_that_diverged_in_every_run_but_the_searchs_counts_at_the_cap(search):
-    outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
-    kept = {run: state.results[outcome.chosen.point, run] for run in (1, 2, 3)}
-    state.results.update({(outcome.chosen.point, run): result([], **DIVERGED) for run in kept})
-    changed = next(c for c in outcomes(search)[0].finalists if c.point == outcome.chosen.point)
-    assert changed.diverged == 3
-    assert max(changed.losses) == pytest.approx(2 * np.log(2))
-    assert outcomes(search)[0].chosen.point != outcome.chosen.point
-    state.results.update({(outcome.chosen.point, run): found for run, found in kept.items()})
-
-
-def test_a_recipe_in_anothers_place_names_the_cells_that_it_has_no_more(search, changed, tmp_path):
-    path, found = tmp_path / "tuned-smoke.yaml", outcomes(search)
-    assert lost_cells(path, found) == []
-    write_recipe(path, changed, found, {})
-    assert lost_cells(path, found) == []
-    assert lost_cells(path, found[1:]) == [f"{found[0].model} on {found[0].dataset}"]
-    for text in ("tuned: [", "tuned: {cells: 3}"):
-        path.write_text(text, encoding="utf-8")
-        assert lost_cells(path, found) == []
-    path.write_text("tuned: {cells: [{model: [1], dataset: {a: b}}]}", encoding="utf-8")
-    assert lost_cells(path, found) == ["[1] on {'a': 'b'}"]
-
-
 def test_a_recipe_that_cannot_be_written_is_one_message(search, changed, tmp_path):
     (tmp_path / "recipes").write_text("", encoding="utf-8")
     with pytest.raises(SetupError, match=r"must be writable; .*File exists; .* every trial is kept"):
@@ -166,8 +149,8 @@ def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
     for cell, outcome in zip(evidence["cells"], found, strict=True):
         assert cell["validation_loss"] == pytest.approx(outcome.chosen.mean, rel=1e-3)
         assert cell["gain_std_error"] == pytest.approx(outcome.gain_std_error, rel=1e-3)
-        assert cell["flat_learning_rates"] == list(outcome.flat)
-        assert (cell["runs"], cell["trials"], cell["budget"]) == (3, outcome.num_trials, 10)
+        assert (cell["flat_from"], cell["flat_to"]) == outcome.flat
+        assert (cell["num_trials"], cell["budget"]) == (outcome.num_trials, 10)
 
 
 def test_a_cell_without_a_recipe_is_named_in_the_file_left_out_of_it_and_ends_with_1(
@@ -207,3 +190,56 @@ def test_tables_have_a_row_per_cell_and_say_what_they_do_not_know(search):
     assert table.rows[1][2:8] == ("none", "", "", "–", "–", "–")
     assert rows[1]["learning_rate"] is rows[1]["validation_loss"] is None
     assert rows[0]["learning_rate"] == found[0].chosen.point.learning_rate
+
+
+@pytest.fixture(scope="module")
+def page(search, changed, tmp_path_factory):
+    workspace = Workspace.open(changed, str(tmp_path_factory.mktemp("root")))
+    return write_report(workspace, search, outcomes(search))
+
+
+def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, search):
+    text = page.read_text(encoding="utf-8")
+    for model, dataset in search.cells:
+        assert re.search(rf"<td>{model}</td><td>{dataset}</td>", text)
+    images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
+    (image,) = images
+    assert ElementTree.fromstring(base64.b64decode(image)).tag.endswith("svg")
+    assert "No test image was read." in text
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert "isweep run smoke --set name=smoke-tuned --set recipe=tuned-smoke" in text
+    assert "isweep compare smoke smoke-tuned" in text
+
+
+def test_the_csv_beside_it_has_each_point_tried_once(page, search):
+    table = pd.read_csv(page.parent / "trials.csv")
+    tried = sum(run == 0 for state in search.cells.values() for _, run in state.results)
+    assert len(table) == tried
+    assert not table.duplicated(["model", "dataset", "learning_rate", "weight_decay", "batch_size"]).any()
+    assert set(table["status"]) <= {"complete", "diverged"}
+
+
+def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
+    found = outcomes(search)
+    by_dataset = pd.DataFrame([(c.dataset, c.gain) for c in found]).groupby(0)[1].mean()
+    said = gains(found)
+    number = float(re.search(r"Validation loss is (\S+) nat lower", said).group(1).replace("−", "-"))
+    assert number == pytest.approx(by_dataset.mean(), rel=0.01)
+    assert "95 % interval" in said
+    assert gains([c.model_copy(update={"gain": None}) for c in found]).startswith("No cell has both")
+
+
+def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_points_none(
+    changed, tmp_path
+):
+    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    assert write_report(Workspace.open(changed, str(tmp_path)), one, outcomes(one)) is None
+    while (asked := one.next()) is not None:
+        one.finished(asked.spec.trial_id, result([], **DIVERGED))
+    found = outcomes(one)
+    text = write_report(Workspace.open(changed, str(tmp_path)), one, found).read_text(encoding="utf-8")
+    for outcome in found:
+        number = outcome.num_trials
+        assert f"no point was trained to its end ({number} tried, {number} diverged, 0 failed)" in text
+    table = trial_table(list(one.cells.values()))
+    np.testing.assert_allclose(table["shown"], 2 * np.log(2))

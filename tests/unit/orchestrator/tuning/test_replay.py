@@ -10,8 +10,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
 from search_spaces.tuning import GRID_RATES, TuneSpec
-from tasks.trials.records import SearchStatus
-from tests.search_table import TabulatedCell, read_table, replay
+from tests.search_table import read_table, replay
 
 TABLE = Path(__file__).parents[3] / "data" / "search_table.csv"
 
@@ -19,30 +18,6 @@ TABLE = Path(__file__).parents[3] / "data" / "search_table.csv"
 @pytest.fixture(scope="module")
 def table():
     return read_table(TABLE)
-
-
-@pytest.fixture
-def cell():
-    curves = {
-        (1e-3, 0): (0.6, 0.5, 0.4),
-        (1e-3, 1): (0.6, 0.5, 0.2),
-        (1e-2, 0): (0.6, 9.0, 9.0),
-        (1e-2, 1): (0.6,),  # diverged in its second epoch
-    }
-    return TabulatedCell(math.log(2), curves, 3)
-
-
-def test_a_table_gives_what_a_training_gave(cell):
-    whole = cell.result(1.2e-3, 1)
-    assert (whole.status, whole.epochs, whole.loss) == (SearchStatus.COMPLETE, 3, 0.2)
-    diverged = cell.result(1e-2, 1)
-    assert (diverged.status, diverged.epochs, diverged.loss) == (SearchStatus.DIVERGED, 2, None)
-
-
-def test_means_are_over_seeds_and_bad_losses_count_twice_those_of_guessing(cell):
-    assert cell.mean_loss(1e-3) == pytest.approx(0.3)
-    assert cell.mean_loss(1e-2) == pytest.approx(2 * math.log(2))
-    assert cell.best_loss == pytest.approx(0.3)
 
 
 def test_the_table_is_whole(table):

@@ -1,5 +1,6 @@
 """The course of a search: own recipes first, within the budget, resumed without repeating."""
 
+import json
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -8,11 +9,13 @@ import pytest
 
 from orchestrator.planning.estimate import array_key
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.tuning.cells import Point, Role, held_to_splits, tuning_cells
+from orchestrator.results.store import ResultStore
+from orchestrator.tuning.cells import Point, Role, SearchRecord, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import Search, Training, open_storage
+from orchestrator.tuning.search import Search, open_storage
 from orchestrator.tuning.trials import AHEAD
 from search_spaces.errors import ConfigError
+from search_spaces.fingerprint import fingerprint
 from search_spaces.tuning import TuneSpec
 from tests.unit.orchestrator.tuning.examples import (
     BEST_RATE,
@@ -28,10 +31,6 @@ from tests.unit.orchestrator.tuning.examples import (
 def search(**said) -> Search:
     tune = TuneSpec(**{"budget": 0.2, "seeds": 3, **said})
     return Search(cells(), tune, open_storage(None))
-
-
-def trainings(ran) -> list[Training]:
-    return [Training(asked.cell.key, asked.point, asked.role, asked.run, found) for asked, found in ran]
 
 
 def test_the_course_of_a_search():
@@ -62,14 +61,6 @@ def test_how_much_is_left_is_known_at_most_and_falls_to_nothing():
     assert (left[-1], one.done) == (0, True)
 
 
-def test_the_budget_holds_when_many_run_at_once():
-    one = search()
-    taken = []
-    while (asked := one.next()) is not None:
-        taken.append(asked)
-    assert len(taken) == 5 * len(one.cells)  # whole trainings, since nothing is known of how they end
-
-
 def test_the_chosen_rate_is_near_the_best_and_its_loss_that_of_the_same_runs():
     one = search(budget=0.4)
     run_through(one)
@@ -90,27 +81,13 @@ def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
     said = {"sampler": sampler, "finalists": 1, "seeds": 2, "budget": 0.32}
     whole = search(**said)
     unbroken = drive(whole, [], workers=workers)
-    assert all(one.result for one in unbroken)
+    assert all(found for _, found in unbroken)
     for most in range(0, len(unbroken), 5):
         killed = drive(search(**said), [], workers=workers, most=most)
-        assert sum(one.result is None for one in killed) in range(1, workers + AHEAD + 1)
+        assert sum(found is None for _, found in killed) in range(1, workers + AHEAD + 1)
         again = search(**said)
         assert drive(again, killed, workers=workers) == unbroken
         assert outcomes(again) == outcomes(whole)
-
-
-def test_a_search_killed_at_every_result_ends_as_an_unbroken_one():
-    whole, store = search(), []
-    unbroken = drive(whole, [])
-    for _ in unbroken:
-        store = drive(search(), store, most=1)
-    assert store == unbroken
-    last = search()
-    assert drive(last, store) == store
-    assert last.done
-    assert all(
-        len(one.study.study.trials) == sum(not run for _, run in one.results) for one in last.cells.values()
-    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -118,24 +95,21 @@ def test_with_results_in_any_order_nothing_that_was_asked_for_is_lost_or_repeate
     """Later points follow from the order of results and may differ; those asked for before are trained."""
     chance = random.Random(seed)
     killed = drive(search(), [], workers=3, most=9, ends=chance.choice)
-    unfinished = [one for one in killed if one.result is None]
-    assert len(unfinished) > 3
+    assert sum(found is None for _, found in killed) > 3
     last = search()
     ended = drive(last, killed, workers=3, ends=chance.choice)
-    assert [replace(one, result=None) for one in ended[: len(killed)]] == [
-        replace(one, result=None) for one in killed
-    ]
-    assert all(one.result for one in ended)
-    assert len({(one.key, one.point, one.run) for one in ended}) == len(ended)
+    assert [one for one, _ in ended[: len(killed)]] == [one for one, _ in killed]
+    assert all(found for _, found in ended)
+    assert len({one.trial_id for one, _ in ended}) == len(ended)
     for cell in last.cells.values():
         assert 4 < cell.spent <= 5
         told = [Point(**trial.params) for trial in cell.study.study.trials]
-        assert told == [one.point for one in ended if one.key == cell.cell.key and one.run == 0]
+        assert told == [one.point for one, _ in ended if one.key == cell.cell.key and one.run == 0]
 
 
 def test_what_was_asked_for_is_left_out_where_there_is_no_room_or_use_for_it():
     killed = drive(search(), [], workers=3, most=9)
-    sampled = [one for one in killed if one.result is None and one.role == Role.SAMPLED]
+    sampled = [one for one, found in killed if found is None and one.role == Role.SAMPLED]
     narrower = sweep(tune={"learning_rate": [0.5, 0.9]})
     for other in (
         search(budget=0.04),
@@ -153,7 +127,7 @@ def test_a_larger_budget_extends_a_finished_search():
     first = search()
     before = run_through(first)
     larger = search(budget=0.4)
-    larger.go_on(trainings(before))
+    larger.go_on(before)
     assert not larger.done
     after = run_through(larger)
     assert not {asked.spec.trial_id for asked, _ in before} & {asked.spec.trial_id for asked, _ in after}
@@ -163,7 +137,7 @@ def test_a_larger_budget_extends_a_finished_search():
 def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
     first, second = search(), search(seed=1, budget=0.4)
     before = run_through(first)
-    second.go_on(trainings(before))
+    second.go_on(before)
     ids = {asked.spec.trial_id for asked, _ in before}
     assert not ids & {asked.spec.trial_id for asked, _ in run_through(second)}
     again, other = run_through(search()), run_through(search(seed=1))
@@ -181,10 +155,8 @@ def test_a_diverged_trial_is_a_result_and_all_diverged_is_said():
         assert outcome.chosen is None
         assert outcome.divergence_rate == 1
         assert outcome.num_trials > 5
-        assert (
-            f"{outcome.model} on {outcome.dataset}: all {outcome.num_trials} trials diverged"
-            in outcome.problem
-        )
+        number = outcome.num_trials
+        assert f"({number} tried, {number} diverged, 0 failed), so there is no recipe" in outcome.problem
         assert "lower tune.learning_rate" in outcome.problem
 
 
@@ -192,11 +164,11 @@ def test_trials_that_fail_for_good_end_the_search():
     one = search()
     number = 0
     while (asked := one.next()) is not None:
-        one.failed(asked.spec.trial_id)
+        one.finished(asked.spec.trial_id, None)
         number += 1
     assert one.done
     assert number == 5 * len(one.cells)
-    assert "no trial was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].problem
+    assert "no point was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].problem
 
 
 @pytest.mark.parametrize("own_alone", [False, True])
@@ -204,7 +176,7 @@ def test_finalists_whose_further_trainings_fail_are_not_said_to_have_never_been_
     one = search()
     while (asked := one.next()) is not None:
         if asked.run and (asked.point == asked.cell.own or not own_alone):
-            one.failed(asked.spec.trial_id)
+            one.finished(asked.spec.trial_id, None)
         else:
             one.finished(asked.spec.trial_id, result([0.5] * 9))
     for outcome in outcomes(one):
@@ -229,7 +201,7 @@ def test_a_space_without_new_points_ends_the_search():
         assert len(points) == len(set(points))
         assert cell.exhausted
     again = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
-    again.go_on(trainings(ran))
+    again.go_on(ran)
     assert again.done
     assert [len(cell.study.study.trials) for cell in again.cells.values()] == [
         len(cell.study.study.trials) for cell in one.cells.values()
@@ -290,3 +262,37 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
         held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
     with pytest.raises(ConfigError, match="8 for 5 images"):
         held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("run",), -1), (("run",), 2**63), (("result", "epochs"), -1), (("role",), "chosen")],
+)
+def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, place, value):
+    """A run that is no seed would end every start; epochs below none, a budget that is never spent."""
+    cell, store = cells()[0], ResultStore(str(tmp_path))
+    trial = cell.trial(cell.own)
+    record = SearchRecord(
+        trial_id=trial.trial_id,
+        sweep="smoke",
+        role=Role.OWN,
+        run=0,
+        spec=trial,
+        domain="natural",
+        data_fingerprint="abc",
+        started_at=1.0,
+        finished_at=2.0,
+        result=result([0.5] * 9),
+    )
+    store.save(record)
+    assert store.scan(SearchRecord).records == {trial.trial_id: record}
+    path = tmp_path / "trials" / trial.trial_id / "search.json"
+    sealed = json.loads(path.read_text(encoding="utf-8"))
+    part = sealed["record"]
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    path.write_text(json.dumps(sealed | {"sha256": fingerprint(sealed["record"])}), encoding="utf-8")
+    scan = store.scan(SearchRecord)
+    assert scan.records == {}
+    assert ".".join(place) in scan.unreadable[0].reason

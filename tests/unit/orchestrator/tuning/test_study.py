@@ -52,13 +52,6 @@ def test_a_diverged_trial_gets_a_finite_penalty_and_is_not_left_running(storage)
     assert trial.user_attrs["status"] == "diverged"
 
 
-def test_a_huge_loss_is_capped(storage):
-    study = made(storage)
-    study.tell(study.ask(study.propose()), result([1e14] * 9))
-    assert study.study.trials[0].value == pytest.approx(2 * math.log(2))
-    assert study.study.trials[0].user_attrs["loss"] == 1e14
-
-
 def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_path):
     path = tmp_path / "optuna.log"
     study = made(open_storage(path))
@@ -157,32 +150,6 @@ def test_a_study_made_anew_proposes_what_the_old_one_would_have(sampler, tmp_pat
     assert len(set(proposed)) == 3  # and again says another one
 
 
-def test_a_proposal_leaves_no_trace(storage):
-    study = made(storage)
-    assert study.propose() == study.propose()
-    assert study.study.trials == []
-
-
 def open_journal(path):
     """As ``optuna-dashboard`` opens it."""
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-
-
-def test_a_trial_that_failed_is_failed(storage):
-    study = made(storage)
-    study.fail(study.ask(study.propose()))
-    assert study.study.trials[0].state == TrialState.FAIL
-
-
-def test_a_sampler_that_learns_beats_chance_on_a_valley():
-    """Median distance from the best rate, in decades, of the last ten of thirty points."""
-    distances = {}
-    for name in ("tpe", "random"):
-        study = made(sampler=name)
-        rates = []
-        for _ in range(30):
-            point = study.propose()
-            rates.append(abs(math.log10(point.learning_rate / 3e-3)))
-            study.tell(study.ask(point), result(complete(point)))
-        distances[name] = sorted(rates[20:])[5]
-    assert distances["tpe"] < distances["random"]

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from skimage.color import rgb2hed
 
-from search_spaces.datasets import DATASETS, PACKAGED
-from search_spaces.errors import SetupError
+from search_spaces.datasets import DATASETS, PACKAGED, made_dataset_spec
+from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import MadeSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import preparation_lines
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
-from tasks.sources import demo
+from tasks.sources import RawRequest, demo
 
 PATCHED = {"textures": 32, "photographs": 32, "histology": 20, "retina": 32}
 SMALL = [row.name for row in PACKAGED if row.name != "mri_lesion"]
@@ -113,3 +114,40 @@ def test_without_its_package_the_way_out_is_named(name, monkeypatch):
     ):
         demo.SETS[name]()
     assert importlib.util.find_spec("skimage") is not None
+
+
+def pictures(**dials: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of a world of two classes."""
+    dataset = made_dataset_spec("world", MadeSpec.model_validate({"from": "pictures", "dials": dials}))
+    request = RawRequest(
+        dataset, PreparedSpec(dataset="world", image_size=16, channels=1, dials=dataset.dials)
+    )
+    items = demo.pictures.list_items(request).items
+    reader = demo.pictures.reader(request)
+    pixels = np.stack([sample.pixels for item in items for sample in reader(item)])
+    return pixels.reshape(len(pixels), -1).astype(float), np.array([item.label for item in items])
+
+
+def test_only_the_images_nearest_to_the_other_class_are_moved_and_by_their_share():
+    base, labels = pictures(set=0, first=3, second=8)
+    moved, same = pictures(set=0, first=3, second=8, blend=0.4, reach=0.1)
+    assert same.tolist() == labels.tolist()
+    assert np.bincount(labels).tolist() == [183, 174]
+    apart = np.sqrt(np.square(base[:, None] - base[None]).sum(-1))
+    apart[labels[:, None] == labels[None]] = np.inf
+    nearest, distance = apart.argmin(1), apart.min(1)
+    chosen = np.flatnonzero((moved != base).any(axis=1))
+    assert len(chosen) == round(0.1 * len(base))
+    assert distance[chosen].max() <= np.delete(distance, chosen).min()
+    wanted = base[chosen] + 0.4 * (base[nearest[chosen]] - base[chosen])
+    np.testing.assert_allclose(moved[chosen], wanted, atol=0.51)
+
+
+def test_colours_are_averaged_and_a_class_that_the_set_lacks_is_refused():
+    pixels, _ = pictures(set=4, first=0, second=1)
+    images = demo.photographs()
+    np.testing.assert_allclose(pixels, images.pixels.reshape(len(pixels), -1, 3).mean(-1), atol=0.51)
+    with pytest.raises(
+        ConfigError, match="first and second must be two classes of the set; found: 0 and 7, of 2"
+    ):
+        pictures(set=4, first=0, second=7)

@@ -18,6 +18,7 @@ from tasks.trials.attacks import (
 )
 from tasks.trials.models import build_model
 from tasks.trials.training import train
+from tests.unit.tasks.trials.test_attacks import attacked
 
 torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
 
@@ -158,13 +159,29 @@ def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(tra
     for attack in attacks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # foolbox speaks of its own future
-            _, attacked, _ = attack(wrapped, pixels, decisions, epsilons=None)
+            _, changed, _ = attack(wrapped, pixels, decisions, epsilons=None)
         with torch.no_grad():
-            found = model(attacked).argmax(1) != decisions
+            found = model(changed).argmax(1) != decisions
         if found.all():
-            means.append(float((attacked - pixels).flatten(1).norm(dim=1).mean()))
+            means.append(float((changed - pixels).flatten(1).norm(dim=1).mean()))
     assert record.num_not_found == 0
     assert record.pred.mean <= 1.03 * min(means)
+
+
+@pytest.mark.parametrize("epsilon", [2.0, 8.0, 24.0])
+def test_pgd_fools_as_many_images_as_foolboxs_from_as_many_starts(trained, epsilon):
+    foolbox = pytest.importorskip("foolbox")
+    model, images, labels = trained
+    pixels, labels = images[200:264].float(), labels[200:264]
+    theirs = foolbox.attacks.LinfProjectedGradientDescentAttack(steps=20, rel_stepsize=0.1).repeat(5)
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        *_, fooled = theirs(wrapped, pixels, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
+    with torch.no_grad():
+        ours = model(attacked("pgd", model, pixels, labels, epsilon)).argmax(1) != labels
+    assert ours.sum() >= fooled.sum()
 
 
 def test_every_perturbed_image_has_another_decision_within_the_range(trained):

@@ -168,13 +168,6 @@ def test_a_loss_that_is_no_number_ends_training_with_a_diverged_record():
     assert calls == []
 
 
-def test_on_epoch_sees_every_epoch_as_it_ends():
-    images, labels = blobs()
-    seen = []
-    history = train(linear(), images, labels, recipe(epochs=3), seed=0, on_epoch=seen.append)
-    assert seen == history
-
-
 def test_no_epochs_leave_the_model_as_it_is():
     images, labels = blobs()
     model = linear()

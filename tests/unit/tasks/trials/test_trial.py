@@ -267,18 +267,17 @@ def test_labels_out_of_range_are_refused(data):
         run_trial(trial_spec(), bad)
 
 
-def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "said", "size"),
+    [(torch.OutOfMemoryError, "CUDA out of memory", 0), (MemoryError, "DefaultCPUAllocator", 2**60)],
+)
+def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch, kind, said, size):
     def exhausted(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.empty(size)
+        raise kind(said)
 
     monkeypatch.setattr(tasks.trials.trial, "train", exhausted)
-    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        run_trial(trial_spec(), data)
-
-
-def test_running_out_of_the_machines_memory_is_a_memory_error(data, monkeypatch):
-    monkeypatch.setattr(tasks.trials.trial, "train", lambda *arguments, **options: torch.empty(2**60))
-    with pytest.raises(MemoryError, match="DefaultCPUAllocator"):
+    with pytest.raises(kind, match=said):
         run_trial(trial_spec(), data)
 
 

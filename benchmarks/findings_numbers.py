@@ -1,0 +1,251 @@
+"""Every number of ``docs/findings.md``, from the committed tables, with numpy alone.
+
+Nothing of the product is imported: the definitions are those of ``docs/preregistration.md``, written anew.
+``python benchmarks/findings_numbers.py`` prints them as JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("results")
+PAIRS = ("digit_pairs", "mnist_pairs")
+SMOOTHNESS = 4.5
+CHANCE = float(np.log(2))
+Rows = list[dict[str, str]]
+
+
+def read(path: Path) -> Rows:
+    """Rows of a compressed or plain CSV as text."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def t_tail(t: float, degrees: int) -> float:
+    """Two-sided tail of Student's t: Simpson's rule on the density, after tan u = t / √degrees."""
+    u = np.linspace(np.arctan(abs(t) / np.sqrt(degrees)), np.pi / 2, 20_001)
+    whole = np.linspace(0, np.pi / 2, 20_001)
+    return float(_simpson(np.cos(u) ** (degrees - 1), u) / _simpson(np.cos(whole) ** (degrees - 1), whole))
+
+
+def _simpson(values: np.ndarray, at: np.ndarray) -> float:
+    weights = np.ones(len(at))
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    return float(weights @ values * (at[1] - at[0]) / 3)
+
+
+def t_quantile(degrees: int) -> float:
+    """The value that 2.5 % of Student's t lie above."""
+    low, high = 0.0, 1000.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, degrees) > 0.05 else (low, middle)
+    return low
+
+
+def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[str, float]:
+    """A number with its 95 % interval and p-value."""
+    reach = t_quantile(degrees) * error
+    return {
+        "value": value, "low": value - reach, "high": value + reach, "std_error": error,
+        "p": t_tail((value - null) / error, degrees),
+    }  # fmt: skip
+
+
+class PairTable:
+    """The points of one set: means over seeds, by pair, network and N."""
+
+    def __init__(self, name: str) -> None:
+        rows = [row for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
+        self.num_trials = len(rows)
+        cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
+        for row in rows:
+            cells[row["class_pair"], row["model"], int(row["train_size"])].append(row)
+        self.pairs = sorted({pair for pair, _, _ in cells})
+        self.models = sorted({model for _, model, _ in cells})
+        self.sizes = sorted({size for _, _, size in cells})
+        shape = (len(self.pairs), len(self.models), len(self.sizes))
+
+        def mean(of) -> np.ndarray:
+            found = [
+                np.mean([of(row) for row in cells[pair, model, size]])
+                for pair in self.pairs for model in self.models for size in self.sizes
+            ]  # fmt: skip
+            return np.reshape(found, shape)
+
+        self.loss = mean(lambda row: np.log(float(row["test_loss"])))
+        self.r_hat = np.log(mean(lambda row: float(row["r_hat_pred"])))
+        self.drop = mean(lambda row: float(row["accuracy_drop"]))
+        self.error = mean(lambda row: 1 - float(row["test_accuracy"]))
+        largest = [row for row in rows if int(row["train_size"]) == self.sizes[-1]]
+        measured = {row["class_pair"]: row for row in largest}
+        self.d = np.array([float(measured[pair]["d_data_mle"]) for pair in self.pairs])
+        self.twonn = np.array([float(measured[pair]["d_data_twonn"]) for pair in self.pairs])
+        self.log_k = np.log([float(measured[pair]["label_sharpness"]) for pair in self.pairs])
+        self.classes = np.array([pair.split("-") for pair in self.pairs])
+        tail = {row["class_pair"]: float(row["alpha"]) for row in read(RESULTS / f"{name}_tail.csv")}
+        self.tail = np.array([tail[pair] for pair in self.pairs])
+
+    def jackknifed(self, of, null: float = 0.0) -> dict[str, float]:
+        """A function of places of pairs, with its scatter when a class is left out."""
+        names = np.unique(self.classes)
+        without = np.array([of(np.flatnonzero((self.classes != name).all(1))) for name in names])
+        value, num = of(np.arange(len(self.pairs))), len(names)
+        error = float(np.sqrt((num - 1) / num * ((without - value) ** 2).sum()))
+        return judged(value, error, num - 1, null)
+
+    def exponent(self, d: np.ndarray, models=slice(None), sizes=slice(None), null: float = 0.0):
+        """Exponent b of N^(-b/d)."""
+        y, x = self.curves(models, sizes)
+
+        def fitted(at):
+            along = x / d[at, None, None]
+            return float((along * y[at]).sum() / (along**2 * np.ones_like(y[at])).sum())
+
+        return self.jackknifed(fitted, null)
+
+    def curves(self, models=slice(None), sizes=slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Log loss and −log N, centred in every curve."""
+        y, x = self.loss[:, models, sizes], -np.log(np.array(self.sizes, dtype=float))[sizes]
+        return y - y.mean(2, keepdims=True), x - x.mean()
+
+    def on_sharpness(self, response: np.ndarray, d: np.ndarray) -> dict[str, float]:
+        """Slope of a response's mean over networks and N on log K_F, at equal 1/d."""
+        height = response.mean((1, 2))
+
+        def slope(at):
+            columns = np.column_stack([np.ones(len(at)), self.log_k[at], 1 / d[at]])
+            return float(np.linalg.lstsq(columns, height[at], rcond=None)[0][1])
+
+        return self.jackknifed(slope)
+
+    def rivals(self) -> dict[str, dict[str, float]]:
+        """Squared error of each rule on pairs whose classes it has not seen, over that of flat curves."""
+        y, x = self.curves()
+        one, d = np.ones(len(self.pairs)), 1 / self.d
+        rules = {
+            "one slope for all pairs": (one, True), "no fall": (0 * one, False), "1/d": (d, False),
+            "4/d": (4 * d, False), f"s/d, s = {SMOOTHNESS:g}": (SMOOTHNESS * d, False),
+            "b/d, b fitted": (d, True), "tail of the spectrum": (self.tail, False),
+            "tail of the spectrum, scaled": (self.tail, True),
+        }  # fmt: skip
+
+        def share(rule, at):
+            factors, fitted = rule
+            errors = []
+            for k in at:
+                seen = [j for j in at if not set(self.classes[j]) & set(self.classes[k])]
+                slope = factors[k]
+                if fitted:
+                    along = factors[seen, None, None] * x
+                    slope = slope * (along * y[seen]).sum() / (along**2 * np.ones_like(y[seen])).sum()
+                errors.append(((y[k] - slope * x) ** 2).sum())
+            return float(np.sum(errors) / (y[at] ** 2).sum())
+
+        common = rules["one slope for all pairs"]
+        return {
+            name: {"share": share(rule, np.arange(len(one)))}
+            | (
+                self.jackknifed(lambda at, r=rule: share(r, at) - share(common, at))
+                if rule is not common
+                else {}
+            )
+            for name, rule in rules.items()
+        }
+
+    def numbers(self) -> dict[str, object]:
+        """All of this set."""
+        return {
+            "trials": self.num_trials,
+            "spread": {
+                "d": [float(self.d.min()), float(self.d.max())],
+                "K_F factor": float(np.exp(np.ptp(self.log_k))),
+                "median loss by N": np.exp(np.median(self.loss, axis=(0, 1))).tolist(),
+            },
+            "exponent": self.exponent(self.d),
+            "exponent against 1": self.exponent(self.d, null=1.0),
+            "exponent, TwoNN": self.exponent(self.twonn),
+            "exponent without the smallest N": self.exponent(self.d, sizes=slice(1, None)),
+            **{f"exponent, {m}": self.exponent(self.d, models=[k]) for k, m in enumerate(self.models)},
+            "log loss on log K_F": self.on_sharpness(self.loss, self.d),
+            "log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d),
+            "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
+            "rivals": self.rivals(),
+        }
+
+
+def interventions(name: str = "interventions_many") -> dict[str, object]:
+    """Mean over worlds of the change of log loss and log R̂ per unit of log K_F."""
+    rows = [row for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
+    cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
+    for row in rows:
+        cells[row["dataset"], row["model"], int(row["train_size"])].append(row)
+    largest = max(size for _, _, size in cells)
+    measured = {dataset: found[0] for (dataset, _, size), found in cells.items() if size == largest}
+    worlds: dict[str, dict[str, list[float]]] = {"loss": defaultdict(list), "r_hat": defaultdict(list)}
+    passed = tried = 0
+    for dataset, row in sorted(measured.items()):
+        world, arm = dataset.rsplit("_", 1)
+        if arm == "base":
+            continue
+        tried += 1
+        base = measured[f"{world}_base"]
+        moved = np.log(float(row["label_sharpness"]) / float(base["label_sharpness"]))
+        held = np.log(float(row["d_data_mle"]) / float(base["d_data_mle"]))
+        if abs(moved) < np.log(2) or abs(held) >= 0.05:
+            continue
+        passed += 1
+        for response, by_world in worlds.items():
+            changes = []
+            for (of, model, size), mine in cells.items():
+                if of != dataset or (f"{world}_base", model, size) not in cells:
+                    continue
+                theirs = cells[f"{world}_base", model, size]
+                if _mean(theirs, "loss") >= np.log(CHANCE):
+                    continue
+                changes.append(_mean(mine, response) - _mean(theirs, response))
+            if changes:
+                by_world[world].append(float(np.mean(changes)) / moved)
+    found: dict[str, object] = {"trials": len(rows), "arms": tried, "passed": passed}
+    for response, by_world in worlds.items():
+        for kind, wanted in (
+            ("", lambda w: True),
+            (", generated", is_made),
+            (", real", lambda w: not is_made(w)),
+        ):
+            values = np.array([np.mean(slopes) for world, slopes in by_world.items() if wanted(world)])
+            error = float(values.std(ddof=1) / np.sqrt(len(values)))
+            judgement = judged(float(values.mean()), error, len(values) - 1)
+            found[f"{response}{kind}"] = {"worlds": len(values), **judgement}
+    return found
+
+
+def is_made(world: str) -> bool:
+    """Whether a world is generated."""
+    return world[0] == "g" and world[1:].isdigit()
+
+
+def _mean(rows: Rows, response: str) -> float:
+    if response == "loss":
+        return float(np.mean([np.log(float(row["test_loss"])) for row in rows]))
+    return float(np.log(np.mean([float(row["r_hat_pred"]) for row in rows])))
+
+
+def numbers() -> dict[str, object]:
+    """All numbers, of those tables that there are."""
+    found: dict[str, object] = {
+        name: PairTable(name).numbers() for name in PAIRS if (RESULTS / f"{name}.csv.gz").exists()
+    }
+    if (RESULTS / "interventions_many.csv.gz").exists():
+        found["interventions_many"] = interventions()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(numbers(), indent=1, ensure_ascii=False))

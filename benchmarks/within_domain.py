@@ -1,0 +1,157 @@
+"""What all pairs of a set's classes say of the law, and how often this analysis is right on drawn tables.
+
+``within-domain``: fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``. ``--keep CSV``
+first takes the columns that the fit needs out of a table of ``isweep results --csv``, and out of the images
+below ``--root`` the tails of their covariance spectra. ``drawn``: the same fit on tables of known laws and
+nulls, drawn here without the analysis: two-way effects of classes on heights, slopes, d and K_F.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from harness import Found, run
+
+from orchestrator.analysis import pairs as p
+from orchestrator.analysis import read_csv
+from orchestrator.planning.plan import Workspace
+from tasks.prepared.store import PreparedDataset
+
+RESULTS = Path(__file__).with_name("results")
+COLUMNS = [
+    *("trial_id", "domain", "dataset", "class_pair", "model", "train_size", "seed", "status"),
+    *("test_loss", "test_accuracy", "train_accuracy", "accuracy_drop", "r_hat_pred"),
+    *("d_data_mle", "d_data_twonn", "label_sharpness"),
+]
+TAIL = (5, 40)
+"""Eigenvalues, counted from 1, whose fall on log-log axes is the spectrum's tail."""
+
+
+def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root: str = "") -> Found:
+    """Fit a preset's pairs."""
+    stem = RESULTS / preset.replace("-", "_")
+    table_path, tail_path = stem.with_suffix(".csv.gz"), stem.with_name(f"{stem.name}_tail.csv")
+    if keep:
+        read = pd.read_csv(keep)
+        (drop,) = [name for name in read if name.endswith("accuracy_drop")]
+        rows = read.rename(columns={drop: "accuracy_drop"})[COLUMNS].sort_values(
+            ["class_pair", "model", "train_size", "seed"]
+        )
+        rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
+        tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
+    tail = pd.read_csv(tail_path).set_index("class_pair")["alpha"].to_dict()
+    found: Found = json.loads(json.dumps(asdict(p.fit_pairs(read_csv(table_path), tail))))
+    if keep:
+        stem.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return found
+
+
+def tails(preset: str, root: str) -> pd.DataFrame:
+    """Return of every pair the α of its images' covariance spectrum: eigenvalue k falls as k^-(1 + α)."""
+    workspace = Workspace.open(preset, root, as_run=True)
+    (spec,) = workspace.plan.prepared
+    prepared = PreparedDataset.open(workspace.paths.prepared / spec.prepared_id)
+    images = np.asarray(prepared.read(0, prepared.num_images), dtype=float).reshape(prepared.num_images, -1)
+    rows = []
+    for pair in combinations(range(10), 2):
+        own = images[np.isin(prepared.labels, pair)]
+        values = np.sort(np.linalg.eigvalsh(np.cov(own.T)))[::-1][TAIL[0] - 1 : TAIL[1]]
+        slope = np.polyfit(np.log(np.arange(TAIL[0], TAIL[0] + len(values))), np.log(values), 1)[0]
+        rows.append({"class_pair": f"{pair[0]}-{pair[1]}", "alpha": -slope - 1})
+    return pd.DataFrame(rows)
+
+
+def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Found:
+    """Fit drawn tables: how often something false is established, and how often the truth is found."""
+    found: Found = {}
+    for name, world in WORLDS.items():
+        rng = np.random.default_rng([seed, len(found)])
+        fits = [p.fit_pairs(draw(world, rng, num_classes)) for _ in range(num_tables)]
+        found[name] = {q: _counts([fit.find(q) for fit in fits], t) for q, t in world["truth"].items()}
+        false = [
+            any(fit.find(q).established and fit.find(q).null == t for q, t in world["truth"].items())
+            for fit in fits
+        ]
+        found[name]["any_false"] = float(np.mean(false))
+    return {"num_tables": num_tables, **found}
+
+
+def _counts(answers: list[p.Answer], truth: float) -> dict[str, float]:
+    bounds = np.array([one.interval for one in answers])
+    return {
+        "truth": truth,
+        "established": float(np.mean([one.established for one in answers])),
+        "held": float(np.mean((bounds[:, 0] <= truth) & (truth <= bounds[:, 1]))),
+        "median_width": float(np.median(bounds[:, 1] - bounds[:, 0])),
+    }
+
+
+def _world(exponent: float, sharpness: float, robust: float, **spreads: float) -> dict[str, dict[str, float]]:
+    truth = {
+        p.EXPONENT: exponent, p.EXPONENT_LAW: exponent, p.SHARPER_LOSS: sharpness,
+        p.SHARPER_R_HAT: robust, p.SHARPER_ATTACKED: -robust / 5,
+    }  # fmt: skip
+    return {"truth": truth, "spreads": {**SPREADS, **spreads}}
+
+
+SPREADS = {
+    "class_height": 0.7, "pair_height": 0.9, "class_slope": 1.5, "pair_slope": 3.0, "model": 0.4,
+    "subset": 0.3, "trial": 0.5, "class_d": 0.07, "pair_d": 0.07, "class_k": 0.1, "pair_k": 0.1,
+}  # fmt: skip
+"""Standard deviations, of heights in log loss, of slopes in units of the exponent; about those of 180
+trainings of digit-pairs with another seed, two sizes and more epochs."""
+WORLDS = {
+    "null": _world(0, 0, 0),
+    "null, classes alone": _world(0, 0, 0, pair_height=0.1, pair_slope=0.1, pair_k=0.02, class_k=0.12),
+    "law at its bound": _world(1, 1, -1),
+    "4/d": _world(4, 1, -1),
+}
+
+
+def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_classes: int = 10) -> pd.DataFrame:
+    """Draw a table: six sizes over a factor 20, two networks, two seeds."""
+    truth, spread = world["truth"], world["spreads"]
+    pairs = np.array([*combinations(range(num_classes), 2)])
+    sizes = np.geomspace(20, 400, 6).round()
+
+    def own(name: str) -> np.ndarray:
+        shared = rng.normal(0, spread[f"class_{name}"], num_classes)[pairs].sum(1)
+        return np.asarray(shared + rng.normal(0, spread[f"pair_{name}"], len(pairs)))
+
+    d, log_k = 8 * np.exp(own("d")), -7.5 + own("k")
+    slope = (truth[p.EXPONENT] + own("slope")) / d
+    shape = (len(pairs), 2, 6, 2)
+    log_n = np.log(sizes) - np.log(sizes).mean()
+    noise = (
+        rng.normal(0, spread["model"], shape[:2])[..., None, None]
+        + rng.normal(0, spread["subset"], (len(pairs), 1, 6, 1))
+        + rng.normal(0, spread["trial"], shape)
+    )
+    at = np.indices(shape).reshape(4, -1)
+
+    def response(on_k: float, scale: float) -> np.ndarray:
+        heights = scale * own("height") + on_k * (log_k + 7.5)
+        return np.asarray((heights[:, None, None, None] + scale * noise).reshape(-1))
+
+    loss = response(truth[p.SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])
+    return pd.DataFrame(
+        {
+            "trial_id": [f"t{k}" for k in range(at.shape[1])], "domain": "natural", "dataset": "drawn",
+            "class_pair": [f"{a}-{b}" for a, b in pairs[at[0]]], "model": np.array(["one", "two"])[at[1]],
+            "train_size": sizes[at[2]].astype(int), "seed": at[3], "status": "done",
+            "test_loss": np.exp(loss - 2.5), "test_accuracy": 0.9,
+            "r_hat_pred": 80 * np.exp(response(truth[p.SHARPER_R_HAT], 0.3)),
+            "pgd_32_accuracy_drop": 0.4 + response(truth[p.SHARPER_ATTACKED], 0.1),
+            "d_data_mle": d[at[0]] * (sizes[at[2]] / sizes[-1]) ** 0.05,
+            "label_sharpness": np.exp(log_k)[at[0]],
+        }
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(within_domain, parts=(drawn,))
