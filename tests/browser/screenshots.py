@@ -1,4 +1,4 @@
-"""Takes the pictures that docs show of a demo: Ray's dashboard while it runs, MLflow's page, the report.
+"""Takes the pictures that docs show of a demo: Ray's dashboard while it runs, and MLflow's page.
 
 ``python -m tests.browser.screenshots [ROOT]``; without a root in which it ran, it runs in one of its own.
 """
@@ -23,7 +23,6 @@ from tests.integration.sweeps import command
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PAGES = {"Best model": "mlflow-best", "Test loss over N": "mlflow-curve"}
-SECTIONS = {"trials": "report-trials"}
 SETTLE_S = 6.0
 """Until a page that asks for its data has drawn them."""
 CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")]
@@ -38,10 +37,6 @@ def main() -> None:
         if not (root / "sweeps" / "demo").exists():
             ray_dashboard(driver, root)
         mlflow_page(driver, root)
-        driver.get((root / "sweeps" / "demo" / "report" / "report.html").absolute().as_uri())
-        for section, picture in SECTIONS.items():
-            driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", section)
-            _save(driver, picture)
 
 
 def ray_dashboard(driver: Any, root: Path) -> None:
