@@ -114,15 +114,23 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
     )
     # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
     dropout = None if case.model.startswith("resnet") else 0.0
+
+    def trained(*, graphs: bool) -> tuple[Tensor, Tensor, float]:
+        """Return all epochs' losses, all weights, and the seconds of an epoch once all is captured."""
+        model = built(case.model, case.image_size, dropout)
+        history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
+        weights = torch.cat(
+            [value.detach().double().flatten().cpu() for value in model.state_dict().values()]
+        )
+        losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
+        return losses, weights, min(record.seconds for record in history[-2:])
+
     with trial_memory(device), contained(0, device), deterministic(device):
         start = built(case.model, case.image_size, dropout)
         first, classes = images[: case.batch_size], labels[: case.batch_size]
         expected = _first_loss(start, first, classes, "float32")
         found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
-        plain, again, graph = (
-            _trained(case, dropout, images, labels, recipe, device, graphs=graphs)
-            for graphs in (False, False, True)
-        )
+        plain, again, graph = (trained(graphs=graphs) for graphs in (False, False, True))
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
     result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], graph[2]))
@@ -164,24 +172,6 @@ def built(model: str, side: int, dropout: float | None = None) -> PixelModel:
 def _first_loss(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> float:
     with torch.no_grad(), autocast(precision, images.device):
         return float(F.cross_entropy(model.train()(as_pixels(images)).float(), labels))
-
-
-def _trained(
-    case: Case,
-    dropout: float | None,
-    images: Tensor,
-    labels: Tensor,
-    recipe: RecipeSpec,
-    device: torch.device,
-    *,
-    graphs: bool,
-) -> tuple[Tensor, Tensor, float]:
-    """Return the losses of all epochs, all weights, and the seconds of an epoch once all is captured."""
-    model = built(case.model, case.image_size, dropout)
-    history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
-    weights = torch.cat([value.detach().double().flatten().cpu() for value in model.state_dict().values()])
-    losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
-    return losses, weights, min(record.seconds for record in history[-2:])
 
 
 def _largest(first: Tensor, second: Tensor) -> float:

@@ -373,7 +373,6 @@ def jobs(*pairs):
         ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
         ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
         ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
-        ([(1, 0.1)] * 20, 1, 2, 10),
         ([], 3, 0, 0),
     ],
 )
@@ -459,7 +458,6 @@ def test_a_plan_is_for_the_gpu_asked_for_else_the_one_here_at_the_price_of_the_t
         ("gpus: h100", "from 0 to 1,000,000.*gpus"),
         ("gpu: {dollars: .nan, watts: 1}", "gpu.dollars"),
         ('gpu: {dollars: "2", watts: 1}', "gpu.dollars: Input should be a valid number"),
-        ("core: {euros: 1, watts: 1}", "core.dollars: Field required"),
         ("currency: EUR", "currency: Extra inputs are not permitted"),
         ("gpu: h100", "gpu: Input should be a valid dictionary or instance of Price; gpu: {dollars"),
         ("- 1", "must be a mapping"),

@@ -42,18 +42,6 @@ def test_the_plan_is_the_product_computed_otherwise():
     assert {row["status"] for row in rows} == {CellStatus.PENDING}
 
 
-def test_one_measure_per_subset_covers_all_sizes():
-    plan = plan_sweep(sweep(train_sizes=(60, 20)))
-    assert len(plan.measures) == 3
-    assert {measure.train_sizes for measure in plan.measures} == {(20, 60)}
-
-
-def test_resources_and_description_are_no_part_of_an_id():
-    plain = plan_sweep(sweep())
-    other = plan_sweep(sweep(description="x", resources={"num_cpus": 2.0, "num_gpus": 1.0}))
-    assert set(plain.trials_by_id) == set(other.trials_by_id)
-
-
 def test_a_class_that_does_not_exist_is_refused():
     message = r"must name classes of the dataset; found: \[3, 12\], but classes are 0 to 9"
     with pytest.raises(ConfigError, match=message):
@@ -100,13 +88,6 @@ def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
     assert pairs == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
     # Every size has its own test set (F7), so every size is measured alone.
     assert [measure.train_sizes for measure in plan.measures] == [(n,) for n in plan.sweep.train_sizes] * 2
-
-
-def test_a_sweep_names_the_estimators_of_its_measures():
-    asked = plan_sweep(sweep(estimators=("mle", "gride")))
-    assert {measure.estimators for measure in asked.measures} == {("mle", "gride")}
-    by_default = {measure.measure_id for measure in plan_sweep(sweep()).measures}
-    assert by_default.isdisjoint(measure.measure_id for measure in asked.measures)
 
 
 def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):

@@ -74,16 +74,6 @@ def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     assert files.checkpoint("a") is None
 
 
-def test_only_files_at_their_place_are_records(bucket):
-    url = f"{bucket.url}/places"
-    store = ResultStore(url)
-    store.save(trial_record())
-    data = store._files.read(next(store._files.find(store._path("trials"), "result.json")).path)
-    for astray in ("trials/result.json", "trials/a/b/result.json", "trials/c/other.json"):
-        store._files.write(store._path(astray), data)
-    assert list(store.scan(TrialRecord).records) == [trial_record().trial_id]
-
-
 def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tries):
     """fsspec's own listing answers "nothing" then, and every cell would be trained again."""
     with object_store() as store:

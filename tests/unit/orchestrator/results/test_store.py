@@ -2,8 +2,6 @@ import json
 import os
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults
@@ -24,7 +22,6 @@ from tasks.sources.base import hash_key
 from tests.damage import directory, fifo, loop
 from tests.object_store import object_store
 from tests.unit.orchestrator.results.examples import (
-    dimension,
     diverged,
     failure_record,
     measure_record,
@@ -142,20 +139,6 @@ def test_the_record_of_another_cell_is_refused(tmp_path, record):
     assert scan.unreadable[0].reason.endswith(f"the record of another cell, {record.record_id}")
     with pytest.raises(CorruptStoreError, match="the record of another cell"):
         store.read(type(record), "another")
-
-
-@given(
-    st.text(),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.floats(allow_nan=False, allow_infinity=False) | st.none(),
-)
-@settings(max_examples=50)
-def test_any_record_survives(tmp_path_factory, text, loss, value):
-    store = ResultStore(str(tmp_path_factory.mktemp("store")))
-    result = trial_result(loss).model_copy(update={"reason": text, "d_repr": {"mle": dimension(text, value)}})
-    record = trial_record(result, trial_id="a", sweep=text)
-    store.save(record)
-    assert store.read(TrialRecord, "a") == record
 
 
 def test_a_report_survives_its_way_from_the_worker_unless_a_number_in_it_is_none():

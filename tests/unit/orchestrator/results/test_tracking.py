@@ -434,15 +434,6 @@ def test_two_stores_on_one_server_never_mix(client, sweep):
     assert losses(client, sweep, "c" * 16) == {}
 
 
-def test_without_tracking_nothing_is_tracked_and_nothing_behind(root):
-    workspace = Workspace.open(SWEEP, root)
-    workspace.paths.make()
-    tracker = make_tracker(workspace, ResultStore(workspace.results_url), None, used=False)
-    tracker.start_trial("a", {"trial_id": "a"})
-    assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 0
-    assert finished(tracker, flat("a", 0.5)).num_behind == 0
-
-
 # Which MLflow: its URI, its answers, its files.
 
 

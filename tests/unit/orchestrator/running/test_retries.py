@@ -1,16 +1,12 @@
 """Who is tried again: a death counts against a trial only when it dies again and again while others live."""
 
 import heapq
-import random
-from collections import deque
 
 import pytest
 
 from orchestrator.results.store import FailureKind
 from orchestrator.running.failures import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
 from orchestrator.running.gpus import REST_S
-from orchestrator.running.queue import CellQueue
-from search_spaces.errors import SweepError
 
 CRASH, LOST, DEVICE = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE, FailureKind.DEVICE_ERROR
 
@@ -82,58 +78,6 @@ def test_lost_nodes_do_not_use_up_the_attempts_of_a_crash():
 def test_a_bug_is_not_tried_again():
     decision = Retries().failed("a", FailureKind.CODE_ERROR)
     assert (decision.pause_s, decision.reason) == (None, "code_error would come again")
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
-@pytest.mark.parametrize("seed", range(20))
-def test_random_kills_end_no_good_trial_and_spare_no_bad_one(rate, seed):
-    """60 cells on two workers; each attempt is killed with probability ``rate``; one cell always dies."""
-    chance, retries = random.Random(seed), Retries()
-    queue = CellQueue(deque(["poison", *map(str, range(60))]))
-    now, done, given_up = 0.0, set(), set()
-    while not queue.empty:
-        now += 1
-        taken = queue.take(now)
-        if taken is None:
-            continue
-        if taken == "poison" or chance.random() < rate:
-            decision = retries.failed(taken, CRASH, died=True)
-            if decision.pause_s is None:
-                queue.settle(taken)
-                given_up.add(taken)
-            else:
-                queue.again(taken, now + decision.pause_s)
-        else:
-            retries.finished(taken)
-            queue.settle(taken)
-            done.add(taken)
-    assert given_up == {"poison"}
-    assert len(done) == 60
-
-
-class TestCellQueue:
-    def test_waiting_cells_go_before_those_that_failed(self):
-        queue = CellQueue(deque(["a", "b"]))
-        assert queue.take(0.0) == "a"
-        queue.again("a", 1.0)
-        assert queue.take(2.0) == "b"
-        assert queue.take(2.0) == "a"
-
-    def test_a_cell_waits_its_time_and_the_queue_is_not_empty_meanwhile(self):
-        queue = CellQueue(deque(["a"]))
-        queue.take(0.0)
-        queue.again("a", 5.0)
-        assert queue.take(4.9) is None
-        assert not queue.empty
-        assert queue.take(5.0) == "a"
-        queue.settle("a")
-        assert queue.empty
-
-    def test_a_closed_queue_gives_nothing_out(self):
-        queue = CellQueue(deque(["a"]))
-        queue.error = SweepError("The disk must have room")
-        assert queue.take(0.0) is None
-        assert queue.empty
 
 
 def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):

@@ -1,13 +1,10 @@
 """What a run says of itself is true whenever somebody asks."""
 
-import json
-import os
 import random
 
 import pytest
 
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.state import read_state
 from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress, read_run, running_trials, spelled
 from tasks.trials.records import EpochRecord
@@ -56,14 +53,6 @@ def test_a_trial_says_epoch_rate_and_what_is_left(workspace):
     assert said.images_per_second == network.train_size / 4
     assert said.seconds_left == 4 * (network.recipe.epochs - 2)
     assert said.text("9 s").startswith(f"9 s  epoch 2/{network.recipe.epochs}  10 img/s  about ")
-
-
-def test_what_another_process_left_counts_for_nothing(workspace):
-    left = {"pid": os.getpid() + 1, "now": "train", "running": {"a": {}}}
-    workspace.sweep_paths.progress.write_text(json.dumps(left), encoding="utf-8")
-    with exclusive(workspace.paths.lock, "isweep run smoke"):
-        assert read_run(workspace) is None
-    assert read_state(workspace).running == frozenset()
 
 
 def test_durations():

@@ -22,7 +22,6 @@ from ray.tune.experiment import Trial
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
-from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import CellReport, FailureRecord, ResultStore, TrialRecord
 from orchestrator.results.table import trial_metrics
 from orchestrator.running.cluster import Cluster, Resources
@@ -211,33 +210,6 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkey
     assert not any(secret in everything for secret in SECRETS.values())
 
 
-def test_arrays_are_loaded_once_each_in_a_store_too_small_for_all(run, ray_local):
-    plan = plan_sweep(
-        SweepSpec.model_validate(
-            {
-                "name": f"waves-{time.time_ns()}",
-                "models": ("small_mlp",),
-                "datasets": ({"name": "mnist5k", "class_pairs": ((0, 1), (2, 3), (4, 5))},),
-                "train_sizes": (8, 10),
-                "test_size": 4,
-                "image_size": 8,
-                "recipe": "smoke",
-            }
-        )
-    )
-    one_subset = (10 + 4) * 64
-    small = Cluster(2, 0, 1, int(2.5 * one_subset / 0.6), "", True)
-    loaded: list[str] = []
-
-    def counting(subset: SubsetSpec, train_size: int) -> TrialData:
-        loaded.append(subset.subset_id)
-        return load(subset, train_size)
-
-    sweep = run(plan, cluster=small, load=counting)
-    assert len(sweep.stored.store.scan(TrialRecord).records) == 6
-    assert len(loaded) == len(set(loaded)) == 3
-
-
 class Hungry(TrialTrainable):
     """Runs out of memory until its batches pass in parts of four; notes what it was given."""
 
@@ -262,26 +234,6 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
 
     with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
         run(make_plan(24), load=broken)
-
-
-def test_a_full_disk_holds_the_sweep_up_and_costs_nothing(run, root, monkeypatch):
-    plan = make_plan(*range(26, 40, 2))
-    stored = StoredResults.read(f"{root}/results")
-    real, said, tries = ResultStore.save, [], []
-    stored.patience = Patience(said.append)
-
-    def save(self, record):
-        tries.append(record.record_id)
-        if 4 <= len(tries) < 7:
-            raise StorageAway("The result store must be writable", os.strerror(errno.ENOSPC), "free space")
-        real(self, record)
-
-    monkeypatch.setattr(ResultStore, "save", save)
-    sweep = run(plan, stored=stored)
-    assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
-    assert len(tries) == len(plan.trials) + 3
-    assert len(set(tries[3:7])) == 1
-    assert [text.split()[0] for text in said] == ["Paused:", "Storage"]
 
 
 def test_a_store_that_cannot_be_written_ends_the_sweep_and_keeps_what_is_done(run, monkeypatch):
@@ -342,22 +294,6 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
     monkeypatch.setattr("orchestrator.running.requests.PATIENCE_S", 1.0)
     with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
-
-
-def test_what_tune_raises_ends_no_sweep(run):
-    class Broken(Progress):
-        broken = False
-
-        def trial_started(self, trial_id: str) -> None:
-            if not self.broken:
-                self.broken = True
-                raise RuntimeError("inside Tune's loop")
-            super().trial_started(trial_id)
-
-    plan = make_plan(10, 22, 26)
-    sweep = run(plan, monitor=Broken())
-    assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
-    assert {str(record.failure.kind) for record in sweep.tracker.failures} == {"cluster_error"}
 
 
 def test_what_runs_when_tune_breaks_for_good_is_stored_as_failed(run, root, monkeypatch):
