@@ -25,9 +25,9 @@ demo: $(STAMP)
 	  '  isweep ui demo                # MLflow, with links to the best models' \
 	  '  isweep init ./my-images       # a sweep file for your own images'
 
-# Three workers, since much of a test is waiting; a file stays whole, since its tests share fixtures, in its order:
-# the long ones come first; files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds of
-# processes import the same modules, so their bytecode is kept also where the environment says otherwise.
+# Three workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones
+# come first (tests/conftest.py), and files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds
+# of processes import the same modules, so their bytecode is kept also where the environment says otherwise.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not chaos"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -103,7 +105,10 @@ def archives(
     }
 
 
-PROGRAM = """
+READS = 40
+PROGRAM = (
+    f"READS = {READS}"
+    + """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
@@ -117,45 +122,69 @@ from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.remote import InlineExecutor
-row, raw = dataset_spec("mri_lesion"), None
-spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=300)
-if sys.argv[2]:
-    raw, spec = Path(sys.argv[2]), PreparedSpec(dataset="bench", image_size=224, channels=1)
-    kind = "npz" if raw.suffix == ".npz" else "folder"
-    row = own_dataset_spec("bench", OwnSourceSpec(kind=kind, path=str(raw), domain="natural"))
+side, kind, raw, warm, made = sys.argv[1:]
+
+def prepare(raw, made):
+    most = 4 if raw == warm else 300
+    spec = PreparedSpec(dataset="mri_lesion", image_size=32, channels=1, max_images_per_class=most)
+    row = dataset_spec("mri_lesion")
+    if kind:
+        row = own_dataset_spec("bench", OwnSourceSpec(kind=kind, path=raw, domain="natural"))
+        spec = PreparedSpec(dataset="bench", image_size=224, channels=1)
+    raw = Path(raw) if kind else None
+    prepare_dataset(spec, row, raw=raw, destination=Path(made), executor=InlineExecutor())
+    return PreparedDataset.open(made)
+
+data = prepare(warm, made + "-warm")  # what a revision imports, and when, is no part of reading
+data.read(0, data.num_rows)
 start = time.process_time()
-prepare_dataset(spec, row, raw=raw, destination=Path(sys.argv[3]), executor=InlineExecutor())
+data = prepare(raw, made)
 prepared = time.process_time()
-data = PreparedDataset.open(sys.argv[3])
-for _ in range(5):
+for _ in range(READS):
     data.read(0, data.num_rows)
 print(prepared - start, time.process_time() - prepared, data.fingerprint)
 """
+)
+REVISIONS = {
+    "class folders": ("folder", "raw"),
+    "their zip": ("folder", "raw.zip"),
+    "their tar.gz": ("folder", "raw.tar.gz"),
+    "a table of them": ("csv", "table.csv"),
+    "arrays.npz": ("npz", "arrays.npz"),
+    "arrays.h5": ("hdf5", "arrays.h5"),
+    "images.parquet": ("parquet", "images.parquet"),
+    "shards": ("webdataset", "shards.tar"),
+    "lesions": ("", "lesions"),
+}
+"""What is prepared -> its kind, by a name that earlier revisions know, and its path."""
 
 
-def revisions(other: Path, *, files: int = 2_000, repeats: int = 3) -> Found:
+def revisions(other: Path, *, files: int = 500, repeats: int = 3, only: Sequence[str] = ()) -> Found:
     """Preparation and reading by this checkout against those of ``other``, in CPU seconds, turn by turn.
 
-    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and tar.gz, the
-    same number of arrays, and the packaged set of lesions, and reads what it made five times. The content
-    must be the same. Target: 1.05.
+    A process each prepares DICOM files of 512x512 to 224x224 from class folders, their zip and tar.gz and a
+    table of them, as many images of 256x256 in every other kind of own data, and the packaged set of lesions,
+    after a few of the same kind, and reads what it made forty times. The content must be the same. ``only``
+    names some of them. Target: 1.05.
     """
     here = Path(__file__).resolve().parents[1]
     seconds: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
-        pack(out, files, "dicom")
-        arrays = np.random.default_rng(0).integers(0, 256, (files, 256, 256), np.uint8)
-        np.savez(out / "arrays.npz", images=arrays, labels=np.arange(files) % 2)
-        for case in ("raw", "raw.zip", "raw.tar.gz", "arrays.npz", "lesions"):
-            raw = "" if case == "lesions" else str(out / case)
+        for folder, count in (("all", files), ("warm", 8)):
+            pack(out / folder, count, "dicom")
+            pack_images(out / folder, count)
+        for case in only or REVISIONS:
+            kind, path = REVISIONS[case]
             for _ in range(repeats):
                 told = []
                 for side in (here, other.resolve()):
-                    command = [sys.executable, "-c", PROGRAM, str(side), raw, str(out / "made")]
+                    given = [str(out / "all" / path), str(out / "warm" / path), str(out / "made")]
+                    command = [sys.executable, "-c", PROGRAM, str(side), kind, *given]
                     done = subprocess.run(command, cwd=side, capture_output=True, text=True, check=True)
                     told.append(done.stdout.split())
                     shutil.rmtree(out / "made")
+                    shutil.rmtree(out / "made-warm")
                 assert told[0][2] == told[1][2], f"{case}: another content"
                 for place, what in enumerate(("prepare", "read")):
                     seconds.setdefault(f"{what} {case}", []).append([float(side[place]) for side in told])
@@ -164,6 +193,34 @@ def revisions(other: Path, *, files: int = 2_000, repeats: int = 3) -> Found:
         {case: median(turn[side] for turn in turns) for case, turns in seconds.items()} for side in (0, 1)
     )
     return {"ours": ours, "theirs": theirs, "ratio": max(ratios.values()), "ratios": ratios, "files": files}
+
+
+def pack_images(out: Path, count: int) -> None:
+    """Write 8-bit images in the kinds that hold them in one file, and a table of the DICOM files."""
+    import h5py
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    rng, bodies = np.random.default_rng(0), []
+    images, labels = rng.integers(0, 256, (count, 256, 256), np.uint8), np.arange(count) % 2
+    for pixels in images:
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+        bodies.append(stream.getvalue())
+    np.savez(out / "arrays.npz", images=images, labels=labels)
+    with h5py.File(out / "arrays.h5", "w") as file:
+        file.update({"images": images, "labels": labels})
+    pq.write_table(pa.table({"image": bodies, "label": labels}), out / "images.parquet")
+    with tarfile.open(out / "shards.tar", "w") as archive:
+        for row, body in enumerate(bodies):
+            for ending, content in (("png", body), ("cls", str(labels[row]).encode())):
+                member = tarfile.TarInfo(f"{row:06d}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    paths = sorted(path.relative_to(out).as_posix() for path in (out / "raw").rglob("*.dcm"))
+    lines = ["path,label", *(f"{path},{path.split('/')[1]}" for path in paths)]
+    (out / "table.csv").write_text("\n".join(lines))
 
 
 def pack(out: Path, count: int, kind: Kind) -> None:

@@ -126,7 +126,8 @@ def numbers(other: Path) -> Found:
         for what, mine in parts.items()
     ]
     equal = sum(row["largest_difference"] == 0 for row in rows)
-    return {"ours": equal, "theirs": len(rows), "ratio": equal / len(rows), "rows": rows}
+    ratio = equal / len(rows)
+    return {"ours": equal, "theirs": len(rows), "ratio": ratio, "other": _revision(other), "rows": rows}
 
 
 def difference(ours: Any, theirs: Any) -> float:
@@ -169,7 +170,13 @@ def throughput(other: Path, *, turns: int = 5) -> Found:
         name = "{0}, {1} px, batch {3}, {5}".format(*setting)
         rows.append({"setting": name, "ours": mine, "theirs": theirs, "ratio": ratio})
     worst = min(rows, key=lambda row: float(row["ratio"]))
-    return {**worst, "theirs": {"other": worst["theirs"]}, "settings": rows, "turns": turns}
+    sides = {"theirs": {"other": worst["theirs"]}, "other": _revision(other)}
+    return {**worst, **sides, "settings": rows, "turns": turns}
+
+
+def _revision(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _turn(side: subprocess.Popen[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,7 +294,7 @@ def compare_with_mlflow(
         say(sentence)
 
 
-def written_report(workspace: Workspace, state: State) -> Path | None:
+def written_report(workspace: Workspace, state: State, figures: Sequence[str] = ()) -> Path | None:
     """Write a sweep's report and return its page; None where there is no result yet.
 
     Raises:
@@ -303,7 +303,7 @@ def written_report(workspace: Workspace, state: State) -> Path | None:
     from orchestrator.analysis.report import report_sweep
 
     try:
-        return report_sweep(workspace, state)
+        return report_sweep(workspace, state, figures)
     except OSError as error:
         rule, found = "The report must be written below the root", f"{error.filename}: {error.strerror}"
         hint = "copy the root, or ask for the results and the fits alone, which write nothing"

@@ -18,35 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from search_spaces.specs import (
-    DEFAULT_ESTIMATORS,
-    RELEASED_FAULTS,
-    Arguments,
-    AttackSpec,
-    BatchSize,
-    DataMode,
-    Dials,
-    Domain,
-    Dropout,
-    Epochs,
-    Estimators,
-    Fault,
-    InputScale,
-    KeepWeights,
-    Layout,
-    LearningRate,
-    Name,
-    NumOutputs,
-    Optimizer,
-    Precision,
-    RecipeSpec,
-    RobustnessSpec,
-    Spec,
-    TestLoss,
-    WeightDecay,
-    each_once,
-    two_classes,
-)
+from search_spaces import specs
 from search_spaces.tuning import TuneSpec
 
 
@@ -61,7 +33,7 @@ def _class_choice(value: object) -> int | str:
 ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
 
 
-PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(two_classes)]
+PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(specs.two_classes)]
 """A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 
 MOST_IMAGES = 10**9
@@ -70,7 +42,7 @@ LEAST_SHARE = 0.0001
 """Of a core or GPU: Ray counts in ten-thousandths, and starts nothing that asks for less."""
 
 
-class ModelChoice(Spec):
+class ModelChoice(specs.Spec):
     """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
     ``package.module:function``; in a sweep file a text alone is its ``from``.
     """
@@ -78,10 +50,10 @@ class ModelChoice(Spec):
     model_config = ConfigDict(populate_by_name=True, strict=False)
 
     from_: str = Field(alias="from")
-    arguments: Arguments = ()
+    arguments: specs.Arguments = ()
     pretrained: bool = False
     """Start from the library's weights."""
-    name: Name | None = None
+    name: specs.Name | None = None
     """How it is called in tables; by default after what it is made from."""
 
     @model_validator(mode="before")
@@ -97,24 +69,24 @@ class ModelChoice(Spec):
         return tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(value.items()))
 
 
-class RecipeChanges(Spec):
+class RecipeChanges(specs.Spec):
     """Fields of a recipe that a sweep changes; several values of one field are an axis of the grid."""
 
     # A value alone is made a list of one before it is checked; from there on lists are tuples.
     model_config = ConfigDict(strict=False)
 
-    optimizer: tuple[Optimizer, ...] = ()
-    learning_rate: tuple[LearningRate, ...] = ()
-    weight_decay: tuple[WeightDecay, ...] = ()
-    batch_size: tuple[BatchSize, ...] = ()
-    epochs: tuple[Epochs, ...] = ()
-    precision: tuple[Precision, ...] = ()
-    num_outputs: tuple[NumOutputs, ...] = ()
-    input_scale: tuple[InputScale, ...] = ()
-    dropout: tuple[Dropout, ...] = ()
-    test_loss: tuple[TestLoss, ...] = ()
+    optimizer: tuple[specs.Optimizer, ...] = ()
+    learning_rate: tuple[specs.LearningRate, ...] = ()
+    weight_decay: tuple[specs.WeightDecay, ...] = ()
+    batch_size: tuple[specs.BatchSize, ...] = ()
+    epochs: tuple[specs.Epochs, ...] = ()
+    precision: tuple[specs.Precision, ...] = ()
+    num_outputs: tuple[specs.NumOutputs, ...] = ()
+    input_scale: tuple[specs.InputScale, ...] = ()
+    dropout: tuple[specs.Dropout, ...] = ()
+    test_loss: tuple[specs.TestLoss, ...] = ()
 
-    @field_validator(*RecipeSpec.model_fields.keys() - {"name"}, mode="before")
+    @field_validator(*specs.RecipeSpec.model_fields.keys() - {"name"}, mode="before")
     @classmethod
     def _as_list(cls, value: object) -> object:
         if isinstance(value, list | tuple):
@@ -126,7 +98,7 @@ class RecipeChanges(Spec):
     @property
     def changes(self) -> dict[str, tuple[object, ...]]:
         """What is changed, in the recipe's order of fields."""
-        return {name: values for name in RecipeSpec.model_fields if (values := getattr(self, name, ()))}
+        return {name: values for name in specs.RecipeSpec.model_fields if (values := getattr(self, name, ()))}
 
 
 class RecipeOverride(RecipeChanges):
@@ -183,7 +155,7 @@ def _switch(value: object) -> object:
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
-class ResourceSpec(Spec):
+class ResourceSpec(specs.Spec):
     """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
 
     ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each trial is
@@ -212,13 +184,13 @@ class ResourceSpec(Spec):
         return share
 
 
-class OwnSourceSpec(Spec):
+class OwnSourceSpec(specs.Spec):
     """Your own data: where they lie and what they are. Absent for datasets of the table."""
 
-    kind: Name
+    kind: specs.Name
     path: str
     title: str = ""
-    domain: Domain | None
+    domain: specs.Domain | None
     """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
@@ -228,7 +200,7 @@ class OwnSourceSpec(Spec):
     """Label as written in the data -> the class it means, where several spellings mean one class."""
     label_columns: tuple[str, ...] = ()
     """Of a table: its column of labels, or one of 0 and 1 for each class, where it has no usual name."""
-    layout: Layout | None = None
+    layout: specs.Layout | None = None
     """Of class folders with patients below them or above them, where both could be meant."""
     pixel_range: tuple[float, float] | None = None
     """Values of floating-point or signed images that are black and white, where the data leave it open."""
@@ -310,11 +282,11 @@ def _as_pairs(value: object) -> object:
     return tuple(tuple(pair) for pair in value) if isinstance(value, list) else value
 
 
-DialChoice = Annotated[Dials, BeforeValidator(_as_pairs)]
+DialChoice = Annotated[specs.Dials, BeforeValidator(_as_pairs)]
 """In a sweep file a mapping of dials to values."""
 
 
-class MadeSpec(Spec):
+class MadeSpec(specs.Spec):
     """A dataset that is made: of which kind, and where its dials stand."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -341,12 +313,12 @@ class MadeSpec(Spec):
         return dict(self.dials).get(name, DIALS[self.from_][name].default)
 
     @property
-    def own_dials(self) -> Dials:
+    def own_dials(self) -> specs.Dials:
         """The dials that do not stand where they stand by themselves, sorted."""
         known = DIALS[self.from_]
         return tuple((name, value) for name, value in sorted(self.dials) if value != known[name].default)
 
-    def turned(self, dials: Dials) -> MadeSpec:
+    def turned(self, dials: specs.Dials) -> MadeSpec:
         """Return it with some dials turned to other values."""
         together = {**dict(self.dials), **dict(dials)}
         return MadeSpec.model_validate({"from": self.from_, "dials": together})
@@ -355,16 +327,16 @@ class MadeSpec(Spec):
 class WorldSpec(MadeSpec):
     """One replicate of an experiment: a made dataset in which every arm turns its dials."""
 
-    name: Name
+    name: specs.Name
 
 
-class ArmSpec(Spec):
+class ArmSpec(specs.Spec):
     """Dials turned in every world, or in those named, and what that is meant to move."""
 
-    name: Name
+    name: specs.Name
     moves: Moves
     dials: DialChoice
-    worlds: tuple[Name, ...] = ()
+    worlds: tuple[specs.Name, ...] = ()
 
     @model_validator(mode="after")
     def _check_arm(self) -> Self:
@@ -413,10 +385,10 @@ def made_arms(worlds: Iterable[WorldSpec], arms: Iterable[ArmSpec]) -> tuple[Mad
     return tuple(found)
 
 
-class DatasetChoice(Spec):
+class DatasetChoice(specs.Spec):
     """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
 
-    name: Name
+    name: specs.Name
     class_pairs: tuple[PairChoice, ...] | None = None
     own: OwnSourceSpec | None = None
     made: MadeSpec | None = None
@@ -427,14 +399,14 @@ class DatasetChoice(Spec):
             raise ValueError("a dataset is your own or made, not both")
         if self.own is not None and self.own.domain is None:
             raise ValueError("own data of a sweep need a domain, natural or medical")
-        each_once(tuple(str(list(pair)) for pair in self.class_pairs or ()), what="class_pairs")
+        specs.each_once(tuple(str(list(pair)) for pair in self.class_pairs or ()), what="class_pairs")
         return self
 
 
-class SweepSpec(Spec):
+class SweepSpec(specs.Spec):
     """A preset or sweep file: the whole grid and how to measure, train and attack its cells."""
 
-    name: Name
+    name: specs.Name
     description: str = ""
     models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
@@ -449,20 +421,20 @@ class SweepSpec(Spec):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     recipe: RecipeChoice
-    data_mode: DataMode = "corrected"
-    faults: tuple[Fault, ...] = ()
+    data_mode: specs.DataMode = "corrected"
+    faults: tuple[specs.Fault, ...] = ()
     """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has them all."""
-    attacks: AttackSpec = AttackSpec()
-    robustness: RobustnessSpec | None = None
+    attacks: specs.AttackSpec = specs.AttackSpec()
+    robustness: specs.RobustnessSpec | None = None
     """None does not measure it."""
-    keep_weights: KeepWeights = "all"
+    keep_weights: specs.KeepWeights = "all"
     """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
     d_repr_stages: bool = False
     """Measure d_repr after every stage of a network too, not of its last hidden layer alone."""
     predictions: bool = False
     """Keep every network's logits of the test images."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: Estimators = DEFAULT_ESTIMATORS
+    estimators: specs.Estimators = specs.DEFAULT_ESTIMATORS
     """Of d_data."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     calibrate: bool = False
@@ -476,7 +448,7 @@ class SweepSpec(Spec):
         if twice := [choice.from_ for choice, count in Counter(self.models).items() if count > 1]:
             raise ValueError(f"models names {', '.join(sorted(twice)[:20])} more than once")
         for field in ("train_sizes", "seeds", "faults"):
-            each_once(getattr(self, field), what=field)
+            specs.each_once(getattr(self, field), what=field)
         names = [choice.name for choice in self.all_datasets]
         if len(set(names)) < len(names):
             raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")
@@ -488,8 +460,8 @@ class SweepSpec(Spec):
             raise ValueError("a sweep needs datasets, or worlds")
         if self.arms and not self.worlds:
             raise ValueError("arms need worlds to be arms of")
-        for field, specs in (("worlds", self.worlds), ("arms", self.arms)):
-            each_once(tuple(spec.name for spec in specs), what=field)
+        for field, listed in (("worlds", self.worlds), ("arms", self.arms)):
+            specs.each_once(tuple(one.name for one in listed), what=field)
         named = {name for arm in self.arms for name in arm.worlds}
         if unknown := sorted(named - {world.name for world in self.worlds}):
             raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
@@ -507,6 +479,6 @@ class SweepSpec(Spec):
         return (*self.datasets, *made)
 
     @property
-    def all_faults(self) -> tuple[Fault, ...]:
+    def all_faults(self) -> tuple[specs.Fault, ...]:
         """The faults in force: all of them in ``as_released`` mode."""
-        return RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))
+        return specs.RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))

@@ -20,6 +20,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("isweep")
 
 
+FIRST = ("tests/integration/", "tests/simulation/", "tests/unit/isweep/test_sweeps.py")
+"""Of the files that share no cluster, those that take a minute or so."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """One schedule of the simulated world by its seed."""
     parser.addoption("--seed", type=int, default=None, help="of tests/simulation: run this schedule alone")
@@ -50,6 +54,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     worker = hasattr(item.config, "workerinput")
     if nextitem is None or (worker and group_of(nextitem.nodeid) != group_of(item.nodeid)):
         SHARED.end()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that workers end together: files on a cluster, and real sweeps."""
+
+    def place(item: pytest.Item) -> int:
+        if group_of(item.nodeid).startswith("Ray"):
+            return 0
+        return 1 if item.nodeid.startswith(FIRST) else 2
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)

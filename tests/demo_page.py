@@ -1,6 +1,7 @@
 """What README shows of the demo, from one run of it: output, figures, a sentence with its numbers.
 
     isweep run demo 2>&1 | tee demo.txt
+    isweep report demo --figures png
     python -m tests.demo_page ROOT demo.txt
 
 The numbers go to ``benchmarks/results/demo.json``, to which ``tests/unit/test_docs.py`` holds README.
@@ -58,7 +59,7 @@ def found(fits: dict[str, Any]) -> dict[str, Any]:
         "attack": f"{attack_columns([attack['response']])[0].words} on {attack['model']}",
         "r": r["value"],
         "interval": r["interval"],
-        "num_at_guessing": fits["at_guessing"]["num_at_guessing"],
+        "num_at_guessing": fits["num_at_guessing"],
         "num_points": fits["num_points"],
         "claims": {claim["key"]: claim["adjusted_p"] for claim in fits["claims"]},
         "established": [claim["key"] for claim in fits["claims"] if claim["adjusted_p"] <= 0.05],

@@ -8,7 +8,7 @@ that the table had or with what is missing. p-values are Holm's over all claims 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
+from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, published_table, score_table, scorecard
 from orchestrator.analysis.table import interval, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
@@ -63,10 +64,8 @@ class LedgerEntry:
     @property
     def verdict(self) -> Verdict:
         """What is established, if anything: the value on the claimed side of ``null``, or on the other."""
-        bounds, p = self.interval, self.adjusted_p
-        if self.value is None or bounds is None or p is None or p > i.LEVEL:
-            return "cannot be told"
-        if bounds[0] <= self.null <= bounds[1]:
+        bounds, p = self.interval, 1.0 if self.adjusted_p is None else self.adjusted_p
+        if self.value is None or bounds is None or p > i.LEVEL or bounds[0] <= self.null <= bounds[1]:
             return "cannot be told"
         return "reproduced" if (self.value - self.null) * self.side > 0 else "refuted"
 
@@ -137,18 +136,19 @@ class Ledger:
         return {**asdict(self), "entries": entries}
 
 
-def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True) -> Ledger:
+def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
     """Decide every claim from a results table.
 
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.table`.
         sweep: how to call it.
         compare: whether to score it against every published quantity as well.
+        arms: datasets of an experiment, of which the bases alone count.
 
     Raises:
         DataError: if the table lacks a required column or contradicts itself.
     """
-    ready = f.prepare(table)
+    ready = f.prepare(table, arms=arms)
     found = [*_of_heights(ready), *_of_sizes(ready), *_of_attacks(ready), *_of_representations(ready)]
     found += _unmeasured()
     adjusted = i.holm({e.number: e.p_value for e in found if e.p_value is not None})
@@ -183,7 +183,7 @@ def _decided(entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: 
 def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
     """Claims about the height of losses at equal model and train size."""
     points, scale = ready.points, ready.scale
-    headline = f.fit_headline(points, scale=scale, seed=0) if len(points) else f.Fit(kind="headline")
+    headline = f.fit_headline(points, scale) if len(points) else f.Fit(kind="headline")
     degrees = headline.num_datasets - len(headline.terms) - 1
     steeper = LedgerEntry(
         number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of="a slope of −7",
@@ -200,7 +200,7 @@ def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
         yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0)
     else:
         yield replace(sharper, reason=t.UNEQUAL_SCALES)
-    gap = f.fit_height(points, (t.IS_MEDICAL,), scale=scale, seed=0) if len(points) else f.Fit(kind="height")
+    gap = f.fit_height(points, scale, (t.IS_MEDICAL,)) if len(points) else f.Fit(kind="height")
     offset = LedgerEntry(
         number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
         estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
@@ -228,7 +228,7 @@ def _sharper_labels(ready: f.Prepared) -> LedgerEntry:
         return replace(entry, reason="it needs datasets of both domains")
     label = np.asarray(medical, dtype=np.float64)[:, None]
     estimates = f.slope_estimates(
-        logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}, seed=0
+        logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}
     )
     fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
     return _decided(entry, fit, t.IS_MEDICAL, len(logs) - 2, 0.5)
@@ -250,13 +250,12 @@ def _of_sizes(ready: f.Prepared) -> Iterator[LedgerEntry]:
         found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
         if found.value is not None:
             exponent = fit.estimates[0]
-            error = np.array([exponent.std_error or 0.0])
-            above = float(i.t_p_values(np.array([exponent.value - 1]), error, fit.num_datasets - 1)[0])
+            above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
             # Curves start flat at guessing: what is slower only there is not slower than the bound.
             clear = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
             past = f.fit_exponent(clear, dimension=column, variant=f.PAST_GUESSING).bound_p
             slower = max(1.0 if p is None else p for p in (fit.bound_p, past))
-            found = replace(found, p_value=slower if exponent.value < 1 else above)
+            found = replace(found, p_value=slower if exponent.value < 1 else float(above))
         yield found
 
 
@@ -268,9 +267,7 @@ def _of_attacks(ready: f.Prepared) -> Iterator[LedgerEntry]:
         published="0.84 (FGSM, eleven datasets)",
     )  # fmt: skip
     models = tuple(sorted(ready.points[c.MODEL].unique())) if len(ready.points) else ()
-    tried = [
-        fit for fit in f.fit_attacks(ready.points, models, scale=ready.scale, seed=0) if fit.model != t.POOLED
-    ]
+    tried = [fit for fit in f.fit_attacks(ready.points, ready.scale, models) if fit.model != t.POOLED]
     known = [fit for fit in tried if fit.status == "ok"]
     if not known:
         yield replace(entry, reason=tried[0].reason if tried else "no attack was run")
@@ -295,33 +292,27 @@ def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
     if share.interval is not None:
         # The interval may be cut at 0 and 1: its other end has the whole half-width.
         half_width = max(share.value - share.interval[0], share.interval[1] - share.value)
-        error = np.array([half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)])
-        p = float(i.t_p_values(np.array([share.value - 0.5]), error, degrees)[0])
-        found = replace(found, p_value=p)
+        error = half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)
+        found = replace(found, p_value=float(i.t_p_values(share.value - 0.5, error, degrees)))
     yield found
 
 
 def _unmeasured() -> list[LedgerEntry]:
     """Claims that no number of a sweep decides, with what would."""
+    lipschitz, layers = "the Lipschitz constant of a network", "the dimension of layers before the last"
+    rows = (
+        ("Thm 2", "A network's sharpness K_f approaches K_F as N grows.", "ratio K_f / K_F against N",
+         "proved, never measured", lipschitz),
+        ("2408.08381, 1", "Medical networks reach their peak dimension in earlier layers.",
+         "depth of the layer of highest d_repr, medical less natural", "relative depth 0.35 against 0.57",
+         layers),
+        ("2408.08381, 2", "The peak dimension follows d_data.",
+         "correlation of the peak of d_repr over layers with d_data", "strong", layers),
+    )  # fmt: skip
     return [
-        LedgerEntry(
-            number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
-            estimand="ratio K_f / K_F against N", published="proved, never measured",
-            reason="the Lipschitz constant of a network is " + NOT_MEASURED,
-        ),
-        LedgerEntry(
-            number="2408.08381, 1", claim="Medical networks reach their peak dimension in earlier layers.",
-            estimand="depth of the layer of highest d_repr, medical less natural",
-            published="relative depth 0.35 against 0.57",
-            reason="the dimension of layers before the last is " + NOT_MEASURED,
-        ),
-        LedgerEntry(
-            number="2408.08381, 2", claim="The peak dimension follows d_data.",
-            estimand="correlation of the peak of d_repr over layers with d_data",
-            published="strong",
-            reason="the dimension of layers before the last is " + NOT_MEASURED,
-        ),
-    ]  # fmt: skip
+        LedgerEntry(number=no, claim=claim, estimand=by, published=said, reason=f"{what} is {NOT_MEASURED}")
+        for no, claim, by, said, what in rows
+    ]
 
 
 def describe(found: Ledger) -> str:

@@ -9,6 +9,8 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import cycle
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
@@ -24,7 +26,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, NullLocator
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import ScalingFits
@@ -69,32 +71,22 @@ _TOLD = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_S
 
 
 def tell(points: PathCollection, rows: pd.DataFrame) -> None:
-    """Give every drawn point an address: words that find its trials in their table, a bar, and what it
-    shows.
-    """
+    """Give drawn points addresses: words that find their trials in the table, a bar, and what they show."""
     urls = []
-    for model, dataset, pair, size, *measured in rows.reindex(columns=_TOLD).itertuples(index=False):
-        names = [model, dataset, *([pair] if isinstance(pair, str) and pair else []), f"{size:g}"]
-        shown = zip(("d_data", "K_F", "loss"), measured, strict=True)
-        values = ", ".join(f"{title} {value:.3g}" for title, value in shown if pd.notna(value))
-        urls.append(f"#point:{quote(' '.join(names) + '|' + values)}")
+    for *names, size, d_data, sharpness, loss in rows.reindex(columns=_TOLD).itertuples(index=False):
+        words = [*(name for name in names if isinstance(name, str) and name), f"{size:g}"]
+        shown = {"d_data": d_data, "K_F": sharpness, "loss": loss}
+        values = ", ".join(f"{title} {value:.3g}" for title, value in shown.items() if pd.notna(value))
+        urls.append(f"#point:{quote(' '.join(words) + '|' + values)}")
     points.set_urls(urls)
-
-
-def model_marks(models: Sequence[str]) -> dict[str, Mark]:
-    """Return a mark per model: colours and markers differ."""
-    kinds = ((MODEL_COLOURS[k % len(MODEL_COLOURS)], _MARKERS[k % len(_MARKERS)]) for k in range(len(models)))
-    return {model: Mark(*kind) for model, kind in zip(models, kinds, strict=True)}
 
 
 def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
     """Return a mark per dataset (dataset → domain): markers differ throughout, colours by domain."""
     marks: dict[str, Mark] = {}
-    seen = dict.fromkeys(_SHADES, 0)
-    for dataset, domain in sorted(domains.items(), key=lambda item: (item[1], item[0])):
-        shades = _SHADES[domain]
-        marks[dataset] = Mark(shades[seen[domain] % len(shades)], _MARKERS[len(marks) % len(_MARKERS)])
-        seen[domain] += 1
+    shades = {domain: cycle(colours) for domain, colours in _SHADES.items()}
+    for k, (dataset, domain) in enumerate(sorted(domains.items(), key=itemgetter(1, 0))):
+        marks[dataset] = Mark(next(shades[domain]), _MARKERS[k % len(_MARKERS)])
     return marks
 
 
@@ -131,38 +123,38 @@ def mark_handles(
     marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
 ) -> list[Line2D]:
     """Return legend entries for what is drawn."""
-    size = 6 if line == "none" else 3.5
+    about: dict[str, Any] = {"linestyle": line, "markersize": 6 if line == "none" else 3.5}
+    drawn = set(present)
     return [
-        Line2D([], [], color=mark.colour, marker=mark.marker, linestyle=line, markersize=size, label=name)
+        Line2D([], [], color=mark.colour, marker=mark.marker, label=name, **about)
         for name, mark in marks.items()
-        if name in set(present)
+        if name in drawn
     ]
 
 
-def log_ticks(axes: Axes, which: str, values: pd.Series) -> None:
+def log_ticks(axes: Axes, which: Literal["x", "y"], values: pd.Series) -> None:
     """Make an axis logarithmic with plain numbers, and enough of them when it spans less than a decade."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     finite = values[values > 0]
     decades = float(np.log10(finite.max() / finite.min())) if len(finite) else 1.0
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
+    _ticks(axes, which, LogLocator(subs=subs, numticks=12), "{:g}")
 
 
 def size_ticks(axes: Axes, sizes: Sequence[float]) -> None:
     """Put the train sizes themselves on a logarithmic x axis, leaving out those that would collide."""
-    axes.set_xscale("log")
-    kept: list[float] = []
-    span = np.log(sizes[-1] / sizes[0]) or 1.0
-    for size in sizes:
-        if not kept or np.log(size / kept[-1]) > 0.16 * span:
+    kept, span = [sizes[0]], np.log(sizes[-1] / sizes[0]) or 1.0
+    for size in sizes[1:]:
+        if np.log(size / kept[-1]) > 0.16 * span:
             kept.append(size)
-    axes.xaxis.set_major_locator(FixedLocator(kept))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _ticks(axes, "x", FixedLocator(kept), "{:,.0f}")
+
+
+def _ticks(axes: Axes, which: Literal["x", "y"], locator: Locator, spelled: str) -> None:
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(locator)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: spelled.format(value)))
+    axis.set_minor_locator(NullLocator())
 
 
 def styled() -> AbstractContextManager[None]:
@@ -178,16 +170,16 @@ SMALLEST_LOSS_RANGE = 4.0
 def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """Bars of d_data and K_F by dataset, sorted within domain; error bars: range over sizes and pairs."""
     cells = points.drop_duplicates([c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE])
-    named = (
-        (c.D_DATA_MLE, "intrinsic dimension d_data"),
-        (c.LABEL_SHARPNESS, "label sharpness K_F (1 / L2 pixel distance)"),
-    )
-    shown = [(name, label) for name, label in named if cells[name].notna().any()]
+    labels = {
+        c.D_DATA_MLE: "intrinsic dimension d_data",
+        c.LABEL_SHARPNESS: "label sharpness K_F (1 / L2 pixel distance)",
+    }
+    shown = [name for name in labels if cells[name].notna().any()]
     if not shown:
         return None
-    num_datasets = cells[c.DATASET].nunique()
-    figure = Figure(figsize=(4.4 * len(shown), 1.2 + 0.34 * num_datasets), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    size = (4.4 * len(shown), 1.2 + 0.34 * cells[c.DATASET].nunique())
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
         rows = grouped.agg(["mean", "min", "max"]).reset_index()
         rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
@@ -201,7 +193,7 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         axes.grid(axis="y", visible=False)
         axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         # The power of ten stands at the right end of this line, so the label starts at the left.
-        axes.set_xlabel(label, loc="left")
+        axes.set_xlabel(labels[name], loc="left")
     present = set(cells[c.DOMAIN])
     handles = [Patch(color=colour, label=name) for name, colour in DOMAIN_COLOURS.items() if name in present]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
@@ -218,14 +210,14 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     if not models:
         return None
     figure, axes_of = panels(len(models))
-    low, high = rows[c.TRAIN_SIZE].min(), rows[c.TRAIN_SIZE].max()
-    norm = LogNorm(low, high) if high > low else Normalize(low - 1, low + 1)
+    sizes = sorted(rows[c.TRAIN_SIZE].unique())
+    norm = LogNorm(sizes[0], sizes[-1]) if len(sizes) > 1 else Normalize(sizes[0] - 1, sizes[0] + 1)
     for axes, model in zip(axes_of, models, strict=True):
         for domain, group in rows[rows[c.MODEL] == model].groupby(c.DOMAIN):
-            colour = DOMAIN_COLOURS[str(domain)]
+            colour, marker = DOMAIN_COLOURS[str(domain)], _DOMAIN_MARKERS[str(domain)]
             drawn = axes.scatter(
                 group[c.D_DATA_MLE], group[c.TEST_LOSS], c=group[c.TRAIN_SIZE], norm=norm, cmap="viridis_r",
-                marker=_DOMAIN_MARKERS[str(domain)], s=30, edgecolor=colour, linewidth=0.9,
+                marker=marker, s=30, edgecolor=colour, linewidth=0.9,
             )  # fmt: skip
             tell(drawn, group)
         log_ticks(axes, "y", rows[c.TEST_LOSS])
@@ -233,17 +225,13 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     label_outer(figure, "intrinsic dimension d_data", "test loss (nat)")
     figure.colorbar(
         ScalarMappable(norm, "viridis_r"), ax=axes_of, label="train size N (images)", fraction=0.05,
-        ticks=sorted(rows[c.TRAIN_SIZE].unique())[:: max(1, rows[c.TRAIN_SIZE].nunique() // 6)],
-        format="{x:,.0f}",
+        ticks=sizes[:: max(1, len(sizes) // 6)], format="{x:,.0f}",
     ).minorticks_off()  # fmt: skip
-    legend(
-        figure,
-        [
-            Line2D([], [], color=colour, marker=_DOMAIN_MARKERS[d], markerfacecolor="white", label=d)
-            for d, colour in DOMAIN_COLOURS.items()
-            if d in set(rows[c.DOMAIN])
-        ],
-    )
+    marks = {domain: Mark(colour, _DOMAIN_MARKERS[domain]) for domain, colour in DOMAIN_COLOURS.items()}
+    handles = mark_handles(marks, rows[c.DOMAIN], "-")
+    for handle in handles:
+        handle.set_markerfacecolor("white")
+    legend(figure, handles)
     return figure, (
         "Test loss against intrinsic dimension, coloured by train size. d_data's estimate grows with N while "
         "the loss falls: compare points of one colour."
@@ -259,25 +247,24 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         return None
     columns = 4 if len(datasets) > 4 else 3
     figure, axes_of = panels(len(datasets), width=2.9, height=2.4, most_columns=columns, share=False)
-    marks = model_marks(sorted(rows[c.MODEL].unique()))
-    curves = rows.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[t.LOG_LOSS].mean()
+    kinds = map(Mark, cycle(MODEL_COLOURS), cycle(_MARKERS))
+    marks = dict(zip(sorted(rows[c.MODEL].unique()), kinds, strict=False))
+    means = rows.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[t.LOG_LOSS].mean()
+    curves = np.exp(means).rename(c.TEST_LOSS).reset_index()
     with_slope = False
     for axes, dataset in zip(axes_of, datasets, strict=True):
+        for model, curve in curves[curves[c.DATASET] == dataset].groupby(c.MODEL):
+            mark, (x, y) = marks[str(model)], (curve[c.TRAIN_SIZE], curve[c.TEST_LOSS])
+            axes.plot(x, y, color=mark.colour, linewidth=1.1)
+            tell(axes.scatter(x, y, color=mark.colour, marker=mark.marker, s=14), curve)
         part = rows[rows[c.DATASET] == dataset]
-        for model in sorted(part[c.MODEL].unique()):
-            curve, mark = np.exp(curves[dataset, model]), marks[model]
-            axes.plot(curve.index, curve, color=mark.colour, linewidth=1.1)
-            drawn = axes.scatter(curve.index, curve, color=mark.colour, marker=mark.marker, s=14)
-            shown = pd.DataFrame({c.TRAIN_SIZE: curve.index, c.TEST_LOSS: curve.to_numpy()})
-            tell(drawn, shown.assign(**{c.MODEL: model, c.DATASET: dataset}))
         d_data = part[t.D_REFERENCE].mean()
         if d_data > 0:
-            sizes = np.array([part[c.TRAIN_SIZE].min(), part[c.TRAIN_SIZE].max()])
+            ends = np.array([part[c.TRAIN_SIZE].min(), part[c.TRAIN_SIZE].max()])
             # Only the slope is predicted; the height is set to pass through the middle of the points.
             middle = part[t.LOG_LOSS].mean() + part[t.LOG_TRAIN_SIZE].mean() / d_data
-            axes.plot(
-                sizes, np.exp(middle - np.log(sizes) / d_data), color=BLACK, linestyle="--", linewidth=1.2
-            )
+            predicted = np.exp(middle - np.log(ends) / d_data)
+            axes.plot(ends, predicted, color=BLACK, linestyle="--", linewidth=1.2)
             with_slope = True
         size_ticks(axes, sorted(rows[c.TRAIN_SIZE].unique()))
         log_ticks(axes, "y", part[c.TEST_LOSS])
@@ -287,16 +274,13 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
             axes.set_ylim(middle / half, middle * half)
         axes.set_title(str(dataset), color=DOMAIN_COLOURS[part[c.DOMAIN].iloc[0]])
     label_outer(figure, "train size N (images)", "test loss (nat)")
-    handles = mark_handles(marks, marks, "-")
-    dashed = Line2D([], [], color=BLACK, linestyle="--", label="predicted slope\n−1/d_data")
-    legend(figure, [*handles, *([dashed] if with_slope else [])])
-    caption = "Test loss against train size. Class pairs and seeds are averaged."
+    handles, caption = mark_handles(marks, marks, "-"), "Test loss against train size."
     if with_slope:
-        caption += (
-            " The dashed line has the slope −1/d_data of the law's bound; only its slope is predicted, not "
-            "its height."
-        )
-    return figure, caption
+        label = "predicted slope\n−1/d_data"
+        handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
+        caption += " Dashed: the slope −1/d_data of the law's bound; its height is not predicted."
+    legend(figure, handles)
+    return figure, f"{caption} Class pairs and seeds are averaged."
 
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
@@ -307,32 +291,29 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         return None
     marks = dataset_marks(dict(zip(points[c.DATASET], points[c.DOMAIN], strict=True)))
     figure, axes_of = panels(len(attacks), most_columns=2 if len(attacks) in (2, 4) else 3, share=False)
-    named = False
+    caption = "How much an attack raises the loss, against label sharpness."
+    named = (
+        " r is over dataset effects at equal model and train size, within domains, all models, with its "
+        "95 % interval (exploratory; adjusted for their number in the table)."
+    )
     for axes, attack in zip(axes_of, attacks, strict=True):
         _scatter(axes, known.dropna(subset=[attack.name]), c.LABEL_SHARPNESS, attack.name, marks)
         r = fits.find("attack", model=t.POOLED, response=attack.name).estimate("r")
-        told = "" if r is None or r.interval is None else f"\nr = {number(r.value)} ({interval(r.interval)})"
-        named = named or bool(told)
-        axes.set_title(f"{attack.words}{told}")
+        axes.set_title(attack.words)
+        if r is not None and r.interval is not None:
+            axes.set_title(f"{attack.words}\nr = {number(r.value)} ({interval(r.interval)})")
+            caption = caption.removesuffix(named) + named
         axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         axes.axhline(0, color=GREY, linewidth=0.8)
     label_outer(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)")
     legend(figure, mark_handles(marks, points[c.DATASET]))
-    caption = "How much an attack raises the loss, against label sharpness."
-    if named:
-        caption += (
-            " r is over dataset effects at equal model and train size, within domains, all models, with its "
-            "95 % interval (exploratory; adjusted for their number in the table)."
-        )
     return figure, caption
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame, x: str, y: str, marks: dict[str, Mark]) -> None:
     for dataset, group in rows.groupby(c.DATASET):
-        mark = marks[str(dataset)]
-        drawn = axes.scatter(
-            group[x], group[y], color=mark.colour, marker=mark.marker, s=26, alpha=0.8, linewidth=0
-        )
+        colour, marker = marks[str(dataset)]
+        drawn = axes.scatter(group[x], group[y], color=colour, marker=marker, s=26, alpha=0.8, linewidth=0)
         tell(drawn, group)
 
 
@@ -345,16 +326,15 @@ def left_out(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     tallest = max(len(estimate.left_out) for estimate in shown) + 1
     figure = Figure(figsize=(4.0 * len(shown), 1.0 + 0.32 * tallest), layout="constrained")
     for axes, estimate in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        values = [estimate.value, *estimate.left_out.values()]
+        values = {"all datasets": estimate.value}
+        values |= {f"without {name}": value for name, value in estimate.left_out.items()}
         axes.axvline(0, color=GREY, linewidth=1)
         if estimate.name != t.INVERSE_D:
             axes.axvline(1, color=GREY, linewidth=1, linestyle="--")
-        axes.plot(values, range(len(values)), "o", color=BLUE, markersize=6)
+        axes.plot([*values.values()], range(len(values)), "o", color=BLUE, markersize=6)
         if estimate.interval is not None:
             axes.plot(estimate.interval, [0, 0], color=BLUE, linewidth=1.6)
-        axes.set_yticks(
-            range(len(values)), ["all datasets", *(f"without {name}" for name in estimate.left_out)]
-        )
+        axes.set_yticks(range(len(values)), [*values])
         axes.set_ylim(len(values) - 0.5, -0.5)
         name = "−log N / d (exponent · d)" if estimate.name == "exponent" else WORDS[estimate.name]
         axes.set_title(f"slope on {name}")
@@ -380,8 +360,7 @@ def d_repr_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         _scatter(axes, part, c.D_DATA_MLE, c.D_REPR_MLE, marks)
         below = int((part[c.D_REPR_MLE] <= part[c.D_DATA_MLE]).sum())
         axes.set_title(f"{model}   {below} of {len(part)} at or below")
-        axes.set_xlim(0, float(rows[c.D_DATA_MLE].max()) * 1.08)
-        axes.set_ylim(0, top)
+        axes.set(xlim=(0, float(rows[c.D_DATA_MLE].max()) * 1.08), ylim=(0, top))
     label_outer(figure, "dimension d_data", "dimension d_repr")
     equality = Line2D([], [], color=GREY, linestyle="--", label="d_repr = d_data")
     legend(figure, [equality, *mark_handles(marks, rows[c.DATASET])])
@@ -407,45 +386,55 @@ MAX_SVG_POINTS = 2000
 PNG_DPI = 150
 
 
-def write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, Any]]:
-    """Draw every figure that has data, as PNG and PDF; return names, captions and what a page embeds."""
+def write_figures(
+    points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Draw every figure that has data, as SVG (above :data:`MAX_SVG_POINTS` as PNG) and in ``formats``, and
+    remove those of an earlier report; return files, captions and what a page embeds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = []
+    shown: list[dict[str, Any]] = []
+    embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"
+    written = set()
     with styled():
         for name, draw in DRAWINGS.items():
-            found = draw(points, fits)
-            if found is None:
-                for stale in (folder / f"{name}.png", folder / f"{name}.pdf"):
-                    stale.unlink(missing_ok=True)
+            if (found := draw(points, fits)) is None:
                 continue
-            drawn = _save(found[0], folder / name, as_svg=len(points) <= MAX_SVG_POINTS)
-            shown.append({"name": name, "caption": found[1], "drawing": drawn})
+            drawn = {kind: _rendered(found[0], kind) for kind in dict.fromkeys((embedded, *formats))}
+            for kind, data in drawn.items():
+                write_atomic(folder / f"{name}.{kind}", data, durable=False)
+                written.add(f"{name}.{kind}")
+            drawing = _embedded(drawn[embedded], embedded, name)
+            shown.append({"file": f"{name}.{embedded}", "caption": found[1], "drawing": drawing})
+    for path in folder.iterdir():
+        if path.stem in DRAWINGS and path.name not in written:
+            path.unlink()
     return shown
 
 
-def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
-    """Save as PNG and PDF without dates or versions, so that equal figures are equal bytes.
+#: Without dates or versions equal figures are equal bytes.
+_NAMELESS: dict[str, dict[str, None]] = {
+    "png": dict.fromkeys(("Software",)),
+    "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+}
 
-    Returns:
-        What the page embeds: SVG, whose points tell what they are, or the PNG where there are too many.
-    """
+
+def _rendered(figure: Figure, kind: str) -> bytes:
     # Laid out once, by hand: every save would do it again, and change nothing.
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
     figure.set_layout_engine(None)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)
-    pages = io.BytesIO()
-    nameless = {"CreationDate": None, "Producer": None, "Creator": None}
-    figure.savefig(pages, format="pdf", metadata=nameless)
-    write_atomic(stem.with_suffix(".pdf"), pages.getvalue(), durable=False)
-    if not as_svg:
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return Markup(f'<img alt="" src="data:image/png;base64,{data}">')  # of our own making
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=_NAMELESS[kind])
+    return buffer.getvalue()
+
+
+def _embedded(data: bytes, kind: str, name: str) -> Markup:
+    """What the page embeds: SVG, whose points tell what they are, or a PNG."""
+    if kind == "png":
+        return Markup(f'<img alt="" src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">')
+    text = data.decode("utf-8")
     # All figures share one page, and matplotlib counts its ids from 1 in each.
-    drawing = text.getvalue()[text.getvalue().index("<svg") :]
     ids = r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)'
-    return Markup(re.sub(ids, rf"\1{stem.name}-\2", drawing))
+    return Markup(re.sub(ids, rf"\1{name}-\2", text[text.index("<svg") :]))

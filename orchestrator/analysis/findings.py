@@ -1,9 +1,8 @@
 """The findings in plain words, each with what it does not show; written from the fits, never by hand.
 
-A sentence claims something only where a headline claim is established: its interval excludes the null, and
-its p-value holds after Holm's adjustment over all headline questions. Otherwise it says that nothing is, with
-the estimate, its interval, the p-value that decides, and how often such a table would have shown what the law
-says.
+A sentence claims something only where a headline claim is established and its interval excludes the null.
+Otherwise it says that nothing is, with the estimate, its interval, the p-value that decides, and how often
+such a table would have shown what the law says.
 """
 
 from __future__ import annotations
@@ -74,9 +73,7 @@ def family(fits: ScalingFits) -> str:
 
 
 def seen(fits: ScalingFits) -> str:
-    """Say in a sentence what the datasets show, without a test: which has the highest loss, and which
-    properties.
-    """
+    """Say which dataset has the highest loss, and which the highest properties, without a test."""
     known = [d for d in fits.datasets if d.loss is not None]
     if len(known) < 2:
         return ""
@@ -123,8 +120,8 @@ def _scaled(estimate: Estimate, by: float) -> str:
     if estimate.interval is None:
         return value
     with np.errstate(over="ignore"):
-        low, high = (number(float(np.exp(bound))) for bound in sorted(b * by for b in estimate.interval))
-    return f"{value} (95 % interval {low} to {high})"
+        low, high = sorted(float(np.exp(bound * by)) for bound in estimate.interval)
+    return f"{value} (95 % interval {interval((low, high))})"
 
 
 def _established(claim: Claim | None, estimate: Estimate) -> bool:
@@ -342,8 +339,8 @@ def _representation(fits: ScalingFits) -> Finding:
     if fit.status != "ok":
         return _untested(question, fit.reason)
     share = fit.estimates[0]
-    bounds = [] if share.interval is None else [f"{bound:.0%}" for bound in share.interval]
-    span = f", 95 % interval {' to '.join(bounds)}" if bounds else ""
+    tells = share.interval is not None and share.interval != (0.0, 1.0)
+    span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
     mean = f"each dataset counting once: {share.value:.0%}{span}"
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]

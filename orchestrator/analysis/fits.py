@@ -1,19 +1,17 @@
 """All fits of one results table, and the one record of a number and of a fit that everything else reads.
 
-The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a. It is an upper
-bound with a free constant; the slopes 1 and 1 are what its form would give, not something the theorem
-promises. Its parts are fitted apart. **Exponent**: every curve (model, dataset, class pair) keeps its own
-height, and d is one number per dataset and class pair, so a change of the unit of N, of the pixels' scale or
-of the loss's base moves heights alone. **Height**: a covering argument has (V/N)^(1/d) with an unknown volume
-V, so 1/d enters beside log K_F by itself; without it the coefficient of K_F would depend on the unit in which
-N is counted.
+The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound
+with a free constant. Its parts are fitted apart. **Exponent**: every curve (model, dataset, class pair) keeps
+its own height, and d is one number per dataset and class pair. **Height**: 1/d enters beside log K_F by
+itself, since a covering argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of
+the loss changes a slope.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -27,10 +25,10 @@ from orchestrator.analysis.interventions import Arm, Interventions, fit_interven
 from orchestrator.results import table as c
 
 Status = Literal["ok", "not_enough_data", "refused"]
-#: What is regressed on what, and over what. ``headline``: dataset effects of log loss on 1/d, log K_F and the
-#: label, as far as they can be told apart; ``height``: on other terms; ``exponent``: log loss on −log N / d
-#: within curves; ``attack``: the loss gained, with K_F; ``representation``: how often d_repr stays at or
-#: below d_data; ``published``: points pooled over N, as the paper has it.
+#: ``headline``: dataset effects of log loss on 1/d, log K_F and the label, as far as they can be told apart;
+#: ``height``: on other terms; ``exponent``: log loss on −log N / d within curves; ``attack``: the loss
+#: gained, with K_F; ``representation``: how often d_repr ≤ d_data; ``published``: points pooled over N, as
+#: the paper has it.
 Kind = Literal["headline", "height", "exponent", "attack", "representation", "published"]
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
@@ -103,14 +101,13 @@ class Fit:
     Attributes:
         terms: regressors, in the order of ``estimates``.
         variant: which choice of d or of points, where there are several.
-        num_needed: datasets that it needs.
         num_curves, num_at_guessing: of an exponent: curves with two train sizes and d, and those of them left
             out since guessing holds their losses down.
         num_held: of a representation: points at which d_repr ≤ d_data.
         bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
         by_dataset: an exponent's own values; of a representation, the share of points above the bound.
         label_correlation: of log K_F with the domain label over datasets: near 1, no fit can part them.
-        r_squared: of a published regression, within models.
+        r_squared: of a published regression.
     """
 
     kind: Kind
@@ -151,17 +148,10 @@ class Claim:
         """Whether the adjusted p-value is small enough for a claim."""
         return self.adjusted_p <= i.LEVEL
 
-    @property
-    def verdict(self) -> str:
-        """The same in words."""
-        return "established" if self.established else "not established"
-
 
 def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
-    """Return the p-value of every headline question that could be tested.
-
-    It is the larger of a t test and a permutation (or wild bootstrap) test, so that a claim needs both. A
-    test whose smallest possible p-value is above the level is none.
+    """Return the p-value of every headline question that could be tested: the larger of a t test and a
+    permutation (or wild bootstrap) test, so that a claim needs both.
     """
     p_values: dict[str, float] = {}
     pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
@@ -191,13 +181,11 @@ def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingFits:
-    """All fits of one results table, with what was left out and what cannot be concluded.
-
-    ``explored`` says whether the fits that no answer rests on were made too.
+    """All fits of one results table (those that no answer rests on too, where ``explored``), with what was
+    left out and what cannot be concluded.
     """
 
     schema_version: int = 3
-    seed: int
     num_trials: int
     num_used: int
     num_points: int
@@ -207,7 +195,7 @@ class ScalingFits:
     sharpness_scale: t.SharpnessScale
     fits: tuple[Fit, ...]
     claims: tuple[Claim, ...]
-    at_guessing: g.GuessingCount
+    num_at_guessing: int
     explored: bool
     caveats: tuple[str, ...] = ()
     interventions: Interventions | None = None
@@ -231,8 +219,7 @@ class ScalingFits:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, numbers and text, ready for ``json.dumps(allow_nan=False)``."""
-        dumped: dict[str, Any] = TypeAdapter(ScalingFits).dump_python(self, mode="json")
-        return dumped
+        return cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
 
 
 class Prepared(NamedTuple):
@@ -248,11 +235,7 @@ class Prepared(NamedTuple):
 def prepare(
     table: pd.DataFrame, *, sharpness_policy: t.Policy = "refuse", arms: Sequence[Arm] = ()
 ) -> Prepared:
-    """Check a table and reduce it to the points that fits and figures see; arguments as for the fits.
-
-    Raises:
-        DataError: if the table lacks a required column or contradicts itself.
-    """
+    """Check a table and reduce it to the points that fits and figures see; arguments as for the fits."""
     full, unusable = t.normalise(table)
     copies = full[c.DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"
@@ -266,7 +249,6 @@ def prepare(
 def fit_scaling_laws(
     table: pd.DataFrame,
     *,
-    seed: int = 0,
     sharpness_policy: t.Policy = "refuse",
     arms: Sequence[Arm] = (),
     explore: bool = False,
@@ -275,65 +257,52 @@ def fit_scaling_laws(
 
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.table`.
-        seed: decides drawn permutations, where there are too many to try all; everything else is exact.
         sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
             ``refuse`` fits that compare it, or ``ignore`` that.
         arms: datasets of an experiment that moves one property. Copies of one world are not independent
             datasets, so every other fit takes the worlds' bases alone.
-        explore: fit what no answer rests on as well: single models and domains, other terms, other d.
-
-    Returns:
-        Fits with uncertainty over datasets. What could not be fitted is there too, with its reason.
+        explore: fit what no answer rests on as well: single models and domains, other d.
 
     Raises:
         DataError: if the table lacks a required column or contradicts itself.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
-    points, scale = ready.points, ready.scale
+    points = ready.points
     models = tuple(sorted(points[c.MODEL].unique()))
-    guessed = g.count_at_guessing(points)
-    found = [*_asked(ready, models, seed), *(_explored(points, models, scale, seed) if explore else ())]
+    found = [*_fits(ready, models, explore)] if models else []
     return ScalingFits(
-        seed=seed,
         num_trials=len(table),
         num_used=ready.num_used,
         num_points=len(points),
         excluded=ready.excluded,
         datasets=t.summaries_of(ready.full, points),
         models=models,
-        sharpness_scale=scale,
+        sharpness_scale=ready.scale,
         fits=tuple(found),
         claims=adjusted(p_values_of(found)),
-        at_guessing=guessed,
+        num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         explored=explore,
-        caveats=g.limits_of(ready.full, points, guessed),
+        caveats=g.limits_of(ready.full, points),
         interventions=fit_interventions(table, arms) if arms else None,
     )
 
 
-def _asked(ready: Prepared, models: Sequence[str], seed: int) -> Iterator[Fit]:
-    """What the answers rest on: all models together."""
+def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit]:
+    """What the answers rest on, all models together; on ``explore`` single models, domains and other d."""
     points, scale = ready.points, ready.scale
-    if not models:
-        return
-    yield fit_headline(points, scale=scale, seed=seed)
-    yield fit_height(points, (t.IS_MEDICAL,), scale=scale, seed=seed)
+    yield fit_headline(points, scale)
+    yield fit_height(points, scale, (t.IS_MEDICAL,))
     yield fit_exponent(points)
     yield fit_exponent(g.past_guessing(g.clear_of_guessing(points), ready.full), variant=PAST_GUESSING)
-    yield from fit_attacks(points, models, scale=scale, seed=seed)
+    yield from fit_attacks(points, scale, models)
     yield fit_representation(points)
-
-
-def _explored(
-    points: pd.DataFrame, models: Sequence[str], scale: t.SharpnessScale, seed: int
-) -> Iterator[Fit]:
-    for model in models:
-        yield fit_headline(points, scale=scale, seed=seed, model=model)
+    for model in models if explore else ():
+        yield fit_headline(points, scale, model=model)
         yield fit_exponent(points, model=model)
         yield fit_representation(points, model=model)
-    for domain in c.DOMAINS:
+    for domain in c.DOMAINS if explore else ():
         yield fit_exponent(points, subset=domain)
-    for variant, column in OTHER_D.items():
+    for variant, column in OTHER_D.items() if explore else ():
         yield fit_exponent(points, dimension=column, variant=variant)
 
 
@@ -343,7 +312,12 @@ def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str
     return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
 
 
-def too_few(rows: pd.DataFrame, needed: int) -> str:
+def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
+    """A fit of these rows that is not made yet."""
+    return Fit(kind=kind, num_points=len(rows), num_datasets=rows[c.DATASET].nunique(), **about)
+
+
+def _too_few(rows: pd.DataFrame, needed: int) -> str:
     """Say that these points are of fewer datasets than a fit needs; empty where they are not."""
     names = sorted(map(str, rows[c.DATASET].unique()))
     if len(names) >= needed:
@@ -353,7 +327,7 @@ def too_few(rows: pd.DataFrame, needed: int) -> str:
     return few if names else "no point has all the numbers this fit needs"
 
 
-def fit_headline(points: pd.DataFrame, *, scale: t.SharpnessScale, seed: int, model: str = t.POOLED) -> Fit:
+def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
     """Regress dataset effects on 1/d, log K_F and the label together.
 
     K_F is left out where it was measured on unequal scales or not at all, and the label where there is one
@@ -362,7 +336,7 @@ def fit_headline(points: pd.DataFrame, *, scale: t.SharpnessScale, seed: int, mo
     names = _properties(points, scale)
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *names))
     terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
-    return fit_height(points, terms, scale=scale, seed=seed, model=model, kind="headline")
+    return fit_height(points, scale, terms, model=model, kind="headline")
 
 
 def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...]:
@@ -371,19 +345,14 @@ def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...
 
 
 def fit_height(
-    points: pd.DataFrame, terms: tuple[str, ...], *, scale: t.SharpnessScale, seed: int,
-    model: str = t.POOLED, kind: Kind = "height",
+    points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
+    kind: Kind = "height",
 ) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss, at equal model and train size, on ``terms``, over the datasets
-    that have all properties.
-    """
+    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all."""
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
-    blank = Fit(
-        kind=kind, model=model, terms=terms, num_points=len(rows), num_needed=needed,
-        num_datasets=rows[c.DATASET].nunique(),
-    )  # fmt: skip
-    if reason := too_few(rows, needed):
+    blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
+    if reason := _too_few(rows, needed):
         return replace(blank, reason=reason)
     if reason := g.flattened(rows):
         return replace(blank, status="refused", reason=reason)
@@ -398,7 +367,7 @@ def fit_height(
     claimed = (kind, model) == ("headline", t.POOLED)
     tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
     y, x = effects[t.LOG_LOSS], np.column_stack([effects[name] for name in terms])
-    estimates = slope_estimates(y, x, terms, domains, tested=tested, seed=seed)
+    estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
         return replace(blank, reason=unidentified(rows, terms))
     if claimed:
@@ -416,20 +385,20 @@ def _effects(rows: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], dict[
     if found is None:
         return None
     datasets, effects = found
-    # Means of equal numbers differ in their last digits; a slope on that is none.
+    # Means of equal numbers differ in their last digits.
     even = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     return datasets, dict(zip(names, np.where(even, 0.0, effects).T, strict=True))
 
 
 def slope_estimates(
-    y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str], seed: int,
+    y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
     hopeless: float = 1.0,
 ) -> tuple[Estimate, ...] | None:  # fmt: skip
-    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``.
+    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``; None where the
+    slopes are not identified.
 
-    ``blocks`` (G,) are domains: with the label in the fit, only datasets of one domain are exchangeable. No
-    permutation is tried where the t test's p-value is above ``hopeless``. None where the slopes are not
-    identified.
+    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable. No permutation
+    is tried where the t test's p-value is above ``hopeless``.
     """
     slopes = i.ols(y, x)
     if slopes is None:
@@ -443,7 +412,7 @@ def slope_estimates(
         if name in tested and slopes.p_values[k] <= hopeless:
             others = set(terms) - {name}
             places = blocks if t.IS_MEDICAL in others else [""] * len(y)
-            test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places, seed=seed)
+            test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
             if test is not None:
                 exact = test.exact and others <= {t.IS_MEDICAL}
                 estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
@@ -482,21 +451,19 @@ def fit_exponent(
     points: pd.DataFrame, *, model: str = t.POOLED, subset: str = t.ALL, dimension: str = "",
     variant: str = "",
 ) -> Fit:  # fmt: skip
-    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept for every
-    curve.
+    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve.
 
-    1 is the law's bound, 0 no dependence on N. d is what ``dimension`` has at the largest N, d_data by
-    maximum likelihood where that is empty; ``variant`` is how to call this choice of d or of points.
+    d is what ``dimension`` has at the largest N, d_data by maximum likelihood where that is empty;
+    ``variant`` is how to call this choice of d or of points.
     """
     if dimension:
         points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension)})
     rows = _curves(rows_of(points, model, subset, (t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE)))
     num_curves = rows[t.CURVE].nunique()
     rows = _curves(g.clear_of_guessing(rows))
-    blank = Fit(
-        kind="exponent", model=model, subset=subset, variant=variant, num_points=len(rows),
-        num_datasets=rows[c.DATASET].nunique(), num_needed=i.MIN_DATASETS, num_curves=num_curves,
-        num_at_guessing=num_curves - rows[t.CURVE].nunique(),
+    blank = _blank(
+        "exponent", rows, model=model, subset=subset, variant=variant, num_needed=i.MIN_DATASETS,
+        num_curves=num_curves, num_at_guessing=num_curves - rows[t.CURVE].nunique(),
     )  # fmt: skip
     if blank.num_datasets < i.MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
@@ -531,22 +498,16 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 
-def fit_attacks(
-    points: pd.DataFrame, models: Sequence[str], *, scale: t.SharpnessScale, seed: int
-) -> Iterator[Fit]:
-    """Correlate what every attack adds to the loss with K_F (Theorem 3: sharper labels are easier to attack).
-
-    Over dataset effects at equal train size, within domains where there are two; for all models together and
-    for each, whose p-values are adjusted together.
+def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
+    """Correlate what every attack adds to the loss with K_F (Theorem 3), over dataset effects at equal train
+    size, within domains; for all models together and for each, whose p-values are adjusted together.
     """
     tried: list[tuple[Fit, pd.Series]] = []
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
     for name, model in ((name, model) for name in attacks for model in (*models, t.POOLED)):
         rows = rows_of(points, model, t.ALL, (name, c.LABEL_SHARPNESS))
-        blank = Fit(
-            kind="attack", model=model, response=name, terms=(c.LABEL_SHARPNESS,), num_needed=4,
-            num_datasets=rows[c.DATASET].nunique(), num_points=len(rows),
-        )  # fmt: skip
+        terms = (c.LABEL_SHARPNESS,)
+        blank = _blank("attack", rows, model=model, response=name, terms=terms, num_needed=4)
         reduced = _effects(rows, (name,)) if blank.num_datasets >= blank.num_needed else None
         if not scale.comparable:
             yield replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
@@ -562,7 +523,7 @@ def fit_attacks(
     x = known[c.LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
     values, blocks = gains.to_numpy(dtype=float), known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str)
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
-    p_values, num = i.max_correlation_test(values[:, single], x, blocks.tolist(), seed=seed)
+    p_values, num = i.max_correlation_test(values[:, single], x, blocks.tolist())
     known_p = dict(zip(single, p_values.tolist(), strict=True))
     for k, (blank, _) in enumerate(tried):
         has = np.isfinite(values[:, k])
@@ -576,14 +537,10 @@ def fit_attacks(
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
-    """Count how often d_repr ≤ d_data, both by maximum likelihood (Theorem 5, an approximate bound), overall
-    and by dataset.
-    """
+    """Count how often d_repr ≤ d_data, both by maximum likelihood (Theorem 5, an approximate bound)."""
     rows = rows_of(points, model, t.ALL, (c.D_DATA_MLE, c.D_REPR_MLE))
-    blank = Fit(
-        kind="representation", model=model, response=c.D_REPR_MLE, terms=(c.D_DATA_MLE,),
-        num_points=len(rows), num_datasets=rows[c.DATASET].nunique(),
-    )  # fmt: skip
+    about = {"response": c.D_REPR_MLE, "terms": (c.D_DATA_MLE,)}
+    blank = _blank("representation", rows, model=model, **about)
     if len(rows) == 0:
         return replace(blank, reason="no point has both dimensions")
     below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]

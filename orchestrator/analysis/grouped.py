@@ -1,8 +1,8 @@
 """Anybody's table: does a response go with a column, within groups and between them?
 
-Rows of one group (a dataset, a patient, a hospital) share what is peculiar to it, so a correlation over all
-rows takes them for more than they are, and it mixes two slopes that may differ in sign. Both are estimated
-here, each with an interval that counts groups and not rows, beside the pooled number and why it misleads.
+Rows of one group (a dataset, a patient, a hospital) share what is peculiar to it. So both slopes are
+estimated, each with an interval that counts groups and not rows, beside the pooled number and why it
+misleads.
 """
 
 from __future__ import annotations
@@ -45,13 +45,8 @@ LEVELS: tuple[Level, Level] = ("within", "between")
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What is asked of a table.
-
-    Attributes:
-        response: column of numbers that is explained.
-        on: columns of numbers that explain it, each at equal others.
-        groups: column that says which rows belong together.
-        within: columns that have to be equal for two rows to be compared (each kind has its own intercept).
+    """What is asked of a table: which column of numbers is explained, by which (each at equal others), which
+    rows belong together, and what has to be equal for two rows to be compared (its kinds have intercepts).
     """
 
     response: str
@@ -112,24 +107,14 @@ class Slope:
     def established(self) -> bool:
         """Whether the slope is claimed: the adjusted p-value holds, and the interval excludes zero."""
         bounds = self.interval
-        return (
-            self.adjusted_p is not None
-            and self.adjusted_p <= LEVEL
-            and bounds is not None
-            and not bounds[0] <= 0 <= bounds[1]
-        )
+        held = self.adjusted_p is not None and self.adjusted_p <= LEVEL
+        return held and bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
 @dataclass(frozen=True, slots=True)
 class PooledCorrelation:
-    """What is usually printed, of one column.
-
-    Attributes:
-        on: the column.
-        r: correlation with the response over all rows.
-        p_value: as if rows were independent.
-        shares: of the spread of response and column, how much lies between groups.
-        by_group: r within each group of at least three rows in which both vary.
+    """What is usually printed: r over all rows, with p as if they were independent; how much of the spread of
+    response and column lies between groups; and r within each group of three rows in which both vary.
     """
 
     on: str
@@ -222,10 +207,8 @@ class GroupedFit:
 
 
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
-    """Read the columns of a design: numbers as float64, groups and ``within`` as text.
-
-    Returns:
-        A frame of the design's columns; ``attrs["left_out"]`` says which rows are not in it, and why.
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["left_out"]``
+    says which rows are not in it, and why.
 
     Raises:
         ConfigError: one message with everything that is wrong: no such file or column, text among numbers, a
@@ -267,6 +250,7 @@ def _text_of(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".xlsx"):
             read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
             table = read(path)
+            table = table.reset_index() if any(table.index.names) else table  # a named index is a column
             return table.astype(object).where(table.notna(), "").astype(str).rename(columns=str)
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
@@ -386,14 +370,6 @@ def _standard(values: Array) -> tuple[Array, Array]:
     return moved / deviations, deviations * largest
 
 
-def _centred(values: Array, codes: i.Codes) -> Array:
-    """Columns (n, k) less their mean of the same code; what is equal but for rounding becomes zero."""
-    counts = np.bincount(codes)
-    means = np.stack([np.bincount(codes, column) / counts for column in values.T], axis=1)
-    moved = values - means[codes]
-    return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(axis=0), 0.0, moved))
-
-
 def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design) -> Iterator[Slope]:
     """Slopes with one intercept per group and kind, by the products of each group's centred columns.
 
@@ -404,7 +380,7 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design)
     q = x.shape[1]
     kinds = range(1, cells.max() + 1)  # the first kind's intercept is the group's
     dummies = (cells[:, None] == np.array(kinds, dtype=int)).astype(float)
-    centred = _centred(np.column_stack([x, dummies, y]), codes)
+    centred = i.centred(np.column_stack([x, dummies, y]), codes)
     starts = np.cumsum(np.bincount(codes))[:-1]
     each = [part.T @ part for part in np.split(centred[np.argsort(codes, kind="stable")], starts)]
     total, smallest = np.sum(each, axis=0), MIN_RCOND * len(y)
@@ -461,7 +437,7 @@ def _judged(
 ) -> Slope:
     """Return a slope with interval and p-value by t."""
     half_width = i.t_quantile(1 - LEVEL / 2, degrees) * error
-    p = float(i.t_p_values(np.array([value]), np.array([error]), degrees)[0])
+    p = float(i.t_p_values(value, error, degrees))
     return Slope(
         level, name, value, (value - half_width, value + half_width), p, None, len(left_out), left_out
     )
@@ -508,13 +484,13 @@ def _pooled(name: str, y: Array, x: Array, codes: i.Codes, names: i.Codes) -> Po
     """Return the correlation over all rows, and what it hides."""
 
     def correlation(mask: i.Codes) -> float | None:
-        own = _centred(np.column_stack([y, x])[mask], np.zeros(int(mask.sum()), dtype=int))
+        own = i.centred(np.column_stack([y, x])[mask], np.zeros(int(mask.sum()), dtype=int))
         lengths = np.sqrt((own**2).sum(axis=0))
         return None if mask.sum() < 3 or not lengths.all() else float(own[:, 0] @ own[:, 1] / lengths.prod())
 
     r = correlation(np.ones(len(y), dtype=bool)) or 0.0
     t = abs(r) * np.sqrt((len(y) - 2) / max(1 - r**2, 1e-300))
-    inside = (_centred(np.column_stack([y, x]), codes) ** 2).sum(axis=0)
+    inside = (i.centred(np.column_stack([y, x]), codes) ** 2).sum(axis=0)
     shares = 1 - inside / ((np.column_stack([y, x]) - [y.mean(), x.mean()]) ** 2).sum(axis=0)
     by_group = {
         str(group): found for k, group in enumerate(names) if (found := correlation(codes == k)) is not None

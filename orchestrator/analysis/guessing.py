@@ -1,14 +1,11 @@
 """What limits a table: losses at guessing, where guessing holds losses down, too few datasets.
 
-A network that learned nothing has the loss of guessing, whatever N, d and K_F are, so that curves are flat
-there and slopes over datasets too small, by an amount that nothing in the table tells. Over-fitted networks
-pass that loss freely, and there it holds nothing down; what tells the two apart is whether losses pile up
-under guessing with few beyond. Every count, refusal and warning about guessing uses the level of this module.
+A network that learned nothing has the loss of guessing, whatever N, d and K_F are: there curves are flat and
+slopes over datasets too small, by an amount that nothing in the table tells. Over-fitted networks pass that
+loss freely; what tells the two apart is whether losses pile up under guessing with few beyond.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -25,18 +22,8 @@ MOST_THERE, WELL_BEYOND = 0.10, 1.05
 #: A curve whose geometric mean is below this share of guessing is clear of it: a loss that bends towards
 #: guessing as x → tanh x, or 1 − exp(−x), has lost 7 or 19 % of its slope there.
 CLEAR = 1 / 3
-#: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding. The
-#: study's own medical slope, with seven datasets, rests on one of them.
+#: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding.
 MIN_CONVINCING_DATASETS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuessingCount:
-    """How many points' losses lie at guessing, of how many; by dataset where there are any."""
-
-    num_points: int
-    num_at_guessing: int
-    by_dataset: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def is_guessing(loss: float) -> bool:
@@ -44,25 +31,16 @@ def is_guessing(loss: float) -> bool:
     return loss >= AT_GUESSING * CHANCE_LOSS
 
 
-def _at(log_losses: pd.Series, share: float = AT_GUESSING) -> pd.Series:
+def at_guessing(log_losses: pd.Series, share: float = AT_GUESSING) -> pd.Series:
     """Tell which losses lie at that share of guessing or beyond; missing ones do not."""
     return pd.Series(log_losses >= np.log(share * CHANCE_LOSS))
-
-
-def count_at_guessing(points: pd.DataFrame) -> GuessingCount:
-    """Count the points that have a loss and those of them at guessing."""
-    known = points[points[t.LOG_LOSS].notna()]
-    counts = _at(known[t.LOG_LOSS]).groupby(known[c.DATASET]).agg(["sum", "size"])
-    rows = {str(name): (int(row["sum"]), int(row["size"])) for name, row in counts.iterrows() if row["sum"]}
-    num = sum(found for found, _ in rows.values())
-    return GuessingCount(num_points=len(known), num_at_guessing=num, by_dataset=rows)
 
 
 def holds_down(rows: pd.DataFrame) -> bool:
     """Tell whether so many points pile up at guessing that it holds the others down."""
     known = rows[rows[t.LOG_LOSS].notna()]
     weights, losses = known[t.WEIGHT], known[t.LOG_LOSS]
-    there, beyond = (float(weights[_at(losses, share)].sum()) for share in (AT_GUESSING, WELL_BEYOND))
+    there, beyond = (float(weights[at_guessing(losses, share)].sum()) for share in (AT_GUESSING, WELL_BEYOND))
     return there - beyond > MOST_THERE * float(weights.sum()) and 2 * beyond < there
 
 
@@ -70,13 +48,13 @@ def flattened(rows: pd.DataFrame) -> str:
     """Return why slopes over these points would be too small, or an empty text."""
     if not holds_down(rows):
         return ""
-    where = f"{_at(rows[t.LOG_LOSS]).sum()} of {t.plural(rows[t.LOG_LOSS].count(), 'point')} lie at guessing"
-    return f"the losses of {where}, which flattens slopes by an unknown amount"
+    num, of = at_guessing(rows[t.LOG_LOSS]).sum(), t.plural(rows[t.LOG_LOSS].count(), "point")
+    return f"the losses of {num} of {of} lie at guessing, which flattens slopes by an unknown amount"
 
 
 def unvaried(rows: pd.DataFrame, within: str = "") -> str:
-    """Return that losses are the same at all points, or at those of every group ``within`` which slopes are
-    taken; an empty text where they are not. A slope of rounding errors would have an interval of its own.
+    """Return that losses are the same at all points, or at those of every group ``within``, or an empty text:
+    a slope of rounding errors would have an interval of its own.
     """
     values = rows[t.LOG_LOSS]
     around = values.groupby(rows[within]).transform("mean") if within else values.mean()
@@ -94,25 +72,21 @@ def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
     if not holds_down(rows):
         return rows
     means = rows[t.LOG_LOSS].groupby(rows[t.CURVE]).transform("mean")
-    last = rows[c.TRAIN_SIZE].where(_at(rows[t.LOG_LOSS])).groupby(rows[t.CURVE]).transform("max")
+    last = rows[c.TRAIN_SIZE].where(at_guessing(rows[t.LOG_LOSS])).groupby(rows[t.CURVE]).transform("max")
     clear: pd.DataFrame = rows[(means < np.log(CLEAR * CHANCE_LOSS)) & ~(rows[c.TRAIN_SIZE] <= last)]
     return clear
 
 
 def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Leave out, of every dataset and class pair, all N up to the last at which its models guess on the
-    whole, and of every curve all N up to the last at which a trial diverged.
+    whole, and of every curve all N up to the last at which a trial of ``full`` diverged.
 
     A loss cannot stay far above guessing, so a curve starts flat there, whatever its law. Whole N go, by
-    their mean over models, since dropping single high losses would flatten what is left; and so does losing
-    them to divergence.
-
-    Args:
-        points: fitted points.
-        full: all trials, diverged ones too.
+    their mean over models: dropping single high losses would flatten what is left; so does losing them to
+    divergence.
     """
     means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")
-    last = points[c.TRAIN_SIZE].where(_at(means)).groupby([points[name] for name in t.SUBSET])
+    last = points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])
     curve = [c.MODEL, *t.SUBSET]
     diverged = full[full[c.STATUS] != c.DONE].groupby(curve)[c.TRAIN_SIZE].max()
     lost = diverged.reindex(pd.MultiIndex.from_frame(points[curve])).to_numpy(dtype=float)
@@ -128,19 +102,21 @@ def few_of_domain(domain: str, number: int) -> str:
     )
 
 
-def limits_of(full: pd.DataFrame, points: pd.DataFrame, guessed: GuessingCount) -> tuple[str, ...]:
+def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """Return what cannot be concluded from a table, in sentences."""
     found = []
-    if guessed.num_at_guessing:
-        where = [f"{name} {num} of {of}" for name, (num, of) in guessed.by_dataset.items()]
+    there = at_guessing(points[t.LOG_LOSS])
+    if num := int(there.sum()):
+        counts = there[points[t.LOG_LOSS].notna()].groupby(points[c.DATASET]).agg(["sum", "size"])
+        where = [f"{name} {row['sum']} of {row['size']}" for name, row in counts.iterrows() if row["sum"]]
         named = "" if len(where) > 4 else f": {t.listing(where)}"
         found.append(
-            f"{guessed.num_at_guessing} of {t.plural(guessed.num_points, 'point')} lie at guessing between "
-            f"two classes (a loss from {AT_GUESSING:g} ln 2 on){named}."
+            f"{num} of {t.plural(points[t.LOG_LOSS].count(), 'point')} lie at guessing between two classes "
+            f"(a loss from {AT_GUESSING:g} ln 2 on){named}."
         )
-    counts = points.groupby(c.DOMAIN)[c.DATASET].nunique()
-    found += [few_of_domain(str(d), int(n)) for d, n in counts.items() if n < MIN_CONVINCING_DATASETS]
-    absent = [domain for domain in c.DOMAINS if domain not in counts]
+    numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
+    found += [few_of_domain(str(d), int(n)) for d, n in numbers.items() if n < MIN_CONVINCING_DATASETS]
+    absent = [domain for domain in c.DOMAINS if domain not in numbers]
     found += [
         f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
     ]

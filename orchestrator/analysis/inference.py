@@ -1,9 +1,8 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
 
-All points of a dataset share its d_data, its K_F and whatever else is peculiar to it, so 66 points of 11
-datasets carry the information of about 11. Either points are reduced to one effect per dataset at equal model
-and train size (:func:`dataset_effects`), or whole datasets are left out and exchanged. Fits and simulated
-power call the same functions.
+All points of a dataset share its d_data and its K_F, so 66 points of 11 datasets carry the information of
+about 11. Either points are reduced to one effect per dataset at equal model and train size
+(:func:`dataset_effects`), or whole datasets are left out and exchanged.
 
 Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m responses.
 """
@@ -31,8 +30,6 @@ LEVEL = 0.05
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
 #: Two datasets give one difference, and one difference has no spread.
 MIN_DATASETS = 3
-#: A regression over points needs this many points more than it has coefficients.
-MIN_SPARE_POINTS = 3
 #: Webb's six points (2023): with few clusters two points leave too few different draws.
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
@@ -42,8 +39,9 @@ def t_quantile(share: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, share))
 
 
-def t_p_values(values: Array, std_errors: Array, degrees: float) -> Array:
+def t_p_values(values: Array | float, std_errors: Array | float, degrees: float) -> Array:
     """Two-sided p-values of t = value / standard error; 0 (or 1 for a value of 0) where nothing scatters."""
+    values, std_errors = np.asarray(values), np.asarray(std_errors)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 2 * special.stdtr(degrees, -np.abs(values / std_errors))
     return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
@@ -87,16 +85,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
-    """Reduce points to one effect per dataset, at equal cell (model and train size).
+    """Reduce points (n, k) to one effect per dataset of ``groups`` (n,), at equal cell (model and train
+    size).
 
     Weighted least squares of each column on cell and dataset indicators; where every dataset has every cell
     these are the dataset means, less the grand mean.
-
-    Args:
-        values: (n, k).
-        cells: (n,), what has to be equal for two points to be compared.
-        groups: (n,), datasets.
-        weights: (n,), positive.
 
     Returns:
         Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
@@ -121,12 +114,13 @@ def dataset_effects(
 
 
 class Slopes(NamedTuple):
-    """Slopes (q,) of a regression over datasets, with standard errors, t p-values and 95 % intervals."""
+    """Slopes (q,) of a regression over datasets, with standard errors, t p-values, 95 % intervals and R²."""
 
     values: Array
     std_errors: Array
     p_values: Array
     intervals: list[Interval]
+    r_squared: float
 
 
 def ols(y: Array, x: Array) -> Slopes | None:
@@ -142,11 +136,13 @@ def ols(y: Array, x: Array) -> Slopes | None:
     values, errors = found[1:], np.sqrt(rest @ rest / degrees * np.diag(inverse))[1:]
     reach = t_quantile(0.975, degrees) * errors
     intervals = list(zip((values - reach).tolist(), (values + reach).tolist(), strict=True))
-    return Slopes(values, errors, t_p_values(values, errors, degrees), intervals)
+    spread = max(float(np.square(y - y.mean()).sum()), 1e-300)
+    p_values = t_p_values(values, errors, degrees)
+    return Slopes(values, errors, p_values, intervals, 1 - float(rest @ rest) / spread)
 
 
 class Permutation(NamedTuple):
-    """A permutation p-value, how many rearrangements it rests on, and whether those are all there are."""
+    """A permutation p-value, of how many rearrangements, and whether those are all there are."""
 
     p_value: float
     num: int
@@ -156,12 +152,12 @@ class Permutation(NamedTuple):
 def permutation_test(
     y: Array, x: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
 ) -> Permutation | None:
-    """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q).
+    """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q); by
+    |t|.
 
-    Two-sided, by |t| of x. With no others, or with others that are constant within the blocks, datasets of a
-    block are exchangeable under the null and the test is exact; otherwise residuals of the others' fit are
-    permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not vary beside the
-    others, or nothing is left to permute.
+    Exact with no others, or with others that are constant within the blocks; otherwise residuals of the
+    others' fit are permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not
+    vary beside the others, or nothing is left to permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
@@ -227,21 +223,18 @@ def correlation_within(y: Array, x: Array, blocks: Codes) -> float | None:
     return float(own @ other) / length / size
 
 
-def max_correlation_test(
-    responses: Array, x: Array, blocks: Sequence[str], *, seed: int = 0
-) -> tuple[Array, int]:
+def max_correlation_test(responses: Array, x: Array, blocks: Sequence[str]) -> tuple[Array, int]:
     """Adjust the correlations of responses (G, m; NaN where there is none) with x (G,) for their number: the
-    largest r, by permutation.
+    largest r, by permutation within blocks (Westfall & Young 1993).
 
-    Westfall & Young (1993): the regressor changes places between datasets of a block, the same way for all
-    responses, so that their dependence is kept. One-sided: only responses that rise with the regressor count.
-    Everything is centred within blocks, so that what blocks differ by has no part in it.
+    The regressor changes places the same way for all responses, so that their dependence is kept. One-sided:
+    only responses that rise with it count. Everything is centred within blocks.
 
     Returns:
         The adjusted p-value of every response (m,), NaN where it does not vary over four datasets, and the
         number of rearrangements.
     """
-    order, _ = rearrangements(tuple(blocks), None, seed)
+    order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
     moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
     for k, response in enumerate(responses.T):
@@ -260,6 +253,16 @@ def max_correlation_test(
     return np.array(adjusted), len(order)
 
 
+def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
+    """Columns (n, k) less their means of the same code; what is equal but for rounding becomes zero."""
+    _, code = np.unique(codes, return_inverse=True)
+    weights = np.ones(len(values)) if weights is None else weights
+    total = np.bincount(code, weights)
+    means = np.stack([np.bincount(code, weights * column) / total for column in values.T], axis=1)
+    moved = values - means[code]
+    return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(axis=0), 0.0, moved))
+
+
 class Sums(NamedTuple):
     """What a slope within curves needs of each dataset: names (G), Σx² and Σxy (G,)."""
 
@@ -270,16 +273,8 @@ class Sums(NamedTuple):
 
 def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
     """Reduce points (n,) to sums per dataset; y and x are centred within every curve."""
-    _, curve = np.unique(curves, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
-    total = np.bincount(curve, weights)
-
-    def centred(values: Array) -> Array:
-        moved = values - (np.bincount(curve, weights * values) / total)[curve]
-        # What is equal within a curve differs from its mean by rounding.
-        return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(), 0.0, moved))
-
-    x, y = centred(x), centred(y)
+    x, y = centred(np.column_stack([x, y]), curves, weights).T
     xx, xy = (np.bincount(group, weights * x * other).astype(float) for other in (x, y))
     return Sums([str(name) for name in names], xx, xy)
 
@@ -309,17 +304,14 @@ def slope_within_curves(sums: Sums) -> Jackknife:
     return jackknife(float(sums.xy.sum() / sums.xx.sum()), left_out)
 
 
-def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | None:
+def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:
     """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
-    & Miller 2008); None with fewer than three datasets.
-
-    With one regressor whose intercepts lie within datasets, the whole bootstrap needs only two numbers of
-    each dataset: Σx² and Σx(y − x · null).
+    & Miller 2008), from Σx² and Σx(y − x · null) of each dataset; None with fewer than three datasets.
     """
     scores, weights = sums.xy - null * sums.xx, sums.xx
     if len(scores) < MIN_DATASETS or weights.sum() <= 0:
         return None
-    draws = wild_draws(len(scores), seed)
+    draws = wild_draws(len(scores))
     total = draws @ scores
     residual = draws * scores - total[:, None] * (weights / weights.sum())
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -332,45 +324,10 @@ def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | N
 
 
 @lru_cache(maxsize=16)
-def wild_draws(size: int, seed: int = 0) -> Array:
+def wild_draws(size: int) -> Array:
     """All sign patterns (B, G) of 8 to 12 datasets, drawn ones beyond, and Webb's points below eight."""
     if 8 <= size <= 12:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
-    rng = np.random.default_rng([seed, size, 6])
+    rng = np.random.default_rng([0, size, 6])
     points = _WEBB if size < 8 else np.array([-1.0, 1.0])
     return np.vstack([np.ones(size), rng.choice(points, (NUM_DRAWN, size))])
-
-
-def pooled_slopes(
-    y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array
-) -> tuple[list[Jackknife], list[str], float] | None:
-    """Weighted least squares of points (n,) on x (n, q) with one intercept per code.
-
-    Returns:
-        Every slope with its refits without each dataset (NaN where not identified), the names of datasets,
-        and R² within intercepts; None where the slopes are not identified.
-    """
-    scale = np.sqrt((x**2).mean(axis=0))
-    root, scaled = np.sqrt(weights)[:, None], x / np.where(scale > 0, scale, 1.0)
-    member = (intercepts[:, None] == np.unique(intercepts)).astype(float)
-
-    def solve(keep: NDArray[np.bool_], *columns: Array) -> Array:
-        design = np.column_stack([*columns, member[:, member[keep].any(axis=0)]])[keep] * root[keep]
-        few = len(design) < design.shape[1] + MIN_SPARE_POINTS or len(np.unique(groups[keep])) < 2
-        found, _, rank, _ = np.linalg.lstsq(design, y[keep] * root[keep, 0], rcond=1e-6)
-        return np.full(design.shape[1], np.nan) if few or rank < design.shape[1] else found
-
-    everything = np.ones(len(y), dtype=bool)
-    found = solve(everything, scaled)
-    if not np.isfinite(found).all():
-        return None
-    names, q = np.unique(groups), x.shape[1]
-    left_out = np.array([solve(groups != name, scaled)[:q] for name in names]) / scale
-    rest, total = (
-        weights @ (y - design @ solve(everything, *columns)) ** 2
-        for design, columns in ((np.hstack([scaled, member]), (scaled,)), (member, ()))
-    )
-    slopes = [
-        jackknife(value, own) for value, own in zip((found[:q] / scale).tolist(), left_out.T, strict=True)
-    ]
-    return slopes, [str(name) for name in names], 1 - float(rest / total)

@@ -1,8 +1,8 @@
 """Experiments that move one property of a dataset and hold the others: what losses do when only K_F is moved.
 
 A world is a dataset in several arms: its base, and copies in which one dial was turned. Worlds are the
-replicates, and every arm is compared with the base of its own world at equal model and train size. An arm
-counts only where the measures say that it moved what it was meant to move, and that alone.
+replicates; an arm is compared with the base of its own world, and counts only where the measures say that it
+moved what it was meant to move, and that alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ class Effect:
     """What one response does when one property moves: mean over worlds with its 95 % t interval.
 
     Attributes:
-        estimand: ``Δ log loss / Δ log K_F``, ``Δ log loss`` of controls, or ``exponent · d``.
         arm: empty for all arms together.
         theory: the law's value.
         p_zero, p_theory: paired t tests over worlds.
@@ -89,10 +88,8 @@ LOG_R_HAT = "log_r_hat"
 
 
 class Response(NamedTuple):
-    """A logged response: its column, and its slope on log K_F in the paper's bounds.
-
-    R, the distance to the nearest other decision, is a length in pixels, which a control of the pixels' scale
-    moves by itself; so it has no control.
+    """A logged response: its column, its slope on log K_F in the paper's bounds, and whether it has a
+    control: not R, a length in pixels, which a control of the pixels' scale moves by itself.
     """
 
     name: str
@@ -119,15 +116,7 @@ class _Change(NamedTuple):
 
 
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
-    """Gate the arms, estimate the effects and say what came out.
-
-    Args:
-        table: results table of the sweep.
-        arms: every dataset of the intervention; each world has one base.
-
-    Raises:
-        DataError: if the table contradicts itself.
-    """
+    """Gate the arms (every dataset of the experiment), estimate the effects and say what came out."""
     full, _ = t.normalise(table)
     trials, excluded = t.usable_trials(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
     points = t.fitted_points(trials)
@@ -142,9 +131,7 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
 
 
 def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
-    """Judge an arm by its measures at the largest train size that it and its base have: with fewer images K_F
-    is a lower bound of what it is bound for, and d an estimate with a bias.
-    """
+    """Judge an arm by its measures at the largest train size that it and its base have."""
     blank = Gate(arm=arm, sharpness_moved=None, dimension_moved=None, counts=False)
     if base is None:
         return replace(blank, reason=f"world {arm.world} has no base")
@@ -188,8 +175,8 @@ def _effects(
 
 
 def _change(points: pd.DataFrame, gate: Gate, base: Arm, response: Response) -> _Change:
-    """Compare an arm with its base. Where the base is at chance there is nothing that could get worse, and
-    the cell is left out; where only the arm is, its loss is a lower bound of the change, and it stays.
+    """Compare an arm with its base. Where the base is at chance nothing could get worse, and the cell is left
+    out; where only the arm is, its loss is a lower bound of the change, and it stays.
     """
     moved_to, start = (
         points[points[c.DATASET] == name]
@@ -249,7 +236,7 @@ def _effect(
     )  # fmt: skip
     if mean is None or bounds is None:
         return effect
-    error = np.full(2, values.std(ddof=1) / np.sqrt(num))
+    error = values.std(ddof=1) / np.sqrt(num)
     p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
     return replace(effect, p_zero=p_zero, p_theory=p_theory)
 

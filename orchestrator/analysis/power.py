@@ -175,7 +175,7 @@ def claim_p_values(design: Design, sample: Sample) -> dict[str, float]:
     y, x = heights(design, sample)
     terms = (*tested, t.IS_MEDICAL)[: x.shape[1]]
     if len(domains) >= len(terms) + 2:
-        estimates = f.slope_estimates(y, x, terms, domains, tested=tested, seed=0, hopeless=LEVEL)
+        estimates = f.slope_estimates(y, x, terms, domains, tested=tested, hopeless=LEVEL)
         found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
     if len(design.train_sizes) > 1:
         found.append(f.with_exponent(f.Fit(kind="exponent"), exponent_sums(design, sample)))
@@ -282,9 +282,6 @@ def experiment_power(
 
     A world's slope is the mean over its arms of Δ log loss / Δ log K_F. Every arm moves K_F by a factor 2,
     the least that counts; the base, which the arms of a world share, is as noisy as an arm.
-
-    Raises:
-        ConfigError: if fewer than three worlds have an arm that moves K_F, since worlds are the replicates.
     """
     per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
     num = len(per_world)
@@ -322,12 +319,7 @@ def design_of(plan: SweepPlan) -> Design:
 
 
 def planned_power(plan: SweepPlan, *, effect: str = "law", num_tables: int = 200, seed: int = 0) -> Power:
-    """Simulate the analysis of a plan: what it could detect, at how many GPU-hours; see :func:`power`.
-
-    Raises:
-        ConfigError: if the effect is unknown, or there are fewer than three datasets, or fewer than three
-            worlds of an experiment.
-    """
+    """Simulate the analysis of a plan: what it could detect, at how many GPU-hours; see :func:`power`."""
     design, gpu = design_of(plan), GPU_MODELS[DEFAULT_GPU]
     found = power(design, effect=effect, num_tables=num_tables, seed=seed)
     arms = [Arm(arm.dataset, arm.world, arm.moves) for arm in plan.sweep.experiment]

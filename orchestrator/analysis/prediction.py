@@ -3,10 +3,8 @@ needs.
 
 The prior is a mixed model of log loss: log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h
 + s (log N − centre) + error, with a height h and a slope s of each dataset's own. log N is centred in every
-term, so the unit of N, of pixels and of the loss do not matter, whether or not 1/d is in the fit. Variances
-by restricted maximum likelihood (Patterson & Thompson 1971); the class pairs of a dataset are averaged first.
-No floor is fitted: curves of a few sizes cannot tell one. A pilot, a few small trainings on the dataset
-itself, moves the prior.
+term, so that no unit matters, whether or not 1/d is in the fit. Variances by restricted maximum likelihood
+(Patterson & Thompson 1971). A pilot, a few small trainings on the dataset itself, moves the prior.
 
 Shape letters: n points, p fixed effects, G datasets.
 """
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.inference import MIN_SPARE_POINTS, Array, Interval, t_quantile
+from orchestrator.analysis.inference import Array, Interval, t_quantile
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.prediction_inputs import PilotPoint, check_numbers
 from orchestrator.results import table as c
@@ -33,18 +31,20 @@ from search_spaces.errors import DataError, unknown_name
 
 #: The term −(log N − centre) / d of a prior, and the plain one's log N − centre.
 EXPONENT, SLOPE = "exponent", "slope"
-#: Between datasets: what d_data and K_F say of the height. They cost a dataset each, and need some to spare.
+#: What d_data and K_F say of the height: they cost a dataset each, and need some to spare.
 HEIGHT, MIN_DATASETS_FOR_HEIGHT = (t.INVERSE_D, t.LOG_SHARPNESS), 5
 LEVEL = 0.90
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
+#: A fit needs this many points more than models and an exponent.
+MIN_SPARE_POINTS = 3
 #: An interval of train sizes or losses wider than this factor is no answer.
 WIDEST_ANSWER = 1e4
-#: An interval that d_data and K_F make no shorter than this share is worth a pilot, of this many at most.
+#: An interval that d_data and K_F shorten by less than this share is worth a pilot, of this many at most.
 WORTH, MOST_PILOT = 0.30, 6
 #: A pilot's train size beyond the sweep's by more than this factor is said to be far from them.
 FAR = 2.0
-#: Curves of one dataset that are predicted for calibration; more of them say little more of a dataset.
+#: Curves of one dataset that are predicted for calibration.
 MOST_CURVES = 30
 
 
@@ -54,12 +54,9 @@ class CannotBeTold(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prior:
-    """Fixed effects of a sweep's losses and the variances between datasets.
-
-    ``values`` (p,) and ``covariance`` (p, p) are of (mean intercept, ``terms``...). Variances are of a
-    dataset's own height, of its own slope in log N, and of single points, in squared log loss. ``stretch`` is
-    what intervals are made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets
-    left out were.
+    """Fixed effects of a sweep's losses, (p,) and (p, p), of (mean intercept, ``terms``...), and variances of
+    a dataset's own height, of its own slope in log N and of single points. ``stretch`` is what intervals are
+    made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left out were.
     """
 
     terms: tuple[str, ...]
@@ -74,9 +71,8 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """How losses of a sweep grow: a prior that knows d_data and K_F, and a plain one (model and N alone).
-
-    ``doubts`` are what a reader of every prediction from it should know.
+    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one (model and N alone), and
+    what a reader of every prediction should know.
     """
 
     num_datasets: int
@@ -90,8 +86,7 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted loss (nat) or a needed train size (images), with a 90 % interval for a dataset not yet
-    seen.
+    """A predicted loss (nat) or needed train size (images), with a 90 % interval for a dataset not yet seen.
 
     ``value`` is None where it cannot be told, with the reason in ``warning``; ``interval`` where the fit has
     too few datasets for one as well. ``shorter`` says by which share the interval (in log loss) is shorter
@@ -108,9 +103,8 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction with its value under the name of its quantity."""
-        found = asdict(self)
-        bounds = self.interval and [*self.interval]
-        return {found.pop("quantity"): found.pop("value"), **found, "interval": bounds}
+        found = asdict(self) | {"interval": self.interval and [*self.interval]}
+        return {found.pop("quantity"): found.pop("value"), **found}
 
     def lines(self) -> list[str]:
         """Return the answer in words, and what a reader should know of it."""
@@ -254,10 +248,7 @@ def _restricted(
     x: Array, y: Array, z: Array, groups: NDArray[np.intp]
 ) -> tuple[Array, Array, float, float, float]:
     """Fixed effects of y (n,) on x (n, p), their covariance, and the variances of residual, height and slope,
-    whose terms z (n, 2) are; by restricted maximum likelihood.
-
-    The two log ratios of variances are found on a grid that closes in on the best: no start decides the
-    answer.
+    whose terms z (n, 2) are; the two log ratios of variances on a grid that closes in on the best.
     """
     num, p = int(groups.max()) + 1, x.shape[1]
     zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, p)), np.zeros((num, 2))
@@ -300,11 +291,11 @@ def _stretch(
 ) -> tuple[float, ...]:
     """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
 
-    A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses of
-    single trainings are none of this, so every dataset is left out in turn (``refit``) and the curves of its
-    class pairs (``rows``) are predicted from their own smallest sizes, as a user's pilot would be. The factor
-    is the root mean square, over datasets, of error over predicted standard error at the largest N; at least
-    1, since a few lucky datasets make no interval surer. A prior that is not informed takes no pilot.
+    A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses are
+    none of this, so every dataset is left out in turn (``refit``) and the curves of its class pairs
+    (``rows``) are predicted from their own smallest sizes. The factor is the root mean square, over datasets,
+    of error over predicted standard error at the largest N; at least 1. A prior that is not informed takes no
+    pilot.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
@@ -325,9 +316,8 @@ def _stretch(
 
 
 class Curve:
-    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), moved by its pilot.
-
-    Not ``informed``: by the prior that knows nothing of the dataset.
+    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), or where not ``informed``
+    the one that knows nothing of it, moved by its pilot.
     """
 
     def __init__(
@@ -383,9 +373,7 @@ class Curve:
         return None if not plain or ours is None else 1 - ours / plain
 
     def advice(self, train_size: float) -> list[str]:
-        """Say which pilot would shorten an interval that knows hardly more than model and N: that depends on
-        its train sizes alone, not on the losses that it will find.
-        """
+        """Say which pilot would shorten an interval: that depends on its train sizes alone."""
         shorter = self.shorter(train_size)
         if self.num_pilot or shorter is None or shorter >= WORTH:
             return []

@@ -1,10 +1,9 @@
-"""What a prediction starts from: a pilot's losses out of a results table, and the two numbers of a measured
-record.
-"""
+"""What a prediction starts from: a pilot's losses, and the two numbers of a measured record."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ _WAYS_OUT = {
 }
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
 _MEASURED_WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
-#: What parts columns, with its decimal sign: spreadsheets write semicolons where numbers have commas.
-_SEPARATORS = {",": ".", ";": ",", "\t": "."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +40,8 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Losses of small trainings, and what was measured on the largest of their training sets.
-
-    Attributes:
-        points: one per train size: the geometric mean over seeds and class pairs, as in the sweep's fit.
-        d_data, label_sharpness: at the largest train size that has them; None where nothing has.
-        notes: what was left out, with counts.
+    """Losses of small trainings (one per train size, a geometric mean), d_data and K_F at the largest that
+    has them, and what was left out.
     """
 
     points: tuple[PilotPoint, ...]
@@ -59,41 +52,28 @@ class Pilot:
 
 def is_pilot_table(path: Path) -> bool:
     """Tell a CSV file of results from a table of images: its first line names train_size or test_loss."""
-    return path.suffix.lower() == ".csv" and path.is_file() and _separator(path) is not None
-
-
-def _separator(path: Path) -> str | None:
-    """Return what parts the columns of results; None where the first line names neither of the two."""
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline()
-    for separator in _SEPARATORS:
-        if {c.TRAIN_SIZE, c.TEST_LOSS} & {name.strip().strip('"') for name in first.split(separator)}:
-            return separator
-    return None
+        names = re.split("[,;\t]", file.readline().strip())
+    return not {c.TRAIN_SIZE, c.TEST_LOSS}.isdisjoint(name.strip(' "') for name in names)
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
-    """Read a pilot from a CSV file of results.
-
-    Raises:
-        ConfigError: when it is none, holds no usable loss, or is of several datasets.
-    """
+    """Read a pilot from a CSV file of results, with commas, tabs or a spreadsheet's semicolons and 0,5."""
     try:
-        separator = _separator(path) or ","
-        table = pd.read_csv(path, sep=separator, decimal=_SEPARATORS[separator], skipinitialspace=True)
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            separator = max(",;\t", key=file.readline().count)
+        decimal = "," if separator == ";" else "."
+        table = pd.read_csv(path, sep=separator, decimal=decimal, skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise ConfigError("A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT) from None
     return pilot_of(table, model, where=str(path))
 
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
-    """Take a pilot out of a results table.
-
-    Args:
-        table: one row per training.
-        model: the model that the prediction is for; trainings of others are left out. ``pooled`` takes one
-            model's, if the table holds no other's.
-        where: what messages call the table.
+    """Take a pilot out of a results table, which messages call ``where``. Trainings of other models than the
+    one that the prediction is for are left out; ``pooled`` takes one model's, if there is no other.
 
     Raises:
         ConfigError: where nothing usable is left, or what is left is of several models or datasets.
@@ -120,8 +100,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     if rows.empty:
         raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
     if lost := num - len(rows):
-        left = f"{t.plural(lost, 'training')} of the pilot without a usable train size and loss left out"
-        notes.append(left)
+        what = "of the pilot without a usable train size and loss left out"
+        notes.append(f"{t.plural(lost, 'training')} {what}")
     means = np.exp(np.log(rows[c.TEST_LOSS]).groupby(rows[c.TRAIN_SIZE]).mean())
     return Pilot(
         points=tuple(PilotPoint(float(n), float(value)) for n, value in means.items()),
@@ -139,11 +119,7 @@ def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the JSON that ``isweep measure --json`` wrote.
-
-    Raises:
-        ConfigError: when the file is none.
-    """
+    """Read the JSON that ``isweep measure --json`` wrote."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -171,15 +147,7 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
-    """Refuse a K_F that was measured on another scale than those of a sweep, where both say theirs.
-
-    Args:
-        record: what ``isweep measure --json`` wrote.
-        scale: of the sweep's fits; with several scales in one sweep that is its fits' matter.
-
-    Raises:
-        ConfigError: with both scales.
-    """
+    """Refuse a K_F that was measured on another scale than a sweep's one, where both say theirs."""
     sharpness = record.get("label_sharpness")
     if not isinstance(sharpness, Mapping) or len(scale.scales) != 1:
         return
@@ -199,11 +167,7 @@ def check_numbers(
     d_data: float, label_sharpness: float, train_size: float | None, target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:  # fmt: skip
-    """Refuse a question that is none, and numbers that cannot be.
-
-    Raises:
-        ConfigError: with the first of them.
-    """
+    """Refuse a question that is none, and numbers that cannot be."""
     if (train_size is None) == (target_loss is None):
         found = "neither" if train_size is None else "both"
         rule = "A prediction needs either a train size or a target loss"
@@ -213,8 +177,8 @@ def check_numbers(
         "target_loss": target_loss,
     }  # fmt: skip
     numbers = [(name, given) for name, given in asked.items() if given is not None]
-    numbers += [("pilot train size", point.train_size) for point in pilot]
-    numbers += [("pilot loss", point.test_loss) for point in pilot]
+    for point in pilot:
+        numbers += [("pilot train size", point.train_size), ("pilot loss", point.test_loss)]
     for name, given in numbers:
         is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
         value: Any = given if is_number else float("nan")

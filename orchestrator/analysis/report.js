@@ -167,7 +167,7 @@
       const text = [points.columns, ...points.data].map((row) => row.map(quote).join(",")).join("\n");
       const link = make("a");
       link.href = URL.createObjectURL(new Blob([text + "\n"], { type: "text/csv" }));
-      link.download = `${button.dataset.name}.csv`;
+      link.download = `${button.dataset.name.split(".")[0]}.csv`;
       link.click();
       URL.revokeObjectURL(link.href);
     });

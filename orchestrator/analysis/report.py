@@ -53,11 +53,9 @@ def results_table(
 ) -> pd.DataFrame:
     """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures joined.
 
-    ``rows`` are those of MLflow, for where nothing but MLflow can be reached; else they are the result
-    store's, whose numbers are the ones that count: of ``state``, which is read where it is not given.
+    ``rows`` are MLflow's, where nothing else can be reached; else the result store's, of ``state`` if given.
     """
-    if rows is None:
-        rows = (state or read_state(workspace)).rows()
+    rows = (state or read_state(workspace)).rows() if rows is None else rows
     kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
     kept.sort(key=lambda row: [row[name] for name in ROW_ORDER])
     return pd.DataFrame(kept)
@@ -68,18 +66,15 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
 
 
-def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
-    """Fit and write the report from the result store, or from the ``state`` that was read of it; returns the
-    page, None when there is no result yet.
-    """
-    state = state or read_state(workspace)
+def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
+    """Fit and write the report of what the result store has; return the page, None without a result."""
     table = results_table(workspace, state=state)
     if table.empty:
         return None
     fits = fit_scaling_laws(table, arms=arms_of(workspace), explore=True)
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
-    path = write_report(table, fits, folder, sweep=name, summary=summary)
+    path = write_report(table, fits, folder, sweep=name, summary=summary, formats=formats)
     numbers = {name: value for name, value in headline(table, fits).items() if math.isfinite(value)}
     write_atomic(folder / HEADLINE, json.dumps(numbers, indent=1).encode(), durable=False)
     return path
@@ -138,11 +133,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
-    """Return what a sweep found as plain numbers by name, for a tracker.
-
-    These are the best test loss of each dataset, and of every headline question its p-value, alone and
-    adjusted.
-    """
+    """Return, for a tracker, each dataset's best test loss and the p-values of the headline questions."""
     found: dict[str, float] = {}
     if c.TEST_LOSS in table:
         best = table.dropna(subset=[c.TEST_LOSS]).groupby(c.DATASET)[c.TEST_LOSS].min()
@@ -155,13 +146,17 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
 
 
 def write_report(
-    table: pd.DataFrame, fits: ScalingFits, directory: Path, *, sweep: str, summary: Mapping[str, Any]
+    table: pd.DataFrame,
+    fits: ScalingFits,
+    directory: Path,
+    *,
+    sweep: str,
+    summary: Mapping[str, Any],
+    formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet``, ``fits.json`` and
-    ``tables/*.tex``.
+    """Write ``report.html``, whose path is returned, figures, results, ``fits.json`` and ``tables/*.tex``.
 
-    The same input gives the same bytes: no time, host or path is written. Every file is replaced whole, so
-    that a report that is stopped leaves each as it was or as it will be.
+    The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
 
     Args:
         table: the results table that ``fits`` came from.
@@ -169,9 +164,7 @@ def write_report(
         directory: made if absent.
         sweep: name of the sweep, the page's title.
         summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
-
-    Returns:
-        The path of ``report.html``.
+        formats: of figures beside what the page shows: ``pdf``, ``png``.
 
     Raises:
         DataError: if the table contradicts itself.
@@ -188,7 +181,8 @@ def write_report(
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
-    figures, scores = write_figures(ready.points, fits, directory / "figures"), scorecard(ready.full)
+    figures = write_figures(ready.points, fits, directory / "figures", formats)
+    scores = scorecard(ready.full)
     page = _template().render(
         sweep=sweep,
         summary=summary,
@@ -274,9 +268,7 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
 
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
-    """Lay out flat records under the union of their keys, in order of first appearance; as text throughout
-    unless ``numeric_from`` says where numbers start.
-    """
+    """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: lambda record, name=name: _cell(record.get(name)) for name in names}
     return laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
@@ -298,10 +290,8 @@ _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 def trial_data(
     full: pd.DataFrame, devices: Mapping[str, str], runs: Mapping[str, str] | None = None, pages: str = ""
 ) -> dict[str, Any]:
-    """Return header and rows of all trials, ready for JSON; numbers stay numbers.
-
-    Rows are ordered by model, dataset, class pair, N and seed. ``devices`` and ``runs`` say what trials ran
-    on and what the tracker calls their runs, by trial id; ``pages`` stands before that in the address.
+    """Return header and rows of all trials, ready for JSON. ``devices`` and ``runs`` say, by trial id, what
+    they ran on and what the tracker calls their runs; ``pages`` stands before that in the address.
     """
     order = [name for name in (*_CELL, c.SEED) if name in full]
     rows = full.sort_values(order, kind="stable")

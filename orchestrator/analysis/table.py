@@ -1,7 +1,5 @@
-"""Results tables: read and written, checked, and reduced to the points that are fitted.
-
-Every row that cannot be used is counted with its reason, seeds are averaged, and regressors are added. What
-columns and numbers are called in words stands here, once.
+"""Results tables: read and written, checked, and reduced to the points that are fitted; and what columns and
+numbers are called in words.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from tasks.trials.records import TrialStatus
 #: Derived columns of the fitted points.
 LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
 LOG_TRAIN_SIZE, SCALED_LOG_TRAIN_SIZE = "log_train_size", "scaled_log_train_size"
-#: d_data at the largest train size of the dataset and class pair: one number, so that no slope over N mixes
-#: with how the estimate itself grows with N.
+#: d_data at the largest train size of the dataset and class pair, since the estimate itself grows with N.
 D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
 IS_MEDICAL = "is_medical"
@@ -42,8 +39,7 @@ WORDS = {
 #: All models together, each with its own intercept; both domains together.
 POOLED, ALL = "pooled", "all"
 
-#: MLflow cannot store infinity and keeps 1.797e308 in its place; nothing measured here comes near this bound
-#: or its inverse, and products of squares of what lies between them still are numbers.
+#: MLflow keeps 1.797e308 for infinity; nothing measured comes near this bound, whose square is a number.
 LARGEST_VALUE = 1e50
 #: Why a trial that diverged is left out.
 DIVERGED = "diverged (loss stopped being a finite number)"
@@ -65,13 +61,13 @@ def listing(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def number(value: float | None) -> str:
-    """Render a number to three figures, or nothing when there is none."""
+def number(value: float | None, figures: int = 3) -> str:
+    """Render a number to so many figures, or nothing when there is none."""
     if value is None or pd.isna(value):
         return ""
     small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
     large = 1e3 <= abs(value) < 1e7
-    text = f"{value:,.0f}" if large else f"{value:.2e}" if small else f"{value:.3g}"
+    text = f"{value:,.0f}" if large else f"{value:.{figures - 1}e}" if small else f"{value:.{figures}g}"
     return "0" if text == "-0" else text.replace("-", "−")
 
 
@@ -83,13 +79,16 @@ def p_value(value: float | None) -> str:
 
 
 def interval(bounds: Interval | None) -> str:
-    """Render an interval, or a dash when there are too few datasets for one."""
-    return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
+    """Render an interval, to the figures that tell its ends apart; a dash with too few datasets for one."""
+    if bounds is None:
+        return "–"
+    ends = ([number(bound, figures) for bound in bounds] for figures in range(3, 9))
+    low, high = next((pair for pair in ends if pair[0] != pair[1]), [number(bound) for bound in bounds])
+    return f"{low} to {high}"
 
 
-# Files. A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading
-# apostrophe (OWASP, "CSV Injection"), which reading takes off again, so a round trip loses nothing. The
-# apostrophe is escaped too: otherwise a text that really begins with '= would come back without it.
+# A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe
+# (OWASP, "CSV Injection"), which reading takes off again; so is a leading apostrophe itself.
 _RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -146,11 +145,7 @@ _Mistake = tuple[str, str, str]
 
 
 def check_values(table: pd.DataFrame) -> None:
-    """Refuse rows without a name, of a status that is none, or with a part of an image.
-
-    Raises:
-        DataError: with the first of what was found.
-    """
+    """Refuse rows without a name, of a status that is none, or with a part of an image."""
     for mistake in _mistakes_in_values(table):
         raise DataError(*mistake)
 
@@ -213,14 +208,10 @@ def _is_blank(value: Any) -> bool:
 
 
 def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
-    """Tell models apart by what their recipes vary, ``vgg13 (learning_rate=0.0003)``: no fit averages over
-    it.
-
-    Only what varies within one cell is an axis: a recipe that differs between datasets splits no model.
-    """
+    """Tell models apart by what their recipes vary within one cell, ``vgg13 (learning_rate=0.0003)``."""
     if c.RECIPE not in table:
         return table
-    parts = table[c.RECIPE].fillna("").map(_changes)
+    parts = pd.Series([_changes(text) for text in table[c.RECIPE].fillna("")], index=table.index)
     keys = [n for n in (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED, c.DATA_MODE) if n in table]
     axes = set()
     for _, cell in parts.groupby([table[key].fillna("") for key in keys]):
@@ -233,8 +224,7 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changes(recipe: str) -> dict[str, str]:
-    base, *changes = recipe.split("+")
-    return {"recipe": base, **dict(change.split("=", 1) for change in changes if "=" in change)}
+    return dict(change.split("=", 1) for change in f"recipe={recipe}".split("+") if "=" in change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,14 +240,10 @@ class Exclusion:
 
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Check the table, add the columns it lacks as missing, and make stored infinities missing.
+    """Check the table, add the columns it lacks and make stored infinities missing.
 
     Returns:
-        The table sorted by ``trial_id`` (so that row order never decides a result), and the number of
-        unusable values per column.
-
-    Raises:
-        DataError: if a required column is absent or the table contradicts itself.
+        The table sorted by ``trial_id``, and the number of unusable values per column.
     """
     for mistake in _mistakes(table):
         raise DataError(*mistake)
@@ -272,12 +258,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
 
 
 def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that did not diverge, names as they are, with what is no usable number as missing;
-    and how many trials and values that left out.
-
-    Raises:
-        DataError: if a name is blank, a status unknown, or a train size no whole number.
-    """
+    """Return the trials that did not diverge, and how many trials and unusable values that left out."""
     check_values(table)
     done = table.get(c.STATUS, pd.Series("", table.index)).fillna("").isin([c.DONE, ""])
     kept, unusable = _with_numbers(table[done].copy())
@@ -318,10 +299,7 @@ _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharpnessScale:
-    """Whether K_F may be compared over datasets: it depends on pixel range, side and channels.
-
-    ``scales`` are the (pixel range, side, channels) met, with their datasets; ``policy`` is what was done.
-    """
+    """Whether K_F may be compared over datasets, what was done, and the scales met with their datasets."""
 
     comparable: bool
     policy: Policy
@@ -330,10 +308,7 @@ class SharpnessScale:
 
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
-    """Tell whether K_F of a normalised table may be compared over datasets, and what was found.
-
-    Fits that need it are refused where its scales are unequal, or, on ``ignore``, take it as it stands.
-    """
+    """Tell whether K_F, which depends on pixel range, side and channels, may be compared over datasets."""
     measured = table[table[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
     found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
@@ -355,7 +330,7 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
 
 
 def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the scales that a table's K_F was measured on, those alone that are recorded in full."""
+    """Return the scales of a table's K_F that are recorded in full."""
     if not {c.LABEL_SHARPNESS, *_SCALE} <= set(table.columns):
         return ()
     known = table.loc[table[c.LABEL_SHARPNESS].notna(), _SCALE].dropna().drop_duplicates()
@@ -375,11 +350,8 @@ def spell_scale(key: object) -> str:
 
 
 def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that can enter any fit, with log loss, and how many could not (or have none), by
-    reason; each counts under its first.
-
-    A loss of zero or less has no logarithm: the trial stays for fits that need no loss, and is counted.
-    Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
+    """Return the trials that can enter any fit, with log loss, and how many could not (or have none, but stay
+    for fits that need no loss), each under its first reason.
     """
     no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
     reasons = no_trial | {
@@ -396,12 +368,9 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 
 def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
-    """Average trials over seeds and add the regressors: one row per model, dataset, class pair and train
-    size.
+    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
 
-    Losses are averaged as logarithms (a geometric mean), other quantities as they are. ``weight`` makes the
-    class pairs of a dataset count together as one point, so that a dataset with five pairs does not outvote
-    one without.
+    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
     """
     names = [n for n in trials.columns if n not in c.TEXT_COLUMNS and n not in _POINT]
     numbers = [name for name in names if pd.api.types.is_numeric_dtype(trials[name])]
@@ -430,9 +399,7 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
-    """The positive value of a measure at the largest train size that has one, per dataset, pair and data
-    mode.
-    """
+    """The positive value of a measure at the largest train size that has one, per :data:`SUBSET`."""
     known = points[points[name] > 0]
     last = known.groupby(SUBSET)[c.TRAIN_SIZE].transform("max") == known[c.TRAIN_SIZE]
     reference = known[last].groupby(SUBSET)[name].mean()
@@ -460,11 +427,9 @@ def sums_of(points: pd.DataFrame, column: str) -> Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """What one dataset brought to the fits: sizes, measures, and its loss at its largest train size.
-
-    ``loss`` is the geometric mean over models and class pairs of the test loss at the largest train size, and
-    ``loss_gain`` the mean there of what ``attack`` adds to it: that of largest epsilon up to 8/255 (FGSM,
-    where it was run). Measures are means over train sizes and class pairs.
+    """What one dataset brought to the fits. Measures are means over train sizes and class pairs; ``loss`` is
+    the geometric mean over models and class pairs at the largest train size, ``loss_gain`` the mean there of
+    what ``attack`` adds: that of largest epsilon up to 8/255 (FGSM, where it was run).
     """
 
     dataset: str

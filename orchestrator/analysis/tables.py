@@ -44,7 +44,7 @@ def laid_out(
     return Table(key, title, note, tuple(columns), rows, numeric_from)
 
 
-_SPECIAL = {
+_SPECIAL: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
     "≤": r"$\leq$", "≥": r"$\geq$", "≲": r"$\lesssim$", "²": "$^2$", "·": r"$\cdot$", "×": r"$\times$",
@@ -52,19 +52,25 @@ _SPECIAL = {
 }  # fmt: skip
 
 
+#: Columns with longer cells than this are broken into lines, and share this part of a line's width.
+_LONGEST, _WIDTH = 24, 0.5
+
+
 def escape(text: str) -> str:
     """Return text that LaTeX sets as it reads."""
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    return text.translate(str.maketrans(_SPECIAL))
 
 
 def to_latex(table: Table) -> str:
     """Render a table as a ``table`` environment with caption and label; needs the package booktabs."""
-    num_text = min(table.numeric_from, len(table.header))
-    columns = "l" * num_text + "r" * (len(table.header) - num_text)
+    longest = [max(map(len, cells)) for cells in zip(*table.rows, strict=True)] or [0] * len(table.header)
+    broken = rf"p{{{_WIDTH / max(1, sum(size > _LONGEST for size in longest)):.2f}\linewidth}}"
+    sides = ["l" if k < table.numeric_from else "r" for k in range(len(longest))]
+    columns = "".join(broken if n > _LONGEST else side for n, side in zip(longest, sides, strict=True))
     caption = ". ".join(part.rstrip(".") for part in (table.title, table.note) if part)
     header, *rows = (" & ".join(map(escape, cells)) + r" \\" for cells in (table.header, *table.rows))
     begin = [
-        r"\begin{table}", rf"\caption{{{escape(caption)}.}}", rf"\label{{tab:{table.key}}}",
+        r"\begin{table}\small", rf"\caption{{{escape(caption)}.}}", rf"\label{{tab:{table.key}}}",
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule",
     ]  # fmt: skip
     return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
@@ -177,14 +183,15 @@ def claim_table(fits: ScalingFits) -> Table:
         "claims",
         "Headline questions",
         "p is the larger of the t test over datasets and the permutation (or wild cluster bootstrap) test, "
-        "adjusted by Holm over the questions that could be tested. Every other number in this report is "
-        "exploratory.",
+        "adjusted by Holm over the questions that could be tested.",
         [(words, fits.claim(key)) for key, words in QUESTIONS.items()],
         {
             "question": lambda row: row[0],
             "p": lambda row: p_value(row[1] and row[1].p_value),
             "adjusted p": lambda row: p_value(row[1] and row[1].adjusted_p),
-            "answer": lambda row: row[1].verdict if row[1] else "cannot be tested",
+            "answer": lambda row: (
+                f"{'' if row[1].established else 'not '}established" if row[1] else "cannot be tested"
+            ),
         },
     )
 

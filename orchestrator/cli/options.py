@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.running.cluster import RunOptions
 
 
-Check = Callable[[str], object]
-
-
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
     """Return how to read whole numbers from ``least`` to ``below``; ``rule`` words what is allowed."""
 
@@ -67,7 +64,7 @@ def ending(*endings: str) -> Parameter:
     return _each(check, metavar="FILE")
 
 
-def _each(check: Check, **more: Any) -> Parameter:
+def _each(check: Callable[[str], object], **more: Any) -> Parameter:
     """Return how to read an option by applying ``check`` to its value, or to each of several."""
 
     def convert(hint: object, tokens: Sequence[Token]) -> object:
@@ -97,7 +94,7 @@ CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 
 Positive = Annotated[int, whole(1)]
-File = Annotated[Path | None, Parameter(metavar="FILE")]
+File = Annotated[Path | None, _each(lambda text: Path(_named(text)), metavar="FILE")]
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]

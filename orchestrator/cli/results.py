@@ -246,11 +246,13 @@ def report(
     *,
     from_store: o.FromStore = False,
     published: bool = False,
+    figures: tuple[Literal["pdf", "png"], ...] = (),
     place: o.Place = o.Place(),
 ) -> None:
     """Write the report with its figures and print its path.
 
     Args:
+        figures: Write the figures in this format too; may be given twice.
         published: Print the study's own regressions redone on its published numbers, and how this sweep
             agrees with every published quantity; needs no SWEEP.
     """
@@ -263,7 +265,7 @@ def report(
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
     workspace = place.open(sweep)
     state = read_state(workspace)
-    path = written_report(workspace, state)
+    path = written_report(workspace, state, figures)
     if path is None:
         raise no_results(sweep, workspace, place)
     say_what_is_absent(workspace, state, place.hint("run", sweep), tell)
@@ -328,6 +330,7 @@ def claims(
         latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
+    from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
@@ -335,7 +338,8 @@ def claims(
     if sweep is None:
         found = c.published_ledger()
     else:
-        found = c.ledger(read_table(sweep, place, from_store=from_store), sweep=sweep)
+        table, arms = read_table(sweep, place, from_store=from_store), arms_of(place.open(sweep))
+        found = c.ledger(table, sweep=sweep, arms=arms)
     emit(place, found.to_json(), c.describe(found), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))

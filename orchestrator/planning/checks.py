@@ -7,7 +7,7 @@ import os
 import shlex
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,9 @@ from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources import OWN_KINDS, own_kind_of, source_for
 from tasks.sources.base import Listing, RawRequest, SkipItem, hash_key
+from tasks.sources.dicom import is_dicom_name, read_header
+from tasks.sources.labels import plain_id
+from tasks.sources.pictures import is_image_name
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
 """Of the images, the largest that groups and given splits allow."""
 MOST_NAMED, PEEKED, LEAST_TRAINED = 8, 20, 8
 """Classes that a comment names; images that are tried until one can be read; and the fewest to train on."""
+MOST_HEADERS = 2_000
+"""DICOM files whose patients are looked at for a draft: about ten seconds."""
 Sizes = tuple[tuple[int, ...], int]
 """Train sizes, and the size of the test set."""
 UNKNOWN_SIZES: Sizes = ((60, 120, 240), 100)
@@ -248,7 +253,8 @@ def _own(
     spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
     request = RawRequest(own_dataset_spec(name, own), spec, source)
     listing = list_raw(request)
-    found, (channels, is_medical) = counted(listing), _look(request, listing)
+    listed, (channels, is_medical) = counted(listing), _look(request, listing)
+    found = None if listed is None else _with_patients(listed, request, listing)
     path = os.path.relpath(source.absolute(), to.absolute().parent)
     fields = {
         "kind": kind,
@@ -258,15 +264,33 @@ def _own(
         **{key: _flow(value) for key, value in said.items()},
     }
     entry = ", ".join(f"{key}: {value}" for key, value in fields.items())
-    about = "how many images there are is known when they are prepared: isweep run says so"
+    about = "how many images and groups there are is known when they are prepared: isweep run says so"
     lines = [f"    own: {{{entry}}}{'' if domain else '  # natural or medical? guessed'}"]
     if found is not None:
-        about = _described(found)
+        about = _described(found) + ("" if found is listed else ", by the patients of the DICOM headers")
         if len(found.label_names) > 2:
             pair = ", ".join(_flow(label) for label in found.label_names[:2])
             lines.append(f"    # class_pairs: [[{pair}]]  # two classes only; all at once without it")
     sizes = UNKNOWN_SIZES if found is None else _sizes(found, spec, size)
     return (f"  - name: {name}", f"    # {about}", *lines), channels, sizes
+
+
+def _with_patients(found: Counted, request: RawRequest, listing: Listing) -> Counted | None:
+    """Return it with the patients of DICOM headers as groups, as reading does; None for too many files."""
+    groups, ids = found.groups.copy(), dict[str, int]()
+    in_folder = request.dataset.source == "folder"  # where files without an ending are DICOM
+    files = {
+        row: item.locator
+        for row, item in enumerate(listing.items)
+        if not item.group and (is_dicom_name(item.locator) or (in_folder and not is_image_name(item.locator)))
+    }
+    if len(files) > MOST_HEADERS:
+        return None
+    for row, locator in files.items():
+        header = read_header(request.base(), locator)
+        if header and (patient := plain_id(header.known_patient())):
+            groups[row] = ids.setdefault(patient, int(groups[row]))
+    return replace(found, groups=groups) if ids else found
 
 
 def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:

@@ -425,6 +425,22 @@ def _check_estimator(name: str) -> None:
 
 # YAML 1.2 of plain data.
 
+YAML_WORDS = (
+    ("character '\\t'", "a tab; indent with blanks", False),
+    ("cannot start any token", "a sign that no value can begin with; put the text in quotes", False),
+    ("alphabetic or numeric character", "* or & at the beginning of a value; put the text in quotes", False),
+    ("mapping values are not allowed", "a colon that cannot be here; write key: value, one a line, indented "
+     "like the others, and text with a colon in quotes", False),
+    ("could not find expected ':'", "no key: value; a blank must stand behind the colon", True),
+    ("parsing a flow", "a bracket that is not closed, or no comma between its values", True),
+    ("found unexpected end of stream", "a quote that is not closed", True),
+    ("unknown escape character", "a backslash in double quotes; take single quotes", False),
+    ("expected <block end>", "a line that is not indented like those above it, or a sign too many", False),
+    ("expected the node content", "a sign that cannot be here", False),
+    ("found another document", "a second document; take --- out", False),
+)  # fmt: skip
+"""Part of what the parser says, what is wrong in a user's words, and whether to name where it begins."""
+
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
     """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is waited for.
@@ -453,8 +469,9 @@ def read_plain(text: str, origin: str) -> object:
         _check_plain(text, origin)
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        found = ", ".join(filter(None, (error.context, error.problem)))
+        told = ", ".join(filter(None, (error.context, error.problem)))
+        found, opened = next((found for part, *found in YAML_WORDS if part in told), (told, False))
+        mark = (opened and error.context_mark) or error.problem_mark or error.context_mark
         if isinstance(error, DuplicateKeyError):
             key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
             found = f"{key} stands twice"

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 import sqlalchemy
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, Metric, Param, Run, RunData, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -122,7 +122,7 @@ class SweepRuns:
             if finished and known.shown == digest:
                 return False
             data = self.client.get_run(known.run_id).data
-            if _has_too_much(run, wanted, data.params, data.metrics):
+            if _has_too_much(run, wanted, data):
                 self._set_aside(known.run_id)
                 del self._runs[run.run_key]
             elif (
@@ -283,13 +283,13 @@ class SweepRuns:
         self.client.set_tag(run_id, DUPLICATE_TAG, "true")
 
 
-def _has_too_much(
-    run: FlatRun, wanted: Mapping[str, float], params: Mapping[str, str], metrics: Mapping[str, float]
-) -> bool:
-    """Tell whether a param is another one, or a metric of ours is there that the run has not."""
-    if any(params.get(name, value) != value for name, value in run.params.items()):
+def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> bool:
+    """Tell whether a param or the data are other ones, or a metric of ours is there that the run has not."""
+    images = run.tags.get(table.DATA_FINGERPRINT)
+    others = any(data.params.get(name, value) != value for name, value in run.params.items())
+    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
         return True
-    return any(column.origin is not None for column in table.describe(metrics.keys() - wanted.keys()))
+    return any(column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys()))
 
 
 def _missing_points(

@@ -27,7 +27,6 @@ from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
-from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import FailureRecord, ResultStore
 from orchestrator.results.table import FlatRun, Live, Point, Row, milliseconds
 from search_spaces.errors import ConfigError, SetupError
@@ -369,23 +368,12 @@ def make_tracker(
 
 @contextmanager
 def open_tracker(
-    workspace: Workspace,
-    stored: StoredResults,
-    uri: str | None,
-    *,
-    used: bool = True,
-    say: Say = log.info,
-    found: Iterable[FlatRun] | None = None,
+    tracker: Tracker, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = ()
 ) -> Iterator[Tracker]:
-    """Open the tracker of :func:`make_tracker`, bring it up to the store, and close it whatever happens.
-
-    ``found`` are the results of a search; None for those of the sweep.
-    """
-    tracker = make_tracker(workspace, stored.store, uri, used=used, say=say)
+    """Bring a tracker up to what is stored, and close it whatever happens in the block."""
     ending: Ending = "FAILED"
     try:
-        state = judge(workspace, stored)
-        tracker.reconcile(state.flat_runs() if found is None else found, state.failures.values(), wait=False)
+        tracker.reconcile(results, failures, wait=False)
         yield tracker
         ending = "FINISHED"
     except KeyboardInterrupt:

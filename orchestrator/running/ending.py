@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
@@ -206,11 +206,11 @@ def private_folder() -> Iterator[str]:
         with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
             try:
-                with at_forced_end(lambda: _remove(folder)):
+                with at_forced_end(lambda: THIS_MACHINE.remove(folder)):
                     yield str(folder / RAYS)
             finally:
                 # One that was just starting would make the folder again, open to everybody.
-                _end_processes(folder)
+                THIS_MACHINE.remove(folder)
 
 
 @contextlib.contextmanager
@@ -239,30 +239,40 @@ def remove_orphans(paths: RootPaths) -> None:
         draft.unlink(missing_ok=True)
 
 
-def remove_leftovers() -> int:
-    """End the processes and remove the folders of private clusters whose run was killed; returns how many."""
-    removed = 0
-    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
-        # Ours, and its run is gone, which would hold the lock.
+class Processes:
+    """Folders of private clusters on this machine, and this user's processes out of each."""
+
+    def folders(self) -> Iterable[Path]:
+        """Return all of them, and perhaps others'."""
+        return sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+
+    def is_abandoned(self, folder: Path) -> bool:
+        """Tell whether a folder is ours and its run is gone, which would hold the lock."""
         with contextlib.suppress(OSError), open(folder / OWNER_FILE, encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(owner.fileno()).st_uid == os.geteuid():
-                _remove(folder)
-                removed += 1
-                log.info("removed what a killed run left: %s", folder)
+            return os.fstat(owner.fileno()).st_uid == os.geteuid()
+        return False
+
+    def remove(self, folder: Path) -> None:
+        """Kill what still runs out of a folder, and remove it."""
+        for process in _processes(folder):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                os.kill(process, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+THIS_MACHINE = Processes()
+
+
+def remove_leftovers(processes: Processes = THIS_MACHINE) -> int:
+    """End the processes and remove the folders of private clusters whose run was killed; returns how many."""
+    removed = 0
+    for folder in processes.folders():
+        if processes.is_abandoned(folder):
+            processes.remove(folder)
+            removed += 1
+            log.info("removed what a killed run left: %s", folder)
     return removed
-
-
-def _remove(folder: Path) -> None:
-    _end_processes(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_processes(folder: Path) -> None:
-    """Kill what still runs out of a folder."""
-    for process in _processes(folder):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            os.kill(process, signal.SIGKILL)
 
 
 def _processes(folder: Path) -> Iterator[int]:

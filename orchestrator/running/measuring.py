@@ -28,7 +28,7 @@ from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
-from tasks.sources import ARRAY_FILES, OWN_KINDS, own_kind_of
+from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of
 from tasks.sources.base import RawRequest
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def _measure_prepared(
         spec = PreparedSpec.model_validate(wanted)
     except ValidationError as error:
         raise invalid(error) from None
+    check_raw_folder(RawRequest(dataset, spec, raw))
     if raw is None and (paths.prepared(spec) / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
     paths.make()

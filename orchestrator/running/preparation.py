@@ -44,7 +44,7 @@ READ_HERE_S = 30.0
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     """Refuse raw folders of datasets that the sweep does not have, and find all that are missing."""
-    from tasks.sources import FROM_RAW, RawRequest
+    from tasks.sources import FROM_RAW, RawRequest, check_raw_folder
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
     for name in raw:
@@ -53,11 +53,11 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     for spec in workspace.plan.prepared:
         dataset, folder = datasets[spec.dataset], raw.get(spec.dataset)
         needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
-        if needed or folder is not None:
-            try:
-                RawRequest(dataset, spec, None if folder is None else folder.expanduser()).root()
-            except SweepError as error:
-                problems.append(error)
+        request = RawRequest(dataset, spec, None if folder is None else folder.expanduser())
+        try:
+            check_raw_folder(request, needed=needed)
+        except SweepError as error:
+            problems.append(error)
     collect(problems, DataError)
 
 

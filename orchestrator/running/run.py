@@ -21,7 +21,7 @@ from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
-from orchestrator.results.tracking import Tracker, mlflow_uri, open_tracker
+from orchestrator.results.tracking import Tracker, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
 from orchestrator.running.cluster import (
     Cluster,
@@ -80,9 +80,9 @@ def run_sweep(
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     with ExitStack() as stack:
         stored = _begin(workspace, options, monitor, stack)
-        with open_tracker(
-            workspace, stored, options.mlflow_uri, used=options.tracking, say=monitor.note
-        ) as tracker:
+        state, uri = judge(workspace, stored), options.mlflow_uri
+        tracker = make_tracker(workspace, stored.store, uri, used=options.tracking, say=monitor.note)
+        with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:

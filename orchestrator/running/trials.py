@@ -218,7 +218,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._hangs = HangWatch(note, self._execution.process, clock)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
-        self._noted = {""}
+        self._noted, self._begun = {""}, set[str]()
 
     def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
@@ -246,6 +246,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _taken(self, trial_id: str) -> dict[str, Any]:
         """Count the attempt of a cell that is given to Tune, and return what its worker is told."""
         self._attempts[trial_id] += 1
+        self._begun.discard(trial_id)
         cell = self._work.cells[trial_id]
         return {
             "cell": {
@@ -264,6 +265,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_name(trial)
         cell = self._work.cells[trial_id]
         self._work.started(trial_id)
+        self._begun.add(trial_id)
         with self._ends_on_error():
             self._execution.arrays.trial_started(trial_id, self._array(trial_id))
         if self._queue.error is not None:
@@ -407,11 +409,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             places = {i: self._places[i] for i in running if i in self._places}
             killed = self._execution.killed_for_memory(places)
         for trial_id in running:
-            if not killed or trial_id in killed:
+            if trial_id in (killed or self._begun):
                 self._lost(trial_id, failure)
                 continue
-            # It has ended through no fault of its own: no attempt is counted.
-            reason = f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}"
+            # It has ended through no fault of its own, or waited for its worker: no attempt is counted.
+            reason = f"Tune ended: {failure.message} {', '.join(sorted(killed))}".strip()
             self._tell(trial_id, "stopped", reason)
             self._attempts[trial_id] -= 1
             self._waits_again(trial_id, 0.0)

@@ -14,7 +14,7 @@ from orchestrator.planning.sweep_file import SweepSource, write_plain
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance
-from orchestrator.results.tracking import Tracker, mlflow_uri, open_tracker
+from orchestrator.results.tracking import Tracker, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
 from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
@@ -133,9 +133,9 @@ class _Tuning:
         search.go_on(earlier.trainings())
         records = earlier.records
         num_known = len(records)
-        searched, options, found = self._search_workspace(), self.options, map(flat_search, records.values())
-        uri, used, say = options.mlflow_uri, options.tracking, self.monitor.note
-        with open_tracker(searched, stored, uri, used=used, say=say, found=found) as tracker:
+        workspace, uri, used = self._search_workspace(), self.options.mlflow_uri, self.options.tracking
+        tracker = make_tracker(workspace, stored.store, uri, used=used, say=self.monitor.note)
+        with open_tracker(tracker, map(flat_search, records.values())):
             tracker.check()
             if not search.done:
                 self._run(search, stored, earlier, tracker)

@@ -1,9 +1,7 @@
 """Bias-corrected intrinsic dimension, by simulating manifolds of known dimension at the user's sample size.
 
-Neighbour-based estimators fall short when dimension is high for the number of points: 20 neighbours among
-1,000 points in 24 dimensions are not close, and half of a cube of that dimension is edge. How far they fall
-short depends on the shape as well: at the same dimension and size a sphere, a cube, a Gaussian cloud and a
-curled-up sheet give different values. But they also differ in other statistics of the same distances. So:
+Neighbour-based estimators fall short when dimension is high for the number of points, by how much depends on
+the shape as well; but shapes also differ in other statistics of the same distances. So:
 
 1. Four statistics are taken from the data: ``ln d`` by MLE, its change from k/2 to k neighbours, the spread
    of ``ln T_k`` over points in units of what even density would give, and the coefficient of variation of
@@ -14,8 +12,6 @@ curled-up sheet give different values. But they also differ in other statistics 
    noise of simulated statistics plus a part of their spread between families at that dimension, because
    real data are in none of the families: `VALUE_SPREAD` of it for the value, the distribution's mean in
    ln d, and the more cautious `INTERVAL_SPREAD` for the interval, its central part.
-
-Moving points isometrically into more pixels changes no distance: the embedding only bounds d.
 """
 
 from __future__ import annotations
@@ -71,8 +67,7 @@ MANIFOLDS: dict[str, Callable[[int, int, np.random.Generator], Points]] = {
     ),
     # Beta(10, 1/2) coordinates, as in Hein & Audibert's benchmark: strongly uneven density.
     "beta_cloud": lambda num_points, dimension, rng: rng.beta(10, 0.5, size=(num_points, dimension)),
-    # A curved cube, coordinates wound around each other: coordinate i sets the radius u_{i+1} and the angle
-    # 2π u_i of a circle, as in the nonlinear manifolds of Hein & Audibert (2005).
+    # A curved cube, coordinates wound around each other, as in Hein & Audibert (2005).
     "curled": _curled,
     # A rolled-up sheet; above dimension 2 with further flat directions of the sheet's width.
     "swiss_roll": _swiss_roll,
@@ -84,14 +79,13 @@ DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NUM_REPEATS = 3
 # Probability of the interval.
 LEVEL = 0.9
-# Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md.
-# A small part makes the best values, but intervals that are too sure of shapes they have not seen: of
-# families left out (dimensions 2 to 50, 500 points) they held 74 % with a part of 1, 85 with 4, 88 with 6.
+# Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md: a
+# small part makes the best values, but intervals that are too sure of shapes they have not seen.
 VALUE_SPREAD = 0.3
 INTERVAL_SPREAD = 6.0
-# Interpolation between grid dimensions is not better than about one percent.
+# Of interpolation between grid dimensions.
 INTERPOLATION_ERROR = 0.01
-# Simulating more points than this costs minutes and corrects ever less; larger data are thinned to it.
+# Larger data are thinned to this: simulating more points costs minutes and corrects ever less.
 MAX_POINTS = 2500
 NUM_PAIR_ROWS = 256
 # Above this, values and intervals of sets outside all families are off more often than the level says.
@@ -102,19 +96,14 @@ MISFIT = 13.28
 
 @dataclass(frozen=True)
 class CalibratedDimension:
-    """A bias-corrected estimate.
+    """A bias-corrected estimate, None where undefined for ``reason``.
 
     Attributes:
-        value: Corrected dimension, or None when undefined.
         interval: Central interval of probability ``level``.
         uncorrected: MLE normalised by k-1 on the same points.
         num_points: Points that the correction looked at, and that each simulation had.
-        num_neighbors: k.
-        level: Probability of the interval.
         families: Weight of each family of manifolds.
-        num_simulations: Simulated samples.
         notes: What a reader should know.
-        reason: Why ``value`` is None.
     """
 
     value: float | None
@@ -124,7 +113,6 @@ class CalibratedDimension:
     num_neighbors: int
     level: float
     families: dict[str, float]
-    num_simulations: int
     notes: tuple[str, ...] = ()
     reason: str | None = None
 
@@ -138,13 +126,8 @@ class CalibratedDimension:
 
 @dataclass(frozen=True)
 class Simulations:
-    """Statistics of simulated manifolds.
-
-    Attributes:
-        families: Names.
-        log_dimensions: ``(num_dimensions,)`` ln d of the grid.
-        statistics: ``(num_families, num_dimensions, num_repeats, 4)``, NaN where a family has no such
-            dimension.
+    """Statistics of simulated manifolds, ``(num_families, num_dimensions, num_repeats, 4)``, over a grid of
+    ln d (num_dimensions,); NaN where a family has no such dimension.
     """
 
     families: tuple[str, ...]
@@ -172,18 +155,13 @@ def calibrate(
         executor: Where simulations run; in this process when None.
         precision: How products are formed.
         seed: Of thinning and simulations.
-
-    Returns:
-        The corrected value. ``docs/measures.md`` says how often its interval covers the true dimension on
-        fresh samples of the families, on families left out of the simulations, and on the benchmark manifolds
-        of the field; shapes far from every family are covered less often than ``LEVEL`` says.
     """
     source = as_source(rows)
     kept = np.arange(source.num_rows) if keep is None else np.asarray(keep)
     if len(kept) > MAX_POINTS:
         kept = np.sort(np.random.default_rng(seed).choice(kept, MAX_POINTS, replace=False))
     num_points = len(kept)
-    undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {}, 0)
+    undefined = CalibratedDimension(None, None, None, num_points, num_neighbors, LEVEL, {})
     if num_points < 4 * num_neighbors:
         reason = f"needs at least {4 * num_neighbors} distinct points, has {num_points}"
         return replace(undefined, reason=reason)
@@ -260,8 +238,7 @@ def _pair_distances(source: BlockSource, kept: npt.NDArray[Any]) -> FloatArray:
 
 def dimension_grid(estimate: float, ambient: int) -> list[int]:
     """Dimensions worth simulating: from well below the raw estimate to where it could have come from."""
-    # The raw value is at most a fifth too high on curled shapes, and falls short by up to a factor that
-    # itself grows with dimension (2 at 32, 3 at 70, for 1,000 points).
+    # The raw value falls short by up to a factor that grows with dimension (2 at 32, 3 at 70).
     low, high = estimate / 2, 3 * estimate + 0.05 * estimate**2
     inside = [d for d in DIMENSIONS if low <= d <= high and d <= ambient]
     below = [d for d in DIMENSIONS if d < min([*inside, ambient + 1])][-1:]
@@ -305,7 +282,6 @@ def posterior(
         num_neighbors=num_neighbors,
         level=LEVEL,
         families=dict(zip(simulations.families, weight.sum(axis=1).tolist(), strict=True)),
-        num_simulations=int(np.isfinite(simulations.statistics[..., 0]).sum()),
         notes=tuple(notes),
     )
 

@@ -1,6 +1,6 @@
 """Exact squared distances between two blocks of rows: fast where rounding is harmless, direct where not.
 
-The numerics in one paragraph. ``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which
+``|a-b|² = |a|² + |b|² - 2ab`` turns distances into a matrix product, which
 is fast, but it loses digits when two rows are much closer to each other than to the origin. Rows are
 therefore centred first; products are summed over chunks of features, in float32 inside a chunk and in
 float64 across chunks; and every pair whose squared distance is a small share of ``|a|² + |b|²`` is
@@ -22,8 +22,7 @@ from tasks.measures.products import MAX_FEATURES, Product, SignedBytes
 FloatArray = npt.NDArray[np.floating[Any]]
 
 # Share of |a|²+|b|² under which the expanded form may be off by more than 1e-5 (float32) or 1e-7 (float64)
-# of the distance. Measured, not proved: float32 products over 8,192 features are off by about 3e-7 of
-# |a|²+|b|² at worst, float64 ones by about 1e-15; tests hold the promise on data made to break it.
+# of the distance; measured, and held by tests on data made to break it.
 CLOSE_SHARE = {"float32": 0.02, "float64": 1e-8}
 
 # Squared distances under which products may have underflowed.
@@ -37,7 +36,7 @@ _DIRECT_BYTES = 32 << 20  # memory for one batch of directly recomputed pairs
 
 @runtime_checkable
 class BlockSource(Protocol):
-    """Rows that can be read a block at a time; picklable, so that a worker reads on its own node."""
+    """Rows that can be read a block at a time; picklable."""
 
     @property
     def num_rows(self) -> int:
@@ -53,7 +52,7 @@ class BlockSource(Protocol):
 
 @dataclass(frozen=True)
 class ArraySource:
-    """A source whose rows are in memory; in Ray's object store the workers of a node share one copy."""
+    """A source whose rows are in memory."""
 
     array: npt.NDArray[Any]
 
@@ -85,8 +84,7 @@ class Precision:
         dtype: ``"float32"`` or ``"float64"``, of products within one chunk of features.
         chunk_features: Features per chunk; bounds the memory of the centred copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
-        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says; see
-            `tasks.measures.distances`.
+        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says.
     """
 
     dtype: str = "float32"
@@ -96,10 +94,8 @@ class Precision:
 
 
 def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
-    """Mean of a few slices spread over the rows, float64 ``(num_features,)``.
-
-    Any centre gives the same distances; one near the mean keeps the products small. Integer rows get a
-    whole-numbered centre, so that centred pixels stay exact in float32.
+    """Mean of a few slices spread over the rows, float64 ``(num_features,)``, which keeps the products small;
+    of integer rows a whole number, so that centred pixels stay exact in float32.
     """
     total = source.num_rows
     starts = np.unique(np.linspace(0, max(total - 64, 0), max(num_rows // 64, 1)).astype(int))
@@ -117,18 +113,17 @@ def flatten(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def squared_distances(
     a: npt.NDArray[Any], b: npt.NDArray[Any] | None, centre: FloatArray, precision: Precision
 ) -> tuple[FloatArray, str]:
-    """Squared distances between the rows of two blocks, or within one block.
+    """Squared distances between the rows of two blocks, or within one block, which costs half.
 
     Args:
         a: ``(num_a, num_features)``, any real dtype.
-        b: ``(num_b, num_features)``, or None for the distances of ``a`` to itself, which costs half.
+        b: ``(num_b, num_features)``, or None for the distances of ``a`` to itself.
         centre: ``(num_features,)`` float64, subtracted from both.
         precision: How the products are formed.
 
     Returns:
-        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when float32
-        was asked for but too many pairs were too close for it. A caller with more blocks of the same
-        data saves time by asking for that dtype from then on.
+        ``(num_a, num_b)`` squared distances, and the dtype that was needed: ``"float64"`` when too many pairs
+        were too close for float32; a caller with more blocks saves time by asking for it from then on.
     """
     squared, norms_a, norms_b = _expanded(a, b, centre, precision)
     close = _close_pairs(squared, norms_a, norms_b, precision.dtype)
@@ -151,7 +146,7 @@ def squared_distances(
 def direct_squared_distances(
     a: npt.NDArray[Any], b: npt.NDArray[Any], rows: npt.NDArray[Any], columns: npt.NDArray[Any]
 ) -> FloatArray:
-    """Squared distances of the pairs ``(a[rows], b[columns])`` from their differences, in float64."""
+    """Squared distances of ``(a[rows], b[columns])`` from their differences, in float64."""
     result = np.empty(len(rows))
     step = max(1, _DIRECT_BYTES // (16 * max(a.shape[1], 1)))
     for start in range(0, len(rows), step):
@@ -235,17 +230,15 @@ def _close_pairs(
     return rows[keep], columns[keep]
 
 
-# Images are bytes before they are anything else. As uint8, as floats that are whole numbers up to 255, or
-# as floats that are such numbers divided by 255, their differences are whole numbers of one unit, and
-# ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on block
-# size, order, number of threads or machine. Bytes are shifted by 128, which changes no difference, so that
-# they fit the signed 8-bit products of `tasks.measures.products`.
+# Images are bytes: as uint8, or as floats that are whole numbers up to 255, or such numbers divided by 255.
+# Then ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on
+# block size, order, threads or machine. Bytes are shifted by 128, to fit signed 8-bit products.
 
 IntArray = npt.NDArray[np.integer[Any]]
 
 # What one grey level may be in the array: whole numbers, or 255 levels between 0 and 1.
 UNITS = (1.0, 1 / 255)
-# Squared distances below 255² per feature fit int32 up to this many features, and int64 beyond.
+# Squared distances fit int32 up to this many features, and int64 beyond.
 INT32_FEATURES = (2**31 - 1) // 255**2
 
 _NORM_ROWS = 64  # rows per product whose diagonal are the norms: wasteful, and still faster than summing
@@ -285,10 +278,8 @@ class ByteRows:
 
 
 def as_bytes(source: BlockSource) -> BlockSource:
-    """Rows in memory as bytes, where they are bytes in a wider type; anything else as it is.
-
-    A quarter of the memory of float32 is spent once, so that the wide rows are looked at once only, and so
-    that it is bytes that are sent to other processes.
+    """Rows in memory as bytes, where they are bytes in a wider type, which is then looked at once; anything
+    else as it is.
     """
     if not isinstance(source, ArraySource) or is_byte_dtype(source.array.dtype) or not source.array.size:
         return source
@@ -300,10 +291,8 @@ def as_bytes(source: BlockSource) -> BlockSource:
 
 
 def byte_units(rows: npt.NDArray[Any]) -> set[float]:
-    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255, to the last bit.
-
-    Bytes divided by 255 have been rounded to their dtype; a value counts as such a quotient if it is the
-    very float that the division gives. Half-precision floats are too coarse for that.
+    """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255: the very float that dividing
+    by 255 gives, for which half-precision floats are too coarse.
     """
     if is_byte_dtype(rows.dtype):
         return {1.0}
@@ -361,11 +350,7 @@ def squared_norms(rows: SignedBytes, product: Product) -> npt.NDArray[np.int64]:
 
 
 def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
-    """Products of the rows of two blocks; that of a block with itself holds its norms.
-
-    Returns:
-        ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, else int64.
-    """
+    """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else int64."""
     dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
     total: IntArray | None = None
     for part in _feature_parts(a.shape[1]):
@@ -378,7 +363,7 @@ def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
 
 
 def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]) -> IntArray:
-    """Turn products of rows into squared distances, in place; no step can leave the dtype of `gram`."""
+    """Turn products of rows into squared distances, in place and in the dtype of `gram`."""
     products *= -2
     products += norms_a[:, None].astype(products.dtype)
     products += norms_b.astype(products.dtype)

@@ -31,14 +31,11 @@ class IntrinsicDimension:
     """An estimate with what is needed to judge it.
 
     Attributes:
-        estimator: ``"mle"``, ``"twonn"`` or ``"gride"``.
         value: The estimate, or None when it is undefined; ``reason`` then says why.
         std_error: Its standard error, by the way that ``convention`` names.
         num_points: Points that the value averages over, after duplicates and ties were left out.
-        num_neighbors: Neighbours used per point.
-        convention: The formula, in words.
         num_dropped: Points left out because their neighbour distances are zero.
-        reason: Why ``value`` is None.
+        convention: The formula, in words.
         details: More of the same estimator, such as its curve over scales.
     """
 
@@ -79,14 +76,8 @@ BLOCK_POINTS = 10
 def neighborhood_blocks(
     indices: npt.NDArray[Any], good: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.int64]:
-    """Divide points into disjoint blocks of neighbours, greedily in the order of the points.
-
-    Args:
-        indices: ``(num_points, num_neighbors)`` neighbours of each point, -1 where there is none.
-        good: ``(num_points,)`` points that take part; all when None.
-
-    Returns:
-        ``(num_good,)`` block number of each point that takes part.
+    """Divide points into disjoint blocks of neighbours ``(num_points, num_neighbors)``, greedily in the order
+    of the points; returns the block of each that is ``good`` (num_points,), of all when None.
     """
     block = np.full(len(indices), -1, np.int64)
     number = 0
@@ -108,13 +99,8 @@ def block_std_error(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> float | None:
-    """Standard deviation of a statistic over resamples of blocks; None when fewer than two define it.
-
-    Args:
-        statistic: Function of ``(num_points,)`` multiplicities; None when undefined for them.
-        blocks: ``(num_points,)`` block of each point.
-        seed: Of the draws.
-        num_resamples: Draws.
+    """Standard deviation of a statistic, a function of multiplicities (num_points,) or None, over resamples
+    of ``blocks`` (num_points,); None when fewer than two define it.
     """
     num_blocks = int(blocks.max(initial=-1)) + 1
     if num_blocks < 2:
@@ -132,14 +118,8 @@ def block_std_error(
 
 @dataclass(frozen=True)
 class Neighborhoods:
-    """What an estimator looks at: the points that have all their neighbours, none at distance zero.
-
-    Attributes:
-        distances: ``(num_good, num_neighbors)``, ascending.
-        indices: ``(num_points, num_neighbors)`` neighbours of all points.
-        good: ``(num_points,)`` which of them these are.
-        discard_fraction: Of TwoNN.
-        seed: Of bootstraps.
+    """What an estimator looks at: the distances (num_good, num_neighbors) of points that have all their
+    neighbours, none at zero; the neighbours of all points, and which of them are those.
     """
 
     distances: FloatArray
@@ -162,12 +142,10 @@ def _mle(near: Neighborhoods) -> Fit:
 
     ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
 
-    Where density is even the sum has the mean ``(k - 1)/d``, so that k - 1 is the unbiased divisor where
-    inverses are averaged. The study's code divides by k - 2, and so does the value, which is compared with
-    the study's laws; ``value_k_minus_1`` is the other, 19/18 of it at k = 20. The standard error is by the
-    delta method, ``d² · sd(inverse) / √n``, which takes points as independent; ``std_error_bootstrap``
-    resamples blocks of neighbouring points. ``curve`` has both values for every smaller k: of the two only
-    the latter does not change with k for the divisor's sake alone.
+    k - 2 is the divisor of the study's code; k - 1, of ``value_k_minus_1``, is the unbiased one where
+    inverses are averaged. The standard error is by the delta method, ``d² · sd(inverse) / √n``, which takes
+    points as independent; ``std_error_bootstrap`` resamples blocks of neighbouring points. ``curve`` has both
+    values for every smaller k.
     """
     logs, k = np.log(near.distances), near.distances.shape[1]
     inverses = inverse_dimensions(logs, k, 2)
@@ -226,10 +204,9 @@ def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: 
 def _gride(near: Neighborhoods) -> Fit:
     """Generalised ratios (Denti et al. 2022): likelihood of ``T_{2n}/T_n`` for n = 1, 2, 4, ...
 
-    For points of locally constant density the ratio μ = T_{n2}/T_{n1} has the density
-    ``d (μ^d - 1)^(n2-n1-1) / (μ^((n2-1)d+1) B(n2-n1, n1))``; d maximises the likelihood. The value is the one
-    at the largest scale (least variance); ``curve`` has every scale with its standard error from the observed
-    information, and the mean distance at which it looks.
+    For points of locally constant density the ratio μ = T_{n2}/T_{n1} has the density ``d (μ^d - 1)^(n2-n1-1)
+    / (μ^((n2-1)d+1) B(n2-n1, n1))``. The value is that of the largest scale; ``curve`` has every scale with
+    its standard error from the observed information, and its mean distance.
     """
     curve = []
     for n1 in [2**j for j in range(20) if 2 ** (j + 1) <= near.distances.shape[1]]:
@@ -314,14 +291,7 @@ def estimate(
     discard_fraction: float = 0.1,
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
-    """Run several estimators on one table of neighbours.
-
-    Args:
-        table: Neighbours of the points, as wide as `table_width` says.
-        num_neighbors: k of the MLE, 20 as in Konz & Mazurowski; the largest scale of Gride is within it.
-        estimators: Names.
-        discard_fraction: Of TwoNN.
-        seed: Of bootstraps.
+    """Run several estimators on one table of neighbours, as wide as `table_width` says.
 
     Raises:
         DataError: If ``num_neighbors`` leaves nothing to divide by, or ``discard_fraction`` is not in [0, 1).

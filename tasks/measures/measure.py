@@ -1,8 +1,7 @@
 """Both measures of a dataset, for all its train sizes, with everything needed to judge them.
 
-Two equal images are at distance zero, where logarithms and inverses break. Policy: of rows with the same
-bytes the first one stays and the later ones are left out of every measure, and counted; if their labels
-differ they are conflicts, and listed.
+Two equal images are at distance zero, where logarithms and inverses break: the first one stays and the later
+ones are left out of every measure, and counted; if their labels differ they are conflicts, and listed.
 """
 
 from __future__ import annotations
@@ -136,11 +135,10 @@ def measure_array(
             ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure beside all images; None for all only.
-        num_neighbors: k of the MLE; None for the one of ``settings``, which is 20 unless given.
-        seed: Of the order that subsets are prefixes of, of bootstraps; None for the one of
-            ``settings``, which is 0 unless given.
+        num_neighbors: k of the MLE; None for that of ``settings``, 20 unless given.
+        seed: Of the order that subsets are prefixes of, and of bootstraps; likewise, 0 unless given.
         executor: Where block tasks run; in this process, without Ray, when None.
-        settings: All settings; the two above are short for setting them here.
+        settings: All others.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row numbers of
@@ -181,8 +179,7 @@ def intrinsic_dimension(
     Args:
         features: ``(num_points, ...)`` real numbers, in any order.
         executor: Where block tasks run; in this process when None.
-        settings: Of `MeasureSettings`: ``num_neighbors``, ``estimators``, ``discard_fraction``, ``seed``,
-            ``block_rows``.
+        settings: Of `MeasureSettings`.
 
     Returns:
         One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
@@ -221,16 +218,8 @@ def _sharpness(
     part: slice,
     convention: SharpnessConvention,
 ) -> LabelSharpness | None:
-    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly.
-
-    Args:
-        profile: Which rows are measured.
-        labels: ``(num_kept,)``, or None when there are none.
-        search: What was found for all sizes.
-        table: The size's own.
-        samples: ``(num_samples, num_kept)`` members of the samples of all sizes.
-        part: Which of them are the size's.
-        convention: What distances are measured in.
+    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly; ``part`` are
+    the size's of the samples of all sizes, ``(num_samples, num_kept)``.
     """
     if labels is None:
         return None
@@ -257,9 +246,8 @@ def _refine_minimum(
     source: BlockSource, rows: npt.NDArray[Any], nearest: FloatArray, ids: npt.NDArray[Any]
 ) -> None:
     """Recompute in place the distances that could be the smallest."""
-    if not np.isfinite(nearest.min(initial=np.inf)):
-        return
-    candidates = np.flatnonzero(nearest <= nearest.min() * _NEAR_MINIMUM)[:_MAX_CANDIDATES]
+    near = np.isfinite(nearest) & (nearest <= nearest.min(initial=np.inf) * _NEAR_MINIMUM)
+    candidates = np.flatnonzero(near)[:_MAX_CANDIDATES]
     one = np.zeros(1, np.intp)
     for i in candidates.tolist():
         a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))
@@ -353,10 +341,8 @@ def profile_rows(
 def row_keys(
     source: BlockSource, start: int, stop: int
 ) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
-    """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
-
-    The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never
-    be missed; that rows with equal keys are equal must be confirmed on all their values.
+    """Return a 64-bit key per row, from a fixed random choice of its values, so that equal rows have equal
+    keys; the rows not finite, the `byte_units`, the dtype.
 
     Raises:
         DataError: If rows are no real numbers.
@@ -374,35 +360,24 @@ def row_keys(
     words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
     keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
     units = byte_units(rows)
-    bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" and not units else []
+    bad: list[int] = []
+    if rows.dtype.kind == "f" and not units:
+        with np.errstate(over="ignore", invalid="ignore"):  # a finite sum proves that a row is finite
+            suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
+        bad = (suspects[~np.isfinite(rows[suspects]).all(axis=1)] + start).tolist()
     return keys, bad, units, rows.dtype.str
 
 
-def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Rows that hold NaN or infinity; a finite sum proves that a row holds neither."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
-    found: npt.NDArray[np.intp] = suspects[~np.isfinite(rows[suspects]).all(axis=1)]
-    return found
-
-
 def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """First equal row of every row; rows with equal keys are told apart by digests of all their values.
-
-    Pairs are not compared: images that differ in few pixels only may all have one key.
-    """
+    """First equal row of every row; rows with equal keys are told apart by digests of all their values."""
     first_of = np.arange(len(keys))
     order = np.argsort(keys, kind="stable")
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for group in np.split(order, edges):
-        if len(group) < 2:
-            continue
         firsts: dict[bytes, int] = {}
-        for row in np.sort(group).tolist():
-            first_of[row] = firsts.setdefault(_digest(source.read(row, row + 1)), row)
+        for row in np.sort(group).tolist() if len(group) > 1 else ():
+            values = source.read(row, row + 1)
+            without_minus_zero = np.ascontiguousarray(values + np.zeros((), values.dtype))
+            digest = hashlib.blake2b(without_minus_zero.data, digest_size=32).digest()
+            first_of[row] = firsts.setdefault(digest, row)
     return first_of
-
-
-def _digest(values: npt.NDArray[Any]) -> bytes:
-    without_minus_zero = values + np.zeros((), values.dtype)
-    return hashlib.blake2b(np.ascontiguousarray(without_minus_zero).data, digest_size=32).digest()

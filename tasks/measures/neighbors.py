@@ -1,11 +1,10 @@
 """Exact nearest neighbours, and nearest rows with another label, for all nested train sizes in one pass.
 
 Train subsets are prefixes of one order of rows: size n means rows ``0 .. n-1``. A pair ``(i, j)`` belongs
-to every size above ``max(i, j)``, so it is enough to file it once, under the smallest train size that
-holds both (its *shell*); the table of a size is the merge of the shells up to it. Distances are symmetric,
-so each block of pairs is computed once and serves both sides. What a block finds is merged by "keep the k
-smallest" and "keep the minimum", of equal distances the one to the earlier row: that is associative and
-commutative, so any division of the blocks over workers gives the same tables.
+to every size above ``max(i, j)``, so it is filed once, under the smallest train size that holds both (its
+*shell*); the table of a size is the merge of the shells up to it. Each block of pairs is computed once and
+serves both sides. What it finds is merged by "keep the k smallest" and "keep the minimum", of equal distances
+the one to the earlier row, so any division of the blocks over workers gives the same tables.
 
 Rows of bytes go the exact way: one large block of rows is held in int8, and columns stream past it in pieces,
 the next piece being read and shifted while one is multiplied. All else goes the float way, in square blocks.
@@ -28,6 +27,7 @@ from tasks.measures.distances import (
     BlockSource,
     ByteRows,
     FloatArray,
+    IntArray,
     Precision,
     as_bytes,
     as_source,
@@ -43,11 +43,9 @@ from tasks.measures.distances import (
 from tasks.measures.products import Product, SignedBytes, check_device, choose_product, num_threads
 from tasks.remote import Executor, InlineExecutor
 
-# The product of two blocks of image rows takes long enough to hide all else, and the working set (products in
-# float64 and float32, two chunks of centred features) stays near 200 MB per worker.
+# The product of two such blocks hides all else, and the working set stays near 200 MB per worker.
 BLOCK_ROWS = 2048
-# Rows of one side of a tile, so that what a task sends back stays small however many rows there are; more for
-# one worker, whose one result is the whole.
+# Rows of one side of a tile, so that what a task sends back stays small; more for one worker.
 TILE_ROWS, TILE_ROWS_OF_ONE = 16384, 1 << 18
 # Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
 TILES_PER_WORKER = 5
@@ -55,16 +53,15 @@ TILES_PER_WORKER = 5
 SPREAD_WORK = 1e11
 # What ``precision`` says of distances that were formed in whole numbers.
 EXACT = "exact integer"
-# Rows of bytes that pass by a block at a time: fine enough that the diagonal costs little more than half, and
-# that a block of distances stays in the cache while it is filed. Images may have any number of pixels: not
-# more bytes than this, of which two pieces are in memory.
+# Rows of bytes that pass by a block at a time, so that the diagonal costs little more than half and a block
+# of distances stays in the cache while it is filed; and not more bytes than this, of which two pieces are
+# held.
 PIECE_ROWS, PIECE_BYTES = 256, 64 << 20
 # Bytes held while others pass by.
 HELD_BYTES = 256 << 20
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
-IntArray = npt.NDArray[np.integer[Any]]
 Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
 
 
@@ -76,9 +73,8 @@ def far(dtype: np.dtype[Any]) -> float | int:
 
 
 class Partial:
-    """The best found so far for positions ``start`` to ``stop``; merges associatively.
-
-    Neighbours are filed by shell, ``squared[shell]``; nearest opposites by shell and, after these, by sample.
+    """The best found so far for positions ``start`` to ``stop``: neighbours by shell, ``squared[shell]``, and
+    nearest opposites by shell and, after these, by sample.
     """
 
     def __init__(
@@ -126,7 +122,7 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
 
 
 def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
-    """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
+    """Lower ``best[rows]`` to smaller row minima of ``squared``, and note their columns."""
     nearest = squared.min(axis=1)
     near = np.flatnonzero((nearest <= best[rows]) & (nearest < far(squared.dtype)))
     if not len(near):
@@ -169,12 +165,10 @@ class Job:
     """What every block task needs to know besides its rows; shared once.
 
     Attributes:
-        source: Where rows are read.
         rows: Source row behind each position, ascending; dropped duplicates are absent.
         labels: ``(num_positions,)`` label codes, or None when only neighbours are wanted.
         shells: ``(num_positions,)`` index of the smallest train size that holds the position.
         subsets: ``(num_subsets, num_positions)`` bool, samples whose nearest opposites are wanted too.
-        centre: ``(num_features,)``.
         work: Multiply-adds that each worker does in all.
         byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all others.
     """
@@ -193,11 +187,7 @@ class Job:
     byte_dtype: np.dtype[Any] | None = None
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``.
-
-        Raises:
-            DataError: If rows were said to be bytes of one type, and these are of another.
-        """
+        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``."""
         wanted = self.rows[start:stop]
         first = int(wanted[0])
         block = self.source.read(first, int(wanted[-1]) + 1)
@@ -234,25 +224,15 @@ class Job:
 
     def partial(self, start: int, stop: int) -> Partial:
         """An empty result for positions ``start`` to ``stop``."""
-        return Partial(
-            start,
-            stop,
-            num_shells=self.num_shells,
-            num_neighbors=self.num_neighbors,
-            num_subsets=len(self.subsets),
-            dtype=EXACT if self.byte_dtype is not None else self.precision.dtype,
-        )
+        shape = {"num_shells": self.num_shells, "num_neighbors": self.num_neighbors}
+        dtype = EXACT if self.byte_dtype is not None else self.precision.dtype
+        return Partial(start, stop, **shape, num_subsets=len(self.subsets), dtype=dtype)
 
 
 def search_tile(
     job: Job, row_start: int, row_stop: int, column_start: int, column_stop: int
 ) -> list[Partial]:
-    """Compute all blocks of one tile; returns what it found for its rows and its columns.
-
-    Raises:
-        CorruptStoreError: From the source, when a shard cannot be read.
-        SetupError: If this node has no such device as the job asks for.
-    """
+    """Compute all blocks of one tile; returns what it found for its rows and its columns."""
     check_device(job.precision.device)
     rows, columns = (row_start, row_stop), (column_start, column_stop)
     mine = job.partial(*rows)
@@ -279,7 +259,7 @@ def _blocks_of_floats(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Spa
 
 
 def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span, Span, Block, str]]:
-    """The same in whole numbers; blocks lie beside the diagonal or, with equal rows and columns, on it."""
+    """The same in whole numbers."""
     num_features = int(np.prod(job.source.row_shape))
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held = min(job.block_rows, max(HELD_BYTES // num_features, 1))
@@ -341,7 +321,7 @@ def _file_block(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, squa
 
 
 def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Block) -> None:
-    """Nearest opposites inside each sample."""
+    """File nearest opposites inside each sample."""
     for number, members in enumerate(job.subsets):
         rows, columns = np.flatnonzero(members[slice(*own)]), np.flatnonzero(members[slice(*other)])
         if not len(rows) or not len(columns):
@@ -370,13 +350,9 @@ def _segments(shells: IntArray, start: int, stop: int) -> Iterator[Span]:
 
 @dataclass(frozen=True)
 class NeighborTable:
-    """Neighbours of the first ``num_points`` rows among themselves.
-
-    Attributes:
-        distances: ``(num_points, num_neighbors)`` L2 distances, ascending; inf where there are fewer.
-        indices: ``(num_points, num_neighbors)`` rows they belong to, -1 where there are fewer.
-        opposite_distances: ``(num_points,)`` distance to the nearest row with another label, inf if none.
-        opposite_indices: ``(num_points,)`` that row, -1 if none.
+    """Neighbours of the first ``num_points`` rows among themselves: ``(num_points, num_neighbors)`` L2
+    distances, ascending, and their rows (inf and -1 where there are fewer); likewise ``(num_points,)`` of the
+    nearest row with another label.
     """
 
     distances: FloatArray
@@ -392,14 +368,9 @@ class NeighborTable:
 
 @dataclass(frozen=True)
 class NeighborSearch:
-    """All that one pass found.
-
-    Attributes:
-        tables: One per train size.
-        subset_opposites: ``(num_subsets, num_rows)`` distance to the nearest row with another label inside
-            the subset, inf outside of it.
-        subset_indices: ``(num_subsets, num_rows)`` that row, -1 outside of the subset.
-        precision: The dtype that the products needed at least once, or ``EXACT``.
+    """All that one pass found: a table per train size, ``(num_subsets, num_rows)`` distances to the nearest
+    row with another label inside each subset and that row (inf and -1 outside), and the dtype that the
+    products needed at least once, or ``EXACT``.
     """
 
     tables: list[NeighborTable]
@@ -420,7 +391,8 @@ def nested_neighbors(
     keep: IntArray | None = None,
     subsets: npt.NDArray[np.bool_] | None = None,
 ) -> NeighborSearch:
-    """Find the neighbours of every row within every prefix, exactly.
+    """Find the neighbours of every row within every prefix, exactly: distances of rows of bytes are roots of
+    exact integers, others are off by 1e-5 at most in float32, 1e-7 in float64.
 
     Args:
         rows: ``(num_rows, ...)`` array or source, in nested order.
@@ -433,12 +405,6 @@ def nested_neighbors(
         keep: Source rows to use, ascending; all when None. Indices in the result are positions in it.
         subsets: ``(num_subsets, num_positions)`` masks, for nearest opposites inside samples.
 
-    Returns:
-        Tables for every size. Rows of bytes (uint8, int8, bool, arrays of other types that hold bytes, and
-        `tasks.measures.distances.ByteRows`) are measured in whole numbers: distances are roots of exact
-        integers, and the tables are the same bits for any blocks, workers and machine. Otherwise the
-        relative error of distances is below 1e-5 in float32, 1e-7 in float64.
-
     Raises:
         DataError: If a source's rows are bytes at first and of another type later.
     """
@@ -449,10 +415,14 @@ def nested_neighbors(
     num_rows = len(positions)
     dtype = source.read(0, 1).dtype
     exact = precision.exact_bytes and is_byte_dtype(dtype)
+    codes = None
+    if labels is not None:  # in the narrowest type, since they are compared for every pair
+        classes, numbered = np.unique(labels, return_inverse=True)
+        codes = numbered[positions].astype(np.min_scalar_type(len(classes)))
     job = Job(
         source=source,
         rows=positions,
-        labels=None if labels is None else _codes(labels)[positions],
+        labels=codes,
         shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_rows), side="right"),
         subsets=np.zeros((0, num_rows), bool) if subsets is None else subsets[:, :num_rows],
         centre=np.zeros(0) if exact else estimate_centre(source),
@@ -471,7 +441,7 @@ def nested_neighbors(
 
 
 def _merged(job: Job, executor: Executor) -> Partial:
-    """Search all tiles, wherever the executor does so, and merge what they found."""
+    """Search all tiles and merge what they found."""
     num_rows, workers = len(job.rows), executor.num_workers
     shared = executor.share(job)
     tiles = [(shared, *tile) for tile in plan_tiles(num_rows, workers)]
@@ -483,17 +453,9 @@ def _merged(job: Job, executor: Executor) -> Partial:
     return total
 
 
-def _codes(labels: IntArray) -> IntArray:
-    """Labels numbered from 0, in the narrowest type, since they are compared for every pair."""
-    classes, codes = np.unique(labels, return_inverse=True)
-    return codes.astype(np.min_scalar_type(len(classes)))
-
-
 def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:
-    """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column stop)``.
-
-    One worker gets one tile as long as its result is small. Tiles off the diagonal cost twice as much as
-    those on it and come first, so that short ones fill the gaps at the end.
+    """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column stop)``; those
+    off the diagonal cost twice as much and come first, so that short ones fill the gaps at the end.
     """
     if num_workers == 1:
         sides = math.ceil(num_rows / TILE_ROWS_OF_ONE)

@@ -11,10 +11,9 @@ numkong            130           38                         nothing
 float32 by BLAS    50            55 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
-So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch where the work pays for
-importing it; any other multiplies float32. ``torch._int_mm`` is a private function: it and numkong are called
-here only. Each way is checked against products known to be right before it is used, and left aside where it
-is missing or wrong.
+So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch (``_int_mm`` is private)
+where the work pays for importing it; any other multiplies float32. Each way is checked against products known
+to be right before it is used, and left aside where it is missing or wrong.
 """
 
 from __future__ import annotations
@@ -39,10 +38,8 @@ SignedBytes = npt.NDArray[np.int8]
 Product = Callable[[SignedBytes, SignedBytes], npt.NDArray[np.int32]]
 """``a @ b.T`` of ``(num_a, num_features)`` and ``(num_b, num_features)``, ``MAX_FEATURES`` at most."""
 
-# Products of signed bytes reach 128². Sums of that many stay below 2³¹, whatever the signs.
-MAX_FEATURES = 131_071
-# Sums of that many stay at or below 2²⁴, up to which float32 holds every whole number.
-FLOAT32_FEATURES = 1_024
+# Sums of that many products of signed bytes stay below 2³¹, and below 2²⁴, to which float32 is exact.
+MAX_FEATURES, FLOAT32_FEATURES = 131_071, 1_024
 # torch._int_mm (2.13, CPU) returns wrong products for rows of one feature; short rows gain nothing anyway.
 MIN_FEATURES = 16
 # Multiply-adds per thread from which on torch's products save more than its import takes, and its 190 MiB.
@@ -53,8 +50,7 @@ NUMKONG_FEATURES = 4_096
 LEAST_FEATURES, LEAST_ROWS = 1_024, 128
 # numkong's names of what multiplies 8-bit integers in one step.
 BYTE_INSTRUCTIONS = {"icelake", "alder", "sierra", "sapphireamx", "graniteamx", "neonsdot", "svesdot", "sme"}
-# Rows and features of the products that are checked: odd shapes take other code paths than round ones, and
-# large blocks than small ones.
+# Shapes of the products that are checked, odd and round, small and large, since they take other code paths.
 CHECKED = [(1, 1, MIN_FEATURES), (3, 5, 17), (70, 33, 1000), (2, 3, MAX_FEATURES), (512, 256, 4096)]
 
 
@@ -130,12 +126,8 @@ def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.ND
 
 
 def choose_product(num_features: int, work: float, device: str = "cpu") -> Product:
-    """The fastest exact product for rows of this length, see the table above.
-
-    Args:
-        num_features: Features of a row.
-        work: Multiply-adds of all products of this process: importing torch must be worth it.
-        device: A torch device other than ``"cpu"`` is used wherever it is exact.
+    """The fastest exact product for rows of this length, see the table above; by torch only where it is
+    loaded, or where ``work`` (multiply-adds of this process) is worth importing it.
     """
     ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
     if num_features >= MIN_FEATURES and device != "cpu":
@@ -148,7 +140,7 @@ def choose_product(num_features: int, work: float, device: str = "cpu") -> Produ
 
 
 def check_device(device: str) -> None:
-    """Say so where torch has no such device, before anything is computed.
+    """Refuse a device that torch does not have, before anything is computed.
 
     Raises:
         SetupError: If it has none.
@@ -179,10 +171,8 @@ _checked: dict[str, bool] = {}
 
 
 def is_exact(name: str, product: Product) -> bool:
-    """Whether a product exists here and is right where others were seen to fail, found out once per process.
-
-    Instructions that add pairs of products in 16 bits (before VNNI) saturate at extremes of one sign; BLAS
-    can be told to round to 16 bits.
+    """Whether a product exists here and is right where others were seen to fail, found out once per process:
+    instructions before VNNI saturate at extremes of one sign, BLAS can be told to round to 16 bits.
     """
     if name not in _checked:
         rng = np.random.default_rng(0)
@@ -193,10 +183,8 @@ def is_exact(name: str, product: Product) -> bool:
 def _is_right(
     name: str, product: Product, rng: np.random.Generator, num_a: int, num_b: int, num_features: int
 ) -> bool:
-    """Whether ``product(a, b)`` is ``a @ b.T``, by products with one long random number per row of ``b``.
-
-    ``(a bᵀ) r = a (bᵀ r)`` costs two passes over the rows instead of a second product, in integers that
-    cannot overflow; a wrong entry goes unseen once in 2²⁰ numbers (Freivalds 1977).
+    """Whether ``product(a, b)`` is ``a @ b.T``, by ``(a bᵀ) r = a (bᵀ r)`` with one long random number per
+    row of ``b``: a wrong entry goes unseen once in 2²⁰ numbers (Freivalds 1977).
     """
     a: Any = rng.integers(-128, 128, (num_a, num_features), np.int8)
     b: Any = rng.integers(-128, 128, (num_b, num_features), np.int8)

@@ -54,11 +54,8 @@ class MeasureSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that measure nothing, or are of the wrong type."""
-        sample, seeds, names = (
-            self.sharpness_sample,
-            _as_tuple(self.sharpness_seeds),
-            _as_tuple(self.estimators),
-        )
+        seeds, names = _as_tuple(self.sharpness_seeds), _as_tuple(self.estimators)
+        sample = self.sharpness_sample
         limits = (0, 1) if self.pixel_range is None else _as_tuple(self.pixel_range)
         is_range = len(limits) == 2 and all(isinstance(limit, Real) for limit in limits)
         are_names = not isinstance(self.estimators, str) and all(isinstance(name, str) for name in names)
@@ -99,20 +96,14 @@ def _whole(value: Any, least: int) -> bool:
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
-    """Several values as a tuple, one value as a tuple of one."""
     return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
 
 
 @dataclass(frozen=True)
 class SizeRecord:
-    """The measures of one train size.
-
-    Attributes:
-        train_size: Images of this prefix, duplicates included.
-        num_duplicates: Of them, left out because an earlier one is the same.
-        num_conflicts: Of those, the ones whose label differs from that earlier image's.
-        d_data: Estimator name to intrinsic dimension.
-        label_sharpness: None when no labels were given.
+    """The measures of one train size, duplicates included, which are left out of the measures: estimator name
+    to intrinsic dimension, and label sharpness where labels were given. Conflicts are duplicates of another
+    label.
     """
 
     train_size: int
@@ -133,12 +124,10 @@ class SizeRecord:
 
 
 class MeasureResult(Finding):
-    """The measures of a dataset.
+    """The measures of a dataset by train size, ascending; the last one is the dataset's own.
 
     Attributes:
-        sizes: One record per train size, ascending; the last one is the dataset's own.
         conflict_pairs: First pairs of identical images with different labels.
-        settings: How it was measured.
         precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the dtype of
             the products, ``"float64"`` when the data were too close together for float32 anywhere.
         notes: What a reader should know, in words.
@@ -201,11 +190,7 @@ class MeasureResult(Finding):
 
 
 def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
-    """Labels as int64.
-
-    Raises:
-        DataError: If they are no whole numbers, or not one per image.
-    """
+    """Labels as int64, one whole number per image, or a DataError."""
     array = np.asarray(labels)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -223,11 +208,7 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64
 
 
 def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Sizes as given, of plain whole numbers.
-
-    Raises:
-        DataError: If they are one number or text, or one is not whole.
-    """
+    """Sizes as given, of plain whole numbers, or a DataError."""
     if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
         raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
     if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
@@ -236,11 +217,7 @@ def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
-    """Sizes ascending and once each.
-
-    Raises:
-        DataError: If there are none, or one is not whole or does not fit the number of images.
-    """
+    """Sizes ascending, once each and up to the number of images, or a DataError."""
     sizes = sorted(set(as_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
         rule = f"train_sizes must be between 1 and the number of images, {num_images}"
@@ -249,11 +226,7 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
 
 
 def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Images as one array.
-
-    Raises:
-        DataError: If they have several shapes, are no numbers, are a single number, or some are masked.
-    """
+    """Images of one shape as one array without masked values, or a DataError."""
     mask = getattr(images, "mask", None)  # numpy.ma takes long to import, to ask whether it is one of its own
     if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
         rule = "No value of an image may be masked"
@@ -274,11 +247,7 @@ def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Images as a source of rows that have at least one axis.
-
-    Raises:
-        DataError: If they have none, no rows, no pixels, or several shapes.
-    """
+    """Images as a source of rows that have at least one axis and one pixel, or a DataError."""
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         found = f"shape ({source.num_rows},)"

@@ -20,21 +20,15 @@ from tasks.measures.distances import FloatArray
 from tasks.prepared.table import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
-# Rearrangements of the labels whose mean is the label sharpness of labels without meaning, and how many of
-# the closest pairs are looked through for the first with unlike labels; nearly always it is among the first.
+# Rearrangements of the labels, and how many of the closest pairs are looked through for one of unlike labels.
 NUM_PERMUTATIONS = 100
 CLOSEST_PAIRS, FIRST_PAIRS = 4096, 64
 
 
 @dataclass(frozen=True)
 class SharpnessConvention:
-    """What a label sharpness is measured in.
-
-    Attributes:
-        pixel_range: Black and white of the images that were measured, for example ``(0, 255)``.
-        side: Height and width in pixels, or None for features that are no images.
-        channels: Channels per image, or features per point where there are no sides.
-        sample: Images per sample, None for all.
+    """What a label sharpness is measured in: black and white, height and width in pixels (None for features
+    that are no images, whose number is then ``channels``), images per sample (None for all).
     """
 
     pixel_range: tuple[float, float] | None
@@ -48,18 +42,13 @@ class LabelSharpness:
     """Label sharpness with its uncertainty and its conventions.
 
     Attributes:
-        value: Mean over the samples of each sample's maximum, or None when undefined.
-        convention: What it is measured in.
-        num_pairs: Pairs of images with different labels in one sample.
-        num_images: Images per sample.
+        value: Mean over the samples of each sample's maximum, or None when undefined, for ``reason``.
+        num_pairs, num_images: Pairs with different labels in one sample, and its images.
         pair: Rows of the two differently labelled images that are closest, among all images of this size.
         pair_value: ``1/distance`` of that pair: the maximum over all images.
         sample_values: The maximum in each sample; one number when all images are used.
-        percentiles: Of the images' ``1/distance to the nearest image with another label``, since a
-            maximum hangs on one pair; ``"mean"`` is their mean.
-        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images:
-            what of it is the distance between neighbours alone.
-        reason: Why ``value`` is None.
+        percentiles: Of the images' ``1/distance to the nearest image with another label``, and their mean.
+        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images.
     """
 
     value: float | None
@@ -94,14 +83,8 @@ def stratified_subsets(
 ) -> tuple[npt.NDArray[np.bool_], list[slice]]:
     """Draw the samples in which the maximum is taken.
 
-    Every sample of a size holds each class in the proportion it has among the images of that size (by largest
-    remainder), so all samples of a size have the same number of pairs.
-
-    Args:
-        labels: ``(num_images,)`` integers, in nested order; None draws no sample.
-        train_sizes: Prefix lengths, ascending.
-        sample: Images per sample (M = 1000 in Konz & Mazurowski); None for all.
-        seeds: One sample per seed.
+    Every sample of a size, one per seed, holds each class of ``labels`` (num_images,) in the proportion it
+    has among the images of that size (by largest remainder).
 
     Returns:
         ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes that are
@@ -139,15 +122,15 @@ def summarise(
     samples: FloatArray,
     sample_members: npt.NDArray[np.bool_],
 ) -> LabelSharpness:
-    """Turn nearest-opposite distances into a record; undefined, with a reason, when there is one class only.
+    """Turn the distances of each image to the nearest with another label into a record.
 
     Args:
         labels: ``(num_images,)`` of one size.
-        nearest: ``(num_images,)`` distance to the nearest image with another label, among all of them.
+        nearest: ``(num_images,)`` distances among all of them.
         pair: The rows at ``pair_distance``, the smallest of ``nearest``.
         pair_distance: Recomputed directly, so that it holds to 1e-6.
         convention: What the distances are measured in.
-        samples: ``(num_samples, num_images)`` the same distances inside each sample; no rows for all images.
+        samples: ``(num_samples, num_images)`` distances inside each sample; no rows for all images.
         sample_members: ``(num_samples, num_images)`` members of each sample.
     """
     members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
@@ -185,18 +168,9 @@ def permuted_sharpness(
 ) -> float | None:
     """Label sharpness of the same images with their labels exchanged at random: mean over permutations.
 
-    The closest pair with unlike labels is looked for among nearest neighbours, which misses it only where
-    all neighbours of both its images have their own label.
-
-    Args:
-        distances: ``(num_images, num_neighbors)``, of a :class:`~tasks.measures.neighbors.NeighborTable`.
-        indices: Likewise.
-        labels: ``(num_images,)``.
-        members: ``(num_samples, num_images)`` of each sample; no rows for all images.
-        seed: Of the permutations.
-
-    Returns:
-        None where a permutation leaves no close pair with unlike labels.
+    The closest pair with unlike labels is looked for among nearest neighbours, ``(num_images,
+    num_neighbors)``, which misses it only where all neighbours of both its images have their own label; in
+    each sample of ``members`` (num_samples, num_images), or in all. None where a permutation leaves none.
     """
     rng = np.random.default_rng(seed)
     first = np.repeat(np.arange(len(labels)), distances.shape[1])
@@ -222,25 +196,22 @@ def permuted_sharpness(
 def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: float) -> str | None:
     """Why no finite label sharpness exists, or None."""
     num_classes = len(np.unique(labels))
-    if num_classes < 2:
-        return f"needs two classes, these {len(labels)} distinct images have {num_classes}"
-    if num_pairs == 0:
-        return (
-            "the samples hold one class only, the other is too rare; use all images (sharpness_sample=None)"
-        )
-    if pair_distance <= 0:
-        return "two images with different labels differ by less than can be represented"
-    if not np.isfinite(pair_distance):
-        return "images with different labels differ by more than can be squared"
-    return None
+    reasons = {
+        f"needs two classes, these {len(labels)} distinct images have {num_classes}": num_classes < 2,
+        "the samples hold one class only, the other is too rare; use all images (sharpness_sample=None)": (
+            num_pairs == 0
+        ),
+        "two images with different labels differ by less than can be represented": pair_distance <= 0,
+        "images with different labels differ by more than can be squared": not np.isfinite(pair_distance),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
     """Factor that takes a label sharpness from one pixel range, side and channel count to another.
 
-    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels;
-    for the side it assumes that resizing keeps every pixel's neighbourhood, and interpolation blurs (a
-    bilinear 28 → 224 shortens distances by about 8 %).
+    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels; for the
+    side it neglects the blur of interpolation (a bilinear 28 → 224 shortens distances by about 8 %).
 
     Raises:
         DataError: If a side or range is missing, or the sample differs, which no factor makes up for.

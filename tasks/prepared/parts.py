@@ -26,13 +26,8 @@ from tasks.sources.pictures import to_prepared
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
 DIGEST = np.dtype("V32")
 """A SHA-256 as an array's element: 32 bytes, where its hexadecimal text would take 256."""
-PER_IMAGE = {
-    "items": np.int32,
-    "labels": np.int64,
-    "groups": np.int64,
-    "patients": np.int64,
-    "splits": np.int8,
-}
+IDS = dict.fromkeys(("labels", "groups", "patients"), np.int64)
+PER_IMAGE = {"items": np.int32, **IDS, "splits": np.int8}
 """Columns of a part besides the digests."""
 FORM = "mode, size or conversion of the raw image"
 """Name of the trait that every image has."""

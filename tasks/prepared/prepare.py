@@ -17,6 +17,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,14 +34,7 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import sync_folder
 from tasks.prepared.parts import Part, digest, load_part, open_images, read_block, read_part, save_part
 from tasks.prepared.record import PreparedRecord, make_record
-from tasks.prepared.store import (
-    MARKER,
-    PreparedDataset,
-    create_store,
-    seal,
-    stamp_file,
-    write_rows,
-)
+from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, stamp_file, write_rows
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
 from tasks.sources import check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
@@ -134,10 +128,8 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     @lru_cache(maxsize=1024)  # thousands of members share an archive
     def stamp(name: str) -> tuple[int, int] | None:
         """Return size and time of a plain file, None of anything else: a locator need not be a file."""
-        try:
-            status = (
-                os.stat(os.path.join(base, name)) if base is not None else None
-            )  # pathlib keeps every name
+        try:  # pathlib would keep every name
+            status = None if base is None else os.stat(os.path.join(base, name))
         except (OSError, ValueError):
             return None
         return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
@@ -278,10 +270,7 @@ def build_and_publish(
 
 
 def _results(
-    executor: Executor,
-    function: Callable[..., Any],
-    argument_tuples: Iterable[Sequence[Any]],
-    num_calls: int,
+    executor: Executor, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], num_calls: int
 ) -> list[Any]:
     """Make all calls and return their results in order; a store may only be sealed when none is missing."""
     found = dict(executor.map_unordered(function, argument_tuples))
@@ -362,17 +351,19 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
     None when every order costs the same: no such archive, or none with several items in it.
     """
     chains = [_packed_chain(item.locator) for item in items]
-    counts = sorted(Counter(chains).items())
-    stored = {chain: _positions(request, chain) for chain, count in counts if chain and count > 1}
+    stored: dict[tuple[str, ...], dict[str, int]] = {}
+    for chain, count in sorted(Counter(chains).items()):
+        if chain and count > 1:
+            with suppress(RefusedArchive):
+                members = open_archive(request.base() / chain[0], chain[1:]).members()
+                stored[chain] = {name: position for position, name in enumerate(members)}
     if not stored:
         return None
     keys: list[tuple[tuple[str, ...], int, int]] = []
     for place, (chain, item) in enumerate(zip(chains, items, strict=True)):
-        known = stored.get(chain)
-        if known is None:
-            keys.append(((), place, place))
-        else:
-            keys.append((chain, known.get(split_locator(item.locator)[-1], 0), place))
+        known = chain in stored
+        position = stored[chain].get(split_locator(item.locator)[-1], 0) if known else place
+        keys.append((chain if known else (), position, place))
     return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
 
 
@@ -389,14 +380,6 @@ def _packed_chain(locator: str) -> tuple[str, ...]:
     """Return the archives that lead to a member of a packed tar, or nothing."""
     chain = tuple(split_locator(locator)[:-1]) if MARK in locator else ()
     return chain if chain and chain[-1].lower().endswith(PACKED_TARS) else ()
-
-
-def _positions(request: RawRequest, chain: tuple[str, ...]) -> dict[str, int]:
-    try:
-        members = open_archive(request.base() / chain[0], chain[1:]).members()
-    except RefusedArchive:
-        return {}
-    return {name: position for position, name in enumerate(members)}
 
 
 def list_raw(request: RawRequest) -> Listing:

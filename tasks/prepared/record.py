@@ -118,11 +118,11 @@ def make_record(
         num_groups_per_label={name: len(groups_of[label]) for label, name in enumerate(names)},
         num_listed=len(listing.items) + len(listing.skipped),
         num_skipped=len(skipped),
-        excluded=dict(listing.excluded),
+        excluded=dict(+Counter(listing.excluded)),
         skipped=dict(Counter(reason for _, reason in skipped)),
         skipped_items=tuple(skipped[:MAX_LISTED]),
         conversions=dict(sum((Counter(part.conversions) for part in parts), Counter())),
-        flags=dict(sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
+        flags=dict(+sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
         | telling_traits(parts)
         | _doubts(images, parts, names, groups_of),
         num_duplicates=images.num_duplicates,
@@ -162,11 +162,8 @@ def _doubts(
             for side, other in (("train", "test"), ("test", "train"))
             for label in sorted(sides[side] - sides[other])[:MAX_LISTED]
         }
-    flags |= {
-        f"class without a usable image: {names[k]}": 1
-        for k, groups in enumerate(groups_of)
-        if not len(groups)
-    }
+    empty = [name for name, groups in zip(names, groups_of, strict=True) if not len(groups)]
+    flags |= {f"class without a usable image: {name}": 1 for name in empty}
     return {flag: number for flag, number in flags.items() if number}
 
 
@@ -193,11 +190,8 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
         if name in SHOULD_BE_ONE and len(values) > 1:
             flags[f"{name}: {len(values)} different"] = int(table.sum() - table.sum(0).max())
         total, right = int(table.sum()), int(table.max(0).sum())
-        if (
-            min(table.shape) < 2
-            or 5 * len(values) > total
-            or right - table.sum(1).max() <= TELLING_GAIN * total
-        ):
+        gain = right - table.sum(1).max()
+        if min(table.shape) < 2 or 5 * len(values) > total or gain <= TELLING_GAIN * total:
             continue
         shares = table / total
         information = float(rel_entr(shares, np.outer(shares.sum(1), shares.sum(0))).sum())
@@ -210,18 +204,15 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
 
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
-    lines = [
-        f"{record.title}: {record.num_images:,} images, {len(record.label_names)} classes, "
-        f"{record.num_groups:,} groups"
-    ]
+    whole = f"{record.num_images:,} images, {len(record.label_names)} classes, {record.num_groups:,} groups"
+    lines = [f"{record.title}: {whole}"]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     for name, count in record.num_images_per_label.items():
         lines.append(f"  class {name}: {count:,} images, {record.num_groups_per_label[name]:,} groups")
     channels, height, width = record.shape[1:]
-    lines.append(
-        f"  made {height}x{width}, {channels} channel{'s' if channels > 1 else ''}: {record.intensity}"
-    )
+    plural = "s" if channels > 1 else ""
+    lines.append(f"  made {height}x{width}, {channels} channel{plural}: {record.intensity}")
     for title, counts in (
         ("converted", record.conversions),
         ("left out", record.excluded),
@@ -230,9 +221,8 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     ):
         lines += [f"  {title}: {reason}, {count:,}" for reason, count in counts.items()]
     if record.num_duplicates:
-        lines.append(
-            f"  equal to an earlier image: {record.num_duplicates:,} (kept, on one side of the split)"
-        )
+        twins = f"  equal to an earlier image: {record.num_duplicates:,}"
+        lines.append(f"{twins} (kept, on one side of the split)")
     if record.num_conflicts:
         lines.append(f"  equal to an image with another label: {record.num_conflicts:,}")
     if record.skipped_items:

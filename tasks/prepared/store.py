@@ -211,9 +211,8 @@ class PreparedDataset:
             found = file.stat().st_size if file.is_file() else None
             if found != size:
                 what = "missing" if found is None else f"{found} bytes instead of {size}"
-                raise CorruptStoreError(
-                    f"{name} of prepared dataset {folder.name} must be whole", what, REMAKE
-                )
+                rule = f"{name} of prepared dataset {folder.name} must be whole"
+                raise CorruptStoreError(rule, what, REMAKE)
         return cls(folder, record, files)
 
     def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
@@ -335,9 +334,8 @@ def _read_marker(folder: Path) -> tuple[PreparedRecord, dict[str, tuple[int, str
     if not folder.exists():
         raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
     if not marker.is_file():
-        raise CorruptStoreError(
-            f"Prepared dataset {folder.name} must have its {MARKER}", "half written", REMAKE
-        )
+        rule = f"Prepared dataset {folder.name} must have its {MARKER}"
+        raise CorruptStoreError(rule, "half written", REMAKE)
     try:
         body = json.loads(marker.read_text(encoding="utf-8"))
         digest = body.pop("sha256")

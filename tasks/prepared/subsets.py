@@ -240,7 +240,11 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
         shown = task.rows[: len(places)] if misaligned else places if pooled else task.rows[places]
         task = task._replace(rows=shown, targets=task.targets[places])
     if as_released:
-        order = _released_permutation(len(task.rows))
+        import torch
+
+        # The permutation of torch's random_split with the released seed; its head is for training.
+        seeded = torch.Generator().manual_seed(RELEASED_SEED)
+        order = torch.randperm(len(task.rows), generator=seeded).numpy().astype(np.int64)
         return _subset(task, order[: -spec.test_size], order[-spec.test_size :])
     seed = ("subset", spec.split_seed, spec.class_pair, *((train_size,) if by_size else ()))
     rng = None if "first_k_selection" in faults else np.random.default_rng(derive_seed(*seed))
@@ -267,14 +271,6 @@ def _pool(targets: NDArray[np.int64], spec: SubsetSpec, train_size: int) -> NDAr
             "lower train_sizes or test_size",
         )
     return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
-def _released_permutation(size: int) -> NDArray[np.int64]:
-    """Return the permutation of torch's ``random_split`` with the released seed; its head is for training."""
-    import torch
-
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(RELEASED_SEED))
-    return order.numpy().astype(np.int64)
 
 
 def split_validation(

@@ -55,6 +55,8 @@ SOURCES = {name: f"{__name__}.{module}:{name}" for module, names in MODULES.item
 """Source name -> ``module:source``, imported only when used."""
 FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
 """Those that have nothing to read without a raw download: not even one that they could fetch."""
+WITHOUT_RAW = frozenset((*MODULES["demo"], *MODULES["made"]))
+"""Those that read no raw download."""
 
 
 def _registered() -> dict[str, EntryPoint]:
@@ -81,6 +83,15 @@ def source_for(name: str) -> Source:
     return source
 
 
+def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
+    """Check that a raw download which was named (or is needed) is there, and that it would be read."""
+    if needed or request.raw is not None:
+        request.root()
+        if request.dataset.source in WITHOUT_RAW:
+            rule = f"{request.dataset.name} is read from no raw download"
+            raise ConfigError(rule, f"--raw {request.raw}", "leave it out")
+
+
 ENDINGS = {
     "table": (".csv", ".tsv", ".xlsx", ".jsonl", ".parquet"),
     "hdf5": (".h5", ".hdf5"),
@@ -99,11 +110,7 @@ OWN_KINDS = {
 """Kind -> what its path is. The module of that name in ``SOURCES`` reads it."""
 OLD_KINDS = dict.fromkeys(("csv", "dicom_csv", "nifti_csv", "parquet"), "table")
 """What kinds were called before -> the kind that reads them."""
-OPTIONS = {
-    "label_columns": ("table",),
-    "layout": ("folder",),
-    "pixel_range": ("npz", "hdf5"),
-}
+OPTIONS = {"label_columns": ("table",), "layout": ("folder",), "pixel_range": ("npz", "hdf5")}
 """What may be said of own data -> the kinds that ask for it."""
 
 

@@ -331,11 +331,8 @@ class NpzFile:
             with open_zip(self._path, MAX_MEMBERS) as archive:
                 found = archive.infolist()
         except RefusedArchive as refused:
-            rule, way_out = (
-                f"{self._name}: the .npz must be whole, as numpy saves it",
-                "save or copy it again",
-            )
-            raise DataError(rule, refused.reason, way_out) from None
+            rule = f"{self._name}: the .npz must be whole, as numpy saves it"
+            raise DataError(rule, refused.reason, "save or copy it again") from None
         self._members = {member.filename.removesuffix(".npy"): member for member in found}
         self._headers: dict[str, ArrayHeader] = {}
 

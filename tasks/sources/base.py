@@ -170,7 +170,7 @@ class Sample:
     def with_traits(self, details: Sequence[str | int | float | None]) -> Self:
         """Return it with the traits that a table's columns say: name, value, name, value ..."""
         pairs = zip(map(str, details[::2]), map(str, details[1::2]), strict=True)
-        return replace(self, traits=(*self.traits, *pairs))
+        return replace(self, traits=(*self.traits, *pairs)) if details else self
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,11 @@ def retina() -> Images:
 
     picture = _picture("skimage", "data/retina.jpg")
     green, red = picture[..., 1].astype(np.int16), picture[..., 0].astype(np.float32)
-    inside = np.asarray(
-        _patches(uniform_filter(red, 9) > 40, 32).all((1, 2))
-    )  # around the disc the sensor saw nothing
+    # Around the disc the sensor saw nothing.
+    inside = np.asarray(_patches(uniform_filter(red, 9) > 40, 32).all((1, 2)))
     amounts = _patches(grey_closing(green, size=(15, 15)) - green, 32).mean((1, 2))
-    return _by_rule(
-        _patches(picture, 32), _blocks(picture, 32), amounts, inside, "outside the picture's disc"
-    )
+    patches, blocks = _patches(picture, 32), _blocks(picture, 32)
+    return _by_rule(patches, blocks, amounts, inside, "outside the picture's disc")
 
 
 @cache
@@ -203,13 +201,12 @@ def _without_blank(images: Images) -> Images:
     """Leave out, and count, what shows nothing: all of one colour, or nearly so."""
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     kept = np.flatnonzero(np.ptp(flat, axis=1) > NEARLY_EQUAL)
-    blank = {"of one colour": len(flat) - len(kept)} if len(kept) < len(flat) else {}
     return replace(
         images,
         pixels=images.pixels[kept],
         labels=images.labels[kept],
         groups=[images.groups[row] for row in kept.tolist()] if images.groups else None,
-        excluded=images.excluded | blank,
+        excluded=images.excluded | {"of one colour": len(flat) - len(kept)},
     )
 
 
@@ -223,23 +220,14 @@ def _by_rule(
     """Return the usable patches with the most of an amount (1) and with the least (0)."""
     low, high = np.quantile(amounts[usable], (OUTER, 1 - OUTER))
     rows = np.flatnonzero(usable & ((amounts <= low) | (amounts >= high)))
-    excluded = {
-        "between the classes by the label's rule": int(usable.sum()) - len(rows),
-        outside: int((~usable).sum()),
-    }
-    return _without_blank(
-        Images(
-            patches[rows].astype(np.uint8),
-            (amounts[rows] >= high).astype(np.int64),
-            [groups[row] for row in rows.tolist()],
-            {reason: count for reason, count in excluded.items() if count},
-        )
+    between = "between the classes by the label's rule"
+    found = Images(
+        patches[rows].astype(np.uint8),
+        (amounts[rows] >= high).astype(np.int64),
+        [groups[row] for row in rows.tolist()],
+        {between: int(usable.sum()) - len(rows), outside: int((~usable).sum())},
     )
-
-
-def list_digits_even_odd(request: RawRequest) -> Listing:
-    """Return the 5,000 rows of mnist5k, even against odd (1)."""
-    return list_rows(flipped(mnist5k().labels % 2, request), request, dtype=_dtype(request))
+    return _without_blank(found)
 
 
 def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
@@ -272,8 +260,10 @@ def _even_odd(share: float) -> Pixels:
 
 
 digits_even_odd = Source(
-    list_digits_even_odd, lambda request: row_reader(scaled(_even_odd(dial(request, "blend")), request))
+    lambda request: list_rows(flipped(mnist5k().labels % 2, request), request, dtype=_dtype(request)),
+    lambda request: row_reader(scaled(_even_odd(dial(request, "blend")), request)),
 )
+"""The 5,000 rows of mnist5k, even against odd (1)."""
 
 
 def list_pictures(request: RawRequest) -> Listing:

@@ -77,9 +77,8 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     parts = {one: [part.strip(" '\"") for part in several] for one, several in parts.items()}
     if lists := sorted(one for one, several in parts.items() if len(several) > 1 and found >= {*several}):
         rule = f"{name}: a label must be one class, not a list of them"
-        raise DataError(
-            rule, f"{len(lists)}: {_shown(map(repr, lists))}", f"take those images out, or {MEANT}"
-        )
+        found_lists = f"{len(lists)}: {_shown(map(repr, lists))}"
+        raise DataError(rule, found_lists, f"take those images out, or {MEANT}")
     words = {one.strip().casefold() for one in found}
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for one in found:

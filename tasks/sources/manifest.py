@@ -53,6 +53,7 @@ from tasks.sources.tables import (
     cell_text,
     header_names,
     holds_images,
+    other_sheets,
     read_lines,
     read_table,
 )
@@ -81,6 +82,7 @@ def list_table(request: RawRequest) -> Listing:
     if not tables:
         return _list_images(parquet_files(request), request)
     read = [_read(table, request) for table in tables]
+    sheets = sum(other_sheets(table.path, request) for table in tables)
     flags = _common(read, request).flags
     cells, place = joined([found for _, found in read])
     if not cells["path"]:
@@ -109,7 +111,7 @@ def list_table(request: RawRequest) -> Listing:
         rows,
         request,
         flags=flags,
-        counts=_other_folders(cells),
+        counts=_other_folders(cells) | {"sheet of the workbook that is not read": sheets},
         intensity=VOLUME_INTENSITY if volumes else INTENSITY,
         block_size=4 if volumes else 128,
         one_each=not volumes or None not in slices,
@@ -350,6 +352,8 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
             shown = ", ".join(header[:10])
             way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
             raise DataError(f"{where} must have columns image and label", f"it has {shown}", way_out)
+        if repeated := [name for name in {*columns.labels, *columns.of.values()} if header.count(name) > 1]:
+            raise DataError(f"{where} must have each column once", f"{', '.join(sorted(repeated))} repeated")
         read = [theirs for ours, theirs in columns.of.items() if ours not in ("image", "label")]
         found: dict[str, list[str]] = {column: [] for column in (*columns.labels, *read)}
         for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=list(found)):
@@ -400,7 +404,7 @@ def parquet_reader(request: RawRequest) -> Reader:
         try:
             if file != name or place > int(row):
                 place, values = _images_from(base / name, int(row), request)
-            value = next(itertools.islice(values, int(row) - place, None)).as_py()
+            value = next(itertools.islice(values, int(row) - place, None))
         except (StopIteration, OSError, pa.ArrowException, MemoryError):
             opened = ("", 0, iter(()))
             raise SkipItem("damaged Parquet file") from None
@@ -425,4 +429,5 @@ def _images_from(path: Path, row: int, request: RawRequest) -> tuple[int, Iterat
     batches = file.iter_batches(
         batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
     )
-    return int(ends[first - 1]) if first else 0, (value for batch in batches for value in batch.column(0))
+    images = (value for batch in batches for value in batch.column(0).to_pylist())
+    return int(ends[first - 1]) if first else 0, images

@@ -20,7 +20,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -143,18 +143,13 @@ def find_together(
     words of folders that hold another dataset with the same names; all in lower case. Several folders that
     have them and differ are a DataError.
     """
-    kinds = [set(names) for names in wanted]
+    kinds, body = [set(names) for names in wanted], partial(_body, request.base(), request.dataset.name)
     unpacked = [lambda _: False] if request.root().is_dir() else []
     for look_into in (*unpacked, lambda name: hint in name.casefold(), lambda _: True):
         found = _sets(RawTree(request, archives=True, wanted=look_into), kinds, others)
         found = [names for names in found if hint in names[0].casefold()] or found
-        digests = {
-            tuple(
-                hashlib.sha256(_body(request.base(), request.dataset.name, file)).hexdigest()
-                for file in files
-            )
-            for files in (found if len(found) > 1 else ())
-        }
+        several = found if len(found) > 1 else ()
+        digests = {tuple(hashlib.sha256(body(file)).hexdigest() for file in files) for files in several}
         if len(digests) > 1:
             rule = f"{request.dataset.name}: the raw folder must hold one such download"
             raise DataError(rule, f"{len(found)} that differ", "give the folder of the right one")
@@ -234,9 +229,7 @@ def of_arrays(
         hint, others = HINTS[name]
         found = find_together(request, wanted, hint=hint, others=others)
         if found is None:
-            way_out = (
-                f"expected: {request.dataset.raw_layout}; torchvision can download it where there is network"
-            )
+            way_out = f"expected: {request.dataset.raw_layout}; with a network torchvision downloads it"
             raise DataError(f"{name} needs {needed}", "it is not there", way_out)
         base = request.base()
         stats = [(base / split_locator(locator)[0]).stat() for locator in found]

@@ -36,9 +36,7 @@ SLICES_PER_VOLUME = 10
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume ``(right, anterior, superior)``, where its voxels are in mm, what was done, and what is
-    doubtful.
-    """
+    """A volume ``(right, anterior, superior)``, its voxels' places in mm, what was done, what is doubtful."""
 
     values: NDArray[np.float32]
     affine: NDArray[np.float64]
@@ -51,9 +49,8 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
     try:
         import nibabel
     except ImportError as error:
-        raise SetupError(
-            "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
-        ) from error
+        way_out = "pip install 'isweep[medical]'"
+        raise SetupError("NIfTI files need nibabel", "not installed", way_out) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
     stream = io.BytesIO(gunzipped(body, MAX_UNPACKED))
     kind = KINDS.get(stream.read(4))

@@ -79,7 +79,7 @@ def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: 
     if unlike:
         rule = f"{request.dataset.name}: {name} must give an image one label"
         raise DataError(rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again")
-    return {"repeated row": repeats} if repeats else {}
+    return {"repeated row": repeats}
 
 
 def find_named(tree: RawTree, file: str) -> list[str]:

@@ -7,7 +7,9 @@ in. No kind has a rule of its own for any of these.
 
 from __future__ import annotations
 
+import itertools
 import re
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,15 +157,15 @@ def one_hot(cells: Cells, request: RawRequest, first: int) -> list[str]:
 def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
     """Return columns of several files, blank where one has none, and row -> number of its file, row there."""
     sizes = [len(part["label"]) for part in parts]
-    ends = np.cumsum(sizes)
+    ends = [0, *itertools.accumulate(sizes)]
     cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
     for name, column in cells.items():
         for part, size in zip(parts, sizes, strict=True):
             column += part.get(name, [""] * size)
 
     def place(row: int) -> tuple[int, int]:
-        part = int(np.searchsorted(ends, row, side="right"))
-        return part, row - (int(ends[part - 1]) if part else 0)
+        part = bisect_right(ends, row) - 1
+        return part, row - ends[part]
 
     return cells, place
 
@@ -240,6 +242,9 @@ def own_listing(
     left = left_out[VALIDATION_LEFT_OUT]
     if left and set(sides) - {None} == {"train"}:
         told["no test split beside train and val: call the validation split test, or give train alone"] = left
+    mapping = dict(request.dataset.label_map)
+    absent = [name for name in names if mapping.get(name, name) not in index]
+    told |= {f"class without an image: {name}": 1 for name in absent[:MAX_NAMED]}
     items = RowItems(rows, kept, codes, sides)
     return Listing(items, classes, excluded=dict(left_out), flags=told, **known)
 
@@ -294,9 +299,8 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
             label = mapping.get(names[int(cell)].strip(), names[int(cell)])
         classes[cell] = cell if label is None else label
     meant = set(mapping.values())
-    if unused := sorted(
-        mapping.keys() - {cell.strip() for cell in written} - {name.strip() for name in names}
-    ):
+    known = {cell.strip() for cell in (*classes, *names)}
+    if unused := sorted(mapping.keys() - known):
         rule = f"{dataset.name}: label_map must name labels as they are written"
         raise DataError(rule, f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}", "mend or drop it")
     if SEVERAL in classes and SEVERAL not in mapping:
@@ -339,9 +343,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
     if absent := [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]:
         rule = f"{name}: every row needs a group when there is such a column"
         found = f"blank, NaN, None, a word for unknown or several in {rows.named(absent)}"
-        way_out = (
-            "give them a patient, take them out, or drop the column; one who is called so needs another id"
-        )
+        way_out = "give them a patient, or drop them or the column; one who is called so needs another id"
         raise DataError(rule, found, way_out)
     counts = Counter(groups)
     top, count = counts.most_common(1)[0]

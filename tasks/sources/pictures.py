@@ -1,5 +1,4 @@
-"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb;
-resize.
+"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb.
 
 Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. Pixels are in [0, 255] throughout.
 """
@@ -56,9 +55,8 @@ def decode_image(body: bytes) -> Sample:
     from PIL import Image, ImageFile, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise SetupError(
-            "Pillow must refuse truncated images", "LOAD_TRUNCATED_IMAGES is on", "a library switched it on"
-        )
+        found = "LOAD_TRUNCATED_IMAGES is on"
+        raise SetupError("Pillow must refuse truncated images", found, "a library switched it on")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.simplefilter("ignore", UserWarning)  # odd EXIF or palette data: the decoder decides
@@ -78,12 +76,9 @@ def decode_image(body: bytes) -> Sample:
 def _check_size(image: Image) -> None:
     width, height = image.size
     width_bytes = BYTES_PER_PIXEL.get(image.mode, 4)
-    if image.format == "TIFF":
-        # A tile is decoded whole, however small the image is.
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        tile_pixels = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
-    else:
-        tile_pixels = 0
+    # A tile is decoded whole, however small the image is.
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    tile_pixels = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
     if width * height > MAX_PIXELS or max(width * height, tile_pixels) * width_bytes > MAX_DECODED_BYTES:
         raise SkipItem("too many pixels")
     if min(width, height) < MIN_SIDE:

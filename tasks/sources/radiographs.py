@@ -104,24 +104,18 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         else:
             images.add(match, label)
     if odd:
-        rule = (
-            f"{request.dataset.name}: {CHEXPERT_TABLE} must hold 1, 0, -1 or blank, and patient<id> in every"
-        )
-        raise DataError(f"{rule} path", f"{odd} other rows", "download the table again")
+        rule = f"{request.dataset.name}: {CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>"
+        raise DataError(rule, f"{odd} other rows", "download the table again")
     return Listing(
         list(images.items.values()),
         request.dataset.label_names,
-        excluded=_counted("explicitly negative", negative) | repeated_rows(CHEXPERT_TABLE, labels, request),
+        excluded={"explicitly negative": negative} | repeated_rows(CHEXPERT_TABLE, labels, request),
         skipped=images.missing,
         intensity=OWN_MAXIMUM,
     )
 
 
 chexpert = download(list_chexpert, by_own_maximum)
-
-
-def _counted(reason: str, count: int) -> dict[str, int]:
-    return {reason: count} if count else {}
 
 
 def list_mura(tree: RawTree, request: RawRequest) -> Listing:
@@ -151,7 +145,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     return Listing(
         list(images.items.values()),
         request.dataset.label_names,
-        excluded=_counted("hidden file", hidden) | repeated_rows(MURA_TABLE, labels, request),
+        excluded={"hidden file": hidden} | repeated_rows(MURA_TABLE, labels, request),
         skipped=images.missing,
         intensity=OWN_MAXIMUM,
         flags=_compared(studies, beside, request),
@@ -202,7 +196,7 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
     return Listing(
         items,
         request.dataset.label_names,
-        excluded=_counted("repeated row", repeats) | _counted("slice without a row in the table", len(files)),
+        excluded={"repeated row": repeats, "slice without a row in the table": len(files)},
         skipped=missing,
         intensity="CT: Hounsfield units + 1024, clipped at 0, by own maximum",
     )

@@ -106,7 +106,7 @@ def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False
                 raise SkipItem("empty file")
             if status.st_size > max_bytes and not cut:
                 raise SkipItem("file too large")
-            return file.read(max_bytes)
+            return file.read(min(status.st_size, max_bytes))  # memory is taken for what is asked for
     except IsADirectoryError:
         raise SkipItem("no plain file") from None
     except (OSError, ValueError):

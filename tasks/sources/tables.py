@@ -13,6 +13,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -34,6 +35,9 @@ MAX_UNPACKED = 1 << 30
 MAX_PARTS = 1_000
 MAX_CELL = 1 << 20
 ROWS_AT_ONCE = 256
+MAX_BLANK_ROWS = 1_000
+"""So far down a sheet that is not read is looked at."""
+TWICE = "a key twice"
 SEVERAL = "several values"
 """How a list or an object is spelt: no path, label or group can be one."""
 DELIMITERS = (",", ";", "\t", "|")
@@ -89,12 +93,24 @@ def read_jsonl(body: bytes) -> Lines:
     records = []
     for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
         try:
-            records += [dict(json.loads(line))] if line.strip() else []
-        except (ValueError, TypeError, RecursionError):
-            raise TableError("must have one JSON object a line", f"another in line {number}") from None
+            records += [dict(read_json(line))] if line.strip() else []
+        except (ValueError, TypeError, RecursionError) as error:
+            found = f"another in line {number}{f', {error}' if str(error) == TWICE else ''}"
+            raise TableError("must have one JSON object a line", found) from None
     header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
     return [header, *([cell_text(record.get(key)) for key in header] for record in records)]
+
+
+def read_json(text: str) -> Any:
+    """Read JSON; a key that stands twice in an object is a ValueError, since one value would be lost."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError(TWICE)
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def read_parquet(body: bytes) -> Lines:
@@ -117,14 +133,19 @@ def read_parquet(body: bytes) -> Lines:
 
 
 def read_text(body: bytes) -> Lines:
-    """Return the lines of text with one of the :data:`DELIMITERS`, without blank ones."""
+    """Return the lines of text with one of the :data:`DELIMITERS`, without blank ones.
+
+    A line that begins with ``#`` above the header is a comment, unless it names a usual column.
+    """
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise TableError("must be UTF-8 text", "other bytes; save it as UTF-8") from None
     if "\0" in text:
         raise TableError("must be UTF-8 text", "zero bytes; save it as UTF-8")
-    delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
+    written = [line for line in text.splitlines() if line.strip()]
+    first = next((line for line in written if not line.startswith("#")), "".join(written[:1]))
+    delimiter = max(DELIMITERS, key=first.count)
     csv.field_size_limit(MAX_CELL)
     file = io.StringIO(text, newline="")
     reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -134,6 +155,8 @@ def read_text(body: bytes) -> Lines:
     except csv.Error:
         found = f"broken quotes or a huge cell in the row after {len(rows)}"
         raise TableError("must be well-formed", f"{found}; close what is quoted") from None
+    while rows and rows[0][0].startswith("#") and KNOWN.isdisjoint(map(column_key, rows[0])):
+        del rows[0]
     return rows
 
 
@@ -209,7 +232,7 @@ def read_table(
         found = f"no {', '.join(missing)}{header_names(rows[0], (*needed, *optional))}"
         way_out = f"call it {missing[0]}"
         raise _error(request, path, f"must have the columns {', '.join(needed)}", found, way_out)
-    wanted = [name for name in (*needed, *optional) if column_key(name) in header]
+    wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
     if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
     if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
@@ -235,6 +258,24 @@ def read_lines(path: Path | str, request: RawRequest) -> Lines:
         raise _error(request, path, f"must be {what}", type(error).__name__) from None
 
 
+def other_sheets(path: Path, request: RawRequest) -> int:
+    """Return how many sheets of a workbook hold something and are not read: all but the first."""
+    if path.suffix.lower() != ".xlsx":
+        return 0
+    try:
+        import openpyxl
+
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
+        found = 0
+        for sheet in book.worksheets[1:]:
+            sheet.reset_dimensions()
+            rows = islice(sheet.iter_rows(values_only=True), MAX_BLANK_ROWS)
+            found += any("".join(map(cell_text, row)).strip() for row in rows)
+        return found
+    except Exception as error:  # as in read_lines
+        raise _error(request, path, "must be an xlsx workbook", type(error).__name__) from None
+
+
 def header_of(path: Path | str, request: RawRequest) -> list[str]:
     """Return the column names of a table as :func:`column_key` spells them; none when it is no table."""
     try:
@@ -249,6 +290,9 @@ def column_key(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).casefold()
 
 
+KNOWN = frozenset(column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others))
+
+
 def _error(request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = "") -> DataError:
     where = f"{request.dataset.name}: table {request.hashed(PurePath(path).name)}"
     return DataError(f"{where} {rule}", found, way_out)
@@ -261,7 +305,7 @@ def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
     has a name that is usual or ``asked`` for.
     """
     names = [cell.strip() for cell in row]
-    known = {column_key(name) for ours, others in COLUMNS.items() for name in (ours, *others, *asked)}
+    known = KNOWN.union(map(column_key, asked))
     if not all(map(HEADER_NAME.fullmatch, names)) or known.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"
     more = ", ..." if len(names) > MAX_SHOWN else ""

@@ -9,7 +9,6 @@ a folder of shards; the split of a sample without its own is a word of the shard
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +18,7 @@ from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import Rows, find_columns, own_listing, split_of_file
 from tasks.sources.raw import MARK, PACKED_TARS, open_archive, walk
-from tasks.sources.tables import cell_text
+from tasks.sources.tables import cell_text, read_json
 
 ENDINGS = (".tar", *PACKED_TARS)
 MAX_LABEL_BYTES = 1 << 16
@@ -96,7 +95,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
                 if ending == "cls":
                     sample.written = text.strip("\r\n")
                     continue
-                values = json.loads(text)
+                values = read_json(text)
                 if isinstance(values, dict):
                     sample.values = {str(name): cell_text(value) for name, value in values.items()}
             elif is_single_image_name("x." + ending):
@@ -106,7 +105,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
     except SkipItem as skip:
         raise DataError(where, skip.reason) from None
     except (ValueError, RecursionError):
-        rule = f"{request.dataset.name}: .cls must be UTF-8 text, and .json hold JSON"
+        rule = f"{request.dataset.name}: .cls must be UTF-8 text, and .json hold JSON, each key once"
         raise DataError(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
     return [(f"{shard}{MARK}{sample.image or key}", sample) for key, sample in samples.items()]
 

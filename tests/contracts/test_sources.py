@@ -45,7 +45,7 @@ def request_of(request, tmp_path_factory) -> RawRequest:
     if request.param in OWN_KINDS:
         if request.param not in OWN_WRITERS:
             pytest.fail(f"kind {request.param} needs a writer in tests/raw_trees/own.py")
-        raw: Path | None = OWN_WRITERS[request.param](folder / "own", 0)
+        raw: Path | None = OWN_WRITERS[request.param](folder / "own")
     elif dataset.raw_layout.startswith(NO_DOWNLOAD):
         raw = None
     elif dataset.name not in WRITERS:

@@ -19,10 +19,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tests.integration.faults import HOG
 from tests.integration.mlflow_faults import LONG
 from tests.integration.several_nodes import environment
 from tests.integration.sweeps import SWEEP, write_sweep
@@ -30,18 +32,20 @@ from tests.isolation import isolated
 
 OUT = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
 LIMIT_S = 3600
-TWELVE = SWEEP.replace("[0, 1, 2, 3, 4]", "[0, 1, 2]")
 Found = dict[str, Any]
 
 
-def cells_judged(found: Found) -> Found:
-    """Of cells that sleep: each stored once and right, each tracked once."""
+def cells_judged(found: Found, kind: str = "") -> Found:
+    """Of cells that sleep: each stored once and right, each tracked once; what failed is of the ``kind``."""
     kinds = Counter(kind for _, kind, _, _ in found["told"])
     right = sum(found["results"].get(cell) == f"found {cell}" for cell in found["planned"])
     slower = found["seconds"] / found["undisturbed_s"] if found.get("undisturbed_s") else None
     whole = right == len(found["planned"]) == len(found["results"]) and not found["failures_left"]
     return {
-        "holds": whole and found["statuses"] == ["FINISHED"] and (slower or 0) <= 2.5,
+        "holds": whole
+        and found["statuses"] == ["FINISHED"]
+        and (slower or 0) <= 2.5
+        and (not kind or set(kinds) == {kind}),
         "cells": len(found["planned"]),
         "right": right,
         "faults": [event[0] for event in found["history"] if event[0] != "threshold"],
@@ -54,9 +58,15 @@ def cells_judged(found: Found) -> Found:
 
 def workers_judged(found: Found) -> Found:
     """As :func:`cells_judged`, with at least ten kills."""
-    judged = cells_judged(found)
+    judged = cells_judged(found, "worker_crash")
     kills = len(judged.pop("faults"))
     return {**judged, "holds": judged["holds"] and kills >= 10, "kills": kills}
+
+
+def memory_judged(found: Found) -> Found:
+    """As :func:`cells_judged`: the hog alone was killed, which costs the others nothing."""
+    judged = cells_judged(found, "out_of_memory")
+    return {**judged, "holds": judged["holds"] and all(HOG in cell for cell, *_ in found["told"])}
 
 
 def partition_judged(found: Found) -> Found:
@@ -131,9 +141,11 @@ CASES = {
     "worker SIGKILL every 5 s for 60 s": Case(
         workers_judged, "faults", ("killed_workers", "FOLDER", WORKERS)
     ),
-    "raylet SIGKILL, a node added": Case(cells_judged, "faults", ("killed_raylet", "FOLDER")),
-    "memory hog": Case(cells_judged, "faults", ("memory_hog", "FOLDER")),
-    "memory hog alone": Case(cells_judged, "faults", ("memory_hog_alone", "FOLDER")),
+    "raylet SIGKILL, a node added": Case(
+        partial(cells_judged, kind="lost_node"), "faults", ("killed_raylet", "FOLDER")
+    ),
+    "memory hog": Case(memory_judged, "faults", ("memory_hog", "FOLDER")),
+    "memory hog alone": Case(memory_judged, "faults", ("memory_hog_alone", "FOLDER")),
     "driver SIGKILL at 20 moments": Case(killed_judged, "sweep_faults", ("killed_driver", "FOLDER")),
     "object store away 30 s": Case(away_judged, "sweep_faults", ("store_away", "FOLDER")),
     "disk filled and freed": Case(disk_judged, "full_disk", ("SWEEP", "FOLDER/root")),
@@ -149,7 +161,7 @@ CASES = {
 def run_case(case: Case) -> Found:
     """Run one case once and judge it; what it printed last stands for a case that ended otherwise."""
     with tempfile.TemporaryDirectory(prefix="isweep-chaos-", dir="/var/tmp") as folder:
-        sweep = write_sweep(Path(folder), TWELVE)
+        sweep = write_sweep(Path(folder), SWEEP)
         (Path(folder) / "case").mkdir()
         words = [w.replace("FOLDER", f"{folder}/case").replace("SWEEP", sweep) for w in case.words]
         # Whatever is left in the folder for temporary files is seen there, and goes with the namespace.

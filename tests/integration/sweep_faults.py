@@ -26,7 +26,8 @@ from orchestrator.results.store import ResultStore, TrialRecord
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
 
-LONG = SWEEP.replace("recipe: smoke", "recipe: {from: smoke, epochs: 60}\npredictions: true")
+LONG = SWEEP.replace("[0, 1, 2]", "[0, 1, 2, 3, 4]")
+LONG = LONG.replace("recipe: smoke", "recipe: {from: smoke, epochs: 60}\npredictions: true")
 LONGER = LONG.replace("[0, 1, 2, 3, 4]", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]")
 CLOCKED = ("seconds", "timings", "peak_memory_bytes", "energy_j")
 """Of a result, what no two runs have in common."""

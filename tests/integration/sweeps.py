@@ -20,11 +20,11 @@ datasets: [manifold_d4, manifold_d12]
 train_sizes: [40, 80]
 test_size: 40
 image_size: 16
-seeds: [0, 1, 2, 3, 4]
+seeds: [0, 1, 2]
 recipe: smoke
 num_neighbors: 10
 """
-NUM_TRIALS = 20
+NUM_TRIALS = 12
 
 
 def write_sweep(folder: Path, text: str = SWEEP) -> str:

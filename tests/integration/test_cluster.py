@@ -16,7 +16,7 @@ from tests.isolation import AVAILABLE, REASON, isolated
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
 
 NUM_TRIALS = 4
-ON_GPUS = SWEEP.replace("[0, 1, 2, 3, 4]", "[0]") + "resources: {num_cpus: 1, num_gpus: 1}\n"
+ON_GPUS = SWEEP.replace("[0, 1, 2]", "[0]") + "resources: {num_cpus: 1, num_gpus: 1}\n"
 """One trial per GPU, so that both workers get some; how shares pack is looked at with probes."""
 
 

@@ -9,8 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis import fit_growth, fit_scaling_laws, predict, read_csv, write_csv
-from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.published import PREDICTED_FORM, fit_published
 from orchestrator.analysis.table import escape_cell, unescape_cell
 from tests.synthetic import synthetic_table
 
@@ -27,16 +25,7 @@ def losses_only(**parameters):
     return table[[name for name in table if not name.startswith(("fgsm", "d_repr"))]]
 
 
-SLOPES = st.floats(-3, 3).filter(lambda value: abs(value) > 0.05)
 SEEDS = st.integers(0, 10_000)
-
-
-@QUICK
-@given(size=SLOPES, sharpness=SLOPES, seed=SEEDS, models=st.sampled_from([("a",), ("a", "b")]))
-def test_any_exact_law_is_recovered(size, sharpness, seed, models):
-    table = losses_only(size_slope=size, sharpness_slope=sharpness, seed=seed, models=models)
-    law = fit_published(prepare(table).points, PREDICTED_FORM)
-    assert [e.value for e in law.estimates] == pytest.approx([size, sharpness], rel=1e-6)
 
 
 @QUICK
@@ -46,19 +35,6 @@ def test_row_order_changes_nothing(seed, order):
     rows = list(range(len(table)))
     order.shuffle(rows)
     assert fit_scaling_laws(table) == fit_scaling_laws(table.iloc[rows])
-
-
-@QUICK
-@given(seed=SEEDS, factor=st.floats(0.01, 100))
-def test_multiplying_all_losses_moves_no_slope(seed, factor):
-    table = losses_only(seed=seed, trial_std=0.3)
-    table["test_loss"] /= 100  # nor at guessing when scaled
-    scaled = table.assign(test_loss=table["test_loss"] * factor)
-    one, two = fit_scaling_laws(table, explore=True), fit_scaling_laws(scaled, explore=True)
-    for first, second in zip(one.fits, two.fits, strict=True):
-        for before, after in zip(first.estimates, second.estimates, strict=True):
-            assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
-            assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-6)
 
 
 @QUICK
@@ -93,7 +69,7 @@ def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
 @given(
     seed=SEEDS,
     factor=st.sampled_from([0.004, 7.0, 1000.0]),
-    name=st.sampled_from(["train_size", "label_sharpness"]),
+    name=st.sampled_from(["train_size", "label_sharpness", "test_loss"]),
 )
 def test_no_unit_changes_the_law(seed, factor, name):
     table = losses_only(seed=seed, trial_std=0.3)

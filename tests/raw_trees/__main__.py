@@ -1,21 +1,9 @@
-"""Write every raw tree: ``python -m tests.raw_trees OUT [--seed N]``."""
+"""Write every raw tree: ``python -m tests.raw_trees OUT``."""
 
-from __future__ import annotations
-
-import argparse
+import sys
 from pathlib import Path
 
 from tests.raw_trees import WRITERS, write_raw_tree
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    for name in WRITERS:
-        print(write_raw_tree(name, arguments.out, arguments.seed))
-
-
-if __name__ == "__main__":
-    main()
+for name in WRITERS:
+    print(write_raw_tree(name, Path(sys.argv[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def make_dicom(
 
 def save_dicom(path: Path, data: Dataset) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(dicom_bytes(data))
+
+
+def dicom_bytes(data: Dataset) -> bytes:
+    stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of these files are odd on purpose
-        data.save_as(path, enforce_file_format=True)
+        data.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()

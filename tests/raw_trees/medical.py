@@ -8,7 +8,7 @@ import numpy as np
 from pydicom.uid import RLELossless
 
 from tests.raw_trees.dicoms import make_dicom, save_dicom
-from tests.raw_trees.pictures import blob, colour, grey, save_image, save_xlsx
+from tests.raw_trees.pictures import blob, colour, grey, save_image, save_nifti, save_xlsx
 
 
 def write_brats(folder: Path, seed: int, num_cases: int = 6) -> None:
@@ -19,13 +19,13 @@ def write_brats(folder: Path, seed: int, num_cases: int = 6) -> None:
     for number in range(num_cases):
         name = f"Brats18_TCIA{number:02d}_{rng.integers(100, 999)}_1"
         case = root / ("HGG" if number % 3 else "LGG") / name
-        case.mkdir(parents=True)
         flair, t2, seg = _brain(rng)
         for kind, values in (("flair", flair), ("t2", t2), ("t1", t2), ("t1ce", t2), ("seg", seg)):
             if number == 5 and kind == "seg":
                 continue
             ending = ".nii" if number == 1 else ".nii.gz"
-            _save_nifti(case / f"{name}_{kind}{ending}", values, flip=number == 2)
+            flip = -1 if number == 2 else 1
+            save_nifti(case / f"{name}_{kind}{ending}", values[::flip], np.diag((flip, 1, 1, 1)))
 
 
 def _brain(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -38,13 +38,6 @@ def _brain(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray
     flair = np.where(brain, 250 + rng.normal(0, 15, shape) + 200 * tumour, 0)
     seg = np.where(tumour & brain, np.where(rng.random(shape) < 0.5, 1, 4), 0)
     return flair.astype(np.int16), np.maximum(t2, 0).astype(np.int16), seg.astype(np.int16)
-
-
-def _save_nifti(path: Path, values: np.ndarray, *, flip: bool) -> None:
-    import nibabel
-
-    image = nibabel.Nifti1Image(values[::-1] if flip else values, np.diag((-1 if flip else 1, 1, 1, 1)))
-    nibabel.save(image, path)
 
 
 def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.raw_trees.dicoms import make_dicom, save_dicom
-from tests.raw_trees.pictures import grey, png, save_image, save_xlsx
+from tests.raw_trees.pictures import png, save_nifti, save_xlsx
 
 Columns = Mapping[str, Sequence[object]]
 """Name -> one value per image: text, numbers, truth values, None or NaN."""
@@ -36,20 +36,29 @@ def _records(columns: Columns) -> list[dict[str, object]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _with_files(folder: Path, columns: Columns) -> list[dict[str, object]]:
+def _with_files(folder: Path, columns: Columns, ending: str = "png") -> list[dict[str, object]]:
+    """Write a file per image and return the rows of a table; the group of a DICOM file is in its header."""
     folder.mkdir(parents=True, exist_ok=True)
     records = []
     for number, (pixels, record) in enumerate(
         zip(pictures(count_of(columns)), _records(columns), strict=True)
     ):
-        (folder / f"{number}.png").write_bytes(png(pixels))
-        records.append({"path": f"{number}.png", **record})
+        path = folder / f"{number}.{ending}"
+        if ending == "dcm":
+            save_dicom(path, make_dicom(pixels.astype(np.uint16), patient=str(record.pop("group"))))
+        elif ending == "nii.gz":
+            save_nifti(path, np.stack([pixels, pixels[::-1], pixels.T], axis=2).astype(np.int16))
+        else:
+            path.write_bytes(png(pixels))
+        records.append({"path": path.name, **record})
     return records
 
 
-def write_text(folder: Path, columns: Columns, *, ending: str = "csv", mark: str = ",") -> Path:
+def write_text(
+    folder: Path, columns: Columns, *, ending: str = "csv", mark: str = ",", files: str = "png"
+) -> Path:
     """A table of text; nothing and NaN are blank, as pandas writes them."""
-    records = _with_files(folder, columns)
+    records = _with_files(folder, columns, files)
     with (folder / f"table.{ending}").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, records[0], delimiter=mark)
         writer.writeheader()
@@ -73,13 +82,8 @@ def write_jsonl(folder: Path, columns: Columns) -> Path:
 
 
 def write_parquet_of_paths(folder: Path, columns: Columns) -> Path:
-    return save_parquet(
-        folder / "table.parquet", {"path": _column(_with_files(folder, columns), "path")} | dict(columns)
-    )
-
-
-def _column(records: list[dict[str, object]], name: str) -> list[object]:
-    return [record[name] for record in records]
+    paths = [record["path"] for record in _with_files(folder, columns)]
+    return save_parquet(folder / "table.parquet", {"path": paths} | dict(columns))
 
 
 def image_cells(count: int = COUNT) -> list[object]:
@@ -197,53 +201,17 @@ FORMS: dict[str, tuple[str, Callable[[Path, Columns], Path]]] = {
 """Form of file -> its kind, and what writes columns into a folder and returns the path that a user names."""
 
 
-def write_drawn(form: str, folder: Path, seed: int) -> Path:
-    """Ten drawn pictures of two classes; tables have patients."""
-    rng = np.random.default_rng(seed)
-    drawn = [grey(rng, (20, 18), bool(number % 2)) for number in range(10)]
-    labels = [NAMES[number % 2] for number in range(10)]
-    if form in ("npz", "hdf5"):
-        return save_arrays(folder / "own", form, images=np.stack(drawn), labels=np.arange(10) % 2)
-    if form == "parquet":
-        cells = [{"bytes": png(pixels), "path": f"{number}.png"} for number, pixels in enumerate(drawn)]
-        return save_parquet(folder / "own.parquet", {"image": cells, "label": [n % 2 for n in range(10)]})
-    if form == "webdataset":
-        pairs = [(f"{n:04d}", png(pixels), str(n % 2).encode()) for n, pixels in enumerate(drawn)]
-        members = [
-            (f"{key}.{end}", body) for key, *of in pairs for end, body in zip(("png", "cls"), of, strict=True)
-        ]
-        return save_tar(folder / "own.tar", members)
-    lines = [f"path,label{'' if form == 'dicom' else ',group'}"]
-    for number, pixels in enumerate(drawn):
-        ending = {"dicom": "dcm", "nifti": "nii.gz"}.get(form, "png")
-        path = folder / (labels[number] if form == "folder" else "") / f"{number}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if form == "dicom":
-            save_dicom(path, make_dicom(pixels.astype(np.uint16), patient=f"P{number // 2}"))
-        elif form == "nifti":
-            save_nifti(path, np.stack([pixels, pixels[::-1], pixels.T.copy().reshape(pixels.shape)], axis=2))
-        else:
-            save_image(path, pixels)
-        lines.append(f"{path.name},{labels[number]}{'' if form == 'dicom' else f',P{number // 2}'}")
-    if form == "folder":
-        return folder
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "manifest.csv"
+def write_kind(kind: str, folder: Path) -> Path:
+    """Ten images of two classes; tables have five patients with an image of each."""
+    columns = {"label": [NAMES[row % 2] for row in range(10)]}
+    if kind.endswith("csv") or kind == "table":
+        columns["group"] = [f"P{row // 2}" for row in range(10)]
+    files = {"dicom_csv": "dcm", "nifti_csv": "nii.gz"}.get(kind, "png")
+    return write_text(folder, columns, files=files) if "group" in columns else FORMS[kind][1](folder, columns)
 
 
-def save_nifti(path: Path, values: np.ndarray) -> Path:
-    import nibabel
-
-    nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)), path)
-    return path
-
-
-OWN_WRITERS: dict[str, Callable[[Path, int], Path]] = {
-    kind: functools.partial(write_drawn, form)
-    for kind, form in (
-        *(("folder", "folder"), ("hdf5", "hdf5"), ("npz", "npz"), ("webdataset", "webdataset")),
-        *(("table", "csv"), ("csv", "csv"), ("dicom_csv", "dicom"), ("nifti_csv", "nifti")),
-        ("parquet", "parquet"),
-    )
+OWN_WRITERS: dict[str, Callable[[Path], Path]] = {
+    kind: functools.partial(write_kind, kind)
+    for kind in ("folder", "hdf5", "npz", "webdataset", "table", "csv", "dicom_csv", "nifti_csv", "parquet")
 }
 """Kind, or an old name of one -> writes a folder's worth of it and returns the path a user would name."""

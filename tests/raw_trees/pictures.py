@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,3 +53,23 @@ def save_xlsx(path: Path, rows: list[list[object]]) -> None:
         book.active.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     book.save(path)
+
+
+def edit_xlsx(path: Path, change: Callable[[Any], object]) -> None:
+    """Let ``change`` do something to a workbook's first sheet."""
+    import openpyxl
+
+    book = openpyxl.load_workbook(path)
+    change(book.active)
+    book.save(path)
+
+
+def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray | None = None, **header: object) -> Path:
+    import nibabel
+
+    image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
+    for name, value in header.items():
+        image.header[name] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(image, path)
+    return path

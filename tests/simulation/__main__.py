@@ -10,14 +10,15 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness import environment
-from tests.simulation.workers import Violation
-from tests.simulation.world import NAMED, run_named, run_seed
+from tests.simulation.scheduler import Violation
+from tests.simulation.schedules import NAMED, run_named, run_seed
 
-CHUNK, NUM_OF_EACH = 50, 20
+CHUNK = 50
+Chunk = tuple[str, range, bool]
+"""Name of a schedule, empty for those that are drawn; seeds; whether to stop at the first violation."""
 
 
 def main() -> int:
@@ -29,7 +30,11 @@ def main() -> int:
     parser.add_argument("--into", type=Path)
     asked = parser.parse_args()
     began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)
-    chunks = [*NAMED, *range(asked.first, asked.first + asked.schedules, CHUNK)]
+    of_each = range(asked.first // 500, (asked.first + asked.schedules) // 500)
+    end = asked.first + asked.schedules - len(of_each) * len(NAMED)
+    chunks: list[Chunk] = [(name, of_each, asked.stop) for name in NAMED]
+    for at in range(asked.first, end, CHUNK):
+        chunks.append(("", range(at, min(at + CHUNK, end)), asked.stop))
     with multiprocessing.get_context("fork").Pool() as pool:
         for found, wrong, slow in pool.imap_unordered(run_chunk, chunks):
             met, violations, slowest = met + found, violations + wrong, max(slowest, slow)
@@ -37,7 +42,7 @@ def main() -> int:
                 break
     seconds = time.monotonic() - began
     document = {
-        "schedules": asked.schedules + NUM_OF_EACH * len(NAMED),
+        "schedules": asked.schedules,
         "violations": len(violations),
         "seconds": round(seconds, 1),
         "processes": os.cpu_count(),
@@ -54,29 +59,22 @@ def main() -> int:
     return 1 if violations else 0
 
 
-def run_chunk(which: int | str) -> tuple[Counter[str], list[str], tuple[float, int]]:
-    """Run a chunk of seeds, or a named schedule with some; returns faults met, violations, the slowest."""
+def run_chunk(chunk: Chunk) -> tuple[Counter[str], list[str], tuple[float, int]]:
+    """Run some schedules; returns faults met, violations, the slowest."""
     logging.disable(logging.CRITICAL)
+    name, seeds, stop = chunk
     met, violations, slowest = Counter[str](), list[str](), (0.0, 0)
-    for seed, seconds, found in _runs(which):
-        slowest = max(slowest, (seconds, seed))
-        if isinstance(found, str):
-            violations.append(found)
-        else:
-            met += found
-    return met, violations, slowest
-
-
-def _runs(which: int | str) -> Iterator[tuple[int, float, Counter[str] | str]]:
-    named = isinstance(which, str)
-    for seed in range(NUM_OF_EACH) if named else range(which, which + CHUNK):
+    for seed in seeds:
         began = time.monotonic()
         try:
-            world = run_named(which, seed) if named else run_seed(seed)
-            found: Counter[str] | str = Counter(dict.fromkeys(world.outside.met, 1))
+            world = run_named(name, seed) if name else run_seed(seed)
+            met += Counter(dict.fromkeys(world.outside.met, 1))
         except Violation as error:
-            found = f"seed {seed} of {which}: {error}" if named else str(error)
-        yield seed, time.monotonic() - began, found
+            violations.append(str(error))
+            if stop:
+                break
+        slowest = max(slowest, (time.monotonic() - began, seed))
+    return met, violations, slowest
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a driver meets outside: storage and MLflow's server, with faults that a schedule brings about."""
+"""What a driver meets outside: storage, MLflow's server and its machine, with faults of a schedule."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from mlflow.exceptions import MlflowException
 
 from orchestrator.results.storage import Bucket, Found, StorageAway
+from orchestrator.running.ending import Processes
 from tests.mlflow_client import SimulatedClient
-from tests.simulation.scheduler import Killed, Process, Scheduler
+from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
 
 FAULTS = (
     "driver killed", "power cut", "user stops", "second driver", "clock set",
     "storage away", "storage loses a reply", "disk full", "file damaged", "file deleted",
     "server away", "server slow", "server resets", "server doubles", "server restored",
     "worker dies", "node lost", "memory kill", "device fails", "trial hangs", "worker says nothing",
-    "other code", "network error", "Tune breaks", "sweep extended", "data changed",
+    "other code", "network error", "report lost", "report doubled", "Tune breaks", "Tune runs out of memory",
+    "sweep extended", "data changed",
 )  # fmt: skip
 """Everything that may go wrong, by the name that a summary counts."""
+RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
 LASTING = {"storage away", "disk full", "server away", "server slow", "server resets", "server doubles"}
 
 
@@ -42,6 +46,21 @@ class Fault(NamedTuple):
 
 
 @dataclass
+class PrivateFolder:
+    """A folder of a private cluster.
+
+    Attributes:
+        owner: The driver that made it.
+        has_owner_file: Whether its lock is there, which the owner holds while it lives.
+        num_processes: Of Ray, out of it; they outlive a driver that is killed.
+    """
+
+    owner: Process
+    has_owner_file: bool = False
+    num_processes: int = 0
+
+
+@dataclass
 class Outside:
     """All that outlives a driver.
 
@@ -49,6 +68,7 @@ class Outside:
         scheduler: Whose turn it is.
         faults: Still to come, in order.
         files: Path -> content, and a number that changes with it.
+        machine: Folders of private clusters that drivers made, and who did.
         hit: Paths of files that were damaged or deleted, with the time.
         met: How often each fault had something to hit.
         paused_s: Seconds for which storage let a sweep wait, in all.
@@ -61,6 +81,7 @@ class Outside:
     faults: list[Fault] = field(default_factory=list)
     files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     not_durable: dict[str, tuple[bytes, int] | None] = field(default_factory=dict)
+    machine: dict[Path, PrivateFolder] = field(default_factory=dict)
     server: SimulatedClient = field(default_factory=SimulatedClient)
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     lasting: dict[str, float] = field(default_factory=dict)
@@ -71,6 +92,7 @@ class Outside:
     paused_s: float = 0.0
     num_calls: int = 0
     num_written: int = 0
+    num_folders: int = 0
     second: Callable[[], None] = lambda: None
 
     def note(self, text: str) -> None:
@@ -114,6 +136,10 @@ class Outside:
             self.met[fault.kind] += 1
             self.note("fault: second driver")
             self.second()
+        elif fault.kind == "clock set":
+            self.met[fault.kind] += 1
+            self.note(f"fault: clock set ({process.name})")
+            process.clock_off_s = (fault.amount - 0.5) * 1e6
         elif fault.kind in ("driver killed", "power cut"):
             self.met[fault.kind] += 1
             self.note(f"fault: {fault.kind} ({process.name})")
@@ -127,25 +153,26 @@ class Outside:
 
     def _files_and_server(self) -> None:
         """Do to files and to the server what people and restores do."""
-        records = sorted(path for path in self.files if path.endswith(("result.json", "failure.json")))
+        records = sorted(path for path in self.files if path.endswith(RECORDS))
         if records and (fault := self.take("file damaged", "file deleted")):
             path = records[int(fault.amount * len(records)) % len(records)]
             content, version = self.files.pop(path)
             if fault.kind == "file damaged":
-                self.files[path] = (self._damaged(content, records, fault.amount), version + 1)
+                self.files[path] = (self._damaged(path, content, fault.amount), version + 1)
             self.hit[path] = self.scheduler.now
             self.note(f"  {path}")
         if self.snapshots and (fault := self.take("server restored")):
             kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
             self.server.kept = _copied(kept)
 
-    def _damaged(self, content: bytes, records: list[str], amount: float) -> bytes:
+    def _damaged(self, path: str, content: bytes, amount: float) -> bytes:
         """Cut a file, flip a digit in it, or put another cell's in its place."""
-        place = int(amount * len(content))
+        place, name = int(amount * len(content)), path.rpartition("/")[2]
         if self.random.random() < 0.3:
             return content[:place]
-        if self.random.random() < 0.5:
-            return self.files[records[-1]][0] if records[-1] in self.files else b""
+        others = sorted(other for other in self.files if other.endswith(f"/{name}"))
+        if others and self.random.random() < 0.5:
+            return self.files[self.random.choice(others)][0]
         digits = [k for k, sign in enumerate(content) if sign in b"0123456789"]
         at = digits[place % len(digits)]
         flipped = b"7" if content[at : at + 1] != b"7" else b"3"
@@ -158,8 +185,13 @@ class Outside:
             del self.snapshots[:-3]
 
     def _lose_what_was_not_flushed(self) -> None:
+        """Of each file that was not flushed the new content is there, the old one, or a part of the new."""
         for path, before in self.not_durable.items():
-            if self.random.random() < 0.5:
+            what = self.random.random()
+            if what < 0.3 and path in self.files:
+                content, version = self.files[path]
+                self.files[path] = (content[: int(what * len(content))], version)
+            elif what < 0.6:
                 self.files.pop(path, None)
                 if before is not None:
                     self.files[path] = before
@@ -282,3 +314,55 @@ class SimulatedServer:
             return found
 
         return asked
+
+
+class SimulatedProcesses(Processes):
+    """The machine as one driver sees it."""
+
+    def __init__(self, outside: Outside, process: Process) -> None:
+        self._outside, self._process = outside, process
+
+    def _there(self, folder: Path) -> PrivateFolder:
+        self._outside.call(self._process)
+        if folder not in self._outside.machine:
+            raise FileNotFoundError(folder)
+        return self._outside.machine[folder]
+
+    def folders(self) -> list[Path]:
+        return sorted(self._outside.machine)
+
+    def is_abandoned(self, folder: Path) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            there = self._there(folder)
+            return there.has_owner_file and there.owner.dead
+        return False
+
+    def remove(self, folder: Path) -> None:
+        self._outside.call(self._process)
+        gone = self._outside.machine.pop(folder, None)
+        if gone is not None and not gone.owner.dead:
+            raise Violation(f"{self._process.name} ended the processes of {gone.owner.name}, which lives")
+
+    @contextlib.contextmanager
+    def cluster(self) -> Iterator[None]:
+        """Have a private cluster, as :func:`orchestrator.running.ending.private_folder` makes one."""
+        outside, process = self._outside, self._process
+        outside.num_folders += 1
+        folder = Path(f"isweep-ray-{outside.num_folders}")
+        outside.call(process)
+        made = outside.machine[folder] = PrivateFolder(process)
+        outside.call(process)
+        made.has_owner_file = True
+        outside.call(process)
+        made.num_processes = 3
+        try:
+            yield
+        finally:
+            if not process.dead:
+                del outside.machine[folder]
+
+    def check_orphans(self, dead: Iterable[Process]) -> None:
+        """See that nothing runs of drivers that are ``dead``."""
+        left = [one.owner.name for one in self._outside.machine.values() if one.num_processes]
+        if found := sorted({process.name for process in dead} & set(left)):
+            raise Violation(f"processes of {found} run on beside {self._process.name}")

@@ -29,11 +29,20 @@ class Endless(Exception):
     """Nothing can happen any more, or things happen for ever."""
 
 
+class Violation(BaseException):
+    """Something that must always hold did not; no `except Exception` of the product takes it for Tune's."""
+
+
 class Process:
-    """Threads that die together, such as a driver's."""
+    """Threads that die together, such as a driver's.
+
+    Attributes:
+        root: That a driver works on.
+        clock_off_s: By how much somebody set its wall clock.
+    """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root = name, ""
+        self.name, self.root, self.clock_off_s = name, "", 0.0
         self.dead = self.stopped = self.finished = False
 
 
@@ -175,17 +184,13 @@ class SimulatedCondition:
 
 
 class SimulatedClock:
-    """The clock of one process: virtual seconds, and a wall clock that somebody sets now and then.
-
-    Attributes:
-        set_by: Seconds that the wall clock is off.
-    """
+    """The clock of one process: virtual seconds, and a wall clock that somebody sets now and then."""
 
     def __init__(self, scheduler: Scheduler, process: Process) -> None:
-        self._scheduler, self._process, self.set_by = scheduler, process, 0.0
+        self._scheduler, self._process = scheduler, process
 
     def time(self) -> float:
-        return 1.8e9 + self._scheduler.now + self.set_by
+        return 1.8e9 + self._scheduler.now + self._process.clock_off_s
 
     def monotonic(self) -> float:
         return self._scheduler.now

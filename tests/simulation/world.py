@@ -1,74 +1,34 @@
-"""A sweep in a world of faults: drawn by a seed, driven to its end, and judged by what must hold then."""
+"""A sweep in a world of faults, driven to its end and judged by what must hold then."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, SweepRuns
-from orchestrator.results.state import StoredResults, judge
+from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience, StorageAway
-from orchestrator.results.store import ResultStore, TrialRecord
-from orchestrator.results.tracking import Tracker
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.locks import Lease
+from orchestrator.running.ending import remove_leftovers
+from orchestrator.running.locks import EXPIRES_S, Lease
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.trials import Run, Trials
 from search_spaces.errors import SetupError, SweepError
-from search_spaces.sweeps import SweepSpec
-from tests.simulation.outside import FAULTS, LASTING, Fault, Outside, SimulatedServer, SimulatedStorage
-from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task
-from tests.simulation.workers import SimulatedExecution, Violation, outcome
+from tests.simulation.outside import Fault, Outside, SimulatedProcesses, SimulatedServer, SimulatedStorage
+from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task, Violation
+from tests.simulation.sweeps import FOLDER, Grid, Tuning
+from tests.simulation.workers import Cells, SimulatedExecution
 
-SWEEP = {
-    "name": "simulated",
-    "models": ("small_mlp", "small_cnn"),
-    "datasets": ({"name": "manifold_d4"},),
-    "train_sizes": (20, 40),
-    "test_size": 40,
-    "image_size": 16,
-    "recipe": "smoke",
-}
-MOST_FAULTS = 8
-HORIZON = 400
-"""Port calls of an undisturbed sweep, about: faults begin within these."""
 MOST_DRIVERS = 40
-
-
-@cache
-def the_plan(num_seeds: int) -> SweepPlan:
-    return plan_sweep(SweepSpec.model_validate({**SWEEP, "seeds": tuple(range(num_seeds))}))
-
-
-def draw(seed: int) -> list[Fault]:
-    """Return the faults of a seed, in order."""
-    random = Random(seed)
-    faults = []
-    for _ in range(random.randint(0, MOST_FAULTS)):
-        kind = random.choice(FAULTS)
-        amount = random.expovariate(1 / 40) if kind in LASTING else random.random()
-        faults.append(Fault(int(random.random() ** 1.5 * HORIZON), kind, amount))
-    return sorted(faults)
-
-
-@dataclass
-class Workspace:
-    """As much of :class:`orchestrator.planning.plan.Workspace` as judging needs."""
-
-    plan: SweepPlan
-    data: str
-
-    @property
-    def prepared(self) -> dict[str, Any]:
-        """Every dataset is prepared, with these images."""
-        return {spec.prepared_id: SimpleNamespace(fingerprint=self.data) for spec in self.plan.prepared}
+CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
+"""A shared one, with what simulated trials ask for."""
+CALLS_S = 40.0
+"""What the calls of a slow storage take, while a driver looks whether another one lives."""
 
 
 class World:
@@ -77,25 +37,22 @@ class World:
     Args:
         seed: Of delays and turns.
         faults: What goes wrong.
+        of: What is driven.
     """
 
-    def __init__(self, seed: int, faults: Sequence[Fault]) -> None:
+    def __init__(self, seed: int, faults: Sequence[Fault], of: type[Grid | Tuning] = Grid) -> None:
         random = Random(seed)
         self.scheduler = Scheduler(random)
         self.outside = Outside(self.scheduler, random, [*faults])
         self.told: list[tuple[str, str, str]] = []
         self.sealed: set[tuple[str, str]] = set()
         self.holders: list[Process] = []
-        self.num_seeds, self.data, self.num_drivers = 2, "f", 0
+        self.killed_at: dict[Process, float] = {}
+        self.of, self.size, self.data, self.num_drivers = of, 2, "f", 0
         self.started: list[tuple[Process, Task]] = []
         self.outside.second = lambda: self._start(f"root of driver {self.num_drivers + 1}")
         # Long enough, now and then, for a second driver to wait for the first one's lease in vain.
         self.seconds = random.choice((8.0, 8.0, 60.0))
-
-    @property
-    def plan(self) -> SweepPlan:
-        """What is planned now."""
-        return the_plan(self.num_seeds)
 
     def run(self) -> World:
         """Start drivers until one ends well after the last fault, and check what must hold then.
@@ -122,7 +79,7 @@ class World:
         """Time passes, and people do what they do between two runs; after many, no more goes wrong."""
         outside = self.outside
         if outside.take("sweep extended"):
-            self.num_seeds = 3
+            self.size = 3
         if outside.take("data changed"):
             self.data = "g"
         self.scheduler.now += outside.random.random() * 100
@@ -144,6 +101,8 @@ class World:
     def _until_ended(self, process: Process, main: Task) -> str:
         """Let a driver come to its end; says how it ended."""
         self.scheduler.run(main)
+        if process.dead:
+            self.killed_at[process] = self.scheduler.now
         self.scheduler.bury(process)
         self.started.remove((process, main))
         if process in self.holders:
@@ -157,9 +116,9 @@ class World:
         raise error
 
     def _driver(self, process: Process, root: str) -> None:
-        """The stages of :func:`orchestrator.running.run.run_sweep`, in its order."""
-        outside, clock = self.outside, SimulatedClock(self.scheduler, process)
-        storage = SimulatedStorage(outside, process)
+        """Take the locks, remove orphans and do the stages, as ``run_sweep`` and ``tune_sweep`` do."""
+        outside, clock, began = self.outside, SimulatedClock(self.scheduler, process), self.scheduler.now
+        storage, processes = SimulatedStorage(outside, process), SimulatedProcesses(outside, process)
         say: Callable[[str], None] = lambda text: outside.note(f"{process.name} says: {text}")  # noqa: E731
 
         def interrupt(error: SetupError, ended: Any) -> None:
@@ -169,114 +128,134 @@ class World:
             raise SetupError("Only one isweep command may work on a root at a time")  # the kernel's lock
         process.root = root
         with Lease(storage, root, "isweep run", say, clock, interrupt):
-            self._holds(process)
-            if (fault := outside.take("clock set")) is not None:
-                clock.set_by = (fault.amount - 0.5) * 1e6
-            stored = StoredResults.read(storage)
-            stored.patience = Patience(say, clock=clock)
-            workspace = Workspace(self.plan, self.data)
-            state = judge(workspace, stored)
-            store_id = stored.store.identity(make=True)
-            server = SimulatedServer(outside, process)
-            tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
-            ending = "FAILED"
+            self._holds(process, began)
             try:
-                tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-                self._train(process, clock, stored, tracker, workspace)
-                stored.forget_lost()
-                state = judge(workspace, stored)
-                self._check(self._wrong_claims(workspace, state))
-                tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-                ending = "FINISHED"
-            except KeyboardInterrupt:
-                ending = "KILLED"
-                raise
+                dead = [*self.killed_at]
+                remove_leftovers(processes)
+                processes.check_orphans(dead)
+                with processes.cluster():
+                    self._sweep(process, clock, storage, say)
             finally:
-                tracker.close(ending)
                 if not process.dead:
                     self.holders.remove(process)
-            answers = all(
-                until < self.scheduler.now - 60
-                for kind, until in outside.lasting.items()
-                if kind.startswith("server")
-            )
-            if tracker.num_behind and answers:
-                raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
-            # A server's older state, or a request that a proxy repeats, is found at the next start.
-            unknown = outside.met["server restored"] + outside.met["server doubles"]
-            if not tracker.num_behind and not unknown:
-                self._check(self._wrong_runs(state.results, "nothing is behind, and yet ", state.failures))
         process.finished = True
 
-    def _train(self, process: Process, clock: Any, stored: Any, tracker: Any, workspace: Workspace) -> None:
-        plan, state = workspace.plan, judge(workspace, stored)
-        pending = [cell for name, cell in plan.trials_by_id.items() if name not in state.results]
-        if not pending:
-            return
+    def _sweep(
+        self, process: Process, clock: SimulatedClock, storage: SimulatedStorage, say: Callable[[str], None]
+    ) -> None:
+        outside, stored = self.outside, StoredResults.read(storage)
+        stored.patience = Patience(say, clock=clock)
+        sweep = self.of(self.size, self.data, stored)
+        store_id = stored.store.identity(make=True)
+        server = SimulatedServer(outside, process)
+        results, failures = sweep.shown()
+        tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
+        monitor = Monitor(self, sweep)
+        with open_tracker(tracker, results, failures):
+            run = Run(sweep.plan, None, CLUSTER, Resources(1, 0), stored, tracker, monitor)
+            if work := sweep.work(run):
+                at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
+                begins = lambda trial_id: self._begins(sweep, trial_id)  # noqa: E731
+                cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest)
+                execution = SimulatedExecution(outside, process, self.seconds, cells)
+                try:
+                    Trials(run, work, execution, clock).run()
+                except StorageAway as error:
+                    raise Violation(f"storage that was away ended the sweep: {error}") from None
+                execution.check_broken()
+            done, failed = sweep.ends(tracker)
+            self._check(self._wrong_claims(sweep, done))
+        answers = all(
+            until < self.scheduler.now - 60
+            for kind, until in outside.lasting.items()
+            if kind.startswith("server")
+        )
+        if tracker.num_behind and answers:
+            raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
+        if not tracker.num_behind and not self._server_unknown():
+            self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
 
-        def begins(trial_id: str) -> None:
-            path = f"simulated/trials/{trial_id}/result.json"
-            if (trial_id, workspace.data) in self.sealed and path not in self.outside.hit:
-                raise Violation(f"{trial_id} is trained again although its result was sealed")
+    def _server_unknown(self) -> int:
+        """A server's older state, or a request that a proxy repeats, is found at the next start."""
+        return self.outside.met["server restored"] + self.outside.met["server doubles"]
 
-        monitor = Monitor(self.told, lambda name: self.sealed.add((name, workspace.data)))
-        run = Run(plan, None, CLUSTER, Resources(1, 0), stored, tracker, monitor)
-        work = GridWork(run, pending, lambda subset, size: None, state=state)
-        execution = SimulatedExecution(self.outside, process, workspace.data, self.seconds, begins, self.told)
-        try:
-            Trials(run, work, execution, clock).run()
-        except StorageAway as error:
-            raise Violation(f"storage that was away ended the sweep: {error}") from None
+    def _begins(self, sweep: Grid | Tuning, trial_id: str) -> None:
+        """A worker begins a cell."""
+        path = f"{FOLDER}/{trial_id}/{sweep.file}"
+        if (trial_id, sweep.data) in self.sealed and path not in self.outside.hit:
+            raise Violation(f"{trial_id} is trained again although its result was sealed")
+        asked = f"{FOLDER}/{trial_id}/asked.json"
+        if self.of is Tuning and asked not in {*self.outside.files, *self.outside.hit}:
+            raise Violation(f"{trial_id} is trained, and it is not stored that it was asked for")
 
-    def _holds(self, process: Process) -> None:
+    def _holds(self, process: Process, began: float) -> None:
         alive = [holder.name for holder in self.holders if not holder.dead]
         if alive:
             raise Violation(f"{process.name} holds a sweep that {alive} holds")
+        killed = any(at > began for at in self.killed_at.values()) or any(one.dead for one, _ in self.started)
+        waited = self.scheduler.now - began
+        if waited > EXPIRES_S + CALLS_S and not killed:
+            raise Violation(f"{process.name} waited {waited:.0f} s for another driver, which lived")
         self.holders.append(process)
+
+    def _at_rest(self, tracker: Tracker, monitor: Monitor, running: set[str]) -> None:
+        """While a sweep runs and nothing is behind, MLflow shows each cell as it is."""
+        if tracker.num_behind or self._server_unknown():
+            return
+        shown = defaultdict[str, list[str]](list)
+        for run in self.outside.server.kept.values():
+            if run["tags"].get(DUPLICATE_TAG) != "true":
+                shown[run["tags"][KEY_TAG]].append(run["info"]["status"])
+        for name, statuses in shown.items():
+            if "RUNNING" in statuses and name not in {*running, *monitor.stopped, SWEEP_KEY}:
+                raise Violation(f"MLflow shows {name} as running, and nothing is behind")
+        for name, status in monitor.statuses.items():
+            if shown[name] != [status]:
+                raise Violation(f"MLflow shows {name}, {status}, as {shown[name]}, and nothing is behind")
 
     def _check_end(self) -> None:
         """What must hold when a sweep has ended well."""
-        self._check([*self._wrong_results(), *self._wrong_runs(self.plan.trials_by_id, "")])
+        outside = Outside(self.scheduler, Random(0), files=self.outside.files)
+        quiet = SimulatedStorage(outside, Process("judge"))
+        quiet._asked = lambda **_: None  # type: ignore[method-assign]
+        sweep = self.of(self.size, self.data, StoredResults.read(quiet))
+        records, problems = sweep.judged(ResultStore(quiet), bool(self.outside.hit))
+        failed = Counter(name for name, *_ in self.told)
+        for name, record in records.items():
+            if record.result != sweep.outcome(name):
+                problems.append(f"{name} has another result than undisturbed")
+            # A driver may be killed after it stored a failure and before it told it.
+            if record.attempt > 1 + failed[name] + len(self.killed_at):
+                problems.append(f"{name} counts {record.attempt} attempts after {failed[name]} failures")
+        left = [one.owner.name for one in self.outside.machine.values() if one.num_processes]
+        problems += [f"processes of {left} run on"] if left else []
+        self._check([*problems, *self._wrong_runs(sweep, records, "")])
 
     @staticmethod
     def _check(problems: list[str]) -> None:
         if problems:
             raise Violation("; ".join(problems))
 
-    def _wrong_claims(self, workspace: Workspace, state: Any) -> list[str]:
+    def _wrong_claims(self, sweep: Grid | Tuning, done: Iterable[str]) -> list[str]:
         """Say of which cells a driver that ends believes what is not so."""
-        found = []
-        for name in state.results:
-            path = f"simulated/trials/{name}/result.json"
-            # What goes while the driver looks, it may miss.
-            just_now = self.outside.hit.get(path, 0.0) > self.scheduler.now - 1.0
-            if path not in self.outside.files and not just_now:
+        found, hit = [], self.outside.hit
+        for name in done:
+            path = f"{FOLDER}/{name}/{sweep.file}"
+            # What goes while the driver looks, it may miss; a search does not look again.
+            just_now = hit.get(path, -1.0) > self.scheduler.now - 1.0
+            if path not in self.outside.files and not just_now and not (self.of is Tuning and path in hit):
                 found.append(f"{name} counts as done and is not there")
         told = {name for name, _, message in self.told if "given up" in message}
         found += [
             f"{name} is neither done nor given up"
-            for name in workspace.plan.trials_by_id
-            if name not in state.results
-            and name not in told
-            and f"simulated/trials/{name}/result.json" not in self.outside.hit
+            for name in sweep.planned().difference(done)
+            if name not in told and f"{FOLDER}/{name}/{sweep.file}" not in hit
         ]
         return found
 
-    def _wrong_results(self) -> list[str]:
-        quiet = SimulatedStorage(
-            Outside(self.scheduler, Random(0), files=self.outside.files), Process("judge")
-        )
-        quiet._asked = lambda **_: None  # type: ignore[method-assign]
-        scan = ResultStore(quiet).scan(TrialRecord)
-        found = [f"{bad.path} is not believed: {bad.reason}" for bad in scan.unreadable]
-        for name in self.plan.trials_by_id:
-            if name not in scan.records:
-                found.append(f"{name} has no result")
-            elif scan.records[name].result != outcome(name, self.data):
-                found.append(f"{name} has another result than undisturbed")
-        return found
-
-    def _wrong_runs(self, names: Iterable[str], said: str, failed: Iterable[str] = ()) -> list[str]:
+    def _wrong_runs(
+        self, sweep: Grid | Tuning, names: Iterable[str], said: str, failed: Iterable[str] = ()
+    ) -> list[str]:
         """Say what MLflow shows wrongly of cells that have a result."""
         shown: dict[str, list[Any]] = defaultdict(list)
         found = []
@@ -289,110 +268,47 @@ class World:
             if [run.info.status for run in shown[name]] != ["FAILED"]:
                 found.append(f"{said}{name}, which failed, has {[run.info.status for run in shown[name]]}")
         for name in names:
-            runs, scores = shown[name], outcome(name, self.data).scores
+            runs, (metric, loss) = shown[name], sweep.loss(name)
             if [run.info.status for run in runs] != ["FINISHED"]:
                 found.append(f"{said}{name} has runs {[run.info.status for run in runs]}")
-            elif runs[0].data.metrics.get("test_loss") != (None if scores is None else scores.test_loss):
+            elif runs[0].data.metrics.get(metric) != loss:
                 found.append(f"{said}{name} shows another loss")
         return found
 
 
-CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
-"""A shared one, with what simulated trials ask for."""
-
-
 class Monitor(Progress):
-    """Keeps what the sweep tells of failures."""
+    """Keeps what the sweep tells of its cells.
 
-    def __init__(self, told: list[tuple[str, str, str]], sealed: Callable[[str], None]) -> None:
+    Attributes:
+        statuses: What MLflow should show of each cell.
+        stopped: Cells that were stopped with Tune, and wait again in their run.
+    """
+
+    def __init__(self, world: World, sweep: Grid | Tuning) -> None:
         super().__init__()
-        self.told, self.sealed = told, sealed
+        self._world, self._data, self.statuses = world, sweep.data, sweep.statuses()
+        self.stopped: set[str] = set()
+
+    def trial_started(self, trial_id: str) -> None:
+        super().trial_started(trial_id)
+        self.stopped.discard(trial_id)
+        self.statuses[trial_id] = "RUNNING"
 
     def trial_finished(self, trial_id: str, status: str) -> None:
-        self.sealed(trial_id)
+        if self.statuses.get(trial_id) == "FINISHED":
+            raise Violation(f"the result of {trial_id} is told twice")
+        self._world.sealed.add((trial_id, self._data))
         super().trial_finished(trial_id, status)
+        self.stopped.discard(trial_id)
+        self.statuses[trial_id] = "FINISHED"
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
-        self.told.append((trial_id, str(kind), message))
+        self._world.told.append((trial_id, str(kind), message))
         super().trial_failed(trial_id, kind, message)
+        self.stopped.discard(trial_id)
+        self.statuses[trial_id] = "FAILED"
 
-
-def run_seed(seed: int) -> World:
-    """Run a seed; where something is violated, with the fewest faults that still violate it.
-
-    Raises:
-        Violation: with seed, faults and what happened.
-    """
-    faults = draw(seed)
-    try:
-        return World(seed, faults).run()
-    except (Exception, Violation) as error:
-        fewest, why, log = shrink(seed, faults, error)
-        told = "\n".join([*map(str, fewest), *log[-60:]])
-        raise Violation(f"seed {seed}: {why}\n{told}") from None
-
-
-def shrink(
-    seed: int, faults: list[Fault], error: BaseException
-) -> tuple[list[Fault], BaseException, list[str]]:
-    """Leave out one fault after another as long as something is violated without it."""
-    log: list[str] = []
-    for fault in list(faults):
-        fewer = [other for other in faults if other is not fault]
-        world = World(seed, fewer)
-        try:
-            world.run()
-        except (Exception, Violation) as found:
-            faults, error, log = fewer, found, world.outside.log
-    if not log:
-        world = World(seed, faults)
-        try:
-            world.run()
-        except (Exception, Violation) as found:
-            error, log = found, world.outside.log
-    return faults, error, log
-
-
-def run_named(name: str, seed: int) -> World:
-    """Run a schedule of :data:`NAMED` with the delays and turns of a seed."""
-    return World(seed, sorted(NAMED[name])).run()
-
-
-def _repeated(kind: str, steps: Sequence[int], amount: float = 0.0) -> list[Fault]:
-    return [Fault(step, kind, amount) for step in steps]
-
-
-REAL = {
-    "worker SIGKILL every 5 s for 60 s": _repeated("worker dies", range(10, 130, 10)),
-    "raylet SIGKILL, a node added": _repeated("node lost", (30, 31, 32)),
-    "memory hog": _repeated("memory kill", (20, 40, 60)),
-    "memory hog alone": _repeated("memory kill", (20,)),
-    "driver SIGKILL at 20 moments": _repeated("driver killed", range(5, 405, 20)),
-    "object store away 30 s": _repeated("storage away", (40,), 30.0),
-    "disk filled and freed": _repeated("disk full", (40,), 60.0),
-    "MLflow dropped_replies": _repeated("server resets", range(10, 200, 10), 1.0),
-    "MLflow away": _repeated("server away", (30,), 60.0),
-    "MLflow resetting": _repeated("server resets", (30, 90), 20.0),
-    "MLflow slow": _repeated("server slow", (10,), 300.0),
-    "MLflow restarted": _repeated("server away", (30, 90, 150), 10.0),
-    "PostgreSQL restarted": _repeated("server away", (60,), 20.0),
-    "two hosts parted 5 s": _repeated("worker says nothing", (30,)),
-    "two hosts parted 15 s": [Fault(30, "worker says nothing", 0.0), Fault(40, "worker dies", 0.0)],
-    "two hosts parted 60 s": _repeated("node lost", (30, 34, 38)),
-}
-"""What stands here for each long run on real processes (``make chaos``), by its name."""
-
-FOUND = {
-    "a diverged cell of new data shows the loss of the old": _repeated("data changed", (100,)),
-    "a run reopened with a lost reply stays running": [
-        *_repeated("file damaged", range(60, 200, 20), 0.2),
-        *_repeated("server resets", range(200, 400, 15), 3.0),
-    ],
-    "two drivers take over a dead one's lease": [
-        *_repeated("second driver", (20, 22, 24)),
-        *_repeated("driver killed", (40,)),
-    ],
-    "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
-}
-"""What found a fault of the product, or needs several things at once to go wrong."""
-NAMED = {**REAL, **FOUND}
+    def trial_stopped(self, trial_id: str) -> None:
+        super().trial_stopped(trial_id)
+        self.stopped.add(trial_id)
+        self.statuses.pop(trial_id, None)

@@ -1,7 +1,6 @@
 """A sweep as an object: from every way to write one, to its results."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,9 +119,10 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         sweep.best(**wrong)
 
 
-@pytest.mark.slow
-def test_the_notebook_runs(tmp_path):
-    """All cells in one process, with their results looked at."""
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+def test_the_notebook_runs(tmp_path, monkeypatch, on_ray_local):
+    """All cells, with their results looked at."""
     notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) >= 8
@@ -133,19 +133,9 @@ best = sweep.best(dataset="manifold_d4", train_size=80)
 assert best["model"].tolist() == [rows.set_index("model")["test_loss"].idxmin()]
 assert isweep.open("smoke").table.equals(sweep.table)
 assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
-print("all cells ran")
 """
-    script = tmp_path / "notebook.py"
-    script.write_text("\n".join([*cells, checks]), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "ISWEEP_ROOT": str(tmp_path / "root"), "MPLBACKEND": "agg"},
-    )
-    assert done.stdout.endswith("all cells ran\n"), done.stderr
+    monkeypatch.setenv("ISWEEP_ROOT", str(tmp_path / "root"))
+    exec("\n".join([*cells, checks]), {})
 
 
 def test_what_only_python_can_give_wrongly_is_a_message_too():

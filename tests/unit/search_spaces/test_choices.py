@@ -46,9 +46,3 @@ def test_importing_a_package_loads_nothing_heavy(package, forbidden):
     code = f"import sys, {package}; print(*sorted(set({sorted(forbidden)}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_the_import_test_would_notice():
-    code = "import sys, numpy; print(*sorted({'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["numpy"]

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from orchestrator.analysis.claims import describe, ledger, published_ledger
+from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import UNEQUAL_SCALES
 from orchestrator.analysis.tables import to_latex
@@ -79,6 +80,16 @@ def test_a_fall_is_told_from_the_bound(law, exponent, verdict):
     found = entry(ledger(table.assign(**{c.TEST_LOSS: losses}), sweep="made"), "Thm 1")
     assert found.value == pytest.approx(exponent, abs=0.1)
     assert found.verdict == verdict
+
+
+def test_copies_of_an_experiment_are_no_datasets_of_their_own(law):
+    arms = [Arm("medical0", "w", "base"), Arm("medical1", "w", "sharpness"), Arm("natural3", "w", "nothing")]
+    kept = law[~law[c.DATASET].isin(["medical1", "natural3"])]
+    found = ledger(law, sweep="made", arms=arms, compare=False)
+    assert found.entries == ledger(kept, sweep="made", compare=False).entries
+    assert found.left_out == (
+        "arm of an intervention, a copy of its world's base: analysed beside it alone: 6",
+    )
 
 
 def test_a_ledger_adjusts_for_all_its_claims(published):

@@ -11,6 +11,7 @@ from orchestrator.analysis.findings import family, findings, seen, summary
 from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import t_power
 from orchestrator.analysis.published import LOSS_ON_D_DATA, fit_published
+from orchestrator.analysis.table import interval
 from orchestrator.analysis.tables import seen_table
 from tests.synthetic import synthetic_table
 
@@ -71,7 +72,7 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
     grown = true_d * (table["train_size"] / 250) ** 0.25
     table = table.assign(d_data_mle=grown, test_loss=np.exp(log_loss))
     for domain in ("natural", "medical"):
-        pooled = fit_published(prepare(table).points, LOSS_ON_D_DATA, subset=domain)
+        pooled = fit_published(prepare(table).points, LOSS_ON_D_DATA, model="resnet18", subset=domain)
         assert pooled.estimates[0].value < 0
     found = findings(fit_scaling_laws(table))[0]
     assert "log test loss rises with d_data: going from the lowest to the highest d_data" in found.answer
@@ -225,6 +226,13 @@ def test_what_was_seen_is_a_row_a_dataset_and_one_sentence():
         "dataset", "domain", "d_data", "K_F", "largest N", "loss there", "gained by FGSM at 8/255",
     )  # fmt: skip
     assert shown.rows[0] == ("medical0", "medical", "10", "0.001", "1,750", "0.6 (at guessing)", "9")
+
+
+def test_an_interval_shows_the_figures_that_tell_its_ends_apart():
+    assert interval((0.99961, 1.00012)) == "0.9996 to 1"
+    assert interval((-2e-9, 3.14159)) == "−2.00e−09 to 3.14"
+    assert interval((1.0, 1.0)) == "1 to 1"
+    assert interval(None) == "–"
 
 
 def test_equal_losses_and_properties_are_said_in_words():

@@ -233,7 +233,7 @@ def test_a_file_that_is_no_table_is_a_message(tmp_path, name, body, message):
         read_own_table(tmp_path / name, PLAIN)
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "semicolons", "parquet", "xlsx"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "semicolons", "parquet", "index.parquet", "xlsx"])
 def test_every_kind_of_file_holds_the_same_numbers(tmp_path, kind):
     table = rows()
     write = {
@@ -241,6 +241,7 @@ def test_every_kind_of_file_holds_the_same_numbers(tmp_path, kind):
         "tsv": lambda path: table.to_csv(path, index=False, sep="\t", encoding="utf-8-sig"),
         "semicolons": lambda path: table.to_csv(path, index=False, sep=";"),
         "parquet": lambda path: table.to_parquet(path, index=False),
+        "index.parquet": lambda path: table.set_index("dataset").to_parquet(path),
         "xlsx": lambda path: table.to_excel(path, index=False),
     }[kind]
     path = tmp_path / f"t.{'csv' if kind == 'semicolons' else kind}"

@@ -93,22 +93,15 @@ def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     assert (gate.counts, gate.reason) == (False, "d moved by 5 % or more")
 
 
-def test_a_nuisance_arm_moves_d_and_holds_sharpness():
-    gates = {g.arm.dataset: g for g in fit_interventions(table(1.0), ARMS).gates}
-    assert gates["w0_nuisance"].counts
-    assert gates["w0_nuisance"].dimension_moved == pytest.approx(np.log(1.5))
-    assert gates["w0_nuisance"].sharpness_moved == pytest.approx(0)
-
-
-def test_a_negative_control_expects_nothing():
-    found = effect(fit_interventions(table(1.0), ARMS), "controls")
-    assert found.interval[0] <= 0 <= found.interval[1]
-
-
-def test_the_exponent_times_d_is_that_of_the_bases():
-    found = effect(fit_interventions(table(1.0), ARMS), "exponent")
-    assert found.value == pytest.approx(1.0)
-    assert set(found.by_world) == {"w0", "w1", "w2", "w3"}
+def test_arms_that_hold_k_f_controls_and_bases_say_what_the_law_says():
+    found = fit_interventions(table(1.0), ARMS)
+    nuisance = next(g for g in found.gates if g.arm.dataset == "w0_nuisance")
+    assert nuisance.counts
+    assert (nuisance.dimension_moved, nuisance.sharpness_moved) == pytest.approx((np.log(1.5), 0))
+    low, high = effect(found, "controls").interval
+    assert low <= 0 <= high
+    assert effect(found, "exponent").value == pytest.approx(1.0)
+    assert set(effect(found, "exponent").by_world) == {"w0", "w1", "w2", "w3"}
 
 
 def test_a_world_without_base_is_said():

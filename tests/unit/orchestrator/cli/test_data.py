@@ -60,7 +60,7 @@ class TestMeasure:
 
     @pytest.mark.parametrize("kind", OWN_WRITERS)
     def test_every_kind_shows_classes_groups_size_and_conversion(self, run, tmp_path, kind):
-        source = OWN_WRITERS[kind](tmp_path / "raw", 0)
+        source = OWN_WRITERS[kind](tmp_path / "raw")
         code, out, _ = run("measure", str(source), "--num-neighbors", "3", "--image-size", "16")
         slices = 3 if kind == "nifti_csv" else 1
         groups = 5 if kind.endswith("csv") or kind == "table" else 10
@@ -127,7 +127,7 @@ class TestMeasure:
         assert json.loads(out)["label_names"] == ["a", "b", "unsure"]
 
     def test_a_range_that_nobody_would_apply_is_refused(self, run, tmp_path):
-        source = OWN_WRITERS["folder"](tmp_path / "raw", 0)
+        source = OWN_WRITERS["folder"](tmp_path / "raw")
         code, _, err = run("measure", str(source), "--pixel-range", "0", "1")
         assert code == 2
         assert "pixel_range is for kind npz or hdf5; found: kind folder" in err

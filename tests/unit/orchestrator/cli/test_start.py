@@ -13,6 +13,7 @@ from orchestrator.planning.sweep_file import load_sweep, preset_names
 from search_spaces.models import MODELS
 from search_spaces.recipes import RECIPES
 from tasks.sources import own_kind_of
+from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import OWN_WRITERS
 
 
@@ -34,7 +35,7 @@ def write_arrays(path: Path, labels, **more) -> Path:
 class TestInit:
     @pytest.mark.parametrize("kind", OWN_WRITERS)
     def test_the_draft_of_every_kind_can_run(self, run, here, tmp_path, kind):
-        source = OWN_WRITERS[kind](tmp_path / "raw" / "skin", 0)
+        source = OWN_WRITERS[kind](tmp_path / "raw" / "skin")
         code, out, said = run("init", str(source), "--out", "mine.yaml", "--json")
         assert code == 0, said
         sweep = load_sweep(here / "mine.yaml")
@@ -58,6 +59,23 @@ class TestInit:
         assert sweep.test_size == 100
         assert 200 <= max(sweep.train_sizes) <= 300
         assert "400 images, 20 groups (patients): 0 200, 1 200" in (here / "scans.yaml").read_text()
+
+    @pytest.mark.parametrize("kind", ["table", "folder"])
+    def test_patients_of_dicom_headers_are_the_groups_that_are_proposed(self, run, here, kind):
+        for number in range(80):
+            folder = here / "scans" / ("ab"[number % 2] if kind == "folder" else "")
+            values = np.random.default_rng(number).integers(0, 256, (12, 12), np.uint8)
+            ending = ".dcm" if number % 3 or kind == "table" else ""
+            save_dicom(folder / f"{number}{ending}", make_dicom(values, bits=8, patient=f"P{number // 8}"))
+        lines = ["path,label", *(f"{number}.dcm,{'ab'[number % 2]}" for number in range(80))]
+        if kind == "table":
+            (here / "scans" / "manifest.csv").write_text("\n".join(lines))
+        code, _, said = run("init", "scans")
+        assert code == 0, said
+        assert "80 images, 10 groups (patients): a 40, b 40, by the patients of the DICOM headers" in said
+        sweep = load_sweep(here / "scans.yaml")
+        assert sweep.test_size == 20  # of three patients at least, who have 24
+        assert max(sweep.train_sizes) <= 80 - 24
 
     def test_a_gpu_gets_the_studys_networks_and_side(self, run, here):
         write_arrays(here / "scans.npz", np.arange(400) % 2)
@@ -92,6 +110,7 @@ class TestInit:
         ("words", "message"),
         [
             (("absent",), "The images must exist; found: absent"),
+            (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
             (
                 ("few.npz", "--out", "few.txt"),

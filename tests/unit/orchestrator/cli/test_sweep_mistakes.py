@@ -27,7 +27,7 @@ def changed(old, new):
         ("", "mine.yaml must not be empty; see README, 'Your own images'"),
         ("- a\n- b\n", "mine.yaml must be a mapping of keys to values; found: list"),
         ("name: [x", "mine.yaml must be valid YAML; found: line 1"),
-        ("name: m\n\tmodels: x\n", "found character '\\t' that cannot start any token"),
+        ("name: m\n\tmodels: x\n", "found: line 2, column 1: a tab; indent with blanks."),
         ("models: [small_cnn]\n", "5 problems found: - name: this key is required. - train_sizes"),
         (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
         (changed("[small_cnn]", "[]"), "models: must not be empty; found: []"),

@@ -1,5 +1,6 @@
 """Users' mistakes end in one message and an exit code, and nothing is lost."""
 
+import re
 import shlex
 
 import pytest
@@ -18,14 +19,11 @@ plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
 status smoke --interval 0 | Invalid value for --interval: must be at least 1, got 0
 status --watch | --watch needs a sweep; found: none; e.g. isweep status paper --watch
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
-datasets mnst | Unknown dataset; found: 'mnst'; did you mean 'mnist'?
-prepare mnst | Unknown dataset; found: 'mnst'
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
 prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
 prepare digits --montage absent/a.png | written; found: absent/a.png; e.g. montage
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
-measure digits --label-map 7 | --label-map must be WRITTEN=CLASS; found: 7; e.g. --label-map CAT=cat
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b
 fit t.csv --figure mine.yaml | Invalid value for --figure: must be a file that ends with .svg or .pdf or
 predict smoke --train-size 9 --measured '' | Invalid value for --measured: must not be empty
@@ -41,14 +39,10 @@ run smoke --no-tracking --address ray://x:1 | --address must be host:port
 results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep run smoke
 fit smoke --from-store | has no results yet
 report smoke --from-store | has no results yet
-measure absent | The source must be a folder, a file or the name of a dataset; found: absent
+run demo --raw absent | --raw must be NAME=DIR; found: absent; e.g. --raw mnist=/data/mnist
+run paper --raw mnist=absent | The raw download of mnist must exist; found: no absent
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
 measure digits --class-pair 3 3 | class pair must name two different classes
-measure digits --class-pair 3 x | found: 3 x; classes: 0, 1, 2, 3
-measure digits --image-size 2 | must be from 4 to 1024 pixels, got 2
-measure digits --seed -1 | must be at least 0
-measure digits --num-cpus abc | must be a whole number, got 'abc'
-measure digits --device foo | --device must be a torch device of this machine
 measure digits --device cuda | --device must be a torch device of this machine
 run smoke --no-tracking --raw nosuch=/tmp | Unknown dataset of this sweep
 plan smoke --gpus 0 | Invalid value for --gpus: must be from 1 to 100,000, got 0
@@ -94,22 +88,11 @@ PREDICT --train-size 9 | Sweep 'smoke' has no results yet
 measure | Command "measure" parameter SOURCE requires an argument
 measure digits --class-pair 3 4 5 | unrecognized arguments: 5
 measure digits --train-sizes | Command "measure" parameter --train-sizes requires at least 1 element. Got 0
-measure digits --train-sizes 9 a | --train-sizes: must be a whole number, got 'a'
-measure digits --train-sizes 0 | Invalid value for --train-sizes: must be at least 1, got 0
 measure digits --pixel-range 0 | Command "measure" parameter --pixel-range requires 2 positional arguments.
-measure digits --pixel-range 0 x | --pixel-range: must be a number, got 'x'
-measure digits --channels 2 | Invalid value "2" for --channels. Choose from: 1, 3
-measure digits --dtype float16 | Invalid value "float16" for --dtype. Choose from: "float32", "float64". Did
-measure digits --seed 9223372036854775808 | --seed: must be at least 0 and below 2^63
-measure digits --seed 1e3 | Invalid value for --seed: must be a whole number, got '1e3'
-measure digits --num-neighbors 2 | --num-neighbors: must be at least 3, got 2
 measure digits --sharpness-sample 1 | --sharpness-sample must be at least 2, or 0
-measure digits --image-size 1025 | must be from 4 to 1024 pixels, got 1025
-measure digits --estimators mlee | Unknown estimator; found: 'mlee'; did you mean 'mle'
 measure digits --estimators mle mle | estimators must be names, each once
 measure digits --estimators | Command "measure" parameter --estimators requires at least 1 element. Got 0
 locate abc | Command "locate" parameter --raw requires an argument
-locate abc --raw absent | --raw must be the folder or file that was read; found: absent
 locate 0000000000000000 --raw . | The root must hold the key by which the hash was made
 prepare mnist --sweep papr | Unknown preset; found: 'papr'; did you mean 'paper'
 datasets mnist brats | unrecognized arguments: brats
@@ -138,6 +121,42 @@ def test_mistakes(run, mistake):
     assert "Traceback" not in err
     assert "\u2500" not in err, "a box of the library that parses"
     assert "secret" not in err
+
+
+# Command lines about data whose last word is wrong.
+DATA = """
+datasets mnst
+prepare mnst
+measure digits --label-map 7
+measure absent
+measure digits --raw absent
+measure digits --raw .
+prepare digits --raw .
+measure digits --class-pair 3 x
+measure digits --image-size 2
+measure digits --seed -1
+measure digits --num-cpus abc
+measure digits --device foo
+measure digits --train-sizes 9 a
+measure digits --train-sizes 0
+measure digits --pixel-range 0 x
+measure digits --channels 2
+measure digits --dtype float16
+measure digits --seed 9223372036854775808
+measure digits --seed 1e3
+measure digits --num-neighbors 2
+measure digits --image-size 1025
+measure digits --estimators mlee
+locate abc --raw absent
+"""
+
+
+@pytest.mark.parametrize("words", DATA.strip().splitlines())
+def test_what_is_wrong_about_data_is_told_as_it_was_typed(run, words):
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, "")
+    assert re.search(rf"(found: |got |value )[^;]*{re.escape(words.split()[-1])}", err)
+    assert "Traceback" not in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):

@@ -85,6 +85,17 @@ OF_GPUS = [
         "device_error",
         True,
     ),
+    (RuntimeError("No CUDA GPUs are available"), "device_error", True),
+    (
+        RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
+        "device_error",
+        True,
+    ),
+    (
+        torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: device >= 0"),
+        "device_error",
+        True,
+    ),
     (CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"), "device_error", True),
     (torch.AcceleratorError("CUDA error: operation failed due to a previous error"), "device_error", True),
     (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "device_error", True),

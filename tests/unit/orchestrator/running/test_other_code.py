@@ -9,7 +9,7 @@ import pytest
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport, FailureKind, FailureRecord, TrialRecord, code_fingerprint
-from orchestrator.running import trials, worker
+from orchestrator.running import failures, trials, worker
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.results.examples import trial_result
@@ -42,6 +42,7 @@ def test_cells_of_other_code_are_never_sealed_and_end_the_sweep_with_the_way_on(
     root: str,
     monkeypatch: Any,
 ) -> None:
+    monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
     plan = make_plan(*range(4, 16))
     url = str(RootPaths.create(root).sweep(plan.sweep.name).folder)
     with pytest.raises(
@@ -51,8 +52,8 @@ def test_cells_of_other_code_are_never_sealed_and_end_the_sweep_with_the_way_on(
     assert caught.value.exit_code == 3
     again = StoredResults.read(url)
     assert again.store.scan(TrialRecord).records == {}
-    failures = again.store.scan(FailureRecord).records.values()
-    assert {record.failure.kind for record in failures} == {FailureKind.OTHER_CODE}
+    failed = again.store.scan(FailureRecord).records.values()
+    assert {record.failure.kind for record in failed} == {FailureKind.OTHER_CODE}
 
 
 def test_a_record_says_what_the_worker_was(run: Any, monkeypatch: Any) -> None:  # noqa: F811

@@ -44,7 +44,7 @@ def started(request, root, monkeypatch):
         raise AssertionError("Ray or MLflow starts")
 
     monkeypatch.setattr("orchestrator.running.run.connect", reached)
-    monkeypatch.setattr(f"{module}.{'open' if request.param == 'run' else 'make'}_tracker", reached)
+    monkeypatch.setattr(f"{module}.open_tracker", reached)
     return lambda sweep: start(sweep, RunOptions(root=root))
 
 

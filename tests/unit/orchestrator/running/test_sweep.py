@@ -210,24 +210,6 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkey
     assert not any(secret in everything for secret in SECRETS.values())
 
 
-class Hungry(TrialTrainable):
-    """Runs out of memory until its batches pass in parts of four; notes what it was given."""
-
-    def _run(self, started_at: float) -> CellReport:
-        parts = self.cell["micro_batch"]
-        if parts is None or parts > 4:
-            raise MemoryError("too much")
-        result = trial_result().model_copy(update={"micro_batch": parts})
-        return CellReport(started_at=started_at, finished_at=started_at + 1, outcome=result)
-
-
-def test_a_trial_out_of_memory_gets_a_larger_share_then_smaller_parts_of_its_batch(run):
-    sweep = run(make_plan(24), trainable=Hungry)
-    (record,) = sweep.stored.store.scan(TrialRecord).records.values()
-    # Batch 16: whole, whole with a larger share, parts of 8, parts of 4.
-    assert (record.attempt, record.result.micro_batch) == (4, 4)
-
-
 def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
     def broken(subset: SubsetSpec, train_size: int) -> TrialData:
         raise SetupError("The disk must be readable", "it is not", "mend it")

@@ -15,7 +15,6 @@ from tasks.measures.distances import (
 )
 from tasks.measures.neighbors import far
 from tasks.measures.products import MAX_FEATURES
-from tests import reference
 from tests.unit.tasks.measures.test_products import PRODUCTS
 
 
@@ -103,17 +102,6 @@ def test_signed_keeps_differences(dtype):
     assert not np.shares_memory(moved, rows)
     wide, expected = moved.astype(int), rows.astype(int)
     np.testing.assert_array_equal(wide - wide[0], expected - expected[0])
-
-
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_distances_are_those_of_python_integers(product):
-    rows = some_bytes()
-    a = signed(rows)
-    norms = squared_norms(a, product)
-    found = expand(gram(a, a, product), norms, norms)
-    assert found.tolist() == reference.whole_squared_distances(rows)
-    half = expand(gram(a[:12], a[12:], product), norms[:12], norms[12:])
-    np.testing.assert_array_equal(half, found[:12, 12:])
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -17,13 +17,6 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (80, 1, 6, 6), dtype=np.uint8)
 
 
-def test_two_images_have_the_sharpness_of_their_distance():
-    record = sharpness(np.array([[[[0]]], [[[4]]]], np.uint8), [0, 1])
-    assert record.value == 0.25
-    assert record.pair == (0, 1)
-    assert record.num_pairs == 1
-
-
 def test_samples_match_brute_force_and_give_an_interval(images):
     labels = np.arange(80) % 2
     record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))

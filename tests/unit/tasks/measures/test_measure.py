@@ -75,14 +75,6 @@ def test_the_error_that_is_shown_is_by_resampling_neighbourhoods(images):
     assert dimensions["gride"].error == dimensions["gride"].std_error
 
 
-def test_pairs_are_rows_as_given(images, labels):
-    record = measure_array(images, labels, train_sizes=[60, 120], seed=3)
-    i, j = record.label_sharpness.pair
-    assert labels[i] != labels[j]
-    expected = 1 / reference.pairwise_distances(images)[i, j]
-    assert record.label_sharpness.pair_value == pytest.approx(expected, rel=1e-6)
-
-
 def test_settings_hold_unless_overridden(images, labels):
     settings = MeasureSettings(num_neighbors=10, seed=7, estimators=("mle",))
     record = measure_array(images, labels, settings=settings)
@@ -203,6 +195,7 @@ def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
     assert record.precision in ("float32", "float64")
     assert record.label_sharpness.value == pytest.approx(reference.label_sharpness(rows, labels), rel=1e-6)
     assert (record.calibration is not None) == calibrate
+    json.dumps(record.to_json(), allow_nan=False)
     if types[0] == np.uint8:
         with pytest.raises(DataError, match="All rows must be of one type; found: uint8 in row 0"):
             nested_neighbors(Shards(parts), None, [120], 5)
@@ -239,6 +232,8 @@ def ragged():
             r"one size and channel count; found: shapes \[\(3, 4\), ",
         ),
         (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
+        (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows, first ones \[2\]"),
+        (np.ones((2, 2), complex), [0, 1], "must be real numbers of at most 64 bits; found: dtype"),
         (np.array([["a"], ["b"]]), [0, 1], "must be real numbers"),
         (np.array([[1, 2], [3, 4]], object), [0, 1], "must be real numbers; found: dtype object"),
         (np.float32(5), [0], "an axis for their number; found: one value, 5.0"),
@@ -295,14 +290,6 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
 def test_refuses_settings_that_measure_nothing(settings, message):
     with pytest.raises(ConfigError, match=message):
         MeasureSettings(**settings)
-
-
-def test_calibration_is_part_of_the_record(labels):
-    points = np.random.default_rng(0).normal(size=(120, 4))
-    record = measure_nested(points, labels, [120], settings=MeasureSettings(calibrate=True)).to_json()
-    low, high = record["calibration"]["interval"]
-    assert low <= record["calibration"]["value"] <= high
-    json.dumps(record, allow_nan=False)
 
 
 @pytest.mark.parametrize("module", ["tasks", "tasks.measures.measure"])

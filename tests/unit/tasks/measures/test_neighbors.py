@@ -50,15 +50,6 @@ def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
         )
 
 
-def test_indices_point_at_the_rows_that_are_that_far():
-    rows = cases()["uint8 images"]
-    table = nested_neighbors(rows, np.arange(150) % 2, [150], 5, block_rows=40).tables[0]
-    distances = reference.pairwise_distances(rows)
-    np.testing.assert_allclose(np.take_along_axis(distances, table.indices, axis=1), table.distances)
-    np.testing.assert_allclose(distances[np.arange(150), table.opposite_indices], table.opposite_distances)
-    assert (table.opposite_indices % 2 != np.arange(150) % 2).all()
-
-
 def test_many_close_pairs_switch_to_float64_and_say_so():
     sheet = np.random.default_rng(0).random((1000, 1))
     search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
@@ -88,16 +79,6 @@ def test_dropped_rows_are_not_seen_and_positions_count_kept_rows():
     keep = np.flatnonzero(np.arange(50) % 3)
     table = nested_neighbors(rows, None, [len(keep)], 4, keep=keep, block_rows=7).tables[0]
     np.testing.assert_allclose(table.distances, reference.neighbor_distances(rows[keep], 4), rtol=1e-5)
-
-
-def test_subsets_find_the_nearest_opposite_inside():
-    rng = np.random.default_rng(0)
-    rows, labels, members = rng.random((60, 3)), rng.integers(0, 2, 60), rng.random(60) < 0.5
-    search = nested_neighbors(rows, labels, [60], 3, subsets=members[None], block_rows=16)
-    expected = np.full(60, np.inf)
-    expected[members] = reference.nearest_opposite(rows[members], labels[members])
-    np.testing.assert_allclose(search.subset_opposites[0], expected, rtol=1e-5)
-    assert (search.subset_indices[0] >= 0).tolist() == members.tolist()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
@@ -207,12 +188,3 @@ def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
     first = {}
     assert found.first_of.tolist() == [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
     assert grown < rows.nbytes / 5
-
-
-def test_rows_that_differ_in_one_value_of_many_are_no_duplicates():
-    rows = np.zeros((60, 5000), np.uint8)
-    rows[np.arange(60), np.arange(60) * 83] = 1
-    rows[59] = rows[7]
-    profile = profile_rows(ArraySource(rows), None)
-    assert len(profile.keep) == 59
-    assert profile.first_of[59] == 7

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.specs import PreparedSpec
 from tasks.prepared import store as arrays
-from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.prepare import prepare_dataset, save_montage
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import InlineExecutor
@@ -122,6 +123,12 @@ def test_an_edited_record_and_a_missing_marker_are_refused(store):
     (store / MARKER).unlink()
     with pytest.raises(CorruptStoreError, match="half written"):
         PreparedDataset.open(store)
+
+
+def test_a_montage_is_made_on_request(made, tmp_path):
+    path = save_montage(PreparedDataset.open(made), tmp_path / "sheet.png", per_label=5)
+    with Image.open(path) as sheet:
+        assert sheet.size == (5 * 8, 10 * 8)
 
 
 def test_nothing_there(tmp_path):

@@ -16,7 +16,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
@@ -29,6 +28,7 @@ from tasks.prepared.store import PreparedDataset, stamp_file
 from tasks.remote import InlineExecutor
 from tasks.sources import SOURCES
 from tasks.sources.base import Item, Listing, Sample, SkipItem
+from tests.unit.tasks.sources.conftest import assert_equal, write_tree
 
 SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)
 
@@ -69,6 +69,15 @@ class Shuffled(InlineExecutor):
         todo = list(enumerate(argument_tuples))
         for index, arguments in todo[::-1]:
             yield index, function(*arguments)
+
+
+class Forgetful(InlineExecutor):
+    """Loses the result of the last call."""
+
+    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+        if function in (prepare.write_shard, stamp_file):
+            argument_tuples = list(argument_tuples)[:-1]
+        yield from super().map_unordered(function, argument_tuples, num_cpus=num_cpus)
 
 
 def run(dataset, destination: Path, *, spec=SPEC, executor=None, **options):
@@ -196,46 +205,14 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     assert records[0].fingerprint == records[1].fingerprint
 
 
-class Forgetful(InlineExecutor):
-    """Loses the result of the last call."""
-
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
-        if function in (prepare.write_shard, stamp_file):
-            argument_tuples = list(argument_tuples)[:-1]
-        yield from super().map_unordered(function, argument_tuples, num_cpus=num_cpus)
-
-
 def test_a_store_with_a_missing_shard_is_never_sealed(toy, tmp_path):
     with pytest.raises(RuntimeError, match="write_shard: 0 results came back of 1 calls"):
         run(toy, tmp_path / "out", executor=Forgetful())
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_are_written_when_python_leaves_asserts_out(tmp_path):
-    program = """
-import sys
-from pathlib import Path
-from tests.unit.tasks.prepared.test_prepare import dataset_spec, run
-run(dataset_spec("digits"), Path(sys.argv[1]))
-"""
-    root = Path(__file__).parents[4]
-    subprocess.run([sys.executable, "-O", "-c", program, str(tmp_path / "fast")], check=True, cwd=root)
-    run(dataset_spec("digits"), tmp_path / "plain")
-    fast, plain = PreparedDataset.open(tmp_path / "fast"), PreparedDataset.open(tmp_path / "plain")
-    np.testing.assert_array_equal(fast.read(0, fast.num_rows), plain.read(0, plain.num_rows))
-    assert fast.read(0, fast.num_rows).any()
-
-
-class Unlabelled(Toy):
-    """Forgets to say what an image shows."""
-
-    def list_items(self, request):
-        return Listing([Item("x", None, "")], ("a", "b"))
-
-
 def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(SOURCES, "toy", f"{__name__}:Unlabelled")
-    monkeypatch.setattr(Unlabelled, "reader", lambda *_: lambda item: (Sample(np.eye(8, dtype=np.uint8)),))
+    monkeypatch.setattr(Toy, "list_items", lambda *_: Listing([Item("secret-0", None, "")], ("a", "b")))
     with pytest.raises(DataError, match="must give each image a label; found: none from toy"):
         run(toy, tmp_path / "out")
 
@@ -303,52 +280,30 @@ class Elsewhere(InlineExecutor):
             yield index, found
 
 
-@pytest.fixture
-def raw(tmp_path, monkeypatch) -> Path:
-    """Two classes of ten pictures each, to be read five at a time."""
-    monkeypatch.setattr(prepare, "BLOCK_BYTES", 8 * 8 * 5)
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        path = tmp_path / "raw" / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
-    return tmp_path / "raw"
-
-
-def spread(raw: Path, destination: Path, readers: Elsewhere | None = None) -> str:
-    row = own_dataset_spec("mine", OwnSourceSpec(kind="folder", path=str(raw), domain="natural"))
-    options = {"raw": raw, "destination": destination, "executor": InlineExecutor(), "readers": readers}
-    return prepare_dataset(SPEC.model_copy(update={"dataset": "mine"}), row, **options).fingerprint
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    """The same files, with their times, on another disk."""
-    return Path(shutil.copytree(raw, tmp_path / "copy"))
-
-
-def test_blocks_read_elsewhere_give_the_same_data(raw, copy, tmp_path):
-    readers = Elsewhere(copy)
-    found = spread(raw, tmp_path / "spread", readers)
-    assert (readers.asked, readers.refused) == (NUM_BLOCKS, 0)
-    assert found == spread(raw, tmp_path / "here")
-    one, other = (PreparedDataset.open(tmp_path / name) for name in ("spread", "here"))
-    assert np.array_equal(one.read_rows(np.arange(20)), other.read_rows(np.arange(20)))
-
-
 CHANGES = {
-    "content": lambda disk: (disk / "a" / "0.png").write_bytes(b"other"),
-    "time": lambda disk: os.utime(disk / "a" / "0.png", ns=(0, 0)),
-    "file gone": lambda disk: (disk / "a" / "0.png").unlink(),
-    "all gone": shutil.rmtree,
+    "nothing": (lambda disk: None, 0),
+    "content": (lambda disk: (disk / "a" / "0.png").write_bytes(b"other"), 1),
+    "time": (lambda disk: os.utime(disk / "a" / "0.png", ns=(0, 0)), 1),
+    "a file gone": (lambda disk: (disk / "a" / "0.png").unlink(), 1),
+    "all gone": (shutil.rmtree, NUM_BLOCKS),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_another_node_has_otherwise_is_read_on_the_drivers_node(raw, copy, tmp_path, change, caplog):
-    CHANGES[change](copy)
-    readers, refused = Elsewhere(copy), NUM_BLOCKS if change == "all gone" else 1
-    found = spread(raw, tmp_path / "spread", readers)
-    assert (readers.asked, readers.refused) == (NUM_BLOCKS, refused)
-    assert found == spread(raw, tmp_path / "here")
-    assert f"{refused} blocks are read on the driver's node: elsewhere files differ" in caplog.text
+def test_only_what_another_node_has_alike_is_read_there(tmp_path, change, caplog, monkeypatch):
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 8 * 8 * 5)
+    raw = write_tree(tmp_path / "raw", *(f"{'ab'[row % 2]}/{row}.png" for row in range(20)))
+    disk, (changed, refused) = Path(shutil.copytree(raw, tmp_path / "disk")), CHANGES[change]
+    changed(disk)
+    row = own_dataset_spec("mine", OwnSourceSpec(kind="folder", path=str(raw), domain="natural"))
+    spec, stores = SPEC.model_copy(update={"dataset": "mine"}), []
+    for name, readers in (("spread", Elsewhere(disk)), ("here", None)):
+        options = {"executor": InlineExecutor(), "readers": readers}
+        prepare_dataset(spec, row, raw=raw, destination=tmp_path / name, **options)
+        stores.append(PreparedDataset.open(tmp_path / name))
+        if readers:
+            assert (readers.asked, readers.refused) == (NUM_BLOCKS, refused)
+    assert_equal(*stores)
+    assert stores[0].fingerprint == stores[1].fingerprint
+    told = f"{refused} blocks are read on the driver's node: elsewhere files differ"
+    assert (told in caplog.text) == (refused > 0)

@@ -9,44 +9,18 @@ from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import DIGEST, FORM, Part
-from tasks.prepared.record import preparation_lines, telling_traits
-from tasks.prepared.subsets import stratified_order
+from tasks.prepared.record import telling_traits
 from tasks.prepared.table import (
     _join,
     content_fingerprint,
-    distinct,
     gather,
     number_groups,
     occurrence,
     quotas_of,
     select,
 )
-from tests.unit.tasks.sources.conftest import picture, png, prepare  # noqa: F401
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
-
-
-def in_order(labels, seed, *, balanced=False):
-    rng = None if seed is None else np.random.default_rng(seed)
-    return stratified_order(labels, np.arange(len(labels)), rng, balanced=balanced)
-
-
-def test_prefixes_of_the_order_hold_classes_in_proportion():
-    labels = np.repeat([0, 1, 2], [60, 30, 10])
-    order = in_order(labels, 0)
-    assert sorted(order) == list(range(100))
-    for size in (10, 37, 80):
-        counts = np.bincount(labels[order[:size]], minlength=3)
-        assert np.abs(counts - size * np.array([0.6, 0.3, 0.1])).max() <= 1
-    assert (in_order(labels, 1) != order).any()
-
-
-def test_a_balanced_order_alternates_and_without_a_generator_rows_keep_their_order():
-    labels = np.repeat([0, 1], [30, 12])
-    assert labels[in_order(labels, 0, balanced=True)].tolist() == [0, 1] * 12
-    labels = np.array([1, 0, 0, 1, 0, 1])
-    order = in_order(labels, None)
-    assert [[row for row in order if labels[row] == label] for label in (0, 1)] == [[1, 2, 4], [0, 3, 5]]
 
 
 @pytest.mark.parametrize(
@@ -65,13 +39,6 @@ def test_occurrence_and_group_numbers_follow_first_appearance():
     assert occurrence(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
     assert number_groups(np.array([9, -2, 9, 4])).tolist() == [0, 1, 0, 2]
     assert number_groups(np.array(["b", "\0b", "b", "a"])).tolist() == [0, 1, 0, 2]
-
-
-def test_distinct_is_numpys_unique():
-    values = np.random.default_rng(0).integers(0, 5000, 20_000)
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    np.testing.assert_array_equal(distinct(values)[0], first)
-    np.testing.assert_array_equal(distinct(values)[1], inverse)
 
 
 @given(
@@ -122,29 +89,6 @@ def test_equal_images_join_their_groups_and_at_most_200_bytes_per_image_are_kept
     assert images.num_duplicates == len(twins) - 1
     assert set(images.groups[twins]) == {before[twins].min()}
     np.testing.assert_array_equal(np.delete(images.groups, twins), np.delete(before, twins))
-
-
-def test_everything_that_was_taken_is_shown(prepare, tmp_path):  # noqa: F811
-    raw = tmp_path / "raw"
-    for number in range(8):
-        path = raw / ("cat", "dog")[number % 2] / f"p{number // 4}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"junk" if number == 7 else png(picture(number, (20, 30))))
-    (raw / "cat" / "notes.txt").touch()
-    (raw / "horse").mkdir()
-    record = prepare("folder", raw, layout="class/group", max_skipped_share=0.5, for_training=False).record
-    lines = preparation_lines(record)
-    text = "\n".join(lines)
-    assert lines[0] == "mine: 7 images, 2 classes, 2 groups"
-    assert "  class cat: 4 images, 2 groups" in lines
-    assert "  class dog: 3 images, 2 groups" in lines
-    assert any(line.startswith("  made 8x8, 1 channel: 8 bits as stored") for line in lines)
-    assert "  left out: not an image by its ending, 1" in lines
-    assert "  skipped: not an image, 1" in lines
-    assert "  doubtful: class folder without an image: horse, 1" in lines
-    assert record.skipped_items[0][0] in text
-    assert "isweep locate HASH --raw DIR" in text
-    assert "7.png" not in text
 
 
 def part(*traits: tuple[int, str, str, int]) -> Part:

@@ -1,25 +1,79 @@
-"""Helpers to prepare small raw folders as a user would."""
+"""Small raw folders as a user would have them, prepared, and what a user is then told."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
+from tasks.sources.base import RawRequest
 from tests.raw_trees.pictures import png
 
-__all__ = ["picture", "png"]
+Verdict = str | dict[str, object]
+"""Words of a refusal, a regular expression; or what is told of a prepared set, by the names of ``told``."""
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8)
+
+
+def write_tree(root: Path, *names: str) -> Path:
+    """Write pictures, no two alike, and other files; ``cat/`` is a folder of three pictures."""
+    for number, name in enumerate(names):
+        files = [f"{name}{image}.png" for image in range(3)] if name.endswith("/") else [name]
+        for image, path in enumerate(root / file for file in files):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_picture = path.suffix.lower() == ".png"
+            path.write_bytes(png(picture(10 * number + image)) if is_picture else b"no image")
+    return root
+
+
+def request_for(kind: str, path: Path) -> RawRequest:
+    row = own_dataset_spec("mine", OwnSourceSpec(kind=kind, path=str(path), domain="natural"))
+    return RawRequest(row, PreparedSpec(dataset="mine", image_size=8, channels=1), path)
+
+
+def told(data: PreparedDataset) -> dict[str, object]:
+    """What a user is told of a prepared set."""
+    record = data.record
+    return {
+        "classes": data.label_names,
+        "labels": data.labels.tolist(),
+        "splits": data.splits.tolist(),
+        "images": record.num_images,
+        "groups": record.num_groups,
+        "duplicates": record.num_duplicates,
+        **{name: getattr(record, name) for name in ("excluded", "flags", "skipped", "conversions")},
+    }
+
+
+def check_verdict(verdict: Verdict, run: Callable[[], PreparedDataset]) -> str:
+    """Check that ``run`` is refused in these words, or gives this; returns the message of a refusal."""
+    if isinstance(verdict, str):
+        with pytest.raises(SweepError, match=verdict) as caught:
+            run()
+        return str(caught.value)
+    found = told(run())
+    assert {name: found[name] for name in verdict} == verdict
+    return ""
+
+
+def assert_equal(found: PreparedDataset, expected: PreparedDataset) -> None:
+    """Check that two stores hold the same images, labels and number of groups."""
+    assert found.record.num_images == expected.record.num_images > 0
+    assert found.record.num_groups == expected.record.num_groups
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    rows = found.record.num_images
+    np.testing.assert_array_equal(found.read(0, rows), expected.read(0, rows))
 
 
 @pytest.fixture
@@ -57,12 +111,12 @@ def prepare(tmp_path):
 def official(tmp_path):
     """Prepare a download of the table from ``raw``; returns the opened dataset."""
 
-    def run(name: str, raw: Path, *, out: Path | None = None, **options) -> PreparedDataset:
+    def run(name: str, raw: Path | None, *, out: Path | None = None, strict=True, **spec) -> PreparedDataset:
         row = dataset_spec(name)
-        spec = PreparedSpec(dataset=name, task=row.task, image_size=16, channels=1)
+        wanted = PreparedSpec(**{"dataset": name, "task": row.task, "image_size": 16, "channels": 1, **spec})
         destination = (out or tmp_path / "prepared") / name
-        strict = {"max_skipped_share": 0.0} | options
-        prepare_dataset(spec, row, raw=raw, destination=destination, executor=InlineExecutor(), **strict)
+        options = {"max_skipped_share": 0.0} if strict else {}
+        prepare_dataset(wanted, row, raw=raw, destination=destination, executor=InlineExecutor(), **options)
         return PreparedDataset.open(destination)
 
     return run

@@ -13,13 +13,7 @@ from PIL import Image, PngImagePlugin
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from tests.raw_trees.dicoms import make_dicom
-
-
-def _saved(data) -> bytes:
-    stream = io.BytesIO()
-    data.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
+from tests.raw_trees.dicoms import dicom_bytes, make_dicom
 
 
 def _encapsulated(frame: bytes, syntax: str, rows: int, columns: int, bits: int = 8) -> bytes:
@@ -31,7 +25,7 @@ def _encapsulated(frame: bytes, syntax: str, rows: int, columns: int, bits: int 
     data["PixelData"].VR = "OB"
     data["PixelData"].is_undefined_length = True
     data.file_meta.TransferSyntaxUID = syntax
-    return _saved(data)
+    return dicom_bytes(data)
 
 
 def _rle(num_bytes: int) -> bytes:
@@ -138,7 +132,7 @@ def _nifti(shape: tuple[int, ...], code: int, bits: int, start: int, extension: 
 
 
 BODIES: dict[str, Callable[[], bytes]] = {
-    "good DICOM": lambda: _saved(make_dicom(np.arange(64, dtype=np.uint16).reshape(8, 8), bits=12)),
+    "good DICOM": lambda: dicom_bytes(make_dicom(np.arange(64, dtype=np.uint16).reshape(8, 8), bits=12)),
     "good PNG": lambda: _png(100, 100, 0, 8, 1),
     "DICOM RLE 1 GiB": lambda: _encapsulated(_rle(1 << 30), RLELossless, 32768, 32768),
     "DICOM RLE 250 MiB": lambda: _encapsulated(_rle(250 << 20), RLELossless, 16000, 16384),
@@ -148,7 +142,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "DICOM JPEG 2000 of many components": lambda: _encapsulated(
         _jpeg2000(4096, 16000), JPEG2000Lossless, 4096, 4096
     ),
-    "DICOM plain 250 MiB": lambda: _saved(
+    "DICOM plain 250 MiB": lambda: dicom_bytes(
         make_dicom(np.tile(np.arange(1000, dtype=np.uint16), (125, 1024, 1)), bits=12)
     ),
     "NIfTI extension of 2 GiB": lambda: _nifti((64, 64, 64), 2, 8, 1360, 2**31 - 16, 1 << 31),

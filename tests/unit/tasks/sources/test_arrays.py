@@ -2,275 +2,250 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import struct
 import zipfile
-from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from PIL import Image
 
 from search_spaces.errors import DataError
 from search_spaces.sweeps import OwnSourceSpec
+from tasks.sources import source_for
 from tests.raw_trees.own import save_arrays
+from tests.raw_trees.pictures import save_image
+from tests.unit.tasks.sources.conftest import check_verdict, request_for
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)
 LABELS = np.arange(12) % 2
-BOTH = pytest.mark.parametrize("kind", ["npz", "hdf5"])
+FLOATS = np.random.default_rng(1).random((12, 8, 8))
+SIGNED = np.random.default_rng(2).integers(-500, 500, (12, 8, 8)).astype(np.int16)
+KINDS = ("npz", "hdf5")
+BOTH = pytest.mark.parametrize("kind", KINDS)
+
+
+def with_value(images: np.ndarray, value: float) -> np.ndarray:
+    changed = images.copy()
+    changed[3, 2, 2] = value
+    return changed
+
+
+def of(images: np.ndarray = IMAGES, labels: np.ndarray = LABELS, **more: np.ndarray) -> dict[str, np.ndarray]:
+    return {"images": images, "labels": labels, **more}
+
+
+def parts(images: np.ndarray = IMAGES, **rows: slice) -> dict[str, np.ndarray]:
+    """Keys, order and label shape of ``medmnist``'s files."""
+    found = {}
+    for split, places in rows.items():
+        found |= {f"{split}_images": images[places], f"{split}_labels": LABELS[places, None].astype(np.uint8)}
+    return found
+
+
+MEDMNIST = {"train": slice(0, 6), "val": slice(6, 8), "test": slice(8, 12)}
+OF_SPLITS = {"splits": [1] * 6 + [2] * 4, "labels": LABELS[np.r_[0:6, 8:12]].tolist(),
+    "excluded": {"validation split": 2}}  # fmt: skip
+GROUPED = {f"{split}_groups": np.arange(6) for split in ("train", "test")}
+SHAPE = "images must be numbers of shape"
+RANGE = r"must lie in \[0, 1\] or \[0, 255\].*pixel_range"
+PLAIN = {"labels": LABELS.tolist(), "groups": 12, "flags": {}}
+CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str, object]]] = {
+    # keys
+    **{f"{x}, {y}": ({x: IMAGES, y: LABELS}, {}, PLAIN)
+        for x, y in (("images", "labels"), ("x", "y"), ("X", "y"), ("data", "target"))},
+    "groups": (of(groups=np.arange(12) // 3), {}, {"groups": 4}),
+    "MedMNIST": (parts(**MEDMNIST), {}, OF_SPLITS),
+    "MedMNIST in colour": (parts(np.stack([IMAGES] * 3, -1), **MEDMNIST), {"channels": 3}, OF_SPLITS),
+    "Keras": ({"x_train": IMAGES[:8], "y_train": LABELS[:8], "x_test": IMAGES[8:], "y_test": LABELS[8:]}, {},
+        {"splits": [1] * 8 + [2] * 4}),
+    "no labels": ({"images": IMAGES}, {}, "array labels must be in the "),
+    "no images": ({"labels": LABELS}, {}, "array images must be in the "),
+    "no labels of a split": ({**parts(train=slice(12)), "test_images": IMAGES[:4]}, {},
+        "test_images and test_labels must both be in the file; found: no test_labels"),
+    "two sets": (of(x=IMAGES, y=LABELS), {}, "one set of images must be in the file"),
+    "a group on both sides": ({**parts(train=slice(6), test=slice(6, 12)), **GROUPED}, {},
+        "no group may be in train and test; found: 6, first"),
+    "a class of one side": ({"train_images": IMAGES[:6], "train_labels": LABELS[:6],
+        "test_images": IMAGES[6:], "test_labels": LABELS[6:] + 1}, {},
+        {"flags": {"class in train only: 0": 1, "class in test only: 2": 1}}),
+    # labels
+    "words": (of(labels=np.array(["b", "a"])[LABELS]), {}, {"classes": ("a", "b")}),
+    "names": (of(label_names=np.array(["no", "yes"])), {}, {"classes": ("no", "yes")}),
+    "a name without an image": (of(label_names=np.array(["no", "yes", "x"])), {},
+        {"classes": ("no", "yes", "x"), "flags": {"class without a usable image: x": 1}}),
+    "a number without a name": (of(label_names=np.array(["a"])), {}, "names, 0 to 0; found: 6: row 1"),
+    "several labels of an image": (of(labels=np.zeros((12, 14), np.uint8)), {},
+        "several labels per image are no classes"),
+    "labels of others": (of(IMAGES[:5]), {}, "labels must be 5 numbers or texts, one per image"),
+    # shapes and values
+    "one image": (of(IMAGES[0]), {}, SHAPE),
+    "no image": (of(IMAGES[:0], LABELS[:0]), {}, SHAPE),
+    "more than 8 bits": (of(IMAGES.astype(np.uint16) * 16), {},
+        {"conversions": {"scaled by own maximum": 12}}),
+    "NaN in one": (of(with_value(FLOATS, np.nan)), {"max_skipped_share": 0.1},
+        {"images": 11, "skipped": {"values not finite": 1}}),
+    "negative floats": (of(IMAGES - 100.0), {}, RANGE),
+    # Out of a resize with overshoot, a standardisation, or a network.
+    **{f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)
+        for top in (1.0000001, 1.02, 2.0, 100.0)},
+    "beyond pixel_range": (of(with_value(FLOATS, 1.5)), {"pixel_range": (0.0, 1.0)},
+        {"flags": {"values outside pixel_range cut": 1}}),
+    "negative numbers": (of(SIGNED), {}, {"flags": {"negative values cut at 0": 12}}),
+}  # fmt: skip
 
 
 @BOTH
-class TestKeys:
-    @pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("X", "y"), ("data", "target")])
-    def test_usual_keys(self, prepare, tmp_path, kind, keys):
-        path = save_arrays(tmp_path / "a", kind, **dict(zip(keys, (IMAGES, LABELS), strict=True)))
-        data = prepare(kind, path)
-        np.testing.assert_array_equal(data.read(0, 12)[:, 0], IMAGES)
-        assert data.labels.tolist() == LABELS.tolist()
-
-    @pytest.mark.parametrize("colour", [False, True])
-    def test_medmnist(self, prepare, tmp_path, kind, colour):
-        """Keys, order and label shape of ``medmnist``'s files."""
-        images = np.stack([IMAGES] * 3, -1) if colour else IMAGES
-        arrays = {}
-        for split, rows in (("train", slice(0, 6)), ("val", slice(6, 8)), ("test", slice(8, 12))):
-            arrays[f"{split}_images"] = images[rows]
-            arrays[f"{split}_labels"] = LABELS[rows, None].astype(np.uint8)
-        data = prepare(kind, save_arrays(tmp_path / "a", kind, **arrays), channels=3 if colour else 1)
-        kept = np.r_[0:6, 8:12]
-        np.testing.assert_array_equal(data.read(0, 10)[:, 0], IMAGES[kept])
-        assert data.labels.tolist() == LABELS[kept].tolist()
-        assert data.splits.tolist() == [1] * 6 + [2] * 4
-        assert data.record.excluded == {"validation split": 2}
-
-    def test_keras_keys(self, prepare, tmp_path, kind):
-        arrays = {"x_train": IMAGES[:8], "y_train": LABELS[:8], "x_test": IMAGES[8:], "y_test": LABELS[8:]}
-        data = prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
-        assert data.splits.tolist() == [1] * 8 + [2] * 4
-
-    def test_several_labels_per_image_are_refused(self, prepare, tmp_path, kind):
-        labels = np.zeros((12, 14), np.uint8)
-        with pytest.raises(DataError, match="several labels per image are no classes"):
-            prepare(kind, save_arrays(tmp_path / "a", kind, images=IMAGES, labels=labels))
-
-    def test_a_block_travels_without_the_others(self, tmp_path, kind):
-        import pickle
-
-        from search_spaces.datasets import own_dataset_spec
-        from search_spaces.specs import PreparedSpec
-        from search_spaces.sweeps import OwnSourceSpec
-        from tasks.sources import source_for
-        from tasks.sources.base import RawRequest
-
-        path = save_arrays(
-            tmp_path / "a", kind, images=np.repeat(IMAGES, 100, 0), labels=np.tile(LABELS, 100)
-        )
-        row = own_dataset_spec("mine", OwnSourceSpec(kind=kind, path=str(path), domain="natural"))
-        spec = PreparedSpec(dataset="mine", image_size=8, channels=1)
-        items = source_for(kind).list_items(RawRequest(row, spec, path)).items
-        assert len(pickle.dumps(items[5:7])) < 1000
-        assert pickle.loads(pickle.dumps(items[5:7])) == [items[5], items[6]]
-        assert list(items[3:9:2]) == [items[3], items[5], items[7]]
-        assert items[-1] == list(items)[-1]
-
-    def test_two_sets_in_one_file_are_refused(self, prepare, tmp_path, kind):
-        arrays = {"images": IMAGES, "labels": LABELS, "x": IMAGES, "y": LABELS}
-        with pytest.raises(DataError, match="one set of images must be in the file"):
-            prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
-
-    def test_a_group_on_both_sides_is_refused(self, prepare, tmp_path, kind):
-        arrays = {f"{split}_{name}": values for split in ("train", "test") for name, values in
-                  (("images", IMAGES[:6] if split == "train" else IMAGES[6:]), ("labels", LABELS[:6]),
-                   ("groups", np.arange(6)))}  # fmt: skip
-        with pytest.raises(DataError, match="no group may be in train and test; found: 6, first"):
-            prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
-
-    def test_more_images_than_there_are_is_refused(self, prepare, tmp_path, kind, monkeypatch):
-        """Five megabytes of zeros can be two hundred million images with labels of many gigabytes."""
-        from tasks.sources import arrays
-
-        monkeypatch.setattr(arrays, "MAX_IMAGES", 11)
-        with pytest.raises(DataError, match="at most 11 images; found: 12"):
-            prepare(kind, save_arrays(tmp_path / "a", kind, images=IMAGES, labels=LABELS))
-
-    def test_images_of_a_split_without_labels_are_refused(self, prepare, tmp_path, kind):
-        arrays = {"train_images": IMAGES, "train_labels": LABELS, "test_images": IMAGES[:4]}
-        with pytest.raises(
-            DataError, match="test_images and test_labels must both be in the file; found: no test_labels"
-        ):
-            prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
+@pytest.mark.parametrize("name", CASES)
+def test_verdict(prepare, tmp_path, name, kind):
+    arrays, options, verdict = CASES[name]
+    path = save_arrays(tmp_path / "a", kind, **arrays)
+    check_verdict(verdict, lambda: prepare(kind, path, **options))
 
 
-def save(path: Path, **arrays) -> Path:
-    np.savez(path, **arrays)
-    return path
+LAYOUTS = {
+    "as they are": (IMAGES, None),
+    "0..1": (IMAGES / 255, None),
+    "float16": (IMAGES.astype(np.float16), None),
+    "big-endian": (IMAGES.astype(">f8"), None),
+    "fortran": (np.asfortranarray(IMAGES), None),
+    "nchw1": (IMAGES[:, None], None),
+    "nhwc1": (IMAGES[..., None], None),
+    "nchw3": (np.repeat(IMAGES[:, None], 3, 1), None),
+    "nhwc3": (np.repeat(IMAGES[..., None], 3, -1), None),
+    "-1..1": (IMAGES / 127.5 - 1, (-1.0, 1.0)),
+}
 
 
-class TestNpz:
-    @pytest.mark.parametrize("compress", [False, True])
-    def test_round_trip(self, prepare, tmp_path, compress):
-        write = np.savez_compressed if compress else np.savez
-        write(tmp_path / "x.npz", images=IMAGES, labels=LABELS, groups=np.arange(12) // 3)
-        data = prepare("npz", tmp_path / "x.npz")
-        np.testing.assert_array_equal(data.read(0, 12)[:, 0], IMAGES)
-        assert data.labels.tolist() == LABELS.tolist()
-        assert data.record.num_groups == 4
-
-    @pytest.mark.parametrize(
-        ("images", "expected"),
-        [
-            (IMAGES / 255, IMAGES),
-            (IMAGES.astype(np.float16), IMAGES),
-            (IMAGES.astype(">f8"), IMAGES),
-            (np.asfortranarray(IMAGES), IMAGES),
-            (IMAGES[:, None], IMAGES),
-            (IMAGES[..., None], IMAGES),
-            (np.repeat(IMAGES[:, None], 3, 1), IMAGES),
-            (np.repeat(IMAGES[..., None], 3, -1), IMAGES),
-        ],
-        ids=["0..1", "float16", "big-endian", "fortran", "nchw1", "nhwc1", "nchw3", "nhwc3"],
-    )
-    def test_layouts_and_ranges(self, prepare, tmp_path, images, expected):
-        data = prepare("npz", save(tmp_path / "x.npz", images=images, labels=LABELS))
-        np.testing.assert_allclose(data.read(0, 12)[:, 0], expected, atol=1e-3)
-
-    def test_more_than_8_bits_are_scaled_by_the_own_maximum(self, prepare, tmp_path):
-        images = IMAGES.astype(np.uint16) * 16
-        record = prepare("npz", save(tmp_path / "x.npz", images=images, labels=LABELS)).record
-        assert record.conversions == {"scaled by own maximum": 12}
-
-    def test_text_labels_and_names(self, prepare, tmp_path):
-        labels = np.array(["b", "a"])[LABELS]
-        assert prepare("npz", save(tmp_path / "x.npz", images=IMAGES, labels=labels)).label_names == (
-            "a",
-            "b",
-        )
-
-    def test_label_names(self, prepare, tmp_path):
-        path = save(tmp_path / "x.npz", images=IMAGES, labels=LABELS, label_names=np.array(["no", "yes"]))
-        assert prepare("npz", path).label_names == ("no", "yes")
-
-    def test_rows_with_nan_are_skipped(self, prepare, tmp_path):
-        images = IMAGES / 255
-        images[3, 2, 2] = np.nan
-        record = prepare(
-            "npz", save(tmp_path / "x.npz", images=images, labels=LABELS), max_skipped_share=0.1
-        ).record
-        assert record.skipped == {"values not finite": 1}
-
-    @pytest.mark.parametrize(
-        ("arrays", "message"),
-        [
-            ({"images": IMAGES}, "array labels must be in the .npz"),
-            ({"labels": LABELS}, "array images must be in the .npz"),
-            ({"images": IMAGES[:5], "labels": LABELS}, "labels must be 5 numbers or texts, one per image"),
-            ({"images": IMAGES[0], "labels": LABELS}, "images must be numbers of shape"),
-            ({"images": IMAGES[:0], "labels": LABELS[:0]}, "images must be numbers of shape"),
-            ({"images": IMAGES.astype(object), "labels": LABELS}, "never unpickled"),
-            ({"images": IMAGES - 100.0, "labels": LABELS}, r"must lie in \[0, 1\] or \[0, 255\]"),
-            (
-                {"images": IMAGES, "labels": LABELS, "label_names": np.array(["a"])},
-                "names, 0 to 0; found: 6: row 1",
-            ),
-        ],
-    )
-    def test_bad_archives_are_refused(self, prepare, tmp_path, arrays, message):
-        with pytest.raises(DataError, match=message):
-            prepare("npz", save(tmp_path / "x.npz", **arrays))
-
-    def test_damage_and_lies_are_refused(self, prepare, tmp_path):
-        path = save(tmp_path / "x.npz", images=IMAGES, labels=LABELS)
-        body = path.read_bytes()
-        path.write_bytes(body[:-40])
-        with pytest.raises(DataError, match="must be whole, as numpy saves it; found: damaged"):
-            prepare("npz", path)
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("images.npy", _header((10**12, 8, 8)))
-            archive.writestr("labels.npy", b"")
-        with pytest.raises(DataError, match="more than the member holds"):
-            prepare("npz", path)
-        with zipfile.ZipFile(path, "w") as archive:
-            for index in range(1200):
-                archive.writestr(f"{index}.npy", b"")
-        with pytest.raises(DataError, match="more than 1,000 members"):
-            prepare("npz", path)
+@BOTH
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_and_ranges_give_the_same_pixels(prepare, tmp_path, name, kind):
+    images, pixel_range = LAYOUTS[name]
+    data = prepare(kind, save_arrays(tmp_path / "x", kind, **of(images)), pixel_range=pixel_range)
+    np.testing.assert_allclose(data.read(0, 12)[:, 0], IMAGES, atol=1e-3)
+    assert data.record.flags == {}
 
 
-def _header(shape) -> bytes:
-    import io
+def test_negative_values_of_files_are_flagged_too(prepare, tmp_path):
+    for index in range(4):
+        save_image(tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff", SIGNED[index].astype(np.float32))
+    assert prepare("folder", tmp_path / "raw").record.flags["negative values cut at 0"] == 4
 
+
+def test_a_pixel_range_must_rise():
+    with pytest.raises(ValueError, match="two rising numbers"):
+        OwnSourceSpec(kind="npz", path="x", domain="natural", pixel_range=(1.0, 0.0))
+
+
+@BOTH
+def test_a_block_travels_without_the_others(tmp_path, kind):
+    path = save_arrays(tmp_path / "a", kind, **of(np.repeat(IMAGES, 100, 0), np.tile(LABELS, 100)))
+    items = source_for(kind).list_items(request_for(kind, path)).items
+    assert len(pickle.dumps(items[5:7])) < 1000
+    assert pickle.loads(pickle.dumps(items[5:7])) == [items[5], items[6]]
+    assert list(items[3:9:2]) == [items[3], items[5], items[7]]
+    assert items[-1] == list(items)[-1]
+
+
+@BOTH
+def test_more_images_than_there_are_is_refused(prepare, tmp_path, kind, monkeypatch):
+    """Five megabytes of zeros can be two hundred million images with labels of many gigabytes."""
+    from tasks.sources import arrays
+
+    monkeypatch.setattr(arrays, "MAX_IMAGES", 11)
+    with pytest.raises(DataError, match="at most 11 images; found: 12"):
+        prepare(kind, save_arrays(tmp_path / "a", kind, **of()))
+
+
+# Files that are damaged, or lie.
+
+
+def header(*shape: int) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
-class TestFloats:
-    """Values as they come out of a resize with overshoot, a standardisation, or a network."""
-
-    @pytest.mark.parametrize("top", [1.0000001, 1.02, 2.0, 100.0])
-    @pytest.mark.parametrize("kind", ["npz", "hdf5"])
-    def test_an_ambiguous_range_is_refused(self, prepare, tmp_path, top, kind):
-        images = np.random.default_rng(0).random((12, 8, 8))
-        images[0, 0, 0] = top
-        with pytest.raises(DataError, match=r"pixel_range"):
-            prepare(kind, save_arrays(tmp_path / "x", kind, images=images, labels=LABELS))
-
-    def test_pixel_range_says_what_is_black_and_white(self, prepare, tmp_path):
-        images = np.random.default_rng(0).random((12, 8, 8)) * 2 - 1
-        path = save_arrays(tmp_path / "x", "npz", images=images, labels=LABELS)
-        data = prepare("npz", path, pixel_range=(-1.0, 1.0))
-        np.testing.assert_allclose(data.read(0, 12)[:, 0], (images + 1) * 127.5, atol=1e-3)
-        assert data.record.flags == {}
-
-    def test_values_outside_pixel_range_are_flagged(self, prepare, tmp_path):
-        images = np.random.default_rng(0).random((12, 8, 8))
-        images[3, 0, 0] = 1.5
-        path = save_arrays(tmp_path / "x", "npz", images=images, labels=LABELS)
-        data = prepare("npz", path, pixel_range=(0.0, 1.0))
-        assert data.record.flags == {"values outside pixel_range cut": 1}
-
-    def test_signed_values_are_not_cut_without_a_flag(self, prepare, tmp_path):
-        images = np.random.default_rng(0).integers(-500, 500, (12, 8, 8)).astype(np.int16)
-        path = save_arrays(tmp_path / "x", "npz", images=images, labels=LABELS)
-        assert prepare("npz", path).record.flags == {"negative values cut at 0": 12}
-        for index in range(4):
-            target = tmp_path / "raw" / "ab"[index % 2] / f"{index}.tiff"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images[index].astype(np.float32)).save(target)
-        assert prepare("folder", tmp_path / "raw").record.flags["negative values cut at 0"] == 4
+def zipped(members: dict[str, bytes], declared: int | None = None) -> bytes:
+    """A packed .npz; the first member's size in the directory may be a lie."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, body in members.items():
+            archive.writestr(f"{name}.npy", body)
+    found = stream.getvalue()
+    place = found.index(b"PK\x01\x02") + 24
+    return found if declared is None else found[:place] + struct.pack("<I", declared) + found[place + 4 :]
 
 
-def test_own_source_spec_checks_the_range():
-    with pytest.raises(ValueError, match="two rising numbers"):
-        OwnSourceSpec(kind="npz", path="x", domain="natural", pixel_range=(1.0, 0.0))
+def saved(save=np.savez, count: int = 12, **arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    save(stream, **{**of(np.resize(IMAGES, (count, 8, 8)), np.arange(count) % 2), **arrays})
+    return stream.getvalue()
 
 
-class TestHdf5:
-    def test_what_leads_elsewhere_is_refused(self, prepare, tmp_path):
-        import h5py
+def flipped(body: bytes, place: float) -> bytes:
+    changed = bytearray(body)
+    changed[int(place * len(body))] ^= 0x10
+    return bytes(changed)
 
-        with h5py.File(tmp_path / "other.h5", "w") as file:
-            file["images"] = IMAGES
-        with h5py.File(tmp_path / "x.h5", "w") as file:
-            file["images"] = h5py.ExternalLink("other.h5", "images")
-            file["labels"] = LABELS
-        with pytest.raises(DataError, match="array images must be in"):
-            prepare("hdf5", tmp_path / "x.h5")
-        with h5py.File(tmp_path / "y.h5", "w") as file:
-            layout = h5py.VirtualLayout(shape=IMAGES.shape, dtype=IMAGES.dtype)
-            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "images", shape=IMAGES.shape)
-            file.create_virtual_dataset("images", layout)
-            file["labels"] = LABELS
-        with pytest.raises(DataError, match="must lie in the file itself"):
-            prepare("hdf5", tmp_path / "y.h5")
 
-    def test_lies_about_size_are_refused(self, prepare, tmp_path):
-        import h5py
+HUGE = {"images": header(200 << 20, 32, 32) + bytes(1 << 20), "labels": header(200 << 20) + bytes(1 << 20)}
+LIES = {
+    "cut": (saved()[:-40], "must be whole, as numpy saves it; found: damaged"),
+    "objects": (saved(images=IMAGES.astype(object)), "never unpickled"),
+    "a terabyte": (zipped({"images": header(10**12, 8, 8), "labels": b""}), "more than the member holds"),
+    "many members": (zipped({str(number): b"" for number in range(1200)}), "more than 1,000 members"),
+    "200 GiB": (zipped(HUGE), "more"),
+    "200 GiB, and so the directory": (zipped(HUGE, 0xFFFFFFF0), "more"),
+    **{f"a flipped byte at {place} of {save.__name__}": (flipped(saved(save, 2000), place), "damaged")
+        for save in (np.savez, np.savez_compressed) for place in (0.1, 0.5, 0.9)},
+}  # fmt: skip
 
-        with h5py.File(tmp_path / "x.h5", "w") as file:
-            file.create_dataset("images", shape=(10**7, 512, 512), chunks=(1, 512, 512), dtype="u1")
-            file["labels"] = LABELS
-        with pytest.raises(DataError, match="must hold values; found: none were written"):
-            prepare("hdf5", tmp_path / "x.h5")
-        (tmp_path / "y.h5").write_bytes((tmp_path / "x.h5").read_bytes()[:300])
-        with pytest.raises(DataError, match="whole HDF5 file"):
-            prepare("hdf5", tmp_path / "y.h5")
+
+@pytest.mark.parametrize("name", LIES)
+def test_npz_files_that_are_damaged_or_lie_are_refused(prepare, tmp_path, name):
+    body, message = LIES[name]
+    (tmp_path / "x.npz").write_bytes(body)
+    with pytest.raises(DataError, match=message):
+        prepare("npz", tmp_path / "x.npz")
+
+
+def virtual() -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout(shape=IMAGES.shape, dtype=IMAGES.dtype)
+    layout[:] = h5py.VirtualSource("other.h5", "images", shape=IMAGES.shape)
+    return layout
+
+
+HDF5 = {
+    "a link to another file": (
+        lambda file: file.update({"images": h5py.ExternalLink("other.h5", "images")}),
+        "array images must be in",
+    ),
+    "a view of another file": (
+        lambda file: file.create_virtual_dataset("images", virtual()),
+        "must lie in the file itself",
+    ),
+    "terabytes that nobody wrote": (
+        lambda file: file.create_dataset("images", (10**7, 512, 512), chunks=(1, 512, 512), dtype="u1"),
+        "must hold values; found: none were written",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HDF5)
+def test_hdf5_files_that_lead_elsewhere_or_lie_are_refused(prepare, tmp_path, name):
+    write, message = HDF5[name]
+    save_arrays(tmp_path / "other", "hdf5", images=IMAGES)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        write(file)
+        file["labels"] = LABELS
+    with pytest.raises(DataError, match=message):
+        prepare("hdf5", tmp_path / "x.h5")
+
+
+def test_a_cut_hdf5_file_is_refused(prepare, tmp_path):
+    path = save_arrays(tmp_path / "x", "hdf5", **of())
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match="whole HDF5 file"):
+        prepare("hdf5", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -11,6 +12,7 @@ import pytest
 
 from tasks.sources.base import SkipItem
 from tasks.sources.nifti import MAX_VOXELS, Volume, decode_nifti
+from tests.raw_trees.pictures import save_nifti
 
 VALUES = np.random.default_rng(0).integers(1, 1000, (6, 7, 8)).astype(np.int16)
 
@@ -19,27 +21,9 @@ def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
     return decode_nifti(path.read_bytes(), max_voxels=max_voxels)
 
 
-def save(path: Path, values: np.ndarray = VALUES, affine: np.ndarray | None = None, **header) -> Path:
-    image = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
-    for name, value in header.items():
-        image.header[name] = value
-    nibabel.save(image, path)
-    return path
-
-
-def rewrite(path: Path, change) -> Path:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        body = bytearray(file.read())
-    change(body)
-    with opened(path, "wb") as file:
-        file.write(body)
-    return path
-
-
 def test_orientations_are_brought_to_one_and_recorded(tmp_path):
-    straight = read_nifti(save(tmp_path / "a.nii.gz"))
-    flipped = read_nifti(save(tmp_path / "b.nii", VALUES[::-1], np.diag((-1, 1, 1, 1))))
+    straight = read_nifti(save_nifti(tmp_path / "a.nii.gz", VALUES))
+    flipped = read_nifti(save_nifti(tmp_path / "b.nii", VALUES[::-1], np.diag((-1, 1, 1, 1))))
     np.testing.assert_array_equal(straight.values, flipped.values)
     assert flipped.conversions == ("orientation LAS to RAS",)
 
@@ -48,67 +32,68 @@ def test_guessed_orientation_and_odd_voxels_are_flagged(tmp_path):
     image = nibabel.Nifti1Image(VALUES, None)
     image.header.set_zooms((1, 1, 3))
     nibabel.save(image, tmp_path / "a.nii")
-    assert set(read_nifti(tmp_path / "a.nii").flags) == {
-        "orientation guessed: both form codes are 0",
-        "voxels not cubic",
-    }
+    flags = read_nifti(tmp_path / "a.nii").flags
+    assert set(flags) == {"orientation guessed: both form codes are 0", "voxels not cubic"}
 
 
-def declare(*shape: int):
-    def change(body: bytearray) -> None:
-        body[40:56] = np.array([len(shape), *shape, *[1] * (7 - len(shape))], "<i2").tobytes()[:16]
-
-    return change
+Change = Callable[[bytes], bytes]
 
 
-def set_affine(value: float):
-    def change(body: bytearray) -> None:
-        body[280:328] = np.full(12, value, "<f4").tobytes()
-
-    return change
+def declared(*shape: int) -> Change:
+    sizes = np.array([len(shape), *shape, *[1] * (7 - len(shape))], "<i2").tobytes()
+    return lambda body: body[:40] + sizes + body[56:]
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "reason"),
-    [
-        ("B60 truncated", lambda p: p.write_bytes(save(p).read_bytes()[:150]), "no NIfTI|damaged"),
-        ("B60 empty", lambda p: p.write_bytes(b""), "no NIfTI volume"),
-        ("B60 text", lambda p: p.write_bytes(b"hello" * 200), "no NIfTI volume"),
-        ("B61 lying header", lambda p: rewrite(save(p), declare(30_000, 30_000, 4, 3)), "not a 3-D"),
-        ("B61 lying 3-D header", lambda p: rewrite(save(p), declare(30_000, 30_000, 4)), "too many voxels"),
-        ("B63 4-D", lambda p: save(p, np.stack([VALUES] * 2, -1)), "not a 3-D volume"),
-        ("B63 2-D", lambda p: save(p, VALUES[0]), "not a 3-D volume"),
-        ("axis of no length", lambda p: rewrite(save(p), set_affine(0.0)), "no orientation in the header"),
-        ("NaN affine", lambda p: rewrite(save(p), set_affine(np.nan)), "no orientation in the header"),
-        ("B64 NaN", lambda p: save(p, np.full((4, 4, 4), np.nan, np.float32)), "values not finite"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+def affine_of(value: float) -> Change:
+    return lambda body: body[:280] + np.full(12, value, "<f4").tobytes() + body[328:]
+
+
+SKIPPED: dict[str, tuple[np.ndarray, Change, str]] = {
+    "B60 truncated": (VALUES, lambda body: body[:150], "no NIfTI|damaged"),
+    "B60 empty": (VALUES, lambda body: b"", "no NIfTI volume"),
+    "B60 text": (VALUES, lambda body: b"hello" * 200, "no NIfTI volume"),
+    "B61 lying header": (VALUES, declared(30_000, 30_000, 4, 3), "not a 3-D"),
+    "B61 lying 3-D header": (VALUES, declared(30_000, 30_000, 4), "too many voxels"),
+    "B63 4-D": (np.stack([VALUES] * 2, -1), bytes, "not a 3-D volume"),
+    "B63 2-D": (VALUES[0], bytes, "not a 3-D volume"),
+    "axis of no length": (VALUES, affine_of(0.0), "no orientation in the header"),
+    "NaN affine": (VALUES, affine_of(np.nan), "no orientation in the header"),
+    "B64 NaN": (np.full((4, 4, 4), np.nan, np.float32), bytes, "values not finite"),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_skipped(tmp_path, name, make, reason, ending):
-    path = tmp_path / f"x{ending}"
-    make(path)
+def test_skipped(tmp_path, name, ending):
+    values, change, reason = SKIPPED[name]
+    body = change(save_nifti(tmp_path / "x.nii", values).read_bytes())
+    path = tmp_path / f"y{ending}"
+    path.write_bytes(gzip.compress(body) if ending == ".nii.gz" else body)
     with pytest.raises(SkipItem, match=reason):
         read_nifti(path)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_cut_gzip_file_is_skipped(tmp_path, share):
+    path = save_nifti(tmp_path / "x.nii.gz", VALUES)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(SkipItem, match=r"no NIfTI|damaged"):
+        read_nifti(path)
+
+
 def test_a_gzip_bomb_is_read_only_as_far_as_declared(tmp_path):
-    path = save(tmp_path / "x.nii.gz")
-    with gzip.open(path, "rb") as file:
-        good = file.read()
-    with gzip.open(path, "wb", compresslevel=9) as file:
-        file.write(good)
-        for _ in range(200):
-            file.write(bytes(1_000_000))
+    path = save_nifti(tmp_path / "x.nii", VALUES)
+    path.write_bytes(gzip.compress(path.read_bytes() + bytes(200_000_000)))
     np.testing.assert_array_equal(read_nifti(path).values, VALUES)
 
 
 def test_first_bytes_tell_what_is_packed(tmp_path):
     """A browser may unpack a file and leave its ending."""
-    for name, body in (("x.nii.gz", save(tmp_path / "x.nii")), ("y.nii", save(tmp_path / "y.nii.gz"))):
-        (tmp_path / name).write_bytes(body.read_bytes())
+    for name, other in (("x.nii.gz", "x.nii"), ("y.nii", "y.nii.gz")):
+        body = save_nifti(tmp_path / other, VALUES).read_bytes()
+        (tmp_path / name).write_bytes(body)
         np.testing.assert_array_equal(read_nifti(tmp_path / name).values, VALUES)
 
 
 def test_one_volume_in_four_dimensions_is_taken(tmp_path):
-    assert read_nifti(save(tmp_path / "x.nii", VALUES[..., None])).values.shape == VALUES.shape
+    assert read_nifti(save_nifti(tmp_path / "x.nii", VALUES[..., None])).values.shape == VALUES.shape

@@ -8,8 +8,7 @@ import pytest
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
-from tasks.sources import locate
-from tasks.sources.base import RawRequest, hash_key, keyed_hash, spell
+from tasks.sources.base import RawRequest
 from tasks.sources.demo import brain_mask, lesions, render_slice, template
 from tasks.sources.made import MARGIN, embed, latent_points, manifold
 
@@ -64,12 +63,3 @@ def test_lesions_are_half_of_every_variation():
     labels = np.array([item.label for item in items]).reshape(-1, 4)
     assert (labels.sum(axis=1) == 2).all()
     assert len({item.group for item in items}) == len(labels)
-
-
-def test_who_holds_the_key_finds_the_file(tmp_path):
-    (tmp_path / "raw" / "a").mkdir(parents=True)
-    (tmp_path / "raw" / "a" / "x.png").write_bytes(b"")
-    hashed = spell(keyed_hash(hash_key(tmp_path / "prepared"), "a/x.png"))
-    assert locate(tmp_path / "raw", tmp_path / "prepared", hashed) == "a/x.png"
-    assert locate(tmp_path / "raw", tmp_path / "other", hashed) is None
-    assert (tmp_path / "prepared" / ".hash_key").stat().st_mode & 0o777 == 0o600

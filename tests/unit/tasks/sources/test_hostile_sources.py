@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
 from tasks.sources import OWN_KINDS, own_kind_of
-from tests.raw_trees.pictures import save_xlsx
+from tests.raw_trees.pictures import edit_xlsx, save_xlsx
+from tests.unit.tasks.sources.conftest import check_verdict
 from tests.unit.tasks.sources.hostile import BODIES
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (2000, 8, 8)).astype(np.uint8)
-LABELS = np.arange(2000) % 2
 
 
 @pytest.mark.timeout(30)
@@ -53,104 +48,58 @@ def test_a_file_that_is_something_else_is_refused(prepare, tmp_path, kind, body)
         assert "Traceback" not in str(caught.value)
 
 
-class TestFolders:
-    def test_unreadable_folders_are_refused_without_their_name(self, prepare, class_folder, monkeypatch):
-        original = os.scandir
+@pytest.mark.parametrize(
+    ("function", "ending", "message"),
+    [
+        ("scandir", "cat", "every folder of the raw download must be readable"),
+        ("open", "3.png", "file is gone or unreadable: 1"),
+    ],
+)
+def test_what_is_unreadable_is_told_without_its_name(
+    prepare, class_folder, monkeypatch, function, ending, message
+):
+    original = getattr(os, function)
 
-        def scandir(path):
-            if str(path).endswith("cat"):
-                raise PermissionError(13, "Permission denied", str(path))
-            return original(path)
+    def deny(path, *rest, **options):
+        if str(path).endswith(ending):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *rest, **options)
 
-        monkeypatch.setattr(os, "scandir", scandir)
-        with pytest.raises(DataError, match=r"every folder of the raw download must be readable") as caught:
-            prepare("folder", class_folder)
-        assert "cat" not in str(caught.value)
-
-    def test_unreadable_files_are_skipped_without_their_name(self, prepare, class_folder, monkeypatch):
-        original = os.open
-
-        def deny(path, *rest, **options):
-            if str(path).endswith("3.png"):
-                raise PermissionError(13, "Permission denied", str(path))
-            return original(path, *rest, **options)
-
-        monkeypatch.setattr(os, "open", deny)
-        with pytest.raises(DataError, match=r"file is gone or unreadable: 1") as caught:
-            prepare("folder", class_folder)
-        assert "3.png" not in str(caught.value)
-
-    def test_linked_folders_are_refused_and_a_linked_root_is_read(self, prepare, class_folder, tmp_path):
-        os.symlink(class_folder, tmp_path / "linked")
-        assert prepare("folder", tmp_path / "linked").num_images == 10
-        os.symlink(class_folder / "dog", class_folder / "horse")
-        with pytest.raises(DataError, match="a link to a folder or out of the raw folder"):
-            prepare("folder", class_folder, name="b")
+    monkeypatch.setattr(os, function, deny)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare("folder", class_folder)
+    assert ending not in str(caught.value)
 
 
-class TestTables:
-    @pytest.mark.timeout(60)
-    def test_a_sheet_with_a_cell_in_the_last_column(self, prepare, class_folder):
-        import openpyxl
-
-        book = openpyxl.Workbook()
-        book.active.append(["path", "label"])
-        for index in range(10):
-            book.active.append([f"{'cat' if index < 5 else 'dog'}/{index}.png", str(index % 2)])
-        book.active["XFD1048576"] = "x"
-        book.save(class_folder / "manifest.xlsx")
-        with pytest.raises(DataError, match=r"at most 1,000 columns; found: a cell further right"):
-            prepare("csv", class_folder / "manifest.xlsx")
-        book.active["XFD1048576"] = None
-        book.active["C1048576"] = " "
-        book.save(class_folder / "manifest.xlsx")
-        assert prepare("csv", class_folder / "manifest.xlsx").num_images == 10
-
-    def test_nan_cells_of_a_sheet_are_missing(self, prepare, class_folder):
-        save_xlsx(class_folder / "t.xlsx", [["path", "label"], ["cat/0.png", float("nan")], ["cat/1.png", 1]])
-        with pytest.raises(DataError, match=r"needs a label|xlsx workbook"):
-            prepare("csv", class_folder / "t.xlsx")
-
-    def test_a_name_longer_than_any_file(self, prepare, class_folder):
-        (class_folder / "manifest.csv").write_text(f"path,label\ncat/0.png,1\n{'x' * 5000}.png,2\n")
-        with pytest.raises(DataError, match="missing: 1: row 3"):
-            prepare("csv", class_folder)
+@pytest.fixture
+def workbook(class_folder) -> Path:
+    cells = [[f"{'cat' if index < 5 else 'dog'}/{index}.png", str(index % 2)] for index in range(10)]
+    save_xlsx(class_folder / "manifest.xlsx", [["path", "label"], *cells])
+    return class_folder / "manifest.xlsx"
 
 
-class TestNpz:
-    @pytest.mark.parametrize("compress", [False, True])
-    @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-    def test_a_flipped_byte_is_refused(self, prepare, tmp_path, compress, place):
-        path = tmp_path / "x.npz"
-        (np.savez_compressed if compress else np.savez)(path, images=IMAGES, labels=LABELS)
-        body = bytearray(path.read_bytes())
-        body[int(place * len(body))] ^= 0x10
-        path.write_bytes(body)
-        with pytest.raises(DataError, match=r"damaged"):
-            prepare("npz", path)
-
-    def test_a_declared_200_gib_is_refused_at_once(self, prepare, tmp_path):
-        path = tmp_path / "x.npz"
-        shape = (200 << 20, 32, 32)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("images.npy", npy_header(shape) + bytes(1 << 20))
-            archive.writestr("labels.npy", npy_header((200 << 20,)) + bytes(1 << 20))
-        body = path.read_bytes()
-        start = body.index(b"PK\x01\x02")
-        size = struct.unpack_from("<I", body, start + 24)[0]
-        for lie in (0xFFFFFFF0, size):
-            forged = body[: start + 24] + struct.pack("<I", lie) + body[start + 28 :]
-            path.write_bytes(forged)
-            with pytest.raises(DataError, match="more"):
-                prepare("npz", path)
+@pytest.mark.parametrize(("cell", "flags"), [(" ", {}), ("x", {"sheet of the workbook that is not read": 1})])
+def test_sheets_that_are_not_read_are_counted(prepare, workbook, cell, flags):
+    edit_xlsx(workbook, lambda sheet: sheet.parent.create_sheet().append(["", cell]))
+    check_verdict({"images": 10, "flags": flags}, lambda: prepare("table", workbook))
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    import io
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("cells", "verdict"),
+    [
+        ({"XFD1048576": "x"}, "at most 1,000 columns; found: a cell further right"),
+        ({"C1048576": " "}, {"images": 10}),
+        ({"B2": float("nan")}, r"needs a label|xlsx workbook"),
+    ],
+)
+def test_sheets_with_odd_cells(prepare, workbook, cells, verdict):
+    def change(sheet) -> None:
+        for place, value in cells.items():
+            sheet[place] = value
 
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return stream.getvalue()
+    edit_xlsx(workbook, change)
+    check_verdict(verdict, lambda: prepare("table", workbook))
 
 
 PROGRAM = """

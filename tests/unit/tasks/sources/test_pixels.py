@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms.v2.functional import resize
 
-from tasks.prepared.prepare import save_montage
 from tasks.sources.pictures import by_own_maximum, to_prepared
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (37, 53)).astype(np.uint8)
@@ -14,8 +15,6 @@ COLOUR = np.random.default_rng(1).integers(0, 256, (20, 20, 3)).astype(np.uint8)
 
 @pytest.mark.parametrize("side", [16, 37, 64])
 def test_without_antialias_it_is_torchs_plain_bilinear(side):
-    import torch
-
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(PICTURE).float()[None, None], (side, side), mode="bilinear", align_corners=False
     )[0].numpy()
@@ -25,9 +24,6 @@ def test_without_antialias_it_is_torchs_plain_bilinear(side):
 
 @pytest.mark.parametrize("side", [16, 64])
 def test_with_antialias_it_is_torchvisions(side):
-    import torch
-    from torchvision.transforms.v2.functional import resize
-
     expected = resize(torch.from_numpy(PICTURE).float()[None], [side, side], antialias=True).numpy()
     found = to_prepared(PICTURE, image_size=side, channels=1, dtype="float32")
     np.testing.assert_allclose(found, expected, atol=0.05)
@@ -40,29 +36,9 @@ def test_channels():
     np.testing.assert_array_equal(to_prepared(COLOUR, image_size=20, channels=3), COLOUR.transpose(2, 0, 1))
 
 
-def test_montage_is_made_on_request(tmp_path):
-    from PIL import Image
-
-    from search_spaces.datasets import dataset_spec
-    from search_spaces.specs import PreparedSpec
-    from tasks.prepared.prepare import prepare_dataset
-    from tasks.prepared.store import PreparedDataset
-    from tasks.remote import InlineExecutor
-
-    spec = PreparedSpec(dataset="digits", image_size=8, channels=1)
-    prepare_dataset(
-        spec, dataset_spec("digits"), raw=None, destination=tmp_path / "d", executor=InlineExecutor()
-    )
-    path = save_montage(PreparedDataset.open(tmp_path / "d"), tmp_path / "sheet.png", per_label=5)
-    with Image.open(path) as sheet:
-        assert sheet.size == (40, 80)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
 def test_own_maximum_is_the_studys_rule_exactly(dtype):
     values = np.random.default_rng(2).integers(-50, 3000, (80, 80))
-    values = (
-        values % 200 if dtype == np.uint8 else np.maximum(values, 0) if dtype == np.uint16 else values
-    ).astype(dtype)
+    values = {np.uint8: values % 200, np.uint16: abs(values)}.get(dtype, values).astype(dtype)
     expected = (np.clip(values, 0, None).astype(float) * 255.0 / values.max()).astype(np.uint8)
     np.testing.assert_array_equal(by_own_maximum(values)[0], expected)

@@ -9,7 +9,6 @@ import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 
@@ -21,10 +20,13 @@ from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import locate
-from tasks.sources.base import RawRequest, keyed_hash, spell
+from tasks.sources.base import hash_key, keyed_hash, spell
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
-from tests.unit.tasks.sources.conftest import picture, png
+from tests.raw_trees.medical import _brain
+from tests.raw_trees.own import save_arrays, save_parquet
+from tests.raw_trees.pictures import save_nifti
+from tests.unit.tasks.sources.conftest import picture, png, request_for, write_tree
 
 CANARY = "CANARYzebra"
 
@@ -49,25 +51,19 @@ def dicom_set(folder: Path, *, broken: bool) -> Path:
 
 
 def image_set(folder: Path, *, broken: bool) -> Path:
-    for index in range(6):
-        path = folder / ("sick" if index % 2 else "well") / f"{CANARY}{index // 2}" / f"{CANARY}_{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"junk" if broken and index == 0 else png(picture(index)))
+    names = [f"{('well', 'sick')[row % 2]}/{CANARY}{row // 2}/{CANARY}_{row}.png" for row in range(6)]
+    write_tree(folder, *names)
+    if broken:
+        (folder / names[0]).write_bytes(b"junk")
     return folder
 
 
 def brats_set(folder: Path, *, broken: bool) -> Path:
-    from tests.raw_trees.medical import _brain
-
     for index in range(3):
         case = folder / "HGG" / f"{CANARY}_{index}"
-        case.mkdir(parents=True)
         for kind, values in zip(("flair", "t2", "seg"), _brain(np.random.default_rng(index)), strict=True):
-            image = nibabel.Nifti1Image(values, np.eye(4))
-            image.header["descrip"] = CANARY.encode()
-            image.header["aux_file"] = CANARY.encode()
             path = case / f"{case.name}_{kind}.nii.gz"
-            nibabel.save(image, path)
+            save_nifti(path, values, descrip=CANARY.encode(), aux_file=CANARY.encode())
             if broken and index == 0 and kind == "seg":
                 path.write_bytes(path.read_bytes()[:100])
     return folder
@@ -110,50 +106,49 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
         assert CANARY not in PreparedDataset.open(out).record.model_dump_json()
 
 
-@pytest.mark.parametrize(
-    ("header", "message"),
-    [
-        (
-            "file name,class,centre",
-            r"columns path, label; found: no path, label among file name, class, centre; call it path",
-        ),
-        ("path;diagnosis;" + "x" * 40, r"found: no label among path, diagnosis, x{30}; call it label"),
-        (
-            ",".join(("class", *"abcdefghijk")),
-            r"no path, label among class, a, b, c, d, e, f, g, h, i, \.\.\.;",
-        ),
-        # Without a header the first line is somebody's.
-        (f"{CANARY}/a.png,well,{CANARY}", r"found: no path, label; the first line may be no header;"),
-        (f"{CANARY},1", r"found: no path, label; the first line may be no header;"),
-        (f"{CANARY} Hans,benign,left", r"found: no path, label; the first line may be no header;"),
-    ],
-)
-def test_header_names_are_told_but_no_line_of_data(header, message, tmp_path):
+NO_HEADER = r"found: no path, label; the first line may be no header;"
+HEADERS = {
+    "file name,class,centre": r"columns path, label; found: no path, label among file name, class, centre; c",
+    "path;diagnosis;" + "x" * 40: r"found: no label among path, diagnosis, x{30}; call it label",
+    "class,a,b,c,d,e,f,g,h,i,j,k": r"no path, label among class, a, b, c, d, e, f, g, h, i, \.\.\.;",
+    # Without a header the first line is somebody's.
+    f"{CANARY}/a.png,well,{CANARY}": NO_HEADER,
+    f"{CANARY},1": NO_HEADER,
+    f"{CANARY} Hans,benign,left": NO_HEADER,
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_header_names_are_told_but_no_line_of_data(header, tmp_path):
     path = tmp_path / "manifest.csv"
     path.write_text(header + "\n" + header + "\n")
-    own = OwnSourceSpec(kind="csv", path=str(path), domain="medical")
-    request = RawRequest(
-        own_dataset_spec("mine", own), PreparedSpec(dataset="mine", image_size=16, channels=1)
-    )
-    with pytest.raises(DataError, match=message) as caught:
-        read_table(path, request, ("path", "label"))
+    with pytest.raises(DataError, match=HEADERS[header]) as caught:
+        read_table(path, request_for("csv", path), ("path", "label"))
     assert CANARY not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["npz", "npz_splits", "hdf5", "parquet"])
-def test_a_row_is_located_by_its_hash(kind, tmp_path, monkeypatch):
-    from tests.raw_trees.own import save_arrays, save_parquet
+IMAGES = np.stack([picture(row) for row in range(4)])
+LABELS = np.arange(4) % 2
+LOCATED = {
+    "file": (lambda raw: write_tree(raw, "a/x.png"), "a/x.png"),
+    "npz": (lambda raw: save_arrays(raw / "a", "npz", images=IMAGES, labels=LABELS), "2"),
+    "npz of splits": (
+        lambda raw: save_arrays(raw / "a", "npz", train_images=IMAGES, train_labels=LABELS),
+        "train_images/2",
+    ),
+    "hdf5": (lambda raw: save_arrays(raw / "a", "hdf5", images=IMAGES, labels=LABELS), "2"),
+    "parquet": (
+        lambda raw: save_parquet(raw / "a.parquet", {"image": list(map(png, IMAGES)), "label": LABELS}),
+        "a.parquet!/2",
+    ),
+}
 
-    monkeypatch.setenv("ISWEEP_HASH_KEY", "k" * 32)
-    images = np.stack([picture(row) for row in range(4)])
-    if kind == "parquet":
-        rows = {"image": [png(image) for image in images], "label": [0, 1, 0, 1]}
-        path, wanted = save_parquet(tmp_path / "a.parquet", rows), "a.parquet!/2"
-    elif kind == "npz_splits":
-        arrays = {"train_images": images, "train_labels": np.arange(4) % 2}
-        path, wanted = save_arrays(tmp_path / "a", "npz", **arrays), "train_images/2"
-    else:
-        path = save_arrays(tmp_path / "a", kind, images=images, labels=np.arange(4) % 2)
-        wanted = "2"
-    assert locate(path, tmp_path, spell(keyed_hash("k" * 32, wanted))) == wanted
+
+@pytest.mark.parametrize("name", LOCATED)
+def test_who_holds_the_key_finds_what_a_hash_tells_of(name, tmp_path):
+    write, wanted = LOCATED[name]
+    path, hashed = write(tmp_path / "raw"), spell(keyed_hash(hash_key(tmp_path / "prepared"), wanted))
+    assert locate(path, tmp_path / "prepared", hashed) == wanted
+    assert locate(path, tmp_path / "other", hashed) is None
     assert locate(path, tmp_path, "row -3") is None
+    assert (tmp_path / "prepared" / ".hash_key").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,121 @@
+"""Schedules of faults: drawn by a seed, or named; where one is violated, the fewest faults that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from random import Random
+
+from tests.simulation.outside import FAULTS, LASTING, Fault
+from tests.simulation.scheduler import Violation
+from tests.simulation.sweeps import Grid, Tuning
+from tests.simulation.world import World
+
+MOST_FAULTS = 8
+HORIZON = 400
+"""Calls of an undisturbed sweep, about: faults begin within these."""
+EACH = 4
+"""Of so many seeds one is of a search, the others of grids."""
+
+
+def draw(seed: int) -> list[Fault]:
+    """Return the faults of a seed, in order."""
+    random = Random(seed)
+    faults = []
+    for _ in range(random.randint(0, MOST_FAULTS)):
+        kind = random.choice(FAULTS)
+        amount = random.expovariate(1 / 40) if kind in LASTING else random.random()
+        faults.append(Fault(int(random.random() ** 1.5 * HORIZON), kind, amount))
+    return sorted(faults)
+
+
+def run_seed(seed: int) -> World:
+    """Run a seed.
+
+    Raises:
+        Violation: with seed, the fewest faults that violate something, and what happened.
+    """
+    return run(
+        f"seed {seed}", lambda faults: World(seed, faults, Grid if seed % EACH else Tuning), draw(seed)
+    )
+
+
+def run_named(name: str, seed: int) -> World:
+    """Run a schedule of :data:`NAMED` with the delays and turns of a seed; see :func:`run_seed`."""
+    of = Tuning if name in OF_SEARCHES else Grid
+    return run(
+        f"seed {seed} of {name}",
+        lambda faults: World(seed, faults, of),
+        sorted(NAMED[name], key=attrgetter("step")),
+    )
+
+
+def run(said: str, world: Callable[[list[Fault]], World], faults: list[Fault]) -> World:
+    """Run a schedule; where it is violated, leave out one fault after another as long as it still is."""
+    found = world(faults)
+    try:
+        return found.run()
+    except (Exception, Violation) as error:
+        why: BaseException = error
+    for fault in list(faults):
+        fewer = [other for other in faults if other is not fault]
+        without = world(fewer)
+        try:
+            without.run()
+        except (Exception, Violation) as error:
+            faults, why, found = fewer, error, without
+    told = "\n".join([*map(str, faults), *found.outside.log[-60:]])
+    raise Violation(f"{said}: {type(why).__name__}: {why}\n{told}") from why
+
+
+def _repeated(kind: str, steps: Sequence[int], amount: float = 0.0) -> list[Fault]:
+    return [Fault(step, kind, amount) for step in steps]
+
+
+REAL = {
+    "worker SIGKILL every 5 s for 60 s": _repeated("worker dies", range(10, 130, 10)),
+    "raylet SIGKILL, a node added": _repeated("node lost", (30,)),
+    "memory hog": _repeated("memory kill", (20, 40, 60)),
+    "memory hog alone": _repeated("memory kill", (20,)),
+    "driver SIGKILL at 20 moments": _repeated("driver killed", range(5, 405, 20)),
+    "object store away 30 s": _repeated("storage away", (40,), 30.0),
+    "disk filled and freed": _repeated("disk full", (40,), 60.0),
+    "MLflow dropped_replies": _repeated("server resets", range(10, 200, 10), 1.0),
+    "MLflow away": _repeated("server away", (30,), 60.0),
+    "MLflow resetting": _repeated("server resets", (30, 90), 20.0),
+    "MLflow slow": _repeated("server slow", (10,), 300.0),
+    "MLflow restarted": _repeated("server away", (30, 90, 150), 10.0),
+    "PostgreSQL restarted": _repeated("server away", (60,), 20.0),
+    "two hosts parted 5 s": _repeated("worker says nothing", (30,)),
+    "two hosts parted 15 s": [Fault(30, "worker says nothing", 0.0), Fault(40, "worker dies", 0.0)],
+    "two hosts parted 60 s": _repeated("node lost", (30, 34, 38)),
+}
+"""What stands here for each long run on real processes (``make chaos``), by its name."""
+
+OF_SEARCHES = {
+    "a killed search goes on as an unbroken one": _repeated("driver killed", range(20, 220, 25)),
+    "a search that is extended, and its data changed": [
+        *_repeated("driver killed", (60, 160)),
+        *_repeated("sweep extended", (80,)),
+        *_repeated("data changed", (200,)),
+    ],
+    "a search loses its memory of what was asked": _repeated("file deleted", range(40, 200, 12), 0.1),
+}
+"""Of ``isweep tune``; the first stands for ``tests/integration/test_killed_search.py``."""
+
+FOUND = {
+    "a diverged cell of new data shows the loss of the old": _repeated("data changed", (100,)),
+    "a run reopened with a lost reply stays running": [
+        *_repeated("file damaged", range(60, 200, 20), 0.2),
+        *_repeated("server resets", range(200, 400, 15), 3.0),
+    ],
+    "two drivers take over a dead one's lease": [
+        *_repeated("second driver", (20, 20, 20)),
+        *_repeated("driver killed", (20,)),
+        *_repeated("server slow", (24,), 400.0),
+    ],
+    "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
+    "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),
+}
+"""What found a fault of the product, or needs several things at once to go wrong."""
+NAMED = {**REAL, **OF_SEARCHES, **FOUND}

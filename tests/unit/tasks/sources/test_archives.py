@@ -1,0 +1,258 @@
+"""Class folders in zips and tars, packed or not: read as the folder is, and refused where they lie."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search_spaces.errors import DataError
+from tasks.prepared import prepare as blocks
+from tasks.sources import own_kind_of
+from tasks.sources.raw import TarArchive
+from tests.unit.tasks.sources.archives import pack, tar_mode
+from tests.unit.tasks.sources.conftest import assert_equal, check_verdict, picture, png, write_tree
+
+EVERY = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
+TARS = [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"]
+
+
+@pytest.mark.parametrize("ending", EVERY)
+@pytest.mark.parametrize("wrapped", ["", "own/own/"])
+def test_class_folders_in_an_archive(prepare, class_folder, tmp_path, ending, wrapped):
+    expected = prepare("folder", class_folder)
+    found = prepare("folder", pack(class_folder, tmp_path / f"own{ending}", wrapped), name="other")
+    assert_equal(found, expected)
+    assert found.record.flags == ({"the one top folder taken as the source": 1} if wrapped else {})
+
+
+def test_what_a_mac_adds_and_archives_beside_images_are_no_part(prepare, class_folder, tmp_path):
+    expected = prepare("folder", class_folder)
+    inner = pack(class_folder, tmp_path / "inner.zip", "t/")
+    path = pack(class_folder, tmp_path / "own.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/cat/._0.png", b"x")
+        archive.write(inner, "cat/inner.zip")
+    data = prepare("folder", path, name="other")
+    assert_equal(data, expected)
+    assert data.record.excluded == {"in an archive beside images": 10}
+
+
+def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_folder, tmp_path):
+    inner, outer = pack(class_folder, tmp_path / "inner.zip"), pack(class_folder, tmp_path / "outer.zip")
+    with zipfile.ZipFile(outer, "a") as archive:
+        archive.write(inner, "inner.zip")
+    with pytest.raises(DataError, match="a name must be once in an archive and those in it"):
+        prepare("folder", outer)
+
+
+def test_a_table_in_an_archive_has_to_be_unpacked(prepare, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("manifest.csv", "path,label")
+    with pytest.raises(DataError, match=r"give the table \(kind table\), unpacked with its images"):
+        prepare("folder", tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tbz2", ".txz"])
+def test_the_stored_order_does_not_matter_and_is_read_forward(
+    prepare, class_folder, tmp_path, ending, monkeypatch
+):
+    expected = prepare("folder", class_folder)
+    path, files = tmp_path / f"own{ending}", sorted(class_folder.rglob("*.png"))
+    with tarfile.open(path, tar_mode(path.name)) as archive:
+        for index in np.random.default_rng(0).permutation(len(files)):
+            archive.add(files[index], files[index].relative_to(class_folder).as_posix())
+    reads, read = [], TarArchive.read
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 8 * 3)
+    monkeypatch.setattr(
+        TarArchive, "read", lambda self, name, most: reads.append(name) or read(self, name, most)
+    )
+    assert_equal(prepare("folder", path, name="other"), expected)
+    with tarfile.open(path) as archive:
+        assert (reads == archive.getnames()) == (ending != ".tar")
+
+
+def test_an_archive_that_changes_is_noticed(prepare, class_folder, tmp_path):
+    path = pack(class_folder, tmp_path / "own.zip")
+    prepare("folder", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("cat/new.png", png(picture(70)))
+    with pytest.raises(DataError, match="files changed since"):
+        prepare("folder", path)
+
+
+# What an archive must not hold.
+
+Change = Callable[[zipfile.ZipFile], object]
+
+
+def zip_entry(name: str, body: bytes = b"", *more: object) -> Change:
+    return lambda archive: archive.writestr(name, body, *more)
+
+
+def zip_link(archive: zipfile.ZipFile) -> None:
+    info = zipfile.ZipInfo("a/link.png")
+    info.external_attr = 0o120777 << 16
+    archive.writestr(info, "/etc/passwd")
+
+
+def zip_twice(archive: zipfile.ZipFile) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("a/0.png", png(picture(9)))
+
+
+def zip_of(path: Path, change: Change) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(4):
+            archive.writestr(f"{'ab'[number % 2]}/{number}.png", png(picture(number)))
+        change(archive)
+    return path
+
+
+ELSEWHERE, REPEATED = "names that lead elsewhere", "repeated names"
+ZIPS: dict[str, tuple[Change, str]] = {
+    **{name: (zip_entry(name), ELSEWHERE) for name in ("../x.png", "/etc/x.png", "..\\x.png", "C:/x.png")},
+    **{name: (zip_entry(name, png(picture(9))), REPEATED) for name in ("a//0.png", "a\\0.png")},
+    "a/0.png": (zip_twice, REPEATED),
+    "a link": (zip_link, "links or devices"),
+    "bzip2": (zip_entry("a/x.png", b"x", zipfile.ZIP_BZIP2), "another method than"),
+    "lzma": (zip_entry("a/x.png", b"x", zipfile.ZIP_LZMA), "another method than"),
+}
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_zips_are_refused(prepare, tmp_path, name):
+    change, message = ZIPS[name]
+    with pytest.raises(DataError, match=f"whole and safe; found: .*{message}"):
+        prepare("folder", zip_of(tmp_path / "x.zip", change))
+
+
+LINKS = "links, devices or sparse"
+PAX = {"size": "-2048"}, {"GNU.sparse.map": "0,9", "GNU.sparse.size": "9"}
+MEMBERS: dict[str, tuple[dict[str, object], str]] = {
+    "up": ({"name": "../x.png"}, ELSEWHERE),
+    "absolute": ({"name": "/etc/x.png"}, ELSEWHERE),
+    "a link out": ({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, LINKS),
+    "a hard link": ({"type": tarfile.LNKTYPE, "linkname": "a/0.png"}, LINKS),
+    "a device": ({"type": tarfile.CHRTYPE}, LINKS),
+    "a FIFO": ({"type": tarfile.FIFOTYPE}, LINKS),
+    "a repeat": ({"name": "a/0.png"}, REPEATED),
+    "a negative size": ({"size": -1024}, "negative size"),
+    "sparse": ({"type": tarfile.GNUTYPE_SPARSE}, "damaged|sparse"),
+    **{f"extended {sorted(pax)}": ({"pax_headers": pax}, "(negative size|sparse)") for pax in PAX},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("ending", TARS)
+def test_tars_are_refused_however_often_they_are_asked_for(prepare, tmp_path, name, ending):
+    fields, message = MEMBERS[name]
+    path, bad = tmp_path / f"x{ending}", tarfile.TarInfo("a/x.png")
+    for field, value in fields.items():
+        setattr(bad, field, value)
+    form = tarfile.PAX_FORMAT if bad.pax_headers else tarfile.GNU_FORMAT
+    with tarfile.open(path, tar_mode(path.name), format=form) as archive:
+        for number in range(4):
+            body = png(picture(number))
+            info = tarfile.TarInfo(f"{'ab'[number % 2]}/{number}.png")
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+        archive.addfile(bad)
+    own_kind_of(path)  # opens the archive first, and must not make it look sound
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"whole and safe; found: .*{message}"):
+            prepare("folder", path)
+
+
+def test_a_name_longer_than_a_file_system_allows(prepare, class_folder, tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(class_folder / "cat", "cat")
+        for file in (class_folder / "dog").iterdir():
+            archive.add(file, f"dog/{'x' * 6000}/{file.name}")
+    assert prepare("folder", path).record.num_images == 10
+
+
+# Archives that are damaged, or lie about their size.
+
+
+@pytest.mark.parametrize("ending", [".zip", *TARS])
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_a_cut_archive_is_refused(prepare, class_folder, tmp_path, ending, share):
+    path = pack(class_folder, tmp_path / f"x{ending}")
+    body = path.read_bytes()
+    path.write_bytes(body[: int(share * len(body))].rstrip(b"\0"))
+    with pytest.raises(DataError, match="damaged"):
+        prepare("folder", path)
+
+
+def test_a_flipped_byte_is_one_damaged_member(prepare, class_folder, tmp_path):
+    path = pack(class_folder, tmp_path / "x.zip")
+    body = bytearray(path.read_bytes())
+    body[body.index(b"0.png") + 60] ^= 0xFF
+    path.write_bytes(body)
+    verdict = {"skipped": {"damaged archive member": 1}}
+    check_verdict(verdict, lambda: prepare("folder", path, max_skipped_share=0.2))
+
+
+def test_overlapping_members_are_refused(prepare, tmp_path):
+    """Two names for one place, as in David Fifield's zip bomb."""
+    path = zip_of(tmp_path / "x.zip", zip_entry("a/big.png", bytes(9) * 3000))
+    body = path.read_bytes()
+    end = body.rindex(b"PK\x05\x06")
+    start = int.from_bytes(body[end + 16 : end + 20], "little")
+    last = body[body.rindex(b"PK\x01\x02", start, end) : end]
+    copies = [last.replace(b"a/big.png", f"a/b{number:02d}.png".encode()) for number in range(9)]
+    directory, tail = body[start:end] + b"".join(copies), bytearray(body[end:])
+    tail[8:12] = (5 + 9).to_bytes(2, "little") * 2
+    tail[12:16] = len(directory).to_bytes(4, "little")
+    path.write_bytes(body[:start] + directory + tail)
+    with pytest.raises(DataError, match="members overlap"):
+        prepare("folder", path)
+
+
+def test_a_member_that_declares_gigabytes_is_never_unpacked(prepare, tmp_path):
+    path = zip_of(tmp_path / "x.zip", zip_entry("a/bomb.png", b"x" * 50))
+    body, size = path.read_bytes(), (50).to_bytes(4, "little")
+    place = body.rindex(size, body.index(b"PK\x01\x02"))
+    path.write_bytes(body[:place] + (200 << 20).to_bytes(4, "little") + body[place + 4 :])
+    with pytest.raises(DataError, match="declares more than its packed size can hold"):
+        prepare("folder", path)
+
+
+@pytest.mark.parametrize(("ending", "compress"), [(".tar.gz", gzip.compress), (".tar.bz2", bz2.compress),
+    (".tar.xz", lzma.compress)])  # fmt: skip
+def test_several_streams_one_after_another_are_one(prepare, class_folder, tmp_path, ending, compress):
+    """As ``pigz``, ``pbzip2`` and ``xz -T`` write them."""
+    body = pack(class_folder, tmp_path / "own.tar").read_bytes()
+    parts = [body[start : start + 5000] for start in range(0, len(body), 5000)]
+    (tmp_path / f"own{ending}").write_bytes(b"".join(map(compress, parts)))
+    found = prepare("folder", tmp_path / f"own{ending}", name="other")
+    assert_equal(found, prepare("folder", class_folder))
+
+
+def test_xz_that_asks_for_a_gigabyte_is_refused(prepare, class_folder, tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
+    plain = pack(class_folder, tmp_path / "own.tar").read_bytes()
+    (tmp_path / "own.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
+    with pytest.raises(DataError, match=r"must be whole and safe; .*damaged archive"):
+        prepare("folder", tmp_path / "own.tar.xz")
+
+
+@pytest.mark.parametrize("ending", [".tar.bz2", ".tar.xz"])
+def test_more_than_packed_bytes_can_hold_is_refused(prepare, tmp_path, ending):
+    """bzip2 packs zeros ten thousand to one; a few kilobytes would be read for hours."""
+    raw = write_tree(tmp_path / "raw", *(f"cat/{number}.png" for number in range(3)))
+    for path in raw.rglob("*.png"):
+        path.write_bytes(bytes(8 << 20))
+    path = pack(raw, tmp_path / f"own{ending}")
+    with pytest.raises(DataError, match="declares more than its packed size can hold"):
+        prepare("folder", path)

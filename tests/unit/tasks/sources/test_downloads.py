@@ -1,0 +1,395 @@
+"""The study's downloads: each is read; what could give a wrong label is refused or counted."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+from search_spaces.datasets import DATASETS, STUDY_DATASETS, dataset_spec
+from search_spaces.errors import DataError
+from search_spaces.specs import RELEASED_FAULTS
+from tasks.prepared.store import PreparedDataset
+from tasks.sources.oai import find_centers
+from tasks.sources.tcia import slice_label
+from tests.raw_trees import WRITERS, write_raw_tree
+from tests.raw_trees.dicoms import make_dicom, save_dicom
+from tests.raw_trees.medical import _legs, _save_radiograph
+from tests.raw_trees.natural import write_mnist
+from tests.raw_trees.pictures import edit_xlsx, save_image, save_xlsx
+from tests.unit.tasks.sources.test_layouts_of_today import year_2020
+
+BASE = {"chexpert_edema": "chexpert", "rsna_subarachnoid": "rsna", "prostate_severe": "prostate"}
+EXPECTED = {
+    # name: (images, groups, excluded, conversions that must be there)
+    "mnist": (400, 400, {}, {"scaled by own maximum"}),
+    "fashion_mnist": (400, 400, {}, set()),
+    "cifar10": (400, 400, {}, set()),
+    "svhn": (300, 300, {}, {"scaled by own maximum"}),
+    "imagenet": (123, 123, {}, {"mode CMYK converted"}),
+    "brats": (None, 5, {"case without segmentation": 1}, {"orientation LAS to RAS"}),
+    "dbc": (
+        None,
+        5,
+        {"another series": 150, "nearer than 5 slices to the box": 50},
+        {"MONOCHROME1 inverted"},
+    ),
+    "oai": (23, 12, {"another reading project": 24, "knee without a grade": 1}, {"knee: cropped by content"}),
+    "chexpert": (31, 23, {"explicitly negative": 14}, set()),
+    "chexpert_edema": (45, 30, {}, set()),
+    "mura": (48, 24, {"hidden file": 1}, {"scaled by own maximum"}),
+    "rsna": (48, 16, {"repeated row": 3}, {"scaled by own maximum"}),
+    "rsna_subarachnoid": (48, 16, {"repeated row": 3}, set()),
+    "prostate": (48, 8, {"no score": 1, "another target of the series has a higher score": 1}, set()),
+    "prostate_severe": (24, 4, {"no score": 1, "score below 2": 4}, set()),
+}
+
+
+@pytest.fixture
+def tree(tmp_path) -> Callable[[str], Path]:
+    return lambda name: write_raw_tree(BASE.get(name, name), tmp_path)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_raw_tree_is_read(tree, official, name):
+    images, groups, excluded, conversions = EXPECTED[name]
+    data = official(name, tree(name), strict=False)
+    record = data.record
+    assert images in (None, record.num_images)
+    assert record.num_groups == groups
+    assert excluded.items() <= record.excluded.items()
+    assert conversions <= set(record.conversions)
+    assert min(record.num_images_per_label.values()) > 0
+    assert record.label_names == dataset_spec(name).label_names
+    data.verify()
+
+
+def test_every_study_dataset_has_a_tree():
+    assert set(STUDY_DATASETS) <= set(WRITERS)
+    assert set(DATASETS) >= set(EXPECTED)
+
+
+def brightness(data: PreparedDataset, label: int) -> float:
+    """How much brighter the centre's brightest pixel is than the whole, in the median image of a class."""
+    images = data.read(0, data.num_images)[data.labels == label, 0].astype(float)
+    return float(np.median(images[:, 4:12, 4:12].max((1, 2)) / (images.mean((1, 2)) + 1)))
+
+
+@pytest.mark.parametrize("name", ["brats", "dbc", "rsna", "chexpert", "mura", "prostate"])
+def test_labels_are_those_drawn(tree, official, name):
+    """Positive pictures were drawn with a bright spot."""
+    data = official(name, tree(name), strict=False)
+    assert brightness(data, 1) > brightness(data, 0)
+
+
+def test_brats_slice_rule(tree, official):
+    data = official("brats", tree("brats"), strict=False)
+    for group in np.unique(data.groups):
+        # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
+        assert (np.diff(data.labels[data.groups == group]) != 0).sum() <= 2
+
+
+def test_oai_takes_given_centres_and_ready_crops(tree, official):
+    raw = tree("oai")
+    (raw / "knee_centers.csv").write_text("id,side,row,column\n9000007,R,300,220\n9000007,L,300,660\n")
+    crop = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+    save_image(raw / "crops" / "9000000_R.png", crop)
+    conversions = official("oai", raw).record.conversions
+    ways = {name: count for name, count in conversions.items() if name.startswith("knee")}
+    assert ways == {"knee: cropped by content": 20, "knee: given centre": 2, "knee: ready crop": 1}
+
+
+def test_oai_content_rule_finds_drawn_joints():
+    values = _legs(np.random.default_rng(3), [0, 3])
+    pixels = (values / values.max() * 255).astype(np.uint8)
+    for place, (row, column) in enumerate(find_centers(pixels)):
+        assert abs(row - 350) < 90
+        assert abs(column - (225 + 450 * place)) < 40
+
+
+def test_max_images_per_class_keeps_whole_patients(tree, official):
+    data = official("chexpert", tree("chexpert"), max_images_per_class=5)
+    assert all(5 <= count <= 6 for count in data.record.num_images_per_label.values())
+
+
+@pytest.mark.parametrize("name", ["mnist", "rsna", "dbc", "prostate"])
+def test_as_released_is_float_and_other_content(tree, official, tmp_path, name):
+    raw, released = tree(name), {"data_mode": "as_released", "faults": RELEASED_FAULTS}
+    data = official(name, raw, strict=False, **released)
+    assert data.record.dtype == "float32"
+    assert data.fingerprint != official(name, raw, strict=False, out=tmp_path / "b").fingerprint
+    if name == "rsna":
+        assert data.record.conversions == {"negative values wrapped (F16)": 48}
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "fashion_mnist"])
+def test_an_empty_or_no_raw_folder_is_refused_with_the_layout(official, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"needs|must hold"):
+        official(name, tmp_path / "empty")
+    if not dataset_spec(name).source.startswith(("idx", "cifar10", "svhn")):  # which are fetched
+        with pytest.raises(DataError, match="expected:"):
+            official(name, None)
+
+
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+
+
+def write_idx(raw: Path, *bodies: bytes) -> None:
+    for name, body in zip(NAMES, bodies, strict=True):
+        (raw / f"{name}.gz").write_bytes(gzip.compress(body))
+
+
+IDX = {
+    "cut": (lambda images, labels: (images[:-5], labels), "it ends early"),
+    "longer": (lambda images, labels: (images + b"0", labels), "more bytes"),
+    "another header": (lambda images, labels: (b"\0\0\x09" + images[3:], labels), "another header"),
+    "billions": (lambda images, labels: (images[:4] + b"\xff" * 4 + images[8:], labels), "ends early"),
+    "five labels": (lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]),
+        "400 images, 5 labels"),
+    "label 11": (lambda images, labels: (images, labels[:-1] + b"\x0b"), "labels must be from 0 to 9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IDX)
+def test_damaged_idx_files_are_refused(tree, official, name):
+    change, message = IDX[name]
+    raw = tree("mnist")
+    write_idx(raw, *change(*(gzip.decompress((raw / f"{name}.gz").read_bytes()) for name in NAMES)))
+    with pytest.raises(DataError, match=message):
+        official("mnist", raw)
+
+
+def test_a_replaced_file_is_not_served_from_memory(official, tmp_path):
+    found = []
+    for seed in (1, 2):
+        write_mnist(tmp_path, seed=seed)
+        found.append(official("mnist", tmp_path, out=tmp_path / f"out{seed}").fingerprint)
+    assert found[0] != found[1]
+
+
+def test_a_doctored_cifar_batch_runs_nothing(official, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    folder = tmp_path / "cifar" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}").write_bytes(pickle.dumps({b"data": Evil(), b"labels": [0]}))
+    with pytest.raises(DataError, match="UnpicklingError"):
+        official("cifar10", tmp_path / "cifar")
+    assert not (tmp_path / "owned").exists()
+
+
+# What is changed in a download, and what comes of it: words of a refusal, or counts by reason.
+
+Change = Callable[[Path], object]
+
+
+def first(raw: Path, pattern: str, part: str = "") -> Path:
+    return next(path for path in sorted(raw.rglob(pattern)) if part in str(path))
+
+
+def lines_of(pattern: str, change: Callable[[list[str]], object]) -> Change:
+    """Change the lines of a text table in place."""
+
+    def changed(raw: Path) -> None:
+        table = first(raw, pattern)
+        lines = table.read_text().splitlines()
+        change(lines)
+        table.write_text("\n".join(lines) + "\n")
+
+    return changed
+
+
+def turn(lines: list[str], place: int) -> None:
+    """Say the other label of 0 and 1 in a line."""
+    lines[place] = lines[place][:-1] + str(1 - int(lines[place][-1]))
+
+
+def other_views(described: bool) -> Change:
+    def change(raw: Path) -> None:
+        rng = np.random.default_rng(1)
+        for number, view in enumerate(("AP Pelvis", "PA Right Hand", "Full Limb") * 3):
+            patient = str(9000000 + 7 * number)
+            path = raw / "results" / "P001" / "0.E.1" / f"{patient}/20050411/0077{number:04d}" / "001"
+            _save_radiograph(path, _legs(rng, [1, 3]), patient, "MONOCHROME2", view if described else "")
+
+    return change
+
+
+def only_other_views(raw: Path) -> None:
+    for path in raw.rglob("001"):
+        path.unlink()
+    other_views(True)(raw)
+
+
+def knee(patient: str, *view: str) -> Change:
+    """Another header in a radiograph of patient 9000007."""
+    return lambda raw: _save_radiograph(first(raw / "results", "001", "/9000007/"),
+        _legs(np.random.default_rng(2), [1, 3]), patient, "MONOCHROME2", *view)  # fmt: skip
+
+
+def centre(line: str) -> Change:
+    text = f"id,side,row,column\n9000007,R,300,220\n{line}\n"
+    return lambda raw: (raw / "knee_centers.csv").write_text(text)
+
+
+def boxes(*extra: list[object]) -> Change:
+    rows: list[list[object]] = [["Patient ID", "Start Slice", "End Slice"]]
+    rows += [[f"Breast_MRI_{number:03d}", 10 + number, 16 + number] for number in range(1, 6)]
+    return lambda raw: save_xlsx(raw / "Annotation_Boxes.xlsx", [*rows, *extra])
+
+
+def of_another_patient(raw: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4000, (48, 48)).astype(np.uint16)
+    data = make_dicom(values, patient="Breast_MRI_777", bits=12, SOPInstanceUID="1.3.6.1.4.1.1")
+    save_dicom(first(raw, "1-01.dcm", "Breast_MRI_001"), data)
+
+
+def without_patients(raw: Path) -> None:
+    for number, path in enumerate(sorted(raw.rglob("*.dcm"))):
+        data = pydicom.dcmread(path)
+        data.PatientID = ("", "0", "ANON")[number % 3]
+        data.save_as(path)
+
+
+def moved(raw: Path) -> None:
+    """A segmentation that lies elsewhere in space than its volume."""
+    path = first(raw, "*_seg.nii.gz")
+    image = nibabel.load(path)
+    affine = image.affine.copy()
+    affine[2, 3] += 12
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+
+
+def of_magnetic_resonance(raw: Path) -> None:
+    path = first(raw, "1-1.dcm")
+    data = pydicom.dcmread(path)
+    data.Modality = "MR"
+    data.save_as(path)
+
+
+def second_table(raw: Path) -> None:
+    path = shutil.copy(first(raw, "Target*.xlsx"), raw / "Target Data_2019-12-05 (2).xlsx")
+    edit_xlsx(Path(path), lambda sheet: sheet.delete_rows(2))
+
+
+def second_year(raw: Path) -> None:
+    other = Path(shutil.copytree(raw, raw.parent / "other"))
+    year_2020(other)
+    shutil.move(other / "BraTS2020_TrainingData", raw)
+
+
+def only_an_archive(raw: Path) -> None:
+    shutil.rmtree(raw)
+    raw.mkdir()
+    with zipfile.ZipFile(raw / "x.zip", "w") as archive:
+        archive.writestr("a.txt", "x")
+
+
+def labels_of_fashion(raw: Path) -> None:
+    """The first labels of the official files, as both sets' pages and torchvision show them."""
+    labels = np.tile(np.array([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], np.uint8), 6_000)
+    shape = np.array([60_000, 1, 1], ">u4").tobytes()
+    images = bytes((0, 0, 8, 3)) + shape + bytes(60_000)
+    write_idx(raw, images, bytes((0, 0, 8, 1)) + shape[:4] + labels.tobytes())
+
+
+def in_another_class(raw: Path) -> None:
+    file = first(raw, "n01440764_0.JPEG")
+    shutil.move(file, file.parents[1] / "n01443537" / file.name)
+
+
+def without_volumes(raw: Path) -> None:
+    for path in sorted(raw.rglob("*_t2.nii*"))[:2]:
+        path.unlink()
+
+
+OTHER_VIEW = "another view or body part"
+BOX = "Breast_MRI_001"
+CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
+    # Only the bilateral fixed-flexion knees carry the grades.
+    "other parts": ("oai", other_views(True), {OTHER_VIEW: 9, "images": 23}),
+    "other parts, not described": ("oai", other_views(False),
+        {"view not described anywhere": 9, "images": 23}),
+    "no knees": ("oai", only_other_views, rf"found: none \(.*{OTHER_VIEW}: 9"),
+    "a header against the table": ("oai", knee("9000007", "PA Hand"), {OTHER_VIEW: 1}),
+    "another patient": ("oai", knee("9999999"), {"another patient in the header than in the folder": 1}),
+    **{f"centre {line}": ("oai", centre(line), "1 other rows: 3; rows are counted with the header")
+        for line in ("9000014,R,nan,220", "9000014,R,300,inf", "9000014,X,300,220", "9000014,,300,220",
+            "9000014,R,5000,220", "9000014,R,-1,220", "9000014,R,300,900", "9000007,R,1,1")},
+    "a box that ends before it starts": ("dbc", boxes([BOX, 20, 10]),
+        "a box of the patient starts after its end: 30"),
+    "two boxes": ("dbc", boxes([BOX, 25, 28]), {"patient with several boxes: a slice in any is positive": 1}),
+    **{f"a box from {cell}": ("dbc", boxes([BOX, cell, 28]), r"two slices|whole numbers")
+        for cell in ("nan", "x", None, 1.5)},
+    "a slice of another patient": ("dbc", of_another_patient,
+        "another patient in the header than the table says: 1"),
+    "no uids": ("dbc", lambda raw: edit_xlsx(first(raw, "*mapping.xlsx"), lambda sheet: sheet.delete_cols(3)),
+        {"slices found by file names only: the table has no SOP instance UIDs": 100, "groups": 5}),
+    "no patients": ("rsna", without_patients,
+        {"no patient id in the header: the split cannot be by patient": 48, "groups": 48}),
+    "any below a subtype": ("rsna", lines_of("stage_2_train.csv", lambda lines: turn(lines, next(
+        place for place, line in enumerate(lines[30:], 30) if line.endswith("_any,1")))),
+        "any must be the largest of a slice's subtypes; found: unlike: 1"),
+    "tables that agree": ("mura", lambda raw: None, {"hidden file": 1, "images": 48}),
+    "tables that disagree": ("mura", lines_of("train_labeled_studies.csv", lambda lines: turn(lines, 0)),
+        r"must agree; found: 0 odd lines; unlike or absent: 1, first"),
+    "a file of another class": ("imagenet", in_another_class, "that their names say; found: 1 elsewhere"),
+    "a segmentation elsewhere": ("brats", moved, "volumes that lie elsewhere in space: 1"),
+    "no volumes": ("brats", without_volumes, r"at most 0 of .*\(a volume of the case is missing: 2\)"),
+    "two years": ("brats", second_year, r"one year: later releases hold .* found: years 18, 20"),
+    "not ultrasound": ("prostate", of_magnetic_resonance, "not ultrasound: 1"),
+    "two tables that differ": ("prostate", second_table,
+        r"one table must have the columns of Target Data; found: 2 that differ"),
+    "only an archive": ("mura", only_an_archive, "it is not there, nor in 1 archives"),
+    "labels of the other set": ("mnist", labels_of_fashion,
+        "files must be those of mnist; found: fashion_mnist"),
+    "two downloads": ("svhn", lambda raw: write_raw_tree("svhn", raw.parent / "b", 1).rename(raw / "second"),
+        "raw folder must hold one such download; found: 2 that differ"),
+    "a file that no row names": ("chexpert", lambda raw: save_image(raw / "CheXpert-v1.0-small" / "valid"
+        / "patient00001" / "study1" / "view1_frontal.jpg", np.zeros((9, 9), np.uint8), "JPEG"),
+        {"images": 31}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_could_give_a_wrong_label_is_refused_or_counted(tree, official, name):
+    dataset, change, verdict = CHANGED[name]
+    raw = tree(dataset)
+    change(raw)
+    if isinstance(verdict, str):
+        with pytest.raises(DataError, match=verdict):
+            official(dataset, raw)
+        return
+    record = official(dataset, raw).record
+    counts = {"images": record.num_images, "groups": record.num_groups}
+    assert verdict.items() <= {**counts, **record.excluded, **record.flags}.items()
+
+
+def test_slices_in_any_of_two_boxes_are_positive():
+    found = [slice_label(level, (10, 15), (30, 35)) for level in (12, 32, 27, 22)]
+    assert found == [1, 1, None, 0]
+
+
+def test_files_numbered_the_other_way_round_keep_their_labels(tree, official, tmp_path):
+    raw = tree("dbc")
+    straight = official("dbc", raw)
+    files = sorted(first(raw, "*.9", BOX).iterdir())
+    for path in files:
+        path.rename(path.with_suffix(".tmp"))
+    for old, new in zip(files, files[::-1], strict=True):
+        old.with_suffix(".tmp").rename(new)
+    turned = official("dbc", raw, out=tmp_path / "turned")
+    np.testing.assert_array_equal(turned.labels, straight.labels)
+    np.testing.assert_array_equal(turned.read(0, 50), straight.read(0, 50))
