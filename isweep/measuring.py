@@ -121,11 +121,7 @@ class Measurement(Measured, Shown):
         return figure
 
     def plot_pair(self) -> Figure:
-        """Draw the two differently labelled images that attain K_F. It shows your images.
-
-        Raises:
-            DataError: when there are none.
-        """
+        """Draw the two differently labelled images that attain K_F, if any. It shows your images."""
         with figures.styled():
             figure = CellFigure(figsize=(5, 2.8), layout="constrained")
             draw_pair(figure, self)
@@ -231,11 +227,7 @@ def _array(what: str, given: Any) -> npt.NDArray[Any]:
 
 
 def root_text(root: object) -> str | None:
-    """Return a root as text, or None for the default one.
-
-    Raises:
-        ConfigError: when it is no path.
-    """
+    """Return a root as text, or None for the default one; ConfigError when it is no path."""
     if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
         raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
     return None if root is None else str(root)

@@ -34,8 +34,8 @@ def predict(
     """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
 
     Args:
-        measured: A measurement, the JSON record of one or the path of its file; None where the two numbers
-            are given. It must be of images of the sweep's side, channels and pixel range.
+        measured: A measurement of images on the sweep's scale, its JSON record or the path of that; None
+            where the two numbers are given.
         sweep: Whose fits to use: a sweep, its fits, or what :func:`isweep.open` takes.
         model: A model of the sweep; ``pooled`` for all of them together.
         domain: ``natural`` or ``medical``; None for all datasets.
@@ -43,8 +43,7 @@ def predict(
         label_sharpness: K_F, in place of the measured one, on the scale of the sweep.
         train_size: Images to train on: what will the loss be?
         target_loss: Test loss in nat to reach: how many images are needed?
-        pilot: Small trainings of ``model`` on the dataset itself: pairs of train size and test loss, or a CSV
-            file of results. ``isweep predict --pilot DIR`` trains them.
+        pilot: Small trainings of ``model`` on the dataset: pairs of train size and test loss, or a CSV file.
         root: See :func:`isweep.run`.
 
     Raises:

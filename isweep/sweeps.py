@@ -56,12 +56,7 @@ class Sweep(Shown):
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
-        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``, ….
-
-        Raises:
-            DataError: where no trial has predictions.
-            CorruptStoreError: where a trial's are gone or damaged.
-        """
+        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``, …."""
         from orchestrator.results.store import ResultStore
         from orchestrator.results.table import predictions_table
 
@@ -80,9 +75,6 @@ class Sweep(Shown):
 
         Means are over the class pairs and seeds that all models have. The arguments keep one dataset, size or
         model; of one model it is that model's numbers.
-
-        Raises:
-            ConfigError: for a name or size that the table does not have.
         """
         from orchestrator.analysis.tables import best_models
         from orchestrator.commands import rows_with
@@ -149,17 +141,12 @@ class Fits(Shown):
             [
                 {
                     "fit": fit.kind,
-                    "response": fit.response,
-                    "model": fit.model,
-                    "subset": fit.subset,
-                    "variant": fit.variant,
+                    **{name: getattr(fit, name) for name in ("response", "model", "subset", "variant")},
                     "coefficient": None if estimate is None else estimate.name,
                     "value": None if estimate is None else estimate.value,
                     "low": None if interval is None else interval[0],
                     "high": None if interval is None else interval[1],
-                    "num_points": fit.num_points,
-                    "num_datasets": fit.num_datasets,
-                    "reason": fit.reason,
+                    **{name: getattr(fit, name) for name in ("num_points", "num_datasets", "reason")},
                 }
                 for fit in self.records.fits
                 for estimate in fit.estimates or (None,)
@@ -207,8 +194,7 @@ def run(
     """Do what is left of a sweep and return it; again resumes, extends or repairs.
 
     Args:
-        source: A preset's name, a sweep file's path, the content of one, a :class:`SweepSpec`, or the name of
-            a sweep of the root.
+        source: A preset's name, a sweep file's path or content, or the name of a sweep of the root.
         root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
         changes: Values by dotted key that hold over the source's: ``{"recipe.epochs": 3}``.
         progress: Show what happens.
@@ -225,12 +211,7 @@ def run(
 
 
 def open(source: SweepSource, *, root: str | Path | None = None, storage: str | None = None) -> Sweep:
-    """Return a sweep as it stands; nothing is run or made.
-
-    Args:
-        source: See :func:`run`. Of a preset that ran with changes, it is as it ran.
-        root: See :func:`run`.
-        storage: folder or URL of the result store; None for below the root.
+    """Return a sweep as it stands, a preset as it ran; nothing is run or made. Arguments as of :func:`run`.
 
     Raises:
         SweepError: for a name or file that does not make sense.
@@ -258,14 +239,9 @@ def plan(
 
 @dataclass(frozen=True, repr=False)
 class Tuned(Shown):
-    """What a search found.
+    """What a search found: a row per model and dataset, the recipe file, the page, and what went wrong.
 
-    Attributes:
-        table: One row per model and dataset: the chosen values, their validation loss in nat with its
-            standard error, that of the sweep's own recipe, how flat the optimum is, what it cost.
-        recipe: The recipe file; a sweep uses it with ``changes={"recipe": found.recipe}``.
-        report: The page; None where nothing was tried.
-        problems: Why a model and dataset have no recipe, in a sentence each.
+    A sweep takes the recipe with ``changes={"recipe": found.recipe}``. There is no page of no trial.
     """
 
     table: pd.DataFrame

@@ -36,7 +36,7 @@ from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, cost_of, read_state
-from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.table import Row, curve_runs, measure_rows
 from orchestrator.results.tracking import Tracker
 from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import TrialStatus
@@ -81,7 +81,9 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
 
 
 def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in the sweep's own run in MLflow what the store has, and the latest report with its numbers."""
+    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest report."""
+    for run in curve_runs(state.flat_runs()):
+        tracker.finish(run)
     folder, numbers = workspace.sweep_paths.report, dict[str, float]()
     try:
         numbers = json.loads(read_whole(folder / HEADLINE))

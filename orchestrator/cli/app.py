@@ -31,11 +31,7 @@ EXIT_INTERRUPTED, EXIT_BUG = 130, 4
 
 COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     "Start": {
-        data.init: (
-            "looking at the images",
-            "isweep init ./my-images",
-            "isweep init labels.csv --domain medical --out mine.yaml",
-        ),
+        data.init: ("looking at the images", "isweep init ./my-images", "isweep init a.csv --out mine.yaml"),
         data.presets: ("reading presets", "isweep presets"),
         data.models: ("", "isweep models"),
         data.recipes: ("", "isweep recipes"),
@@ -54,11 +50,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
             "isweep results demo --where dataset=digits --mean --sort loss",
             "isweep results demo --csv table.csv",
         ),
-        results.fit: (
-            "fitting",
-            "isweep fit demo",
-            "isweep fit scores.csv --response loss --on d --groups dataset",
-        ),
+        results.fit: ("fitting", "isweep fit demo", "isweep fit a.csv --response loss --on d --groups set"),
         results.report: ("fitting and drawing", "isweep report demo"),
         results.compare: ("comparing", "isweep compare demo demo-tuned"),
         results.claims: ("fitting", "isweep claims demo", "isweep claims --published"),
@@ -85,12 +77,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.rm: ("", "isweep rm demo"),
         environment.ui: ("MLflow's page starts; half a minute", "isweep ui demo"),
         environment.doctor: ("checking", "isweep doctor", "isweep doctor --launch cluster.yaml"),
-        environment.gpu_check: (
-            "",
-            "isweep gpu-check",
-            "isweep gpu-check --device 0 --into .",
-            "isweep gpu-check --device cpu",
-        ),
+        environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
 """By group: what each command says while one waits for it ("" where it shows its own progress), and the

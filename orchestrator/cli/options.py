@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.running.cluster import RunOptions
 
 
-Check = Callable[[str], object]
-
-
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
     """Return how to read whole numbers from ``least`` to ``below``; ``rule`` words what is allowed."""
 
@@ -67,7 +64,7 @@ def ending(*endings: str) -> Parameter:
     return _each(check, metavar="FILE")
 
 
-def _each(check: Check, **more: Any) -> Parameter:
+def _each(check: Callable[[str], object], **more: Any) -> Parameter:
     """Return how to read an option by applying ``check`` to its value, or to each of several."""
 
     def convert(hint: object, tokens: Sequence[Token]) -> object:
@@ -101,20 +98,12 @@ File = Annotated[Path | None, _each(lambda text: Path(_named(text)), metavar="FI
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
-Sweep = Annotated[
-    str,
-    Parameter(name="SWEEP", help="Name of a preset or of a sweep of the root, or path of a sweep file."),
-]
+_SWEEP = "Name of a preset or of a sweep of the root, or path of a sweep file."
+Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
-Changes = Annotated[
-    tuple[str, ...],
-    Parameter(
-        name="--set",
-        metavar="KEY=VALUE",
-        help="Change one value for this command, e.g. recipe.epochs=3; may be given for several.",
-    ),
-]
+_CHANGE = "Change one value for this command, e.g. recipe.epochs=3; may be given for several."
+Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE", help=_CHANGE)]
 
 
 @Parameter(name="*")

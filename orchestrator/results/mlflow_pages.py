@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
+from orchestrator.results.table import CURVE
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole
 from tasks.trials.records import attack_name
@@ -39,30 +40,36 @@ NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_PAGES = "workflowType=machine_learning"
 """Both make MLflow's page open on training runs instead of traces of language models."""
-SHOWN_TAGS = (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
-SHOWN_METRICS = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS)
+SHOWN_TAGS = (c.MODEL, c.DATASET, c.TRAIN_SIZE, c.CLASS_PAIR, c.SEED)
+SHOWN_METRICS = (c.TEST_LOSS,)
+"""In view without scrolling, MLflow's assistant open or not; its page has all others under "Columns"."""
 
 
 @dataclass(frozen=True)
 class View:
     """A question, and the state of MLflow's page of runs that answers it.
 
-    ``axes`` are kind and key of x and y of a chart, as ``("METRIC", "test_loss")``; none shows the table.
+    ``axes`` are kind and key of x and y of a chart of points, as ``("METRIC", "test_loss")``; ``line`` is a
+    metric drawn over its steps; with neither there is a table. ``kind`` and ``dataset`` are of the runs.
     """
 
     question: str
     axes: tuple[tuple[str, str], ...] = ()
+    line: str = ""
+    kind: str = "trial"
+    dataset: str = ""
 
     def query(self, name: str) -> str:
         """Return what a link to it asks for; whether charts are shown is no part of the view itself."""
-        mode = "&compareRunsMode=CHART" if self.axes else ""
+        mode = "&compareRunsMode=CHART" if self.axes or self.line else ""
         return f"{VIEW_KEY}={name}{mode}&{TRAINING_PAGES}"
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""
         metrics = dict.fromkeys([*SHOWN_METRICS, *(key for kind, key in self.axes if kind == "METRIC")])
         state: dict[str, Any] = {
-            "searchFilter": "tags.kind = 'trial' and attributes.status = 'FINISHED'",
+            "searchFilter": f"tags.kind = '{self.kind}' and attributes.status = 'FINISHED'"
+            + (f" and tags.{c.DATASET} = '{self.dataset}'" if self.dataset else ""),
             "orderByKey": f"metrics.`{c.TEST_LOSS}`",
             "orderByAsc": True,
             "startTime": "ALL",
@@ -71,20 +78,21 @@ class View:
             + [f"metrics.`{n}`" for n in metrics],
             "runsHiddenMode": "SHOW_ALL",
         }
+        chart: dict[str, Any] = {"uuid": "isweep-0", "metricSectionId": "isweep", "runsCountToCompare": 1000}
+        chart |= {"isGenerated": False, "deleted": False}
         if self.axes:
             (_, x), (_, y) = self.axes
             sides = zip(("xaxis", "yaxis"), self.axes, strict=True)
-            chart = {
-                "uuid": "isweep-0",
-                "type": "SCATTER",
-                "metricSectionId": "isweep",
-                "displayName": f"{y} against {x}",
-                "runsCountToCompare": 1000,
-                "isGenerated": False,
-                "deleted": False,
-                **{side: {"type": kind, "key": key} for side, (kind, key) in sides},
-            }
+            chart |= {"type": "SCATTER", "displayName": f"{y} against {x}"}
+            chart |= {side: {"type": kind, "key": key} for side, (kind, key) in sides}
+        if self.line:
+            chart |= {"type": "LINE", "displayName": f"{self.line} at N images, the step"}
+            chart |= {"metricKey": self.line, "selectedMetricKeys": [self.line], "yAxisKey": "metric"}
+            chart |= {"xAxisKey": "step", "xAxisScaleType": "log", "scaleType": "log", "displayPoints": True}
+            chart |= {"lineSmoothness": 0, "yAxisExpressions": [], "selectedXAxisMetricKey": ""}
+        if "type" in chart:
             section = {"uuid": "isweep", "name": self.question, "display": True, "isReordered": True}
+            section |= {"columns": 1, "cardHeight": 420}
             state |= {"compareRunCharts": [chart], "compareRunSections": [section]}
         return json.dumps(state, separators=(",", ":"))
 
@@ -93,13 +101,15 @@ class View:
 class Page:
     """What a sweep's pages say of it.
 
-    ``loss_gain`` is the column of the loss gained under the attack that the charts show; empty for none.
+    ``loss_gain`` is the column of the loss gained under the attack that the charts show; empty for none. Each
+    of the ``datasets`` has a view of its own.
     """
 
     sweep: str
     description: str = ""
     planned: int = 0
     loss_gain: str = ""
+    datasets: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, workspace: Workspace) -> Page:
@@ -107,7 +117,8 @@ class Page:
         sweep = workspace.plan.sweep
         attacks = [attack_name(method, e) for method in sweep.attacks.methods for e in sweep.attacks.epsilons]
         loss_gain = f"{attacks[0]}_loss_gain" if attacks else ""
-        return cls(sweep.name, sweep.description, len(workspace.plan.trials), loss_gain)
+        names = tuple(workspace.plan.datasets)
+        return cls(sweep.name, sweep.description, len(workspace.plan.trials), loss_gain, names)
 
     def sweep_tags(self, experiment: str) -> dict[str, str]:
         """Return the tags of the sweep's own run."""
@@ -117,10 +128,13 @@ class Page:
     def note(self, experiment: str) -> str:
         """Return the description of the experiment and of the sweep's run, in Markdown, with its views."""
         pages = f"#/experiments/{experiment}/runs"
-        links = [f"[{view.question}]({pages}?{view.query(name)})" for name, view in self.views().items()]
+        links: dict[bool, list[str]] = {False: [], True: []}
+        for name, view in self.views().items():
+            links[bool(view.dataset)].append(f"[{view.question}]({pages}?{view.query(name)})")
         lines = [
-            " · ".join(links),  # MLflow shows the first line alone until it is asked for more
+            " · ".join(links[False]),  # MLflow shows the first line alone until it is asked for more
             self.description,
+            " · ".join(links[True]),
             "One run per trial, below one run for the sweep, whose metrics are counts, the best test loss of "
             "each dataset and every fitted coefficient. The result store is the truth; this is its view.",
         ]
@@ -128,12 +142,12 @@ class Page:
 
     def views(self) -> dict[str, View]:
         """Return the views of the sweep by the name that links give them."""
-        curve = View("Test loss over N", (("PARAM", c.TRAIN_SIZE), ("METRIC", c.TEST_LOSS)))
-        found = {"best": View("Best model"), "curve": curve}
+        curve = View("Test loss over N", line=c.TEST_LOSS, kind=CURVE)
+        found = {"best": View("Best model"), CURVE: curve}
         if self.loss_gain:
             axes = (("METRIC", c.LABEL_SHARPNESS), ("METRIC", self.loss_gain))
             found["sharpness"] = View("Loss gained under attack over K_F", axes)
-        return found
+        return found | {f"best-{name}": View(f"Best on {name}", dataset=name) for name in self.datasets}
 
     def experiment_tags(self, experiment: str) -> dict[str, str]:
         """Return what the experiment keeps of its pages."""
@@ -141,13 +155,13 @@ class Page:
         return {NOTE_TAG: self.note(experiment), **views}
 
     def run_name(self, key: str, tags: Mapping[str, str]) -> str:
-        """Return the name of a run: of a trial its model, dataset and N first, since columns are narrow."""
+        """Return the name of a run: of a trial its model and N first, since columns are narrow."""
         if c.DATASET not in tags:
             return self.sweep if key == SWEEP_KEY else key
-        size, seed = f"N={tags.get(c.TRAIN_SIZE, '')}", f"seed {tags.get(c.SEED, '0')}"
-        words = [tags.get(c.MODEL, ""), tags[c.DATASET], tags.get(c.CLASS_PAIR, ""), size, seed]
+        marks = {c.MODEL: "", c.TRAIN_SIZE: "N=", c.DATASET: "", c.CLASS_PAIR: "", c.SEED: "seed "}
+        words = [f"{mark}{tags[name]}" for name, mark in marks.items() if tags.get(name)]
         recipe = tags.get(c.RECIPE, "")
-        return " ".join(filter(None, [*words, recipe if "+" in recipe else ""]))
+        return " ".join([*words, recipe] if "+" in recipe else words)
 
 
 class RunPages(BaseModel):
@@ -250,7 +264,7 @@ def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
     found = {}
     for one in connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'"):
         if one.name.partition("@")[0] == f"isweep/{sweep}":
-            links = LINK.findall(one.tags.get(NOTE_TAG, "").partition("\n")[0])
+            links = LINK.findall(one.tags.get(NOTE_TAG, ""))
             links = links or [("All runs", f"#/experiments/{one.experiment_id}/runs?{TRAINING_PAGES}")]
             found[one.name] = {question: f"{address}/{link}" for question, link in links}
     return dict(sorted(found.items()))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.results.store import FileKind, MeasureRecord, ResultRecord, ResultStore, TrialRecord
@@ -250,6 +251,12 @@ Point = tuple[str, int, float, int]
 """A point of a curve: metric, step (epoch, number of results), value, milliseconds since 1970."""
 
 
+CURVE = "curve"
+"""Kind, and beginning of the key, of runs that hold the curve of a model on a dataset over N."""
+MOST_PARAM = 500
+"""Letters of a param's value that every MLflow takes."""
+
+
 @dataclass(frozen=True)
 class FlatRun:
     """A trial with a result as MLflow keeps it; times are in milliseconds since 1970.
@@ -358,6 +365,31 @@ def flat_run(
         milliseconds(record.finished_at),
         milliseconds(newest),
     )
+
+
+def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
+    """Yield a run per model, recipe and dataset with the curve over N that their trials make.
+
+    Its loss and accuracy at step N are means over class pairs and seeds. They are its param too, so that a
+    curve that came to look otherwise is another run.
+    """
+    groups: dict[tuple[str, ...], dict[int, list[FlatRun]]] = {}
+    for run in trials:
+        sizes = groups.setdefault(tuple(run.tags[name] for name in (MODEL, RECIPE, DATASET)), {})
+        sizes.setdefault(int(run.tags[TRAIN_SIZE]), []).append(run)
+    for whose, sizes in groups.items():
+        points = [
+            (name, size, fmean(values), max(run.metrics_ms for run in runs))
+            for size, runs in sorted(sizes.items())
+            for name in (TEST_LOSS, TEST_ACCURACY)
+            if (values := [run.metrics[name] for run in runs if name in run.metrics])
+        ]
+        tags = dict(zip((MODEL, RECIPE, DATASET), whose, strict=True)) | {"kind": CURVE}
+        shown = " ".join(f"{size}:{value:.4g}" for name, size, value, _ in points if name == TEST_LOSS)
+        times = [run.finished_ms for runs in sizes.values() for run in runs]
+        if points:
+            key = " ".join((CURVE, *whose))
+            yield FlatRun(key, tags, {CURVE: shown[:MOST_PARAM]}, {}, (*points,), min(times), max(times))
 
 
 def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:

@@ -141,7 +141,7 @@ def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]
                 handle, resources = held = live[actor]
-                live[actor] = (_Named(handle, name), resources)
+                live[actor] = (_Named(handle, f"trial {name}"), resources)
         try:
             return schedule(controller, trial, method_name, *rest, **options)
         finally:

@@ -299,4 +299,7 @@ def announced(
         if cluster.dashboard:
             token = f"access token in {workspace.paths.token}"
             monitor.note(f"Ray dashboard: {cluster.dashboard} ({token})")
+            # The one job that a private cluster has.
+            page = f"{cluster.dashboard}/#/jobs/01000000"
+            monitor.note(f"Trials there: {page}, Task Table, Function or Class Name: IsweepTrial.train")
         yield cluster

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,9 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
+
+
+ARROW_DOWN, ENTER = "\ue015", "\ue007"
 
 
 @contextmanager
@@ -52,3 +56,36 @@ def requests(driver: Any) -> list[str]:
         for message in messages
         if message["method"] == "Network.requestWillBeSent"
     ]
+
+
+def text(driver: Any) -> str:
+    """Return what the page shows, as text."""
+    return str(driver.execute_script("return document.body ? document.body.innerText : ''"))
+
+
+def wait_for(driver: Any, *words: str, seconds: float = 90) -> str:
+    """Wait until the page shows all of the words; returns its text."""
+    until = time.monotonic() + seconds
+    while not all(word in (shown := text(driver)) for word in words):
+        assert time.monotonic() < until, f"not all of {words} are in:\n{shown}"
+        time.sleep(0.5)
+    return shown
+
+
+def ray_trials(driver: Any, address: str, token: str, function: str) -> None:
+    """Open a job's page of Ray's dashboard, and choose a function in its table of tasks."""
+    driver.execute_cdp_cmd("Network.enable", {})
+    headers = {"headers": {"Authorization": f"Bearer {token}"}}
+    driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", headers)
+    driver.get("about:blank")
+    driver.get(address)
+    wait_for(driver, "Task Table")
+    driver.find_elements("xpath", "//*[text()='Task Table']")[-1].click()
+    time.sleep(1)
+    label = "//label[text()='Function or Class Name']"
+    box = driver.find_element("xpath", f"{label}/following-sibling::*//input")
+    driver.execute_script("arguments[0].scrollIntoView()", box)
+    wait_for(driver, function, seconds=240)  # until there is one to choose
+    box.send_keys(function)
+    time.sleep(1)
+    box.send_keys(ARROW_DOWN, ENTER)

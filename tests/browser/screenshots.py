@@ -1,94 +1,79 @@
-"""Takes the pictures that README and docs show; see ``main`` for what to type."""
+"""Takes the pictures that docs show of a demo: Ray's dashboard while it runs, and MLflow's page.
+
+``python -m tests.browser.screenshots [ROOT]``; without a root in which it ran, it runs in one of its own.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import re
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from orchestrator.results.mlflow_pages import Page
-from tests.browser.chromium import chromium
+from tests.browser.chromium import chromium, ray_trials, wait_for
+from tests.integration.sweeps import command
 
-SECTIONS = {"report-best": "best-models", "report-trials": "trials"}
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+PAGES = {"Best model": "mlflow-best", "Test loss over N": "mlflow-curve"}
 SETTLE_S = 6.0
 """Until a page that asks for its data has drawn them."""
-
-OPEN_TASKS = """window.heading = [...document.querySelectorAll("*")]
-    .filter(one => one.textContent.trim() === "Task Table").pop();
-    if (heading) heading.click()"""
 CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")]
     .filter(one => one.textContent.startsWith("MLflow Assistant") && one.querySelector("button")).pop();
     if (heading) [...heading.querySelectorAll("button")].pop().click()"""
-SHOW_TASKS = "if (window.heading) window.heading.scrollIntoView()"
 
 
 def main() -> None:
-    """Take pictures of one place.
-
-    ``python -m tests.browser.screenshots report REPORT FOLDER``, ``… ray ADDRESS TOKEN_FILE FOLDER`` while a
-    sweep runs, or ``… mlflow ADDRESS EXPERIMENT FOLDER`` with ``mlflow ui`` running.
-    """
-    place, *rest, folder = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile), 1440, 900) as driver:
-        {"report": report, "ray": ray_dashboard, "mlflow": mlflow_page}[place](driver, Path(folder), *rest)
+    """Take all pictures."""
+    with tempfile.TemporaryDirectory() as name, chromium(Path(name) / "profile", 1440, 900) as driver:
+        root = Path(sys.argv[1] if len(sys.argv) > 1 else name)
+        if not (root / "sweeps" / "demo").exists():
+            ray_dashboard(driver, root)
+        mlflow_page(driver, root)
 
 
-def report(driver: Any, folder: Path, path: str) -> None:
-    """One picture per section of a report."""
-    driver.get(Path(path).absolute().as_uri())
-    for name, section in SECTIONS.items():
-        driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", section)
-        _save(driver, folder / f"{name}.png")
+def ray_dashboard(driver: Any, root: Path) -> None:
+    """Run the demo, and show its trials when some have ended."""
+    words = command("run", "demo", "--root", str(root))
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        said = ""
+        while not (printed := re.search(r"Trials there: (\S+), Task Table, .* Name: (\S+)\n", said)):
+            said += run.stderr.readline()
+        ray_trials(driver, printed[1], (root / "ray-token").read_text(encoding="utf-8").strip(), printed[2])
+        wait_for(driver, "FINISHED", "RUNNING", seconds=240)
+        _save(driver, "ray-tasks")
+        run.stderr.read()
 
 
-def ray_dashboard(driver: Any, folder: Path, address: str, token_file: str) -> None:
-    """Jobs, the tasks of the job, actors and nodes of Ray's dashboard."""
-    headers = {"Authorization": f"Bearer {Path(token_file).read_text(encoding='utf-8').strip()}"}
-    jobs = _asked(f"{address}/api/jobs/", headers)
-    driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": headers})
-    job = f"jobs/{jobs[0]['job_id']}"
-    for name, page in {"jobs": "jobs", "tasks": job, "actors": "actors", "nodes": "cluster"}.items():
-        driver.get("about:blank")
-        driver.get(f"{address}/#/{page}")
-        time.sleep(SETTLE_S)
-        if name == "tasks":
-            driver.execute_script(OPEN_TASKS)
+def mlflow_page(driver: Any, root: Path) -> None:
+    """The views of the demo, at the addresses that `isweep ui` prints."""
+    words = command("ui", "demo", "--json", "--root", str(root))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as served:
+        said = ""
+        while not said.endswith("\n}\n"):
+            said += served.stdout.readline()
+        pages = json.loads(said)["pages"]["isweep/demo"]
+        for question, picture in PAGES.items():
+            driver.get("about:blank")
+            driver.get(pages[question])
             time.sleep(SETTLE_S)
-            driver.execute_script(SHOW_TASKS)
-            time.sleep(1)
-        _save(driver, folder / f"ray-{name}.png")
+            driver.execute_script(CLOSE_ASSISTANT)
+            time.sleep(SETTLE_S)
+            _save(driver, picture)
+        served.send_signal(signal.SIGINT)
 
 
-def mlflow_page(driver: Any, folder: Path, address: str, experiment: str) -> None:
-    """The views of a sweep's experiment."""
-    found = _asked(f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={experiment}", {})
-    runs = f"{address}/#/experiments/{found['experiment']['experiment_id']}/runs"
-    for name, view in Page("", loss_gain="gain").views().items():
-        driver.get("about:blank")
-        driver.get(f"{runs}?{view.query(name)}")
-        time.sleep(2 * SETTLE_S)
-        driver.execute_script(CLOSE_ASSISTANT)
-        time.sleep(SETTLE_S)
-        _save(driver, folder / f"mlflow-{name}.png")
-
-
-def _asked(url: str, headers: dict[str, str]) -> Any:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-        return json.load(answer)
-
-
-def _save(driver: Any, path: Path) -> None:
+def _save(driver: Any, name: str) -> None:
     """Save in 64 colours: a picture of a page needs no more, and a repository keeps it for ever."""
     picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(64, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

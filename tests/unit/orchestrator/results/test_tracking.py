@@ -599,7 +599,7 @@ def test_pages_say_what_a_run_is(client, sweep):
     run.tags.update(named)
     finished(tracker, run)
     runs = shown(client, sweep)
-    assert runs["a"].data.tags["mlflow.runName"] == "small_cnn digits 3-8 N=10 seed 1"
+    assert runs["a"].data.tags["mlflow.runName"] == "small_cnn N=10 digits 3-8 seed 1"
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     note = experiment.tags["mlflow.note.content"]
     assert note == runs["sweep"].data.tags["mlflow.note.content"]

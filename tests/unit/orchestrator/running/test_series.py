@@ -97,7 +97,7 @@ def schedule(controller, trial, method_name):
     getattr(actor, method_name).remote()
 
 
-@pytest.mark.parametrize(("method", "name"), [("train", "small_cnn-digits"), ("stop", None)])
+@pytest.mark.parametrize(("method", "name"), [("train", "trial small_cnn-digits"), ("stop", None)])
 def test_the_task_of_a_trial_has_its_name_and_nothing_stays_changed(monkeypatch, method, name):
     monkeypatch.setattr(TuneController, "_schedule_trial_task", schedule)
     said = []
@@ -119,7 +119,7 @@ def test_each_name_costs_memory_so_a_run_gives_out_so_many(monkeypatch):
             controller = Controller(said)
             controller._trial_to_actor = {trial_id: "tracked"}
             TuneController._schedule_trial_task(controller, trial_id, "train")
-    assert said == ["a", "b", None, "a", None]
+    assert said == ["trial a", "trial b", None, "trial a", None]
 
 
 def test_the_driver_takes_the_exporter_that_does_not_leak(ray_local):
