@@ -7,8 +7,6 @@
 >>> found = isweep.tune("demo")          # searched learning rates: found.table, found.recipe, found.report
 >>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
 >>> isweep.predict(record, sweep, target_loss=0.3)
-
-Names are imported when they are used, so that ``import isweep`` stays cheap.
 """
 
 import lazy_loader

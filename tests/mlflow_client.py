@@ -27,6 +27,7 @@ class SimulatedClient:
     def __init__(self) -> None:
         self.experiments: dict[str, SimpleNamespace] = {}
         self.kept: dict[str, dict[str, Any]] = {}
+        self.num_made = 0
 
     def get_experiment_by_name(self, name: str) -> Any:
         return next((one for one in self.experiments.values() if one.name == name), None)
@@ -53,7 +54,8 @@ class SimulatedClient:
     def create_run(
         self, experiment_id: str, start_time: int | None = None, tags: Any = None, run_name: str | None = None
     ) -> Any:
-        key = f"run{len(self.kept):04d}"
+        key = f"run{self.num_made:04d}"  # never again, whatever state is restored
+        self.num_made += 1
         named = {"mlflow.runName": run_name} if run_name else {}
         self.kept[key] = {
             "experiment": experiment_id,

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -143,7 +144,7 @@ def grid(*names: str, numeric_from: int | None = None, title: str | None = None)
 
     Columns from ``numeric_from`` on hold numbers, which stand to the right.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for place, name in enumerate(names):
         is_number = numeric_from is not None and place >= numeric_from
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")

@@ -215,9 +215,10 @@ class SweepRuns:
     def _take(self, runs: Iterable[Run]) -> None:
         for run in runs:
             key, data = run.data.tags.get(KEY_TAG), run.data
-            if key is None or data.tags.get(DUPLICATE_TAG) == "true":
+            marked = data.tags.get(DUPLICATE_TAG) == "true"
+            if key is None or (marked and run.info.status != "RUNNING"):
                 continue
-            if key in self._runs:
+            if marked or key in self._runs:
                 self._extra.append(run.info.run_id)
             else:
                 shown = _digest(data.tags, data.params, data.metrics)
@@ -274,6 +275,7 @@ class SweepRuns:
         return {item.path for item in found if not item.is_dir}.union(*inner)
 
     def _end(self, known: _Known, status: str, end_ms: int | None = None) -> None:
+        known.status = PERHAPS_RUNNING  # until the reply is here
         self.client.set_terminated(known.run_id, status, end_ms)
         known.status = status
 

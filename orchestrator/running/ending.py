@@ -266,13 +266,11 @@ THIS_MACHINE = Processes()
 
 def remove_leftovers(processes: Processes = THIS_MACHINE) -> int:
     """End the processes and remove the folders of private clusters whose run was killed; returns how many."""
-    removed = 0
-    for folder in processes.folders():
-        if processes.is_abandoned(folder):
-            processes.remove(folder)
-            removed += 1
-            log.info("removed what a killed run left: %s", folder)
-    return removed
+    abandoned = [folder for folder in processes.folders() if processes.is_abandoned(folder)]
+    for folder in abandoned:
+        processes.remove(folder)
+        log.info("removed what a killed run left: %s", folder)
+    return len(abandoned)
 
 
 def _processes(folder: Path) -> Iterator[int]:

@@ -283,13 +283,13 @@ MUTATIONS = (
     ),
     Mutation(
         "a killed driver's processes are ended by the next", ENDING,
-        "        if processes.is_abandoned(folder):\n",
-        "        if False:\n",
+        " if processes.is_abandoned(folder)]",
+        " if False]",
     ),
     Mutation(
         "a live driver's processes are left alone", ENDING,
-        "        if processes.is_abandoned(folder):\n",
-        "        if True:\n",
+        " if processes.is_abandoned(folder)]",
+        "]",
     ),
     Mutation(
         "a search stores what it asks for before that begins", TUNING,
