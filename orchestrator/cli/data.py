@@ -43,7 +43,7 @@ def init(
         source: Your images: a folder, a table or a file of arrays. Without it, an example on digits.
         out: File to write (default: the source's name with .yaml, here).
         domain: What the images are of (default: guessed).
-        device: o.Sizes for trainings on a CPU or a GPU (default: what this machine has).
+        device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
         own: What own data leave open.
     """
     from orchestrator.planning.checks import draft_sweep
@@ -54,7 +54,7 @@ def init(
     if to.suffix not in (".yaml", ".yml") or not to.absolute().parent.is_dir():
         raise ConfigError("--out must be a .yaml file in a folder that exists", str(to), "e.g. mine.yaml")
     gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said())
+    text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said(), root=place.paths.root)
     to.write_text(text, encoding="utf-8")
     named = str(to) if "/" in str(to) else f"./{to}"
     hints = [place.hint("plan", named), place.hint("run", named)]

@@ -74,12 +74,10 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     problems: list[SweepError] = []
     images: dict[str, PreparedDataset | Counted | None] = {}
     unopened: dict[str, int] = {}
-    # By the root's key, if there is a root, isweep locate finds what a message names.
-    has_root = os.access(workspace.paths.root, os.W_OK)
+    key = _key(workspace.paths.root)
     for spec in plan.prepared:
         there = workspace.prepared.get(spec.prepared_id) or _shipped(plan.datasets[spec.dataset], spec)
         if there is None and spec.dataset in own:
-            key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
             try:
                 listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
                 unopened[spec.prepared_id] = len(listing.items)
@@ -143,6 +141,11 @@ def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
         )
 
 
+def _key(root: Path | None) -> str:
+    """Return the root's key, by which isweep locate finds what a message names; without a root, none."""
+    return hash_key(root / "prepared") if root is not None and os.access(root, os.W_OK) else "unkeyed"
+
+
 def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
     """Say of which dataset and classes a problem is: a sweep has several."""
     about = subset.prepared.dataset
@@ -196,6 +199,7 @@ def draft_sweep(
     domain: str | None = None,
     gpu: bool = False,
     said: Mapping[str, Any] | None = None,
+    root: Path | None = None,
 ) -> str:
     """Return the text of a sweep file; the data are listed, and of their images only one is read.
 
@@ -205,6 +209,7 @@ def draft_sweep(
         domain: ``natural`` or ``medical``; None guesses by the kind of the files.
         gpu: Whether to write larger networks and images.
         said: What own data leave open, by the names of a sweep file's ``own``.
+        root: Whose key hides names in messages; None uses none.
     """
     size = ON_GPU if gpu else ON_CPU
     stem = as_name(_ascii(to.stem))
@@ -213,7 +218,7 @@ def draft_sweep(
         raise ConfigError(rule, str(to), "name another with --out")
     lines, channels, (train_sizes, test_size) = EXAMPLE, 1, UNKNOWN_SIZES
     if source is not None:
-        lines, channels, (train_sizes, test_size) = _own(source, to, size, domain, said or {})
+        lines, channels, (train_sizes, test_size) = _own(source, to, size, domain, said or {}, _key(root))
     text = "\n".join(
         [
             f"# Written by `isweep init{f' {_typed(source)}' if source else ''}`. Change what you like:",
@@ -238,11 +243,13 @@ def draft_sweep(
 
 
 def _own(
-    source: Path, to: Path, size: Size, domain: str | None, said: Mapping[str, Any]
+    source: Path, to: Path, size: Size, domain: str | None, said: Mapping[str, Any], key: str
 ) -> tuple[tuple[str, ...], int, Sizes]:
     """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
     if not source.exists():
-        raise ConfigError("The images must exist", str(source), "give a folder, a table or a file of arrays")
+        near = nearest_path(source)
+        way_out = f"{near}{'; ' if near else ''}give a folder, a table or a file of arrays"
+        raise ConfigError("The images must exist", str(source), way_out)
     kind = own_kind_of(source)
     if kind is None:
         what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
@@ -251,7 +258,7 @@ def _own(
     name = f"my_{stem}"[:64] if stem in DATASETS else stem
     own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
     spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
-    request = RawRequest(own_dataset_spec(name, own), spec, source)
+    request = RawRequest(own_dataset_spec(name, own), spec, source, key)
     listing = list_raw(request)
     listed, (channels, is_medical) = counted(listing), _look(request, listing)
     found = None if listed is None else _with_patients(listed, request, listing)
@@ -324,10 +331,11 @@ def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
         asked = max(min(size.most_tested, round(share * len(found.labels))), 2)
         subset = SubsetSpec(prepared=spec, class_pair=None, test_size=asked)
         try:
-            order = make_subset(found.labels, found.groups, subset, found.splits).train_order
+            given = found.labels, found.groups, subset, found.splits
+            order = make_subset(*given, label_names=found.label_names).train_order
             break
         except DataError as error:
-            problem = error
+            problem = _of(subset, found.label_names, error)
     else:
         raise problem
     largest = _rounded(min(size.most_trained, len(order)))

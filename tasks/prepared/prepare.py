@@ -36,7 +36,7 @@ from tasks.prepared.parts import Part, digest, load_part, open_images, read_bloc
 from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, stamp_file, write_rows
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
-from tasks.sources import check_own_options, source_for
+from tasks.sources import HASH, check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
 from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, split_locator
 
@@ -386,7 +386,13 @@ def list_raw(request: RawRequest) -> Listing:
     """List the raw download; one without items is an error, with the reasons why each was left out."""
     dataset = request.dataset
     check_own_options(dataset)
-    listing = source_for(dataset.source).list_items(request)
+    try:
+        listing = source_for(dataset.source).list_items(request)
+    except DataError as error:
+        if not HASH.search(f"{error.rule} {error.value}"):
+            raise
+        way_out = "; ".join(filter(None, (error.way_out, "isweep locate HASH --raw DIR finds a file")))
+        raise DataError(error.rule, error.value, way_out) from None
     if listing.items:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)

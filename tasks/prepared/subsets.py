@@ -359,6 +359,8 @@ def choose_test(
     order = order[np.argsort(position[members[order]], kind="stable")]
     order = order[allowed[order]]
     spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
+    more = "; those given for training, and their groups, are not tested on: name others test, or no split"
+    more = more if (given == 1).any() else ""
     chosen = []
     for label, quota in enumerate(quotas):
         rows = order[targets[order] == label]
@@ -366,7 +368,7 @@ def choose_test(
             raise DataError(
                 f"Class {names[label]} needs {quota} test images",
                 f"{len(rows)} that may be used for testing",
-                "lower test_size, or add images",
+                f"lower test_size, or add images{more}",
             )
         # How far into the group order this class must go: the spread, or where its quota is met.
         last = max(spread, int(position[members[rows[quota - 1]]]) + 1) if quota else 0

@@ -107,7 +107,8 @@ def _check_numbers(found: set[str], name: str) -> None:
         rule, code = f"{name}: labels must not hold a code for unknown", numbers[-1]
     else:
         return
-    raise DataError(rule, f"{code}, which often means unknown", f"take those images out, or {MEANT}")
+    way_out = f"take those images out, or say what they mean with --label-map={code}=NAME or label_map"
+    raise DataError(rule, f"{code}, which often means unknown", way_out)
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -93,8 +93,11 @@ def read_jsonl(body: bytes) -> Lines:
     records = []
     for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
         try:
-            records += [dict(read_json(line))] if line.strip() else []
-        except (ValueError, TypeError, RecursionError) as error:
+            record = read_json(line) if line.strip() else None
+            if not isinstance(record, dict | None):
+                raise ValueError("another value")
+            records += [record] if record is not None else []
+        except (ValueError, RecursionError) as error:
             found = f"another in line {number}{f', {error}' if str(error) == TWICE else ''}"
             raise TableError("must have one JSON object a line", found) from None
     header = list(dict.fromkeys(key for record in records for key in record))

@@ -276,7 +276,7 @@ class TestMeasure:
         [
             (["cat", "CAT", "dog"], "every class must be spelt one way; found: 'CAT' / 'cat'"),
             ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
-            ([-1, 0, 1], "labels must not be negative beside others"),
+            ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
             ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
         ],
     )

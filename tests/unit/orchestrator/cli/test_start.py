@@ -110,6 +110,9 @@ class TestInit:
         ("words", "message"),
         [
             (("absent",), "The images must exist; found: absent"),
+            (("fw.npz",), "fw.npz; did you mean {here}/few.npz?; give a folder"),
+            (("train.npz",), "train: Class cat needs 1 test images; found: 0 that may be used for testing"),
+            (("train.npz",), "name others test, or no split"),
             (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
             (
@@ -120,10 +123,23 @@ class TestInit:
     )
     def test_mistakes(self, run, here, words, message):
         write_arrays(here / "few.npz", np.arange(8) % 2)
+        write_arrays(here / "train.npz", np.array(["cat", "dog"] * 20), splits=["train"] * 40)
         code, _, said = run("init", *words)
         assert code == 2
-        assert message in said
+        assert message.format(here=here) in said
         assert not list(here.glob("*.yaml"))
+
+    def test_what_a_message_names_is_located_by_the_key_of_the_root(self, run, here, tmp_path):
+        """``init`` names a file as ``measure`` and ``plan`` do, and says how it is found."""
+        OWN_WRITERS["folder"](tmp_path / "raw")
+        link = next((tmp_path / "raw").rglob("*.png")).with_name("lost.png")
+        link.symlink_to(here / "nothing")
+        (tmp_path / "root").mkdir(exist_ok=True)
+        said = run("init", str(tmp_path / "raw"))[2]
+        assert "isweep locate HASH --raw DIR finds a file" in said
+        digest = re.search(r"\b[0-9a-f]{16}\b", said)
+        code, out, said = run("locate", digest[0], "--raw", str(tmp_path / "raw"))
+        assert (code, out) == (0, f"{link.relative_to(tmp_path / 'raw')}\n"), said
 
 
 def test_lists_name_all_that_can_be_named(run):
