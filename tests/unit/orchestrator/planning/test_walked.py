@@ -74,13 +74,14 @@ def test_kept_costs_are_those_of_a_walk(key):
 
 def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    walks = []
+    walks, sizes = [], {"channels": 1, "image_size": 20}
     monkeypatch.setattr(walk, "walk_network", lambda *asked: walks.append(asked) or walk_network(*asked))
 
     def cost():
         network_cost.cache_clear()
-        recipe = recipe_spec("smoke", "small_mlp", "manifold_d4")
-        return plain_cost(network_cost(model_spec("small_mlp"), recipe, channels=1, image_size=20))
+        return network_cost(
+            model_spec("small_mlp"), recipe_spec("smoke", "small_mlp", "manifold_d4"), **sizes
+        )
 
     first = cost()
     assert (cost(), len(walks)) == (first, 1)
