@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from search_spaces.errors import ConfigError, SetupError, SweepError
 from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
+
+
+def user_cache(name: str) -> Path:
+    """Return this user's folder of what can be found out again; it may be thrown away, or never be made."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # of a user without a home
+        base = Path(tempfile.gettempdir())
+    return base / "isweep" / name
 
 
 class _Below:

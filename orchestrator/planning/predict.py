@@ -9,20 +9,27 @@ to, assumed where a row says so, or measured by ``isweep gpu-check``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property, lru_cache
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.planning.paths import user_cache
 from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec, TrialSpec
+from tasks.atomic import write_atomic
+from tasks.trials import records
 from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 STREAM_EFFICIENCY = 0.85
@@ -255,11 +262,43 @@ def network_cost(
 
     ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built so.
     """
-    known = _walked().get(cost_key(model, recipe, channels, image_size, num_outputs))
-    if known is None:
-        from orchestrator.planning.walk import walk_network
+    key = cost_key(model, recipe, channels, image_size, num_outputs)
+    if key in _walked():
+        return _cost_of_plain(_walked()[key])
+    file = user_cache("costs") / f"{key}-{_walked_with()}.json"
+    if model.library != "own":  # whose files may change
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
+    from orchestrator.planning.walk import walk_network
 
-        return walk_network(model, recipe, channels, image_size, num_outputs)
+    found = plain_cost(walk_network(model, recipe, channels, image_size, num_outputs))
+    if model.library != "own":
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(found).encode(), durable=False)
+    return _cost_of_plain(found)
+
+
+@cache
+def _walked_with() -> str:
+    """Return a hash of what a walk depends on beside its network: PyTorch's packages and our source."""
+    found = hashlib.sha256(" ".join(map(metadata.version, ("torch", "torchvision", "timm"))).encode())
+    trials = Path(records.__file__).parent
+    for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def plain_cost(cost: NetworkCost) -> dict[str, Any]:
+    """Return costs as they are kept: kernels that are alike once, with their number."""
+    plain = asdict(cost)
+    for name in PASSES:
+        kernels = Counter((k.name, k.flops, k.num_bytes) for k in getattr(cost, name).kernels)
+        plain[name]["kernels"] = [[*kernel, number] for kernel, number in kernels.items()]
+    return plain
+
+
+def _cost_of_plain(known: dict[str, Any]) -> NetworkCost:
     passes = {}
     for name in PASSES:
         counted = known[name]["kernels"]

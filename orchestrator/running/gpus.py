@@ -14,7 +14,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -24,6 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning.paths import user_cache
 from orchestrator.planning.predict import GpuModel, gpu_model_there, read_checks
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -527,11 +527,7 @@ def self_test(uuid: str) -> dict[str, Any]:
 
     about = provenance()
     versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # of a user without a home
-        base = Path(tempfile.gettempdir())
-    folder = base / "isweep" / "gpus"
+    folder = user_cache("gpus")
     file = folder / f"self-test-{uuid}-{fingerprint(versions)[:12]}.json"
     with ExitStack() as stack:
         # A home that cannot be written, or a full disk, costs each process the test, and no cell.

@@ -5,15 +5,16 @@ writes them anew.
 import json
 import subprocess
 import sys
-from collections import Counter
-from dataclasses import asdict
 
 import pytest
 
+from orchestrator.planning import predict, walk
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import PASSES, WALKED, cost_key, network_cost, recipe_of_costs
+from orchestrator.planning.predict import WALKED, cost_key, network_cost, plain_cost, recipe_of_costs
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.walk import walk_network
+from search_spaces.models import model_spec
+from search_spaces.recipes import recipe_spec
 
 PRESETS = ("demo", "interventions", "paper", "smoke")
 
@@ -39,11 +40,7 @@ def write():
         networks().items(), key=lambda item: (item[1][0].name, item[0])
     ):
         print(f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr)
-        cost = walk_network(model, recipe, *sizes)
-        plain = asdict(cost)
-        for name in PASSES:
-            kernels = Counter((k.name, k.flops, k.num_bytes) for k in getattr(cost, name).kernels)
-            plain[name]["kernels"] = [[*kernel, number] for kernel, number in kernels.items()]
+        plain = plain_cost(walk_network(model, recipe, *sizes))
         fields = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
         lines.append(f' "{key}": {{\n  {fields}\n }}')
     WALKED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
@@ -73,6 +70,28 @@ def test_kept_costs_are_those_of_a_walk(key):
             assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=0.02), (part, name)
         moved = [sum(kernel.num_bytes for kernel in one.kernels) for one in (ours, theirs)]
         assert moved[0] == pytest.approx(moved[1], rel=0.02), part
+
+
+def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    walks, sizes = [], {"channels": 1, "image_size": 20}
+    monkeypatch.setattr(walk, "walk_network", lambda *asked: walks.append(asked) or walk_network(*asked))
+
+    def cost():
+        network_cost.cache_clear()
+        return network_cost(
+            model_spec("small_mlp"), recipe_spec("smoke", "small_mlp", "manifold_d4"), **sizes
+        )
+
+    first = cost()
+    assert (cost(), len(walks)) == (first, 1)
+    (file,) = tmp_path.rglob("*.json")
+    for text in ("{}", "[]", "", '{"step": 1, "evaluation": 1, "attack": 1}'):
+        file.write_text(text, encoding="utf-8")
+        assert cost() == first
+    assert len(walks) == 5
+    monkeypatch.setattr(predict, "_walked_with", lambda: "another torch")
+    assert (cost(), len(walks)) == (first, 6)
 
 
 def test_a_plan_of_a_preset_needs_no_torch(tmp_path):
