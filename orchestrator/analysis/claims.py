@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, published_table, score_table, scorecard
-from orchestrator.analysis.table import interval, number, p_value, plural
+from orchestrator.analysis.table import interval, listing, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 
@@ -76,6 +77,19 @@ class LedgerEntry:
             return self.reason
         return f"power {self.power:.0%} for {self.power_of}" if self.power is not None else "not established"
 
+    @property
+    def line(self) -> str:
+        """Verdict, claim, what was found and what limits it, for a terminal."""
+        said = f"{self.verdict.upper()}  {self.number} {self.claim}"
+        if self.value is not None:
+            p = p_value(self.adjusted_p)
+            numbers = [f"95 % interval {interval(self.interval)}"] if self.interval else []
+            numbers += [f"adjusted p {p if p.startswith('<') else f'= {p}'}"] if p else []
+            measured = self.estimand.split(";")[0]
+            said += f" {measured[:1].upper()}{measured[1:]}: {number(self.value)}"
+            said += f" ({', '.join(numbers)})." if numbers else "."
+        return f"{said} {self.why[:1].upper()}{self.why[1:]}." if self.why else said
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
@@ -110,15 +124,12 @@ class Ledger:
         return [claims, *([score_table(self.scores)] if self.scores else [])]
 
     def lines(self) -> Iterator[str]:
-        """One line per claim, for a terminal."""
-        for entry in self.entries:
-            found = ""
-            if entry.value is not None:
-                found = f" ({number(entry.value)}, 95 % interval {interval(entry.interval)}"
-                found += f", adjusted p {p_value(entry.adjusted_p)})" if entry.adjusted_p is not None else ")"
-            why = f": {entry.why}" if entry.why else ""
-            yield f"{entry.verdict.upper()}{why}  {entry.number} {entry.claim}{found}"
-        yield from (f"Left out: {text} rows." for text in self.left_out)
+        """What a terminal shows: a claim at a time."""
+        said = [entry.line for entry in self.entries]
+        if any(entry.why.startswith("power") for entry in self.entries):
+            said += ["Power: of a test at p = 0.05 alone; adjusting for all claims leaves less."]
+        for text in (*said, *(f"Left out: {text}." for text in self.left_out)):
+            yield from wrap(text, 80, subsequent_indent="  ")
 
     def markdown(self) -> str:
         """The tables as Markdown."""
@@ -185,21 +196,29 @@ def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
     points, scale = ready.points, ready.scale
     headline = f.fit_headline(points, scale) if len(points) else f.Fit(kind="headline")
     degrees = headline.num_datasets - len(headline.terms) - 1
+    words = {t.INVERSE_D: "1/d_data", t.LOG_SHARPNESS: "K_F", t.IS_MEDICAL: "domain"}
+
+    def given(name: str) -> str:
+        others = [words[one] for one in headline.terms if one != name]
+        return f", given {listing(others)}" if others else ""
+
     steeper = LedgerEntry(
         number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of="a slope of −7",
-        estimand="slope of log loss on 1/d_data, given K_F and domain; t and permutation",
+        estimand=f"slope of log loss on 1/d_data{given(t.INVERSE_D)}; t and permutation",
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )  # fmt: skip
     yield _decided(steeper, headline, t.INVERSE_D, degrees, 7.0)
     sharper = LedgerEntry(
         number="Eq. 2", claim="Loss rises with K_F, and so parts medical from natural sets.",
-        estimand="slope of log loss on log K_F, given 1/d_data and domain (law: 1); t and permutation",
+        estimand=f"slope of log loss on log K_F{given(t.LOG_SHARPNESS)} (law: 1); t and permutation",
         published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
     )  # fmt: skip
-    if scale.comparable:
-        yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0)
-    else:
+    if not scale.comparable:
         yield replace(sharper, reason=t.UNEQUAL_SCALES)
+    elif len(points) and points[t.LOG_SHARPNESS].nunique() == 1:
+        yield replace(sharper, reason=t.SAME_SHARPNESS)
+    else:
+        yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0)
     gap = f.fit_height(points, scale, (t.IS_MEDICAL,)) if len(points) else f.Fit(kind="height")
     offset = LedgerEntry(
         number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
@@ -223,6 +242,8 @@ def _sharper_labels(ready: f.Prepared) -> LedgerEntry:
         return replace(entry, reason=t.UNEQUAL_SCALES if len(known) else "K_F was not measured")
     known = known.assign(**{t.LOG_SHARPNESS: np.log(known[c.LABEL_SHARPNESS].astype(float))})
     logs = known.groupby(c.DATASET)[t.LOG_SHARPNESS].mean()
+    if np.ptp(logs) <= 1e-12 * np.abs(logs).max():
+        return replace(entry, reason=t.SAME_SHARPNESS)
     medical = known.groupby(c.DATASET)[c.DOMAIN].first()[logs.index] == c.MEDICAL
     if medical.nunique() < 2 or len(logs) < i.MIN_DATASETS:
         return replace(entry, reason="it needs datasets of both domains")
@@ -264,7 +285,7 @@ def _of_attacks(ready: f.Prepared) -> Iterator[LedgerEntry]:
     entry = LedgerEntry(
         number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
         estimand="largest r of loss gained with K_F, over attacks and models; max-r permutation",
-        published="0.84 (FGSM, eleven datasets)",
+        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {i.STRONG:g} at most",
     )  # fmt: skip
     models = tuple(sorted(ready.points[c.MODEL].unique())) if len(ready.points) else ()
     tried = [fit for fit in f.fit_attacks(ready.points, ready.scale, models) if fit.model != t.POOLED]
@@ -273,7 +294,11 @@ def _of_attacks(ready: f.Prepared) -> Iterator[LedgerEntry]:
         yield replace(entry, reason=tried[0].reason if tried else "no attack was run")
         return
     best = max(known, key=lambda fit: fit.estimates[0].value)
-    yield _decided(entry, best, "r", 0, 0.0)
+    found = _decided(entry, best, "r", 0, 0.0)
+    if found.value is not None:
+        domains = int(ready.points[c.DOMAIN].nunique() > 1)
+        found = replace(found, power=i.correlation_power(best.num_datasets, domains, i.LEVEL))
+    yield found
 
 
 def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
@@ -281,6 +306,7 @@ def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
     entry = LedgerEntry(
         number="Thm 5", claim="d_repr stays at or below d_data.", null=0.5, published="most",
         estimand="share of points with d_repr ≤ d_data, datasets counting once, against half; t",
+        power_of="a share of all points",
     )  # fmt: skip
     has = len(ready.points) and {c.D_DATA_MLE, c.D_REPR_MLE} <= set(ready.points.columns)
     fit = f.fit_representation(ready.points) if has else f.Fit(kind="representation")
@@ -293,7 +319,10 @@ def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
         # The interval may be cut at 0 and 1: its other end has the whole half-width.
         half_width = max(share.value - share.interval[0], share.interval[1] - share.value)
         error = half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)
-        found = replace(found, p_value=float(i.t_p_values(share.value - 0.5, error, degrees)))
+        power = i.t_power(0.5, error, degrees, i.LEVEL) if error else None
+        found = replace(found, p_value=float(i.t_p_values(share.value - 0.5, error, degrees)), power=power)
+    elif degrees < i.MIN_DATASETS - 1:
+        found = replace(found, reason=f"{plural(fit.num_datasets, 'dataset')}, too few for an interval")
     yield found
 
 

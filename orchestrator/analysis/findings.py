@@ -10,23 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial, prod
 from textwrap import wrap
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
-from orchestrator.analysis.inference import LEVEL, t_power
+from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
 from orchestrator.analysis.table import interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
-#: A correlation that is called strong: what the power of the attacks' question is reckoned for. The published
-#: one, of FGSM over eleven datasets, is 0.84.
-STRONG = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +61,11 @@ def family(fits: ScalingFits) -> str:
     """Say over how many questions the claims are adjusted, and that the rest is exploratory."""
     if not fits.claims:
         return "No headline question could be tested; everything here is exploratory."
-    held = sum(claim.established for claim in fits.claims)
+    held, num = sum(claim.established for claim in fits.claims), len(fits.claims)
     return (
-        f"{held} of {plural(len(fits.claims), 'headline question')} that could be tested "
-        f"{'is' if held == 1 else 'are'} answered with a claim; the chance of any false one is held to "
-        f"{LEVEL:.0%} over all of them (Holm). Everything else in this report is exploratory."
+        f"{held} of {plural(num, 'headline question')} that could be tested "
+        f"{'is' if 1 in (held, num) else 'are'} answered with a claim; the chance of any false one is held "
+        f"to {LEVEL:.0%} over all of them (Holm). Everything else in this report is exploratory."
     )
 
 
@@ -167,13 +164,16 @@ def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
         return "measure K_F at one image size and number of channels"
     if fit.status == "refused":
         return "train until losses leave guessing"
-    missing = fit.num_needed - fit.num_datasets
-    if missing <= 0:
-        return ""
-    # Four of one domain can change places in 24 ways, two and three of both in 12 alone.
-    domains = Counter(d.domain for d in fits.datasets)
-    whose = f"{domains.most_common(1)[0][0]} dataset" if fit.kind == "headline" and domains else "dataset"
-    return f"add {plural(missing, whose)} with {what}"
+    missing, whose = max(0, fit.num_needed - fit.num_datasets), "dataset"
+    domains = Counter(d.domain for d in fits.datasets if d.loss is not None)
+    if fit.kind != "exponent" and domains:
+        # Four of one domain can change places in 24 ways, two and three of both in 12 alone.
+        (domain, num), *others = domains.most_common()
+        ways = prod(factorial(other) for _, other in others)
+        while ways * factorial(num + missing) < 1 / LEVEL:
+            missing += 1
+        whose = f"{domain} dataset"
+    return f"add {plural(missing, whose)} with {what}" if missing else ""
 
 
 def _few_ways(estimate: Estimate) -> str:
@@ -191,7 +191,9 @@ def _of_height(
     fit = fits.find("headline")
     estimate, reason = fit.estimate(name), fit.reason
     if estimate is None and fit.status == "ok":
-        reason = "K_F was not measured" if fits.sharpness_scale.comparable else t.UNEQUAL_SCALES
+        measured = any(d.label_sharpness is not None for d in fits.datasets)
+        reason = t.SAME_SHARPNESS if measured else "K_F was not measured"
+        reason = reason if fits.sharpness_scale.comparable else t.UNEQUAL_SCALES
     elif estimate is not None and not estimate.is_tested:
         reason = _few_ways(estimate)
     if estimate is None or reason:
@@ -302,7 +304,8 @@ def _attacks(fits: ScalingFits) -> Finding:
         most = max(tried, key=lambda fit: fit.num_datasets)
         return _untested(question, most.reason, _to_add(fits, most, "K_F and attacks at equal N"))
     if claim is None:
-        return _untested(question, _few_ways(known[0].estimates[0]), "add a dataset of either domain")
+        to_add = _to_add(fits, known[0], "K_F and attacks at equal N")
+        return _untested(question, _few_ways(known[0].estimates[0]), to_add)
     best = max(known, key=lambda fit: fit.estimates[0].value)
     strongest, alone = best.estimates[0], len(known) == 1
     domains = len({d.domain for d in fits.datasets}) > 1
@@ -321,8 +324,7 @@ def _attacks(fits: ScalingFits) -> Finding:
             f"{lead}{':' if alone else '; the strongest is'} {found}; {_decides(claim)}.",
         )
     else:
-        shift = np.arctanh(STRONG) * np.sqrt(max(best.num_datasets - 3 - domains, 0))
-        power = float(special.ndtr(shift - special.ndtri(1 - LEVEL / max(1, len(fits.claims)))))
+        power = correlation_power(best.num_datasets, domains, LEVEL / max(1, len(fits.claims)))
         lead = "It is not established" if alone else f"For none of {about} is it established"
         largest = "" if alone else "the largest correlation is "
         opposed = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."

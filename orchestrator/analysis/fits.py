@@ -340,7 +340,7 @@ def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = 
 
 
 def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...]:
-    known = scale.comparable and points[t.LOG_SHARPNESS].notna().any()
+    known = scale.comparable and points[t.LOG_SHARPNESS].nunique() > 1
     return (t.INVERSE_D, t.LOG_SHARPNESS) if known else (t.INVERSE_D,)
 
 
@@ -385,9 +385,7 @@ def _effects(rows: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], dict[
     if found is None:
         return None
     datasets, effects = found
-    # Means of equal numbers differ in their last digits.
-    even = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
-    return datasets, dict(zip(names, np.where(even, 0.0, effects).T, strict=True))
+    return datasets, dict(zip(names, effects.T, strict=True))
 
 
 def slope_estimates(

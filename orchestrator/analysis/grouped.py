@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -167,22 +168,21 @@ class GroupedFit:
         own, column = (f"{share:.0%}" for share in pooled.shares)
         by_group = ""
         if pooled.by_group:
-            low, high = min(pooled.by_group.values()), max(pooled.by_group.values())
-            by_group = f" Group by group r runs from {number(low)} to {number(high)}."
+            low, high = (number(end(pooled.by_group.values())) for end in (min, max))
+            by_group = f" Group by group r {f'is {low}' if low == high else f'runs from {low} to {high}'}."
+        ends = {"0%": "it is nearly the slope within them", "100%": "it is nearly the slope between them"}
         return (
             f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} (p {p}). That takes "
             f"{plural(self.num_rows, 'row')} of {plural(self.num_groups, 'group')} for independent. Of the "
-            f"spread of {self.design.response} {own} and of {pooled.on} {column} lie between groups, so it "
-            f"mixes both slopes.{by_group}"
+            f"spread of {self.design.response} {own} and of {pooled.on} {column} lie between groups, so "
+            f"{ends.get(column, 'it mixes both slopes')}.{by_group}"
         )
 
     def lines(self) -> Iterator[str]:
         """What a terminal shows, beside the table."""
-        for on in self.design.on:
-            yield self.sentence(on)
-        for pooled in self.pooled:
-            yield self.why_pooled_misleads(pooled)
-        yield from self.remarks
+        said = [*map(self.sentence, self.design.on), *map(self.why_pooled_misleads, self.pooled)]
+        for text in (*said, *self.remarks):
+            yield from wrap(text, 80, subsequent_indent="  ", break_long_words=False)
 
     def table(self) -> Table:
         """The slopes as a table of text."""
@@ -240,7 +240,8 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
 def _text_of(path: Path) -> pd.DataFrame:
     """Every cell of a file as text, with one name per column."""
     if not path.is_file():
-        raise ConfigError("The table must be a file that exists", str(path), nearest_path(path))
+        way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
+        raise ConfigError("The table must be a file that exists", str(path), way_out)
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             "The table must be a file of a known kind", path.name, f"known: {', '.join(SUFFIXES)}"
@@ -251,12 +252,14 @@ def _text_of(path: Path) -> pd.DataFrame:
             read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
             table = read(path)
             table = table.reset_index() if any(table.index.names) else table  # a named index is a column
-            return table.astype(object).where(table.notna(), "").astype(str).rename(columns=str)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            read_rows = csv.reader(file, delimiter=max("\t;|,", key=header.count))
-            names, *rows = [row for row in read_rows if row]
+            text = table.astype(object).where(table.notna(), "").astype(str)
+            names, rows = [str(name) for name in table.columns], text.to_numpy().tolist()
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                header = file.readline()
+                file.seek(0)
+                read_rows = csv.reader(file, delimiter=max("\t;|,", key=header.count))
+                names, *rows = [row for row in read_rows if row] or [[]]
     except ImportError as error:
         raise ConfigError("The table needs another package", str(error), "or save it as CSV") from None
     except (OSError, ValueError, csv.Error) as error:
@@ -264,6 +267,9 @@ def _text_of(path: Path) -> pd.DataFrame:
         raise ConfigError(
             "The table must be one that can be read", f"{path.name}: {first}", way_out
         ) from None
+    if not names:
+        raise ConfigError("The table must be one that can be read", f"{path.name} is empty", way_out)
+    names = [name.strip() for name in names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
@@ -286,8 +292,8 @@ def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
         if mask.any():
             yield ConfigError(
                 f"Column {name} must hold finite numbers, of a size between {1 / MOST:g} and {MOST:g}",
-                f"{plural(int(mask.sum()), 'cell')} that are none: {_rows(mask)}",
-                "write 0.5, not 0,5 or a word; leave a cell empty where the value is missing",
+                f"something else in {plural(int(mask.sum()), 'cell')} ({_rows(mask)} below the header)",
+                "write 1234.5, without comma, unit or word; leave a cell empty where the value is missing",
             )
 
 
@@ -322,11 +328,9 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
             "name the column whose rows belong together, e.g. dataset or patient",
         )  # fmt: skip
     for name in (design.response, *design.on):
-        values = own[name].dropna()
-        if values.nunique() < 2:
-            yield ConfigError(
-                f"Column {name} must vary", plural(values.nunique(), "value"), "name another one"
-            )
+        num_values = own[name].nunique(dropna=False)
+        if num_values < 2 and not own[name].isna().any():  # what is no number was told
+            yield ConfigError(f"Column {name} must vary", plural(num_values, "value"), "name another one")
     cells = own[list(design.within)].drop_duplicates() if design.within else ()
     if len(cells) > MOST_CELLS:
         way_out = "name columns of fewer kinds"
@@ -452,6 +456,8 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design
         reason = f"it needs {len(design.on) + 2} groups that differ in {listing(design.on)}"
         if reduced is None:
             reason = f"groups share no {listing(design.within)}"
+        elif num > len(design.on) + 1 and reduced[1][:, 1:].any(axis=0).all():
+            reason = f"{listing(design.on)} vary only together between groups"
         yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
         return
     names, effects = reduced
@@ -496,7 +502,8 @@ def _pooled(name: str, y: Array, x: Array, codes: i.Codes, names: i.Codes) -> Po
         str(group): found for k, group in enumerate(names) if (found := correlation(codes == k)) is not None
     }
     p = float(2 * special.stdtr(len(y) - 2, -t))
-    return PooledCorrelation(name, r, p, (float(shares[0]), float(shares[1])), by_group)
+    own, column = np.maximum(shares, 0.0).tolist()
+    return PooledCorrelation(name, r, p, (own, column), by_group)
 
 
 def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:

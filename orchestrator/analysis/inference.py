@@ -26,6 +26,8 @@ Codes = NDArray[Any]
 Interval = tuple[float, float]
 
 LEVEL = 0.05
+#: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
+STRONG = 0.8
 #: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
 #: Two datasets give one difference, and one difference has no spread.
@@ -63,6 +65,12 @@ def correlation_interval(r: float, num_datasets: int, num_given: int = 0) -> Int
         return None
     half_width = float(special.ndtri(0.975)) / np.sqrt(spare)
     return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
+
+
+def correlation_power(num_datasets: int, num_given: int, level: float) -> float:
+    """How often at most a one-sided test finds a correlation of :data:`STRONG`, by Fisher's z."""
+    shift = np.arctanh(STRONG) * np.sqrt(max(num_datasets - 3 - num_given, 0))
+    return float(special.ndtr(shift - special.ndtri(1 - level)))
 
 
 def mean_interval(values: Array) -> tuple[float, Interval | None]:
@@ -110,7 +118,9 @@ def dataset_effects(
     np.add.at(by_group, group, weights[:, None] * values)
     np.add.at(by_cell, cell, weights[:, None] * values)
     effects = np.linalg.solve(filled, by_group - share.T @ by_cell)
-    return [str(name) for name in names], effects - effects.mean(axis=0)
+    # Means of equal numbers differ in their last digits.
+    even = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
+    return [str(name) for name in names], np.where(even, 0.0, effects - effects.mean(axis=0))
 
 
 class Slopes(NamedTuple):

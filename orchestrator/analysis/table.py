@@ -292,6 +292,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 Policy = Literal["refuse", "ignore"]
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
+SAME_SHARPNESS = "K_F is the same for all datasets"
 #: What a part of a scale is called that no record states.
 UNRECORDED = "unrecorded"
 _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]

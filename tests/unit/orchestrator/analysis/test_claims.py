@@ -102,6 +102,28 @@ def test_a_ledger_adjusts_for_all_its_claims(published):
         assert one.adjusted_p == pytest.approx(largest)
 
 
+def test_k_f_that_is_the_same_everywhere_tells_nothing(law):
+    found = ledger(law.assign(**{c.LABEL_SHARPNESS: 1e-4}), sweep="made", compare=False)
+    for number in ("Fig. 1", "Eq. 2"):
+        assert entry(found, number).why == "K_F is the same for all datasets"
+
+
+def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(published, law):
+    """K_F was measured on unequal scales, so nothing is given it."""
+    said = (
+        " Slope of log loss on 1/d_data, given domain: −28.7 (95 % interval −40.3 to −17, adjusted p = 0.18)."
+    )
+    assert said + " Power 23% for a slope of −7." in entry(published, "Fig. 2a").line
+    some = law[law[c.DATASET].isin(["natural0", "natural1", "natural2", "medical0", "medical1", "medical2"])]
+    rng = np.random.default_rng(0)
+    gains = {name: rng.random(len(some)) for name in some if name.endswith("loss_gain")}
+    power = stats.norm.cdf(np.arctanh(0.8) * np.sqrt(2) - stats.norm.isf(0.05))
+    found = ledger(some.assign(**gains), sweep="made", compare=False)
+    assert entry(found, "Thm 3").why == f"power {power:.0%} for a correlation of 0.8 at most"
+    few = ledger(law[law[c.DATASET] == "natural0"], sweep="made", compare=False)
+    assert entry(few, "Thm 5").why == "1 dataset, too few for an interval"
+
+
 def test_every_export_has_every_claim(published, law):
     made = ledger(law, sweep="made")
     plain = json.loads(json.dumps(made.to_json(), allow_nan=False))

@@ -148,12 +148,29 @@ def test_what_cannot_be_tested_says_what_to_add():
     found = answers(synthetic_table(num_natural=2, num_medical=1).drop(columns="fgsm_8_loss_gain"))
     assert found["dimension"].verdict == found["sharpness"].verdict == "cannot be tested"
     assert found["sharpness"].to_add == "add 2 natural datasets with d_data, K_F and losses"
-    assert found["attacks"].to_add == "add 1 dataset with K_F and attacks at equal N"
+    assert found["attacks"].to_add == "add 2 natural datasets with K_F and attacks at equal N"
     bare = synthetic_table(num_natural=3, num_medical=3)
     bare = bare[[name for name in bare if not name.startswith("fgsm")]]
     assert answers(bare)["attacks"].short == "no attack was run"
     mixed = bare.assign(image_size=np.where(bare["dataset"] == "natural0", 32, 64))
     assert answers(mixed)["sharpness"].to_add == "measure K_F at one image size and number of channels"
+
+
+@pytest.mark.parametrize(("natural", "medical", "to_add"), [(2, 2, 2), (3, 2, 1), (2, 3, 1)])
+def test_what_to_add_lets_datasets_change_places_often_enough(natural, medical, to_add):
+    """Two and three can in 12 ways, of which none has a p-value of 0.05; two and four in 48."""
+    found = answers(synthetic_table(num_natural=natural, num_medical=medical, trial_std=0.1))
+    for name in ("sharpness", "attacks"):
+        assert found[name].verdict == "cannot be tested"
+        assert found[name].to_add.startswith(f"add {to_add} ")
+
+
+def test_k_f_that_is_the_same_everywhere_leaves_the_question_on_d():
+    table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.1).assign(label_sharpness=1e-4)
+    found = answers(table)
+    assert found["dimension"].verdict != "cannot be tested"
+    assert found["sharpness"].short == "K_F is the same for all datasets"
+    assert family(fit_scaling_laws(table)).startswith("0 of 3 headline questions")
 
 
 def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
@@ -238,7 +255,7 @@ def test_an_interval_shows_the_figures_that_tell_its_ends_apart():
 def test_equal_losses_and_properties_are_said_in_words():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2)
     same = answers(table.assign(d_data_mle=8.0, label_sharpness=1e-4))
-    assert "1/d, log K_F and the domain label do not vary enough" in same["sharpness"].answer
+    assert "1/d and the domain label do not vary enough" in same["sharpness"].answer
     flat = answers(table.assign(test_loss=0.5))
     assert flat["exponent"].answer == "This cannot be tested: the losses are the same at every N."
     assert "0 to 0" not in " ".join(finding.answer for finding in flat.values())

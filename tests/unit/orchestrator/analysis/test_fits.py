@@ -124,7 +124,7 @@ def test_measures_equal_up_to_rounding_explain_nothing():
     table = synthetic_table(num_natural=5, trial_std=0.3).assign(d_data_mle=7.3, label_sharpness=0.1 + 0.2)
     fits = explored(table)
     assert fits.find("headline").reason == (
-        "1/d, log K_F and the domain label do not vary enough, or only together, to tell coefficients apart"
+        "1/d and the domain label do not vary enough, or only together, to tell coefficients apart"
     )
     assert (
         as_published(table, ("log_sharpness",)).reason == "log K_F does not vary enough over these datasets"

@@ -164,6 +164,12 @@ def test_units_change_nothing(shift, unit):
         (lambda t: t.assign(d=t["dataset"].str[1:].astype(float)), "within", "d does not vary within groups"),
         (lambda t: t.assign(d=t["d"].where(t["dataset"] < "s2", 0.0)), "within", "within 2 groups only"),
         (lambda t: t[t["dataset"] < "s2"], "between", "it needs 3 groups that differ in d"),
+        # Means of a column that was centred within groups are rounding, of which there is no slope.
+        (
+            lambda t: t.assign(d=t["d"] - t.groupby("dataset")["d"].transform("mean")),
+            "between",
+            "it needs 3 groups that differ in d",
+        ),
         (lambda t: t[t["dataset"] < "s3"], "between", "too few groups for a p-value of 0.05"),
     ],
 )
@@ -173,6 +179,30 @@ def test_what_cannot_be_told_says_why_and_claims_nothing(change, level, message)
     assert message in slope.reason
     assert not slope.established
     assert slope.reason in fit.sentence("d")
+
+
+def test_columns_that_vary_only_together_between_groups_are_named():
+    slope = fit_groups(rows().assign(e=lambda t: 3 * t["d"]), Design("loss", ("d", "e"), "dataset"))
+    assert slope.find("between", "e").reason == "d and e vary only together between groups"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: t.assign(d=t["dataset"].str[1:].astype(float)),
+            "d 100% lie between groups, so it is nearly",
+        ),
+        (
+            lambda t: t.assign(d=t["d"] - t.groupby("dataset")["d"].transform("mean")),
+            "d 0% lie between groups, so it is nearly the slope within them.",
+        ),
+        (lambda t: t.assign(loss=2 * t["d"]), "so it mixes both slopes. Group by group r is 1."),
+    ],
+)
+def test_the_pooled_number_is_said_to_mix_only_what_it_mixes(change, words):
+    fit = fit_groups(change(rows()), PLAIN)
+    assert words in fit.why_pooled_misleads(fit.pooled[0])
 
 
 def test_groups_that_share_no_kind_cannot_be_compared():
@@ -190,7 +220,7 @@ def written(tmp_path, table, name="t.csv"):
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        (lambda t: t.assign(d="0,5"), ["between 1e-100 and 1e+100; found: 116 cells that are none"]),
+        (lambda t: t.assign(d="0,5"), ["between 1e-100 and 1e+100; found: something else in 116 cells"]),
         (lambda t: t.assign(d=1.0), ["Column d must vary; found: 1 value"]),
         (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
         (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
