@@ -74,10 +74,10 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     problems: list[SweepError] = []
     images: dict[str, PreparedDataset | Counted | None] = {}
     unopened: dict[str, int] = {}
-    key = _key(workspace.paths.root)
     for spec in plan.prepared:
         there = workspace.prepared.get(spec.prepared_id) or _shipped(plan.datasets[spec.dataset], spec)
         if there is None and spec.dataset in own:
+            key = _key(workspace.paths.root)
             try:
                 listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
                 unopened[spec.prepared_id] = len(listing.items)
@@ -247,8 +247,7 @@ def _own(
 ) -> tuple[tuple[str, ...], int, Sizes]:
     """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
     if not source.exists():
-        near = nearest_path(source)
-        way_out = f"{near}{'; ' if near else ''}give a folder, a table or a file of arrays"
+        way_out = f"give a folder, a table or a file of arrays; {nearest_path(source)}".rstrip("; ")
         raise ConfigError("The images must exist", str(source), way_out)
     kind = own_kind_of(source)
     if kind is None:

@@ -93,10 +93,9 @@ def read_jsonl(body: bytes) -> Lines:
     records = []
     for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
         try:
-            record = read_json(line) if line.strip() else None
-            if not isinstance(record, dict | None):
+            records += [read_json(line)] if line.strip() else []
+            if not isinstance(records[-1] if records else {}, dict):
                 raise ValueError("another value")
-            records += [record] if record is not None else []
         except (ValueError, RecursionError) as error:
             found = f"another in line {number}{f', {error}' if str(error) == TWICE else ''}"
             raise TableError("must have one JSON object a line", found) from None
