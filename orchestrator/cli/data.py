@@ -43,7 +43,7 @@ def init(
         source: Your images: a folder, a table or a file of arrays. Without it, an example on digits.
         out: File to write (default: the source's name with .yaml, here).
         domain: What the images are of (default: guessed).
-        device: o.Sizes for trainings on a CPU or a GPU (default: what this machine has).
+        device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
         own: What own data leave open.
     """
     from orchestrator.planning.checks import draft_sweep

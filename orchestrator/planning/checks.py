@@ -242,7 +242,7 @@ def _own(
 ) -> tuple[tuple[str, ...], int, Sizes]:
     """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
     if not source.exists():
-        raise ConfigError("The images must exist", str(source), "give a folder, a table or a file of arrays")
+        raise ConfigError("The images must exist", str(source), nearest_path(source) or "give a folder")
     kind = own_kind_of(source)
     if kind is None:
         what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
@@ -327,7 +327,7 @@ def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
             order = make_subset(found.labels, found.groups, subset, found.splits).train_order
             break
         except DataError as error:
-            problem = error
+            problem = _of(subset, found.label_names, error)
     else:
         raise problem
     largest = _rounded(min(size.most_trained, len(order)))

@@ -366,7 +366,7 @@ def choose_test(
             raise DataError(
                 f"Class {names[label]} needs {quota} test images",
                 f"{len(rows)} that may be used for testing",
-                "lower test_size, or add images",
+                "lower test_size, or add images whose group is not given for training",
             )
         # How far into the group order this class must go: the spread, or where its quota is met.
         last = max(spread, int(position[members[rows[quota - 1]]]) + 1) if quota else 0

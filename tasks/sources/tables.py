@@ -93,7 +93,7 @@ def read_jsonl(body: bytes) -> Lines:
     records = []
     for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
         try:
-            records += [dict(read_json(line))] if line.strip() else []
+            records += [dict(**read_json(line))] if line.strip() else []
         except (ValueError, TypeError, RecursionError) as error:
             found = f"another in line {number}{f', {error}' if str(error) == TWICE else ''}"
             raise TableError("must have one JSON object a line", found) from None

@@ -110,6 +110,9 @@ class TestInit:
         ("words", "message"),
         [
             (("absent",), "The images must exist; found: absent"),
+            (("fw.npz",), "fw.npz; did you mean {here}/few.npz?"),
+            (("train.npz",), "needs 1 test images; found: 0 that may be used for testing"),
+            (("train.npz",), "add images whose group is not given for training"),
             (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
             (
@@ -120,9 +123,10 @@ class TestInit:
     )
     def test_mistakes(self, run, here, words, message):
         write_arrays(here / "few.npz", np.arange(8) % 2)
+        write_arrays(here / "train.npz", np.array(["cat", "dog"] * 20), splits=["train"] * 40)
         code, _, said = run("init", *words)
         assert code == 2
-        assert message in said
+        assert message.format(here=here) in said
         assert not list(here.glob("*.yaml"))
 
 

@@ -215,6 +215,16 @@ def test_a_name_that_stands_twice_is_refused_of_every_form(prepare, tmp_path):
             prepare("table", tmp_path / "raw" / file)
 
 
+@pytest.mark.parametrize(
+    "line", ['[{"path": "a", "label": "b"}]', '[["path", "a"], ["label", "b"]]', "[]", '""']
+)
+def test_a_line_that_is_no_json_object_is_refused(prepare, tmp_path, line):
+    """A list of pairs could be taken for an object, and hold other names than are written."""
+    (tmp_path / "t.jsonl").write_text(f"{line}\n")
+    with pytest.raises(DataError, match="must have one JSON object a line; found: another in line 1"):
+        prepare("table", tmp_path / "t.jsonl")
+
+
 def test_label_columns_of_parquet_with_images(prepare, tmp_path):
     labels = [0, 1] * 6
     path = save_parquet(tmp_path / "a.parquet", {"image": image_cells(), "dx": labels})
