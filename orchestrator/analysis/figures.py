@@ -250,7 +250,7 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     kinds = map(Mark, cycle(MODEL_COLOURS), cycle(_MARKERS))
     marks = dict(zip(sorted(rows[c.MODEL].unique()), kinds, strict=False))
     means = rows.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[t.LOG_LOSS].mean()
-    curves = np.exp(means).rename(c.TEST_LOSS).reset_index()
+    curves = np.exp(means).reset_index(name=c.TEST_LOSS)
     with_slope = False
     for axes, dataset in zip(axes_of, datasets, strict=True):
         for model, curve in curves[curves[c.DATASET] == dataset].groupby(c.MODEL):

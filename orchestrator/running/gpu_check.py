@@ -480,15 +480,16 @@ def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, 
     unfinished = path.with_suffix(".unfinished")
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"gpu": name, "device": device.partition(":")[0], "parts": {}}
-    for part in (part for part in PARTS if device != "cpu" or part not in OF_GPUS):
+    parts = [part for part in PARTS if device != "cpu" or part not in OF_GPUS]
+    for part in parts:
         try:
             record["parts"][part] = found = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"What was found is in {unfinished}; the command begins anew.") from None
-        write_atomic(unfinished, json.dumps(record, indent=1).encode())
+        write_atomic(path if part == parts[-1] else unfinished, json.dumps(record, indent=1).encode())
         error = f": {found['error']}" if found["error"] else ""
         say(f"{'PASS' if found['ok'] else 'FAIL'} {part} in {found['seconds']:.1f} s{error}")
-    unfinished.replace(path)
+    unfinished.unlink(missing_ok=True)
     return path, all(found["ok"] for found in record["parts"].values())
 
 

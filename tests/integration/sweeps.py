@@ -25,6 +25,8 @@ recipe: smoke
 num_neighbors: 10
 """
 NUM_TRIALS = 12
+NUM_CURVES = 2
+"""One per model and dataset, beside the runs of trials in MLflow."""
 
 
 def write_sweep(folder: Path, text: str = SWEEP) -> str:

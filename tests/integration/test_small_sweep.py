@@ -20,6 +20,7 @@ from orchestrator.running.measuring import PilotRequest, run_pilot
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
+    NUM_CURVES,
     NUM_TRIALS,
     SWEEP,
     command,
@@ -149,7 +150,7 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert isinstance(isweep_json("fit", sweep, root=root), dict)
     assert Path(isweep_json("report", sweep, root=root)["report"]).exists()
     counts = isweep_json("reconcile", sweep, root=root)
-    assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS}
+    assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS + NUM_CURVES}
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
     isweep_here("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
@@ -211,7 +212,7 @@ def test_the_report_is_attached_to_the_parent_run(root):
 def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path):
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     counts = isweep_json("reconcile", sweep, "--mlflow-uri", uri, root=root)
-    assert counts["replayed"] == NUM_TRIALS
+    assert counts["replayed"] == NUM_TRIALS + NUM_CURVES
     rows = isweep_json("results", sweep, "--mlflow-uri", uri, root=root)
     assert rows == isweep_json("results", sweep, root=root)
     own = [run_of_sweep(connect(place)) for place in (uri, f"sqlite:///{root / 'mlflow.db'}")]

@@ -9,7 +9,6 @@ import pytest
 import isweep
 from orchestrator import RunOptions
 from orchestrator.planning.plan import Workspace
-from orchestrator.results import tracking
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
@@ -126,7 +125,7 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
             self.num_behind -= 1
 
     _, root = found
-    monkeypatch.setattr(tracking, "make_tracker", lambda *_, **__: Slow())
+    monkeypatch.setattr(run, "make_tracker", lambda *_, **__: Slow())
     assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
 
 
