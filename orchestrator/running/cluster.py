@@ -356,10 +356,8 @@ def _attach(ray: Any, said: str, **settings: Any) -> Any:
     try:
         return ray.init(**settings)
     except Exception as error:
-        rule, told = (
-            "The Ray cluster must accept this driver",
-            (str(error) or type(error).__name__).splitlines()[0],
-        )
+        rule = "The Ray cluster must accept this driver"
+        told = (str(error) or type(error).__name__).splitlines()[0]
         way_out = "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 unless "
         way_out += "`ray start` was told another, and 8265 is the dashboard"
         # Ray says itself when there is no token; that one was refused stands only in what caused its error.
@@ -367,9 +365,7 @@ def _attach(ray: Any, said: str, **settings: Any) -> Any:
         if refused or isinstance(error, ray.exceptions.AuthenticationError):
             rule = "The Ray cluster must accept this driver's token"
             told = "the token is missing or another one" if refused else told.partition(". ")[0]
-            way_out = (
-                "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens"
-            )
+            way_out = "set RAY_AUTH_MODE=token, its token in ~/.ray/auth_token: docs/cluster.md, Tokens"
         raise SetupError(rule, f"{said}: {told}", way_out) from None
 
 

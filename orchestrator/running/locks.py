@@ -60,11 +60,8 @@ def _name_of(root: RootPaths) -> str:
             write_atomic(str(root.identity), secrets.token_hex(8).encode())
         return f"{socket.gethostname()}-{root.identity.read_text(encoding='ascii')[:16]}"
     except (OSError, ValueError) as error:
-        rule, way_out = (
-            "A root's own id must be a file of 16 letters",
-            "delete it: the next run makes another",
-        )
-        raise SetupError(rule, f"{root.identity}: {error}", way_out) from None
+        rule, found = "A root's own id must be a file of 16 letters", f"{root.identity}: {error}"
+        raise SetupError(rule, found, "delete it: the next run makes another") from None
 
 
 @contextlib.contextmanager
@@ -74,10 +71,8 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")  # closed by the block below
     except OSError as error:
-        rule, found = (
-            "The lock of a root must be a file that can be written",
-            f"{path}: {error.strerror or error}",
-        )
+        rule = "The lock of a root must be a file that can be written"
+        found = f"{path}: {error.strerror or error}"
         raise SetupError(rule, found, "remove what is in its place or mend its permissions") from None
     with file:
         for _ in range(PROBE_ATTEMPTS):
@@ -88,9 +83,7 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
                 time.sleep(PROBE_PAUSE_S)
             except OSError as error:
                 rule = "The file system must have locks, or two runs could work on one root"
-                way_out = (
-                    "keep the root on a local disk, or mount the file system with locks (NFS: no nolock)"
-                )
+                way_out = "keep it on a local disk, or mount the file system with locks (NFS: no nolock)"
                 raise SetupError(rule, f"{path}: {error.strerror or error}", way_out) from None
         else:
             found = f"{path.parent} is in use by {_holder(_said(path), 'another process')}"

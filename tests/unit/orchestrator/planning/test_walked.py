@@ -74,14 +74,13 @@ def test_kept_costs_are_those_of_a_walk(key):
 
 def test_a_network_is_walked_once_and_again_where_what_was_kept_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    walks, sizes = [], {"channels": 1, "image_size": 20}
+    walks = []
     monkeypatch.setattr(walk, "walk_network", lambda *asked: walks.append(asked) or walk_network(*asked))
 
     def cost():
         network_cost.cache_clear()
-        return network_cost(
-            model_spec("small_mlp"), recipe_spec("smoke", "small_mlp", "manifold_d4"), **sizes
-        )
+        recipe = recipe_spec("smoke", "small_mlp", "manifold_d4")
+        return plain_cost(network_cost(model_spec("small_mlp"), recipe, channels=1, image_size=20))
 
     first = cost()
     assert (cost(), len(walks)) == (first, 1)
