@@ -223,9 +223,14 @@ def interventions(name: str = "interventions_many") -> dict[str, object]:
                 if _mean(theirs, "loss") >= np.log(CHANCE):
                     continue
                 changes.append(_mean(mine, response) - _mean(theirs, response))
+            changes = [change for change in changes if np.isfinite(change)]
             if changes:
                 by_world[world].append(float(np.mean(changes)) / moved)
     found: dict[str, object] = {"trials": len(rows), "arms": tried, "passed": passed}
+    found["by_world"] = {
+        response: {world: float(np.mean(slopes)) for world, slopes in by_world.items()}
+        for response, by_world in worlds.items()
+    }
     for response, by_world in worlds.items():
         for kind, wanted in (
             ("", lambda w: True),
@@ -247,7 +252,9 @@ def is_made(world: str) -> bool:
 def _mean(rows: Rows, response: str) -> float:
     if response == "loss":
         return float(np.mean([np.log(float(row["test_loss"])) for row in rows]))
-    return float(np.log(np.mean([float(row["r_hat_pred"]) for row in rows])))
+    # Where no attack of any seed reached another decision there is no R̂.
+    found = [float(row["r_hat_pred"]) for row in rows if row["r_hat_pred"]]
+    return float(np.log(np.mean(found))) if found else float("nan")
 
 
 def numbers() -> dict[str, object]:

@@ -91,6 +91,27 @@ def figure(preset: str = "digit-pairs") -> Found:
     return {"figure": path.name}
 
 
+def worlds_figure() -> Found:
+    """Draw what log loss and log R̂ did in each world per unit of log K_F, generated and real ones apart."""
+    import findings_numbers
+    import matplotlib.pyplot as plt
+
+    by_world = findings_numbers.interventions()["by_world"]
+    sheet, sides = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for side, (response, law) in zip(sides, (("loss", 1), ("r_hat", -1)), strict=True):
+        for kind, made, colour in (("generated", True, "tab:orange"), ("real images", False, "tab:blue")):
+            found = [v for world, v in by_world[response].items() if findings_numbers.is_made(world) is made]
+            side.plot(np.sort(found), np.arange(1, len(found) + 1), "o", ms=4, color=colour, label=kind)
+        side.axvline(law, linestyle="--", color="black", label="the law")
+        side.axvline(0, linestyle=":", color="black")
+        what = "log loss" if response == "loss" else "log R̂"
+        side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="worlds, sorted")
+    sides[0].legend(fontsize=7)
+    path = Path(__file__).parents[1] / "docs" / "images" / "findings-worlds.png"
+    sheet.savefig(path, dpi=100)
+    return {"figure": path.name}
+
+
 def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Found:
     """Fit drawn tables: how often something false is established, and how often the truth is found."""
     found: Found = {}

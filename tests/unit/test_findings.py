@@ -49,3 +49,20 @@ def test_it_finds_what_the_products_analysis_finds(numbers):
             assert found["p"] == pytest.approx(theirs["p_value"], rel=1e-5)
         for rule, share in fit["shares"].items():
             assert numbers[name]["rivals"][rule]["share"] == pytest.approx(share, rel=1e-6)
+
+
+def test_it_finds_of_the_worlds_what_the_product_finds(numbers):
+    product = json.loads((RESULTS / "interventions_many.json").read_text(encoding="utf-8"))
+    found = numbers["interventions_many"]
+    assert found["passed"] == sum(gate["counts"] for gate in product["gates"])
+    theirs = {
+        one["response"]: one
+        for one in product["effects"]
+        if "Δ log K_F" in one["estimand"] and not one["arm"]
+    }
+    for own, response in (("loss", "loss"), ("r_hat", "R̂")):
+        one = theirs[response]
+        assert found[own]["worlds"] == one["num_worlds"]
+        assert [found[own][key] for key in ("value", "low", "high")] == pytest.approx(
+            [one["value"], *one["interval"]], rel=1e-4
+        )
