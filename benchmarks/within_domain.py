@@ -3,7 +3,8 @@
 ``within-domain``: fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``. ``--keep CSV``
 first takes the columns that the fit needs out of a table of ``isweep results --csv``, and out of the images
 below ``--root`` the tails of their covariance spectra. ``drawn``: the same fit on tables of known laws and
-nulls, drawn here without the analysis: two-way effects of classes on heights, slopes, d and K_F.
+nulls, drawn here without the analysis: two-way effects of classes on heights, slopes, d and K_F. ``figure``
+and ``worlds-figure`` draw those of docs/findings.md.
 """
 
 from __future__ import annotations
@@ -202,4 +203,4 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
 
 
 if __name__ == "__main__":
-    run(within_domain, parts=(drawn, figure))
+    run(within_domain, parts=(drawn, figure, worlds_figure))
