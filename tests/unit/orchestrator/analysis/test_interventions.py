@@ -3,7 +3,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from orchestrator.analysis.findings import findings
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import Arm, fit_interventions
+from orchestrator.analysis.table import number
 
 ARMS = tuple(
     Arm(f"w{world}_{name}", f"w{world}", moves)
@@ -60,6 +63,18 @@ def test_the_report_says_whichever_way_it_came_out(follows, verdict):
     assert effect(found, "Δ log K_F").value == pytest.approx(follows, abs=0.12)
     assert verdict in found.answer
     assert "4 of 4 arms moved K_F by a factor 2 or more and d by less than 5 %." in found.answer
+
+
+def test_the_first_lines_tell_what_followed_with_its_interval():
+    (told,) = (
+        one
+        for one in findings(fit_scaling_laws(table(2.0), arms=ARMS))
+        if "only one property" in one.question
+    )
+    found = effect(fit_interventions(table(2.0), ARMS), "Δ log K_F")
+    low, high = (number(bound) for bound in found.interval)
+    words = f"log loss {number(found.value)} (95 % interval {low} to {high}; the law says 1)"
+    assert words in told.short
 
 
 def test_trials_of_arms_that_diverged_are_counted_in_the_answer():
