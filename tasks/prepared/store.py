@@ -71,7 +71,7 @@ class ShardedRows:
         rows: NDArray[np.generic] = np.empty((len(wanted), *self.row_shape), self.dtype)
         buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
         order = np.argsort(wanted, kind="stable")
-        ordered, inside, done = wanted[order], np.arange(self.chunk_rows), 0
+        ordered, done = wanted[order], 0
         while done < len(ordered):
             shard = ordered[done] // self.shard_rows
             with self._open(shard) as (file, index):
@@ -79,12 +79,12 @@ class ShardedRows:
                     first = ordered[done] // self.chunk_rows * self.chunk_rows
                     entry = index[first % self.shard_rows // self.chunk_rows]
                     stop = int(np.searchsorted(ordered, first + self.chunk_rows))
-                    places, found = order[done:stop], ordered[done:stop] - first
-                    if np.array_equal(found, inside) and np.array_equal(places - places[0], inside):
-                        self._read_chunk(file, entry, rows[places[0] : places[-1] + 1])  # no copy
+                    to, of = _sliced(order[done:stop]), _sliced(ordered[done:stop] - first)
+                    if isinstance(to, slice) and isinstance(of, slice) and stop - done == self.chunk_rows:
+                        self._read_chunk(file, entry, rows[to])  # no copy
                     else:
                         self._read_chunk(file, entry, buffer)
-                        rows[places] = buffer[found]
+                        rows[to] = buffer[of]
                     done = stop
         return rows
 
@@ -108,6 +108,11 @@ class ShardedRows:
         else:
             file.seek(offset)
             _fill_and_check(file, into)
+
+
+def _sliced(rows: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """Return rows that follow each other as a slice: indexed by an array they would be copied once more."""
+    return slice(rows[0], rows[-1] + 1) if np.all(np.diff(rows) == 1) else rows
 
 
 def _fill_and_check(file: IO[bytes], into: NDArray[np.generic]) -> None:
