@@ -103,6 +103,19 @@ OF_SEARCHES = {
 }
 """Of ``isweep tune``; the first stands for ``tests/integration/test_killed_search.py``."""
 
+LIMITS = {
+    "Tune breaks now and then": _repeated("Tune breaks", range(20, 380, 45)),
+    "Tune breaks and breaks": _repeated("Tune breaks", (20,) * 7),
+    "other code here and there": _repeated("other code", range(15, 300, 15)),
+    "other code on every node": _repeated("other code", (20,) * 12),
+    "a cell that kills its worker": _repeated("a cell fails again", (5, 200), 0.05),
+    "a cell that takes all memory": _repeated("a cell fails again", (5,), 0.44),
+    "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),
+    "a lease that somebody deletes": _repeated("lease deleted", (40, 90)),
+    "no right to write results": _repeated("storage refuses", (60,), 30.0),
+}
+"""What a sweep bears so often and no oftener."""
+
 FOUND = {
     "a diverged cell of new data shows the loss of the old": _repeated("data changed", (100,)),
     "a run reopened with a lost reply stays running": [
@@ -118,4 +131,4 @@ FOUND = {
     "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),
 }
 """What found a fault of the product, or needs several things at once to go wrong."""
-NAMED = {**REAL, **OF_SEARCHES, **FOUND}
+NAMED = {**REAL, **OF_SEARCHES, **LIMITS, **FOUND}
