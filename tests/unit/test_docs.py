@@ -132,3 +132,5 @@ def test_readme_tells_of_the_demo_what_its_committed_run_found():
 def test_readme_is_read_in_two_minutes_and_the_changelog_in_one():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
     assert len((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()) <= 60
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    assert sum(len(text.split()) for text in texts) <= 17_100
