@@ -30,6 +30,8 @@ FAULTS = (
 )  # fmt: skip
 """Everything that may go wrong, by the name that a summary counts."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
+AT_ONCE_S = 15.0
+"""In which even a slow driver that stored something looks at it once."""
 LEASE = "simulated/driver-lease.json"
 LASTING = {"storage away", "storage refuses", "disk full"}
 LASTING |= {"server away", "server slow", "server resets", "server doubles", "server refuses"}
@@ -74,8 +76,9 @@ class Outside:
         files: Path -> content, and a number that changes with it.
         machine: Folders of private clusters that drivers made, and who did.
         hit: Paths of files that were damaged or deleted, with the time.
+        hit_at_once: Those of them that had just been written, and not been looked at.
         met: How often each fault had something to hit.
-        paused_s: Seconds for which storage let a sweep wait, in all.
+        paused_s: Seconds for which a sweep waits for storage or is slow, in all.
         num_refused: Records that storage did not take, and never will.
         index: A file of outlines below the root, which a power cut or a user may spoil.
         log: What happened, for the reader of a failing seed.
@@ -93,6 +96,8 @@ class Outside:
     lasting: dict[str, float] = field(default_factory=dict)
     due: list[Fault] = field(default_factory=list)
     hit: dict[str, float] = field(default_factory=dict)
+    hit_at_once: set[str] = field(default_factory=set)
+    written_at: dict[str, float] = field(default_factory=dict)
     met: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
     paused_s: float = 0.0
@@ -139,7 +144,9 @@ class Outside:
         if fault.kind in LASTING:
             self.note(f"fault: {fault.kind} for {fault.amount:.0f} s")
             self.lasting[fault.kind] = self.scheduler.now + fault.amount
-            self.paused_s += fault.amount if fault.kind in ("storage away", "disk full") else 0.0
+            self.paused_s += (
+                fault.amount if fault.kind in ("storage away", "disk full", "server slow") else 0.0
+            )
         elif fault.kind == "second driver":
             self.met[fault.kind] += 1
             self.note("fault: second driver")
@@ -169,6 +176,8 @@ class Outside:
                 self.num_written += 1
                 self.files[path] = (self._damaged(path, content, fault.amount), self.num_written)
             self.hit[path] = self.scheduler.now
+            if self.scheduler.now - self.written_at[path] < AT_ONCE_S:
+                self.hit_at_once.add(path)
             self.note(f"  {path}")
         if LEASE in self.files and self.take("lease deleted"):
             del self.files[LEASE]
@@ -277,6 +286,7 @@ class SimulatedStorage(Bucket):
             return None
         outside.num_written += 1
         outside.files[path] = (bytes(data), outside.num_written)
+        outside.written_at[path] = outside.scheduler.now
         self._answered()
         return str(outside.num_written)
 

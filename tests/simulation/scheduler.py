@@ -41,11 +41,11 @@ class Process:
         clock_off_s: By how much somebody set its wall clock.
         asked_to_stop: Whether a user did.
         beside: Whether another driver worked at the same time.
-        over: For what a sweep must end, in the words of its error.
+        over: For what a sweep must end, in the words of its errors.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root, self.clock_off_s, self.over = name, "", 0.0, ""
+        self.name, self.root, self.clock_off_s, self.over = name, "", 0.0, set[str]()
         self.asked_to_stop = self.beside = False
         self.dead = self.stopped = self.finished = False
 

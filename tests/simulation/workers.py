@@ -169,7 +169,7 @@ class SimulatedExecution:
 
     def _is_over(self) -> bool:
         if self._outside.num_refused > self._num_refused:
-            self._process.over = "The result store must be writable"
+            self._process.over.add("The result store must be writable")
         return bool(self._process.over)
 
     def check(self) -> None:
@@ -205,7 +205,7 @@ class SimulatedExecution:
             del self._nodes[lost]
             self._gone_until.append(outside.scheduler.now + fault.amount * NODE_RETURNS_S)
             for trial in running:
-                if trial.node == lost:
+                if trial.node == lost and trial.fault not in SILENT:
                     self._hits(trial, "node lost")
         able = [trial for trial in running if trial.node and not trial.fault]
         if able and (fault := outside.take(*TOLD, *LOST, "trial hangs", "report lost", "report doubled")):
@@ -223,7 +223,7 @@ class SimulatedExecution:
             self._broke = before, [trial.trial_id for trial in running], FailureKind.CLUSTER_ERROR
             self._breaks += 1
             if fault.kind == "head lost" or self._breaks > BREAKS_IN_A_ROW:
-                self._process.over = "Ray Tune must be able to run trials"
+                self._process.over.add("Ray Tune must be able to run trials")
             self._up = fault.kind != "head lost"
             raise RuntimeError("Tune lost its head")
         known = [trial.trial_id for trial in running if trial.fault != "worker says nothing"]
@@ -335,7 +335,7 @@ class SimulatedExecution:
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1
             if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):
-                self._process.over = "Some node must run the code of the driver"
+                self._process.over.add("Some node must run the code of the driver")
 
     @staticmethod
     def _must(holds: bool, why: str) -> None:
