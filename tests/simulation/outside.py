@@ -21,7 +21,7 @@ from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
 
 FAULTS = (
-    "driver killed", "power cut", "user stops", "second driver", "clock set",
+    "driver killed", "driver frozen", "power cut", "user stops", "second driver", "clock set",
     "storage away", "storage loses a reply", "storage refuses", "disk full", "file damaged", "file deleted",
     "index damaged", "server away", "server slow", "server resets", "server doubles", "server refuses",
     "server restored", "worker dies", "node lost", "head lost", "memory kill", "device fails", "trial hangs",
@@ -35,6 +35,8 @@ AT_ONCE_S = 15.0
 LEASE = "simulated/driver-lease.json"
 LASTING = {"storage away", "storage refuses", "disk full"}
 LASTING |= {"server away", "server slow", "server resets", "server doubles", "server refuses"}
+LONG = LASTING | {"driver frozen"}
+"""Those whose amount is seconds."""
 
 
 class Fault(NamedTuple):
@@ -151,6 +153,12 @@ class Outside:
             self.met[fault.kind] += 1
             self.note("fault: second driver")
             self.second()
+        elif fault.kind == "driver frozen":
+            self.met[fault.kind] += 1
+            self.note(f"fault: driver frozen ({process.name}) for {fault.amount:.0f} s")
+            process.frozen_until = self.scheduler.now + fault.amount
+            process.frozen_s += fault.amount
+            self.paused_s += fault.amount
         elif fault.kind == "clock set":
             self.met[fault.kind] += 1
             self.note(f"fault: clock set ({process.name})")

@@ -42,11 +42,15 @@ class Process:
         asked_to_stop: Whether a user did.
         beside: Whether another driver worked at the same time.
         over: For what a sweep must end, in the words of its errors.
+        frozen_until: Until when none of its threads runs: somebody stopped it, or its machine slept.
+        frozen_s: For how long that was so, in all.
+        taken: Whether another driver took its lease over meanwhile.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.root, self.clock_off_s, self.over = name, "", 0.0, set[str]()
-        self.asked_to_stop = self.beside = False
+        self.frozen_until = self.frozen_s = 0.0
+        self.asked_to_stop = self.beside = self.taken = False
         self.dead = self.stopped = self.finished = False
 
 
@@ -87,7 +91,13 @@ class Task:
         self.scheduler.hand_on(self)
 
     def may_run(self, now: float) -> bool:
-        return self.process.dead or self.until <= now or (self.ready is not None and self.ready())
+        if self.process.dead or self.process.frozen_until > now:
+            return self.process.dead
+        return self.until <= now or (self.ready is not None and self.ready())
+
+    def looks_at(self, now: float) -> float:
+        """Return when it may run at the latest, or looks whether it may."""
+        return self.until if self.process.frozen_until <= now else self.process.frozen_until
 
 
 class Scheduler:
@@ -156,7 +166,7 @@ class Scheduler:
             able = [task for task in self.tasks if task.may_run(self.now)]
             if able:
                 break
-            self.now = min(task.until for task in self.tasks)
+            self.now = min(task.looks_at(self.now) for task in self.tasks)
             if self.now > LONGEST_S:
                 names = [task.name for task in self.tasks]
                 raise Endless(f"still at work after {LONGEST_S:g} s: {names}")

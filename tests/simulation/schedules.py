@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from random import Random
 
-from tests.simulation.outside import FAULTS, LASTING, Fault
+from tests.simulation.outside import FAULTS, LONG, Fault
 from tests.simulation.scheduler import Violation
 from tests.simulation.sweeps import Grid, Tuning
 from tests.simulation.world import World
@@ -24,7 +24,7 @@ def draw(seed: int) -> list[Fault]:
     faults = []
     for _ in range(random.randint(0, MOST_FAULTS)):
         kind = random.choice(FAULTS)
-        amount = random.expovariate(1 / 40) if kind in LASTING else random.random()
+        amount = random.expovariate(1 / 40) if kind in LONG else random.random()
         faults.append(Fault(int(random.random() ** 1.5 * HORIZON), kind, amount))
     return sorted(faults)
 
@@ -127,6 +127,11 @@ FOUND = {
         *_repeated("driver killed", (20,)),
         *_repeated("server slow", (24,), 400.0),
     ],
+    "a driver that sleeps loses its lease": [
+        *_repeated("second driver", (30,)),
+        *_repeated("driver frozen", (34,), 150.0),
+    ],
+    "a machine that sleeps costs no cell": _repeated("driver frozen", (40, 100), 400.0),
     "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
     "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),
 }

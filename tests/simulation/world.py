@@ -41,6 +41,8 @@ MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
 STORAGE_FAULTS = ("storage away", "storage loses a reply", "storage refuses", "disk full")
 CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
 """A shared one, with what simulated trials ask for."""
+ENDS_WITHIN_S = 60.0
+"""After it woke, for a driver whose lease is another's."""
 CALLS_S = 40.0
 """What the calls of a slow storage take, while a driver looks whether another one lives."""
 
@@ -68,7 +70,7 @@ class World:
         # Long enough, now and then, for a second driver to wait for the first one's lease in vain.
         self.seconds = random.choice((8.0, 8.0, 60.0))
         self.asks = Resources(1, random.choice((0, 0.25)))
-        self.folder, self.roots = Path(), set[str]()
+        self.folder, self.roots, self.num_taken = Path(), set[str](), 0
         self.foreign = self._foreign() if random.random() < 0.5 else {}
 
     def _foreign(self) -> dict[str, Any]:
@@ -141,6 +143,8 @@ class World:
         self.started.remove((process, main))
         if process in self.holders:
             self.holders.remove(process)
+        if process.taken and self.scheduler.now - process.frozen_until > ENDS_WITHIN_S:
+            raise Violation(f"{process.name} works on, and another driver took its lease over")
         error, server = main.error, self.outside.server
         self.outside.note(f"{process.name} ended: {'well' if process.finished else error or 'killed'}")
         if error is None or self._may_end_with(process, error):
@@ -257,11 +261,13 @@ class World:
             self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
 
     def _server_unknown(self) -> int:
-        """A server's older state, or a request that a proxy repeats, is found at the next start."""
-        return self.outside.met["server restored"] + self.outside.met["server doubles"]
+        """What others did to a server's runs is found at the next start."""
+        return self.outside.met["server restored"] + self.outside.met["server doubles"] + self.num_taken
 
     def _begins(self, sweep: Grid | Tuning, monitor: Monitor, trial_id: str) -> None:
-        """A worker begins a cell."""
+        """A worker begins a cell; a driver that slept may not know yet that another has its lease."""
+        if self.num_taken and any(process.taken for process, _ in self.started):
+            return
         if (early := monitor.not_before.get(trial_id, 0.0) - self.scheduler.now) > 0:
             raise Violation(f"{trial_id} is tried again {early:.2f} s too early")
         path = f"{FOLDER}/{trial_id}/{sweep.file}"
@@ -272,11 +278,14 @@ class World:
             raise Violation(f"{trial_id} is trained, and it is not stored that it was asked for")
 
     def _holds(self, process: Process, began: float) -> None:
-        alive = [holder.name for holder in self.holders if not holder.dead]
-        if alive:
-            raise Violation(f"{process.name} holds a sweep that {alive} holds")
+        alive = [holder for holder in self.holders if not holder.dead]
+        for holder in alive:
+            holder.taken = holder.frozen_until > began and holder.frozen_s > EXPIRES_S / 2
+            self.num_taken += holder.taken
+        if found := [holder.name for holder in alive if not holder.taken]:
+            raise Violation(f"{process.name} holds a sweep that {found} holds")
         killed = any(at > began for at in self.killed_at.values()) or any(one.dead for one, _ in self.started)
-        waited = self.scheduler.now - began
+        waited = self.scheduler.now - began - process.frozen_s
         if waited > EXPIRES_S + CALLS_S and not killed:
             raise Violation(f"{process.name} waited {waited:.0f} s for another driver, which lived")
         if waited > CALLS_S and self.roots == {process.root}:
@@ -324,7 +333,7 @@ class World:
         sweep, store = self.of(self.size, self.data, StoredResults.read(quiet)), ResultStore(quiet)
         records, problems = sweep.judged(store, bool(self.outside.hit))
         failed = Counter(name for name, *_ in self.told)
-        same = self.of is Grid and not self.outside.hit and not met["data changed"]
+        same = self.of is Grid and not self.outside.hit and not met["data changed"] and not self.num_taken
         for name, record in records.items():
             if record.result != sweep.outcome(name):
                 problems.append(f"{name} has another result than undisturbed")
@@ -332,8 +341,8 @@ class World:
             fewest = 1 + failed[name] if same else 1
             if not fewest <= record.attempt <= 1 + failed[name] + kills:
                 problems.append(f"{name} counts {record.attempt} attempts after {failed[name]} failures")
-            if met["power cut"]:
-                continue  # stories are not flushed
+            if met["power cut"] or self.num_taken:
+                continue  # stories are not flushed, and two drivers tell them
             story = [event.what for event in store.story(name)].count("failed")
             untold = kills + sum(met[kind] for kind in STORAGE_FAULTS) if self.of is Grid else failed[name]
             if not failed[name] - untold <= story <= failed[name]:
