@@ -182,14 +182,15 @@ class TableOptions:
     Attributes:
         response: Column of numbers that is explained.
         on: Column of numbers that explains it; may be given several times.
-        groups: Column that says which rows belong together, e.g. dataset.
+        groups: Column that says which rows belong together, e.g. dataset; two are crossed, as pairs
+            of classes are.
         within: Column that must be equal for rows to be compared, e.g. model; may be given several times.
         figure: Draw it into this file: .svg, .pdf or .png.
     """
 
     response: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
-    groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    groups: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     figure: Annotated[Path | None, o.ending(".svg", ".pdf", ".png")] = None
 
@@ -224,20 +225,22 @@ def fit(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.findings import summary
-    from orchestrator.analysis.grouped import SUFFIXES
+    from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pairs_table
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
     table = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_)
-    answers = summary(fits, width=min(80, stdout.width))
+    fits, pairs = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_), fit_pairs(table)
+    answers: list[Shown] = [*summary(fits, width=min(80, stdout.width))]
+    answers += [*report_tables(pairs_table(pairs))] if pairs else []
+    document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
     if not all_:
-        return emit(place, fits.to_json(), answers, f"Every number: {place.hint('fit', sweep)} --all")
+        return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
     left_out = (f"Left out: {found}." for found in fits.excluded)
     tables = report_tables(seen_table(fits), *fit_tables(fits))
-    return emit(place, fits.to_json(), answers, tables, not_fitted(fits), fits.caveats, left_out)
+    return emit(place, document, answers, tables, not_fitted(fits), fits.caveats, left_out)
 
 
 def report(
