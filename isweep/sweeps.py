@@ -94,7 +94,7 @@ class Sweep(Shown):
 
     @property
     def report(self) -> Path:
-        """``report.html``, written anew; figures, tables and fits lie beside it."""
+        """``report.html``, written anew; figures, results and fits lie beside it."""
         from orchestrator.commands import written_report
 
         page = written_report(self.workspace, self.state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str
         found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
     except ConfigError as error:
         return None, [f"settles no question of the study: {error}"]
-    return found.to_json(), found.lines()
+    return asdict(found), found.lines()
 
 
 def progress_of(workspace: Workspace) -> dict[str, Any]:

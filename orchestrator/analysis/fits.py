@@ -43,7 +43,7 @@ QUESTIONS = {
 }
 #: A test whose smallest possible p-value is above the level can establish nothing.
 FEWEST_RESAMPLES = round(1 / i.LEVEL)
-#: The choice of points that the claim of a slower fall must hold for too.
+#: A choice of points, see :func:`fit_exponents`.
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
 OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
@@ -164,7 +164,6 @@ def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
         if (fit.kind, fit.variant) == ("exponent", "") and fit.bound_p is not None:
             p_values |= {EXPONENT: fit.estimates[0].p or 0.0, BELOW_BOUND: fit.bound_p}
     if BELOW_BOUND in p_values and any(fit.variant == PAST_GUESSING for fit in found):
-        # Curves start flat at guessing: what is slower only there is not slower than the bound.
         past = [fit.bound_p or 1.0 for fit in pooled if fit.variant == PAST_GUESSING]
         p_values[BELOW_BOUND] = max(p_values[BELOW_BOUND], *past) if past else 1.0
     attacks = [e for fit in found if fit.kind == "attack" for e in fit.estimates if e.resampled_p is not None]
@@ -213,6 +212,20 @@ class ScalingFits:
         reason = none if self.explored or not self.models else "not asked for"
         return Fit(kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason)
 
+    @property
+    def attacks(self) -> list[Fit]:
+        """The fits of single models that the question about attacks rests on."""
+        return [fit for fit in self.fits if fit.kind == "attack" and fit.model != t.POOLED]
+
+    @property
+    def why_no_sharpness(self) -> str:
+        """Why K_F cannot be compared over these datasets, or an empty text."""
+        known = {d.label_sharpness for d in self.datasets} - {None}
+        if not known:
+            return "K_F was not measured"
+        same = t.SAME_SHARPNESS if t.all_equal(known) else ""
+        return same if self.sharpness_scale.comparable else t.UNEQUAL_SCALES
+
     def claim(self, key: str) -> Claim | None:
         """Return a headline claim, or None where it could not be tested."""
         return next((claim for claim in self.claims if claim.key == key), None)
@@ -229,6 +242,7 @@ class Prepared(NamedTuple):
     points: pd.DataFrame
     scale: t.SharpnessScale
     excluded: tuple[t.Exclusion, ...]
+    num_trials: int
     num_used: int
 
 
@@ -243,7 +257,8 @@ def prepare(
     full = full[~copies].reset_index(drop=True)
     trials, excluded = t.usable_trials(full)
     num_used, scale = int(trials[t.LOG_LOSS].notna().sum()), t.sharpness_scale(full, sharpness_policy)
-    return Prepared(full, t.fitted_points(trials), scale, (*unusable, *of_arms, *excluded), num_used)
+    found = (*unusable, *of_arms, *excluded)
+    return Prepared(full, t.fitted_points(trials), scale, found, len(table), num_used)
 
 
 def fit_scaling_laws(
@@ -267,11 +282,17 @@ def fit_scaling_laws(
         DataError: if the table lacks a required column or contradicts itself.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
+    fits = fits_of(ready, explore=explore)
+    return replace(fits, interventions=fit_interventions(table, arms)) if arms else fits
+
+
+def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
+    """Fit what :func:`prepare` returned."""
     points = ready.points
     models = tuple(sorted(points[c.MODEL].unique()))
     found = [*_fits(ready, models, explore)] if models else []
     return ScalingFits(
-        num_trials=len(table),
+        num_trials=ready.num_trials,
         num_used=ready.num_used,
         num_points=len(points),
         excluded=ready.excluded,
@@ -283,7 +304,6 @@ def fit_scaling_laws(
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         explored=explore,
         caveats=g.limits_of(ready.full, points),
-        interventions=fit_interventions(table, arms) if arms else None,
     )
 
 
@@ -292,8 +312,7 @@ def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit
     points, scale = ready.points, ready.scale
     yield fit_headline(points, scale)
     yield fit_height(points, scale, (t.IS_MEDICAL,))
-    yield fit_exponent(points)
-    yield fit_exponent(g.past_guessing(g.clear_of_guessing(points), ready.full), variant=PAST_GUESSING)
+    yield from fit_exponents(ready)
     yield from fit_attacks(points, scale, models)
     yield fit_representation(points)
     for model in models if explore else ():
@@ -304,6 +323,17 @@ def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit
         yield fit_exponent(points, subset=domain)
     for variant, column in OTHER_D.items() if explore else ():
         yield fit_exponent(points, dimension=column, variant=variant)
+
+
+def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
+    """Return the exponent, and the one of N past guessing, which a claim of a slower fall must hold for too:
+    curves start flat at guessing, so what is slower only there is not slower than the bound.
+    """
+    past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
+    return (
+        fit_exponent(ready.points, dimension=dimension),
+        fit_exponent(past, dimension=dimension, variant=PAST_GUESSING),
+    )
 
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
@@ -479,8 +509,7 @@ def _curves(rows: pd.DataFrame) -> pd.DataFrame:
 def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     """Return a fit with the exponent that the sums of its datasets give."""
     found, num = i.slope_within_curves(sums), len(sums.names)
-    shifts = found.value - np.array([0.0, 1.0])
-    p_zero, p_bound = i.t_p_values(shifts, np.full(2, found.std_error), num - 1).tolist()
+    p_zero, p_bound = i.t_p_values(found.value - np.array([0.0, 1.0]), found.std_error, num - 1).tolist()
     bounds = found.interval()
     estimate = Estimate(
         name="exponent", value=found.value, std_error=found.std_error, interval=bounds,
@@ -521,16 +550,16 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
     x = known[c.LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
     values, blocks = gains.to_numpy(dtype=float), known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str)
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
-    p_values, num = i.max_correlation_test(values[:, single], x, blocks.tolist())
-    known_p = dict(zip(single, p_values.tolist(), strict=True))
-    for k, (blank, _) in enumerate(tried):
-        has = np.isfinite(values[:, k])
-        r = i.correlation_within(values[has, k], x[has], blocks[has])
-        if r is None:
+    found, p_values, num = i.max_correlation_test(values, x, blocks.tolist(), single)
+    for (blank, own), r, p in zip(tried, found.tolist(), p_values.tolist(), strict=True):
+        if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
             continue
-        bounds = i.correlation_interval(r, blank.num_datasets, len(set(blocks[has])) - 1)
-        estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=known_p.get(k), num_resamples=num)
+        bounds = i.correlation_interval(
+            r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1
+        )
+        adjusted_p = None if np.isnan(p) else p
+        estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num)
         yield replace(blank, status="ok", estimates=(estimate,))
 
 
@@ -544,8 +573,9 @@ def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
     below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]
     shares = below.astype(float).groupby(rows[c.DATASET]).mean()
     mean, bounds = i.mean_interval(np.asarray(shares, dtype=float))
-    clipped: Interval | None = None if bounds is None else (max(0.0, bounds[0]), min(1.0, bounds[1]))
+    clipped = bounds and (max(0.0, bounds[0]), min(1.0, bounds[1]))
     above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}
-    estimate = Estimate(name="share", value=mean, interval=clipped)
+    error = None if bounds is None else float(shares.std(ddof=1) / np.sqrt(len(shares)))
+    estimate = Estimate(name="share", value=mean, interval=clipped, std_error=error)
     held = int(below.sum())
     return replace(blank, status="ok", num_held=held, by_dataset=above, estimates=(estimate,))

@@ -24,7 +24,7 @@ from scipy import special
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.inference import LEVEL, Array, Interval
-from orchestrator.analysis.table import interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
@@ -159,10 +159,9 @@ class GroupedFit:
         where = {"within": f"within one {listing(self.design.groups)}", "between": f"between {units}"}
         if slope.value is None:
             return f"{where[slope.level]}, nothing can be said of {slope.on} ({slope.reason})"
-        said = p_value(slope.adjusted_p)
         numbers = [f"slope {number(slope.value)}"]
         numbers += [f"95 % interval {interval(slope.interval)}"] if slope.interval else []
-        numbers += [f"adjusted p {said if said.startswith('<') else f'= {said}'}"] if said else []
+        numbers += [decided(slope.adjusted_p, slope.interval)] if slope.adjusted_p is not None else []
         numbers += [slope.reason] if slope.reason else []
         found = f"no relation with {slope.on} is established"
         if slope.established:
@@ -441,8 +440,7 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design)
 def _judged(slope: Slope, left_out: dict[str, float], degrees: float) -> Slope:
     """Return a slope with interval and p-value by t of the jackknife."""
     value, error = i.jackknife(slope.value or 0.0, np.array([*left_out.values()]))[:2]
-    half_width = i.t_quantile(1 - LEVEL / 2, degrees) * error
-    p, bounds = float(i.t_p_values(value, error, degrees)), (value - half_width, value + half_width)
+    bounds, p = i.t_interval(value, error, degrees), float(i.t_p_values(value, error, degrees))
     return replace(slope, interval=bounds, p_value=p, num_groups=len(left_out), left_out=left_out)
 
 

@@ -28,7 +28,6 @@ from orchestrator.analysis.tables import (
     laid_out,
     not_fitted,
     seen_table,
-    write_latex,
 )
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
@@ -154,7 +153,7 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures, results, ``fits.json`` and ``tables/*.tex``.
+    """Write ``report.html``, whose path is returned, figures, results and ``fits.json``.
 
     The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
 
@@ -201,7 +200,6 @@ def write_report(
         columns=[*c.describe(table.columns)],
         **_of_trials(ready, summary),
     )
-    write_latex([seen_table(fits), *fit_tables(fits)], directory / "tables")
     path = directory / "report.html"
     write_atomic(path, page.encode(), durable=False)
     return path

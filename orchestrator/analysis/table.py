@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.inference import Interval, Sums, curve_sums
+from orchestrator.analysis.inference import LEVEL, Interval, Sums, curve_sums
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
 from tasks.trials.records import TrialStatus
@@ -83,8 +83,26 @@ def interval(bounds: Interval | None) -> str:
     if bounds is None:
         return "–"
     ends = ([number(bound, figures) for bound in bounds] for figures in range(3, 9))
-    low, high = next((pair for pair in ends if pair[0] != pair[1]), [number(bound) for bound in bounds])
-    return f"{low} to {high}"
+    apart = next((pair for pair in ends if pair[0] != pair[1]), None)
+    return " to ".join(apart) if apart else f"{number(bounds[0])}, without scatter"
+
+
+def decided(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
+    """Spell the adjusted p-value, and why it establishes nothing where it does not."""
+    if adjusted_p is None:
+        return "not tested"
+    said = p_value(adjusted_p)
+    text = f"adjusted p {said if said.startswith('<') else f'= {said}'}"
+    if adjusted_p > LEVEL:
+        return f"{text}, above {LEVEL:g}"
+    if bounds is None:
+        return f"{text}, but without an interval"
+    return f"{text}, but the interval holds {null:g}" if bounds[0] <= null <= bounds[1] else text
+
+
+def all_equal(values: Collection[float]) -> bool:
+    """Tell whether numbers differ by rounding alone."""
+    return float(np.ptp([*values])) <= 1e-12 * float(np.abs([*values]).max())
 
 
 # A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from orchestrator.analysis.guessing import is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
 from orchestrator.results import table as c
-from tasks.atomic import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +72,6 @@ def to_latex(table: Table) -> str:
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule",
     ]  # fmt: skip
     return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def write_latex(tables: Iterable[Table], folder: Path) -> None:
-    """Write every table that has rows as ``{key}.tex``; files of tables that have none now are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {f"{table.key}.tex": to_latex(table) for table in tables if table.rows}
-    for stale in folder.glob("*.tex"):
-        if stale.name not in written:
-            stale.unlink()
-    for name, text in written.items():
-        write_atomic(folder / name, text.encode(), durable=False)
 
 
 #: What a table of fits shows of one estimate.

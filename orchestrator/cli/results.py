@@ -493,7 +493,7 @@ def power(
 
     plan = place.open(sweep, as_run=False).plan
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
-    emit(place, found.to_json(), report_tables(found.table()), found.lines())
+    emit(place, asdict(found), report_tables(found.table()), found.lines())
 
 
 # What several commands read.

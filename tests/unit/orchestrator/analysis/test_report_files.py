@@ -155,7 +155,7 @@ def test_names_with_dollars_are_drawn_as_names(tmp_path):
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
     figures = tmp_path / "figures"
     figures.mkdir()
-    for name in ("loss_gain_on_sharpness.svg", "left_out.png", "mine.png"):
+    for name in ("loss_gain_on_sharpness.svg", "d_repr_on_d_data.png", "mine.png"):
         (figures / name).write_bytes(b"old")
     bare = synthetic_table()[["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]]
     write_report(bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png"))
