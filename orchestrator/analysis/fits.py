@@ -1,10 +1,9 @@
 """All fits of one results table, and the one record of a number and of a fit that everything else reads.
 
 The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound
-with a free constant. Its parts are fitted apart. **Exponent**: every curve (model, dataset, class pair) keeps
-its own height, and d is one number per dataset and class pair. **Height**: 1/d enters beside log K_F by
-itself, since a covering argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of
-the loss changes a slope.
+with a free constant. **Exponent**: every curve (model, dataset, class pair) keeps its own height, and d is
+one number per dataset and class pair. **Height**: 1/d enters beside log K_F by itself, since a covering
+argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of the loss changes a slope.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ QUESTIONS = {
     BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
     ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
 }
-#: A test whose smallest possible p-value is above the level can establish nothing.
-FEWEST_RESAMPLES = round(1 / i.LEVEL)
 #: A choice of points, see :func:`fit_exponents`.
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
@@ -51,11 +48,10 @@ OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One number of a fit, with what is known of its uncertainty; datasets are the replicates throughout.
+    """One number of a fit; datasets are the replicates throughout.
 
     Attributes:
-        name: a column of the points (:data:`orchestrator.analysis.table.WORDS`), ``exponent``, ``r`` or
-            ``share``.
+        name: a column of the points, ``exponent``, ``r`` or ``share``.
         interval: 95 %.
         p_value: two-sided, by t.
         resampled_p: by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``,
@@ -84,7 +80,7 @@ class Estimate:
     @property
     def is_tested(self) -> bool:
         """Whether datasets can be exchanged in enough ways for a p-value at the level."""
-        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= FEWEST_RESAMPLES)
+        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= 1 / i.LEVEL)
 
     @property
     def influential(self) -> str | None:
@@ -99,7 +95,6 @@ class Fit:
     be made, for the reason given.
 
     Attributes:
-        terms: regressors, in the order of ``estimates``.
         variant: which choice of d or of points, where there are several.
         num_curves, num_at_guessing: of an exponent: curves with two train sizes and d, and those of them left
             out since guessing holds their losses down.
@@ -107,7 +102,6 @@ class Fit:
         bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
         by_dataset: an exponent's own values; of a representation, the share of points above the bound.
         label_correlation: of log K_F with the domain label over datasets: near 1, no fit can part them.
-        r_squared: of a published regression.
     """
 
     kind: Kind
@@ -150,17 +144,15 @@ class Claim:
 
 
 def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
-    """Return the p-value of every headline question that could be tested: the larger of a t test and a
-    permutation (or wild bootstrap) test, so that a claim needs both.
+    """Return the p-value of every headline question that could be tested: the larger of two, so that a claim
+    needs both.
     """
     p_values: dict[str, float] = {}
     pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
     for fit in pooled:
-        if fit.kind == "headline":
-            for key, name in ((DIMENSION, t.INVERSE_D), (SHARPNESS, t.LOG_SHARPNESS)):
-                estimate = fit.estimate(name)
-                if estimate is not None and estimate.p is not None and estimate.is_tested:
-                    p_values[key] = estimate.p
+        tested = [e for e in fit.estimates if fit.kind == "headline" and e.is_tested]
+        keys = {t.INVERSE_D: DIMENSION, t.LOG_SHARPNESS: SHARPNESS}
+        p_values |= {keys[e.name]: e.p for e in tested if e.name in keys and e.p is not None}
         if (fit.kind, fit.variant) == ("exponent", "") and fit.bound_p is not None:
             p_values |= {EXPONENT: fit.estimates[0].p or 0.0, BELOW_BOUND: fit.bound_p}
     if BELOW_BOUND in p_values and any(fit.variant == PAST_GUESSING for fit in found):
@@ -231,7 +223,7 @@ class ScalingFits:
         return next((claim for claim in self.claims if claim.key == key), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dictionaries, lists, numbers and text, ready for ``json.dumps(allow_nan=False)``."""
+        """Return what ``json.dumps(allow_nan=False)`` takes."""
         return cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
 
 
@@ -337,7 +329,9 @@ def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
 
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
-    """Return the points that have all of ``names``, with these columns and the keys alone."""
+    """Return the points of a model (or all, pooled) and a domain (or both) that have all of ``names``, with
+    these columns and the keys alone.
+    """
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
     return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
 
@@ -350,18 +344,15 @@ def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
 def _too_few(rows: pd.DataFrame, needed: int) -> str:
     """Say that these points are of fewer datasets than a fit needs; empty where they are not."""
     names = sorted(map(str, rows[c.DATASET].unique()))
-    if len(names) >= needed:
-        return ""
+    if not names or len(names) >= needed:
+        return "" if names else "no point has all the numbers this fit needs"
     found = f" ({t.listing(names)})" if len(names) <= 4 else ""
-    few = f"{len(names)} of the {needed} datasets that it needs{found}"
-    return few if names else "no point has all the numbers this fit needs"
+    return f"{len(names)} of the {needed} datasets that it needs{found}"
 
 
 def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
-    """Regress dataset effects on 1/d, log K_F and the label together.
-
-    K_F is left out where it was measured on unequal scales or not at all, and the label where there is one
-    domain. Of all models together slopes are tested by permutation too, and fitted without each dataset.
+    """Regress dataset effects on 1/d, log K_F and the label together; K_F is left out where it was measured
+    on unequal scales or not at all, and the label where there is one domain.
     """
     names = _properties(points, scale)
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *names))
@@ -378,7 +369,9 @@ def fit_height(
     points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
     kind: Kind = "height",
 ) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all."""
+    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all. The
+    headline of all models together is tested by permutation too, and fitted without each dataset.
+    """
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
     blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
@@ -422,11 +415,10 @@ def slope_estimates(
     y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
     hopeless: float = 1.0,
 ) -> tuple[Estimate, ...] | None:  # fmt: skip
-    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``; None where the
-    slopes are not identified.
+    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``, unless the t
+    test's p-value is above ``hopeless``; None where the slopes are not identified.
 
-    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable. No permutation
-    is tried where the t test's p-value is above ``hopeless``.
+    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable.
     """
     slopes = i.ols(y, x)
     if slopes is None:

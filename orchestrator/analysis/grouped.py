@@ -9,7 +9,6 @@ Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -28,6 +27,7 @@ from orchestrator.analysis.table import decided, interval, listing, number, p_va
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
+from tasks.sources.tables import READERS, TableError, read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ MOST = 1e100
 """Larger numbers, and smaller ones than its inverse, have no square."""
 MOST_CELLS = 200
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
+SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
 MIN_CLASSES = 5
@@ -244,35 +244,20 @@ def _text_of(path: Path) -> pd.DataFrame:
         way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
         raise ConfigError("The table must be a file that exists", str(path), way_out)
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            "The table must be a file of a known kind", path.name, f"known: {', '.join(SUFFIXES)}"
-        )
+        rule, way_out = "The table must be a file of a known kind", f"known: {', '.join(SUFFIXES)}"
+        raise ConfigError(rule, path.name, way_out)
+    read, what = READERS.get(path.suffix.lower(), (read_text, "UTF-8 text"))
     way_out = "save it as CSV in UTF-8 with one line of column names"
     try:
-        if path.suffix.lower() in (".parquet", ".xlsx"):
-            read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
-            table = read(path)
-            table = table.reset_index() if any(table.index.names) else table  # a named index is a column
-            text = table.astype(object).where(table.notna(), "").astype(str)
-            names, rows = [str(name) for name in table.columns], text.to_numpy().tolist()
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                header = file.readline()
-                file.seek(0)
-                read_rows = csv.reader(file, delimiter=max("\t;|,", key=header.count))
-                names, *rows = [row for row in read_rows if row] or [[]]
-    except ImportError as error:
-        raise ConfigError("The table needs another package", str(error), "or save it as CSV") from None
-    except (OSError, ValueError, csv.Error) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            "The table must be one that can be read", f"{path.name}: {first}", way_out
-        ) from None
-    if not names:
-        raise ConfigError("The table must be one that can be read", f"{path.name} is empty", way_out)
+        names, *rows = read(path.read_bytes()) or [[]]
+    except TableError as error:
+        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {error.args[1]}", way_out) from None
+    except Exception as error:  # readers raise almost anything on damaged files
+        raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
     names = [name.strip() for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if not names:
+        raise ConfigError("The table must have a line of column names", f"{path.name} is empty", way_out)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
     uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
     if uneven.any():

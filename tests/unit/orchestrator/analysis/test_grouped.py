@@ -240,20 +240,24 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("t.csv", b"", "must be one that can be read"),
+        ("t.csv", b"", "must have a line of column names; found: t.csv is empty"),
         (
             "t.csv",
             b"loss,d,dataset\n1,2\n1,2,3,4\n",
             r"3 cells, as the header; found: 2 rows of another length",
         ),
-        ("t.csv", "loss,d,dataset\n1,2,ä\n".encode("latin-1"), "must be one that can be read"),
+        (
+            "t.csv",
+            "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
+            "The table must be UTF-8 text; found: t.csv: other",
+        ),
         (
             "t.csv",
             b"loss,d,dataset\n1,2,a,\n",
             r"Every row must have 3 cells, as the header; found: 1 row of",
         ),
         ("t.csv", b"loss,d,d,dataset\n1,2,3,4\n", "Column names must differ; found: d more than once"),
-        ("t.parquet", b"PAR1", "must be one that can be read"),
+        ("t.parquet", b"PAR1", "The table must be a whole Parquet file; found: t.parquet"),
         ("t.doc", b"x", "must be a file of a known kind; found: t.doc"),
     ],
 )
