@@ -83,7 +83,7 @@ def figure(preset: str = "digit-pairs") -> Found:
     left.legend(fontsize=7)
     right.plot(pairs.log_k, height - height.mean(), "o", ms=4)
     right.set(xlabel="log K_F", ylabel="log loss of a pair, centred")
-    return saved(sheet, preset, stem.with_suffix(".csv.gz"))
+    return saved(sheet, preset, RESULTS / f"{preset.replace('-', '_')}.csv.gz")
 
 
 def worlds_figure() -> Found:
