@@ -28,11 +28,13 @@ import numpy as np
 from blind_tables import WORLDS, Drawn, World, draw
 from scipy import stats
 
-from orchestrator.analysis import PilotPoint, ScalingFits, fit_growth, fit_scaling_laws, predict
 from orchestrator.analysis import fits as r
 from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
+from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
 from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.prediction import fit_growth, predict
+from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 
 SENTENCES = {

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from harness import Found, run, source
 
-from orchestrator.analysis import read_csv
 from orchestrator.analysis.grouped import Slope, fit_pairs
+from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
 from tasks.prepared.store import PreparedDataset
 

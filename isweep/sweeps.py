@@ -20,7 +20,7 @@ from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
-    from orchestrator.analysis import ScalingFits
+    from orchestrator.analysis.fits import ScalingFits
     from orchestrator.analysis.interventions import Arm
     from orchestrator.results.state import State
     from orchestrator.running.progress import Progress

@@ -14,8 +14,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unk
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis import Prediction
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.plan import Workspace
@@ -354,7 +353,7 @@ def predicted(
     Raises:
         SweepError: When the numbers, or the fits, do not allow a prediction.
     """
-    from orchestrator.analysis import predict
+    from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     found = values_of(record)

@@ -140,7 +140,7 @@ def results(
         predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
             image; the sweep needs predictions: true.
     """
-    from orchestrator.analysis import write_csv
+    from orchestrator.analysis.table import write_csv
 
     if chosen.search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
@@ -223,8 +223,8 @@ def fit(
     Args:
         all_: Fit and print what no answer rests on as well, as tables.
     """
-    from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.findings import summary
+    from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pairs_table
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
@@ -279,9 +279,8 @@ def report(
 
 def _published(table: pd.DataFrame | None, place: o.Place) -> None:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
-    from orchestrator.analysis import published_report, scorecard
     from orchestrator.analysis.findings import summary
-    from orchestrator.analysis.published import score_table
+    from orchestrator.analysis.published import published_report, score_table, scorecard
     from orchestrator.analysis.table import finished_trials
 
     redone = published_report()
@@ -305,7 +304,7 @@ def compare(
     Args:
         second: The other; ratios are of it over the first.
     """
-    from orchestrator.analysis import compare as compare_tables
+    from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
         way_out = "name another one; isweep status lists those of the root"
@@ -409,7 +408,7 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
-    from orchestrator.analysis import fit_growth
+    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.table import number
     from orchestrator.commands import Question, predicted

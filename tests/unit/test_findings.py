@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness import source
-from orchestrator.analysis import read_csv
 from orchestrator.analysis.grouped import fit_pairs
+from orchestrator.analysis.table import read_csv
 from tests.demo_page import FIGURES
 
 ROOT = Path(__file__).parents[2]

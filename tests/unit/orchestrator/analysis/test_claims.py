@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.claims import describe, ledger, published_ledger
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.inference import t_power
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import published_table

@@ -5,11 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_table
 from orchestrator.analysis.findings import family, findings, seen, summary
-from orchestrator.analysis.fits import prepare
+from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.inference import t_power
-from orchestrator.analysis.published import LOSS_ON_D_DATA, fit_published
+from orchestrator.analysis.published import LOSS_ON_D_DATA, fit_published, published_table
 from orchestrator.analysis.table import decided, interval
 from orchestrator.analysis.tables import seen_table
 from tests.synthetic import synthetic_table

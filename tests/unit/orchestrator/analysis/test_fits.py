@@ -8,11 +8,10 @@ import pytest
 import statsmodels.api as sm
 from mlflow.utils.validation import _validate_metric_name
 
-from orchestrator.analysis import fit_scaling_laws, published_table
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fits import prepare
+from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.guessing import flattened
-from orchestrator.analysis.published import LOSS_ON_D_DATA, PREDICTED_FORM, fit_published
+from orchestrator.analysis.published import LOSS_ON_D_DATA, PREDICTED_FORM, fit_published, published_table
 from orchestrator.analysis.report import headline
 from orchestrator.analysis.tables import fit_tables, not_fitted
 from tests.synthetic import synthetic_table

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from orchestrator.analysis import design_of, power
 from orchestrator.analysis.inference import (
     curve_sums,
     dataset_effects,
@@ -16,8 +15,10 @@ from orchestrator.analysis.power import (
     Design,
     Sample,
     Truth,
+    design_of,
     experiment_power,
     planned_power,
+    power,
 )
 from orchestrator.planning.estimate import DEFAULT_GPU
 from orchestrator.planning.plan import plan_sweep

@@ -7,12 +7,13 @@ numbers that need natural datasets agree to a few hundredths only; medical ones 
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_report, published_table
-from orchestrator.analysis.fits import fit_exponent, prepare
+from orchestrator.analysis.fits import fit_exponent, fit_scaling_laws, prepare
 from orchestrator.analysis.published import (
     LOSS_ON_D_DATA,
     PREDICTED_FORM,
     fit_published,
+    published_report,
+    published_table,
 )
 from search_spaces.published import read_published
 

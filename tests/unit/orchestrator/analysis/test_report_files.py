@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_table, read_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
+from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import write_report
+from orchestrator.analysis.table import read_csv
 from tests.synthetic import synthetic_table
 
 SUMMARY = {

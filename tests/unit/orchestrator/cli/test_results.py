@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import trial_record
@@ -104,7 +104,7 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     table.loc[0, "status"] = "diverged"
     monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
     redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), regressions=())
-    monkeypatch.setattr("orchestrator.analysis.published_report", lambda: redone)
+    monkeypatch.setattr("orchestrator.analysis.published.published_report", lambda: redone)
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
     assert "Left out: diverged (loss stopped being a finite number): 1" in out
