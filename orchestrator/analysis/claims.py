@@ -245,8 +245,9 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
         published="0.90; 0.54 at equal channels", power_of="a K_F 1.6 times as high",
     )  # fmt: skip
     known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
-    logs = np.log(known[c.LABEL_SHARPNESS].astype(float)).groupby(known[c.DATASET]).mean()
-    medical = (known.groupby(c.DATASET)[c.DOMAIN].first() == c.MEDICAL).to_numpy(dtype=float)[:, None]
+    logs = pd.Series(np.log(known[c.LABEL_SHARPNESS].astype(float))).groupby(known[c.DATASET]).mean()
+    domains = known.groupby(c.DATASET)[c.DOMAIN].first()
+    medical = np.asarray(domains == c.MEDICAL, dtype=np.float64)[:, None]
     reason = fits.why_no_sharpness
     if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
         reason = "it needs datasets of both domains"

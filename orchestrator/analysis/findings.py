@@ -130,7 +130,7 @@ def _established(claim: Claim | None, estimate: Estimate) -> bool:
 
 
 def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
-    return decided(claim and claim.adjusted_p, estimate.interval, null)
+    return decided(None if claim is None else claim.adjusted_p, estimate.interval, null)
 
 
 def _power(fits: ScalingFits, estimate: Estimate, degrees: int, effect: float, words: str) -> str:

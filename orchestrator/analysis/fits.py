@@ -212,7 +212,7 @@ class ScalingFits:
     @property
     def why_no_sharpness(self) -> str:
         """Why K_F cannot be compared over these datasets, or an empty text."""
-        known = {d.label_sharpness for d in self.datasets} - {None}
+        known = [d.label_sharpness for d in self.datasets if d.label_sharpness is not None]
         if not known:
             return "K_F was not measured"
         same = t.SAME_SHARPNESS if t.all_equal(known) else ""

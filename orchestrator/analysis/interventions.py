@@ -194,7 +194,7 @@ def _over_worlds(
     slopes = (kept[response.column] / kept["by"]).astype(float)
     by_arm = slopes.groupby([kept["world"], kept["dataset"]]).mean()
     return replace(
-        _effect(estimand, response, by_arm.groupby("world").mean().to_dict(), theory, arm=arm),
+        _effect(estimand, response, dict(by_arm.groupby("world").mean()), theory, arm=arm),
         num_cells=len(kept),
         num_at_chance=int(at_chance.sum()),
         num_without=int((without & ~at_chance).sum()),

@@ -191,7 +191,7 @@ class Power:
     @property
     def error(self) -> float:
         """The largest standard error of a share."""
-        return 0.5 / self.num_tables**0.5
+        return 0.5 / float(np.sqrt(self.num_tables))
 
     def table(self) -> Table:
         """Return how often every question is answered."""

@@ -223,16 +223,23 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
         return None
     _, groups = np.unique(rows[c.DATASET].to_numpy(dtype=str), return_inverse=True)
     y, z = rows[t.LOG_LOSS].to_numpy(dtype=float), np.column_stack([np.ones(len(rows)), size])
-    values, covariance, *variances = _restricted(x, y, z, groups)
+    values, covariance, residual, ratios = _restricted(x, y, z, groups)
     keep, free = 1 + len(terms), int(groups.max()) - sum(name in HEIGHT for name in terms)
-    return Prior(terms, values[:keep], covariance[:keep, :keep], *variances, max(1, free))
+    height, slope = (ratios * residual).tolist()
+    return Prior(
+        terms,
+        values[:keep],
+        covariance[:keep, :keep],
+        residual,
+        height,
+        slope,
+        degrees_of_freedom=max(1, free),
+    )
 
 
-def _restricted(
-    x: Array, y: Array, z: Array, groups: NDArray[np.intp]
-) -> tuple[Array, Array, float, float, float]:
-    """Fixed effects of y (n,) on x (n, p), their covariance, and the variances of residual, height and slope,
-    whose terms z (n, 2) are; the two log ratios of variances on a grid that closes in on the best.
+def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple[Array, Array, float, Array]:
+    """Fixed effects of y (n,) on x (n, p), their covariance, the residual variance, and the ratios to it of those
+    of height and slope, whose terms z (n, 2) are: the best of a grid of logarithms that closes in.
     """
     num, p = int(groups.max()) + 1, x.shape[1]
     zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, p)), np.zeros((num, 2))
@@ -265,8 +272,8 @@ def _restricted(
         step = (high - low) / (steps - 1)
         low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
     _, values, inverse, residual = (found[0] for found in criterion(best[None, :]))
-    ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best)) * residual
-    return values, inverse * residual, float(residual), *ratios.tolist()
+    ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
+    return values, inverse * residual, float(residual), ratios
 
 
 def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:

@@ -134,7 +134,7 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
     def means(table: pd.DataFrame) -> pd.Series:
         """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
         values = table.reindex(columns=[quantity.column])[quantity.column].astype(float)
-        logs = np.log(values.where(values > 0)).dropna()
+        logs = pd.Series(np.log(values.where(values > 0))).dropna()
         return pd.Series(np.exp(logs.groupby([table.loc[logs.index, name] for name in quantity.key]).mean()))
 
     ratio = (means(ours) / means(theirs)).dropna()
@@ -185,8 +185,14 @@ def fit_published(points: pd.DataFrame, terms: tuple[str, ...], *, model: str, s
     rows = f.rows_of(points, model, subset, (t.LOG_LOSS, *terms))
     y, x = rows[t.LOG_LOSS].to_numpy(dtype=float), rows[list(terms)].to_numpy(dtype=float)
     names = sorted(map(str, rows[c.DATASET].unique()))
-    about = {"model": model, "subset": subset, "terms": terms, "num_points": len(rows)}
-    blank = f.Fit(kind="published", num_datasets=len(names), **about)
+    blank = f.Fit(
+        kind="published",
+        model=model,
+        subset=subset,
+        terms=terms,
+        num_points=len(rows),
+        num_datasets=len(names),
+    )
     if (whole := i.ols(y, x)) is None:
         return replace(blank, reason=f.unidentified(rows, terms))
     kept = {name: (rows[c.DATASET] != name).to_numpy() for name in names}
