@@ -238,8 +238,8 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
 
 
 def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple[Array, Array, float, Array]:
-    """Fixed effects of y (n,) on x (n, p), their covariance, the residual variance, and the ratios to it of those
-    of height and slope, whose terms z (n, 2) are: the best of a grid of logarithms that closes in.
+    """Fixed effects of y (n,) on x (n, p), their covariance, the residual variance, and the ratios to it of
+    those of height and slope, whose terms z (n, 2) are: the best of a grid of logarithms that closes in.
     """
     num, p = int(groups.max()) + 1, x.shape[1]
     zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, p)), np.zeros((num, 2))
