@@ -242,8 +242,10 @@ def _template() -> Any:
 
 def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
     def describe(name: str) -> str:
-        said = [about.get(name, {}).get(key, "") for key in ("title", "description")]
-        return ". ".join(text.rstrip(".") for text in said if text)
+        title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
+        # A title says itself that a set is derived.
+        description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
+        return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
     return laid_out(
         "datasets",

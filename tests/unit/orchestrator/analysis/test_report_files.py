@@ -23,7 +23,10 @@ SUMMARY = {
         {"dataset": "natural0", "class_pair": "", "train_size": 500, "d_data": 9.123456, "K_F": 0.000637},
         {"dataset": "natural0", "class_pair": "", "train_size": 250, "d_data": 9.2, "K_F": 0.00156},
     ],
-    "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
+    "datasets": {
+        "medical0": {"title": "Lesions", "description": "semi-synthetic slices"},
+        "medical1": {"title": "Textures (derived)", "description": "DERIVED: patches of photographs."},
+    },
     "packages": {"torch": "2.10"}, "devices": {"cpu": 36},
     "description": "A <small> sweep.", "preset": "name: <demo>",
 }  # fmt: skip
@@ -64,6 +67,10 @@ def test_numbers_of_measures_stand_below_each_other_in_one_notation(page):
     found = re.findall(r'<td data-head="(?:d_data|K_F)" class="number">([^<]*)</td>', section)
     assert found == ["9.12", "0.000637", "9.2", "0.00156"]
     assert "maximum likelihood" in section  # says what its headings mean
+
+
+def test_a_set_is_said_to_be_derived_once(page):
+    assert "Textures (derived). patches of photographs<" in page
 
 
 def test_the_page_needs_nothing_from_outside(page):
