@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import LEVEL, Array, Sums, curve_sums, t_power, t_quantile
+from orchestrator.analysis.inference import (
+    LEVEL,
+    Array,
+    Sums,
+    curve_sums,
+    dataset_effects,
+    t_power,
+    t_quantile,
+)  # fmt: skip
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
 from orchestrator.planning.estimate import DEFAULT_GPU, amount
@@ -85,12 +93,6 @@ class Design:
         self.log_size = np.log(np.array(train_sizes, dtype=float))[self.size]
         self.curve = self.subset * len(models) + self.model
 
-    def effects(self, values: Array) -> Array:
-        """Reduce points (n, k) to dataset effects (G, k): means, since every dataset has every cell."""
-        member = (self.dataset == np.arange(len(self.domains))[:, None]) * self.weights
-        means = member @ values / member.sum(axis=1, keepdims=True)
-        return np.asarray(means - means.mean(axis=0))
-
 
 class Sample:
     """One drawn table: d at the largest N (n,), log K_F (n,) and log loss (n,); properties of datasets and
@@ -130,10 +132,13 @@ class Sample:
 
     def heights(self) -> tuple[Array, Array]:
         """Dataset effects of log loss (G,) and of 1/d, log K_F and, with two domains, the label (G, q)."""
-        columns = [self.log_loss, 1 / self.d_reference, self.log_sharpness, self.design.medical]
-        several = len(set(self.design.domains)) > 1
-        effects = self.design.effects(np.column_stack(columns)[:, : 3 + several])
-        return effects[:, 0], effects[:, 1:]
+        at = self.design
+        columns = [self.log_loss, 1 / self.d_reference, self.log_sharpness, at.medical]
+        values = np.column_stack(columns)[:, : 3 + (len(set(at.domains)) > 1)]
+        cells = at.model * len(at.train_sizes) + at.size
+        reduced = dataset_effects(values, cells, at.dataset, at.weights)
+        assert reduced is not None  # noqa: S101 - every dataset has every cell
+        return reduced[1][:, 0], reduced[1][:, 1:]
 
     def p_values(self) -> dict[str, float]:
         """p-values of the headline questions, before Holm's adjustment (attacks are not drawn).

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from orchestrator.analysis.inference import (
-    curve_sums,
-    dataset_effects,
     mean_interval,
     ols,
     slope_within_curves,
@@ -42,24 +40,6 @@ def test_without_errors_the_truth_is_found_exactly():
     assert (sharpness, offset) == pytest.approx((0.7, 0.4))
     grown = np.exp(0.05 * np.log(2))
     assert slope_within_curves(sample.sums()).value == pytest.approx(1.3 * grown)
-
-
-def test_effects_of_a_design_are_those_that_the_fits_reduce_points_to():
-    sample, at = Sample(SMALL, Truth(), np.random.default_rng(1)), SMALL
-    values = np.column_stack([sample.log_loss, 1 / sample.d_reference, sample.log_sharpness])
-    names = np.array([name for name, _, _ in SMALL.datasets])
-    order = np.argsort(names)
-    _, theirs = dataset_effects(values, (at.model * 10 + at.size).astype(str), names[at.dataset], at.weights)
-    y, x = sample.heights()
-    assert np.column_stack([y, x[:, :2]])[order] == pytest.approx(theirs)
-    sums = curve_sums(
-        sample.log_loss,
-        -at.log_size / sample.d_reference,
-        at.curve.astype(str),
-        names[at.dataset],
-        at.weights,
-    )
-    assert sample.sums().xy[order] == pytest.approx(sums.xy)
 
 
 def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
