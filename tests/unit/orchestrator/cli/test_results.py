@@ -1,6 +1,7 @@
 """Commands that read what a sweep found."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,25 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(run, monkeypatc
     for title in ("What was seen", "Headline questions", "Height of the losses"):
         assert title in whole
         assert title not in short
+
+
+def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, monkeypatch, tmp_path):
+    from orchestrator.analysis.table import read_csv
+    from orchestrator.cli import results
+
+    table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    _, out, _ = run("fit", "smoke")
+    assert "what its class pairs say of the law" in out
+    assert "7.75" in next(line for line in out.splitlines() if "exponent b in N^(-b/d)" in line)
+    _, out, _ = run("fit", "smoke", "--json")
+    assert [one["num_groups"] for one in json.loads(out)["class_pairs"]] == [10] * 5
+    own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
+    own.to_csv(tmp_path / "own.csv", index=False)
+    words = ("--response", "test_loss", "--on", "train_size", "--groups", "a", "--groups", "b")
+    _, out, _ = run("fit", str(tmp_path / "own.csv"), *words)
+    assert "Within one a and b, " in out
+    assert "45 pairs of groups" in " ".join(out.split())
 
 
 def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
