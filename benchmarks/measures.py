@@ -246,14 +246,22 @@ def streaming(
     }
 
 
-def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> ShardedRows:
+class StoredRows(ShardedRows):
+    """Rows as a source of blocks."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows ``start`` to ``stop`` (exclusive)."""
+        return self.read_rows(np.arange(start, stop))
+
+
+def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> StoredRows:
     step = create_store(folder, num_images=num_rows, image_shape=shape, dtype="uint8")
     rng = np.random.default_rng(0)
     for start in range(0, num_rows, step):
         size = (min(step, num_rows - start), *shape)
         write_rows(folder, "images", start, rng.integers(0, 256, size, np.uint8))
     chunk, shard = rows_per_shard(int(np.prod(shape)), num_rows)
-    return ShardedRows(folder / "images" / "c", num_rows, shape, np.dtype(np.uint8), chunk, shard)
+    return StoredRows(folder / "images" / "c", num_rows, shape, np.dtype(np.uint8), chunk, shard)
 
 
 class SameTiles(RayExecutor):

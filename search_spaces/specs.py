@@ -439,16 +439,12 @@ class TrialSpec(Spec):
             for method in attacks.methods
             for epsilon in attacks.epsilons
         ]
-        if self.robustness is not None:
+        if (asked := self.robustness) is not None:
             version = self.robustness_version
-            found.append(
-                RobustnessMeasurement(
-                    schema_version=version, network_id=network_id, robustness=self.robustness
-                )
-            )
+            found += [RobustnessMeasurement(schema_version=version, network_id=network_id, robustness=asked)]
         if self.predictions:
             version = self.predictions_version
-            found.append(PredictionMeasurement(schema_version=version, network_id=network_id))
+            found += [PredictionMeasurement(schema_version=version, network_id=network_id)]
         return tuple(found)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -198,6 +198,16 @@ class Listing:
     intensity: str = "as stored, 8 bits"
     flags: dict[str, int] = field(default_factory=dict)
     one_each: bool = True
+
+
+def count_lines(**told: Mapping[str, int]) -> list[str]:
+    """Say what is told of a set, as ``left_out={"validation split": 3}``, one line a reason."""
+    return [
+        f"  {what.replace('_', ' ')}: {reason}, {count:,}"
+        for what, counts in told.items()
+        for reason, count in counts.items()
+        if count
+    ]
 
 
 class SkipItem(Exception):
