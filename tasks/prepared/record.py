@@ -28,22 +28,14 @@ class PreparedRecord(BaseModel):
     Attributes:
         fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label names, dtype.
             It does not depend on sharding, worker count, hash key or when and where it was made.
-        prepared_id: Identity of the spec it was made from.
         raw_id: Hash of the raw listing with file sizes and times, to notice that your own data changed.
-        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
-        label_rule: How labels were made where nobody gave them.
-        num_images_per_label: Label name to number of images.
-        num_groups_per_label: Label name to number of groups with such an image.
-        num_listed: Items found in the raw download.
         excluded: Items left out by the dataset's own rules, by reason.
-        skipped: Items that could not be used, by reason.
-        skipped_items: First pairs (keyed hash of the locator, reason) of those.
+        skipped: Items that could not be used, by reason; ``skipped_items`` are the first of them, pairs
+            (keyed hash of the locator, reason).
         conversions: What was done to pixels, and to how many images.
         flags: What is doubtful, and how often.
         num_duplicates: Images whose pixels equal an earlier image's; their groups were joined.
         num_conflicts: Images whose pixels equal those of an image with another label.
-        intensity: How raw values became pixels.
-        seconds: Time of the preparation that published it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -74,12 +74,8 @@ Split = Literal["", "train", "test"]
 class RawRequest:
     """What to read.
 
-    Attributes:
-        dataset: Its row of the table.
-        spec: What it becomes.
-        raw: Folder or file of the raw download.
-        key: Of the hashes.
-        cache: A folder where an index of the raw tree may be kept.
+    ``raw`` is the folder or file of the download, ``key`` that of the hashes, ``cache`` a folder where an
+    index of the raw tree may be kept.
     """
 
     dataset: DatasetSpec
@@ -179,8 +175,6 @@ class Listing:
 
     Attributes:
         items: In an order that depends on the raw files only, never on the file system's listing order.
-        label_names: One name per class index.
-        dtype: dtype of the prepared images.
         block_size: How many items one task should read.
         excluded: Items left out on purpose by the dataset's own rules, reason to count (not faults).
         skipped: Pairs (locator, reason) of items already known to be unreadable.

@@ -193,7 +193,7 @@ def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells, Listed]:
     optional = (*columns.of.values(), "slice")
     rows = read_table(table.path, request, needed, optional, raw=columns.labels, lines=lines)
     found = {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
-    cells = columns.cells(found, request, table.counted_row)
+    cells = dict(columns.cells(found, request, table.counted_row))
     cells |= {"path": _paths(found[needed[0]], table, request)}
     return columns, cells | ({"slice": found["slice"]} if "slice" in found else {}), table
 

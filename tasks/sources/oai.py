@@ -6,13 +6,11 @@ Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (r
 ``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's ``contents.csv``.
 
 A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
-``SeriesDescription`` of the release's ``contents.csv``, and by its own header, which must not contradict
-it. What neither describes is left out.
+``SeriesDescription`` of ``contents.csv``, and by its own header, which must not contradict it.
 
-The study's detector is not available, so a knee comes, in this order of preference, from
-``crops/<ID>_<R|L>.png`` (ready crops), from ``knee_centers.csv`` (id, side, row, column in pixels of the
-file), or from :func:`tasks.sources.oai.find_centers`, a rule by image content. The record counts how many
-each way gave.
+The study's detector is not available, so a knee comes, in this order, from ``crops/<ID>_<R|L>.png``, from
+``knee_centers.csv`` (id, side, row, column in pixels of the file), or from :func:`find_centers`, a rule by
+image content. The record counts how many each way gave.
 """
 
 from __future__ import annotations
