@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).with_name("results")
-PAIRS = ("digit_pairs", "mnist_pairs")
+PAIRS = ("digit_pairs", "mnist_pairs", "fashion_pairs")
 SMOOTHNESS = 4.5
 CHANCE = float(np.log(2))
 Rows = list[dict[str, str]]
