@@ -195,12 +195,6 @@ class TestImageFolder:
         options = {"max_skipped_share": 0.5, "for_training": False}
         check_verdict(verdict, lambda: prepare("table", tmp_path / "raw", **options))
 
-    def test_damage_is_refused(self, prepare, tmp_path, ending):
-        path = image_folder(tmp_path / "raw", ending=ending) / f"metadata.{ending}"
-        path.write_bytes(path.read_bytes()[:-20] + b"\xff\xfe" * 4)
-        with pytest.raises(DataError, match=r"must be UTF-8 text|one JSON object a line|whole Parquet file"):
-            prepare("table", path)
-
 
 SPLITS = {
     "a column that denies its folder": (
@@ -419,19 +413,29 @@ def zipped() -> bytes:
     return stream.getvalue()
 
 
-DAMAGED = {
-    "text called xlsx": ("a.xlsx", lambda _: TEXT.encode(), "must be readable; found: damaged archive"),
-    "a cut workbook": ("a.xlsx", lambda body: body[:-100], "must be readable; found: damaged archive"),
-    "a zip that is no workbook": ("a.xlsx", lambda _: zipped(), "must be an xlsx workbook"),
-    "text called parquet": ("a.parquet", lambda _: TEXT.encode(), "must be a whole Parquet file"),
+def cut(body: bytes) -> bytes:
+    return body[:-100]
+
+
+DAMAGED: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
+    "text called xlsx": ("csv", "a.xlsx", bytes, "must be readable; found: damaged archive"),
+    "text called parquet": ("csv", "a.parquet", bytes, "must be a whole Parquet file"),
+    "a zip that is no workbook": ("csv", "a.xlsx", lambda _: zipped(), "must be an xlsx workbook"),
+    "a cut workbook": ("xlsx", "a.xlsx", cut, "must be readable; found: damaged archive"),
+    "cut JSON lines": (
+        "jsonl",
+        "a.jsonl",
+        cut,
+        "must be UTF-8 text with one JSON object a line|object a line",
+    ),
+    "a cut Parquet file": ("parquet of paths", "a.parquet", cut, "must be a whole Parquet file"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_tables_that_are_damaged_or_called_otherwise_name_a_way_out(prepare, tmp_path, name):
-    file, damage, message = DAMAGED[name]
-    raw = FORMS["xlsx"][1](tmp_path, {"label": [0, 1] * 6})
+def test_tables_that_are_damaged_or_called_otherwise_are_refused(prepare, tmp_path, name):
+    form, file, damage, message = DAMAGED[name]
+    raw = FORMS[form][1](tmp_path, {"label": [0, 1] * 6})
     (tmp_path / file).write_bytes(damage(raw.read_bytes()))
-    check_verdict(
-        f"{message}.*; copy it again, or save it as .csv", lambda: prepare("table", tmp_path / file)
-    )
+    check_verdict(f"{message}.*; copy it again, or save it as .csv" if form != "jsonl" else message,
+                  lambda: prepare("table", tmp_path / file))  # fmt: skip
