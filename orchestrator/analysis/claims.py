@@ -253,7 +253,7 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
         reason = "it needs datasets of both domains"
     estimates = None
     if not reason:
-        y, tested = logs.to_numpy(dtype=float), {t.IS_MEDICAL}
+        y, tested = np.asarray(logs, dtype=np.float64), {t.IS_MEDICAL}
         estimates = f.slope_estimates(y, medical, (t.IS_MEDICAL,), [""] * len(logs), tested=tested)
     fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
     yield _decided(labels, fit, t.IS_MEDICAL, len(logs) - 2, 0.5, reason)

@@ -286,7 +286,7 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
     for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
         num_models = group[c.MODEL].nunique()
         kept = group[group.groupby(cell)[c.MODEL].transform("nunique") == num_models]
-        row = {c.DATASET: dataset, c.TRAIN_SIZE: int(size), "num_models": num_models}
+        row: dict[str, Any] = {c.DATASET: dataset, c.TRAIN_SIZE: size, "num_models": num_models}
         row["num_compared"] = kept.groupby(cell).ngroups
         means = kept.groupby(c.MODEL)[c.TEST_LOSS].mean().sort_values(kind="stable")
         ranked = [*means.items(), (None, np.nan), (None, np.nan)]
