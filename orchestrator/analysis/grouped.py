@@ -249,7 +249,7 @@ def _text_of(path: Path) -> pd.DataFrame:
     read, what = READERS.get(path.suffix.lower(), (read_text, "UTF-8 text"))
     way_out = "save it as CSV in UTF-8 with one line of column names"
     try:
-        names, *rows = read(path.read_bytes()) or [[]]
+        names, *rows = read(path.read_bytes()).rows or [[]]
     except TableError as error:
         raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {error.args[1]}", way_out) from None
     except Exception as error:  # readers raise almost anything on damaged files
