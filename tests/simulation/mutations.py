@@ -347,13 +347,6 @@ MUTATIONS = (
         "    def _hear",
     ),
     Mutation(
-        "no cell is given out when a sweep must end", QUEUE,
-        "        if self.error is not None:\n"
-        "            return None\n"
-        "        if self.ready:",
-        "        if self.ready:",
-    ),
-    Mutation(
         "Tune that breaks now and then ends no sweep", TRIALS,
         "        self._num_broken = 0\n"
         "        self._settled",

@@ -255,7 +255,7 @@ class World:
             for kind, until in outside.lasting.items()
             if kind.startswith("server")
         )
-        if tracker.num_behind and answers and not outside.met["server refuses"]:
+        if tracker.num_behind and answers and not (outside.met["server refuses"] or process.frozen_s):
             raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
         if not tracker.num_behind and not self._server_unknown():
             self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
