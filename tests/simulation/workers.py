@@ -150,7 +150,7 @@ class SimulatedExecution:
                 raise KeyboardInterrupt
             self._nodes_go_and_come(running)
             self._tune_breaks([trial for trial in running if trial.node])
-            if not self._is_over():
+            if iteration % 2 and not self._is_over():
                 self._cells.at_rest({trial.trial_id for trial in running if trial.node})
             trials.on_step_begin(iteration, running)
             self._must(not self._is_over(), f"the sweep goes on: {self._process.over}")

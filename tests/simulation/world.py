@@ -71,6 +71,7 @@ class World:
         self.seconds = random.choice((8.0, 8.0, 60.0))
         self.asks = Resources(1, random.choice((0, 0.25)))
         self.folder, self.roots, self.num_taken = Path(), set[str](), 0
+        self.looked_at: tuple[str, int, int, int] | None = None
         self.foreign = self._foreign() if random.random() < 0.5 else {}
 
     def _foreign(self) -> dict[str, Any]:
@@ -167,7 +168,9 @@ class World:
 
     def _look(self, root: str) -> None:
         """Somebody looks at the sweep, and the index of its root tells what the records do."""
-        if self.of is Grid:
+        state = (root, self.outside.num_written, len(self.outside.hit), self.outside.met["index damaged"])
+        if self.of is Grid and state != self.looked_at:
+            self.looked_at = state
             seen = StoredResults.read(self._quiet(), self._index(root), look=True).trials.outlines
             there = StoredResults.read(self._quiet()).trials.outlines
             for name in sorted(seen.keys() | there.keys()):
