@@ -39,7 +39,7 @@ def test_results_that_are_removed_while_a_run_goes_on_are_not_counted(
         return real(sweep)
 
     monkeypatch.setattr(module, "_report", removed_before)
-    monkeypatch.setattr(module, "report_sweep", lambda *_: None)
+    monkeypatch.setattr("orchestrator.analysis.report.report_sweep", lambda *_: None)
     notes: list[str] = []
     progress = Progress()
     progress.note = notes.append  # type: ignore[method-assign]

@@ -47,7 +47,7 @@ def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
         return scan(self, kind, files)
 
     monkeypatch.setattr(ResultStore, "scan", counting)
-    monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
+    monkeypatch.setattr("orchestrator.analysis.report.report_sweep", lambda *_: None)
     summary = run_sweep("smoke", RunOptions(root=root, tracking=False))
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]
