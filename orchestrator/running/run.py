@@ -322,10 +322,8 @@ def announced(
         gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
         where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
         monitor.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
-        if cluster.dashboard:
-            token = f"access token in {workspace.paths.token}"
-            monitor.note(f"Ray dashboard: {cluster.dashboard} ({token})")
-            # The one job that a private cluster has.
-            page = f"{cluster.dashboard}/#/jobs/01000000"
-            monitor.note(f"Trials there: {page}, Task Table, Function or Class Name: IsweepTrial.train")
+        if page := cluster.dashboard:
+            monitor.note(f"Ray dashboard: {page} (access token in {workspace.paths.token})")
+            table = f"{page}/#/jobs/01000000, Task Table"  # of the one job that a private cluster has
+            monitor.note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
         yield cluster

@@ -150,13 +150,10 @@ WRONG = {
         (f"{NODE}/ImageId", None, "ImageId: no image is named"),
         (f"{NODE}/ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),
         (f"{NODE}/SecurityGroupIds", [5], "Invalid type for parameter SecurityGroupIds[0], value: 5"),
-        (f"{NODE}/InstanceType", None, "InstanceType: no instance type is named"),
-        (f"{NODE}/InstanceType", "m6i.2xlarg", "EC2 knows no m6i.2xlarg; m6i.2xlarge"),
         (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID"; correct it'),
         (f"{NODE}/MetadataOptions/HttpPutResponseHopLimit", "1", "HopLimit, value: 1, type: <class 'str'>"),
     ],
     GCP: [
-        ("provider/project_id", None, "provider.project_id: not named"),
         (f"{WORKER}/node_config/scheduling", [{"provisioningModel": "SPOT"}], "its disk stay and cost; add"),
         (f"{NODE}/scheduling", [{"preemptible": True}], "a spot machine as head"),
         (f"{WORKER}/node_config/disks/0/autoDelete", None, "disks: the disk stays when its node ends; say"),
