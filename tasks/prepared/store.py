@@ -53,9 +53,7 @@ class ShardedRows:
     shard_rows: int
 
     def read_rows(self, wanted: NDArray[np.int64] | range) -> NDArray[np.generic]:
-        """Return the rows of ``wanted``, in that order, opening every chunk once.
-
-        A range, which must have step 1, is copied less.
+        """Return the rows of ``wanted``, in that order; a range, which must have step 1, is copied less.
 
         Raises:
             IndexError: for a row that is not there.
