@@ -55,10 +55,7 @@ class ShardedRows:
     def read_rows(self, wanted: NDArray[np.int64] | range) -> NDArray[np.generic]:
         """Return the rows of ``wanted``, in that order; a range, which must have step 1, is copied less.
 
-        Raises:
-            IndexError: for a row that is not there.
-            ValueError: when a checksum is wrong.
-            OSError: when a shard is missing or ends early.
+        Damage is a ValueError or an OSError, a row that is not there an IndexError.
         """
         rows: NDArray[np.generic] = np.empty((len(wanted), *self.row_shape), self.dtype)
         buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
@@ -262,8 +259,10 @@ class PreparedDataset:
         Raises:
             CorruptStoreError: when a checksum is wrong, naming the shard.
         """
-        follow = isinstance(indices, range) and indices.step == 1
-        wanted = indices if follow else np.asarray(indices, dtype=np.int64)
+        if isinstance(indices, range) and indices.step == 1:
+            wanted: NDArray[np.int64] | range = indices
+        else:
+            wanted = np.asarray(indices, dtype=np.int64)
         with self._naming_files("images", wanted):
             return self._images.read_rows(wanted)
 
