@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace, plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running.cluster import RunOptions, connect
+from orchestrator.running.locks import exclusive
+from orchestrator.running.measuring import Measured
+from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
+from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.published import read_published
-from search_spaces.sweeps import DatasetChoice
+from search_spaces.sweeps import DatasetChoice, SweepSpec
+from tasks.measures.records import MeasureResult
+from tasks.measures.sharpness import SharpnessConvention, conversion
+from tasks.prepared.prepare import save_montage
+from tasks.prepared.store import PreparedDataset
+from tasks.remote import RayExecutor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from orchestrator.running.cluster import RunOptions
-    from orchestrator.running.measuring import Measured
-    from orchestrator.running.progress import Progress
-    from search_spaces.sweeps import SweepSpec
-    from tasks.measures.records import MeasureResult
 
 
 def measured_document(measured: Measured) -> dict[str, Any]:
@@ -35,11 +45,8 @@ def measured_document(measured: Measured) -> dict[str, Any]:
 def draw_pair(figure: Figure, measured: Measured) -> None:
     """Draw the two differently labelled images that are closest side by side, each stretched to its range.
 
-    Raises:
-        DataError: When there are none, or they are no images.
+    DataError where there are none, or they are no images.
     """
-    import numpy as np
-
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
         raise DataError("A closest pair needs two images with different labels", "there are none")
@@ -64,8 +71,6 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     three channels; it is rescaled by range, side and channels. None where this record's convention is not
     known.
     """
-    from tasks.measures.sharpness import SharpnessConvention, conversion
-
     size, own = record.sizes[-1].train_size, record.label_sharpness
     to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
     nearest: dict[str, dict[str, str]] = {}
@@ -128,23 +133,12 @@ def _level(below: int, total: int) -> str:
 def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
     """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
 
-    Raises:
-        ConfigError: for an unknown name.
+    ConfigError for an unknown name.
     """
-    from orchestrator.planning.paths import RootPaths
-    from tasks.prepared.store import PreparedDataset
-
-    paths = RootPaths.at(root)
-    folder = paths.root / "prepared"
     prepared: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith("."):
-            continue
-        try:
-            record = PreparedDataset.open(path).record
-        except CorruptStoreError:
-            continue
-        prepared.setdefault(record.dataset, []).append(path.name)
+    for path in sorted((RootPaths.at(root).root / "prepared").glob("[!.]*")):
+        with suppress(CorruptStoreError):
+            prepared.setdefault(PreparedDataset.open(path).record.dataset, []).append(path.name)
     specs = [dataset_spec(name)] if name else list(DATASETS.values())
     return [
         {
@@ -167,27 +161,12 @@ def prepare_one(
 ) -> dict[str, Any]:
     """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
 
-    Args:
-        name: A dataset of the table, or own data of the sweep file.
-        preset: Preset or sweep file that names image size, channels and data mode.
-        run_options: Where and how; ``raw`` names the download.
-        progress: Shows what happens.
-        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
-        said: Fields of own data, such as ``label_map``, over what the sweep file says of them.
+    ``name`` is of the table, or own data of the sweep file, of which ``said`` are fields over the file's.
+    ``montage`` is where to draw examples of each label; None draws nothing, for patients' sake.
 
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
     """
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.plan import Workspace, plan_sweep
-    from orchestrator.planning.sweep_file import load_sweep
-    from orchestrator.running.cluster import connect
-    from orchestrator.running.locks import exclusive
-    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-    from tasks.prepared.prepare import save_montage
-    from tasks.prepared.store import PreparedDataset
-    from tasks.remote import RayExecutor
-
     sweep = load_sweep(preset)
     # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})

@@ -1,11 +1,10 @@
 """What MLflow should show of a sweep, and the thread that makes it so.
 
 The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow does not
-show yet: a run that is running or failed, a result, the sweep's report. One thread goes through it, makes
-MLflow show row after row and strikes them out; a row that failed stays, and is tried again after a pause. A
-newer state of a run replaces its row. Nothing of this is on disk: what a killed driver did not send,
-``reconcile`` finds by putting the whole store into the table, where a row that MLflow shows already costs a
-comparison. Importing this module does not import ``mlflow``.
+show yet: a run that is running or failed, a result, the sweep's report. One thread makes MLflow show row
+after row and strikes them out; a row that failed stays, and is tried again after a pause. A newer state of a
+run replaces its row. Nothing of this is on disk: what a killed driver did not send, ``reconcile`` finds by
+putting the whole store into the table. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -61,11 +60,10 @@ folder; or the end of runs that nobody works on and, with an ending, of the swee
 
 
 class Tracker:
-    """Makes MLflow show a sweep.
+    """Makes MLflow show a sweep; no method waits for it unless it says so, and none raises when it is away.
 
-    No method waits for MLflow unless it says so, and none raises when MLflow is away. ``open_runs``, called
-    in the background until it works, returns the sweep's runs in MLflow; None tracks nothing. ``say`` is told
-    what a person should know, such as a server that does not answer.
+    ``open_runs``, called in the background until it works, returns the sweep's runs in MLflow; None tracks
+    nothing. ``say`` is told what a person should know, such as a server that does not answer.
     """
 
     def __init__(
@@ -186,8 +184,7 @@ class Tracker:
     def close(self, ending: Ending) -> None:
         """Send what is behind for as long as MLflow takes something, then end every run that is open.
 
-        A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished
-        now: a start that is refused changes nothing.
+        A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished.
         """
         self._running.clear()
         self._want(_END, ending)
@@ -278,10 +275,7 @@ class Tracker:
         self._moved()
 
     def _is_refused(self, error: Exception, key: str, row: _Row) -> bool:
-        """Note why a row is not shown; it is due again or, where it is refused, once it is wanted anew.
-
-        Where MLflow lets nobody in, all are refused.
-        """
+        """Note why a row is not shown; what is refused (all, where nobody is let in) waits for a newer."""
         from orchestrator.results.mlflow_runs import first_line, is_final
 
         why, now = first_line(error), self._clock.monotonic()
@@ -321,9 +315,8 @@ def _packed(run: FlatRun) -> bytes:
 def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root.
 
-    Raises:
-        ConfigError: for a file store, which MLflow has closed, and what neither MLflow nor a plugin opens.
-        SetupError: when it is below a root whose path is another one in a URL.
+    ConfigError for a file store, which MLflow has closed, and what neither MLflow nor a plugin opens;
+    SetupError below a root whose path is another one in a URL.
     """
     if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
         scheme, found, _ = named.partition("://")
@@ -405,10 +398,6 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
     return f"answers ({resolved.partition('://')[0]})"
 
 
-MOST_SHOWN = 3
-"""Differences that are spelt out; the others are counted."""
-
-
 def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
     """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way out.
 
@@ -426,10 +415,10 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
                 trials.add(trial_id)
     sentences = []
     if values:
-        more = [f"and {len(values) - MOST_SHOWN} more"] * (len(values) > MOST_SHOWN)
+        more = [f"and {len(values) - 3} more"] * (len(values) > 3)
         sentences.append(
             f"MLflow differs from the result store in {len(values)} values of {len(trials)} trials "
-            f"({'; '.join([*values[:MOST_SHOWN], *more])}); the store's are used. Mend MLflow with `{mend}`"
+            f"({'; '.join([*values[:3], *more])}); the store's are used. Mend MLflow with `{mend}`"
         )
     if missing := ours.keys() - theirs.keys():
         sentences.append(f"MLflow lacks {len(missing)} results that the store has: send them with `{mend}`")

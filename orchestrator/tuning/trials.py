@@ -63,8 +63,7 @@ class SearchQueue(CellQueue):
         """Return the next trial, which runs from now on; None when none may be taken yet."""
         taken = super().take(now)
         if taken is None and self.error is None and len(self._waiting) < AHEAD:
-            asked = self._search.next()
-            if asked is None:
+            if (asked := self._search.next()) is None:
                 return None
             try:
                 self._note(asked)

@@ -12,7 +12,6 @@ from orchestrator.results.store import (
     ResultStore,
     TrialFailure,
     TrialRecord,
-    _seal,
 )
 from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress, running_trials
@@ -299,9 +298,3 @@ def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
         locked(second, "isweep run smoke"),
     ):
         pass
-
-
-@pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
-def test_the_seal_of_parsed_json_is_the_fingerprint(record):
-    plain = record.plain()
-    assert _seal(json.loads(json.dumps(plain))) == fingerprint(plain)
