@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -48,6 +49,11 @@ def run(*cases: Callable[..., Found], parts: Sequence[Callable[..., Found]] = ()
             return
         found = {"name": case.__name__, **found, "environment": environment()}
         print(json.dumps(found, indent=1)) if len(words) < len(sys.argv) - 1 else show(found)
+
+
+def source(path: Path) -> str:
+    """Name a file and its content: a figure keeps it of what it was drawn from, to which a test holds it."""
+    return f"{path.name} {sha256(path.read_bytes()).hexdigest()}"
 
 
 def environment() -> Found:

@@ -13,10 +13,11 @@ import json
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from harness import Found, run
+from harness import Found, run, source
 
 from orchestrator.analysis import pairs as p
 from orchestrator.analysis import read_csv
@@ -87,9 +88,7 @@ def figure(preset: str = "digit-pairs") -> Found:
     left.legend(fontsize=7)
     right.plot(pairs.log_sharpness, pairs.heights[p.SHARPER_LOSS], "o", ms=4)
     right.set(xlabel="log K_F", ylabel="log loss of a pair, centred")
-    path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{preset}.png"
-    sheet.savefig(path, dpi=100)
-    return {"figure": path.name}
+    return saved(sheet, preset, stem.with_suffix(".csv.gz"))
 
 
 def worlds_figure() -> Found:
@@ -108,8 +107,13 @@ def worlds_figure() -> Found:
         what = "log loss" if response == "loss" else "log R̂"
         side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="worlds, sorted")
     sides[0].legend(fontsize=7)
-    path = Path(__file__).parents[1] / "docs" / "images" / "findings-worlds.png"
-    sheet.savefig(path, dpi=100)
+    return saved(sheet, "worlds", RESULTS / "interventions_many.csv.gz")
+
+
+def saved(sheet: Any, name: str, table: Path) -> Found:
+    """Save a figure of the findings, and in it which table it shows, to which a test holds it."""
+    path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{name}.png"
+    sheet.savefig(path, dpi=100, metadata={"Source": source(table)})
     return {"figure": path.name}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,8 +52,8 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
 
     None is the GPUs that are here, if any, or as many as a trial asks for.
     """
-    here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
-    kind = gpu_to_plan(gpu, workspace.paths.prices, here)
+    gpu_here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
+    kind = gpu_to_plan(gpu, workspace.paths.prices, gpu_here)
     if num_gpus is None and gpu is None and num_here:
         num_gpus = num_here
     unopened = check_feasible(workspace)
@@ -60,7 +61,8 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
     trials = workspace.plan.trials_by_id
     left = [trial for name, trial in trials.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus
-    cost = estimate(left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share)
+    here = len(os.sched_getaffinity(0))
+    cost = estimate(left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share, num_cpus=here)
     beside = extras(workspace.plan, state.incomplete)
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in trials})
     measures = [

@@ -16,24 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from benchmarks.harness import source
 from orchestrator.analysis.table import POOLED
 from orchestrator.results.table import attack_columns
 
 REPOSITORY = Path(__file__).parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
+NONE = Image.Dither.NONE
 FIGURES = {"dataset_properties": "demo-properties", "loss_gain_on_sharpness": "demo-robustness"}
 
 
 def main(root: Path, output: Path) -> None:
     """Write what README shows of the demo below ``root``, which said ``output``."""
     report = root / "sweeps" / "demo" / "report"
-    for figure, name in FIGURES.items():
-        picture = Image.open(report / "figures" / f"{figure}.png").convert("RGB")
-        path = REPOSITORY / "docs" / "images" / f"{name}.png"
-        picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
     numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8")))
     RESULT.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    drawn_with = PngInfo()
+    drawn_with.add_text("Source", source(RESULT))
+    for figure, name in FIGURES.items():
+        picture = Image.open(report / "figures" / f"{figure}.png").convert("RGB").quantize(64, dither=NONE)
+        picture.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, pnginfo=drawn_with)
     said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
     readme = REPOSITORY / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -76,7 +80,7 @@ def sentence(numbers: dict[str, Any]) -> str:
         "this rises with K_F,",
         f"at most r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}; {numbers['attack']}). "
         f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie at guessing, and",
-        f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}). The report says so.*",
+        f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
     )
     return "\n".join(lines)
 

@@ -311,15 +311,17 @@ def estimate(
     gpu: GpuModel | None = _DEFAULT,
     num_gpus: int | None = None,
     share: float | None = None,
+    num_cpus: int = 1,
 ) -> dict[str, Any]:
     """Estimate what is left of a sweep, by prediction and by what done trials cost.
 
     Of ``num_gpus`` GPUs, None for as many as one trial takes, each trial gets the ``share`` that the sweep
-    asks for; None (or 0) for what it is predicted to need.
+    asks for; None (or 0) for what it is predicted to need. Without a GPU trials share ``num_cpus`` cores.
 
     Returns:
-        ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of trials whose
-        models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
+        ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``cpu_hours`` until the last trial has
+        ended on ``num_cpus``; ``measured_share`` of trials whose models were measured; ``memory_bytes`` of
+        the largest trial; ``cluster``, see :func:`on_gpus`;
         ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
     """
     corrections = corrections_for(gpu, measured_trials)
@@ -328,10 +330,13 @@ def estimate(
     rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
     where = "where this sweep has no finished trial of the model yet"
     assumptions = f"{rate} per core and {interval} an operation, {where}"
+    seconds = [predict.core_seconds(trial, corrections) for trial in left]
     result: dict[str, Any] = {
         "trials_left": len(left),
         "gpu_hours": None,
-        "cpu_core_hours": sum(predict.core_seconds(trial, corrections) for trial in left) / 3600,
+        "cpu_core_hours": sum(seconds) / 3600,
+        "cpu_hours": max(sum(seconds) / num_cpus, max(seconds, default=0.0)) / 3600,
+        "num_cpus": num_cpus,
         "measured_share": sum(t.network.model.name in known for t in left) / len(left) if left else 1.0,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
@@ -409,7 +414,9 @@ def on_gpus(
 
 def _text(result: dict[str, Any]) -> str:
     left, largest = result["trials_left"], f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB"
-    cores, cluster = f"{amount(result['cpu_core_hours'])} core-hours", result["cluster"]
+    hours, cluster, cpus = result["cpu_hours"], result["cluster"], result["num_cpus"]
+    until = f"{roughly(hours)} h" if hours >= 2 else f"{roughly(max(1.0, 60 * hours))} min"
+    cores = f"{until} on {cpus} CPU" + ("s" if cpus > 1 else "")
     if not left:
         return "left: 0 trials"
     if cluster is None:

@@ -234,8 +234,8 @@ def markdown_table() -> str:
     """Return the table of ``docs/results-columns.md``; columns of all attacks are told once."""
     attacks = _attack_columns("{attack}_{eps}", "that attack at epsilon {eps}/255")
     columns = [column for column in _ENTERED.values() if column.origin != "attack"]
-    lines = ["| column | meaning | unit | from |", "|---|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} | {c.origin} |" for c in (*columns, *attacks)]
+    lines = ["| column | meaning | unit |", "|---|---|---|"]
+    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} |" for c in (*columns, *attacks)]
     return "\n".join(lines) + "\n"
 
 

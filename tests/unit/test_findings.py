@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from benchmarks.harness import source
+from tests.demo_page import FIGURES
 
 ROOT = Path(__file__).parents[2]
 RESULTS, SCRIPT = ROOT / "benchmarks/results", ROOT / "benchmarks/findings_numbers.py"
@@ -66,3 +70,31 @@ def test_it_finds_of_the_worlds_what_the_product_finds(numbers):
         assert [found[own][key] for key in ("value", "low", "high")] == pytest.approx(
             [one["value"], *one["interval"]], rel=1e-4
         )
+
+
+def test_readme_says_of_the_worlds_what_their_table_says(numbers):
+    found = numbers["interventions_many"]
+    loss, robustness = (
+        f"{abs(one['value']):.2f} ({min(ends):.2f} to {max(ends):.2f})"
+        for one in (found["loss"], found["r_hat"])
+        for ends in [(abs(one["low"]), abs(one["high"]))]
+    )
+    assert found["loss"]["low"] > 0 > found["r_hat"]["high"]
+    said = (
+        f"Over {found['loss']['worlds']} worlds in which K_F alone was moved, log loss rose by {loss} per "
+        f"unit of log K_F, and log [robustness](docs/findings.md) fell by {robustness}: the law has 1 and 1."
+    )
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize(
+    ("figure", "table"),
+    [
+        ("findings-worlds", "interventions_many.csv.gz"),
+        ("findings-digit-pairs", "digit_pairs.csv.gz"),
+        *((figure, "demo.json") for figure in FIGURES.values()),
+    ],
+)
+def test_every_figure_was_drawn_from_the_committed_numbers(figure, table):
+    drawn = Image.open(ROOT / "docs" / "images" / f"{figure}.png")
+    assert drawn.text["Source"] == source(RESULTS / table)

@@ -102,6 +102,17 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
     assert found["cpu_core_hours"] == pytest.approx(2 * 400 / 3600)
 
 
+@pytest.mark.parametrize(
+    ("num_cpus", "minutes", "said"), [(1, 800 / 60, "13 min on 1 CPU;"), (8, 400 / 60, "6.7 min on 8 CPUs;")]
+)
+def test_a_plan_tells_minutes_on_the_cpus_that_are_here(trials, num_cpus, minutes, said):
+    """Two trials of 400 s; no number of cores makes one of them shorter."""
+    known = measured(done(trials[0], 400.0, threads=1))
+    found = estimate(trials[1:], known, gpu=None, num_cpus=num_cpus)
+    assert found["cpu_hours"] == pytest.approx(minutes / 60)
+    assert f"left: 2 trials, about {said}" in found["text"]
+
+
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_gpu_hours_count_a_trials_share_of_its_gpu(trials, share):
     known = measured(done(trials[0], 100.0, **{**ON_H100, "gpu_share": share}))
