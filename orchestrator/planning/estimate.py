@@ -80,13 +80,6 @@ class Expectation:
     corrections: Corrections = field(default_factory=Corrections)
     share: float | None = None
 
-    @classmethod
-    def of(
-        cls, gpu: GpuModel | None, trials: Collection[MeasuredTrial], share: float | None = None
-    ) -> Expectation:
-        """Learn from done trials."""
-        return cls(gpu, corrections_for(gpu, trials), share)
-
     def seconds(self, trial: TrialSpec) -> float:
         """Return the seconds of one trial, on its share of the GPU or on one core."""
         if self.gpu is None:
@@ -370,11 +363,9 @@ def on_gpus(
 ) -> dict[str, Any]:
     """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted to need.
 
-    Returns:
-        ``hours`` until the last trial ends, ``lower_bound_hours`` that no order can beat, ``gpu_hours`` that
-        trials take; ``dollars`` and ``kilowatt_hours`` of all GPUs until then; ``shares``: the largest share
-        by model; ``too_large``: the bytes by model of those that are predicted to need more memory than their
-        share has.
+    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends; no order can beat
+    ``lower_bound_hours``. By model are the largest of ``shares``, and the bytes of trials that are
+    ``too_large`` for the memory of their share.
     """
     whole = max(1, int(share or 1))  # GPUs that a trial lies on
     if whole > num_gpus:
@@ -472,15 +463,10 @@ COLUMN_BYTES = 650
 
 
 def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
-    """Return what a plan costs beside training.
+    """Return what a plan costs beside training: of done trials, on disk, by attacks over training.
 
-    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept.
-
-    Returns:
-        ``num_retrained``, done trials that are trained again because their weights were not kept;
-        ``num_measured``, those on whose kept weights only something is measured; ``weights_bytes`` and
-        ``predictions_bytes``, disk of all that is kept; ``attack_shares``, operations of each kind of attack
-        over those of training; ``uncounted``, networks whose costs are guessed, and why.
+    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept: it
+    is only measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:

@@ -63,10 +63,10 @@ SHARE_STEP = 100
 class GpuModel:
     """One model of GPU, by its name on the command line.
 
-    ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without TensorFloat-32) are
-    the data sheet's, in 1e12 operations per second; ``bandwidth`` is GB/s of its memory. The efficiencies are
-    the shares of these that training's convolutions and elementwise kernels reach. ``price`` is the assumed
-    list price of an hour in US dollars, November 2026. Where it is not ``timed``, its hours are unknown.
+    Of the data sheet, in 1e12 operations per second, are ``half_tflops`` (dense bfloat16, else float16) and
+    ``single_tflops`` (float32 without TensorFloat-32), in GB/s the memory's ``bandwidth``; efficiencies are
+    the shares of these that training reaches. ``price`` is an assumed hour's in US dollars, November 2026.
+    Where it is not ``timed``, its hours are unknown.
     """
 
     name: str
@@ -494,8 +494,8 @@ def need_of(
 ) -> GpuNeed:
     """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to need.
 
-    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs: as many
-    trials share a GPU as keep it busy together, fewer where memory is short.
+    Its share is ``given``, or for None (or 0) such that as many trials share a GPU as keep it busy together,
+    fewer where memory is short.
     """
     corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
     interval = EAGER_INTERVAL_S if trial.network.model.library == "own" else GRAPH_INTERVAL_S

@@ -41,20 +41,17 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_PAGES = "workflowType=machine_learning"
 """Both make MLflow's page open on training runs instead of traces of language models."""
 SHOWN_TAGS = (c.MODEL, c.DATASET, c.TRAIN_SIZE, c.CLASS_PAIR, c.SEED)
-SHOWN_METRICS = (c.TEST_LOSS,)
-"""In view without scrolling, MLflow's assistant open or not; its page has all others under "Columns"."""
 
 
 @dataclass(frozen=True)
 class View:
     """A question, and the state of MLflow's page of runs that answers it: a chart of ``axes``, or a table.
 
-    ``axes`` are kind and key of x and y, as ``("METRIC", "test_loss")``; ``line`` is a metric drawn over its
-    steps. ``kind`` and ``dataset`` are of the runs.
+    ``axes`` are the metrics x and y, ``line`` one over its steps; ``kind`` and ``dataset`` are of the runs.
     """
 
     question: str
-    axes: tuple[tuple[str, str], ...] = ()
+    axes: tuple[str, ...] = ()
     line: str = ""
     kind: str = "trial"
     dataset: str = ""
@@ -66,7 +63,7 @@ class View:
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""
-        metrics = dict.fromkeys([*SHOWN_METRICS, *(key for kind, key in self.axes if kind == "METRIC")])
+        metrics = dict.fromkeys([c.TEST_LOSS, *self.axes])  # in view without scrolling
         state: dict[str, Any] = {
             "searchFilter": f"tags.kind = '{self.kind}' and attributes.status = 'FINISHED'"
             + (f" and tags.{c.DATASET} = '{self.dataset}'" if self.dataset else ""),
@@ -81,10 +78,9 @@ class View:
         chart: dict[str, Any] = {"uuid": "isweep-0", "metricSectionId": "isweep", "runsCountToCompare": 1000}
         chart |= {"isGenerated": False, "deleted": False}
         if self.axes:
-            (_, x), (_, y) = self.axes
-            sides = zip(("xaxis", "yaxis"), self.axes, strict=True)
-            chart |= {"type": "SCATTER", "displayName": f"{y} against {x}"}
-            chart |= {side: {"type": kind, "key": key} for side, (kind, key) in sides}
+            x, y = ({"type": "METRIC", "key": name} for name in self.axes)
+            chart |= {"type": "SCATTER", "displayName": f"{y['key']} against {x['key']}"}
+            chart |= {"xaxis": x, "yaxis": y}
         if self.line:
             chart |= {"type": "LINE", "displayName": f"{self.line} at N images, the step"}
             chart |= {"metricKey": self.line, "selectedMetricKeys": [self.line], "yAxisKey": "metric"}
@@ -139,7 +135,7 @@ class Page:
         curve = View("Test loss over N", line=c.TEST_LOSS, kind=CURVE)
         found = {"best": View("Best model"), CURVE: curve}
         if self.loss_gain:
-            axes = (("METRIC", c.LABEL_SHARPNESS), ("METRIC", self.loss_gain))
+            axes = (c.LABEL_SHARPNESS, self.loss_gain)
             found["sharpness"] = View("Loss gained under attack over K_F", axes)
         return found | {f"best-{name}": View(f"Best on {name}", dataset=name) for name in self.datasets}
 

@@ -220,9 +220,7 @@ class StoredResults:
         """Take predictions that are gone or damaged for not made, in memory, so that a run makes them again.
 
         A trial without kept weights is taken for not done; its stored result stays until it is replaced.
-
-        Returns:
-            How many are made from kept weights, and how many networks are trained again.
+        Returns how many are made from kept weights, and how many networks are trained again.
         """
         known = {trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials}
         kept = {trial_id: one.result.predictions for trial_id, one in known.items() if one.result.predictions}
@@ -270,8 +268,6 @@ class State:
     Attributes:
         results: Outlines of the believed results of planned trials that have everything asked for.
         trials: Records of these and other results.
-        measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
-        running: Trials that a live driver works on now.
         stale: Planned trials whose result was made from other data, or other choices under the same id.
         partial: Outlines of believed results that lack a measurement that is asked for now.
         foreign: Results of trials that are not in the plan (kept, not used).

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -242,17 +243,14 @@ class Bucket:
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """Yield files with their content, in order."""
-        listed = list(files)
 
-        def content(found: Found) -> bytes | None:
+        def content(found: Found) -> list[tuple[Found, Content]]:
             with contextlib.suppress(FileNotFoundError):
-                return self.read(found.path)
-            return None
+                return [(found, self.read(found.path))]
+            return []
 
         with ThreadPoolExecutor(READ_TOGETHER) as pool:
-            for found, data in zip(listed, pool.map(content, listed), strict=True):
-                if data is not None:
-                    yield found, data
+            yield from chain.from_iterable(pool.map(content, files))
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file; what a store has taken is always durable."""
@@ -352,9 +350,9 @@ def _file_stamp(path: str) -> str:
     return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
 
 
-def _key(path: str) -> str:
-    return path.partition("/")[2]
-
-
 def _stamp(about: Any) -> str:
     return f"{about['size']}-{about['last_modified'].timestamp():.0f}-{about['e_tag']}"
+
+
+def _key(path: str) -> str:
+    return path.partition("/")[2]

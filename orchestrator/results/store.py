@@ -217,10 +217,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_fingerprint() -> str:
-    """Return a hash of our source as it lies on this machine now; a checkout and a wheel of it give the same.
-
-    Files are read again only when one has changed.
-    """
+    """Return a hash of our source as it lies here now, the same of a checkout and a wheel of it."""
     files = [path for name in SOURCES for path in sorted((_PACKAGE.parent / name).rglob("*.py"))]
     stats = [path.stat() for path in files]
     return _hash_of(tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True)))
@@ -237,8 +234,14 @@ def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @lru_cache(maxsize=1)
 def provenance() -> Provenance:
     """Return the code version, whether the checkout had uncommitted changes, and package versions."""
-    commit, dirty = _commit()
-    release = _version("isweep")
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "absent"
+
+    (commit, dirty), release = _commit(), version("isweep")
     return Provenance(
         code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
         commit=commit,
@@ -246,15 +249,8 @@ def provenance() -> Provenance:
         code=code_fingerprint(),
         python=platform.python_version(),
         machine=platform.machine(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: version(name) for name in PACKAGES},
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _commit() -> tuple[str, bool]:
