@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 class Planned:
     """A sweep that can run: a row per trial and per measure with its status, and what the rest will cost.
 
-    ``not_prepared`` are datasets that a run prepares, or that must be brought; of own data, the path and how
-    many files were listed there and not opened. ``cost["text"]``, and ``beside`` training, are in words.
+    ``not_prepared`` are datasets that a run prepares, or that must be brought; of own data, the path, how
+    many files were listed there and not opened, and what was left out or is doubtful, by reason.
+    ``cost["text"]``, and ``beside`` training, are in words.
     """
 
     rows: list[dict[str, str | int]]
@@ -80,7 +81,9 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
             "dataset": spec.dataset,
             "prepared_id": spec.prepared_id,
             "own": own.get(spec.dataset),
-            "unopened": unopened.get(spec.prepared_id),
+            "unopened": len(listing.items) if (listing := unopened.get(spec.prepared_id)) else None,
+            "left_out": listing.excluded if listing else {},
+            "doubtful": listing.flags if listing else {},
         }
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared

@@ -60,17 +60,17 @@ def counted(listing: Listing) -> Counted | None:
     )
 
 
-def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, int]:
+def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, Listing]:
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Own data that are not prepared yet are listed, in the folder that ``raw`` names or else the sweep, which
-    finds what is wrong with labels, groups, splits and names of files. Returns how many files (rows, volumes)
-    of them were not opened, by prepared id.
+    finds what is wrong with labels, groups, splits and names of files. Returns what was listed of them (files,
+    rows, volumes) and not opened, by prepared id.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
     images: dict[str, PreparedDataset | Counted | None] = {}
-    unopened: dict[str, int] = {}
+    unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
         dataset = plan.datasets[spec.dataset]
         there: PreparedDataset | Counted | None = workspace.prepared.get(spec.prepared_id)
@@ -83,7 +83,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             key = _key(workspace.paths.root)
             try:
                 listing = list_raw(RawRequest(dataset, spec, own[spec.dataset], key))
-                unopened[spec.prepared_id] = len(listing.items)
+                unopened[spec.prepared_id] = listing
                 there = counted(listing)
             except SweepError as error:
                 problems.append(error)
