@@ -293,11 +293,16 @@ def predicted(
     from orchestrator.analysis import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
-    found = values_of(record)
+    def complete(numbers: Mapping[str, float]) -> None:
+        if missing := [name for name in asked if name not in numbers]:
+            way_out = "give the numbers, a measurement with labels (--measured), or a pilot (--pilot)"
+            found = f"no {' and no '.join(missing)}"
+            raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
+
     asked = {"d_data": question.d_data, "label_sharpness": question.label_sharpness}
-    numbers = found | {name: value for name, value in asked.items() if value is not None}
+    numbers = values_of(record) | {name: value for name, value in asked.items() if value is not None}
     if pilot is None or record:
-        _complete(numbers)
+        complete(numbers)
     known = growth(question.model, question.domain)  # first: no pilot makes up for a sweep
     if question.label_sharpness is None:
         check_scale(record, known.scale)
@@ -305,7 +310,7 @@ def predicted(
     if trained is not None:
         own = {name: getattr(trained, name) for name in asked}
         numbers = {name: value for name, value in own.items() if value is not None} | numbers
-    _complete(numbers)
+    complete(numbers)
     prediction = predict(
         known,
         d_data=float(numbers["d_data"]),
@@ -316,16 +321,6 @@ def predicted(
     )
     notes = () if trained is None else trained.notes
     return replace(prediction, warning="; ".join(filter(None, (*notes, prediction.warning)))), trained
-
-
-def _complete(numbers: Mapping[str, float]) -> None:
-    missing = [name for name in ("d_data", "label_sharpness") if name not in numbers]
-    if missing:
-        raise ConfigError(
-            "A prediction needs d_data and label_sharpness",
-            f"no {' and no '.join(missing)}",
-            "give the numbers, a measurement with labels (--measured), or a pilot (--pilot)",
-        )
 
 
 # What lies in a root.

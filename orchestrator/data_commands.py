@@ -67,9 +67,8 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
 def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
 
-    Published K_F is a maximum over about 2,000 sampled pairs on [0, 255] images of 224 x 224, natural ones on
-    three channels; it is rescaled by range, side and channels. None where this record's convention is not
-    known.
+    It was published as a maximum over some 2,000 sampled pairs of [0, 255] images of 224 x 224, natural ones
+    on three channels.
     """
     size, own = record.sizes[-1].train_size, record.label_sharpness
     to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
@@ -101,14 +100,17 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
 
 def describe(measured: Measured) -> list[str]:
     """Say in plain words how the two numbers compare with the study's datasets."""
-    record = measured.record
+
+    def level(below: int, total: int) -> str:
+        return "low" if below / total < 1 / 3 else "high" if below / total > 2 / 3 else "in the middle"
+
+    record, lines = measured.record, list[str]()
     rows = published_rows(record)
-    lines = []
     estimate = record.d_data.get("mle")
     if estimate is not None and estimate.value is not None:
         below = sum(row["d_data"] < estimate.value for row in rows)
         lines.append(
-            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {_level(below, len(rows))}: "
+            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {level(below, len(rows))}: "
             f"higher than {below} of the {len(rows)} published datasets (at their train size nearest to "
             "yours). The law expects a higher dimension to need more images for the same loss."
         )
@@ -117,17 +119,12 @@ def describe(measured: Measured) -> list[str]:
     if sharpness is not None and sharpness.value is not None and known:
         below = sum(value < sharpness.value for value in known)
         lines.append(
-            f"Label sharpness {sharpness.value:.3g} is {_level(below, len(known))}: higher than {below} of "
+            f"Label sharpness {sharpness.value:.3g} is {level(below, len(known))}: higher than {below} of "
             f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law "
             "expects sharper labels to give a higher loss and a model that is easier to fool. Published "
             "values come from a sample of pairs, so read this as an order of magnitude."
         )
     return lines + list(record.notes)
-
-
-def _level(below: int, total: int) -> str:
-    share = below / total
-    return "low" if share < 1 / 3 else "high" if share > 2 / 3 else "in the middle"
 
 
 def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
@@ -139,14 +136,14 @@ def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, An
     for path in sorted((RootPaths.at(root).root / "prepared").glob("[!.]*")):
         with suppress(CorruptStoreError):
             prepared.setdefault(PreparedDataset.open(path).record.dataset, []).append(path.name)
-    specs = [dataset_spec(name)] if name else list(DATASETS.values())
+    states = {True: "prepared", False: "not prepared"}
     return [
         {
             **json.loads(spec.model_dump_json()),
             "prepared": prepared.get(spec.name, []),
-            "status": "prepared" if spec.name in prepared else "not prepared",
+            "status": states[spec.name in prepared],
         }
-        for spec in specs
+        for spec in ([dataset_spec(name)] if name else DATASETS.values())
     ]
 
 
@@ -198,7 +195,6 @@ def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoi
     dataset_spec(name)
     if said:
         options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
-        raise ConfigError(
-            f"{options} is for own data", f"{name}, whose classes are the table's", "leave it out"
-        )
+        found = f"{name}, whose classes are the table's"
+        raise ConfigError(f"{options} is for own data", found, "leave it out")
     return DatasetChoice(name=name)

@@ -64,8 +64,8 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Own data that are not prepared yet are listed, in the folder that ``raw`` names or else the sweep, which
-    finds what is wrong with labels, groups, splits and names of files. Returns what was listed of them (files,
-    rows, volumes) and not opened, by prepared id.
+    finds what is wrong with labels, groups, splits and names of files. Returns what was listed of them, and
+    not opened, by prepared id.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []

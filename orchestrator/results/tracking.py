@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, Workspace
@@ -28,7 +30,7 @@ from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.store import FailureRecord, ResultStore
 from orchestrator.results.table import FlatRun, Live, Point, Row, milliseconds
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import write_atomic
 from tasks.clock import SYSTEM, Clock
 
@@ -157,8 +159,6 @@ class Tracker:
         if not wait:
             return {}
         if not self.flush() or self._refused:
-            from orchestrator.results.mlflow_runs import no_answer
-
             raise no_answer(self._error or TimeoutError("no answer"))
         return {name: n - before[name] for name, n in self._counts.items()}
 
@@ -276,8 +276,6 @@ class Tracker:
 
     def _is_refused(self, error: Exception, key: str, row: _Row) -> bool:
         """Note why a row is not shown; what is refused (all, where nobody is let in) waits for a newer."""
-        from orchestrator.results.mlflow_runs import first_line, is_final
-
         why, now = first_line(error), self._clock.monotonic()
         log.warning("MLflow does not show %s: %s", key, why)
         with self._changed:
@@ -307,6 +305,55 @@ class Tracker:
 
 def _packed(run: FlatRun) -> bytes:
     return zlib.compress(pickle.dumps(run), 1)
+
+
+# What MLflow says when it does not do as asked.
+
+FINAL_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+FINAL_CODES |= {"CUSTOMER_UNAUTHORIZED"}
+FINAL_WORDS = re.compile(
+    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
+)
+
+
+class Refused(SetupError):
+    """The server answered, and will answer the same again."""
+
+
+def is_final(error: Exception) -> bool:
+    """Tell whether an error will be the same however often one tries; a driver that is not installed, too."""
+    if isinstance(error, SweepError):
+        return isinstance(error, Refused | ConfigError)
+    if isinstance(error, ModuleNotFoundError) or getattr(error, "error_code", "") in FINAL_CODES:
+        return True
+    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
+    return bool(FINAL_WORDS.search(str(error)[:600]))
+
+
+def no_answer(error: Exception) -> SetupError:
+    """Return what a person reads when MLflow does not answer."""
+    if isinstance(error, SetupError):
+        return error
+    way_out = "the result store has everything: isweep reconcile, later"
+    return SetupError("MLflow must answer", first_line(error), way_out)
+
+
+def first_line(error: Exception, uri: str = "") -> str:
+    """Return what an error says in one line, without secrets.
+
+    A driver may quote the password of ``uri`` whole, decoded, or taken for a part of the host.
+    """
+    if isinstance(error, SweepError):
+        return error.value
+    # SQLAlchemy says first under which circumstances it met the database's error.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
+    text = (lines or [type(error).__name__])[0]
+    found = re.search(r"://[^:\s]*:(\S*)@", uri)
+    for password in [found[1], unquote(found[1])] if found else []:
+        ends = [f"{password[place + 1 :]}@" for place, sign in enumerate(password) if sign in "@:/"]
+        for secret in filter(lambda spelling: len(spelling) > 1, [password, *ends]):
+            text = text.replace(secret, "…")
+    return without_secrets(text)[:300]
 
 
 # Which MLflow a sweep has.
