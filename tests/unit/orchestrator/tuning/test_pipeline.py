@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-import optuna
 import pytest
 
 import isweep
@@ -22,6 +21,7 @@ from search_spaces.errors import ConfigError, SweepError
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import load_validation, make_subset
 from tasks.trials.trial import run_search_trial
+from tests.unit.orchestrator.tuning.examples import made_again
 
 pytestmark = pytest.mark.ray
 
@@ -73,12 +73,6 @@ def mlflow_runs(root):
     return client.search_runs([experiment.experiment_id], max_results=1000)
 
 
-def journal(root):
-    path = f"{root}/sweeps/tiny/search/optuna.log"
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=storage)
-
-
 def run_nothing(monkeypatch) -> list[Search]:
     """Let searches begin and train nothing; returns where they will be."""
     begun: list[Search] = []
@@ -100,7 +94,7 @@ def test_every_trial_is_stored_told_and_tracked_once(found):
     assert f"search: {standing['trials']} trials (" in standing["text"]
     assert {row["trial_id"] for row in rows} == set(stored)
     assert search_standing(Workspace.open("smoke", root)) is None
-    told = journal(root).trials
+    told = made_again(f"{root}/sweeps/tiny/search/optuna.log").trials
     assert len(told) == sum(record.run == 0 for record in stored.values())
     assert {trial.state.name for trial in told} == {"COMPLETE"}
 

@@ -8,7 +8,6 @@ import math
 import os
 import re
 
-import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
@@ -17,7 +16,7 @@ from orchestrator.results import storage as patience
 from orchestrator.results.storage import Patience
 from orchestrator.tuning.cells import Point
 from orchestrator.tuning.search import CellStudy, open_storage
-from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, result
+from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, made_again, result
 
 GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
 
@@ -25,12 +24,6 @@ GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
 @pytest.fixture(params=["memory", "journal"])
 def storage(request, tmp_path):
     return open_storage(None if request.param == "memory" else tmp_path / "search" / "optuna.log")
-
-
-def made_again(path):
-    """As ``optuna-dashboard`` opens it."""
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=storage)
 
 
 def made(storage=None, sampler="tpe") -> CellStudy:
