@@ -10,12 +10,13 @@ import csv
 import gzip
 import json
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 RESULTS = Path(__file__).with_name("results")
-PAIRS = ("digit_pairs", "mnist_pairs")
+PAIRS = ("digit_pairs", "mnist_pairs", "fashion_pairs")
 SMOOTHNESS = 4.5
 CHANCE = float(np.log(2))
 Rows = list[dict[str, str]]
@@ -40,6 +41,7 @@ def _simpson(values: np.ndarray, at: np.ndarray) -> float:
     return float(weights @ values * (at[1] - at[0]) / 3)
 
 
+@cache
 def t_quantile(degrees: int) -> float:
     """The value that 2.5 % of Student's t lie above."""
     low, high = 0.0, 1000.0
