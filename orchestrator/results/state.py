@@ -425,7 +425,9 @@ def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
     dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
     energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
-    text = f"cost so far {_hours(gpu, core)}: {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
+    text = f"cost so far {_hours(gpu, core)}"
+    if gpu or prices != Prices():  # nobody asks what a core of their own costs
+        text += f": {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
     if again:
         saved = f"{_hours(saved_gpu, saved_core)} saved"
         text += f"; {len(again)} kept networks measured again, not trained: {saved}"
