@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unk
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis import Prediction
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.plan import Workspace
@@ -30,8 +29,8 @@ class Planned:
         rows: One per trial, with its status.
         cost: Of what is left; ``cost["text"]`` says it in words.
         measures: One per measured subset, with its status.
-        not_prepared: Datasets that a run prepares, or that must be brought; of own data, the path and how
-            many files were listed there and not opened.
+        not_prepared: Datasets that a run prepares, or that must be brought; of own data, the path, how many
+            files were listed there and not opened, and what was left out or is doubtful, by reason.
         beside: What the sweep does beside training, in words.
     """
 
@@ -88,7 +87,9 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
             "dataset": spec.dataset,
             "prepared_id": spec.prepared_id,
             "own": own.get(spec.dataset),
-            "unopened": unopened.get(spec.prepared_id),
+            "unopened": len(listing.items) if (listing := unopened.get(spec.prepared_id)) else None,
+            "left_out": listing.excluded if listing else {},
+            "doubtful": listing.flags if listing else {},
         }
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
@@ -108,7 +109,7 @@ def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str
         found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
     except ConfigError as error:
         return None, [f"settles no question of the study: {error}"]
-    return found.to_json(), found.lines()
+    return asdict(found), found.lines()
 
 
 def progress_of(workspace: Workspace) -> dict[str, Any]:
@@ -354,7 +355,7 @@ def predicted(
     Raises:
         SweepError: When the numbers, or the fits, do not allow a prediction.
     """
-    from orchestrator.analysis import predict
+    from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     found = values_of(record)

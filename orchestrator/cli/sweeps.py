@@ -87,6 +87,8 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 
 MOST_GPUS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
+MAX_LACKING = 5
+"""Datasets that are named as not prepared; the others are counted."""
 
 
 def plan(
@@ -160,6 +162,7 @@ def _span(values: Iterable[Any]) -> str:
 def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what stands in the way of a run here and now."""
     from orchestrator.running.cluster import this_machine, trial_resources
+    from tasks.sources.base import count_lines
 
     try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
@@ -169,8 +172,10 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
         opening = shlex.join(["isweep", "measure", item["own"]])
         files = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
         yield f"not prepared: {item['dataset']} ({files})"
+        yield from count_lines(left_out=item["left_out"], doubtful=item["doubtful"])
     if known := [item["dataset"] for item in missing if not item["own"]]:
-        yield f"not prepared: {', '.join(known)} (what each needs: isweep datasets NAME)"
+        more = f" and {len(known) - MAX_LACKING} more" if len(known) > MAX_LACKING else ""
+        yield f"not prepared: {', '.join(known[:MAX_LACKING])}{more} (what each needs: isweep datasets NAME)"
 
 
 # Where a sweep stands.

@@ -63,6 +63,9 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
     assert found.label_sharpness == pytest.approx(isweep.measure(images, LABELS).label_sharpness, rel=1e-6)
 
 
+MASKED = np.ma.masked_equal(np.arange(8).reshape(2, 2, 2), 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -70,6 +73,19 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
         ((np.zeros((4, 2, 2)), [1]), {}, "There must be one label per image"),
         ((np.zeros((4, 2, 2)), [None] * 4), {}, "every row needs a label; found: blank in 4: row "),
         (([[1, 2], [3]],), {}, "Images must make one array"),
+        *(
+            (
+                (images, labels),
+                {},
+                f"{what} must have a value everywhere; found: a masked array; say .*filled",
+            )
+            for images, labels, what in (
+                (MASKED, [0, 1], "Images"),
+                ([MASKED[0], MASKED[1]], [0, 1], "Images"),
+                (np.zeros((2, 2, 2)), np.ma.masked_equal([0, 1], 1), "Labels"),
+            )
+        ),
+        ((np.zeros((3, 2, 2)), [-1, 0, 1]), {}, "often means unknown; change those labels, or leave their"),
         ((np.zeros((4, 2, 2)),), {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         (
             (np.zeros((4, 2, 2)),),
@@ -194,7 +210,7 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
 
 @pytest.fixture(scope="module")
 def fits():
-    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.fits import fit_scaling_laws
     from tests.synthetic import synthetic_table
 
     # Of the side of the images above, as a prediction asks.
@@ -224,7 +240,7 @@ def test_labels_of_arrays_are_checked_as_those_of_files(images, labels, message)
 
 
 def test_a_refused_fit_is_a_row_with_its_reason():
-    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.fits import fit_scaling_laws
     from tests.synthetic import synthetic_table
 
     table = synthetic_table(num_natural=1, num_medical=0)
