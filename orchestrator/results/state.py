@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
-from orchestrator.planning.plan import CellStatus, Workspace
+from orchestrator.planning.plan import CellStatus, SweepPlan, Workspace
 from orchestrator.results.storage import Patience, Storage
 from orchestrator.results.store import (
     FailureRecord,
@@ -312,6 +312,15 @@ class State:
         if trial_id in self.failures:
             return CellStatus.FAILED
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
+
+    def counts(self, plan: SweepPlan) -> dict[str, int]:
+        """Return how many trials are planned and in each state."""
+        return {
+            "planned": len(plan.trials),
+            "done": len(self.results),
+            "failed": len(self.failures),
+            "diverged": sum(one.status == TrialStatus.DIVERGED for one in self.results.values()),
+        }
 
     def flat_runs(self) -> Iterator[FlatRun]:
         """Yield all results of planned trials as MLflow shows them."""
