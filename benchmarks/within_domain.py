@@ -9,7 +9,6 @@ and ``worlds-figure`` draw those of docs/findings.md.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -19,9 +18,8 @@ import numpy as np
 import pandas as pd
 from harness import Found, run, source
 
-from orchestrator.analysis import pairs as p
-from orchestrator.analysis import read_csv
-from orchestrator.analysis import table as t
+from orchestrator.analysis.grouped import Slope, fit_pairs
+from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
 from tasks.prepared.store import PreparedDataset
 
@@ -38,7 +36,7 @@ TAIL = (5, 40)
 def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root: str = "") -> Found:
     """Fit a preset's pairs."""
     stem = RESULTS / preset.replace("-", "_")
-    table_path, tail_path = stem.with_suffix(".csv.gz"), stem.with_name(f"{stem.name}_tail.csv")
+    table_path = stem.with_suffix(".csv.gz")
     if keep:
         read = pd.read_csv(keep)
         (drop,) = [name for name in read if name.endswith("accuracy_drop")]
@@ -46,12 +44,9 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
             ["class_pair", "model", "train_size", "seed"]
         )
         rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
+        tail_path = stem.with_name(f"{stem.name}_tail.csv")
         tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
-    tail = pd.read_csv(tail_path).set_index("class_pair")["alpha"].to_dict()
-    found: Found = json.loads(json.dumps(asdict(p.fit_pairs(read_csv(table_path), tail))))
-    if keep:
-        stem.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return found
+    return {"answers": [asdict(slope) for slope in fit_pairs(read_csv(table_path))]}
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
@@ -71,24 +66,24 @@ def tails(preset: str, root: str) -> pd.DataFrame:
 
 def figure(preset: str = "digit-pairs") -> Found:
     """Draw how fast each pair's loss falls over 1/d, and how high it lies over log K_F."""
+    import findings_numbers
     import matplotlib.pyplot as plt
 
-    stem = RESULTS / preset.replace("-", "_")
-    full, _ = t.normalise(read_csv(stem.with_suffix(".csv.gz")))
-    trials, _ = t.usable_trials(full)
-    pairs = p.pairs_of(t.complete(t.fitted_points(trials), (t.LOG_LOSS, t.D_REFERENCE)), {})
-    fit = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-    b = next(one for one in fit["answers"] if one["question"] == p.EXPONENT)["value"]
+    pairs = findings_numbers.PairTable(preset.replace("-", "_"))
+    y, x = pairs.curves()
+    falls = (y * x).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
+    height = pairs.loss.mean((1, 2))
+    b = pairs.exponent(pairs.d)["value"]
     sheet, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    ends = np.array([pairs.inverse_d.min(), pairs.inverse_d.max()])
-    left.plot(pairs.inverse_d, pairs.xy / pairs.xx, "o", ms=4)
+    ends = np.array([(1 / pairs.d).min(), (1 / pairs.d).max()])
+    left.plot(1 / pairs.d, falls, "o", ms=4)
     for slope, style, words in ((b, "-", f"b/d, b = {b:.2g}"), (1, ":", "1/d"), (4, "--", "4/d")):
         left.plot(ends, slope * ends, style, color="black", label=words)
     left.set(xlabel="1/d", ylabel="how fast log loss falls with log N")
     left.legend(fontsize=7)
-    right.plot(pairs.log_sharpness, pairs.heights[p.SHARPER_LOSS], "o", ms=4)
+    right.plot(pairs.log_k, height - height.mean(), "o", ms=4)
     right.set(xlabel="log K_F", ylabel="log loss of a pair, centred")
-    return saved(sheet, preset, stem.with_suffix(".csv.gz"))
+    return saved(sheet, preset, RESULTS / f"{preset.replace('-', '_')}.csv.gz")
 
 
 def worlds_figure() -> Found:
@@ -106,6 +101,7 @@ def worlds_figure() -> Found:
         side.axvline(0, linestyle=":", color="black")
         what = "log loss" if response == "loss" else "log R̂"
         side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="worlds, sorted")
+        side.yaxis.get_major_locator().set_params(integer=True)
     sides[0].legend(fontsize=7)
     return saved(sheet, "worlds", RESULTS / "interventions_many.csv.gz")
 
@@ -122,32 +118,36 @@ def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Fou
     found: Found = {}
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(found)])
-        fits = [p.fit_pairs(draw(world, rng, num_classes)) for _ in range(num_tables)]
-        found[name] = {
-            q: _counts([fit.find(q) for fit in fits], value) for q, value in world["truth"].items()
-        }
-        false = [
-            any(fit.find(q).established and fit.find(q).null == value for q, value in world["truth"].items())
-            for fit in fits
+        fits = [
+            {slope.on: slope for slope in fit_pairs(draw(world, rng, num_classes))} for _ in range(num_tables)
         ]
-        found[name]["any_false"] = float(np.mean(false))
+        found[name] = {q: _counts([fit[q] for fit in fits], value) for q, value in world["truth"].items()}
+        nothing = [q for q, value in world["truth"].items() if value == 0]
+        found[name]["any_false"] = float(np.mean([any(fit[q].established for q in nothing) for fit in fits]))
     return {"num_tables": num_tables, **found}
 
 
-def _counts(answers: list[p.Answer], truth: float) -> dict[str, float]:
-    bounds = np.array([one.interval for one in answers])
+def _counts(slopes: list[Slope], truth: float) -> dict[str, float]:
+    bounds = np.array([slope.interval for slope in slopes])
     return {
         "truth": truth,
-        "established": float(np.mean([one.established for one in answers])),
+        "established": float(np.mean([slope.established for slope in slopes])),
         "held": float(np.mean((bounds[:, 0] <= truth) & (truth <= bounds[:, 1]))),
         "median_width": float(np.median(bounds[:, 1] - bounds[:, 0])),
     }
 
 
+EXPONENT, BEYOND_LAW = "exponent b in N^(-b/d)", "exponent b against the law's 1"
+SHARPER_LOSS, SHARPER_R_HAT, SHARPER_ATTACKED = (
+    f"slope of {what} on log K_F at equal 1/d"
+    for what in ("log loss", "log R̂", "accuracy lost to the attack")
+)
+
+
 def _world(exponent: float, sharpness: float, robust: float, **spreads: float) -> dict[str, dict[str, float]]:
     truth = {
-        p.EXPONENT: exponent, p.EXPONENT_LAW: exponent, p.SHARPER_LOSS: sharpness,
-        p.SHARPER_R_HAT: robust, p.SHARPER_ATTACKED: -robust / 5,
+        EXPONENT: exponent, BEYOND_LAW: exponent - 1, SHARPER_LOSS: sharpness,
+        SHARPER_R_HAT: robust, SHARPER_ATTACKED: -robust / 5,
     }  # fmt: skip
     return {"truth": truth, "spreads": {**SPREADS, **spreads}}
 
@@ -177,7 +177,7 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
         return np.asarray(shared + rng.normal(0, spread[f"pair_{name}"], len(pairs)))
 
     d, log_k = 8 * np.exp(own("d")), -7.5 + own("k")
-    slope = (truth[p.EXPONENT] + own("slope")) / d
+    slope = (truth[EXPONENT] + own("slope")) / d
     shape = (len(pairs), 2, 6, 2)
     log_n = np.log(sizes) - np.log(sizes).mean()
     noise = (
@@ -191,15 +191,15 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
         heights = scale * own("height") + on_k * (log_k + 7.5)
         return np.asarray((heights[:, None, None, None] + scale * noise).reshape(-1))
 
-    loss = response(truth[p.SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])
+    loss = response(truth[SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])
     return pd.DataFrame(
         {
             "trial_id": [f"t{k}" for k in range(at.shape[1])], "domain": "natural", "dataset": "drawn",
             "class_pair": [f"{a}-{b}" for a, b in pairs[at[0]]], "model": np.array(["one", "two"])[at[1]],
             "train_size": sizes[at[2]].astype(int), "seed": at[3], "status": "done",
             "test_loss": np.exp(loss - 2.5), "test_accuracy": 0.9,
-            "r_hat_pred": 80 * np.exp(response(truth[p.SHARPER_R_HAT], 0.3)),
-            "pgd_32_accuracy_drop": 0.4 + response(truth[p.SHARPER_ATTACKED], 0.1),
+            "r_hat_pred": 80 * np.exp(response(truth[SHARPER_R_HAT], 0.3)),
+            "pgd_32_accuracy_drop": 0.4 + response(truth[SHARPER_ATTACKED], 0.1),
             "d_data_mle": d[at[0]] * (sizes[at[2]] / sizes[-1]) ** 0.05,
             "label_sharpness": np.exp(log_k)[at[0]],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, Workspace, plan_rows
 from orchestrator.results.state import State, StoredResults, cost_of, judge, read_state
 from orchestrator.results.store import Event, ResultStore
-from orchestrator.results.tracking import differences, make_tracker, tracked_rows
+from orchestrator.results.tracking import differences, log_sweep, make_tracker, tracked_rows
 from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
 from orchestrator.running.locks import exclusive, locked
 from orchestrator.running.progress import read_run, running_trials
@@ -27,8 +27,7 @@ from tasks.trials.records import TrialStatus
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis import Prediction
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
 
 
@@ -99,7 +98,7 @@ def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str
         found = planned_power(workspace.plan, num_tables=40)
     except ConfigError as error:
         return None, [f"settles no question of the study: {error}"]
-    return found.to_json(), found.lines()
+    return asdict(found), found.lines()
 
 
 def progress_of(workspace: Workspace) -> dict[str, Any]:
@@ -150,15 +149,13 @@ def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
 
 def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
-    from orchestrator.analysis.report import log_report
-
     workspace.paths.make()
     with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
         try:
-            log_report(tracker, workspace, state)
+            log_sweep(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
@@ -290,7 +287,7 @@ def predicted(
     empty), and these before the pilot's. ``growth`` fits how losses of a model and domain grow, and ``pilot``
     reads or trains small trainings on the dataset itself: each is asked once it is known to help.
     """
-    from orchestrator.analysis import predict
+    from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     def complete(numbers: Mapping[str, float]) -> None:

@@ -142,6 +142,7 @@ def test_hours_money_and_power_are_time_times_share_times_rate():
     said = "1 kept networks measured again, not trained: 0.5 GPU-hours saved"
     assert cost["text"] == f"cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours); {said}"
     assert cost_of(state(), PRICES)["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
+    assert cost_of(state(), Prices())["text"] == "cost so far 0 core-hours"
 
 
 @pytest.fixture
