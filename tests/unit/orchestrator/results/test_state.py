@@ -148,9 +148,9 @@ def test_hours_money_and_power_are_time_times_share_times_rate():
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     """A sweep whose eight cells are done; one diverged."""
-    eight = {"models": ("small_mlp", "small_cnn"), "train_sizes": (40, 60), "seeds": (0, 1)}
-    sweep = plan("[1.0]").sweep.model_copy(update=eight)
-    made = Workspace(plan_sweep(load_sweep(sweep)), RootPaths.create(tmp_path / "root"))
+    eight = {"models": ["small_mlp", "small_cnn"], "train_sizes": [40, 60], "seeds": [0, 1]}
+    sweep = load_sweep(plan("[1.0]").sweep, eight)
+    made = Workspace(plan_sweep(sweep), RootPaths.create(tmp_path / "root"))
     made.record()
     for number, (trial_id, spec) in enumerate(made.plan.trials_by_id.items()):
         result = diverged() if number == 3 else trial_result()
