@@ -101,6 +101,7 @@ def worlds_figure() -> Found:
         side.axvline(0, linestyle=":", color="black")
         what = "log loss" if response == "loss" else "log R̂"
         side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="worlds, sorted")
+        side.yaxis.get_major_locator().set_params(integer=True)
     sides[0].legend(fontsize=7)
     return saved(sheet, "worlds", RESULTS / "interventions_many.csv.gz")
 

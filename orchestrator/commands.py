@@ -171,9 +171,8 @@ def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
 
 def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
-    from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import make_tracker
+    from orchestrator.results.tracking import log_sweep, make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -182,7 +181,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
         try:
-            log_report(tracker, workspace, state)
+            log_sweep(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
