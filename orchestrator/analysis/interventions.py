@@ -217,7 +217,7 @@ def _exponent_effect(points: pd.DataFrame, bases: dict[str, Arm], response: Resp
     worlds, num = {}, 0
     for world, base in bases.items():
         rows = t.complete(points[points[c.DATASET] == base.dataset], (response.column, t.D_REFERENCE))
-        if rows[c.TRAIN_SIZE].nunique() > 1:
+        if (rows.groupby(c.MODEL)[c.TRAIN_SIZE].nunique() > 1).any():
             sums = t.sums_of(rows, response.column)
             worlds[world] = float(sums.xy[0] / sums.xx[0])
             num += len(rows)
