@@ -246,40 +246,22 @@ def streaming(
     }
 
 
-def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> ShardedRows:
+class StoredRows(ShardedRows):
+    """Rows as a source of blocks."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows ``start`` to ``stop`` (exclusive)."""
+        return self.read_rows(np.arange(start, stop))
+
+
+def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> StoredRows:
     step = create_store(folder, num_images=num_rows, image_shape=shape, dtype="uint8")
     rng = np.random.default_rng(0)
     for start in range(0, num_rows, step):
         size = (min(step, num_rows - start), *shape)
         write_rows(folder, "images", start, rng.integers(0, 256, size, np.uint8))
     chunk, shard = rows_per_shard(int(np.prod(shape)), num_rows)
-    return ShardedRows(folder / "images" / "c", num_rows, shape, np.dtype(np.uint8), chunk, shard)
-
-
-class SameTiles(RayExecutor):
-    """As many tasks in flight as workers, but work cut as for two: only the workers differ."""
-
-    def __init__(self, num_workers: int) -> None:
-        super().__init__(2)
-        self.in_flight = num_workers
-
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
-        """Run with fewer tasks in flight than the work was cut for."""
-        few = RayExecutor(self.in_flight)
-        return few.map_unordered(function, argument_tuples, num_cpus=num_cpus, spread=spread)
-
-
-def workers(*, side: int = 224, num_images: int = 6000, repeats: int = 3) -> Found:
-    """Measures on two Ray workers against one, same tiles, same cluster."""
-    connect(2)
-    images = images_of("uint8", (num_images, 3, side, side))
-    labels = np.arange(len(images)) % 2
-
-    def on(num_workers: int) -> object:
-        return measure_nested(images, labels, [len(images)], executor=SameTiles(num_workers))
-
-    timing = take_turns(lambda: on(2), lambda: on(1), repeats=repeats)
-    return {**timing.against("one Ray worker"), "speed_up": 1 / timing.ratio(0, 1)}
+    return StoredRows(folder / "images" / "c", num_rows, shape, np.dtype(np.uint8), chunk, shard)
 
 
 OURS = ("mle", "twonn", "gride")
@@ -312,15 +294,10 @@ def accuracy(*, num_points: int = 1000, seed: int = 0, slow: bool = False) -> Fo
         rows.append(row)
     errors = {key: float(np.mean([miss(row[key], row["true"]) for row in rows])) for key in list(rows[0])[4:]}
     ours = errors.pop("calibrated")
-    held = [row["low"] * 0.99 <= row["true"] <= row["high"] * 1.01 for row in rows]
+    inside = [row["low"] * 0.99 <= row["true"] <= row["high"] * 1.01 for row in rows]
     ratio = {key: ours / value for key, value in errors.items()}
-    return {
-        "ours": ours,
-        "theirs": errors,
-        "ratio": ratio,
-        "interval_holds_truth": np.mean(held),
-        "rows": rows,
-    }
+    held = {"interval_holds": np.mean(inside), "rows": rows}
+    return {"ours": ours, "theirs": errors, "ratio": ratio, **held}
 
 
 def miss(value: float | None, true: float) -> float:
@@ -386,4 +363,4 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
 
 
 if __name__ == "__main__":
-    run(command, products, nested, neighbors, streaming, workers, accuracy, digits)
+    run(command, products, nested, neighbors, streaming, accuracy, digits)

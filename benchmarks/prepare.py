@@ -1,4 +1,4 @@
-"""Preparation of raw images: archives beside folders, and what the released faults do."""
+"""Preparation of raw images: this revision beside another, and what the released faults do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from statistics import median
 from typing import Literal
 
 import numpy as np
-from harness import Found, run, take_turns
+from harness import Found, run
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
@@ -26,84 +25,7 @@ from tasks.measures.records import MeasureSettings
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.remote import Executor, InlineExecutor
-from tasks.sources import source_for
-from tasks.sources.base import RawRequest
-
-Kind = Literal["png", "dicom"]
-Form = Literal["zip", "tar", "tar.gz"]
-SIDE = 512
-SPEC = PreparedSpec(dataset="bench", image_size=224, channels=1)
-
-
-def write_files(folder: Path, count: int, kind: Kind) -> None:
-    """Write ``count`` files of both classes and their manifest; few distinct pictures, numbered to differ."""
-    from PIL import Image
-
-    # The generator of test files lies beside this folder, which a script's own path does not hold.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from tests.raw_trees.dicoms import make_dicom, save_dicom
-
-    base = np.random.default_rng(0).integers(0, 4000, (SIDE // 8, SIDE // 8)).astype(np.uint16)
-    smooth = np.kron(base, np.ones((8, 8), np.uint16))
-    lines = ["path,label"]
-    for index in range(count):
-        values = smooth.copy()
-        values.flat[: 16 * 64] += np.repeat((index >> np.arange(16)) & 1, 64).astype(np.uint16) * 90
-        name = f"{index % 100:02d}/{index}.{'png' if kind == 'png' else 'dcm'}"
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if kind == "png":
-            Image.fromarray((values >> 4).astype(np.uint8)).save(folder / name, compress_level=1)
-        else:
-            save_dicom(folder / name, make_dicom(values, patient=f"p{index // 4}", bits=12))
-        lines.append(f"{name},{index % 2}")
-    (folder / "manifest.csv").write_text("\n".join(lines))
-
-
-def prepare(own: OwnSourceSpec, out: Path, executor: Executor, spec: PreparedSpec = SPEC) -> None:
-    row = own_dataset_spec("bench", own)
-    prepare_dataset(spec, row, raw=Path(own.path), destination=out, executor=executor)
-
-
-def archives(
-    *,
-    files: int = 6_000,
-    kind: Kind = "dicom",
-    forms: tuple[Form, ...] = ("zip", "tar", "tar.gz"),
-    files_at: Path | None = None,
-    repeats: int = 3,
-) -> Found:
-    """Preparation from an archive against the unpacked folder, in CPU seconds, and listing of 100,000 files.
-
-    Files of 512x512 in class folders, packed, are prepared to 224x224 in this process, the forms in turns.
-    "theirs" is the folder: no peer prepares these layouts. Targets: 1.3 times the folder, listing in 10 s.
-    ``files_at`` keeps the files between runs.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        out = files_at or Path(name, "files")
-        if not (out / "raw.tar.gz").exists():
-            pack(out, files, kind)
-
-        def prepared(raw: Path) -> None:
-            own = OwnSourceSpec(kind="folder", path=str(raw), domain="natural")
-            prepare(own, Path(name, "out"), InlineExecutor())
-            shutil.rmtree(Path(name, "out"))
-
-        raws = [out / "raw", *(out / f"raw.{form}" for form in forms)]
-        timing = take_turns(*(lambda raw=raw: prepared(raw) for raw in raws), repeats=repeats, warm=True)
-        listed = listing_seconds(Path(name, "many"))
-    sides = dict(enumerate(forms, 1))
-    ratios = {form: timing.ratio(side, 0, of="cpu") for side, form in sides.items()}
-    return {
-        "ours": {form: timing.seconds(side)["cpu"] for side, form in sides.items()},
-        "theirs": {"folder": timing.seconds(0)["cpu"]},
-        "ratio": max(ratios.values()),
-        "ratios": ratios,
-        "listing_100000_s": listed,
-        "files": files,
-        "kind": kind,
-    }
-
+from tasks.remote import InlineExecutor
 
 READS = 40
 PROGRAM = (
@@ -172,8 +94,7 @@ def revisions(other: Path, *, files: int = 500, repeats: int = 3, only: Sequence
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         for folder, count in (("all", files), ("warm", 8)):
-            pack(out / folder, count, "dicom")
-            pack_images(out / folder, count)
+            write(out / folder, count)
         for case in only or REVISIONS:
             kind, path = REVISIONS[case]
             for _ in range(repeats):
@@ -195,13 +116,14 @@ def revisions(other: Path, *, files: int = 500, repeats: int = 3, only: Sequence
     return {"ours": ours, "theirs": theirs, "ratio": max(ratios.values()), "ratios": ratios, "files": files}
 
 
-def pack_images(out: Path, count: int) -> None:
-    """Write 8-bit images in the kinds that hold them in one file, and a table of the DICOM files."""
+def write(out: Path, count: int) -> None:
+    """Write DICOM files in class folders, their archives and a table of them; 8-bit images in other kinds."""
     import h5py
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
 
+    paths = write_folders(out / "raw", count)
     rng, bodies = np.random.default_rng(0), []
     images, labels = rng.integers(0, 256, (count, 256, 256), np.uint8), np.arange(count) % 2
     for pixels in images:
@@ -218,43 +140,29 @@ def pack_images(out: Path, count: int) -> None:
                 member = tarfile.TarInfo(f"{row:06d}.{ending}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    paths = sorted(path.relative_to(out).as_posix() for path in (out / "raw").rglob("*.dcm"))
-    lines = ["path,label", *(f"{path},{path.split('/')[1]}" for path in paths)]
+    lines = ["path,label", *(f"raw/{path},{path.split('/')[0]}" for path in paths)]
     (out / "table.csv").write_text("\n".join(lines))
-
-
-def pack(out: Path, count: int, kind: Kind) -> None:
-    """Write class folders and their archives."""
-    (out / "flat").mkdir(parents=True)
-    write_files(out / "flat", count, kind)
-    folder = out / "raw"
-    for line in (out / "flat" / "manifest.csv").read_text().splitlines()[1:]:
-        name, label = line.split(",")
-        target = folder / label / Path(name).name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (out / "flat" / name).rename(target)
-    packed = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     with zipfile.ZipFile(out / "raw.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for path in packed:
-            archive.write(path, path.relative_to(folder).as_posix())
-    for name, mode in (("raw.tar", "w"), ("raw.tar.gz", "w:gz")):
-        with tarfile.open(out / name, mode, **({"compresslevel": 1} if mode == "w:gz" else {})) as archive:
-            for path in packed:
-                archive.add(path, path.relative_to(folder).as_posix())
+        for path in paths:
+            archive.write(out / "raw" / path, path)
+    with tarfile.open(out / "raw.tar.gz", "w:gz", compresslevel=1) as archive:
+        for path in paths:
+            archive.add(out / "raw" / path, path)
 
 
-def listing_seconds(folder: Path, *, count: int = 100_000) -> float:
-    """Wall seconds of listing that many names in 1,000 group folders."""
-    for group in range(1000):
-        place = folder / str(group % 2) / f"p{group}"
-        place.mkdir(parents=True)
-        for number in range(count // 1000):
-            (place / f"{number}.png").touch()
-    own = OwnSourceSpec(kind="folder", path=str(folder), domain="natural")
-    start = time.perf_counter()
-    listing = source_for("folder").list_items(RawRequest(own_dataset_spec("bench", own), SPEC, folder))
-    assert len(listing.items) == count
-    return time.perf_counter() - start
+def write_folders(folder: Path, count: int) -> list[str]:
+    """Write files of both classes, few distinct pictures numbered to differ; returns their names."""
+    # The generator of test files lies beside this folder, which a script's own path does not hold.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.raw_trees.dicoms import make_dicom, save_dicom
+
+    base = np.random.default_rng(0).integers(0, 4000, (64, 64)).astype(np.uint16)
+    smooth = np.kron(base, np.ones((8, 8), np.uint16))
+    for index in range(count):
+        values = smooth.copy()
+        values.flat[: 16 * 64] += np.repeat((index >> np.arange(16)) & 1, 64).astype(np.uint16) * 90
+        save_dicom(folder / f"{index % 2}/{index}.dcm", make_dicom(values, patient=f"p{index // 4}", bits=12))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.dcm"))
 
 
 SETTINGS = MeasureSettings(estimators=("mle",), sharpness_sample=None, sharpness_seeds=(0,))
@@ -363,4 +271,4 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
 
 
 if __name__ == "__main__":
-    run(archives, faults, parts=[revisions])
+    run(faults, parts=[revisions])

@@ -13,14 +13,14 @@ ratios counts. Networks are built before. Seconds are those a process computed; 
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,15 +100,8 @@ def write_images(folder: Path, setting: Setting) -> tuple[list[Path], torch.Tens
 
 
 def network(setting: Setting, device: str) -> nn.Module:
-    return build_model(
-        model_spec(setting.model),
-        num_outputs=2,
-        in_channels=1,
-        input_scale=1 / 255,
-        dropout=None,
-        seed=0,
-        image_size=setting.image_size,
-    ).to(device)
+    usual = {"num_outputs": 2, "in_channels": 1, "input_scale": 1 / 255, "dropout": None, "seed": 0}
+    return build_model(model_spec(setting.model), image_size=setting.image_size, **usual).to(device)
 
 
 def plain(batches: Callable[[], Any], setting: Setting, device: str) -> Callable[[], None]:
@@ -143,15 +136,8 @@ def side(name: str, setting: Setting, folder: str, device: str) -> Callable[[], 
 
         return plain(batches, setting, device)
     keep_freed_memory()
-    recipe = RecipeSpec(
-        name="throughput",
-        batch_size=setting.batch_size,
-        epochs=setting.epochs,
-        precision=setting.precision,
-        learning_rate=1e-4,
-    )
-
-    model = network(setting, device)
+    said = {"batch_size": setting.batch_size, "epochs": setting.epochs, "precision": setting.precision}
+    recipe, model = RecipeSpec(name="throughput", learning_rate=1e-4, **said), network(setting, device)
 
     def ours() -> None:
         train(model, images, labels, recipe, seed=0, device=device)
@@ -159,58 +145,42 @@ def side(name: str, setting: Setting, folder: str, device: str) -> Callable[[], 
     return ours
 
 
-def serve(connection: Connection, name: str, setting: Setting, folder: str, device: str) -> None:
-    """Take turns until told to stop; answer each with its seconds."""
-    with deterministic(device, num_threads=1):
-        work = side(name, setting, folder, device)
-        clock = time.process_time if device == "cpu" else time.perf_counter
-        while connection.recv():
-            start = clock()
-            work()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            connection.send(clock() - start)
+TURN: list[Callable[[], None]] = []
+"""The work of this process, once it is set up."""
 
 
-@contextmanager
-def process(name: str, setting: Setting, folder: str, device: str) -> Iterator[Callable[[], float]]:
-    """Start a side's process and yield what takes one turn in it."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    worker = context.Process(target=serve, args=(theirs, name, setting, folder, device))
-    worker.start()
+def set_up(name: str, setting: Setting, folder: str, device: str) -> None:
+    ExitStack().enter_context(deterministic(device, num_threads=1))  # until the process ends
+    TURN.append(side(name, setting, folder, device))
 
-    def turn() -> float:
-        ours.send(True)
-        return float(ours.recv())
 
-    try:
-        yield turn
-    finally:
-        ours.send(False)
-        worker.join()
+def take_turn(device: str) -> float:
+    """Return the seconds of one turn."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    TURN[0]()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
 
 
 def measure(setting: Setting, device: str, turns: int) -> dict[str, Any]:
     seen = setting.num_images * setting.epochs
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         write_images(Path(folder), setting)
-        with (
-            process("ours", setting, folder, device) as ours,
-            process("image files", setting, folder, device) as files,
-            process("in memory", setting, folder, device) as memory,
-        ):
-            for turn in (ours, files, memory):
-                turn()  # libraries set themselves up
-            rounds = [(files(), ours(), memory()) for _ in range(turns)]
-    file_seconds, our_seconds, memory_seconds = (
-        statistics.median(times) for times in zip(*rounds, strict=True)
-    )
+        own: dict[str, Any] = {"mp_context": get_context("spawn"), "initializer": set_up}
+        sides = [
+            stack.enter_context(ProcessPoolExecutor(1, **own, initargs=(name, setting, folder, device)))
+            for name in ("image files", "ours", "in memory")
+        ]
+        # In the first turn libraries set themselves up.
+        rounds = [[one.submit(take_turn, device).result() for one in sides] for _ in range(turns + 1)][1:]
+    files_s, ours_s, memory_s = (statistics.median(times) for times in zip(*rounds, strict=True))
     return {
         "setting": setting.name,
         "precision": setting.precision,
-        "ours": seen / our_seconds,
-        "theirs": {"image files": seen / file_seconds, "in memory": seen / memory_seconds},
+        "ours": seen / ours_s,
+        "theirs": {"image files": seen / files_s, "in memory": seen / memory_s},
         "ratio": statistics.median(files / ours for files, ours, _ in rounds),
         "ratio_in_memory": statistics.median(memory / ours for _, ours, memory in rounds),
         "goal": setting.goal,

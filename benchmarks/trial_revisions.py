@@ -109,16 +109,7 @@ def numbers(other: Path) -> Found:
     left out.
     """
     ours, theirs = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", TRIALS, str(side)],
-                cwd=side,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for side in (HERE, other.resolve())
+        json.loads(_output(side, sys.executable, "-c", TRIALS, str(side))) for side in (HERE, other.resolve())
     )
     rows = [
         {"trial": name, "what": what, "largest_difference": difference(mine, theirs[name][what])}
@@ -148,18 +139,15 @@ def throughput(other: Path, *, turns: int = 5) -> Found:
     rows = []
     for setting in SETTINGS:
         with ExitStack() as stack:
-            command = [sys.executable, "-c", TURNS]
+            command, pipes = (
+                [sys.executable, "-c", TURNS],
+                {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
+            )
             sides = [
                 stack.enter_context(
-                    subprocess.Popen(
-                        [*command, str(side), *map(str, setting)],
-                        cwd=side,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        text=True,
-                    )
+                    subprocess.Popen([*command, str(at), *map(str, setting)], cwd=at, text=True, **pipes)
                 )
-                for side in (HERE, other.resolve())
+                for at in (HERE, other.resolve())
             ]
             seconds = [[_turn(side) for side in sides] for _ in range(turns + 1)][1:]  # the first sets up
             for side in sides:
@@ -175,8 +163,11 @@ def throughput(other: Path, *, turns: int = 5) -> Found:
 
 
 def _revision(checkout: Path) -> str:
-    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return _output(checkout, "git", "rev-parse", "--short", "HEAD").strip()
+
+
+def _output(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def _turn(side: subprocess.Popen[str]) -> float:

@@ -217,6 +217,9 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
 
 def _array(what: str, given: Any) -> npt.NDArray[Any]:
     rule, way_out = f"{what} must make one array", "give all of them one shape"
+    if any(map(np.ma.is_masked, given if isinstance(given, (list, tuple)) else [given])):
+        fill = "say what stands there: .filled(VALUE); or leave those images out"
+        raise DataError(f"{what} must have a value everywhere", "a masked array", fill)
     try:
         array = np.asarray(given)
     except ValueError as error:

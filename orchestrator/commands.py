@@ -30,8 +30,8 @@ class Planned:
         rows: One per trial, with its status.
         cost: Of what is left; ``cost["text"]`` says it in words.
         measures: One per measured subset, with its status.
-        not_prepared: Datasets that a run prepares, or that must be brought; of own data, the path and how
-            many files were listed there and not opened.
+        not_prepared: Datasets that a run prepares, or that must be brought; of own data, the path, how many
+            files were listed there and not opened, and what was left out or is doubtful, by reason.
         beside: What the sweep does beside training, in words.
     """
 
@@ -88,7 +88,9 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
             "dataset": spec.dataset,
             "prepared_id": spec.prepared_id,
             "own": own.get(spec.dataset),
-            "unopened": unopened.get(spec.prepared_id),
+            "unopened": len(listing.items) if (listing := unopened.get(spec.prepared_id)) else None,
+            "left_out": listing.excluded if listing else {},
+            "doubtful": listing.flags if listing else {},
         }
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared

@@ -52,22 +52,18 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
     """Return a row for your own data; label names not given are read when the data are prepared."""
+    alike = {"domain", "modality", "channels", "label_columns", "layout", "pixel_range"}
     return DatasetSpec(
+        **own.model_dump(include=alike),
         name=name,
         title=own.title or name,
-        domain=own.domain,
-        modality=own.modality,
         label_names=own.class_names,
-        channels=own.channels,
         source=own.kind,
         description="own data",
         terms="own data",
         raw_layout="see docs/datasets.md, your own data",
         groups="as given by the source",
         label_map=tuple(sorted(own.label_map.items())),
-        label_columns=own.label_columns,
-        layout=own.layout,
-        pixel_range=own.pixel_range,
     )
 
 

@@ -418,37 +418,28 @@ class TrialSpec(Spec):
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything that is measured on the network, one entry per number or group of numbers."""
         network_id, attacks, representation = self.trial_id, self.attacks, self.representation
+        version, k = self.representation_version, representation.num_neighbors
         found: list[Measurement] = [
             RepresentationMeasurement(
-                schema_version=self.representation_version,
-                network_id=network_id,
-                estimator=estimator,
-                num_neighbors=representation.num_neighbors,
-                stages=stages,
+                schema_version=version, network_id=network_id, estimator=name, num_neighbors=k, stages=stages
             )
             for stages in (False, True)[: 1 + representation.stages]
-            for estimator in representation.estimators
+            for name in representation.estimators
         ]
+        versions = {"fgsm": 1, "pgd": self.attack_version}
         found += [
             AttackMeasurement(
-                schema_version=1 if method == "fgsm" else self.attack_version,
-                network_id=network_id,
-                method=method,
-                epsilon=epsilon,
+                schema_version=versions[method], network_id=network_id, method=method, epsilon=epsilon
             )
             for method in attacks.methods
             for epsilon in attacks.epsilons
         ]
-        if self.robustness is not None:
+        if (asked := self.robustness) is not None:
             version = self.robustness_version
-            found.append(
-                RobustnessMeasurement(
-                    schema_version=version, network_id=network_id, robustness=self.robustness
-                )
-            )
+            found += [RobustnessMeasurement(schema_version=version, network_id=network_id, robustness=asked)]
         if self.predictions:
             version = self.predictions_version
-            found.append(PredictionMeasurement(schema_version=version, network_id=network_id))
+            found += [PredictionMeasurement(schema_version=version, network_id=network_id)]
         return tuple(found)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:

@@ -42,24 +42,29 @@ LEAST_SHARE = 0.0001
 """Of a core or GPU: Ray counts in ten-thousandths, and starts nothing that asks for less."""
 
 
-class ModelChoice(specs.Spec):
-    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
-    ``package.module:function``; in a sweep file a text alone is its ``from``.
-    """
+class _Choice(specs.Spec):
+    """Something that there is, with changes; in a sweep file a text alone is its ``from``."""
 
     model_config = ConfigDict(populate_by_name=True, strict=False)
 
     from_: str = Field(alias="from")
-    arguments: specs.Arguments = ()
-    pretrained: bool = False
-    """Start from the library's weights."""
-    name: specs.Name | None = None
-    """How it is called in tables; by default after what it is made from."""
 
     @model_validator(mode="before")
     @classmethod
     def _take_text(cls, value: object) -> object:
         return {"from": value} if isinstance(value, str) else value
+
+
+class ModelChoice(_Choice):
+    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
+    ``package.module:function``.
+    """
+
+    arguments: specs.Arguments = ()
+    pretrained: bool = False
+    """Start from the library's weights."""
+    name: specs.Name | None = None
+    """How it is called in tables; by default after what it is made from."""
 
     @field_validator("arguments", mode="before")
     @classmethod
@@ -117,22 +122,14 @@ class RecipeOverride(RecipeChanges):
         return self
 
 
-class RecipeChoice(RecipeChanges):
-    """The recipe of a sweep: one that there is, with changes; in a sweep file a text alone is its ``from``.
+class RecipeChoice(RecipeChanges, _Choice):
+    """The recipe of a sweep.
 
     Fields given here hold for all models and datasets, whatever the recipe itself says of some of them;
     ``overrides`` hold over both, later ones over earlier ones.
     """
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    from_: str = Field(alias="from")
     overrides: tuple[RecipeOverride, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_text(cls, value: object) -> object:
-        return {"from": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
@@ -237,6 +234,7 @@ _FLIPS = {
     "flipped": Dial(0, 0, 100, "this many single images whose label is exchanged", whole=True),
     "pixel_scale": Dial(1, 0.01, 1, "factor on all pixels"),
 }
+_SETS = "digits, mnist5k, faces, textures, photographs, histology, retina, tissue"
 _BLEND = Dial(0, 0, 0.49, "share of each image's nearest image with another label blended in")
 DIALS: dict[Kind, dict[str, Dial]] = {
     "generated": {
@@ -258,14 +256,9 @@ DIALS: dict[Kind, dict[str, Dial]] = {
         "variations": Dial(700, 10, 10_000, "of the head, four slices each", whole=True),
         **_FLIPS,
     },
-    "digits_even_odd": {
-        "blend": _BLEND,
-        **_FLIPS,
-    },
+    "digits_even_odd": {"blend": _BLEND, **_FLIPS},
     "pictures": {
-        "set": Dial(
-            1, 0, 7, "digits, mnist5k, faces, textures, photographs, histology, retina, tissue", whole=True
-        ),
+        "set": Dial(1, 0, 7, f"number of the set: {_SETS}", whole=True),
         "first": Dial(0, 0, 9, "the class that is 0", whole=True),
         "second": Dial(1, 0, 9, "the class that is 1", whole=True),
         "blend": _BLEND,

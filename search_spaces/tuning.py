@@ -149,11 +149,7 @@ _FAMILIES: tuple[tuple[str, SearchSpace], ...] = (
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
     """Return the space of one model, narrowed or widened by what the sweep says.
 
-    Args:
-        model: The network.
-        optimizer: Of the sweep's recipe.
-        tune: What the sweep says.
-        num_train: Images that a trial is trained on: larger batches are left out of a family's.
+    Batches larger than ``num_train``, the images that a trial is trained on, are left out of a family's.
 
     Raises:
         ConfigError: when the sweep names a batch larger than the set, or no batch is small enough.

@@ -160,6 +160,7 @@ def _span(values: Iterable[Any]) -> str:
 def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what stands in the way of a run here and now."""
     from orchestrator.running.cluster import this_machine, trial_resources
+    from tasks.sources.base import count_lines
 
     try:
         trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
@@ -169,6 +170,7 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
         opening = shlex.join(["isweep", "measure", item["own"]])
         files = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
         yield f"not prepared: {item['dataset']} ({files})"
+        yield from count_lines(left_out=item["left_out"], doubtful=item["doubtful"])
     if known := [item["dataset"] for item in missing if not item["own"]]:
         yield f"not prepared: {', '.join(known)} (what each needs: isweep datasets NAME)"
 

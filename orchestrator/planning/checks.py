@@ -60,7 +60,7 @@ def counted(listing: Listing) -> Counted | None:
     )
 
 
-def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, int]:
+def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, Listing]:
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
     Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
@@ -68,19 +68,19 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     that are read in place of those that the sweep names.
 
     Returns:
-        How many files of own data (rows, volumes) were listed and not opened, by prepared id.
+        What was listed of own data (files, rows, volumes) and not opened, by prepared id.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
     images: dict[str, PreparedDataset | Counted | None] = {}
-    unopened: dict[str, int] = {}
+    unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
         there = workspace.prepared.get(spec.prepared_id) or _shipped(plan.datasets[spec.dataset], spec)
         if there is None and spec.dataset in own:
             key = _key(workspace.paths.root)
             try:
                 listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
-                unopened[spec.prepared_id] = len(listing.items)
+                unopened[spec.prepared_id] = listing
                 there = counted(listing)
             except SweepError as error:
                 problems.append(error)

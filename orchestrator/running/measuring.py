@@ -29,7 +29,7 @@ from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of
-from tasks.sources.base import RawRequest
+from tasks.sources.base import RawRequest, count_lines
 
 if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
@@ -245,8 +245,7 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
         images, names = load_images(file, listing), tuple(listing.label_names)
         labels = np.array([item.label for item in listing.items], np.int64)
         groups: Sequence[object] = [item.group or f"\0{item.locator}" for item in listing.items]
-        notes = [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
-        notes += [f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()]
+        notes = count_lines(left_out=listing.excluded, doubtful=listing.flags)
     else:
         images, notes = _load_npy(path), []
         if request.labels is None:
@@ -283,7 +282,7 @@ def _load_npy(path: Path) -> Images:
 
 
 def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
-    if path.suffix.lower() == ".npy":
+    if of_array := path.suffix.lower() == ".npy":
         values = _load_npy(path)
     else:
         lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
@@ -291,17 +290,34 @@ def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
         found = f"{values.dtype} {values.shape}"
         raise DataError("There must be one label per image", found, "check --labels")
-    return name_labels(values.tolist(), own)
+    return name_labels(values.tolist(), own, first=0 if of_array else 1)
 
 
-def name_labels(cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID) -> tuple[Names, Codes]:
-    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's class."""
+def name_labels(
+    cells: Sequence[object], own: OwnSourceSpec | None = None, first: int = 0
+) -> tuple[Names, Codes]:
+    """Return the classes of labels as given (numbers, text, bytes), in order, and each image's class.
+
+    ``own`` says what labels of a file mean; ``first`` is the number of its first row in messages.
+    """
     from tasks.sources.labels import sort_labels
     from tasks.sources.own import Rows, class_labels
     from tasks.sources.tables import label_text
 
     written = [label_text(cell) for cell in cells]
-    labels = class_labels(Rows(cells={"label": written}, locator=str), _raw(own))
+    rows = Rows(
+        cells={"label": written},
+        locator=str,
+        name=lambda row: f"row {row + first}",
+        counting=lambda _: f"the first row is {first}",
+    )
+    try:
+        labels = class_labels(rows, _raw(own or NOTHING_SAID))
+    except DataError as error:
+        if own is None:  # arrays in memory have no label_map
+            way_out = "change those labels, or leave their images out, before measuring"
+            raise DataError(error.rule, error.value, way_out) from None
+        raise
     names = sort_labels(labels)
     places = {name: place for place, name in enumerate(names)}
     return names, np.array([places[label] for label in labels], np.int64)

@@ -164,8 +164,10 @@ def prepare_missing(
 ) -> None:
     """Prepare datasets one after another, each in parallel, and raise what could not be prepared."""
     from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.record import doubt_lines
 
     problems: list[SweepError] = []
+    known = set(workspace.prepared)
     own = {choice.name: Path(choice.own.path) for choice in workspace.plan.sweep.datasets if choice.own}
     for spec in missing:
         name = spec.dataset
@@ -178,7 +180,7 @@ def prepare_missing(
             monitor.advance(f"{name} {done:,}/{total:,} items")
 
         try:
-            prepare_dataset(
+            record = prepare_dataset(
                 spec,
                 workspace.plan.datasets[name],
                 raw=folder,
@@ -190,6 +192,9 @@ def prepare_missing(
             )
         except SweepError as error:
             problems.append(error)
+            continue
+        for line in [] if spec.prepared_id in known else doubt_lines(record):
+            monitor.note(f"{name}: {line.strip()}")
     collect(problems, DataError)
 
 

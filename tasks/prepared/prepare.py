@@ -38,7 +38,7 @@ from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, st
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
 from tasks.sources import HASH, check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest, hash_key
-from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, split_locator
+from tasks.sources.raw import PACKED_TARS, RefusedArchive, open_archive, split_locator
 
 if TYPE_CHECKING:
     from tasks.remote import Executor
@@ -350,7 +350,8 @@ def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp
 
     None when every order costs the same: no such archive, or none with several items in it.
     """
-    chains = [_packed_chain(item.locator) for item in items]
+    chains = [tuple(split_locator(item.locator)[:-1]) for item in items]
+    chains = [chain if chain and chain[-1].lower().endswith(PACKED_TARS) else () for chain in chains]
     stored: dict[tuple[str, ...], dict[str, int]] = {}
     for chain, count in sorted(Counter(chains).items()):
         if chain and count > 1:
@@ -374,12 +375,6 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.in
     starts = np.cumsum([0, *(part.num_items for part in parts)])
     read = np.concatenate([start + part.items for start, part in zip(starts, parts, strict=False)])
     return images.take(np.argsort(order[read], kind="stable"))
-
-
-def _packed_chain(locator: str) -> tuple[str, ...]:
-    """Return the archives that lead to a member of a packed tar, or nothing."""
-    chain = tuple(split_locator(locator)[:-1]) if MARK in locator else ()
-    return chain if chain and chain[-1].lower().endswith(PACKED_TARS) else ()
 
 
 def list_raw(request: RawRequest) -> Listing:

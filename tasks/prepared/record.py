@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.prepared.parts import Part
 from tasks.prepared.table import ImageTable, content_fingerprint
-from tasks.sources.base import Listing, RawRequest
+from tasks.sources.base import Listing, RawRequest, count_lines
 
+OF_DATASET = ("source", "title", "modality", "domain", "origin", "label_rule")
 MAX_LISTED = 50
 MAX_SHOWN_SKIPS = 5
 TELLING_GAIN, TELLING_CHANCE = 0.1, 1e-3
@@ -27,22 +28,14 @@ class PreparedRecord(BaseModel):
     Attributes:
         fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label names, dtype.
             It does not depend on sharding, worker count, hash key or when and where it was made.
-        prepared_id: Identity of the spec it was made from.
         raw_id: Hash of the raw listing with file sizes and times, to notice that your own data changed.
-        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
-        label_rule: How labels were made where nobody gave them.
-        num_images_per_label: Label name to number of images.
-        num_groups_per_label: Label name to number of groups with such an image.
-        num_listed: Items found in the raw download.
         excluded: Items left out by the dataset's own rules, by reason.
-        skipped: Items that could not be used, by reason.
-        skipped_items: First pairs (keyed hash of the locator, reason) of those.
+        skipped: Items that could not be used, by reason; ``skipped_items`` are the first of them, pairs
+            (keyed hash of the locator, reason).
         conversions: What was done to pixels, and to how many images.
         flags: What is doubtful, and how often.
         num_duplicates: Images whose pixels equal an earlier image's; their groups were joined.
         num_conflicts: Images whose pixels equal those of an image with another label.
-        intensity: How raw values became pixels.
-        seconds: Time of the preparation that published it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,18 +92,10 @@ def make_record(
     groups_of = [np.unique(images.groups[images.labels == label]) for label in range(len(names))]
     return PreparedRecord(
         fingerprint=content_fingerprint(images, header),
-        prepared_id=spec.prepared_id,
         raw_id=raw_id,
         dataset=dataset.name,
-        source=dataset.source,
-        title=dataset.title,
-        modality=dataset.modality,
-        domain=dataset.domain,
-        origin=dataset.origin,
-        label_rule=dataset.label_rule,
-        task=spec.task,
-        data_mode=spec.data_mode,
-        faults=tuple(spec.faults),
+        **{name: getattr(dataset, name) for name in OF_DATASET},
+        **{name: getattr(spec, name) for name in ("prepared_id", "task", "data_mode", "faults")},
         label_names=names,
         num_images=shape[0],
         num_groups=len(np.unique(images.groups)),
@@ -202,6 +187,11 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     return flags
 
 
+def doubt_lines(record: PreparedRecord) -> list[str]:
+    """Return what was left out, could not be used or is doubtful, as lines."""
+    return count_lines(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
+
+
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
     whole = f"{record.num_images:,} images, {len(record.label_names)} classes, {record.num_groups:,} groups"
@@ -213,13 +203,7 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
     channels, height, width = record.shape[1:]
     plural = "s" if channels > 1 else ""
     lines.append(f"  made {height}x{width}, {channels} channel{plural}: {record.intensity}")
-    for title, counts in (
-        ("converted", record.conversions),
-        ("left out", record.excluded),
-        ("skipped", record.skipped),
-        ("doubtful", record.flags),
-    ):
-        lines += [f"  {title}: {reason}, {count:,}" for reason, count in counts.items()]
+    lines += [*count_lines(converted=record.conversions), *doubt_lines(record)]
     if record.num_duplicates:
         twins = f"  equal to an earlier image: {record.num_duplicates:,}"
         lines.append(f"{twins} (kept, on one side of the split)")

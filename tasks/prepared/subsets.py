@@ -74,10 +74,7 @@ class Subset:
             balanced: equal classes up to one image, or proportional for a whole set of more than two classes.
         train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
-        test_labels: ``(test_size,)`` labels.
         class_names: Spelling of each class for messages: its index in the prepared dataset.
-        shared_group_share: Share of test images whose group is also in ``train_order``; 0 unless a fault of
-            the released code is switched on.
     """
 
     train_order: NDArray[np.int64]
@@ -278,15 +275,8 @@ def split_validation(
 ) -> Subset:
     """Split the first ``train_size`` training images of a subset by groups, for a learning-rate search.
 
-    Args:
-        prepared: The dataset.
-        spec: The subset whose test images are left alone.
-        train_size: Images to train and validate on.
-        validation: How many of them to validate on.
-
-    Returns:
-        A subset whose held-out side, ``test_rows``, is the validation images: whole groups of the training
-        images, and never a test image.
+    The held-out side, ``test_rows``, is the validation images: whole groups of the training images, and never
+    a test image of ``spec``.
 
     Raises:
         DataError: when the data do not have ``train_size`` images, or a class has too few groups to be on

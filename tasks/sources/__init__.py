@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -35,7 +36,7 @@ from tasks.sources.raw import (
     open_archive,
     walk,
 )
-from tasks.sources.tables import COLUMNS, MANIFESTS, column_key
+from tasks.sources.tables import COLUMNS, MANIFESTS, column_key, holds_images
 
 ENTRY_POINT_GROUP = "isweep.sources"
 MODULES = {
@@ -187,7 +188,7 @@ def _has_classes_beside_images(path: Path) -> bool:
 
 
 HASH = re.compile(r"\b[0-9a-f]{16}\b")
-ROW = re.compile(r"(?:(\w+) )?row (?:(\w+)/)?(\d+)|(?<![-\d])(\d+)")
+ROW = re.compile(r"(?:([\w-]+) )?row (?:(\w+)/)?(\d+)")
 ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
     ".npz": NpzFile,
     ".h5": Hdf5File,
@@ -198,10 +199,10 @@ ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
 def locate(raw: Path, key_folder: Path, said: str) -> str | None:
     """Return the file, archive member or row below ``raw`` that a message or record tells of.
 
-    That is 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line with one of these. The
-    key lies in the folder with the prepared datasets.
+    That is 16 hex digits, ``row 12``, ``train row 12``, ``row 3 of`` a hash, or a line with one of these.
+    The key lies in the folder with the prepared datasets.
     """
-    row = ROW.search(HASH.sub("", said)) if "row" in said or said.strip().isdigit() else None
+    row = ROW.search(f"row {said}" if said.strip().isdigit() else HASH.sub("", said))
     found, name = HASH.search(said), None
     key = hash_key(key_folder) if found else "unkeyed"
     own = own_dataset_spec("own", OwnSourceSpec(kind="folder", path=str(raw), domain=None))
@@ -212,12 +213,15 @@ def locate(raw: Path, key_folder: Path, said: str) -> str | None:
             return name
     if row is None:
         return None
-    folder, array, number = row[1] or "", row[2], row[3] or row[4]
+    word, array, number = row[1] or "", row[2] or "images", int(row[3])
     if name is not None:
         return f"{name}{MARK}{number}"
-    if raw.suffix.lower() in ARRAY_FILES:
-        return row_locator(array or "images", int(number))
-    return table_paths(request, folder).get(int(number))
+    of_arrays = raw.suffix.lower() in ARRAY_FILES
+    if of_arrays or raw.suffix.lower() == ".parquet":
+        name = row_locator(array, number) if of_arrays else f"{raw.name}{MARK}{number}"
+        if of_arrays or holds_images(raw):
+            return name if name in _locators(raw, request) else None
+    return table_paths(request, word if split_of(word) != "" else "").get(number)
 
 
 def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
@@ -235,11 +239,13 @@ def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
         elif ending in ARRAY_FILES:
             try:
                 file = ARRAY_FILES[ending](replace(request, raw=base / name))
-                shapes = {array: file.header(array).shape for array in file.names()}
+                arrays = file.names()
             except SweepError:
                 continue
-            for array, shape in shapes.items():
-                yield from (row_locator(array, row) for row in range(shape[0] if len(shape) > 2 else 0))
+            for array in arrays:
+                with suppress(SweepError):
+                    shape = file.header(array).shape
+                    yield from (row_locator(array, row) for row in range(shape[0] if len(shape) > 2 else 0))
 
 
 def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:

@@ -59,6 +59,7 @@ MAX_TEXT_BYTES = 1 << 28
 MAX_WHOLE_BYTES = 512 << 20
 MAX_MEMBERS = 1000
 MAX_CHUNK_BYTES = 256 << 20
+COPY_AGAIN = "save or copy it again"
 
 
 @dataclass(frozen=True)
@@ -332,7 +333,7 @@ class NpzFile:
                 found = archive.infolist()
         except RefusedArchive as refused:
             rule = f"{self._name}: the .npz must be whole, as numpy saves it"
-            raise DataError(rule, refused.reason, "save or copy it again") from None
+            raise DataError(rule, refused.reason, COPY_AGAIN) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in found}
         self._headers: dict[str, ArrayHeader] = {}
 
@@ -435,7 +436,8 @@ def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
         # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every row of it.
         return h5py.File(path, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
-        raise DataError(f"{name}: the file must be a whole HDF5 file", "damaged or another format") from None
+        found = "damaged or another format"
+        raise DataError(f"{name}: the file must be a whole HDF5 file", found, COPY_AGAIN) from None
 
 
 class Hdf5File:
@@ -447,34 +449,36 @@ class Hdf5File:
 
     def names(self) -> list[str]:
         """Return the names in the root group."""
-        import h5py
-
         try:
-            kinds = {name: self._file.get(name, getlink=True) for name in self._file}
+            return list(self._file)
         except (OSError, RuntimeError, KeyError, ValueError):
-            raise self._error("the file must be whole", "damaged") from None
-        return [name for name, link in kinds.items() if isinstance(link, h5py.HardLink)]
+            raise self._error("the file must be whole", "damaged", COPY_AGAIN) from None
 
     def header(self, name: str) -> ArrayHeader:
         """Return shape and dtype of a dataset."""
         import h5py
 
         try:
-            data = self._file[name]
+            # A soft link may lead through an external one.
+            is_link = not isinstance(self._file.get(name, getlink=True), h5py.HardLink)
+            data = None if is_link else self._file[name]
+            if is_link or (isinstance(data, h5py.Dataset) and (data.is_virtual or data.external)):
+                rule, what = f"{name} must lie in the file itself", "a link, or a view of other files"
+                raise self._error(rule, what, f"store the array: file[{name!r}] = array")
             if not isinstance(data, h5py.Dataset):
-                raise self._error(f"{name} must be an array", "a group")
-            if data.is_virtual or data.external:
-                raise self._error(f"{name} must lie in the file itself", "a link to other files")
+                raise self._error(
+                    f"{name} must be an array", "a group", "give its arrays in a file of their own"
+                )
             chunk = int(np.prod(data.chunks or (0,), dtype=object)) * data.dtype.itemsize
             stored = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
-            raise self._error(f"{name} must be a whole array", "damaged") from None
+            raise self._error(f"{name} must be a whole array", "damaged", COPY_AGAIN) from None
         if chunk > MAX_CHUNK_BYTES:
-            raise self._error(f"{name} must have chunks below 256 MiB", f"{chunk:,} bytes")
+            raise self._error(f"{name} must have chunks below 256 MiB", f"{chunk:,} bytes", "smaller chunks")
         # Chunks never written read as zeros: a header may declare terabytes of them.
         if 0 not in header.shape and not stored:
-            raise self._error(f"{name} must hold values", "none were written")
+            raise self._error(f"{name} must hold values", "none were written", "write them")
         return header
 
     def load(self, name: str) -> NDArray[np.generic]:
@@ -486,8 +490,8 @@ class Hdf5File:
         self.header(name)
         return partial(_hdf5_values, self._file[name])
 
-    def _error(self, rule: str, found: str) -> DataError:
-        return DataError(f"{self._name}: {rule}", found)
+    def _error(self, rule: str, found: str, way_out: str) -> DataError:
+        return DataError(f"{self._name}: {rule}", found, way_out)
 
 
 def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -74,12 +74,8 @@ Split = Literal["", "train", "test"]
 class RawRequest:
     """What to read.
 
-    Attributes:
-        dataset: Its row of the table.
-        spec: What it becomes.
-        raw: Folder or file of the raw download.
-        key: Of the hashes.
-        cache: A folder where an index of the raw tree may be kept.
+    ``raw`` is the folder or file of the download, ``key`` that of the hashes, ``cache`` a folder where an
+    index of the raw tree may be kept.
     """
 
     dataset: DatasetSpec
@@ -179,8 +175,6 @@ class Listing:
 
     Attributes:
         items: In an order that depends on the raw files only, never on the file system's listing order.
-        label_names: One name per class index.
-        dtype: dtype of the prepared images.
         block_size: How many items one task should read.
         excluded: Items left out on purpose by the dataset's own rules, reason to count (not faults).
         skipped: Pairs (locator, reason) of items already known to be unreadable.
@@ -198,6 +192,16 @@ class Listing:
     intensity: str = "as stored, 8 bits"
     flags: dict[str, int] = field(default_factory=dict)
     one_each: bool = True
+
+
+def count_lines(**told: Mapping[str, int]) -> list[str]:
+    """Say what is told of a set, as ``left_out={"validation split": 3}``, one line a reason."""
+    return [
+        f"  {what.replace('_', ' ')}: {reason}, {count:,}"
+        for what, counts in told.items()
+        for reason, count in counts.items()
+        if count
+    ]
 
 
 class SkipItem(Exception):

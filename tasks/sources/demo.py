@@ -201,13 +201,8 @@ def _without_blank(images: Images) -> Images:
     """Leave out, and count, what shows nothing: all of one colour, or nearly so."""
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     kept = np.flatnonzero(np.ptp(flat, axis=1) > NEARLY_EQUAL)
-    return replace(
-        images,
-        pixels=images.pixels[kept],
-        labels=images.labels[kept],
-        groups=[images.groups[row] for row in kept.tolist()] if images.groups else None,
-        excluded=images.excluded | {"of one colour": len(flat) - len(kept)},
-    )
+    excluded = images.excluded | {"of one colour": len(flat) - len(kept)}
+    return replace(_rows_of(images, kept), excluded=excluded)
 
 
 def _by_rule(
@@ -268,31 +263,34 @@ digits_even_odd = Source(
 
 def list_pictures(request: RawRequest) -> Listing:
     """Return the images of two classes of a packaged set."""
-    images, rows = _two_classes(request)
-    labels = (images.labels[rows] == dial(request, "second")).astype(np.int64)
-    groups = [images.groups[row] for row in rows.tolist()] if images.groups else None
-    return list_rows(flipped(labels, request), request, groups, dtype=_dtype(request))
+    found = _two_classes(request)
+    return list_rows(flipped(found.labels, request), request, found.groups, dtype=_dtype(request))
 
 
 def read_pictures(request: RawRequest) -> Reader:
     """Return a reader of them, colours averaged."""
-    images, rows = _two_classes(request)
-    pixels = images.pixels[rows]
+    found = _two_classes(request)
+    pixels = found.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
-    labels = (images.labels[rows] == dial(request, "second")).astype(np.int64)
-    mixed = blended(pixels, labels, dial(request, "blend"), dial(request, "reach"))
+    mixed = blended(pixels, found.labels, dial(request, "blend"), dial(request, "reach"))
     return row_reader(scaled(mixed, request))
 
 
-def _two_classes(request: RawRequest) -> tuple[Images, NDArray[np.intp]]:
+def _two_classes(request: RawRequest) -> Images:
     images = [*SETS.values()][int(dial(request, "set"))]()
     pair = [dial(request, "first"), dial(request, "second")]
     rows = np.flatnonzero(np.isin(images.labels, pair))
     if len(np.unique(images.labels[rows])) < 2:
-        found = f"{pair[0]:g} and {pair[1]:g}, of {int(images.labels.max()) + 1}"
-        raise ConfigError("first and second must be two classes of the set", found)
-    return images, rows
+        told = f"{pair[0]:g} and {pair[1]:g}, of {int(images.labels.max()) + 1}"
+        raise ConfigError("first and second must be two classes of the set", told)
+    found = _rows_of(images, rows)
+    return replace(found, labels=(found.labels == pair[1]).astype(np.int64))
+
+
+def _rows_of(images: Images, rows: NDArray[np.intp]) -> Images:
+    groups = [images.groups[row] for row in rows.tolist()] if images.groups else None
+    return replace(images, pixels=images.pixels[rows], labels=images.labels[rows], groups=groups)
 
 
 pictures = Source(list_pictures, read_pictures)
@@ -301,11 +299,11 @@ pictures = Source(list_pictures, read_pictures)
 def list_lesions(request: RawRequest) -> Listing:
     """Return slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group = variation.
 
-    The only real patient-like data are the ICBM152 2009a average T1 template that nilearn ships. A
-    *variation* is a seeded small affine of the head, a gamma and a smooth shading; it gives four axial
-    slices, two with a lesion (a blurred ellipse of drawn place inside the brain, size and contrast) and two
-    without, in a seeded order. It resembles a brain MRI task in look and in structure, not in difficulty; say
-    so wherever it appears. Whether a slice is drawn with a lesion stands in its item's details.
+    The volume is the ICBM152 2009a average T1 template that nilearn ships. A *variation* is a seeded small
+    affine of the head, a gamma and a smooth shading; it gives four axial slices, two with a lesion (a blurred
+    ellipse of drawn place inside the brain, size and contrast) and two without, in a seeded order. It
+    resembles a brain MRI task in look and structure, not in difficulty. Whether a slice is drawn with a
+    lesion stands in its item's details.
     """
     variations = range(int(dial(request, "variations")))
     half = [0, 1] * (SLICES_PER_VARIATION // 2)

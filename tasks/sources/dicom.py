@@ -83,7 +83,6 @@ class Dicom(Header):
         spacing: Row and column spacing in mm, or None.
         inverted: MONOCHROME1: small values are white.
         rescale: Slope and intercept, or None when absent.
-        flags: What is doubtful.
         traits: Pairs (name, value) that must not tell the label: manufacturer, site, spacing ...
         laterality: R, L or B, empty when absent.
         orientation: Where rows lead to, L or R first, empty when absent.

@@ -26,7 +26,7 @@ from search_spaces.specs import Layout
 from tasks.sources.base import Listing, RawRequest, Source, Split
 from tasks.sources.dicom import INTENSITY, is_dicom_name, is_single_image_name, read_header, single_reader
 from tasks.sources.labels import PLACEHOLDERS, plain_id
-from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, own_listing, split_of
+from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, hidden_count, own_listing, split_of
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
@@ -86,6 +86,7 @@ def list_folder(request: RawRequest) -> Listing:
     with_splits = _has_splits(images, wrapper, request)
     placed, excluded = _placed([name for name in tree if name not in packed], images, wrapper, with_splits)
     excluded["in an archive beside images"] += len(packed)
+    excluded.update(hidden_count(tree.hidden, is_single_image_name))
     layout, told = _choose_layout(placed, tree, request)
     meant = [(one, own) for one in placed if (own := one.as_class(layout)) is not None]
     excluded["outside the class folders"] += len(placed) - len(meant)
@@ -102,6 +103,7 @@ def list_folder(request: RawRequest) -> Listing:
         cells={"label": [label for _, (label, _) in meant]},
         locator=locators.__getitem__,
         name=lambda row: request.hashed(locators[row]),
+        counting=lambda _: "",
         alone=lambda row: meant[row][1][1],
         side=lambda row: meant[row][0].split,
     )

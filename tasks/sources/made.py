@@ -149,22 +149,17 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
     return normed
 
 
-def _list_generated(request: RawRequest) -> Listing:
-    labels = flipped(places(_dials(request))[1], request)
-    return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
+generated = Source(
+    lambda request: list_rows(
+        flipped(_places(request)[1], request), request, dtype="float32", intensity=INTENSITY
+    ),
+    lambda request: row_reader(scaled(images_at(_places(request)[0], request.spec.image_size), request)),
+)
 
 
-def _read_generated(request: RawRequest) -> Reader:
-    images = images_at(places(_dials(request))[0], request.spec.image_size)
-    return row_reader(scaled(images, request))
-
-
-generated = Source(_list_generated, _read_generated)
-
-
-def _dials(request: RawRequest) -> tuple[tuple[str, float], ...]:
+def _places(request: RawRequest) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     geometry = ("dimension", "nuisance", "bits", "bands", "gap", "fine_gap", "contrast", "frequency")
-    return tuple((name, dial(request, name)) for name in (*geometry, "num_images", "draw"))
+    return places(tuple((name, dial(request, name)) for name in (*geometry, "num_images", "draw")))
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,12 +34,14 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipIt
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
 from tasks.sources.own import (
+    FROM_ZERO,
     MAX_NAMED,
     ONE_HOT,
     Cells,
     Columns,
     Rows,
     find_columns,
+    hidden_count,
     joined,
     own_listing,
     split_of,
@@ -49,11 +51,10 @@ from tasks.sources.pictures import decode_image
 from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
-    Lines,
     cell_text,
+    counting,
     header_names,
     holds_images,
-    other_sheets,
     read_lines,
     read_table,
 )
@@ -66,25 +67,31 @@ SLICE = re.compile(r"[0-9]{0,9}")
 
 @dataclass(frozen=True)
 class Listed:
-    """One table of paths, and its split's folder, when it lies in one."""
+    """One table of paths, and its split's folder, when it lies in one; once read, its numbers."""
 
     path: Path
     folder: str = ""
+    numbers: Sequence[int] = ()
+    other_sheets: int = 0
 
-    def row(self, number: int) -> str:
-        """Return what messages call a row, counted with the header as 1."""
-        return f"{self.folder} row {number + 2}".lstrip()
+    def row(self, place: int) -> str:
+        """Return what messages call a row."""
+        return f"{self.folder} row {self.numbers[place + 1]}".lstrip()
+
+    def counted_row(self, place: int) -> str:
+        """Return what messages call a row, and how it is counted."""
+        return f"{self.row(place)} ({counting(self.numbers)})"
 
 
 def list_table(request: RawRequest) -> Listing:
     """Return one item per row, in the table's order; what it must not name is a DataError."""
     tables = _tables(request)
     if not tables:
-        return _list_images(parquet_files(request), request)
+        return _list_images(request)
     read = [_read(table, request) for table in tables]
-    sheets = sum(other_sheets(table.path, request) for table in tables)
-    flags = _common(read, request).flags
-    cells, place = joined([found for _, found in read])
+    sheets = sum(table.other_sheets for *_, table in read)
+    flags = _common([columns for columns, *_ in read], request).flags
+    cells, place = joined([found for _, found, _ in read])
     if not cells["path"]:
         raise DataError(f"{request.dataset.name}: the table must have rows", "only a header")
     count = sum(map(is_nifti_name, cells["path"]))
@@ -96,12 +103,13 @@ def list_table(request: RawRequest) -> Listing:
         flags = (*flags, "columns not used: slice")
 
     def table(row: int) -> Listed:
-        return tables[place(row)[0]]
+        return read[place(row)[0]][2]
 
     rows = Rows(
         cells=cells,
         locator=cells["path"].__getitem__,
         name=lambda row: table(row).row(place(row)[1]),
+        counting=lambda row: counting(table(row).numbers),
         alone=cells["path"].__getitem__ if volumes else lambda _: "",
         side=lambda row: split_of(table(row).folder),
         details=lambda row: (slices[row],) if volumes else (),
@@ -129,7 +137,7 @@ def read_table_rows(request: RawRequest) -> Reader:
         if is_nifti_name(item.locator):
             return volumes(item)
         file, mark, row = item.locator.rpartition(MARK)
-        return (rows if mark and row.isdigit() and file.lower().endswith(".parquet") else pictures)(item)
+        return (rows if mark and row.isdigit() and _is_parquet(file) else pictures)(item)
 
     return read
 
@@ -140,11 +148,14 @@ table = Source(list_table, read_table_rows)
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     """Return the paths of a table (of a split's folder) as written, by the number of its rows in messages."""
     try:
-        lines = next(read_lines(one.path, request) for one in _tables(request) if one.folder == folder)
-        place = lines[0].index(find_columns(lines[0], ("path",), request).of["path"])
+        rows, numbers, _ = next(
+            read_lines(one.path, request) for one in _tables(request) if one.folder == folder
+        )
+        place = rows[0].index(find_columns(rows[0], ("path",), request).of["path"])
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
-    return {number: row[place] for number, row in enumerate(lines[1:], 2) if place < len(row)}
+    found = zip(numbers[1:], rows[1:], strict=True)
+    return {number: row[place] for number, row in found if place < len(row)}
 
 
 def _tables(request: RawRequest) -> list[Listed]:
@@ -170,36 +181,38 @@ def _tables(request: RawRequest) -> list[Listed]:
     return found
 
 
-def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells]:
-    """Return what a table's columns are, and the cells of those that are read under our names."""
+def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells, Listed]:
+    """Return what a table's columns are, the cells of those that are read under our names, and itself."""
     lines = read_lines(table.path, request)
+    table = replace(table, numbers=lines.numbers, other_sheets=lines.other_sheets)
     wanted = ("path", "label", "group", "split")
-    columns = find_columns(lines[0] if lines else [], wanted, request, more=("slice",))
-    if lines and not columns.labels:
-        raise _no_label(lines, request)
+    columns = find_columns(lines.rows[0] if lines.rows else [], wanted, request, more=("slice",))
+    if lines.rows and not columns.labels:
+        raise _no_label(lines.rows, request)
     needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
     optional = (*columns.of.values(), "slice")
     rows = read_table(table.path, request, needed, optional, raw=columns.labels, lines=lines)
     found = {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
-    cells = columns.cells(found, request, 2) | {"path": _paths(found[needed[0]], table, request)}
-    return columns, cells | ({"slice": found["slice"]} if "slice" in found else {})
+    cells = dict(columns.cells(found, request, table.counted_row))
+    cells |= {"path": _paths(found[needed[0]], table, request)}
+    return columns, cells | ({"slice": found["slice"]} if "slice" in found else {}), table
 
 
-def _common(read: Sequence[tuple[Columns, Cells]], request: RawRequest) -> Columns:
+def _common(read: Sequence[Columns], request: RawRequest) -> Columns:
     """Return the columns of all tables, which must call them alike."""
-    columns = read[0][0]
-    if other := sum(found.of != columns.of for found, _ in read):
+    columns = read[0]
+    if other := sum(found.of != columns.of for found in read):
         rule = f"{request.dataset.name}: all tables of a set must call their columns alike"
         raise DataError(rule, f"other names in {other} of {len(read)}", "rename them")
     return columns
 
 
-def _no_label(lines: Lines, request: RawRequest) -> DataError:
+def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels, which may have one for each class."""
     name = request.dataset.name
     binary = [
         header.strip()
-        for header, *cells in zip(*lines, strict=False)
+        for header, *cells in zip(*rows, strict=False)
         if header.strip().casefold() not in ONE_HOT
         and cells
         and all(cell.strip().casefold() in ONE_HOT for cell in cells)
@@ -208,7 +221,7 @@ def _no_label(lines: Lines, request: RawRequest) -> DataError:
         shown = ", ".join(binary[:MAX_NAMED]) + (", ..." if len(binary) > MAX_NAMED else "")
         way_out = f"if they are the classes, name them: label_columns: [{shown}], or --label-columns"
         return DataError(f"{name}: the table must have one column label", f"0 and 1 in {shown}", way_out)
-    found = f"no label{header_names(lines[0])}"
+    found = f"no label{header_names(rows[0])}"
     way_out = "call it label, or name it: label_columns: [NAME], or --label-columns NAME"
     return DataError(f"{name}: the table must have a column of labels", found, way_out)
 
@@ -217,16 +230,16 @@ def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str
     """Return paths as seen from the raw folder."""
     name, base, found = request.dataset.name, request.base().resolve(), []
     absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
-    for number, cell in enumerate(cells):
+    for place, cell in enumerate(cells):
         inside = plain_name(cell)
         if absolute:
             if ".." in cell.split("/") or "\0" in cell:
                 rule = f"{name}: names in a table must not lead back up"
-                raise DataError(rule, table.row(number), "write them without ..")
+                raise DataError(rule, table.counted_row(place), "write them without ..")
             found.append(Path(os.path.relpath(cell, base)).as_posix())
         elif inside is None:
             rule = f"{name}: names in a table must stay inside the raw folder"
-            raise DataError(rule, table.row(number), "use names relative to the table's folder")
+            raise DataError(rule, table.counted_row(place), "use names relative to the table's folder")
         else:
             found.append(f"{table.folder}/{inside}" if table.folder else inside)
     return found
@@ -268,8 +281,8 @@ def _check_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequest
 def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, int]:
     """Check that every named file is there, and count images that no row names."""
     # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
-    folder, paths = request.base(), rows.cells["path"]
-    found, known = set(walk(folder, request)), set(paths)
+    folder, paths, hidden = request.base(), rows.cells["path"], list[str]()
+    found, known = set(walk(folder, request, hidden=hidden)), set(paths)
 
     def is_file(path: Path) -> bool:
         with suppress(OSError):  # a name longer than any file's
@@ -285,7 +298,7 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
         raise DataError(rule, f"missing: {missing}", way_out)
     reads = is_nifti_name if volumes else is_single_image_name
     extra = sum(name not in known and reads(name) for name in found)
-    return {"image without a row in the table": extra} if extra else {}
+    return {"image without a row in the table": extra} | hidden_count({*hidden} - known, reads)
 
 
 def _other_folders(cells: Cells) -> dict[str, int]:
@@ -304,12 +317,12 @@ def _other_folders(cells: Cells) -> dict[str, int]:
 # Parquet files with the images in them.
 
 
-def parquet_files(request: RawRequest) -> list[str]:
+def parquet_files(request: RawRequest, hidden: list[str] | None = None) -> list[str]:
     """Return the Parquet files that hold images, of one config: configs are one set in several forms."""
     root = request.root()
     if root.is_file():
-        return [root.name] if root.suffix.lower() == ".parquet" and holds_images(root) else []
-    names = [name for name in walk(root, request) if name.lower().endswith(".parquet")]
+        return [root.name] if _is_parquet(root.name) and holds_images(root) else []
+    names = [name for name in walk(root, request, hidden=hidden) if _is_parquet(name)]
     folders = {PurePosixPath(name).parent for name in names if split_of_file(name, request) != ""}
     configs = {folder.parent if split_of(folder.name) != "" else folder for folder in folders}
     if len(configs) > 1:
@@ -319,10 +332,16 @@ def parquet_files(request: RawRequest) -> list[str]:
     return names
 
 
-def _list_images(files: Sequence[str], request: RawRequest) -> Listing:
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
+
+
+def _list_images(request: RawRequest) -> Listing:
     """Return one item per row, in the order of file names and rows; damaged files are a DataError."""
+    hidden = list[str]()
+    files = parquet_files(request, hidden)
     read = [_read_parquet(file, request) for file in files]
-    columns, names = _common([found[:2] for found in read], request), read[0][2]
+    columns, names = _common([columns for columns, *_ in read], request), read[0][2]
     for file, (_, _, others) in zip(files, read, strict=True):
         if others != names:
             rule = f"{request.dataset.name}: all files must give the labels the same names, in their schema's"
@@ -336,7 +355,10 @@ def _list_images(files: Sequence[str], request: RawRequest) -> Listing:
         name=lambda row: f"row {place(row)[1]} of {request.hashed(files[place(row)[0]])}",
         side=lambda row: sides[place(row)[0]],
     )
-    return own_listing(rows, request, names=names, flags=columns.flags, intensity=INTENSITY)
+    excluded = hidden_count(hidden, _is_parquet)
+    return own_listing(
+        rows, request, names=names, flags=columns.flags, excluded=excluded, intensity=INTENSITY
+    )
 
 
 def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple[str, ...]]:
@@ -361,7 +383,8 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
                 found[column] += map(cell_text, cells)
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
         raise DataError(f"{where} must be whole", "damaged Parquet file") from None
-    return columns, columns.cells(found, request, 0), _class_names(file, columns.labels[0])
+    cells = columns.cells(found, request, lambda row: f"row {row} ({FROM_ZERO})")
+    return columns, cells, _class_names(file, columns.labels[0])
 
 
 def _open(path: Path) -> Any:

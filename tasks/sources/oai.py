@@ -6,13 +6,11 @@ Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (r
 ``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's ``contents.csv``.
 
 A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
-``SeriesDescription`` of the release's ``contents.csv``, and by its own header, which must not contradict
-it. What neither describes is left out.
+``SeriesDescription`` of ``contents.csv``, and by its own header, which must not contradict it.
 
-The study's detector is not available, so a knee comes, in this order of preference, from
-``crops/<ID>_<R|L>.png`` (ready crops), from ``knee_centers.csv`` (id, side, row, column in pixels of the
-file), or from :func:`tasks.sources.oai.find_centers`, a rule by image content. The record counts how many
-each way gave.
+The study's detector is not available, so a knee comes, in this order, from ``crops/<ID>_<R|L>.png``, from
+``knee_centers.csv`` (id, side, row, column in pixels of the file), or from :func:`find_centers`, a rule by
+image content. The record counts how many each way gave.
 """
 
 from __future__ import annotations
@@ -84,16 +82,11 @@ def list_oai(request: RawRequest) -> Listing:
             details += [grades.get((patient, side)), *centers.get((patient, side), (None, None))]
         items.append(Item(locator, None, patient, details=tuple(details)))
     excluded["graded knee without a radiograph"] = sum(patient not in radiographs for patient, _ in grades)
-    left_out = {reason: count for reason, count in excluded.items() if count}
-    if not items:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
-        found = f"none ({reasons})" if reasons else "none"
-        raise DataError("oai needs radiographs or crops", found, f"expected: {request.dataset.raw_layout}")
     return Listing(
         items,
         request.dataset.label_names,
         block_size=8,
-        excluded=left_out,
+        excluded=dict(+excluded),
         intensity="stored values by own maximum, then each crop by its own maximum",
     )
 
@@ -175,7 +168,7 @@ def read_centers(
         raise DataError(
             f"oai: {CENTERS} must give side R or L, and a row and column inside the image, once per knee",
             f"{len(wrong)} other rows: {', '.join(map(str, wrong[:MAX_TOLD_ROWS]))}{more}",
-            "rows are counted with the header as row 1; pixels are those of the DICOM file",
+            "the header is row 1, and no row blank; pixels are those of the DICOM file",
         )
     return centers
 

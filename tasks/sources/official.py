@@ -106,7 +106,7 @@ def find_table(
             (near if column_key(path.stem).startswith(column_key(stem)) else far).append(tree.locator(name))
     for locators in (near,) if only_named else (near, far):
         found = [locator for locator in locators if wanted <= set(header_of(locator, request))]
-        lines = [read_lines(locator, request) for locator in found] if len(found) > 1 else []
+        lines = [read_lines(locator, request).rows for locator in found] if len(found) > 1 else []
         if any(other != lines[0] for other in lines):
             rule = f"{request.dataset.name}: one table must have the columns of {stem}"
             listed = ", ".join(map(request.hashed, found[:5]))

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, overload
 
 import numpy as np
@@ -36,6 +37,9 @@ ONE_HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "tr
 MAX_NAMED = 10
 MAX_NAME = 30
 MAX_ROWS_NAMED = 5
+FROM_ZERO = "the first row is 0"
+"""Of arrays and Parquet, as numpy and pandas count."""
+HIDDEN = "hidden, by the dot before its name"
 
 SPLITS: dict[str, Split | None] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -70,6 +74,12 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
     return ""
 
 
+def hidden_count(names: Iterable[str], reads: Callable[[str], bool]) -> dict[str, int]:
+    """Count hidden folders, and hidden files that would be read by another name."""
+    found = sum(PurePath(name).name.startswith(".") and (name[-1] == "/" or reads(name)) for name in names)
+    return {HIDDEN: found}
+
+
 Cells = Mapping[str, Sequence[str]]
 """Name of a column -> what is written in it, one entry for each row."""
 
@@ -82,12 +92,12 @@ class Columns:
     labels: tuple[str, ...]
     flags: tuple[str, ...]
 
-    def cells(self, found: Cells, request: RawRequest, first: int) -> dict[str, Sequence[str]]:
-        """Return columns by our names, labels from those of the classes, too; ``first`` numbers the rows."""
+    def cells(self, found: Cells, request: RawRequest, row: Callable[[int], str]) -> Cells:
+        """Return columns by our names, labels of the classes too; ``row`` is what one is called."""
         own = {ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found}
         labels = {name: found[name] for name in self.labels}
         return own | {
-            "label": one_hot(labels, request, first) if len(labels) > 1 else next(iter(labels.values()))
+            "label": one_hot(labels, request, row) if len(labels) > 1 else next(iter(labels.values()))
         }
 
 
@@ -134,11 +144,11 @@ def find_columns(
     return Columns(of, labels, tuple(flags))
 
 
-def one_hot(cells: Cells, request: RawRequest, first: int) -> list[str]:
+def one_hot(cells: Cells, request: RawRequest, name: Callable[[int], str]) -> list[str]:
     """Return the label of every row from columns of 0 and 1, one a class; other rows are a DataError."""
     found = []
     wrong: defaultdict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(zip(*cells.values(), strict=True), first):
+    for number, row in enumerate(zip(*cells.values(), strict=True)):
         values = [ONE_HOT.get(cell.strip().casefold()) for cell in row]
         chosen = [label for label, value in zip(cells, values, strict=True) if value]
         if None in values or len(chosen) != 1:
@@ -148,7 +158,7 @@ def one_hot(cells: Cells, request: RawRequest, first: int) -> list[str]:
     if wrong:
         raise DataError(
             f"{request.dataset.name}: in every row one of {len(cells)} label columns must be 1, others 0",
-            ", ".join(f"{len(rows)} {what}, first row {rows[0]}" for what, rows in wrong.items()),
+            ", ".join(f"{len(rows)} {what}, first {name(rows[0])}" for what, rows in wrong.items()),
             "take those rows out; an image of several classes cannot be used",
         )
     return found
@@ -178,6 +188,7 @@ class Rows:
         cells: Columns label and, where they are, group, split and those that must not tell the label.
         locator: Where a row's image is.
         name: What a row is called in messages; no id and no file name.
+        counting: How the numbers of a row's file are counted; empty where rows are no numbers.
         alone: Group of a row without such a column, as its folder or volume says it.
         side: Split that a row's file or folder says; None for validation.
         details: Of the row's item, besides its traits.
@@ -186,6 +197,7 @@ class Rows:
     cells: Cells
     locator: Callable[[int], str]
     name: Callable[[int], str] = "row {}".format
+    counting: Callable[[int], str] = lambda _: FROM_ZERO
     alone: Callable[[int], str] = lambda _: ""
     side: Callable[[int], Split | None] = lambda _: ""
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
@@ -198,7 +210,14 @@ class Rows:
         """Spell how many rows, and the first of them."""
         listed = list(rows)
         dots = ", ..." if len(listed) > MAX_ROWS_NAMED else ""
-        return f"{len(listed)}: {', '.join(map(self.name, listed[:MAX_ROWS_NAMED]))}{dots}"
+        return (
+            f"{len(listed)}: {', '.join(map(self.name, listed[:MAX_ROWS_NAMED]))}{dots}{self.counted(listed)}"
+        )
+
+    def counted(self, rows: Sequence[int]) -> str:
+        """Say how rows are numbered where some were named by their number."""
+        how = self.counting(rows[0]) if rows else ""
+        return f" ({how})" if how else ""
 
     def with_labels(self, cells: set[str]) -> str:
         """Spell the rows in which one of these is written as the label."""
@@ -371,4 +390,5 @@ def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None],
     if both := [places for places in first.values() if {"train", "test"} <= places.keys()]:
         pair = " and ".join(rows.name(both[0][side]) for side in ("train", "test"))
         rule = f"{name}: no group may be in train and test"
-        raise DataError(rule, f"{len(both)}, first in {pair}", "split by patient, not by image")
+        found = f"{len(both)}, first in {pair}{rows.counted([both[0]['train']])}"
+        raise DataError(rule, found, "split by patient, not by image")

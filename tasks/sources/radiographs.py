@@ -126,7 +126,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     images = _Images(tree, tables[0], MURA_IMAGE)
     hidden, odd, studies = 0, 0, dict[str, int]()
     labels: list[tuple[str, int | None]] = []
-    for path, *_ in read_lines(tree.locator(tables[0]), request):
+    for path, *_ in read_lines(tree.locator(tables[0]), request).rows:
         match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
         if match is None:
             odd += 1
@@ -161,7 +161,7 @@ def _compared(labels: dict[str, int], table: str | None, request: RawRequest) ->
         return {f"labels from folder names only: no {STUDIES}": len(labels)}
     second: dict[str, int] = {}
     odd = 0
-    for line in read_lines(table, request):
+    for line in read_lines(table, request).rows:
         match = STUDY.search(line[0].strip()) if len(line) == 2 else None
         if match is None or line[1].strip() not in ("0", "1"):
             odd += 1

@@ -125,20 +125,30 @@ def gunzipped(body: bytes, max_bytes: int) -> bytes:
 
 
 def walk(
-    root: Path, request: RawRequest, folders: list[str] | None = None, *, strict: bool = True
+    root: Path,
+    request: RawRequest,
+    folders: list[str] | None = None,
+    hidden: list[str] | None = None,
+    *,
+    strict: bool = True,
 ) -> Iterator[str]:
     """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
 
     Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
     names' parts, so a folder's files lie together whatever characters its name has. ``folders`` gets the
-    names of all folders met, empty ones too. A link that leaves the root, a linked folder, a FIFO, socket or
-    device, or a folder that cannot be listed is a DataError; where not ``strict``, it is named, too.
+    names of all folders met, empty ones too, and ``hidden`` of what is left out, folders with ``/``. A link
+    that leaves the root, a linked folder, a FIFO, socket or device, or a folder that cannot be listed is a
+    DataError; where not ``strict``, it is named, too.
     """
     base = root.resolve()
     todo = _entries(base, "", request, strict)
     while todo:
         name, entry = todo.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
+        if is_noise(entry.name):
+            if hidden is not None:
+                hidden.append(f"{name}/" if is_folder else name)
+            continue
         if strict and not is_folder and not entry.is_file(follow_symlinks=False):
             _check_inside(base, Path(entry.path), f"{request.dataset.name}: {request.hashed(name)}")
         if not is_folder:
@@ -162,7 +172,7 @@ def _entries(
         rule = f"{request.dataset.name}: every folder of the raw download must be readable"
         where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
         raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
-    return [(prefix + entry.name, entry) for entry in found if not is_noise(entry.name)]
+    return [(prefix + entry.name, entry) for entry in found]
 
 
 def _check_inside(base: Path, path: Path, where: str) -> None:
@@ -187,12 +197,12 @@ def plain_name(name: str) -> str | None:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _checked_member(name: str) -> str | None:
-    """Return a member's name in normal form; None for what file managers leave behind, and for folders."""
+def _checked_member(name: str) -> tuple[str, bool]:
+    """Return a member's name in normal form, and whether it is hidden or what file managers leave behind."""
     found = plain_name(name)
     if found is None:
         raise RefusedArchive("an archive with names that lead elsewhere")
-    return None if not found or any(map(is_noise, found.split("/"))) else found
+    return found, any(map(is_noise, found.split("/")))
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
@@ -229,11 +239,14 @@ class ZipArchive:
     def __init__(self, file: IO[bytes]) -> None:
         self._archive = open_zip(file)
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self.hidden: list[str] = []
         for info in self._archive.infolist():
-            name = _checked_member(info.filename)
+            name, is_hidden = _checked_member(info.filename)
             if name in self._members:  # a//b and a\\b are one place, too
                 raise RefusedArchive("an archive with repeated names")
-            if name is not None and not info.is_dir():
+            if is_hidden:
+                self.hidden.append(name)
+            elif name and not info.is_dir():
                 self._members[name] = info
 
     def members(self) -> list[str]:
@@ -269,6 +282,7 @@ class TarArchive:
         self._file = unpacked(file, name.lower()) if self._packed else file
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
+        self.hidden: list[str] = []
         self._whole = False
         self._lock = threading.RLock()
 
@@ -282,7 +296,7 @@ class TarArchive:
                 raise RefusedArchive("damaged archive")
             self._whole = True
             return False
-        name = _checked_member(info.name)
+        name, is_hidden = _checked_member(info.name)
         if info.size < 0:  # tarfile would read to the end, or go round in circles
             raise RefusedArchive("an archive with a negative size")
         if info.isdir():
@@ -294,9 +308,11 @@ class TarArchive:
             raise RefusedArchive("an archive with links, devices or sparse files")
         if name in self._members:
             raise RefusedArchive("an archive with repeated names")
-        if name is not None:
+        if is_hidden:
+            self.hidden.append(name)
+        elif name:
             self._members[name] = info
-        if len(self._members) > MAX_MEMBERS:
+        if len(self._members) + len(self.hidden) > MAX_MEMBERS:
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         return True
 
@@ -400,15 +416,16 @@ class RawTree:
     ) -> None:
         root = request.root()
         self.folders: list[str] = []
+        self.hidden: list[str] = []
         self._locators: dict[str, str] = {}
         if root.is_dir():
-            self._locators = {name: name for name in walk(root, request, self.folders)}
+            self._locators = {name: name for name in walk(root, request, self.folders, self.hidden)}
             self.archives = [name for name in self._locators if is_archive_name(name)]
         else:
             self.archives = [root.name]
         for name in self.archives if archives or not root.is_dir() else ():
             place = name.rpartition("/")[0] if root.is_dir() else ""
-            for virtual, locator in _members(request, name, (), place, wanted) if wanted(name) else ():
+            for virtual, locator in self._members(request, name, (), place, wanted) if wanted(name) else ():
                 before = self._locators.get(virtual)
                 if before is None or MARK not in before:
                     self._locators.setdefault(virtual, locator)
@@ -424,22 +441,30 @@ class RawTree:
         """Return where a file of this tree is, as an item's locator."""
         return self._locators[name]
 
-
-def _members(
-    request: RawRequest, file: str, inner: tuple[str, ...], place: str, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, str]]:
-    """Yield (name as if unpacked, locator) of an archive's members, of inner archives too."""
-    try:
-        names = open_archive(request.base() / file, inner).members()
-    except RefusedArchive as refused:
-        rule = f"{request.dataset.name}: archives of the raw download must be whole and safe"
-        where = request.hashed(MARK.join((file, *inner)))
-        way_out = "download it again, or unpack it beside the others and take it away"
-        raise DataError(rule, f"{where}: {refused.reason}", way_out) from None
-    for name in names:
-        virtual = f"{place}/{name}" if place else name
-        if is_archive_name(name) and len(inner) + 1 < MAX_DEPTH:
-            if wanted(virtual):
-                yield from _members(request, file, (*inner, name), virtual.rpartition("/")[0], wanted)
-        else:
-            yield virtual, MARK.join((file, *inner, name))
+    def _members(
+        self,
+        request: RawRequest,
+        file: str,
+        inner: tuple[str, ...],
+        place: str,
+        wanted: Callable[[str], bool],
+    ) -> Iterator[tuple[str, str]]:
+        """Yield (name as if unpacked, locator) of an archive's members, of inner archives too."""
+        try:
+            archive = open_archive(request.base() / file, inner)
+            names = archive.members()
+        except RefusedArchive as refused:
+            rule = f"{request.dataset.name}: archives of the raw download must be whole and safe"
+            where = request.hashed(MARK.join((file, *inner)))
+            way_out = "download it again, or unpack it beside the others and take it away"
+            raise DataError(rule, f"{where}: {refused.reason}", way_out) from None
+        self.hidden += archive.hidden
+        for name in names:
+            virtual = f"{place}/{name}" if place else name
+            if is_archive_name(name) and len(inner) + 1 < MAX_DEPTH:
+                if wanted(virtual):
+                    yield from self._members(
+                        request, file, (*inner, name), virtual.rpartition("/")[0], wanted
+                    )
+            else:
+                yield virtual, MARK.join((file, *inner, name))

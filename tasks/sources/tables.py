@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
@@ -48,7 +48,22 @@ MAX_SHOWN = 10
 MAX_SHOWN_LENGTH = 30
 
 
-Lines = list[list[str]]
+class Lines(NamedTuple):
+    """Rows of text, the header's first and no blank one, and the number that viewers of the file give each.
+
+    Spreadsheets and editors count the header and blank rows; JSON lines have their line, Parquet rows that of
+    pandas, from 0. A header that is no row of the file has the number before. ``other_sheets`` of a workbook
+    hold something and are not read.
+    """
+
+    rows: list[list[str]]
+    numbers: Sequence[int]
+    other_sheets: int = 0
+
+
+def counting(numbers: Sequence[int]) -> str:
+    """Say how rows are numbered."""
+    return f"the header is row {numbers[0]}" if numbers[0] > 0 else f"the first row is {numbers[0] + 1}"
 
 
 class TableError(Exception):
@@ -67,16 +82,21 @@ def read_xlsx(body: bytes) -> Lines:
     sheet = book.worksheets[0]
     # What a sheet says of its own size decides how wide openpyxl pads every row; it may say anything.
     sheet.reset_dimensions()
-    rows = []
-    for values in sheet.iter_rows(values_only=True):
+    rows, numbers = [], []
+    for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         cells = [_cell(value) for value in values]
         while cells and not cells[-1].strip():
             cells.pop()
         _check_width(cells)
         if cells:
             rows.append(cells)
-    width = max(map(len, rows), default=0)
-    return [row + [""] * (width - len(row)) for row in rows]
+            numbers.append(number)
+    width, others = max(map(len, rows), default=0), 0
+    for sheet in book.worksheets[1:]:
+        sheet.reset_dimensions()
+        first = islice(sheet.iter_rows(values_only=True), MAX_BLANK_ROWS)
+        others += any("".join(map(cell_text, row)).strip() for row in first)
+    return Lines([row + [""] * (width - len(row)) for row in rows], numbers, others)
 
 
 def read_sas(body: bytes) -> Lines:
@@ -85,23 +105,27 @@ def read_sas(body: bytes) -> Lines:
 
     frame = pd.read_sas(io.BytesIO(body), format="sas7bdat", encoding="latin-1")
     header = [str(name) for name in frame.columns]
-    return [header, *([_cell(value) for value in row] for row in frame.itertuples(index=False))]
+    rows = [header, *([_cell(value) for value in row] for row in frame.itertuples(index=False))]
+    return Lines(rows, range(len(rows)))
 
 
 def read_jsonl(body: bytes) -> Lines:
     """Return JSON objects, one a line, as a header of all their keys and rows of text."""
-    records = []
+    records, numbers = [], [0]
     for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
         try:
-            records += [read_json(line)] if line.strip() else []
-            if not isinstance(records[-1] if records else {}, dict):
+            if not line.strip():
+                continue
+            records.append(read_json(line))
+            numbers.append(number)
+            if not isinstance(records[-1], dict):
                 raise ValueError("another value")
         except (ValueError, RecursionError) as error:
             found = f"another in line {number}{f', {error}' if str(error) == TWICE else ''}"
             raise TableError("must have one JSON object a line", found) from None
     header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
-    return [header, *([cell_text(record.get(key)) for key in header] for record in records)]
+    return Lines([header, *([cell_text(record.get(key)) for key in header] for record in records)], numbers)
 
 
 def read_json(text: str) -> Any:
@@ -131,7 +155,7 @@ def read_parquet(body: bytes) -> Lines:
             size += sum(map(len, rows[-1]))
         if size > MAX_UNPACKED:
             raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more")
-    return rows
+    return Lines(rows, range(-1, len(rows) - 1))
 
 
 def read_text(body: bytes) -> Lines:
@@ -151,15 +175,18 @@ def read_text(body: bytes) -> Lines:
     csv.field_size_limit(MAX_CELL)
     file = io.StringIO(text, newline="")
     reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-    rows: Lines = []
+    rows, numbers, number = list[list[str]](), list[int](), 0
     try:
-        rows += (row for row in reader if any(cell.strip() for cell in row))
+        for number, row in enumerate(reader, 1):
+            if any(cell.strip() for cell in row):
+                rows.append(row)
+                numbers.append(number)
     except csv.Error:
-        found = f"broken quotes or a huge cell in the row after {len(rows)}"
+        found = f"broken quotes or a huge cell in the row after {number}"
         raise TableError("must be well-formed", f"{found}; close what is quoted") from None
     while rows and rows[0][0].startswith("#") and KNOWN.isdisjoint(map(column_key, rows[0])):
-        del rows[0]
-    return rows
+        del rows[0], numbers[0]
+    return Lines(rows, numbers)
 
 
 READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
@@ -168,6 +195,7 @@ READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
     ".jsonl": (read_jsonl, "UTF-8 text with one JSON object a line"),
     ".parquet": (read_parquet, "a whole Parquet file"),
 }
+SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"
 """Ending -> how a table is read that is not text with separators, and what it must be."""
 
 
@@ -226,7 +254,7 @@ def read_table(
     Column names are matched without regard to case, blanks, ``_`` and ``-``. A missing file, missing or
     repeated columns, and ragged rows are a DataError; no cell below the header is ever quoted.
     """
-    rows = read_lines(path, request) if lines is None else lines
+    rows, numbers, _ = read_lines(path, request) if lines is None else lines
     if not rows:
         raise _error(request, path, "must have a header line", "no line at all")
     header = [column_key(cell) for cell in rows[0]]
@@ -237,8 +265,9 @@ def read_table(
     wanted = [name for name in dict.fromkeys((*needed, *optional)) if column_key(name) in header]
     if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    if ragged := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
-        found = f"{len(ragged)} lines with another number of columns, first row {ragged[0]}"
+    if ragged := [number for number, row in zip(numbers, rows, strict=True) if len(row) != len(header)]:
+        found = f"{len(ragged)} rows with another number of columns, first row {ragged[0]}"
+        found += f" ({counting(numbers)})"
         raise _error(request, path, f"must have {len(header)} columns in every line", found)
     places = {name: header.index(column_key(name)) for name in wanted}
     return [
@@ -248,43 +277,25 @@ def read_table(
 
 
 def read_lines(path: Path | str, request: RawRequest) -> Lines:
-    """Return the lines of a table without blank ones, header and all, as text cells."""
+    """Return the rows of a table, header and all, as text cells."""
     read, what = READERS.get(PurePath(path).suffix.lower(), (read_text, "text"))
     try:
         return read(read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path))
     except TableError as error:
         raise _error(request, path, *error.args) from None
     except SkipItem as skip:
-        raise _error(request, path, "must be readable", skip.reason) from None
+        raise _error(request, path, "must be readable", skip.reason, SAVE_AGAIN) from None
     except Exception as error:  # readers raise almost anything on damaged files, with values in the text
-        raise _error(request, path, f"must be {what}", type(error).__name__) from None
-
-
-def other_sheets(path: Path, request: RawRequest) -> int:
-    """Return how many sheets of a workbook hold something and are not read: all but the first."""
-    if path.suffix.lower() != ".xlsx":
-        return 0
-    try:
-        import openpyxl
-
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
-        found = 0
-        for sheet in book.worksheets[1:]:
-            sheet.reset_dimensions()
-            rows = islice(sheet.iter_rows(values_only=True), MAX_BLANK_ROWS)
-            found += any("".join(map(cell_text, row)).strip() for row in rows)
-        return found
-    except Exception as error:  # as in read_lines
-        raise _error(request, path, "must be an xlsx workbook", type(error).__name__) from None
+        raise _error(request, path, f"must be {what}", type(error).__name__, SAVE_AGAIN) from None
 
 
 def header_of(path: Path | str, request: RawRequest) -> list[str]:
     """Return the column names of a table as :func:`column_key` spells them; none when it is no table."""
     try:
-        lines = read_lines(path, request)
+        rows = read_lines(path, request).rows
     except DataError:
         return []
-    return [column_key(cell) for cell in lines[0]] if lines else []
+    return [column_key(cell) for cell in rows[0]] if rows else []
 
 
 def column_key(name: str) -> str:

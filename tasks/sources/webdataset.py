@@ -16,7 +16,7 @@ from functools import cache
 from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.own import Rows, find_columns, own_listing, split_of_file
+from tasks.sources.own import Rows, find_columns, hidden_count, own_listing, split_of_file
 from tasks.sources.raw import MARK, PACKED_TARS, open_archive, walk
 from tasks.sources.tables import cell_text, read_json
 
@@ -40,16 +40,16 @@ class _Sample:
 
 def list_samples(request: RawRequest) -> Listing:
     """Return one item per sample, in the order of shards and of their place in them."""
-    root = request.root()
-    names = [name for name in walk(root, request) if name.lower().endswith(ENDINGS)] if root.is_dir() else []
-    shards = [root.name] if root.is_file() else names
+    root, hidden = request.root(), list[str]()
+    names = walk(root, request, hidden=hidden) if root.is_dir() else [root.name]
+    shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
         raise DataError(f"{request.dataset.name}: the folder must hold .tar shards", "none")
     samples = {key: sample for shard in shards for key, sample in _samples(shard, request)}
     header = list(dict.fromkeys(name for sample in samples.values() for name in sample.values))
     columns = find_columns(header, ("label", "group", "split"), request)
     label = columns.labels[0] if columns.labels else ""
-    excluded: Counter[str] = Counter()
+    excluded = Counter(hidden_count(hidden, _is_shard))
     skipped: list[tuple[str, str]] = []
     found: list[_Sample] = []
     for key, sample in samples.items():
@@ -68,11 +68,16 @@ def list_samples(request: RawRequest) -> Listing:
         cells=cells | {"label": [_label(sample, label, request) for sample in found]},
         locator=lambda row: found[row].locator,
         name=lambda row: request.hashed(found[row].locator),
+        counting=lambda _: "",
         side=lambda row: side(found[row].shard),
     )
     return own_listing(
         rows, request, excluded=excluded, skipped=skipped, flags=columns.flags, intensity=INTENSITY
     )
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
 
 
 webdataset = Source(list_samples, single_reader)

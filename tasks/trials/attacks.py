@@ -234,8 +234,8 @@ def measure_radii(
     than ``x``. What is found is an upper bound: an image of another class at that distance.
 
     Starts are looked for among ``pool`` too, more images, as a rule the training set's. The sample has
-    ``num_images`` images, or all where there are no more, and depends on ``seed``; gradients of ``pass_size``
-    are taken at once. The other numbers are those of :func:`minimal_perturbations`.
+    ``num_images`` images, or all where there are no more, and depends on ``seed``; ``pass_size`` images pass
+    at once. The other numbers are those of :func:`minimal_perturbations`.
 
     Raises:
         DataError: when there are no images.
@@ -246,7 +246,7 @@ def measure_radii(
     rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:num_images])
     sample, everything = torch.from_numpy(rows).to(images.device), torch.cat([pool, images])
     with torch.no_grad(), evaluation_mode(model):
-        batches = torch.split(everything, SEARCH_ROWS)
+        batches = torch.split(everything, pass_size)
         predicted = torch.cat([model(batch.to(torch.float32, copy=True)).argmax(1) for batch in batches])
     own = predicted[len(pool) + sample]
     radii, bound = [], []

@@ -63,6 +63,9 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
     assert found.label_sharpness == pytest.approx(isweep.measure(images, LABELS).label_sharpness, rel=1e-6)
 
 
+MASKED = np.ma.masked_equal(np.arange(8).reshape(2, 2, 2), 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
@@ -70,6 +73,19 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
         ((np.zeros((4, 2, 2)), [1]), {}, "There must be one label per image"),
         ((np.zeros((4, 2, 2)), [None] * 4), {}, "every row needs a label; found: blank in 4: row "),
         (([[1, 2], [3]],), {}, "Images must make one array"),
+        *(
+            (
+                (images, labels),
+                {},
+                f"{what} must have a value everywhere; found: a masked array; say .*filled",
+            )
+            for images, labels, what in (
+                (MASKED, [0, 1], "Images"),
+                ([MASKED[0], MASKED[1]], [0, 1], "Images"),
+                (np.zeros((2, 2, 2)), np.ma.masked_equal([0, 1], 1), "Labels"),
+            )
+        ),
+        ((np.zeros((3, 2, 2)), [-1, 0, 1]), {}, "often means unknown; change those labels, or leave their"),
         ((np.zeros((4, 2, 2)),), {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         (
             (np.zeros((4, 2, 2)),),

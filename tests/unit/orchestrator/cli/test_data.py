@@ -121,10 +121,11 @@ class TestMeasure:
     def test_labels_that_are_negative_numbers_can_be_mapped(self, run, tmp_path):
         images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
         np.savez(tmp_path / "own.npz", images=images, labels=np.arange(60) % 3 - 1)
-        more = ("--label-map", "0=a", "-1=unsure", "1=b", "--json")
-        code, out, err = run("measure", str(tmp_path / "own.npz"), *more)
-        assert code == 0, err
-        assert json.loads(out)["label_names"] == ["a", "b", "unsure"]
+        for words in ("0=a -1=unsure 1=b", "-1=unsure 0=a 1=b", "0=a 1=b --label-map=-1=unsure"):
+            more = ("--label-map", *words.split(), "--json")
+            code, out, err = run("measure", str(tmp_path / "own.npz"), *more)
+            assert code == 0, err
+            assert json.loads(out)["label_names"] == ["a", "b", "unsure"]
 
     def test_a_range_that_nobody_would_apply_is_refused(self, run, tmp_path):
         source = OWN_WRITERS["folder"](tmp_path / "raw")

@@ -13,6 +13,7 @@ from orchestrator.planning.sweep_file import load_sweep, preset_names
 from search_spaces.models import MODELS
 from search_spaces.recipes import RECIPES
 from tasks.sources import own_kind_of
+from tasks.sources.own import HIDDEN
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import OWN_WRITERS
 
@@ -45,6 +46,21 @@ class TestInit:
         planned = run("plan", "./mine.yaml")[1]
         assert re.search(r"\d files listed, none opened: isweep measure \S+ opens them", planned)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
+
+    def test_plan_and_measure_tell_what_is_passed_over_and_which_class_is_empty(self, run, here, tmp_path):
+        raw = OWN_WRITERS["folder"](tmp_path / "raw" / "skin")
+        (raw / "horse").mkdir()
+        (raw / "benign" / "._0.png").write_bytes(b"x")
+        assert run("init", str(raw), "--out", "mine.yaml")[0] == 0
+        told = f"  left out: {HIDDEN}, 1", "  doubtful: class folder without an image: horse, 1"
+        for words in (("plan", "./mine.yaml"), ("measure", str(raw), "--num-neighbors", "3")):
+            said = run(*words)[1].splitlines()
+            assert set(told) <= set(said), words
+        item = json.loads(run("plan", "./mine.yaml", "--json")[1])["not_prepared"][0]
+        assert (item["left_out"], item["doubtful"]) == (
+            {HIDDEN: 1},
+            {"class folder without an image: horse": 1},
+        )
 
     def test_without_a_source_it_is_an_example_that_can_be_planned(self, run, here):
         assert run("init")[0] == 0

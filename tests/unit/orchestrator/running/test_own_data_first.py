@@ -11,6 +11,7 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import DataError, SweepError
+from tasks.sources.own import HIDDEN
 from tests.unit.tasks.sources.conftest import picture, png
 
 WAYS = {"run": (run_sweep, "orchestrator.running.run"), "tune": (tune_sweep, "orchestrator.tuning.run")}
@@ -83,6 +84,17 @@ def test_files_that_changed_since_are_told_before_ray_and_mlflow(sweep, started,
     (tmp_path / "images" / "a" / "0.png").unlink()
     with pytest.raises(DataError, match="the files must be those it was prepared from"):
         started(sweep)
+
+
+def test_what_is_left_out_or_doubtful_is_told_once(sweep, root, tmp_path):
+    (tmp_path / "images" / "c").mkdir()
+    (tmp_path / "images" / "a" / ".x.png").touch()
+    workspace, monitor, said = Workspace.open(sweep, root), Progress(), list[str]()
+    monitor.note = said.append
+    workspace.paths.make()
+    for _ in range(2):
+        preparation.prepare_own(workspace, RunOptions(root=root), monitor)
+    assert said == [f"mine: left out: {HIDDEN}, 1", "mine: doubtful: class folder without an image: c, 1"]
 
 
 def test_what_takes_longer_goes_on_where_it_is(sweep, root, monkeypatch):

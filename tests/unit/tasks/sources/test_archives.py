@@ -17,6 +17,7 @@ import pytest
 from search_spaces.errors import DataError
 from tasks.prepared import prepare as blocks
 from tasks.sources import own_kind_of
+from tasks.sources.own import HIDDEN
 from tasks.sources.raw import TarArchive
 from tests.unit.tasks.sources.archives import pack, tar_mode
 from tests.unit.tasks.sources.conftest import assert_equal, check_verdict, picture, png, write_tree
@@ -43,7 +44,7 @@ def test_what_a_mac_adds_and_archives_beside_images_are_no_part(prepare, class_f
         archive.write(inner, "cat/inner.zip")
     data = prepare("folder", path, name="other")
     assert_equal(data, expected)
-    assert data.record.excluded == {"in an archive beside images": 10}
+    assert data.record.excluded == {"in an archive beside images": 10, HIDDEN: 1}
 
 
 def test_equal_names_in_an_archive_and_one_in_it_are_refused(prepare, class_folder, tmp_path):

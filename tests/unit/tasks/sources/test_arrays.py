@@ -220,7 +220,13 @@ def virtual() -> h5py.VirtualLayout:
 HDF5 = {
     "a link to another file": (
         lambda file: file.update({"images": h5py.ExternalLink("other.h5", "images")}),
-        "array images must be in",
+        r"images must lie in the file itself; found: a link.*; store the array: file\['images'\] = array",
+    ),
+    "a link through another file": (
+        lambda file: file.update(
+            {"x": h5py.ExternalLink("other.h5", "/"), "images": h5py.SoftLink("/x/images")}
+        ),
+        "images must lie in the file itself; found: a link",
     ),
     "a view of another file": (
         lambda file: file.create_virtual_dataset("images", virtual()),

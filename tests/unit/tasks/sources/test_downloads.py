@@ -322,10 +322,10 @@ CHANGED: dict[str, tuple[str, Change, str | dict[str, int]]] = {
     "other parts": ("oai", other_views(True), {OTHER_VIEW: 9, "images": 23}),
     "other parts, not described": ("oai", other_views(False),
         {"view not described anywhere": 9, "images": 23}),
-    "no knees": ("oai", only_other_views, rf"found: none \(.*{OTHER_VIEW}: 9"),
+    "no knees": ("oai", only_other_views, rf"must hold images; found: .*{OTHER_VIEW}: 9"),
     "a header against the table": ("oai", knee("9000007", "PA Hand"), {OTHER_VIEW: 1}),
     "another patient": ("oai", knee("9999999"), {"another patient in the header than in the folder": 1}),
-    **{f"centre {line}": ("oai", centre(line), "1 other rows: 3; rows are counted with the header")
+    **{f"centre {line}": ("oai", centre(line), "1 other rows: 3; the header is row 1, and no row blank")
         for line in ("9000014,R,nan,220", "9000014,R,300,inf", "9000014,X,300,220", "9000014,,300,220",
             "9000014,R,5000,220", "9000014,R,-1,220", "9000014,R,300,900", "9000007,R,1,1")},
     "a box that ends before it starts": ("dbc", boxes([BOX, 20, 10]),

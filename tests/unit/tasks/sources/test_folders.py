@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
+from tasks.sources.own import HIDDEN
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import check_verdict, picture, png, write_tree
 
@@ -36,8 +37,10 @@ FOUR = cross(("Adams", "Brown"))
 CASES = {
     "classes": case(*CATS, images=6, groups=6, flags={}, excluded={}, **TWO),
     "one patient in both classes": case(*CATS, "cat/p1/", "dog/p1/", groups=7),
-    "other files": case(*CATS, "cat/notes.txt", "README.png", "cat/.hidden.png",
+    "other files": case(*CATS, "cat/notes.txt", "README.png",
         excluded={"not an image by its ending": 1, "outside the class folders": 1}),
+    "hidden files": case(*CATS, "cat/.a.png", "dog/._a.png", ".git/x.png", ".DS_Store", "cat/Thumbs.db",
+        images=6, excluded={HIDDEN: 3}),
     "no image": case("cat/notes.txt", refused="two at least; found: 0 with images"),
     "an empty class": case(*CATS, "horse/notes.txt", flags={"class folder without an image: horse": 1}),
     "a class that vanishes": case(*CATS, files={"horse/a.png": b"junk"}, may_skip=0.5,

@@ -265,5 +265,9 @@ def test_labels_from_python_are_told_alike(name):
     elif name != "one class":  # arrays of one class have an intrinsic dimension, if no sharpness
         with pytest.raises(DataError, match=case.refused):
             name_labels(cells, own)
+    if case.refused and not case.label_map and name != "one class":
+        with pytest.raises(DataError, match="change those labels, or leave") as caught:
+            name_labels(cells)
+        assert "label_map" not in str(caught.value)
     text = [str(cell).encode() for cell in cells]
     assert case.refused or len(set(name_labels(text, own)[1].tolist())) == len(case.classes)

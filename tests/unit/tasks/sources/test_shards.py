@@ -10,6 +10,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.sources import own_kind_of
+from tasks.sources.own import HIDDEN
 from tests.raw_trees.own import image_cells, pictures, save_parquet, save_tar, write_webdataset
 from tests.unit.tasks.sources.conftest import check_verdict, picture, png
 
@@ -68,6 +69,7 @@ CASES: dict[str, tuple[tuple[str, ...], Parts, dict[str, list[object]], str | di
     "the owner's test images": (BOTH, WHOLE, {"split": ["train", "test", "val"] * 4, "lesion": PATIENTS},
         {"splits": [1, 2] * 4, "excluded": {"validation split": 4},
             "flags": {"columns not used: lesion": 12}}),
+    "hidden files": (BOTH, {"a": slice(12), ".b": slice(12)}, {}, {"images": 12, "excluded": {HIDDEN: 1}}),
     "a split that denies the file's": (BOTH, {"train-0": slice(12)}, {"split": ["test"] * 12}, DENIED),
 }  # fmt: skip
 

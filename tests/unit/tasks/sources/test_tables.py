@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pandas as pd
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources import own_kind_of
+from tasks.sources import locate, own_kind_of
+from tasks.sources.own import HIDDEN
 from tasks.sources.pictures import to_prepared
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.own import FORMS, image_cells, save_parquet
@@ -29,6 +33,7 @@ def rows(header: str, *cells: str) -> str:
 
 TEXT = rows("path,label", *(["0"] * 5 + ["1"] * 5))
 OUT = "must stay inside"
+HEADER = r"\(the header is row "
 ISIC = ("MEL", "NV", "BCC")
 ONE_HOT = [",".join(f"{float(place == row % 3)}" for place in range(3)) for row in range(9)]
 
@@ -59,13 +64,18 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     **{f"two columns {name}": (f"path,label,{name},{name}\ncat/0.png,1,2,2\n", {}, f"{name} repeated")
         for name in ("label", "Group", "split", "site")},
     "two columns class": ("path,class,class\ncat/0.png,1,2\n", {}, "class repeated"),
-    "short lines": ("path,label\ncat/0.png\n", {}, "1 lines with another number of columns, first row 2"),
+    "short lines": ("path,label\ncat/0.png\n", {}, "1 rows with another number of columns, first row 2"),
     "an open quote": ('path,label\n"cat/0.png,1\n', {}, "broken quotes or a huge cell in the row after 1"),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "must be UTF-8"),
     "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "zero bytes"),
     # paths
-    "a repeat": (TEXT + "cat/0.png,1\n", {}, "repeated in 1: row 12; with different labels: 1"),
-    "a repeat, spelt otherwise": (TEXT + "./cat/0.png,0\n", {}, "repeated in 1: row 12; with different la"),
+    # rows that are not read are counted as in a spreadsheet
+    "a repeat": (TEXT + "cat/0.png,1\n", {}, rf"repeated in 1: row 12 {HEADER}1\); with different labels: 1"),
+    "a repeat, spelt otherwise": (TEXT + "./cat/0.png,0\n", {}, rf"repeated in 1: row 12 {HEADER}1\); .*: 0"),
+    "a repeat below a blank row": ("path,label\n\ncat/0.png,0\ncat/0.png,1\n", {}, rf"row 4 {HEADER}1\)"),
+    "a repeat below a comment": ("# X\npath,label\ncat/0.png,0\ncat/0.png,1\n", {}, rf"row 4 {HEADER}2\)"),
+    "a repeat below a cell of two lines": ('a,path,label\n"x\ny",cat/0.png,0\n,cat/0.png,1\n', {},
+        rf"row 3 {HEADER}1\)"),
     "not there": (TEXT + "cat/secret.png,1\n", {}, "missing: 1: row 12"),
     "no endings": (TEXT.replace(".png", ""), {}, "missing: 10: row 2, .*with their ending such as .jpg"),
     "longer than any file": (TEXT + f"{'x' * 5000}.png,2\n", {}, "missing: 1: row 12"),
@@ -73,7 +83,8 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
     "a drive": (TEXT + "C:\\secret.png,1\n", {}, OUT),
     "files without a row": (rows("path,label", *"ab" * 4), {}, {
-        "images": 8, "excluded": {"image without a row in the table": 2}}),
+        "images": 8, "excluded": {"image without a row in the table": 2, HIDDEN: 1}}),
+    "a hidden file with a row": (TEXT + "cat/.x.png,1\n", {}, {"images": 11, "excluded": {}}),
     "a folder called as another class": (rows("path,label", "dog", *["cat"] * 4, *["dog"] * 5), {}, {
         "flags": {"row whose folder is called as another class": 1}}),
     # labels
@@ -104,10 +115,32 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
 @pytest.mark.parametrize("name", CASES)
 def test_verdict(prepare, tmp_path, name):
     text, options, verdict = CASES[name]
-    table = write_tree(tmp_path / "raw", *NAMES) / "manifest.csv"
+    table = write_tree(tmp_path / "raw", *NAMES, "cat/.x.png", ".DS_Store") / "manifest.csv"
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
     message = check_verdict(verdict, lambda: prepare("table", table, **options))
     assert "secret" not in message
+
+
+NUMBERED = {
+    **dict.fromkeys(("csv", "tsv", "semicolons", "xlsx"), "row 13 (the header is row 1)"),
+    "jsonl": "row 12 (the first row is 1)",
+    **dict.fromkeys(("parquet of paths", "npz", "hdf5"), "row 11 (the first row is 0)"),
+    "parquet": "row 11 of ",
+    "webdataset": "",
+}
+FILES = {"parquet": "own.parquet!/11", "webdataset": "own.tar!/000011.png", "npz": "11", "hdf5": "11"}
+
+
+@pytest.mark.parametrize("form", NUMBERED)
+def test_a_row_is_named_as_viewers_of_its_file_number_it_and_located_by_that(prepare, tmp_path, form):
+    kind, write = FORMS[form]
+    raw = write(tmp_path / "raw", {"label": ["cat", "dog"] * 6, "split": [*["train"] * 11, "holdout"]})
+    message = check_verdict(
+        f"found: other cells in 1: {re.escape(NUMBERED[form])}", lambda: prepare(kind, raw)
+    )
+    assert ("the first row is 0" in message) == (form in ("parquet of paths", "parquet", "npz", "hdf5"))
+    assert locate(raw, tmp_path / "prepared", message) == FILES.get(form, "11.png")
+    assert locate(raw, tmp_path / "prepared", "row 61") is None
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -161,12 +194,6 @@ class TestImageFolder:
         verdict = {**TURNS, "splits": [2] * 4 + [1] * 6, "excluded": {"validation split": 2}}
         options = {"max_skipped_share": 0.5, "for_training": False}
         check_verdict(verdict, lambda: prepare("table", tmp_path / "raw", **options))
-
-    def test_damage_is_refused(self, prepare, tmp_path, ending):
-        path = image_folder(tmp_path / "raw", ending=ending) / f"metadata.{ending}"
-        path.write_bytes(path.read_bytes()[:-20] + b"\xff\xfe" * 4)
-        with pytest.raises(DataError, match=r"must be UTF-8 text|one JSON object a line|whole Parquet file"):
-            prepare("table", path)
 
 
 SPLITS = {
@@ -343,7 +370,7 @@ VOLUMES: dict[str, tuple[str, list[str], str | dict[str, object]]] = {
     "a word": ("path,label,slice", ["0.nii.gz,a,3", "1.nii.gz,b,x"], "slice must be a whole number"),
     "no number": ("path,label,slice", ["0.nii.gz,a,3", "1.nii.gz,b,3\u00b2"], "slice must be a whole number"),
     "one slice twice": ("path,label,slice", ["0.nii.gz,a,3", "0.nii.gz,b,3"],
-        "repeated in 1: row 3; with different labels: 1"),
+        rf"repeated in 1: row 3 {HEADER}1\); with different labels: 1"),
     "one slice twice, spelt otherwise": ("path,label,slice",
         ["0.nii.gz,a,3", "0.nii.gz,a,03", "1.nii.gz,b,3"], "every path must be in the table once"),
     "beyond the volume": ("path,label,slice", ["0.nii.gz,a,3", "1.nii.gz,b,40"],
@@ -377,3 +404,38 @@ def test_a_slice_is_the_axial_plane_that_its_number_says(prepare, tmp_path):
     expected = (plane * 255 / plane.max()).astype(np.uint8).T[::-1, ::-1]
     found = prepare("table", tmp_path / "raw").read(0, 1)[0]
     np.testing.assert_array_equal(found, to_prepared(expected, image_size=8, channels=1))
+
+
+def zipped() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("x", "y")
+    return stream.getvalue()
+
+
+def cut(body: bytes) -> bytes:
+    return body[:-100]
+
+
+DAMAGED: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
+    "text called xlsx": ("csv", "a.xlsx", bytes, "must be readable; found: damaged archive"),
+    "text called parquet": ("csv", "a.parquet", bytes, "must be a whole Parquet file"),
+    "a zip that is no workbook": ("csv", "a.xlsx", lambda _: zipped(), "must be an xlsx workbook"),
+    "a cut workbook": ("xlsx", "a.xlsx", cut, "must be readable; found: damaged archive"),
+    "cut JSON lines": (
+        "jsonl",
+        "a.jsonl",
+        cut,
+        "must be UTF-8 text with one JSON object a line|object a line",
+    ),
+    "a cut Parquet file": ("parquet of paths", "a.parquet", cut, "must be a whole Parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_tables_that_are_damaged_or_called_otherwise_are_refused(prepare, tmp_path, name):
+    form, file, damage, message = DAMAGED[name]
+    raw = FORMS[form][1](tmp_path, {"label": [0, 1] * 6})
+    (tmp_path / file).write_bytes(damage(raw.read_bytes()))
+    check_verdict(f"{message}.*; copy it again, or save it as .csv" if form != "jsonl" else message,
+                  lambda: prepare("table", tmp_path / file))  # fmt: skip

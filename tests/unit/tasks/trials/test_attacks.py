@@ -9,8 +9,7 @@ from search_spaces.specs import AttackSpec
 from tasks.trials import attacks
 from tasks.trials.attacks import ATTACKS, Images, margins_of, pass_clean
 from tasks.trials.models import PixelModel
-
-torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
+from tests.unit.tasks.trials.conftest import pixels_of
 
 
 def attacked(method, model, images, labels, epsilon, *, rows=None):
@@ -45,18 +44,19 @@ def small_network():
     return PixelModel(network, 1 / 255)
 
 
-def pixels(num_images=6, side=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (num_images, 1, side, side), generator=generator, dtype=torch.uint8)
+def pixels(num_images=6, side=4):
+    return pixels_of(num_images, side=side)
 
 
-def test_on_a_linear_model_fgsm_moves_every_pixel_along_the_weights():
-    model = linear([0.5, -2.0, 0.0, 1.0])
-    images = torch.full((2, 1, 2, 2), 100.0)
-    moved = attacked("fgsm", model, images, torch.tensor([0, 1]), 3.0)
+GREY = torch.full((2, 1, 2, 2), 100.0)
+
+
+@pytest.mark.parametrize("method", ["fgsm", "pgd"])
+def test_on_a_linear_model_every_pixel_moves_along_the_weights_to_the_corner_of_the_cube(method):
+    moved = attacked(method, linear([0.5, -2.0, 0.0, 1.0]), GREY, torch.tensor([0, 1]), 3.0)
     direction = torch.tensor([1.0, -1.0, 0.0, 1.0]).view(1, 2, 2)
-    assert torch.equal(moved[0], images[0] + 3 * direction)  # label 0 wants w x small: raise it
-    assert torch.equal(moved[1], images[1] - 3 * direction)
+    assert torch.equal(moved[0], GREY[0] + 3 * direction)  # label 0 wants w x small: raise it
+    assert torch.equal(moved[1], GREY[1] - 3 * direction)
 
 
 def test_the_loss_of_an_attacked_linear_model_is_known_in_closed_form():
@@ -109,10 +109,12 @@ def test_one_record_per_strength_equals_a_plain_loop_over_images():
         assert record.num_unchanged == 0
 
 
-def test_images_without_a_gradient_are_counted():
-    images, labels = torch.full((3, 1, 2, 2), 200.0), torch.tensor([1, 1, 1])
-    (record,) = attack_all(linear([100.0] * 4), images, labels, AttackSpec(epsilons=(8.0,)))
+def test_images_where_cross_entropy_has_no_gradient_are_counted_and_moved_by_pgd():
+    model, images, labels = linear([100.0] * 4), torch.full((3, 1, 2, 2), 200.0), torch.tensor([1, 1, 1])
+    (record,) = attack_all(model, images, labels, AttackSpec(epsilons=(8.0,)))
     assert (record.num_unchanged, record.loss_gain) == (3, 0.0)
+    assert torch.equal(attacked("fgsm", model, images, labels, 8.0), images)
+    assert torch.equal(attacked("pgd", model, images, labels, 8.0), images - 8)
 
 
 def test_losses_can_be_averaged_as_in_the_released_code():
@@ -123,39 +125,14 @@ def test_losses_can_be_averaged_as_in_the_released_code():
     assert record.loss == pytest.approx(((losses[:64].mean() + losses[64]) / 2).item(), rel=1e-5)
 
 
-def test_on_a_linear_model_pgd_reaches_the_corner_of_the_cube():
-    model, images, labels = (
-        linear([0.5, -2.0, 0.0, 1.0]),
-        torch.full((2, 1, 2, 2), 100.0),
-        torch.tensor([0, 1]),
-    )
-    moved, expected = (attacked(method, model, images, labels, 3.0) for method in ("pgd", "fgsm"))
-    assert torch.equal(moved, expected)
-
-
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_pgd_leaves_no_margin_larger_than_a_step_of_fgsm(epsilon):
     model, images, labels = small_network().eval(), pixels(32).float(), torch.arange(32) % 3
+    found = [images, *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm"))]
     with torch.no_grad():
-        clean, moved, single = (
-            margins_of(model(copy), labels)
-            for copy in (
-                images,
-                *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm")),
-            )
-        )
+        clean, moved, single = (margins_of(model(pixels), labels) for pixels in found)
     assert (moved <= clean).all()
     assert moved.mean() <= single.mean() + 1e-4
-
-
-def test_pgd_moves_where_cross_entropy_has_no_gradient():
-    model, images, labels = (
-        linear([100.0] * 4),
-        torch.full((3, 1, 2, 2), 200.0),
-        torch.ones(3, dtype=torch.int64),
-    )
-    assert torch.equal(attacked("fgsm", model, images, labels, 8.0), images)
-    assert torch.equal(attacked("pgd", model, images, labels, 8.0), images - 8)
 
 
 class FirstPixel(nn.Module):
@@ -172,18 +149,15 @@ class FirstPixel(nn.Module):
 
 def test_a_restart_leaves_a_plateau():
     valley = FirstPixel(lambda pixel: torch.relu(98.0 - pixel))
-    images, labels = torch.full((1, 1, 2, 2), 100.0), torch.tensor([0])
-    assert valley(attacked("pgd", valley, images, labels, 8.0)).argmax() == 1
+    assert valley(attacked("pgd", valley, GREY[:1], torch.tensor([0]), 8.0)).argmax() == 1
 
 
 def test_pgd_keeps_the_best_iterate_not_the_last():
     """Another class lies in a narrow strip, which the descent steps over and back."""
     strip = FirstPixel(lambda pixel: 2.0 - 10 * (pixel - 100.79).abs())
-    images, labels = torch.full((1, 1, 2, 2), 100.0), torch.tensor([0])
-    starts = [images]
-    for restart in range(1, attacks.PGD_RESTARTS):
-        noise = torch.rand(images[0].shape, generator=torch.Generator().manual_seed(restart))
-        starts.append(92 + noise * 16)
+    images, labels = GREY[:1], torch.tensor([0])
+    seeds = [torch.Generator().manual_seed(restart) for restart in range(1, attacks.PGD_RESTARTS)]
+    starts = [images, *(92 + torch.rand(images[0].shape, generator=seed) * 16 for seed in seeds)]
     margins = []
     for start in starts:
         pixel, path = float(start.flatten()[0]), []

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.trials import isolation
 from tasks.trials.isolation import EnergyMeter
 
 
@@ -28,34 +27,27 @@ class Nvml:
         return self.code
 
 
-@pytest.fixture
-def a_gpu(monkeypatch):
+def no_library(name):
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+METERS = {
+    "the difference of two readings, in joules": ("cuda", [2**40, 2**40 + 12_345], 0, 12.345, ""),
+    "a GPU that does not count": ("cuda", [0], 3, None, "the GPU's energy cannot be read: NVML gave error 3"),
+    "a machine without NVML": ("cuda", None, 0, None, "libnvidia-ml.so.1: cannot open"),
+    "a CPU": ("cpu", None, 0, None, "no GPU: the energy of a CPU is not counted"),
+}
+"""Device, what the counter shows, NVML's error code (3: not supported), joules, words why there are none."""
+
+
+@pytest.mark.parametrize("name", METERS)
+def test_energy_is_the_gpus_counter_or_a_word_why_there_is_none(name, monkeypatch):
+    device, counts, code, joules, note = METERS[name]
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="ab-12"))
-
-
-def test_the_difference_of_two_readings_is_in_joules(a_gpu, monkeypatch):
-    nvml = Nvml([2**40, 2**40 + 12_345])
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
-    meter = EnergyMeter(torch.device("cuda"))
-    assert (meter.joules(), meter.note, nvml.asked) == (12.345, "", b"GPU-ab-12")
-
-
-def test_a_gpu_that_does_not_count_is_said_so(a_gpu, monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Nvml([0], code=3))  # NVML_ERROR_NOT_SUPPORTED
-    meter = EnergyMeter(torch.device("cuda"))
-    assert (meter.joules(), meter.note) == (None, "the GPU's energy cannot be read: NVML gave error 3")
-
-
-def test_a_machine_without_nvml_is_said_so(a_gpu, monkeypatch):
-    def missing(name):
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(isolation.ctypes, "CDLL", missing)
-    meter = EnergyMeter(torch.device("cuda"))
-    assert meter.joules() is None
-    assert "libnvidia-ml.so.1: cannot open" in meter.note
-
-
-def test_a_cpu_has_none():
-    meter = EnergyMeter(torch.device("cpu"))
-    assert (meter.joules(), meter.note) == (None, "no GPU: the energy of a CPU is not counted")
+    nvml = Nvml(counts or [], code)
+    monkeypatch.setattr(ctypes, "CDLL", (lambda name: nvml) if counts else no_library)
+    meter = EnergyMeter(torch.device(device))
+    assert meter.joules() == joules
+    assert note in meter.note
+    assert bool(meter.note) == (joules is None)
+    assert nvml.asked in (None, b"GPU-ab-12")

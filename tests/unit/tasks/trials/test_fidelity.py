@@ -6,18 +6,15 @@ from itertools import product
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.models import build_model
+from search_spaces.specs import RecipeSpec
 from tasks.trials.representations import extract_features
 from tasks.trials.training import train
+from tests.unit.tasks.trials.conftest import built, equal, pixels_of
 from tests.unit.tasks.trials.test_attacks import attacked
-
-torch.set_num_threads(1)
 
 
 class PerItem(torch.utils.data.Dataset):
@@ -80,17 +77,12 @@ def test_training_is_the_released_loop_to_the_last_bit(network, channels, precis
     emulated = precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if architecture != "resnet18" and emulated:
         pytest.skip("this processor emulates bfloat16, which takes minutes; ResNet-18 shows it")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (16, channels, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(16) % 2
+    images, labels = pixels_of(16, channels), torch.arange(16) % 2
     if architecture == "vgg13":  # few steps take long enough
         images, labels = images[:8], labels[:8]
-    recipe = RecipeSpec(
-        name="released", epochs=2, batch_size=batch_size, learning_rate=rate, precision=precision
-    )
-    spec = ModelSpec(name=architecture, library="torchvision", architecture=architecture)
-    options = {"num_outputs": 2, "in_channels": channels, "input_scale": 1.0, "image_size": 32}
-    ours = build_model(spec, dropout=None, seed=5, **options)
+    settings = {"epochs": 2, "batch_size": batch_size, "learning_rate": rate, "precision": precision}
+    recipe = RecipeSpec(name="released", **settings)
+    ours = built(architecture, in_channels=channels, seed=5)
     theirs = deepcopy(ours)
     seeds = {name: derive_seed(name.replace("_", " "), 7) for name in ("batch_order", "dropout")}
     expected = transcribed(
@@ -98,28 +90,13 @@ def test_training_is_the_released_loop_to_the_last_bit(network, channels, precis
     )
     history = train(ours, images, labels, recipe, seed=7)
     assert [record.train_loss for record in history] == expected
-    weights = theirs.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in ours.state_dict().items())
-
-
-def small(architecture, channels=1):
-    spec = ModelSpec(name=architecture, library="torchvision", architecture=architecture)
-    return build_model(
-        spec,
-        num_outputs=2,
-        in_channels=channels,
-        input_scale=1.0,
-        dropout=None,
-        seed=0,
-        image_size=32,
-    )
+    assert equal(ours.state_dict(), theirs.state_dict())
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
 def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
     foolbox = pytest.importorskip("foolbox")
-    model = small("resnet18").eval()
-    images = torch.randint(0, 256, (6, 1, 32, 32), generator=torch.Generator().manual_seed(1)).float()
+    model, images = built("resnet18").eval(), pixels_of(6, seed=1).float()
     labels = torch.arange(6) % 2
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
@@ -133,8 +110,7 @@ def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
     ("architecture", "node"), [("resnet18", "layer4"), ("resnet50", "layer4"), ("vgg13", "classifier.3")]
 )
 def test_features_are_those_of_torchvisions_extractor(architecture, node):
-    model = small(architecture).eval()
-    images = torch.randint(0, 256, (5, 1, 32, 32), generator=torch.Generator().manual_seed(2)).float()
+    model, images = built(architecture).eval(), pixels_of(5, seed=2).float()
     extractor = create_feature_extractor(model.network, {node: "features"})
     pixels = images.to(memory_format=torch.channels_last)
     # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are compared.
@@ -143,5 +119,4 @@ def test_features_are_those_of_torchvisions_extractor(architecture, node):
             module.inplace = False
     with torch.no_grad():
         expected = extractor(pixels)["features"].flatten(1)
-    assert torchvision.__version__
     assert torch.equal(torch.from_numpy(extract_features(model, images)), expected)

@@ -3,6 +3,7 @@
 import mmap
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -32,27 +33,26 @@ def test_the_peak_is_that_of_the_block_not_of_the_process():
     assert 60 * 2**20 < peak_bytes(CPU) - before < 130 * 2**20
 
 
-def test_memory_that_cannot_be_had_is_a_memory_error():
-    with pytest.raises(MemoryError, match="DefaultCPUAllocator"), trial_memory(CPU):
-        torch.empty(2**60)
+def fails(said):
+    raise RuntimeError(said)
 
 
-@pytest.mark.parametrize("said", ["std::bad_alloc", "could not create a primitive"])
-def test_what_libraries_say_without_memory_is_a_memory_error(said):
-    """Seen of a ResNet under a limit of address space, beside torch's own allocator."""
-    with pytest.raises(MemoryError, match=said), trial_memory(CPU):
-        raise RuntimeError(said)
+PRIMITIVE = "could not create a primitive"
+FAILURES = {
+    "memory that cannot be had": (lambda: torch.empty(2**60), MemoryError, "DefaultCPUAllocator"),
+    # Seen of a ResNet under a limit of address space, beside torch's own allocator.
+    **{said: (partial(fails, said), MemoryError, said) for said in ("std::bad_alloc", PRIMITIVE)},
+    "a kernel that a library does not have": (
+        partial(fails, f"{PRIMITIVE} descriptor for the convolution"), RuntimeError, "descriptor"),
+    "another error": (lambda: torch.ones(2) @ torch.ones(3, 2), RuntimeError, "size mismatch|shape"),
+}  # fmt: skip
 
 
-def test_a_kernel_that_a_library_does_not_have_is_no_want_of_memory():
-    said = "could not create a primitive descriptor for the convolution forward propagation primitive"
-    with pytest.raises(RuntimeError, match=said), trial_memory(CPU):
-        raise RuntimeError(said)
-
-
-def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="shape"), trial_memory(CPU):
-        torch.ones(2) @ torch.ones(3, 3).reshape(3, 2)
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_want_of_memory_is_told_from_other_failures(name):
+    work, kind, said = FAILURES[name]
+    with pytest.raises(kind, match=said), trial_memory(CPU):
+        work()
 
 
 @pytest.fixture

@@ -3,45 +3,23 @@ import torch
 from torch import nn
 
 from search_spaces.errors import ConfigError
-from search_spaces.specs import ModelSpec
-from tasks.trials.models import build_model, num_parameters
+from tasks.trials.models import num_parameters
+from tests.unit.tasks.trials.conftest import built, equal
 
-DEFAULTS = {
-    "num_outputs": 2,
-    "in_channels": 1,
-    "input_scale": 1.0,
-    "dropout": None,
-    "seed": 0,
-    "image_size": 32,
-}
+WHOLE = {"num_outputs": 1000, "in_channels": 3}
 
 
-def build(architecture, library="torchvision", **changes):
-    spec = ModelSpec(name="any", library=library, architecture=architecture)
-    return build_model(spec, **DEFAULTS | changes)
-
-
-# Trainable parameters as torchvision's own documentation lists them for 3 channels and 1,000 outputs.
-@pytest.mark.parametrize(
-    ("architecture", "count"),
-    [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)],
-)
-def test_resnets_have_the_published_parameter_counts(architecture, count):
-    assert num_parameters(build(architecture, num_outputs=1000, in_channels=3)) == count
-
-
-def test_vgg13_has_the_published_parameter_count():
-    assert num_parameters(build("vgg13", num_outputs=1000, in_channels=3)) == 133_047_848
-
-
-def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer():
-    expected = 11_689_512 - 2 * 64 * 7 * 7 - 998 * (512 + 1)
-    assert num_parameters(build("resnet18")) == expected
-
-
-@pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_both_libraries_build_the_same_resnet18(library):
-    assert num_parameters(build("resnet18", library)) == 11_171_266
+@pytest.mark.parametrize(("name", "changes", "count"), [
+    # As torchvision's own documentation lists them for 3 channels and 1,000 outputs.
+    ("torchvision resnet18", WHOLE, 11_689_512), ("torchvision resnet34", WHOLE, 21_797_672),
+    ("torchvision resnet50", WHOLE, 25_557_032), ("torchvision vgg13", WHOLE, 133_047_848),
+    # One channel and two outputs change only the first and the last layer, in both libraries.
+    *((f"{library} resnet18", {}, 11_689_512 - 2 * 64 * 7 * 7 - 998 * (512 + 1))
+        for library in ("torchvision", "timm")),
+])  # fmt: skip
+def test_networks_have_the_published_parameter_counts(name, changes, count):
+    library, architecture = name.split()
+    assert num_parameters(built(architecture, library, **changes)) == count
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -62,24 +40,24 @@ def test_both_libraries_build_the_same_resnet18(library):
 def test_any_classification_architecture_gives_one_row_of_logits_per_image(
     library, architecture, image_size, channels
 ):
-    model = build(architecture, library, in_channels=channels, image_size=image_size, num_outputs=5)
+    model = built(architecture, library, in_channels=channels, image_size=image_size, num_outputs=5)
     assert model.training
     assert model(torch.full((2, channels, image_size, image_size), 255.0)).shape == (2, 5)
 
 
 def test_scaling_is_part_of_the_model():
-    scaled, raw = build("small_cnn", "isweep", input_scale=1 / 255), build("small_cnn", "isweep")
+    scaled, raw = built("small_cnn", "isweep", input_scale=1 / 255), built("small_cnn", "isweep")
     pixels = torch.randint(0, 256, (4, 1, 32, 32)).float()
     assert torch.equal(scaled.eval()(pixels), raw.eval()(pixels * (1 / 255)))
 
 
 def test_weights_depend_on_the_seed_alone():
-    first = build("small_cnn", "isweep", seed=3)
+    first = built("small_cnn", "isweep", seed=3)
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    again, other = build("small_cnn", "isweep", seed=3), build("small_cnn", "isweep", seed=4)
+    again, other = built("small_cnn", "isweep", seed=3), built("small_cnn", "isweep", seed=4)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert equal(first.state_dict(), again.state_dict())
     assert not torch.equal(first.network[-1].weight, other.network[-1].weight)
 
 
@@ -88,36 +66,22 @@ def dropouts(model):
 
 
 def test_dropout_is_the_library_default_unless_the_recipe_names_one():
-    assert dropouts(build("alexnet", image_size=64)) == {0.5}
-    assert dropouts(build("alexnet", image_size=64, dropout=0.1)) == {0.1}
-    assert dropouts(build("small_mlp", "isweep", dropout=0.3)) == {0.3}
+    assert dropouts(built("alexnet", image_size=64)) == {0.5}
+    assert dropouts(built("alexnet", image_size=64, dropout=0.1)) == {0.1}
+    assert dropouts(built("small_mlp", "isweep", dropout=0.3)) == {0.3}
+    assert dropouts(built("resnet18", dropout=0.0)) == set()
 
 
-def test_no_dropout_suits_a_network_without_dropout_layers():
-    assert dropouts(build("resnet18", dropout=0.0)) == set()
-    with pytest.raises(ConfigError, match=r"needs a network that has dropout layers; found: dropout 0.5"):
-        build("resnet18", dropout=0.5)
-
-
-def test_an_image_too_small_for_the_architecture_is_refused():
-    with pytest.raises(ConfigError, match=r"1x16x16 for torchvision vgg11 .*choose a larger image_size"):
-        build("vgg11", image_size=16)
-
-
-def test_an_image_size_a_transformer_cannot_cut_into_patches_is_refused():
-    with pytest.raises(ConfigError, match="1x30x30 for torchvision vit_b_32"):
-        build("vit_b_32", image_size=30)
-
-
-@pytest.mark.parametrize(
-    ("library", "name", "message"),
-    [
-        ("torchvision", "resnet81", "Unknown torchvision architecture; found: 'resnet81'; did you mean"),
-        ("torchvision", "fcn_resnet50", "Unknown torchvision architecture"),
-        ("timm", "resnet10x", "Unknown timm architecture; found: 'resnet10x'; nearest names: .*resnet10t"),
-        ("isweep", "small_cn", "did you mean 'small_cnn'"),
-    ],
-)
-def test_an_unknown_architecture_is_refused_with_near_names(library, name, message):
+@pytest.mark.parametrize(("name", "changes", "message"), [
+    ("torchvision resnet18", {"dropout": 0.5}, "needs a network that has dropout layers; found: dropout 0.5"),
+    ("torchvision vgg11", {"image_size": 16}, "1x16x16 for torchvision vgg11 .*choose a larger image_size"),
+    ("torchvision vit_b_32", {"image_size": 30}, "1x30x30 for torchvision vit_b_32"),  # patches of 32
+    ("torchvision resnet81", {}, "Unknown torchvision architecture; found: 'resnet81'; did you mean"),
+    ("torchvision fcn_resnet50", {}, "Unknown torchvision architecture"),
+    ("timm resnet10x", {}, "Unknown timm architecture; found: 'resnet10x'; nearest names: .*resnet10t"),
+    ("isweep small_cn", {}, "did you mean 'small_cnn'"),
+])  # fmt: skip
+def test_what_cannot_be_built_is_refused(name, changes, message):
+    library, architecture = name.split()
     with pytest.raises(ConfigError, match=message):
-        build(name, library)
+        built(architecture, library, **changes)

@@ -8,9 +8,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, r
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import KeptFile
-from tasks.trials.scores import from_parquet, to_parquet
+from tasks.trials.scores import area_under_curve, classification_scores, from_parquet, to_parquet
 from tasks.trials.trial import run_trial
-from tests.unit.tasks.trials.test_trial import trial_spec
+from tests.unit.tasks.trials.conftest import trial_spec
 
 
 def made_data(num_classes):
@@ -21,13 +21,6 @@ def made_data(num_classes):
     for image, label in zip(images, labels, strict=True):
         image[0, :, 4 * label : 4 * label + 2] += 18
     return TrialData(images[:48], labels[:48], images[48:], labels[48:], num_classes, "f")
-
-
-def kept_by(spec, data):
-    files = []
-    kept = KeptFile(sha256="0" * 64, num_bytes=1)
-    result = run_trial(spec, data, keep_predictions=lambda content: files.append(content) or kept)
-    return result, files
 
 
 def guo_calibration_error(shares, labels):
@@ -44,8 +37,12 @@ def guo_calibration_error(shares, labels):
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_all_scores_can_be_computed_from_the_predictions(num_classes):
-    data = made_data(num_classes)
-    result, files = kept_by(trial_spec(epochs=40).model_copy(update={"predictions": True}), data)
+    data, files, kept = made_data(num_classes), [], KeptFile(sha256="0" * 64, num_bytes=1)
+    spec = trial_spec(epochs=40)
+    for asked in (False, True):
+        asks = spec.model_copy(update={"predictions": asked})
+        result = run_trial(asks, data, keep_predictions=lambda content: files.append(content) or kept)
+        assert (result.predictions, len(files)) == ((kept, 1) if asked else (None, 0))
     table = from_parquet(files[0])
     names = [f"logit_{place}" for place in range(num_classes)]
     assert list(table) == ["image", "label", *names]
@@ -68,11 +65,6 @@ def test_all_scores_can_be_computed_from_the_predictions(num_classes):
     assert more.calibration_error == pytest.approx(guo_calibration_error(shares, labels), abs=1e-9)
 
 
-def test_none_are_kept_where_none_are_asked_for():
-    result, files = kept_by(trial_spec(epochs=0), made_data(2))
-    assert (files, result.predictions) == ([], None)
-
-
 def test_images_are_named_by_their_rows_where_these_are_known():
     logits = np.zeros((3, 2), np.float32)
     labels = np.array([0, 1, 1])
@@ -89,3 +81,21 @@ def test_logits_come_back_to_the_last_bit_even_where_they_are_no_numbers():
 def test_what_is_no_parquet_file_is_refused():
     with pytest.raises(CorruptStoreError, match="Kept predictions must be a Parquet file"):
         from_parquet(b"PAR1 or not")
+
+
+def test_outputs_beyond_the_classes_are_wrong_answers():
+    logits = np.array([[1.0, 0, 9], [0, 1.0, 9], [2.0, 0, 9], [0, 2.0, 9]])
+    scores = classification_scores(logits, np.array([0, 1, 0, 1]), 2)
+    assert (scores.balanced_accuracy, scores.per_class_accuracy, scores.auc) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_a_saturated_network_still_has_an_area():
+    labels = np.array([0, 0, 1, 1])
+    logits = np.array([[0, -900.0], [0, -800.0], [0, -850.0], [0, 900.0]])
+    assert classification_scores(logits, labels, 2).auc == 0.75  # probabilities are 0, 0, 0 and 1
+
+
+def test_ties_count_half_and_a_missing_class_has_no_area():
+    assert area_under_curve(np.array([1.0, 1.0, 2.0]), np.array([True, False, True])) == 0.75
+    assert area_under_curve(np.array([1.0, 2.0]), np.array([True, True])) is None
+    assert classification_scores(np.eye(2)[[0, 0]], np.array([0, 0]), 2).per_class_accuracy == (1.0, None)

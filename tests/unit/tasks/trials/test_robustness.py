@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from search_spaces.errors import DataError
-from search_spaces.specs import ModelSpec, RecipeSpec
+from search_spaces.specs import RecipeSpec
 from tasks.trials.attacks import (
     POOL_ROWS,
     margins_of,
@@ -16,11 +16,9 @@ from tasks.trials.attacks import (
     nearest_in_another_class,
     summarise_radii,
 )
-from tasks.trials.models import build_model
 from tasks.trials.training import train
+from tests.unit.tasks.trials.conftest import built, equal, weights
 from tests.unit.tasks.trials.test_attacks import attacked
-
-torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
 
 
 class Linear(nn.Module):
@@ -103,14 +101,10 @@ def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
     assert record.num_not_found == 0
     with torch.no_grad():
         decisions = network(images).argmax(1)
-    expected = np.array(
-        [
-            (grid[classes != decision] - image).flatten(1).norm(dim=1).min().item()
-            for image, decision in zip(images, decisions, strict=True)
-        ]
-    )
+    pairs = zip(images, decisions, strict=True)
+    expected = [(grid[classes != own] - image).flatten(1).norm(dim=1).min().item() for image, own in pairs]
     # A grid point lies within 0.36 of the true nearest point, so near ones are compared by that.
-    assert np.mean(record.radii) == pytest.approx(expected.mean(), rel=0.02, abs=0.36)
+    assert np.mean(record.radii) == pytest.approx(np.mean(expected), rel=0.02, abs=0.36)
 
 
 def digits(classes):
@@ -126,16 +120,8 @@ def digits(classes):
 def trained(request):
     architecture, classes = request.param
     images, labels = digits(classes)
-    spec = ModelSpec(name="any", library="isweep", architecture=architecture)
-    model = build_model(
-        spec,
-        num_outputs=len(classes),
-        in_channels=1,
-        input_scale=1 / 255,
-        dropout=None,
-        seed=0,
-        image_size=8,
-    )
+    settings = {"num_outputs": len(classes), "input_scale": 1 / 255, "image_size": 8}
+    model = built(architecture, "isweep", **settings)
     recipe = RecipeSpec(name="any", epochs=60, batch_size=32, learning_rate=2e-3)
     train(model, images[:200], labels[:200], recipe, seed=0)
     model.zero_grad(set_to_none=True)
@@ -200,16 +186,11 @@ def test_every_perturbed_image_has_another_decision_within_the_range(trained):
 def test_the_network_is_left_as_it_was(trained):
     model, images, labels = trained
     model.train().zero_grad(set_to_none=True)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    first = measure_radii(
-        model, images[200:220], labels[200:220], images[:50], num_images=8, seed=3, num_steps=5
-    )
-    again = measure_radii(
-        model, images[200:220], labels[200:220], images[:50], num_images=8, seed=3, num_steps=5
-    )
+    before, given = weights(model), (images[200:220], labels[200:220], images[:50])
+    first, again = (measure_radii(model, *given, num_images=8, seed=3, num_steps=5) for _ in range(2))
     assert first == again
     assert model.training
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert equal(before, model.state_dict())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     model.eval()
 
@@ -305,12 +286,6 @@ def test_summaries_follow_from_the_radii():
 
 
 def test_no_images_are_refused():
+    given = torch.zeros(0, 1, 2, 2), torch.zeros(0), torch.zeros(1, 1, 2, 2)
     with pytest.raises(DataError, match="at least one image; found: 0 images"):
-        measure_radii(
-            Linear(torch.ones(4), 0.0),
-            torch.zeros(0, 1, 2, 2),
-            torch.zeros(0),
-            torch.zeros(1, 1, 2, 2),
-            num_images=5,
-            seed=0,
-        )
+        measure_radii(Linear(torch.ones(4), 0.0), *given, num_images=5, seed=0)

@@ -1,53 +1,33 @@
 """One trial of a search: judged on validation images after every epoch, stopped or diverged as a result."""
 
 import math
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from search_spaces.specs import ModelSpec, NetworkSpec, PreparedSpec, RecipeSpec, SubsetSpec, TrialSpec
-from tasks.prepared.subsets import TrialData
+from search_spaces.specs import TrialSpec
 from tasks.trials.records import SearchResult, SearchStatus, capped
 from tasks.trials.trial import run_search_trial, run_trial
+from tests.unit.tasks.trials.conftest import network_spec
 
 
-def network(**changes) -> NetworkSpec:
-    recipe = {"name": "test", "epochs": 4, "batch_size": 16, "learning_rate": 5e-3, "input_scale": 1 / 255}
-    prepared = PreparedSpec(dataset="made_up", image_size=12, channels=1)
-    return NetworkSpec(
-        model=ModelSpec(name="small_mlp", library="isweep", architecture="small_mlp"),
-        subset=SubsetSpec(prepared=prepared, test_size=20),
-        train_size=48,
-        recipe=RecipeSpec(**recipe | changes),
-    )
-
-
-@pytest.fixture(scope="module")
-def data() -> TrialData:
-    rng = np.random.default_rng(0)
-    labels = np.arange(68) % 2
-    images = rng.integers(0, 100, (68, 1, 12, 12)) + 100 * labels[:, None, None, None]
-    images = images.astype(np.uint8)
-    return TrialData(images[:48], labels[:48], images[48:], labels[48:], 2, "f")
+def network(**changes):
+    return network_spec("small_mlp", epochs=4, **changes)
 
 
 def test_the_loss_is_that_of_the_sweeps_own_trial_on_the_held_out_images(data):
     """Same network, same images: the search's validation loss is what a sweep would call test loss."""
-    found = run_search_trial(network(), data)
+    told, images, labels = [], data.train_images[:48], data.train_labels[:48]
+    data = replace(data, train_images=images, train_labels=labels)
+    found = run_search_trial(network(), data, on_epoch=lambda record: told.append(record.epoch))
     swept = run_trial(TrialSpec(network=network()), data)
     assert found.status == SearchStatus.COMPLETE
     assert found.loss == pytest.approx(swept.scores.test_loss, rel=1e-6)
-    assert [score.epoch for score in found.curve] == [1, 2, 3, 4]
+    assert [score.epoch for score in found.curve] == told == [1, 2, 3, 4]
     assert (found.num_train, found.num_validation, found.epochs) == (48, 20, 4)
     assert found.chance_loss == pytest.approx(math.log(2))
-
-
-def test_every_epoch_is_told(data):
-    told = []
-    run_search_trial(network(), data, on_epoch=lambda record: told.append(record.epoch))
-    assert told == [1, 2, 3, 4]
 
 
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):
@@ -66,21 +46,7 @@ def test_losses_worse_than_twice_chance_count_the_same(loss):
     assert capped(loss, math.log(2)) == pytest.approx(2 * math.log(2))
 
 
-def test_a_huge_but_finite_loss_is_capped_and_kept(data):
-    found = run_search_trial(network(optimizer="sgd", learning_rate=10.0, epochs=2), data)
-    assert found.capped_loss <= 2 * math.log(2)
-    if found.status == SearchStatus.COMPLETE:
-        assert found.loss >= found.capped_loss
-
-
 def test_results_that_contradict_themselves_are_refused():
+    counts = {"epochs": 1, "num_train": 1, "num_validation": 1, "num_classes": 2}
     with pytest.raises(ValidationError, match="a trial that did not diverge has validation losses"):
-        SearchResult(
-            status="complete",
-            epochs=1,
-            curve=(),
-            num_train=1,
-            num_validation=1,
-            num_classes=2,
-            chance_loss=0.7,
-        )
+        SearchResult(status="complete", curve=(), chance_loss=0.7, **counts)

@@ -10,19 +10,12 @@ from tasks.measures.measure import intrinsic_dimension
 from tasks.trials.models import build_model
 from tasks.trials.representations import StageRows, stages
 from tasks.trials.trial import measure_trial, run_trial
-from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401
+from tests.unit.tasks.trials.conftest import pixels_of, trial_spec
 
 
 def model_of(name, size=32):
-    return build_model(
-        model_spec(name),
-        num_outputs=2,
-        in_channels=1,
-        input_scale=1 / 255,
-        dropout=None,
-        seed=0,
-        image_size=size,
-    )
+    usual = {"num_outputs": 2, "in_channels": 1, "input_scale": 1 / 255, "dropout": None, "seed": 0}
+    return build_model(model_spec(name), image_size=size, **usual)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +38,7 @@ def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
 
 def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they_are_read():
     model = model_of("resnet18", 64)
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 1, 64, 64), dtype=np.uint8))
+    images = pixels_of(40, side=64)
     extractor = create_feature_extractor(model.network.eval(), ["layer1", "relu"])
     with torch.no_grad():
         parts = [extractor(batch.float() / 255) for batch in images.split(32)]
@@ -56,7 +49,7 @@ def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they
         assert np.array_equal(np.concatenate([rows.read(0, 7), rows.read(7, 35), rows.read(35, 40)]), whole)
 
 
-def test_every_stage_is_measured_at_once_and_later_alike(data, monkeypatch):  # noqa: F811
+def test_every_stage_is_measured_at_once_and_later_alike(data):
     few = trial_spec(epochs=2)
     many = few.model_copy(update={"representation": few.representation.model_copy(update={"stages": True})})
     assert few.trial_id == many.trial_id
@@ -74,7 +67,7 @@ def test_every_stage_is_measured_at_once_and_later_alike(data, monkeypatch):  # 
 
 def test_blocks_change_no_dimension(monkeypatch):
     model, size = model_of("small_cnn"), 32
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (120, 1, size, size), dtype=np.uint8))
+    images = pixels_of(120, side=size)
     rows = StageRows(model, "2", images)
     whole = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
     monkeypatch.setattr("tasks.trials.representations.BLOCK_BYTES", 4 * 8 * size * size * 50)

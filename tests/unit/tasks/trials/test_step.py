@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from search_spaces.errors import ConfigError
@@ -20,8 +19,7 @@ from tasks.trials.training import (
     split_batches,
     train,
 )
-
-torch.set_num_threads(1)
+from tests.unit.tasks.trials.conftest import equal, pixels_of, weights
 
 
 def recipe(**changes):
@@ -29,24 +27,14 @@ def recipe(**changes):
     return RecipeSpec(**(fields | changes))
 
 
-def images(num_images=20, channels=3):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (num_images, channels, 8, 8), generator=generator, dtype=torch.uint8)
-    return pixels, torch.arange(num_images) % 2
+def images(num_images=20):
+    return pixels_of(num_images, 3, 8), torch.arange(num_images) % 2
 
 
-def network(*, norm=True, seed=0):
-    torch.manual_seed(seed)
+def network(*, norm=True):
+    torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * 36, 2))
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def equal(ours, theirs):
-    return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -90,6 +78,7 @@ def test_a_cpu_has_no_graphs_and_takes_the_same_steps():
     train(first, *images(), recipe(), seed=0, graphs=True)
     train(second, *images(), recipe(), seed=0)
     assert equal(weights(first), weights(second))
+    assert all(parameter.grad is None for parameter in second.parameters())  # given back
 
 
 def test_graphs_are_captured_on_the_gpu_that_is_trained_on(monkeypatch):
@@ -136,21 +125,6 @@ def test_a_step_that_cannot_be_captured_is_a_kind_of_failure_of_its_own(monkeypa
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
-def test_training_equals_a_plain_loop_with_the_same_kernels():
-    settings, (pixels, labels) = recipe(epochs=1, batch_size=20), images()
-    ours, theirs = network(), network().to(memory_format=torch.channels_last)
-    ours[4].p = theirs[4].p = 0.0
-    train(ours, pixels, labels, settings, seed=0)
-    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    from search_spaces.fingerprint import derive_seed
-
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(derive_seed("batch order", 0)))
-    batch = pixels[order].float().contiguous(memory_format=torch.channels_last)
-    F.cross_entropy(theirs(batch), labels[order]).backward()
-    optimizer.step()
-    assert equal(weights(ours), weights(theirs))
-
-
 def test_micro_batches_make_the_step_of_the_whole_batch():
     settings, (pixels, labels) = recipe(epochs=3, optimizer="sgd", learning_rate=1e-4), images()
     whole, parts = network(norm=False), network(norm=False)
@@ -164,28 +138,22 @@ def test_micro_batches_make_the_step_of_the_whole_batch():
         assert ours.train_accuracy == theirs.train_accuracy
 
 
-def test_micro_batches_of_one_are_refused_where_batch_norm_would_see_them():
-    pixels, labels = images()
-    with pytest.raises(ConfigError, match=r"found: micro_batch 1 for a network with batch norm"):
-        train(network(), pixels, labels, recipe(), seed=0, micro_batch=1)
-    train(network(norm=False), pixels, labels, recipe(epochs=1), seed=0, micro_batch=1)
+@pytest.mark.parametrize(
+    ("micro_batch", "message"),
+    [(1, "found: micro_batch 1 for a network with batch norm"), (0, "at least one image; found: 0")],
+)
+def test_micro_batches_that_batch_norm_or_nobody_can_train_on_are_refused(micro_batch, message):
+    with pytest.raises(ConfigError, match=message):
+        train(network(), *images(), recipe(), seed=0, micro_batch=micro_batch)
+    train(network(norm=False), *images(), recipe(epochs=1), seed=0, micro_batch=1)
 
 
-def test_micro_batches_leave_no_lone_image_to_batch_norm():
-    pixels, labels = images(7)
-    history = train(network(), pixels, labels, recipe(epochs=1, batch_size=7), seed=0, micro_batch=3)
+@pytest.mark.parametrize(("batch_size", "micro_batch"), [(7, 3), (6, None)])
+def test_no_lone_image_is_left_to_batch_norm(batch_size, micro_batch):
+    history = train(
+        network(), *images(7), recipe(epochs=1, batch_size=batch_size), seed=0, micro_batch=micro_batch
+    )
     assert not history[0].diverged
-
-
-def test_a_micro_batch_below_one_is_refused():
-    with pytest.raises(ConfigError, match="micro_batch must be at least one image; found: 0"):
-        Step(network(), *images(), recipe(), micro_batch=0)
-
-
-def test_gradients_are_given_back_after_training():
-    model = network()
-    train(model, *images(), recipe(epochs=1), seed=0)
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_pixels_are_a_float_copy_with_channels_last():
