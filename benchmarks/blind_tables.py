@@ -14,8 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 Array = NDArray[np.float64]
+
+
+def share(count: int, num: int) -> dict[str, float]:
+    """A share with its exact (Clopper-Pearson) 95 % bounds."""
+    bounds = stats.binomtest(count, num).proportion_ci(0.95, method="exact")
+    numbers = {"share": count / num, "low": float(bounds.low), "high": float(bounds.high)}
+    return {**{name: round(value, 4) for name, value in numbers.items()}, "tables": num}
+
+
 STUDY = (("natural", 5),) * 4 + (("medical", 1),) * 7
 SIZES = (500, 750, 1000, 1250, 1500, 1750)
 DECADES = (100, 300, 1000, 3000, 10000)

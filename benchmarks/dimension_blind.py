@@ -26,8 +26,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from blind_tables import share
 from harness import Found, run
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from tasks.measures import calibration
 from tasks.measures.measure import intrinsic_dimension
@@ -212,12 +213,11 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     names = [name for name in rows[0] if name not in ("set", "num_points", "true", "interval", "notes")]
     errors = {name: float(np.mean([abs(row[name] / row["true"] - 1) for row in rows])) for name in names}
     held = [row["interval"][0] <= row["true"] <= row["interval"][1] for row in rows]
-    bounds = stats.binomtest(sum(held), len(held)).proportion_ci(0.95, method="exact")
+    bounds = share(sum(held), len(held))
     warned = sum(bool(row["notes"]) for row in rows)
     missed = sum(not ok and not row["notes"] for ok, row in zip(held, rows, strict=True))
     return {
-        "sets": len(rows), "coverage": round(float(np.mean(held)), 4),
-        "low": round(float(bounds.low), 4), "high": round(float(bounds.high), 4),
+        "sets": len(rows), "coverage": bounds["share"], "low": bounds["low"], "high": bounds["high"],
         "warned": warned, "missed without a warning": missed,
         "mean relative error": {name: round(value, 4) for name, value in errors.items()},
     }  # fmt: skip

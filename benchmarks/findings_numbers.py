@@ -60,6 +60,16 @@ def judged(value: float, error: float, degrees: int, null: float = 0.0) -> dict[
     }  # fmt: skip
 
 
+def adjusted(family: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Numbers of a family with Holm's adjustment of their p-values."""
+    names = sorted((name for name in family if "p" in family[name]), key=lambda name: family[name]["p"])
+    largest = 0.0
+    for rank, name in enumerate(names):
+        largest = max(largest, min(1.0, family[name]["p"] * (len(names) - rank)))
+        family[name]["adjusted_p"] = largest
+    return family
+
+
 class PairTable:
     """The points of one set: means over seeds, by pair, network and N."""
 
@@ -151,15 +161,11 @@ class PairTable:
             return float(np.sum(errors) / (y[at] ** 2).sum())
 
         common = rules["one slope for all pairs"]
-        return {
-            name: {"share": share(rule, np.arange(len(one)))}
-            | (
-                self.jackknifed(lambda at, r=rule: share(r, at) - share(common, at))
-                if rule is not common
-                else {}
-            )
-            for name, rule in rules.items()
-        }
+        found = {name: {"share": share(rule, np.arange(len(one)))} for name, rule in rules.items()}
+        for name, rule in rules.items():
+            if rule is not common:
+                found[name] |= self.jackknifed(lambda at, r=rule: share(r, at) - share(common, at))
+        return adjusted(found)
 
     def turned(self) -> dict[str, dict[str, float]]:
         """Slopes on log K_F with the smallest N, one network, or MLE for d left out."""
@@ -182,14 +188,18 @@ class PairTable:
                 "K_F factor": float(np.exp(np.ptp(self.log_k))),
                 "median loss by N": np.exp(np.median(self.loss, axis=(0, 1))).tolist(),
             },
-            "exponent": self.exponent(self.d),
-            "exponent against 1": self.exponent(self.d, null=1.0),
+            **adjusted(
+                {
+                    "exponent": self.exponent(self.d),
+                    "exponent against 1": self.exponent(self.d, null=1.0),
+                    "log loss on log K_F": self.on_sharpness(self.loss, self.d),
+                    "log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d),
+                    "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
+                }
+            ),
             "exponent, TwoNN": self.exponent(self.twonn),
             "exponent without the smallest N": self.exponent(self.d, sizes=slice(1, None)),
             **{f"exponent, {m}": self.exponent(self.d, models=[k]) for k, m in enumerate(self.models)},
-            "log loss on log K_F": self.on_sharpness(self.loss, self.d),
-            "log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d),
-            "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
             "rivals": self.rivals(),
             "turned": self.turned(),
         }

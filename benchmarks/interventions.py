@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from harness import Found, run
 
-from orchestrator.analysis import read_csv
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
+from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
 
 RESULTS = Path(__file__).with_name("results")

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from blind_tables import RAGGED, WORLDS, draw
+from blind_tables import RAGGED, WORLDS, draw, share
 from harness import Found, run
-from scipy import stats
 
 from orchestrator.analysis.prediction import Curve, PilotPoint, growth_of
 from orchestrator.analysis.published import published_table
@@ -100,20 +99,15 @@ def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str
     """Coverage by kind of pilot; ``named``: with the datasets of the published study that were missed."""
     result: dict[str, dict[str, Any]] = {}
     for kind in PILOTS:
-        rows = [row[kind] for row in found if kind in row]
-        if rows:
-            held = sum(row.held for row in rows)
-            bounds = stats.binomtest(held, len(rows)).proportion_ci(0.95, method="exact")
-            numbers = {
-                "coverage": held / len(rows), "low": bounds.low, "high": bounds.high,
-                "shorter (median)": np.median([row.shorter for row in rows]),
-            }  # fmt: skip
-            result[kind] = {
-                "predictions": len(rows), **{key: round(float(v), 4) for key, v in numbers.items()},
-            }  # fmt: skip
-            if named:
-                result[kind]["datasets"] = len({row.dataset for row in rows})
-                result[kind]["missed"] = dict(Counter(row.dataset for row in rows if not row.held))
+        if not (rows := [row[kind] for row in found if kind in row]):
+            continue
+        held = share(sum(row.held for row in rows), len(rows))
+        median = round(float(np.median([row.shorter for row in rows])), 4)
+        result[kind] = {"predictions": held.pop("tables"), "coverage": held.pop("share"), **held}
+        result[kind]["shorter (median)"] = median
+        if named:
+            result[kind]["datasets"] = len({row.dataset for row in rows})
+            result[kind]["missed"] = dict(Counter(row.dataset for row in rows if not row.held))
     return result
 
 

@@ -12,7 +12,7 @@ from statistics import median
 import pandas as pd
 from harness import Found, run
 
-from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.results.table import COLUMNS, FlatRun
 

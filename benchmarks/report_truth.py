@@ -5,34 +5,31 @@ report: `fit_scaling_laws`, `findings`. Claims are read out of the finished sent
 nothing is, or where it names the wrong direction. Every share has its exact (Clopper-Pearson) 95 % bounds.
 The other side is what the same sentences would claim without adjustment: any headline question with p ≤ 0.05.
 
-Forecasts are made of every fourth table.
-
-Usage: python benchmarks/report_truth.py [--json] [--tables 200] [--world NAME] [--workers 2] [--into FILE]
+Forecasts are made of every fourth table. ``--into FILE`` adds worlds to a result; those in it are not drawn.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import version
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blind_tables import WORLDS, Drawn, World, draw
-from scipy import stats
+from blind_tables import WORLDS, Drawn, World, draw, share
+from harness import Found, environment, run, show
 
-from orchestrator.analysis import PilotPoint, ScalingFits, fit_growth, fit_scaling_laws, predict
 from orchestrator.analysis import fits as r
 from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
+from orchestrator.analysis.fits import ScalingFits, fit_scaling_laws
 from orchestrator.analysis.inference import LEVEL
+from orchestrator.analysis.prediction import fit_growth, predict
+from orchestrator.analysis.prediction_inputs import PilotPoint
 from search_spaces.errors import DataError
 
 SENTENCES = {
@@ -121,9 +118,11 @@ def forecasts_of(drawn: Drawn) -> Iterator[tuple[str, bool, float | None]]:
             yield f"pilot of {size}" if size else "no pilot", held, found.shorter
 
 
-def judge(world: World, num: int, seed: int) -> dict[str, object]:
-    """Draw ``num`` tables of a world and count false claims, true ones, and intervals that hold the truth."""
-    said: Counter[str] = Counter()
+def judge(asked: tuple[str, int]) -> tuple[str, Found]:
+    """Draw tables of a world and count false claims, true ones, and intervals that hold the truth."""
+    name, num = asked
+    seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
+    said: Counter[str] = Counter({"any false headline claim": 0, "any unadjusted (before)": 0})
     shown: dict[str, list[bool]] = {}
     forecasts: dict[str, list[tuple[bool, float]]] = {}
     truth = true_claims(world)
@@ -134,92 +133,60 @@ def judge(world: World, num: int, seed: int) -> dict[str, object]:
         found = set(claims_of(fits))
         false = {claim for claim, way in found if way not in truth[claim]}
         said.update(f"false: {claim}" for claim in false)
-        said["any false headline claim"] += any(way not in truth[claim] for claim, way in found)
+        said["any false headline claim"] += bool(false)
         said["any unadjusted (before)"] += any(
             claim.p_value <= LEVEL and not truth[CLAIM_KEYS[claim.key]] for claim in fits.claims
         )
         said["any wrong verdict of the ledger"] += wrong_verdicts(drawn, world) > 0
         said.update(f"true: {claim}" for claim, way in found if way in truth[claim])
-        for name, bounds, value in intervals_of(fits, world):
+        for what, bounds, value in intervals_of(fits, world):
             if bounds is not None:
-                shown.setdefault(name, []).append(bounds[0] <= value <= bounds[1])
-        for name, held, shorter in forecasts_of(drawn) if k % 4 == 0 else ():
-            forecasts.setdefault(name, []).append((held, shorter or 0.0))
-    said["any false headline claim"] += 0
-    said["any unadjusted (before)"] += 0
-    return {
-        "said": {name: share(count, num) for name, count in sorted(said.items())},
-        "95 % intervals": {name: share(sum(held), len(held)) for name, held in shown.items()},
+                shown.setdefault(what, []).append(bounds[0] <= value <= bounds[1])
+        for what, held, shorter in forecasts_of(drawn) if k % 4 == 0 else ():
+            forecasts.setdefault(what, []).append((held, shorter or 0.0))
+    return name, {
+        "said": {what: share(count, num) for what, count in sorted(said.items())},
+        "95 % intervals": {what: share(sum(held), len(held)) for what, held in shown.items()},
         "90 % forecasts": {
-            name: share(sum(held for held, _ in rows), len(rows))
+            what: share(sum(held for held, _ in rows), len(rows))
             | {"shorter": float(np.median([shorter for _, shorter in rows]))}
-            for name, rows in forecasts.items()
+            for what, rows in forecasts.items()
         },
     }
 
 
-def share(count: int, num: int) -> dict[str, float]:
-    """A share with its exact 95 % bounds."""
-    bounds = stats.binomtest(count, num).proportion_ci(0.95, method="exact")
-    numbers = {"share": count / num, "low": float(bounds.low), "high": float(bounds.high)}
-    return {**{name: round(value, 4) for name, value in numbers.items()}, "tables": num}
-
-
-def environment() -> dict[str, object]:
-    packages = {name: version(name) for name in ("numpy", "scipy", "pandas")}
-    return {"python": platform.python_version(), "num_cpus": os.cpu_count(), **packages}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tables", type=int, default=200, help="tables drawn of each world")
-    parser.add_argument("--world", action="append", help="only this world; may be given for several")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--into", type=Path, help="JSON file to add worlds to; those in it are not drawn")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    kept = arguments.into is not None and arguments.into.exists()
-    ours = json.loads(arguments.into.read_text())["ours"] if kept else {}
-    wanted = [world.name for world in WORLDS if world.name in (arguments.world or [world.name])]
-    left = [(name, arguments.tables) for name in wanted if name not in ours]
-    with Pool(arguments.workers) as pool:
-        for name, found in pool.imap_unordered(judge_named, left):
+def report_truth(
+    *, tables: int = 200, world: tuple[str, ...] = (), workers: int = 1, into: Path | None = None
+) -> Found:
+    """Judge reports on so many tables of each world, or of those named."""
+    ours = json.loads(into.read_text(encoding="utf-8"))["ours"] if into and into.exists() else {}
+    wanted = [one.name for one in WORLDS if not world or one.name in world]
+    left = [(name, tables) for name in wanted if name not in ours]
+    with Pool(workers) as pool:
+        for name, found in pool.imap_unordered(judge, left):
             ours[name] = found
-            if arguments.into:
-                text = json.dumps(result(ours), indent=1, ensure_ascii=False)
-                arguments.into.write_text(text + "\n")
-            if not arguments.json:
-                show(name, found)
-    whole = result(ours)
-    if arguments.json:
-        print(json.dumps(whole, indent=1, ensure_ascii=False))
-    else:
-        show("all worlds together", whole["all worlds together"])
+            if into:
+                whole = {"name": "report_truth", **result(ours), "environment": environment()}
+                into.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if "--json" not in sys.argv:
+                show({name: found})
+    return result(ours)
 
 
-def judge_named(asked: tuple[str, int]) -> tuple[str, dict[str, Any]]:
-    name, num = asked
-    seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
-    return name, judge(world, num, seed)
-
-
-def result(ours: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def result(ours: dict[str, Found]) -> Found:
     ours = {world.name: ours[world.name] for world in WORLDS if world.name in ours}
     nulls = {name: found for name, found in ours.items() if name.startswith("noise")}
+    every = together(ours)
     return {
-        "name": "report_truth",
-        "tables": {
-            name: found["said"]["any false headline claim"]["tables"] for name, found in ours.items()
-        },
+        "tables": {name: found["said"]["any false headline claim"]["tables"] for name, found in ours.items()},
         "ours": ours,
-        "all worlds of noise together": together(nulls), "all worlds together": together(ours),
+        "all worlds of noise together": together(nulls), "all worlds together": every,
         "theirs": {name: found["said"]["any unadjusted (before)"]["share"] for name, found in ours.items()},
-        "ratio": together(ours)["said"]["any false headline claim"]["share"] / LEVEL,
-        "environment": environment(),
+        "ratio": every["said"]["any false headline claim"]["share"] / LEVEL if ours else None,
     }  # fmt: skip
 
 
-def together(ours: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def together(ours: dict[str, Found]) -> dict[str, dict[str, Any]]:
     """Shares over the tables of several worlds, with their exact bounds."""
     counts: dict[tuple[str, str], list[int]] = {}
     for found in ours.values():
@@ -236,16 +203,5 @@ def together(ours: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return pooled
 
 
-def show(name: str, found: dict[str, object]) -> None:
-    print(name, flush=True)
-    for part, rows in found.items():
-        for what, row in rows.items():
-            more = f", {row['shorter']:.0%} shorter" if "shorter" in row else ""
-            print(
-                f"  {part}: {row['share']:6.1%} ({row['low']:.1%} to {row['high']:.1%}){more}  {what}",
-                flush=True,
-            )
-
-
 if __name__ == "__main__":
-    main()
+    run(report_truth)

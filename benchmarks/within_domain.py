@@ -9,7 +9,6 @@ and ``worlds-figure`` draw those of docs/findings.md.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +18,8 @@ import numpy as np
 import pandas as pd
 from harness import Found, run, source
 
-from orchestrator.analysis import pairs as p
-from orchestrator.analysis import read_csv
+from orchestrator.analysis.grouped import Slope, fit_pairs
+from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
 from tasks.prepared.store import PreparedDataset
 
@@ -37,7 +36,7 @@ TAIL = (5, 40)
 def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root: str = "") -> Found:
     """Fit a preset's pairs."""
     stem = RESULTS / preset.replace("-", "_")
-    table_path, tail_path = stem.with_suffix(".csv.gz"), stem.with_name(f"{stem.name}_tail.csv")
+    table_path = stem.with_suffix(".csv.gz")
     if keep:
         read = pd.read_csv(keep)
         (drop,) = [name for name in read if name.endswith("accuracy_drop")]
@@ -45,12 +44,9 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
             ["class_pair", "model", "train_size", "seed"]
         )
         rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
+        tail_path = stem.with_name(f"{stem.name}_tail.csv")
         tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
-    tail = pd.read_csv(tail_path).set_index("class_pair")["alpha"].to_dict()
-    found: Found = json.loads(json.dumps(asdict(p.fit_pairs(read_csv(table_path), tail))))
-    if keep:
-        stem.with_suffix(".json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return found
+    return {"answers": [asdict(slope) for slope in fit_pairs(read_csv(table_path))]}
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
@@ -125,32 +121,36 @@ def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Fou
     found: Found = {}
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(found)])
-        fits = [p.fit_pairs(draw(world, rng, num_classes)) for _ in range(num_tables)]
-        found[name] = {
-            q: _counts([fit.find(q) for fit in fits], value) for q, value in world["truth"].items()
-        }
-        false = [
-            any(fit.find(q).established and fit.find(q).null == value for q, value in world["truth"].items())
-            for fit in fits
+        fits = [
+            {slope.on: slope for slope in fit_pairs(draw(world, rng, num_classes))} for _ in range(num_tables)
         ]
-        found[name]["any_false"] = float(np.mean(false))
+        found[name] = {q: _counts([fit[q] for fit in fits], value) for q, value in world["truth"].items()}
+        nothing = [q for q, value in world["truth"].items() if value == 0]
+        found[name]["any_false"] = float(np.mean([any(fit[q].established for q in nothing) for fit in fits]))
     return {"num_tables": num_tables, **found}
 
 
-def _counts(answers: list[p.Answer], truth: float) -> dict[str, float]:
-    bounds = np.array([one.interval for one in answers])
+def _counts(slopes: list[Slope], truth: float) -> dict[str, float]:
+    bounds = np.array([slope.interval for slope in slopes])
     return {
         "truth": truth,
-        "established": float(np.mean([one.established for one in answers])),
+        "established": float(np.mean([slope.established for slope in slopes])),
         "held": float(np.mean((bounds[:, 0] <= truth) & (truth <= bounds[:, 1]))),
         "median_width": float(np.median(bounds[:, 1] - bounds[:, 0])),
     }
 
 
+EXPONENT, BEYOND_LAW = "exponent b in N^(-b/d)", "exponent b against the law's 1"
+SHARPER_LOSS, SHARPER_R_HAT, SHARPER_ATTACKED = (
+    f"slope of {what} on log K_F at equal 1/d"
+    for what in ("log loss", "log R̂", "accuracy lost to the attack")
+)
+
+
 def _world(exponent: float, sharpness: float, robust: float, **spreads: float) -> dict[str, dict[str, float]]:
     truth = {
-        p.EXPONENT: exponent, p.EXPONENT_LAW: exponent, p.SHARPER_LOSS: sharpness,
-        p.SHARPER_R_HAT: robust, p.SHARPER_ATTACKED: -robust / 5,
+        EXPONENT: exponent, BEYOND_LAW: exponent - 1, SHARPER_LOSS: sharpness,
+        SHARPER_R_HAT: robust, SHARPER_ATTACKED: -robust / 5,
     }  # fmt: skip
     return {"truth": truth, "spreads": {**SPREADS, **spreads}}
 
@@ -180,7 +180,7 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
         return np.asarray(shared + rng.normal(0, spread[f"pair_{name}"], len(pairs)))
 
     d, log_k = 8 * np.exp(own("d")), -7.5 + own("k")
-    slope = (truth[p.EXPONENT] + own("slope")) / d
+    slope = (truth[EXPONENT] + own("slope")) / d
     shape = (len(pairs), 2, 6, 2)
     log_n = np.log(sizes) - np.log(sizes).mean()
     noise = (
@@ -194,15 +194,15 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
         heights = scale * own("height") + on_k * (log_k + 7.5)
         return np.asarray((heights[:, None, None, None] + scale * noise).reshape(-1))
 
-    loss = response(truth[p.SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])
+    loss = response(truth[SHARPER_LOSS], 1.0) - (slope[at[0]] * log_n[at[2]])
     return pd.DataFrame(
         {
             "trial_id": [f"t{k}" for k in range(at.shape[1])], "domain": "natural", "dataset": "drawn",
             "class_pair": [f"{a}-{b}" for a, b in pairs[at[0]]], "model": np.array(["one", "two"])[at[1]],
             "train_size": sizes[at[2]].astype(int), "seed": at[3], "status": "done",
             "test_loss": np.exp(loss - 2.5), "test_accuracy": 0.9,
-            "r_hat_pred": 80 * np.exp(response(truth[p.SHARPER_R_HAT], 0.3)),
-            "pgd_32_accuracy_drop": 0.4 + response(truth[p.SHARPER_ATTACKED], 0.1),
+            "r_hat_pred": 80 * np.exp(response(truth[SHARPER_R_HAT], 0.3)),
+            "pgd_32_accuracy_drop": 0.4 + response(truth[SHARPER_ATTACKED], 0.1),
             "d_data_mle": d[at[0]] * (sizes[at[2]] / sizes[-1]) ** 0.05,
             "label_sharpness": np.exp(log_k)[at[0]],
         }

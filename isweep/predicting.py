@@ -13,8 +13,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from isweep.sweeps import Fits, Sweep
-    from orchestrator.analysis import Prediction
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
 
 
@@ -50,7 +49,7 @@ def predict(
         SweepError: when the numbers, or the fits, do not allow a prediction.
     """
     from isweep.sweeps import Fits, Sweep, open
-    from orchestrator.analysis import fit_growth
+    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.commands import Question, predicted
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
@@ -69,8 +68,7 @@ def predict(
 
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
-    from orchestrator.analysis import PilotPoint
-    from orchestrator.analysis.prediction_inputs import Pilot, read_pilot
+    from orchestrator.analysis.prediction_inputs import Pilot, PilotPoint, read_pilot
 
     if isinstance(pilot, (str, Path)):
         return lambda: read_pilot(Path(pilot), model)

@@ -20,7 +20,7 @@ from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
-    from orchestrator.analysis import ScalingFits
+    from orchestrator.analysis.fits import ScalingFits
     from orchestrator.analysis.interventions import Arm
     from orchestrator.results.state import State
     from orchestrator.running.progress import Progress
@@ -94,7 +94,7 @@ class Sweep(Shown):
 
     @property
     def report(self) -> Path:
-        """``report.html``, written anew; figures, tables and fits lie beside it."""
+        """``report.html``, written anew; figures, results and fits lie beside it."""
         from orchestrator.commands import written_report
 
         page = written_report(self.workspace, self.state)

@@ -1,6 +1,6 @@
-from .analysis import fit_growth as fit_growth
-from .analysis import fit_scaling_laws as fit_scaling_laws
-from .analysis import predict as predict
+from .analysis.fits import fit_scaling_laws as fit_scaling_laws
+from .analysis.prediction import fit_growth as fit_growth
+from .analysis.prediction import predict as predict
 from .analysis.report import results_table as results_table
 from .planning.plan import Workspace as Workspace
 from .planning.plan import plan_sweep as plan_sweep

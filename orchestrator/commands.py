@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unk
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis import Prediction
-    from orchestrator.analysis.prediction import Growth
+    from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.plan import Workspace
@@ -110,7 +109,7 @@ def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str
         found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
     except ConfigError as error:
         return None, [f"settles no question of the study: {error}"]
-    return found.to_json(), found.lines()
+    return asdict(found), found.lines()
 
 
 def progress_of(workspace: Workspace) -> dict[str, Any]:
@@ -172,9 +171,8 @@ def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
 
 def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
-    from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import make_tracker
+    from orchestrator.results.tracking import log_sweep, make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -183,7 +181,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
         try:
-            log_report(tracker, workspace, state)
+            log_sweep(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
@@ -356,7 +354,7 @@ def predicted(
     Raises:
         SweepError: When the numbers, or the fits, do not allow a prediction.
     """
-    from orchestrator.analysis import predict
+    from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     found = values_of(record)

@@ -8,7 +8,7 @@ that the table had or with what is missing. p-values are Holm's over all claims 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from textwrap import wrap
 from typing import Any, Literal
@@ -17,12 +17,11 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import fits as f
-from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, published_table, score_table, scorecard
-from orchestrator.analysis.table import interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 
@@ -42,7 +41,8 @@ class LedgerEntry:
         null: the value that the claim excludes; ``side`` says on which side of it the claim lies.
         value: ours, with ``interval`` (95 %, over datasets).
         p_value: of ``null``, two-sided (of a correlation one-sided); ``adjusted_p`` by Holm over the ledger.
-        power: how often a table with this scatter would establish ``power_of``, at 0.05 unadjusted.
+        power: how often at most a table with this scatter would establish ``power_of``: by t (or Fisher's z),
+            at 0.05 over the number of claims tested, as Holm asks of the first; permutations ask for more.
         num_datasets: that it rests on.
         reason: why it cannot be told.
     """
@@ -73,21 +73,19 @@ class LedgerEntry:
     @property
     def why(self) -> str:
         """What limits the verdict, where it cannot be told."""
-        if self.verdict != "cannot be told" or self.reason:
+        if self.verdict != "cannot be told" or self.reason or self.power is None:
             return self.reason
-        return f"power {self.power:.0%} for {self.power_of}" if self.power is not None else "not established"
+        return f"power at most {self.power:.0%} for {self.power_of}"
 
     @property
     def line(self) -> str:
         """Verdict, claim, what was found and what limits it, for a terminal."""
         said = f"{self.verdict.upper()}  {self.number} {self.claim}"
         if self.value is not None:
-            p = p_value(self.adjusted_p)
             numbers = [f"95 % interval {interval(self.interval)}"] if self.interval else []
-            numbers += [f"adjusted p {p if p.startswith('<') else f'= {p}'}"] if p else []
+            numbers += [decided(self.adjusted_p, self.interval, self.null)]
             measured = self.estimand.split(";")[0]
-            said += f" {measured[:1].upper()}{measured[1:]}: {number(self.value)}"
-            said += f" ({', '.join(numbers)})." if numbers else "."
+            said += f" {measured[:1].upper()}{measured[1:]}: {number(self.value)} ({', '.join(numbers)})."
         return f"{said} {self.why[:1].upper()}{self.why[1:]}." if self.why else said
 
 
@@ -104,7 +102,7 @@ class Ledger:
         """The claims, and the scorecard where there is one."""
         note = (
             "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
-            "Intervals are over datasets. Power: of a t test at 0.05 alone, with this table's scatter."
+            "Intervals are over datasets. Power: at most, at what Holm asks of the first claim."
         )
         claims = laid_out(
             "claims", f"The study's claims against {self.sweep}", note, self.entries,
@@ -126,8 +124,10 @@ class Ledger:
     def lines(self) -> Iterator[str]:
         """What a terminal shows: a claim at a time."""
         said = [entry.line for entry in self.entries]
-        if any(entry.why.startswith("power") for entry in self.entries):
-            said += ["Power: of a test at p = 0.05 alone; adjusting for all claims leaves less."]
+        if num := sum(entry.adjusted_p is not None for entry in self.entries):
+            said += [
+                f"p is adjusted over these {plural(num, 'claim')}; isweep fit adjusts over its questions."
+            ]
         for text in (*said, *(f"Left out: {text}." for text in self.left_out)):
             yield from wrap(text, 80, subsequent_indent="  ")
 
@@ -160,13 +160,23 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         DataError: if the table lacks a required column or contradicts itself.
     """
     ready = f.prepare(table, arms=arms)
-    found = [*_of_heights(ready), *_of_sizes(ready), *_of_attacks(ready), *_of_representations(ready)]
-    found += _unmeasured()
-    adjusted = i.holm({e.number: e.p_value for e in found if e.p_value is not None})
-    entries = tuple(replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found)
+    fits = f.fits_of(ready)
+    found = [
+        *_of_heights(ready, fits),
+        _of_size("Thm 1", "d_data", "", ready),
+        _of_size("Thm 4", "d_repr", c.D_REPR_MLE, ready),
+        _of_attacks(fits),
+        _of_representations(fits),
+    ]
+    adjusted = i.holm({entry.number: entry.p_value for entry, _ in found if entry.p_value is not None})
+    level = i.LEVEL / max(1, len(adjusted))
+    entries = [
+        replace(entry, adjusted_p=adjusted.get(entry.number), power=power(level) if power else None)
+        for entry, power in found
+    ]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
     scores = scorecard(table) if compare else ()
-    return Ledger(sweep=sweep, entries=entries, scores=scores, left_out=left_out)
+    return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)
 
 
 def published_ledger() -> Ledger:
@@ -177,24 +187,32 @@ def published_ledger() -> Ledger:
     return ledger(published_table(), sweep="the published numbers", compare=False)
 
 
-def _decided(entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float) -> LedgerEntry:
-    """Return a claim with the estimate that decides it, where there is one."""
+#: A claim, and how often at most a test at a level would establish what its ``power_of`` says.
+_Decided = tuple[LedgerEntry, Callable[[float], float | None] | None]
+
+
+def _decided(
+    entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float, reason: str = ""
+) -> _Decided:
+    """Return a claim with the estimate that decides it, or with the reason why there is none."""
     estimate = fit.estimate(name)
-    if fit.status != "ok" or estimate is None:
-        return replace(entry, reason=fit.reason or NOT_MEASURED)
+    if reason or fit.status != "ok" or estimate is None:
+        return replace(entry, reason=reason or fit.reason or NOT_MEASURED), None
     if not estimate.is_tested:
-        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
-    error = estimate.std_error
-    return replace(
-        entry, value=estimate.value, interval=estimate.interval, p_value=estimate.p,
-        power=i.t_power(effect, error, degrees, i.LEVEL) if error else None, num_datasets=fit.num_datasets,
-    )  # fmt: skip
+        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}"), None
+    found = replace(
+        entry,
+        value=estimate.value,
+        interval=estimate.interval,
+        p_value=estimate.p,
+        num_datasets=fit.num_datasets,
+    )
+    return found, lambda level: i.t_power(effect, estimate.std_error, degrees, level)
 
 
-def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
-    """Claims about the height of losses at equal model and train size."""
-    points, scale = ready.points, ready.scale
-    headline = f.fit_headline(points, scale) if len(points) else f.Fit(kind="headline")
+def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
+    """Claims about the height of losses at equal model and train size, and about K_F itself."""
+    headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
     words = {t.INVERSE_D: "1/d_data", t.LOG_SHARPNESS: "K_F", t.IS_MEDICAL: "domain"}
 
@@ -213,13 +231,7 @@ def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
         estimand=f"slope of log loss on log K_F{given(t.LOG_SHARPNESS)} (law: 1); t and permutation",
         published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
     )  # fmt: skip
-    if not scale.comparable:
-        yield replace(sharper, reason=t.UNEQUAL_SCALES)
-    elif len(points) and points[t.LOG_SHARPNESS].nunique() == 1:
-        yield replace(sharper, reason=t.SAME_SHARPNESS)
-    else:
-        yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0)
-    gap = f.fit_height(points, scale, (t.IS_MEDICAL,)) if len(points) else f.Fit(kind="height")
+    yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
     offset = LedgerEntry(
         number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
         estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
@@ -227,103 +239,79 @@ def _of_heights(ready: f.Prepared) -> Iterator[LedgerEntry]:
         power_of="a loss 2.7 times as high",
     )  # fmt: skip
     yield _decided(offset, gap, t.IS_MEDICAL, gap.num_datasets - 2, 1.0)
-    yield _sharper_labels(ready)
-
-
-def _sharper_labels(ready: f.Prepared) -> LedgerEntry:
-    """Whether K_F is higher in medical sets, by an exact permutation of the label over datasets."""
-    entry = LedgerEntry(
+    labels = LedgerEntry(
         number="Fig. 1", claim="Medical sets have sharper labels.",
         estimand="mean log K_F, medical less natural; t and exact permutation over datasets",
         published="0.90; 0.54 at equal channels", power_of="a K_F 1.6 times as high",
     )  # fmt: skip
-    known = ready.full[ready.full.get(c.LABEL_SHARPNESS, pd.Series(dtype=float)) > 0]
-    if not ready.scale.comparable or known.empty:
-        return replace(entry, reason=t.UNEQUAL_SCALES if len(known) else "K_F was not measured")
-    known = known.assign(**{t.LOG_SHARPNESS: np.log(known[c.LABEL_SHARPNESS].astype(float))})
-    logs = known.groupby(c.DATASET)[t.LOG_SHARPNESS].mean()
-    if np.ptp(logs) <= 1e-12 * np.abs(logs).max():
-        return replace(entry, reason=t.SAME_SHARPNESS)
-    medical = known.groupby(c.DATASET)[c.DOMAIN].first()[logs.index] == c.MEDICAL
-    if medical.nunique() < 2 or len(logs) < i.MIN_DATASETS:
-        return replace(entry, reason="it needs datasets of both domains")
-    label = np.asarray(medical, dtype=np.float64)[:, None]
-    estimates = f.slope_estimates(
-        logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}
-    )
+    known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
+    logs = pd.Series(np.log(known[c.LABEL_SHARPNESS].astype(float))).groupby(known[c.DATASET]).mean()
+    domains = known.groupby(c.DATASET)[c.DOMAIN].first()
+    medical = np.asarray(domains == c.MEDICAL, dtype=np.float64)[:, None]
+    reason = fits.why_no_sharpness
+    if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
+        reason = "it needs datasets of both domains"
+    estimates = None
+    if not reason:
+        y, tested = np.asarray(logs, dtype=np.float64), {t.IS_MEDICAL}
+        estimates = f.slope_estimates(y, medical, (t.IS_MEDICAL,), [""] * len(logs), tested=tested)
     fit = f.Fit(kind="height", status="ok", estimates=estimates or (), num_datasets=len(logs))
-    return _decided(entry, fit, t.IS_MEDICAL, len(logs) - 2, 0.5)
+    yield _decided(labels, fit, t.IS_MEDICAL, len(logs) - 2, 0.5, reason)
 
 
-def _of_sizes(ready: f.Prepared) -> Iterator[LedgerEntry]:
-    """Claims about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
-    for number_, name, column in (("Thm 1", "d_data", ""), ("Thm 4", "d_repr", c.D_REPR_MLE)):
-        entry = LedgerEntry(
-            number=number_, claim=f"Loss falls with N at least as fast as N^(−1/{name}).", null=1.0,
-            estimand=f"exponent b of N^(−b/{name}) within datasets; jackknife and wild cluster bootstrap",
-            published="not tested",
-            power_of="telling no fall at all from the bound",
-        )  # fmt: skip
-        if ready.points.empty or (column and column not in ready.points):
-            yield replace(entry, reason=f"{name} was not measured" if column else "no usable trial")
-            continue
-        fit = f.fit_exponent(ready.points, dimension=column)
-        found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
-        if found.value is not None:
-            exponent = fit.estimates[0]
-            above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
-            # Curves start flat at guessing: what is slower only there is not slower than the bound.
-            clear = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
-            past = f.fit_exponent(clear, dimension=column, variant=f.PAST_GUESSING).bound_p
-            slower = max(1.0 if p is None else p for p in (fit.bound_p, past))
-            found = replace(found, p_value=slower if exponent.value < 1 else float(above))
-        yield found
+def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> _Decided:
+    """A claim about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
+    entry = LedgerEntry(
+        number=number_, claim=f"Loss falls with N at least as fast as N^(−1/{name}).", null=1.0,
+        estimand=f"exponent b of N^(−b/{name}) within datasets; jackknife and wild cluster bootstrap",
+        published="not tested", power_of="telling no fall at all from the bound",
+    )  # fmt: skip
+    if not ready.points[column or c.D_DATA_MLE].notna().any():
+        return replace(entry, reason=f"{name} was not measured"), None
+    fit, past = f.fit_exponents(ready, dimension=column)
+    found, power = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
+    if found.value is not None:
+        exponent = fit.estimates[0]
+        above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
+        slower = max(1.0 if p is None else p for p in (fit.bound_p, past.bound_p))
+        found = replace(found, p_value=slower if exponent.value < 1 else float(above))
+    return found, power
 
 
-def _of_attacks(ready: f.Prepared) -> Iterator[LedgerEntry]:
+def _of_attacks(fits: f.ScalingFits) -> _Decided:
     """Claims about robustness."""
     entry = LedgerEntry(
         number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
         estimand="largest r of loss gained with K_F, over attacks and models; max-r permutation",
-        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {i.STRONG:g} at most",
+        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {i.STRONG:g}",
     )  # fmt: skip
-    models = tuple(sorted(ready.points[c.MODEL].unique())) if len(ready.points) else ()
-    tried = [fit for fit in f.fit_attacks(ready.points, ready.scale, models) if fit.model != t.POOLED]
-    known = [fit for fit in tried if fit.status == "ok"]
-    if not known:
-        yield replace(entry, reason=tried[0].reason if tried else "no attack was run")
-        return
-    best = max(known, key=lambda fit: fit.estimates[0].value)
-    found = _decided(entry, best, "r", 0, 0.0)
-    if found.value is not None:
-        domains = int(ready.points[c.DOMAIN].nunique() > 1)
-        found = replace(found, power=i.correlation_power(best.num_datasets, domains, i.LEVEL))
-    yield found
+    tried = fits.attacks
+    best = max((fit for fit in tried if fit.estimates), key=lambda fit: fit.estimates[0].value, default=None)
+    if best is None:
+        return replace(entry, reason=tried[0].reason if tried else "no attack was run"), None
+    found, power = _decided(entry, best, "r", 0, 0.0)
+    given = len({d.domain for d in fits.datasets}) - 1
+    return found, power and (lambda level: i.correlation_power(best.num_datasets, given, level))
 
 
-def _of_representations(ready: f.Prepared) -> Iterator[LedgerEntry]:
+def _of_representations(fits: f.ScalingFits) -> _Decided:
     """Theorem 5, an approximate bound: it is taken to claim that most points keep to it."""
     entry = LedgerEntry(
         number="Thm 5", claim="d_repr stays at or below d_data.", null=0.5, published="most",
         estimand="share of points with d_repr ≤ d_data, datasets counting once, against half; t",
         power_of="a share of all points",
     )  # fmt: skip
-    has = len(ready.points) and {c.D_DATA_MLE, c.D_REPR_MLE} <= set(ready.points.columns)
-    fit = f.fit_representation(ready.points) if has else f.Fit(kind="representation")
+    fit = fits.find("representation")
     if fit.status != "ok":
-        yield replace(entry, reason=fit.reason or "d_repr was not measured")
-        return
+        return replace(entry, reason=fit.reason), None
     share, degrees = fit.estimates[0], fit.num_datasets - 1
     found = replace(entry, value=share.value, interval=share.interval, num_datasets=fit.num_datasets)
-    if share.interval is not None:
-        # The interval may be cut at 0 and 1: its other end has the whole half-width.
-        half_width = max(share.value - share.interval[0], share.interval[1] - share.value)
-        error = half_width / i.t_quantile(1 - i.LEVEL / 2, degrees)
-        power = i.t_power(0.5, error, degrees, i.LEVEL) if error else None
-        found = replace(found, p_value=float(i.t_p_values(share.value - 0.5, error, degrees)), power=power)
-    elif degrees < i.MIN_DATASETS - 1:
-        found = replace(found, reason=f"{plural(fit.num_datasets, 'dataset')}, too few for an interval")
-    yield found
+    if share.std_error:
+        p, error = float(i.t_p_values(share.value - 0.5, share.std_error, degrees)), share.std_error
+        return replace(found, p_value=p), lambda level: i.t_power(0.5, error, degrees, level)
+    few = degrees < i.MIN_DATASETS - 1
+    reason = f"{plural(fit.num_datasets, 'dataset')}, too few for an interval" if few else ""
+    return replace(found, reason=reason), None
 
 
 def _unmeasured() -> list[LedgerEntry]:

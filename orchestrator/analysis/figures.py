@@ -30,7 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import ScalingFits
-from orchestrator.analysis.table import WORDS, interval, number
+from orchestrator.analysis.table import interval, number
 from orchestrator.results import table as c
 from tasks.atomic import write_atomic
 
@@ -317,34 +317,6 @@ def _scatter(axes: Axes, rows: pd.DataFrame, x: str, y: str, marks: dict[str, Ma
         tell(drawn, group)
 
 
-def left_out(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """The values that answers rest on, with their intervals, and what each is without every dataset."""
-    made = [*fits.find("headline").estimates, *fits.find("exponent").estimates]
-    shown = [e for e in made if len(e.left_out) > 1 and e.name != t.IS_MEDICAL]
-    if not shown:
-        return None
-    tallest = max(len(estimate.left_out) for estimate in shown) + 1
-    figure = Figure(figsize=(4.0 * len(shown), 1.0 + 0.32 * tallest), layout="constrained")
-    for axes, estimate in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        values = {"all datasets": estimate.value}
-        values |= {f"without {name}": value for name, value in estimate.left_out.items()}
-        axes.axvline(0, color=GREY, linewidth=1)
-        if estimate.name != t.INVERSE_D:
-            axes.axvline(1, color=GREY, linewidth=1, linestyle="--")
-        axes.plot([*values.values()], range(len(values)), "o", color=BLUE, markersize=6)
-        if estimate.interval is not None:
-            axes.plot(estimate.interval, [0, 0], color=BLUE, linewidth=1.6)
-        axes.set_yticks(range(len(values)), [*values])
-        axes.set_ylim(len(values) - 0.5, -0.5)
-        name = "−log N / d (exponent · d)" if estimate.name == "exponent" else WORDS[estimate.name]
-        axes.set_title(f"slope on {name}")
-    return figure, (
-        "What the answers rest on: each slope of log test loss, its 95 % interval (bar on top), and its "
-        "value without each dataset. A value that moves across zero rests on that dataset. Dashed: what the "
-        "law's form would give."
-    )
-
-
 def d_repr_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """d_repr against d_data, one panel per model, with the line of equality: Theorem 5's bound."""
     rows = points.dropna(subset=[c.D_DATA_MLE, c.D_REPR_MLE])
@@ -375,7 +347,6 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_train_size": loss_on_train_size,
     "loss_gain_on_sharpness": loss_gain_on_sharpness,
     "loss_on_d_data": loss_on_d_data,
-    "left_out": left_out,
     "d_repr_on_d_data": d_repr_on_d_data,
     "dataset_properties": dataset_properties,
 }

@@ -20,10 +20,11 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
-from orchestrator.analysis.table import interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
+_VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,16 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
 
 
 def family(fits: ScalingFits) -> str:
-    """Say over how many questions the claims are adjusted, and that the rest is exploratory."""
-    if not fits.claims:
+    """Say over how many tests the claims are adjusted, and that the rest is exploratory."""
+    verdicts = Counter(finding.verdict for finding in findings(fits))
+    held, num = verdicts["established"], verdicts["established"] + verdicts["not established"]
+    if not num:
         return "No headline question could be tested; everything here is exploratory."
-    held, num = sum(claim.established for claim in fits.claims), len(fits.claims)
     return (
         f"{held} of {plural(num, 'headline question')} that could be tested "
         f"{'is' if 1 in (held, num) else 'are'} answered with a claim; the chance of any false one is held "
-        f"to {LEVEL:.0%} over all of them (Holm). Everything else in this report is exploratory."
+        f"to {LEVEL:.0%} over their {plural(len(fits.claims), 'test')} (Holm). Everything else in this "
+        "report is exploratory."
     )
 
 
@@ -126,17 +129,16 @@ def _established(claim: Claim | None, estimate: Estimate) -> bool:
     return claim is not None and claim.established and bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
-def _decides(claim: Claim | None) -> str:
-    said = "" if claim is None else p_value(claim.adjusted_p)
-    return f"adjusted p {said}" if said.startswith("<") else f"adjusted p = {said}" if said else ""
+def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
+    return decided(None if claim is None else claim.adjusted_p, estimate.interval, null)
 
 
 def _power(fits: ScalingFits, estimate: Estimate, degrees: int, effect: float, words: str) -> str:
-    """Say how often a table with this scatter would establish an effect."""
-    if not estimate.std_error:
-        return ""
+    """Say how often at most a table with this scatter would establish an effect: what permutations and Holm's
+    later steps ask for is left out.
+    """
     power = t_power(effect, estimate.std_error, degrees, LEVEL / max(1, len(fits.claims)))
-    return f" {words} would be established in about {power:.0%} of such tables."
+    return "" if power is None else f" {words} would be established in at most {power:.0%} of such tables."
 
 
 def _hangs_on(estimate: Estimate, words: str) -> list[str]:
@@ -191,28 +193,27 @@ def _of_height(
     fit = fits.find("headline")
     estimate, reason = fit.estimate(name), fit.reason
     if estimate is None and fit.status == "ok":
-        measured = any(d.label_sharpness is not None for d in fits.datasets)
-        reason = t.SAME_SHARPNESS if measured else "K_F was not measured"
-        reason = reason if fits.sharpness_scale.comparable else t.UNEQUAL_SCALES
+        reason = fits.why_no_sharpness
     elif estimate is not None and not estimate.is_tested:
         reason = _few_ways(estimate)
     if estimate is None or reason:
         return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
     claim, term = fits.claim(key), t.WORDS[name]
     factor = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}"
-    slope = f"slope on {term} {number(estimate.value)} ({interval(estimate.interval)}), {_decides(claim)}"
+    held = _established(claim, estimate)
+    decides = _decides(claim, estimate)
+    slope = f"slope on {term} {number(estimate.value)} ({interval(estimate.interval)}), {decides}"
     others = ["K_F" if one == t.LOG_SHARPNESS else t.WORDS[one] for one in fit.terms if one != name]
     given = f", given {listing(others)}" if others else ""
     where = f"At equal model and train size{given}, over {plural(fit.num_datasets, 'dataset')}"
-    verdict: Verdict = "established" if _established(claim, estimate) else "not established"
-    if verdict == "established":
+    if held:
         way = "rises" if estimate.value * by > 0 else "falls"
         answer = f"{where}, log test loss {way} with {what}: {factor}; {slope}."
     else:
         power = _power(fits, estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
         answer = f"{where}, no change of log test loss with {what} is established: {factor}; {slope}.{power}"
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
-    return Finding(question, verdict, f"{factor}; {_decides(claim)}", answer, notes)
+    return Finding(question, _VERDICT[held], f"{factor}; {decides}", answer, notes)
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -278,61 +279,57 @@ def _train_size(fits: ScalingFits) -> Finding:
         return _untested(question, "the losses have no scatter to judge a slope by", caveats=(text, *notes))
     low, high = estimate.interval
     below, falls = fits.claim(f.BELOW_BOUND), fits.claim(f.EXPONENT)
-    held, claim, said = False, falls, "neither a fall with N nor a contradiction is established"
+    held, decides = False, _decides(falls, estimate)
+    said = "neither a fall with N nor a contradiction is established"
     if below is not None and below.established and high < 1:
         sure = _established(falls, estimate)
         way = "rises with N" if sure and high < 0 else "falls more slowly with N than the bound allows"
         way += "" if sure else ", if it falls at all"
-        held, claim, said = True, below, f"the loss {way}, which contradicts the bound"
+        held, decides = True, _decides(below, estimate, 1.0)
+        said = f"the loss {way}, which contradicts the bound"
     elif _established(falls, estimate):
         way = "falls with N, and nothing contradicts the bound" if low > 0 else "rises with N"
         held, said = True, f"the loss {way}"
     power = "" if held else _power(fits, estimate, fit.num_datasets - 1, 1.0, "A fall as fast as the bound")
     where = f"{within}{clear}, {factor}; {bound}. There {slope}, the bound being 1"
-    short = f"{factor}; {_decides(claim)}: {said}"
-    answer = f"{where}; {_decides(claim)}: {said}.{power}"
-    return Finding(question, "established" if held else "not established", short, answer, notes)
+    short = f"{factor}; {decides}: {said}"
+    answer = f"{where}; {decides}: {said}.{power}"
+    return Finding(question, _VERDICT[held], short, answer, notes)
 
 
 def _attacks(fits: ScalingFits) -> Finding:
     question = "Do attacks gain more where labels are sharper?"
-    tried = [fit for fit in fits.fits if fit.kind == "attack" and fit.model != t.POOLED]
+    tried, claim = fits.attacks, fits.claim(f.ATTACKS)
     if not tried:
         return _untested(question, "no attack was run", "put attacks into the sweep file")
-    known, claim = [fit for fit in tried if fit.status == "ok"], fits.claim(f.ATTACKS)
-    if not known:
-        most = max(tried, key=lambda fit: fit.num_datasets)
-        return _untested(question, most.reason, _to_add(fits, most, "K_F and attacks at equal N"))
+    known = [fit for fit in tried if fit.status == "ok"]
+    best = max(known or tried, key=lambda fit: (fit.estimates[0].value if known else 0, fit.num_datasets))
     if claim is None:
-        to_add = _to_add(fits, known[0], "K_F and attacks at equal N")
-        return _untested(question, _few_ways(known[0].estimates[0]), to_add)
-    best = max(known, key=lambda fit: fit.estimates[0].value)
+        reason = _few_ways(best.estimates[0]) if known else best.reason
+        return _untested(question, reason, _to_add(fits, best, "K_F and attacks at equal N"))
     strongest, alone = best.estimates[0], len(known) == 1
     domains = len({d.domain for d in fits.datasets}) > 1
     about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
-    within = ", within domains" if domains else ""
-    means = f"over {best.num_datasets} datasets, at equal model and train size{within}"
+    means = f"over {best.num_datasets} datasets, at equal model and train size{', within domains' * domains}"
     attack = f"{c.attack_columns([best.response])[0].words} on {best.model}"
     found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
-    verdict: Verdict
-    if claim.established and strongest.interval is not None and strongest.interval[0] > 0:
-        held = sum((fit.estimates[0].resampled_p or 1.0) <= LEVEL for fit in known)
-        of = "" if alone else f" in {held} of {about}, adjusted for their number"
+    held = _established(claim, strongest) and strongest.value > 0
+    found += f"; {_decides(claim, strongest)}"
+    if held:
+        times = sum((fit.estimates[0].resampled_p or 1.0) <= LEVEL for fit in known)
+        of = "" if alone else f" in {times} of {about}, adjusted for their number"
         lead = f"The loss gained by an attack rises with K_F{of} ({means})"
-        verdict, answer = (
-            "established",
-            f"{lead}{':' if alone else '; the strongest is'} {found}; {_decides(claim)}.",
-        )
+        answer = f"{lead}{':' if alone else '; the strongest is'} {found}."
     else:
         power = correlation_power(best.num_datasets, domains, LEVEL / max(1, len(fits.claims)))
         lead = "It is not established" if alone else f"For none of {about} is it established"
         largest = "" if alone else "the largest correlation is "
         opposed = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
-        could = f" A correlation of {STRONG:g} would be established in at most {power:.0%} of such tables."
-        verdict = "not established"
-        answer = f"{lead} that the loss gained rises with K_F ({means}): {largest}{found}; {_decides(claim)}."
-        answer += opposed + could
-    return Finding(question, verdict, f"correlation {found}; {_decides(claim)}", answer)
+        answer = (
+            f"{lead} that the loss gained rises with K_F ({means}): {largest}{found}.{opposed} A correlation "
+            f"of {STRONG:g} would be established in at most {power:.0%} of such tables."
+        )
+    return Finding(question, _VERDICT[held], f"correlation {found}", answer)
 
 
 def _representation(fits: ScalingFits) -> Finding:

@@ -1,10 +1,9 @@
 """All fits of one results table, and the one record of a number and of a fit that everything else reads.
 
 The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound
-with a free constant. Its parts are fitted apart. **Exponent**: every curve (model, dataset, class pair) keeps
-its own height, and d is one number per dataset and class pair. **Height**: 1/d enters beside log K_F by
-itself, since a covering argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of
-the loss changes a slope.
+with a free constant. **Exponent**: every curve (model, dataset, class pair) keeps its own height, and d is
+one number per dataset and class pair. **Height**: 1/d enters beside log K_F by itself, since a covering
+argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of the loss changes a slope.
 """
 
 from __future__ import annotations
@@ -41,9 +40,7 @@ QUESTIONS = {
     BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
     ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
 }
-#: A test whose smallest possible p-value is above the level can establish nothing.
-FEWEST_RESAMPLES = round(1 / i.LEVEL)
-#: The choice of points that the claim of a slower fall must hold for too.
+#: A choice of points, see :func:`fit_exponents`.
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
 OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
@@ -51,11 +48,10 @@ OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One number of a fit, with what is known of its uncertainty; datasets are the replicates throughout.
+    """One number of a fit; datasets are the replicates throughout.
 
     Attributes:
-        name: a column of the points (:data:`orchestrator.analysis.table.WORDS`), ``exponent``, ``r`` or
-            ``share``.
+        name: a column of the points, ``exponent``, ``r`` or ``share``.
         interval: 95 %.
         p_value: two-sided, by t.
         resampled_p: by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``,
@@ -84,7 +80,7 @@ class Estimate:
     @property
     def is_tested(self) -> bool:
         """Whether datasets can be exchanged in enough ways for a p-value at the level."""
-        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= FEWEST_RESAMPLES)
+        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= 1 / i.LEVEL)
 
     @property
     def influential(self) -> str | None:
@@ -99,7 +95,6 @@ class Fit:
     be made, for the reason given.
 
     Attributes:
-        terms: regressors, in the order of ``estimates``.
         variant: which choice of d or of points, where there are several.
         num_curves, num_at_guessing: of an exponent: curves with two train sizes and d, and those of them left
             out since guessing holds their losses down.
@@ -107,7 +102,6 @@ class Fit:
         bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
         by_dataset: an exponent's own values; of a representation, the share of points above the bound.
         label_correlation: of log K_F with the domain label over datasets: near 1, no fit can part them.
-        r_squared: of a published regression.
     """
 
     kind: Kind
@@ -150,21 +144,18 @@ class Claim:
 
 
 def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
-    """Return the p-value of every headline question that could be tested: the larger of a t test and a
-    permutation (or wild bootstrap) test, so that a claim needs both.
+    """Return the p-value of every headline question that could be tested: the larger of two, so that a claim
+    needs both.
     """
     p_values: dict[str, float] = {}
     pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
     for fit in pooled:
-        if fit.kind == "headline":
-            for key, name in ((DIMENSION, t.INVERSE_D), (SHARPNESS, t.LOG_SHARPNESS)):
-                estimate = fit.estimate(name)
-                if estimate is not None and estimate.p is not None and estimate.is_tested:
-                    p_values[key] = estimate.p
+        tested = [e for e in fit.estimates if fit.kind == "headline" and e.is_tested]
+        keys = {t.INVERSE_D: DIMENSION, t.LOG_SHARPNESS: SHARPNESS}
+        p_values |= {keys[e.name]: e.p for e in tested if e.name in keys and e.p is not None}
         if (fit.kind, fit.variant) == ("exponent", "") and fit.bound_p is not None:
             p_values |= {EXPONENT: fit.estimates[0].p or 0.0, BELOW_BOUND: fit.bound_p}
     if BELOW_BOUND in p_values and any(fit.variant == PAST_GUESSING for fit in found):
-        # Curves start flat at guessing: what is slower only there is not slower than the bound.
         past = [fit.bound_p or 1.0 for fit in pooled if fit.variant == PAST_GUESSING]
         p_values[BELOW_BOUND] = max(p_values[BELOW_BOUND], *past) if past else 1.0
     attacks = [e for fit in found if fit.kind == "attack" for e in fit.estimates if e.resampled_p is not None]
@@ -213,12 +204,26 @@ class ScalingFits:
         reason = none if self.explored or not self.models else "not asked for"
         return Fit(kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason)
 
+    @property
+    def attacks(self) -> list[Fit]:
+        """The fits of single models that the question about attacks rests on."""
+        return [fit for fit in self.fits if fit.kind == "attack" and fit.model != t.POOLED]
+
+    @property
+    def why_no_sharpness(self) -> str:
+        """Why K_F cannot be compared over these datasets, or an empty text."""
+        known = [d.label_sharpness for d in self.datasets if d.label_sharpness is not None]
+        if not known:
+            return "K_F was not measured"
+        same = t.SAME_SHARPNESS if t.all_equal(known) else ""
+        return same if self.sharpness_scale.comparable else t.UNEQUAL_SCALES
+
     def claim(self, key: str) -> Claim | None:
         """Return a headline claim, or None where it could not be tested."""
         return next((claim for claim in self.claims if claim.key == key), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dictionaries, lists, numbers and text, ready for ``json.dumps(allow_nan=False)``."""
+        """Return what ``json.dumps(allow_nan=False)`` takes."""
         return cast(dict[str, Any], TypeAdapter(ScalingFits).dump_python(self, mode="json"))
 
 
@@ -229,6 +234,7 @@ class Prepared(NamedTuple):
     points: pd.DataFrame
     scale: t.SharpnessScale
     excluded: tuple[t.Exclusion, ...]
+    num_trials: int
     num_used: int
 
 
@@ -243,7 +249,8 @@ def prepare(
     full = full[~copies].reset_index(drop=True)
     trials, excluded = t.usable_trials(full)
     num_used, scale = int(trials[t.LOG_LOSS].notna().sum()), t.sharpness_scale(full, sharpness_policy)
-    return Prepared(full, t.fitted_points(trials), scale, (*unusable, *of_arms, *excluded), num_used)
+    found = (*unusable, *of_arms, *excluded)
+    return Prepared(full, t.fitted_points(trials), scale, found, len(table), num_used)
 
 
 def fit_scaling_laws(
@@ -267,11 +274,17 @@ def fit_scaling_laws(
         DataError: if the table lacks a required column or contradicts itself.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
+    fits = fits_of(ready, explore=explore)
+    return replace(fits, interventions=fit_interventions(table, arms)) if arms else fits
+
+
+def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
+    """Fit what :func:`prepare` returned."""
     points = ready.points
     models = tuple(sorted(points[c.MODEL].unique()))
     found = [*_fits(ready, models, explore)] if models else []
     return ScalingFits(
-        num_trials=len(table),
+        num_trials=ready.num_trials,
         num_used=ready.num_used,
         num_points=len(points),
         excluded=ready.excluded,
@@ -283,7 +296,6 @@ def fit_scaling_laws(
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         explored=explore,
         caveats=g.limits_of(ready.full, points),
-        interventions=fit_interventions(table, arms) if arms else None,
     )
 
 
@@ -292,8 +304,7 @@ def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit
     points, scale = ready.points, ready.scale
     yield fit_headline(points, scale)
     yield fit_height(points, scale, (t.IS_MEDICAL,))
-    yield fit_exponent(points)
-    yield fit_exponent(g.past_guessing(g.clear_of_guessing(points), ready.full), variant=PAST_GUESSING)
+    yield from fit_exponents(ready)
     yield from fit_attacks(points, scale, models)
     yield fit_representation(points)
     for model in models if explore else ():
@@ -306,8 +317,21 @@ def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit
         yield fit_exponent(points, dimension=column, variant=variant)
 
 
+def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
+    """Return the exponent, and the one of N past guessing, which a claim of a slower fall must hold for too:
+    curves start flat at guessing, so what is slower only there is not slower than the bound.
+    """
+    past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
+    return (
+        fit_exponent(ready.points, dimension=dimension),
+        fit_exponent(past, dimension=dimension, variant=PAST_GUESSING),
+    )
+
+
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
-    """Return the points that have all of ``names``, with these columns and the keys alone."""
+    """Return the points of a model (or all, pooled) and a domain (or both) that have all of ``names``, with
+    these columns and the keys alone.
+    """
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
     return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
 
@@ -320,18 +344,15 @@ def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
 def _too_few(rows: pd.DataFrame, needed: int) -> str:
     """Say that these points are of fewer datasets than a fit needs; empty where they are not."""
     names = sorted(map(str, rows[c.DATASET].unique()))
-    if len(names) >= needed:
-        return ""
+    if not names or len(names) >= needed:
+        return "" if names else "no point has all the numbers this fit needs"
     found = f" ({t.listing(names)})" if len(names) <= 4 else ""
-    few = f"{len(names)} of the {needed} datasets that it needs{found}"
-    return few if names else "no point has all the numbers this fit needs"
+    return f"{len(names)} of the {needed} datasets that it needs{found}"
 
 
 def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
-    """Regress dataset effects on 1/d, log K_F and the label together.
-
-    K_F is left out where it was measured on unequal scales or not at all, and the label where there is one
-    domain. Of all models together slopes are tested by permutation too, and fitted without each dataset.
+    """Regress dataset effects on 1/d, log K_F and the label together; K_F is left out where it was measured
+    on unequal scales or not at all, and the label where there is one domain.
     """
     names = _properties(points, scale)
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *names))
@@ -348,7 +369,9 @@ def fit_height(
     points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
     kind: Kind = "height",
 ) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all."""
+    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all. The
+    headline of all models together is tested by permutation too, and fitted without each dataset.
+    """
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
     blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
@@ -392,11 +415,10 @@ def slope_estimates(
     y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
     hopeless: float = 1.0,
 ) -> tuple[Estimate, ...] | None:  # fmt: skip
-    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``; None where the
-    slopes are not identified.
+    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``, unless the t
+    test's p-value is above ``hopeless``; None where the slopes are not identified.
 
-    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable. No permutation
-    is tried where the t test's p-value is above ``hopeless``.
+    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable.
     """
     slopes = i.ols(y, x)
     if slopes is None:
@@ -479,8 +501,7 @@ def _curves(rows: pd.DataFrame) -> pd.DataFrame:
 def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     """Return a fit with the exponent that the sums of its datasets give."""
     found, num = i.slope_within_curves(sums), len(sums.names)
-    shifts = found.value - np.array([0.0, 1.0])
-    p_zero, p_bound = i.t_p_values(shifts, np.full(2, found.std_error), num - 1).tolist()
+    p_zero, p_bound = i.t_p_values(found.value - np.array([0.0, 1.0]), found.std_error, num - 1).tolist()
     bounds = found.interval()
     estimate = Estimate(
         name="exponent", value=found.value, std_error=found.std_error, interval=bounds,
@@ -521,16 +542,16 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
     x = known[c.LABEL_SHARPNESS].mean()[gains.index].to_numpy(dtype=float)
     values, blocks = gains.to_numpy(dtype=float), known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str)
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
-    p_values, num = i.max_correlation_test(values[:, single], x, blocks.tolist())
-    known_p = dict(zip(single, p_values.tolist(), strict=True))
-    for k, (blank, _) in enumerate(tried):
-        has = np.isfinite(values[:, k])
-        r = i.correlation_within(values[has, k], x[has], blocks[has])
-        if r is None:
+    found, p_values, num = i.max_correlation_test(values, x, blocks.tolist(), single)
+    for (blank, own), r, p in zip(tried, found.tolist(), p_values.tolist(), strict=True):
+        if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
             continue
-        bounds = i.correlation_interval(r, blank.num_datasets, len(set(blocks[has])) - 1)
-        estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=known_p.get(k), num_resamples=num)
+        bounds = i.correlation_interval(
+            r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1
+        )
+        adjusted_p = None if np.isnan(p) else p
+        estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num)
         yield replace(blank, status="ok", estimates=(estimate,))
 
 
@@ -544,8 +565,9 @@ def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
     below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]
     shares = below.astype(float).groupby(rows[c.DATASET]).mean()
     mean, bounds = i.mean_interval(np.asarray(shares, dtype=float))
-    clipped: Interval | None = None if bounds is None else (max(0.0, bounds[0]), min(1.0, bounds[1]))
+    clipped = bounds and (max(0.0, bounds[0]), min(1.0, bounds[1]))
     above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}
-    estimate = Estimate(name="share", value=mean, interval=clipped)
+    error = None if bounds is None else float(shares.std(ddof=1) / np.sqrt(len(shares)))
+    estimate = Estimate(name="share", value=mean, interval=clipped, std_error=error)
     held = int(below.sum())
     return replace(blank, status="ok", num_held=held, by_dataset=above, estimates=(estimate,))

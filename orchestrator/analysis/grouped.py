@@ -2,13 +2,14 @@
 
 Rows of one group (a dataset, a patient, a hospital) share what is peculiar to it. So both slopes are
 estimated, each with an interval that counts groups and not rows, beside the pooled number and why it
-misleads.
+misleads. Groups may cross: a pair of classes belongs to both, and leaving out a class takes all its pairs.
+
+Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,10 +21,13 @@ import pandas as pd
 from scipy import special
 
 from orchestrator.analysis import inference as i
+from orchestrator.analysis import table as t
 from orchestrator.analysis.inference import LEVEL, Array, Interval
-from orchestrator.analysis.table import interval, listing, number, p_value, plural
-from orchestrator.analysis.tables import Table
+from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
+from orchestrator.analysis.tables import Table, laid_out
+from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
+from tasks.sources.tables import READERS, TableError, read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +40,11 @@ MOST = 1e100
 """Larger numbers, and smaller ones than its inverse, have no square."""
 MOST_CELLS = 200
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
+SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
+MIN_CLASSES = 5
+"""Pairs of fewer classes are too few to leave one out."""
 
 Level = Literal["within", "between"]
 LEVELS: tuple[Level, Level] = ("within", "between")
@@ -47,18 +53,19 @@ LEVELS: tuple[Level, Level] = ("within", "between")
 @dataclass(frozen=True, slots=True)
 class Design:
     """What is asked of a table: which column of numbers is explained, by which (each at equal others), which
-    rows belong together, and what has to be equal for two rows to be compared (its kinds have intercepts).
+    columns say what rows belong together (of several, a row belongs to each of its groups), and what has to
+    be equal for two rows to be compared (its kinds have intercepts).
     """
 
     response: str
     on: tuple[str, ...]
-    groups: str
+    groups: tuple[str, ...]
     within: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All of them, in that order."""
-        return (self.response, *self.on, self.groups, *self.within)
+        return (self.response, *self.on, *self.groups, *self.within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +155,13 @@ class GroupedFit:
         return text[:1].upper() + text[1:]
 
     def _said(self, slope: Slope) -> str:
-        where = {"within": f"within one {self.design.groups}", "between": f"between {self.num_groups} groups"}
+        units = f"{self.num_groups} {'groups' if len(self.design.groups) == 1 else 'pairs of groups'}"
+        where = {"within": f"within one {listing(self.design.groups)}", "between": f"between {units}"}
         if slope.value is None:
             return f"{where[slope.level]}, nothing can be said of {slope.on} ({slope.reason})"
-        said = p_value(slope.adjusted_p)
         numbers = [f"slope {number(slope.value)}"]
         numbers += [f"95 % interval {interval(slope.interval)}"] if slope.interval else []
-        numbers += [f"adjusted p {said if said.startswith('<') else f'= {said}'}"] if said else []
+        numbers += [decided(slope.adjusted_p, slope.interval)] if slope.adjusted_p is not None else []
         numbers += [slope.reason] if slope.reason else []
         found = f"no relation with {slope.on} is established"
         if slope.established:
@@ -186,16 +193,8 @@ class GroupedFit:
 
     def table(self) -> Table:
         """The slopes as a table of text."""
-        rows = tuple(
-            (
-                slope.level, slope.on, str(slope.num_groups), number(slope.value), interval(slope.interval),
-                p_value(slope.p_value), p_value(slope.adjusted_p), slope.reason or slope.hangs_on,
-            )
-            for slope in self.slopes
-        )  # fmt: skip
-        header = ("groups", "column", "G", "slope", "95 % interval", "p", "adjusted p", "remark")
         note = f"G: groups that a slope rests on, of {self.num_groups}. Adjusted p: Holm's, over all slopes."
-        return Table("grouped", f"Slopes of {self.design.response}", note, header, rows, numeric_from=2)
+        return _table(f"Slopes of {self.design.response}", note, self.slopes)
 
     def to_json(self) -> dict[str, object]:
         """All numbers, with the sentences."""
@@ -227,13 +226,15 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
     numbers = own[[design.response, *design.on]].apply(pd.to_numeric, errors="coerce").astype(float)
     sizes = numbers.abs()
-    usable = ((sizes < MOST) & (sizes > 1 / MOST)) | (sizes == 0)
-    odd = ~usable & ~blank[numbers.columns]
+    odd = ~((sizes < MOST) & (sizes > 1 / MOST) | (sizes == 0) | blank[numbers.columns])
     kept = ~(blank.any(axis=1) | doubled)
     own[numbers.columns] = numbers
-    collect(chain(_not_numbers(odd), _too_many(blank, doubled), _too_few(own[kept], design)))
+    reasons = [(f"without {name}", mask) for name, mask in blank.items()]
+    reasons += [("equal to an earlier row in every column", doubled)]
+    lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
+    collect(chain(_not_numbers(odd), _too_many(1 - kept.mean(), lost), _too_few(own[kept], design)))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
-    kept_rows.attrs["left_out"] = [*_without_value(blank), *_repeated(doubled)]
+    kept_rows.attrs["left_out"] = [f"Left out: {text}." for text in lost]
     return kept_rows
 
 
@@ -243,35 +244,20 @@ def _text_of(path: Path) -> pd.DataFrame:
         way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
         raise ConfigError("The table must be a file that exists", str(path), way_out)
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            "The table must be a file of a known kind", path.name, f"known: {', '.join(SUFFIXES)}"
-        )
+        rule, way_out = "The table must be a file of a known kind", f"known: {', '.join(SUFFIXES)}"
+        raise ConfigError(rule, path.name, way_out)
+    read, what = READERS.get(path.suffix.lower(), (read_text, "UTF-8 text"))
     way_out = "save it as CSV in UTF-8 with one line of column names"
     try:
-        if path.suffix.lower() in (".parquet", ".xlsx"):
-            read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
-            table = read(path)
-            table = table.reset_index() if any(table.index.names) else table  # a named index is a column
-            text = table.astype(object).where(table.notna(), "").astype(str)
-            names, rows = [str(name) for name in table.columns], text.to_numpy().tolist()
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                header = file.readline()
-                file.seek(0)
-                read_rows = csv.reader(file, delimiter=max("\t;|,", key=header.count))
-                names, *rows = [row for row in read_rows if row] or [[]]
-    except ImportError as error:
-        raise ConfigError("The table needs another package", str(error), "or save it as CSV") from None
-    except (OSError, ValueError, csv.Error) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            "The table must be one that can be read", f"{path.name}: {first}", way_out
-        ) from None
-    if not names:
-        raise ConfigError("The table must be one that can be read", f"{path.name} is empty", way_out)
+        names, *rows = read(path.read_bytes()).rows or [[]]
+    except TableError as error:
+        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {error.args[1]}", way_out) from None
+    except Exception as error:  # readers raise almost anything on damaged files
+        raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
     names = [name.strip() for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if not names:
+        raise ConfigError("The table must have a line of column names", f"{path.name} is empty", way_out)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
     uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
     if uneven.any():
@@ -297,36 +283,20 @@ def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
             )
 
 
-def _without_value(blank: pd.DataFrame) -> Iterator[str]:
-    for name, mask in blank.items():
-        if mask.any():
-            yield f"Left out: {plural(int(mask.sum()), 'row')} without {name} ({_rows(mask)})."
-
-
-def _repeated(doubled: pd.Series) -> Iterator[str]:
-    if doubled.any():
-        copies = plural(int(doubled.sum()), "row")
-        yield f"Left out: {copies} equal to an earlier row in every column ({_rows(doubled)})."
-
-
-def _too_many(blank: pd.DataFrame, doubled: pd.Series) -> Iterator[ConfigError]:
-    for texts, mask in ((_without_value(blank), blank.any(axis=1)), (_repeated(doubled), doubled)):
-        if mask.mean() > MOST_LEFT_OUT:
-            found = " ".join(texts).replace("Left out: ", "").rstrip(".")
-            yield ConfigError(
-                f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
-                f"{mask.mean():.0%}: {found}",
-                "drop those rows yourself where that is right, or add a column that tells them apart",
-            )
+def _too_many(share: float, lost: Sequence[str]) -> Iterator[ConfigError]:
+    if share > MOST_LEFT_OUT:
+        yield ConfigError(
+            f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
+            f"{share:.0%}: {'; '.join(lost)}",
+            "drop those rows yourself where that is right, or add a column that tells them apart",
+        )
 
 
 def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
-    num_groups = own[design.groups].nunique()
-    if num_groups < 2:
-        yield ConfigError(
-            f"Column {design.groups} must name at least two groups", f"{num_groups}",
-            "name the column whose rows belong together, e.g. dataset or patient",
-        )  # fmt: skip
+    for name in design.groups:
+        if (num_groups := own[name].nunique()) < 2:
+            way_out = "name the column whose rows belong together, e.g. dataset or patient"
+            yield ConfigError(f"Column {name} must name at least two groups", f"{num_groups}", way_out)
     for name in (design.response, *design.on):
         num_values = own[name].nunique(dropna=False)
         if num_values < 2 and not own[name].isna().any():  # what is no number was told
@@ -337,57 +307,79 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
         yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{len(cells):,}", way_out)
 
 
+class _Groups:
+    """Units (n,), the combinations of the group columns, and what they are called (U); the names of the
+    groups (G,), and to which of them each unit belongs (U, G): to itself where there is one column.
+    """
+
+    def __init__(self, columns: i.Codes) -> None:
+        units, self.unit = np.unique(columns, axis=0, return_inverse=True)
+        self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
+        self.names, self.crossed = np.unique(units), columns.shape[1] > 1
+        self.member = (units[:, :, None] == self.names).any(axis=1)
+
+    def sums(self, of_units: Array) -> Array:
+        """Add up what units (U, ...) have, by group (G, ...)."""
+        return np.tensordot(self.member.T.astype(float), of_units, 1) if self.crossed else of_units
+
+    def degrees(self, carried: Array) -> float:
+        """Degrees of freedom, given what each group carries of what varies.
+
+        A group that carries most of it leaves few groups to judge by, however many there are: those of groups
+        of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017). Groups that cross: G − 1.
+        """
+        if self.crossed:
+            return len(self.names) - 1.0
+        return 1 / float(((carried / carried.sum()) ** 2).sum()) - 1
+
+
 def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     """Fit a table of :func:`read_own_table`.
 
-    Within: least squares with one intercept per group and one per kind of ``within``; every row weighs the
-    same. Between: one effect per group at equal kinds, and least squares over these.
+    Within: least squares with one intercept per unit and one per kind of ``within``; every row weighs the
+    same. Between: one effect per unit at equal kinds, and least squares over these.
     """
-    groups = table[design.groups].to_numpy(dtype=str)
-    cells = (
-        np.unique(table[list(design.within)].agg("\x1f".join, axis=1), return_inverse=True)[1]
-        if design.within
-        else np.zeros(len(table), dtype=int)
-    )
+    groups = _Groups(table[list(design.groups)].to_numpy(dtype=str))
+    cells = np.zeros(len(table), dtype=int)
+    if design.within:
+        cells = table.groupby(list(design.within)).ngroup().to_numpy()
     (y, y_scale), (x, x_scale) = (
-        _standard(table[list(n)].to_numpy()) for n in ((design.response,), design.on)
+        _standard(table[list(n)].to_numpy(dtype=float)) for n in ((design.response,), design.on)
     )
     y = y[:, 0]
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
-    adjusted = i.holm({str(k): slope.p_value for k, slope in enumerate(found) if slope.p_value is not None})
-    slopes = [
-        replace(slope, adjusted_p=adjusted.get(str(k))).times(y_scale[0] / x_scale[design.on.index(slope.on)])
-        for k, slope in enumerate(found)
-    ]
-    names, codes = np.unique(groups, return_inverse=True)
-    pooled = tuple(_pooled(name, y, x[:, k], codes, names) for k, name in enumerate(design.on))
-    return GroupedFit(
-        design, len(table), len(names), tuple(slopes), pooled, tuple(table.attrs.get("left_out", ()))
-    )
+    scales = y_scale[0] / np.tile(x_scale, 2)
+    slopes = adjusted([slope.times(scale) for slope, scale in zip(found, scales.tolist(), strict=True)])
+    pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on))
+    left_out = tuple(table.attrs.get("left_out", ()))
+    return GroupedFit(design, len(table), len(groups.units), slopes, pooled, left_out)
+
+
+def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
+    """Adjust the p-values of slopes for their number."""
+    found = i.holm({str(k): slope.p_value for k, slope in enumerate(slopes) if slope.p_value is not None})
+    return tuple(replace(slope, adjusted_p=found.get(str(k))) for k, slope in enumerate(slopes))
 
 
 def _standard(values: Array) -> tuple[Array, Array]:
     """Return columns (n, k) of mean 0 and deviation 1, and their deviations, whatever their unit."""
-    largest = np.abs(values).max(axis=0)
+    largest = np.maximum(np.abs(values).max(axis=0), 1 / MOST)
     moved = values / largest - (values / largest).mean(axis=0)
     deviations = np.sqrt((moved**2).mean(axis=0))
+    deviations[deviations == 0] = 1.0
     return moved / deviations, deviations * largest
 
 
-def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design) -> Iterator[Slope]:
-    """Slopes with one intercept per group and kind, by the products of each group's centred columns.
-
-    A group that carries most of what varies leaves few groups to judge by, however many there are: degrees
-    of freedom are those of groups of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017).
-    """
-    names, codes = np.unique(groups, return_inverse=True)
+def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
+    """Slopes with one intercept per unit and kind, by the products of each unit's centred columns."""
     q = x.shape[1]
-    kinds = range(1, cells.max() + 1)  # the first kind's intercept is the group's
+    kinds = range(1, cells.max() + 1)  # the first kind's intercept is the unit's
     dummies = (cells[:, None] == np.array(kinds, dtype=int)).astype(float)
-    centred = i.centred(np.column_stack([x, dummies, y]), codes)
-    starts = np.cumsum(np.bincount(codes))[:-1]
-    each = [part.T @ part for part in np.split(centred[np.argsort(codes, kind="stable")], starts)]
-    total, smallest = np.sum(each, axis=0), MIN_RCOND * len(y)
+    centred = i.centred(np.column_stack([x, dummies, y]), groups.unit)
+    starts = np.cumsum(np.bincount(groups.unit))[:-1]
+    parts = np.split(centred[np.argsort(groups.unit, kind="stable")], starts)
+    each = groups.sums(np.array([part.T @ part for part in parts]))
+    total, smallest = centred.T @ centred, MIN_RCOND * len(y)
 
     def solve(products: Array) -> Array:
         """Slopes (q,) at equal kinds; NaN for columns that do not vary, or only together."""
@@ -412,45 +404,35 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design)
         # A column that does not vary has no part in this one's slope.
         others = [j for j in range(len(total) - 1) if j != k and (j >= q or np.isfinite(values[j]))]
         weights, *_ = np.linalg.lstsq(total[np.ix_(others, others)], total[others, k], rcond=1e-12)
-        carried = np.bincount(codes, (centred[:, k] - centred[:, others] @ weights) ** 2).astype(float)
+        residual = (centred[:, k] - centred[:, others] @ weights) ** 2
+        carried = groups.sums(np.bincount(groups.unit, residual).astype(float))
         varies = np.flatnonzero(carried > 1e-12 * carried.sum())
-        refits = left_out[varies, k]
-        degrees = _degrees(carried)
+        refits, degrees = left_out[varies, k], groups.degrees(carried)
+        slope = Slope("within", name, float(values[k]), num_groups=len(varies))
         lost = np.flatnonzero(~np.isfinite(refits))
         if len(varies) < i.MIN_DATASETS:
             reason = f"no interval: it varies within {plural(len(varies), 'group')} only"
+            yield replace(slope, reason=reason)
         elif len(lost) or degrees < 1:
-            reason = (
-                f"no interval: it hangs on {names[varies[lost[0]] if len(lost) else carried.argmax()]} alone"
-            )
+            alone = groups.names[varies[lost[0]] if len(lost) else carried.argmax()]
+            yield replace(slope, reason=f"no interval: it hangs on {alone} alone")
         else:
-            error = i.jackknife(float(values[k]), refits).std_error
-            without = dict(zip(names[varies].tolist(), refits.tolist(), strict=True))
-            yield _judged("within", name, float(values[k]), error, degrees, without)
-            continue
-        yield Slope("within", name, float(values[k]), num_groups=len(varies), reason=reason)
+            yield _judged(
+                slope, dict(zip(groups.names[varies].tolist(), refits.tolist(), strict=True)), degrees
+            )
 
 
-def _degrees(carried: Array) -> float:
-    """Degrees of freedom of groups that carry these parts of what varies."""
-    return 1 / float(((carried / carried.sum()) ** 2).sum()) - 1
+def _judged(slope: Slope, left_out: dict[str, float], degrees: float) -> Slope:
+    """Return a slope with interval and p-value by t of the jackknife."""
+    value, error = i.jackknife(slope.value or 0.0, np.array([*left_out.values()]))[:2]
+    bounds, p = i.t_interval(value, error, degrees), float(i.t_p_values(value, error, degrees))
+    return replace(slope, interval=bounds, p_value=p, num_groups=len(left_out), left_out=left_out)
 
 
-def _judged(
-    level: Level, name: str, value: float, error: float, degrees: float, left_out: dict[str, float]
-) -> Slope:
-    """Return a slope with interval and p-value by t."""
-    half_width = i.t_quantile(1 - LEVEL / 2, degrees) * error
-    p = float(i.t_p_values(value, error, degrees))
-    return Slope(
-        level, name, value, (value - half_width, value + half_width), p, None, len(left_out), left_out
-    )
-
-
-def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design) -> Iterator[Slope]:
-    """Slopes over one effect per group at equal cell."""
-    reduced = i.dataset_effects(np.column_stack([y, x]), cells, groups, np.ones(len(y)))
-    num = len(np.unique(groups))
+def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
+    """Slopes over one effect per unit at equal cell."""
+    reduced = i.dataset_effects(np.column_stack([y, x]), cells, groups.unit, np.ones(len(y)))
+    num = len(groups.units)
     found = None if reduced is None else i.ols(reduced[1][:, 0], reduced[1][:, 1:])
     if reduced is None or found is None:
         reason = f"it needs {len(design.on) + 2} groups that differ in {listing(design.on)}"
@@ -460,78 +442,142 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design
             reason = f"{listing(design.on)} vary only together between groups"
         yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
         return
-    names, effects = reduced
+    y, x = reduced[1][:, 0], reduced[1][:, 1:]
+    refits = [i.ols(y[~mine], x[~mine]) for mine in groups.member.T]
     for k, name in enumerate(design.on):
-        column, others = effects[:, 1 + k], np.delete(effects[:, 1:], k, axis=1)
-        test = i.permutation_test(effects[:, 0], column, others, [""] * num)
-        refits = {
-            group: float(fit.values[k])
-            for g, group in enumerate(names)
-            if (fit := i.ols(np.delete(effects[:, 0], g), np.delete(effects[:, 1:], g, axis=0))) is not None
-        }
+        left_out = {
+            str(group): float(fit.values[k])
+            for group, fit in zip(groups.names, refits, strict=True) if fit is not None
+        }  # fmt: skip
         value, bounds = float(found.values[k]), found.intervals[k]
-        if test is None or test.num < 1 / LEVEL:
-            reason = f"too few groups for a p-value of {LEVEL:g}"
-            yield Slope("between", name, value, bounds, None, None, num, refits, reason)
-        elif len(refits) < num:
-            yield Slope("between", name, value, None, None, None, num, refits, "it hangs on one group alone")
+        slope = Slope("between", name, value, bounds, num_groups=num, left_out=left_out)
+        others = np.delete(x, k, axis=1)
+        test = None if groups.crossed else i.permutation_test(y, x[:, k], others, [""] * num)
+        if not groups.crossed and (test is None or test.num < 1 / LEVEL):
+            yield replace(slope, reason=f"too few groups for a p-value of {LEVEL:g}")
+        elif len(left_out) < len(groups.names):
+            yield replace(slope, interval=None, reason="it hangs on one group alone")
         else:
-            # Least squares and permutation take groups for equally uncertain; the jackknife does not.
             basis = np.column_stack([np.ones(num), others])
-            own = column - basis @ np.linalg.lstsq(basis, column, rcond=None)[0]
-            error = i.jackknife(value, np.array([*refits.values()])).std_error
-            slope = _judged("between", name, value, error, max(1.0, _degrees(own**2)), refits)
-            jackknifed, p = slope.interval or bounds, slope.p_value or 0.0
-            widest = (min(bounds[0], jackknifed[0]), max(bounds[1], jackknifed[1]))
-            yield replace(slope, interval=widest, p_value=max(test.p_value, p))
+            own = x[:, k] - basis @ np.linalg.lstsq(basis, x[:, k], rcond=None)[0]
+            judged = _judged(slope, left_out, max(1.0, groups.degrees(own**2)))
+            if test is not None and judged.interval and judged.p_value is not None:
+                # Least squares and permutation take groups for equally uncertain; the jackknife does not.
+                ends = (*bounds, *judged.interval)
+                p = max(test.p_value, judged.p_value)
+                judged = replace(judged, interval=(min(ends), max(ends)), p_value=p)
+            yield judged
 
 
-def _pooled(name: str, y: Array, x: Array, codes: i.Codes, names: i.Codes) -> PooledCorrelation:
-    """Return the correlation over all rows, and what it hides."""
-
-    def correlation(mask: i.Codes) -> float | None:
-        own = i.centred(np.column_stack([y, x])[mask], np.zeros(int(mask.sum()), dtype=int))
-        lengths = np.sqrt((own**2).sum(axis=0))
-        return None if mask.sum() < 3 or not lengths.all() else float(own[:, 0] @ own[:, 1] / lengths.prod())
-
-    r = correlation(np.ones(len(y), dtype=bool)) or 0.0
-    t = abs(r) * np.sqrt((len(y) - 2) / max(1 - r**2, 1e-300))
-    inside = (i.centred(np.column_stack([y, x]), codes) ** 2).sum(axis=0)
-    shares = 1 - inside / ((np.column_stack([y, x]) - [y.mean(), x.mean()]) ** 2).sum(axis=0)
-    by_group = {
-        str(group): found for k, group in enumerate(names) if (found := correlation(codes == k)) is not None
+def _table(title: str, note: str, slopes: Sequence[Slope]) -> Table:
+    columns = {
+        "groups": lambda slope: slope.level,
+        "column": lambda slope: slope.on,
+        "G": lambda slope: str(slope.num_groups),
+        "slope": lambda slope: number(slope.value),
+        "95 % interval": lambda slope: interval(slope.interval),
+        "p": lambda slope: p_value(slope.p_value),
+        "adjusted p": lambda slope: p_value(slope.adjusted_p),
+        "remark": lambda slope: slope.reason or slope.hangs_on,
     }
-    p = float(2 * special.stdtr(len(y) - 2, -t))
-    own, column = np.maximum(shares, 0.0).tolist()
-    return PooledCorrelation(name, r, p, (own, column), by_group)
+    return laid_out("grouped", title, note, slopes, columns, numeric_from=2)
+
+
+def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
+    """Ask of the class pairs of the one dataset of a results table what the law says of them.
+
+    Pairs that share a class share its images, so 45 pairs of 10 classes are not 45 replicates: every number
+    is computed anew without each class (jackknife, t with classes − 1 degrees of freedom; Holm over all
+    questions). The exponent b of N^(−b/d) has an intercept per pair and network; slopes on log K_F are of a
+    pair's height at equal network and N, given 1/d; d and K_F are those of the pair's largest N.
+
+    Returns:
+        A slope per question; none of a table of several datasets or pairs of fewer than five classes.
+    """
+    trials, _ = t.usable_trials(t.normalise(table)[0])
+    points = t.complete(t.fitted_points(trials), (t.LOG_LOSS, t.D_REFERENCE))
+    classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
+    if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
+        return ()
+    if len(set(classes.to_numpy().ravel())) < MIN_CLASSES:
+        return ()
+    x = -points[t.LOG_TRAIN_SIZE] / points[t.D_REFERENCE]
+    own = pd.DataFrame({"x": x, "fall": points[t.LOG_LOSS], "beyond": points[t.LOG_LOSS] - x})
+    drops = [name for name in points if str(name).endswith("accuracy_drop")]
+    radius = points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0)
+    rows = (own - own.groupby(points[t.CURVE]).transform("mean")).assign(
+        first=classes[0], second=classes[1], cell=points[t.CELL], inverse_d=points[t.INVERSE_D],
+        k=np.log(t.at_largest_size(points, c.LABEL_SHARPNESS)), loss=points[t.LOG_LOSS],
+        r_hat=np.log(radius), drop=points[drops].mean(axis=1) if drops else np.nan,
+    )  # fmt: skip
+    crossed = ("first", "second")
+    asked = {f"slope of {words} on log K_F at equal 1/d": name for words, name in _OF_PAIRS.items()}
+    designs: dict[str, tuple[Level, Design]] = {
+        "exponent b in N^(-b/d)": ("within", Design("fall", ("x",), crossed)),
+        "exponent b against the law's 1": ("within", Design("beyond", ("x",), crossed)),
+        **{
+            question: ("between", Design(name, ("k", "inverse_d"), crossed, ("cell",)))
+            for question, name in asked.items()
+        },
+    }
+    found = []
+    for question, (level, design) in designs.items():
+        known = rows.dropna(subset=[*design.columns])
+        if len(known):
+            slope = fit_groups(known, design).find(level, design.on[0])
+            found.append(replace(slope, on=question))
+    return adjusted(found)
+
+
+_OF_PAIRS = {"log loss": "loss", "log R̂": "r_hat", "accuracy lost to the attack": "drop"}
+
+
+def pairs_table(slopes: Sequence[Slope]) -> Table:
+    """Return the answers of :func:`fit_pairs` as text."""
+    note = (
+        "Intervals by a jackknife over classes, which pairs share. Adjusted p: Holm's, over these questions."
+    )
+    return _table("Within the dataset: what its class pairs say of the law", note, slopes)
+
+
+def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation:
+    """Return the correlation over all rows of columns (n,) of mean 0 and deviation 1, and what it hides."""
+    r, codes = float(y @ x) / len(y), groups.unit
+    own_y, own_x = i.centred(np.column_stack([y, x]), codes).T
+    yy, xx, xy = (np.bincount(codes, product) for product in (own_y**2, own_x**2, own_y * own_x))
+    known = (np.bincount(codes) >= 3) & (yy > 0) & (xx > 0)
+    found = xy[known] / np.sqrt(yy[known] * xx[known])
+    by_group = dict(zip(np.array(groups.units)[known].tolist(), found.tolist(), strict=True))
+    statistic = abs(r) * np.sqrt((len(y) - 2) / max(1 - r**2, 1e-300))
+    p = float(2 * special.stdtr(len(y) - 2, -statistic))
+    shares = (max(0.0, 1 - float(yy.sum()) / len(y)), max(0.0, 1 - float(xx.sum()) / len(y)))
+    return PooledCorrelation(name, r, p, shares, by_group)
 
 
 def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:
     """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
-    import matplotlib as mpl
-
-    from orchestrator.analysis.figures import BLACK, STYLE, VERMILLION, panels
+    from orchestrator.analysis.figures import BLACK, VERMILLION, panels, styled
 
     design = fit.design
-    y = table[design.response].to_numpy()
-    names, codes = np.unique(table[design.groups].to_numpy(dtype=str), return_inverse=True)
-    with mpl.rc_context(STYLE):
+    codes = table.groupby(list(design.groups)).ngroup()
+    with styled():
         figure, axes = panels(len(design.on), width=4.0, height=3.4)
         for ax, name in zip(axes, design.on, strict=True):
-            x = table[name].to_numpy()
+            x, y = table[name], table[design.response]
             ax.scatter(x, y, c=codes, cmap="viridis", s=8, alpha=0.5, linewidths=0, rasterized=len(y) > 2_000)
-            centres = [(x[codes == k].mean(), y[codes == k].mean()) for k in range(len(names))]
-            ax.plot(*zip(*centres, strict=True), "s", color=BLACK, markersize=4, label="mean of a group")
+            own = pd.DataFrame({"x": x, "y": y}).groupby(codes)
+            centres, low, high = own.mean(), own["x"].min(), own["x"].max()
+            ax.plot(centres["x"], centres["y"], "s", color=BLACK, markersize=4, label="mean of a group")
             within, between = (fit.find(level, name) for level in LEVELS)
             if within.value is not None:
-                for k, (x_mean, y_mean) in enumerate(centres):
-                    ends = np.array([x[codes == k].min(), x[codes == k].max()])
-                    label = "slope within groups" if k == 0 else None
-                    ax.plot(ends, y_mean + within.value * (ends - x_mean), color=BLACK, lw=0.8, label=label)
+                ends = np.array([low, high])
+                heights = centres["y"].to_numpy() + within.value * (ends - centres["x"].to_numpy())
+                lines = ax.plot(ends, heights, color=BLACK, lw=0.8)
+                lines[0].set_label("slope within groups")
             if between.value is not None:
-                ends, middle = np.array([x.min(), x.max()]), np.mean(centres, axis=0)
-                height = middle[1] + between.value * (ends - middle[0])
-                ax.plot(ends, height, "--", color=VERMILLION, label="slope between groups")
+                ends = np.array([x.min(), x.max()])
+                heights = centres["y"].mean() + between.value * (ends - centres["x"].mean())
+                ax.plot(ends, heights, "--", color=VERMILLION, label="slope between groups")
             ax.set(xlabel=name, ylabel=design.response)
             ax.legend(fontsize=7)
     return figure

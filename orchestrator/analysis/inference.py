@@ -9,7 +9,7 @@ Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from math import comb, factorial, prod
@@ -41,6 +41,12 @@ def t_quantile(share: float, degrees: float) -> float:
     return float(special.stdtrit(degrees, share))
 
 
+def t_interval(value: float, std_error: float, degrees: float) -> Interval:
+    """95 % interval by t."""
+    half_width = t_quantile(1 - LEVEL / 2, degrees) * std_error
+    return value - half_width, value + half_width
+
+
 def t_p_values(values: Array | float, std_errors: Array | float, degrees: float) -> Array:
     """Two-sided p-values of t = value / standard error; 0 (or 1 for a value of 0) where nothing scatters."""
     values, std_errors = np.asarray(values), np.asarray(std_errors)
@@ -49,8 +55,10 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
     return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
 
 
-def t_power(effect: float, std_error: float, degrees: float, level: float) -> float:
-    """How often a two-sided t test at ``level`` finds an effect of this size, given its standard error."""
+def t_power(effect: float, std_error: float | None, degrees: float, level: float) -> float | None:
+    """How often a two-sided t test at ``level`` finds an effect; None without a standard error."""
+    if not std_error:
+        return None
     shift, bound = abs(effect) / std_error, t_quantile(1 - level / 2, degrees)
     if shift > 30:
         return 1.0
@@ -75,11 +83,10 @@ def correlation_power(num_datasets: int, num_given: int, level: float) -> float:
 
 def mean_interval(values: Array) -> tuple[float, Interval | None]:
     """Mean over datasets with its 95 % t interval; none below three datasets or where nothing varies."""
-    mean = float(values.mean())
-    if len(values) < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
+    mean, num = float(values.mean()), len(values)
+    if num < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, None
-    half_width = t_quantile(0.975, len(values) - 1) * float(values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, (mean - half_width, mean + half_width)
+    return mean, t_interval(mean, float(values.std(ddof=1) / np.sqrt(num)), num - 1)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -144,8 +151,7 @@ def ols(y: Array, x: Array) -> Slopes | None:
     found = inverse @ design.T @ y
     rest = y - design @ found
     values, errors = found[1:], np.sqrt(rest @ rest / degrees * np.diag(inverse))[1:]
-    reach = t_quantile(0.975, degrees) * errors
-    intervals = list(zip((values - reach).tolist(), (values + reach).tolist(), strict=True))
+    intervals = [t_interval(*one, degrees) for one in zip(values.tolist(), errors.tolist(), strict=True)]
     spread = max(float(np.square(y - y.mean()).sum()), 1e-300)
     p_values = t_p_values(values, errors, degrees)
     return Slopes(values, errors, p_values, intervals, 1 - float(rest @ rest) / spread)
@@ -224,43 +230,40 @@ def within_blocks(values: Array, blocks: Codes) -> Array:
     return np.asarray(values - (values @ member / member.sum(axis=0)) @ member.T)
 
 
-def correlation_within(y: Array, x: Array, blocks: Codes) -> float | None:
-    """Correlation of y and x (G,), centred within blocks; None where one of them does not vary there."""
-    own, other = within_blocks(np.stack([y, x]), blocks)
-    length, size = float(np.sqrt(own @ own)), float(np.sqrt(other @ other))
-    if length <= 1e-12 * float(np.abs(y).max()) or size <= 1e-12 * float(np.abs(x).max()):
-        return None
-    return float(own @ other) / length / size
-
-
-def max_correlation_test(responses: Array, x: Array, blocks: Sequence[str]) -> tuple[Array, int]:
-    """Adjust the correlations of responses (G, m; NaN where there is none) with x (G,) for their number: the
-    largest r, by permutation within blocks (Westfall & Young 1993).
+def max_correlation_test(
+    responses: Array, x: Array, blocks: Sequence[str], tested: Collection[int]
+) -> tuple[Array, Array, int]:
+    """Correlate responses (G, m; NaN where there is none) with x (G,) within blocks, and adjust those
+    ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993).
 
     The regressor changes places the same way for all responses, so that their dependence is kept. One-sided:
-    only responses that rise with it count. Everything is centred within blocks.
+    only responses that rise with it count.
 
     Returns:
-        The adjusted p-value of every response (m,), NaN where it does not vary over four datasets, and the
-        number of rearrangements.
+        r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four datasets,
+        and the number of rearrangements.
     """
     order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
     moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
     for k, response in enumerate(responses.T):
         has = np.isfinite(response)
-        y, mine = response[has], np.array(blocks)[has]
-        r = correlation_within(y, x[has], mine) if len(y) >= 4 else None
-        if r is None:
+        mine = np.array(blocks)[has]
+        pair = np.stack([response[has], x[has]])
+        lengths = np.linalg.norm(within_blocks(pair, mine), axis=1) if len(mine) >= 4 else np.zeros(2)
+        if (lengths <= 1e-12 * np.abs(pair).max(axis=1, initial=0)).any():
+            continue
+        own, other = within_blocks(pair, mine) / lengths[:, None]
+        found[k] = own @ other
+        if k not in tested:
             continue
         if (key := has.tobytes()) not in moved:
             centred = within_blocks(x[order][:, has], mine)
             size = np.linalg.norm(centred, axis=1, keepdims=True)
             moved[key] = np.divide(centred, size, out=np.zeros_like(centred), where=size > 0)
-        own = within_blocks(y, mine)
-        found[k], strongest = r, np.maximum(strongest, moved[key] @ own / np.linalg.norm(own))
-    adjusted = [np.nan if np.isnan(r) else float(np.mean(strongest >= r - 1e-9)) for r in found]
-    return np.array(adjusted), len(order)
+        strongest = np.maximum(strongest, moved[key] @ own)
+    p = [np.mean(strongest >= r - 1e-9) if k in tested and r == r else np.nan for k, r in enumerate(found)]
+    return found, np.array(p), len(order)
 
 
 def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
@@ -298,8 +301,7 @@ class Jackknife(NamedTuple):
 
     def interval(self) -> Interval | None:
         """Return the 95 % interval by t with G − 1 degrees of freedom; None where nothing scatters."""
-        half_width = t_quantile(0.975, len(self.left_out) - 1) * self.std_error
-        return (self.value - half_width, self.value + half_width) if half_width > 0 else None
+        return t_interval(self.value, self.std_error, len(self.left_out) - 1) if self.std_error > 0 else None
 
 
 def jackknife(value: float, left_out: Array) -> Jackknife:
@@ -325,12 +327,12 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:
     total = draws @ scores
     residual = draws * scores - total[:, None] * (weights / weights.sum())
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.abs(total) / np.sqrt((residual**2).sum(axis=1))
+        t = np.nan_to_num(np.abs(total) / np.sqrt((residual**2).sum(axis=1)), nan=np.inf)
     own = scores - scores.sum() * weights / weights.sum()
-    spread = float(np.sqrt((own**2).sum()))
+    found, spread = abs(float(scores.sum())), float(np.sqrt((own**2).sum()))
     if spread <= 0:
-        return 0.0 if abs(float(scores.sum())) > 0 else None
-    return float(np.mean(np.nan_to_num(t, nan=np.inf) >= abs(float(scores.sum())) / spread * (1 - 1e-9)))
+        return 0.0 if found > 0 else None
+    return float(np.mean(t >= found / spread * (1 - 1e-9)))
 
 
 @lru_cache(maxsize=16)

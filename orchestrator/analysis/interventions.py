@@ -8,7 +8,7 @@ moved what it was meant to move, and that alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -105,32 +105,27 @@ RESPONSES = (
 )
 
 
-class _Change(NamedTuple):
-    """Mean change of a logged response from base to arm, over pairs of equal model and train size."""
-
-    gate: Gate
-    value: float | None
-    num_cells: int
-    num_at_chance: int
-    num_without: int
-
-
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
     """Gate the arms (every dataset of the experiment), estimate the effects and say what came out."""
     full, _ = t.normalise(table)
     trials, excluded = t.usable_trials(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
     points = t.fitted_points(trials)
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
-    bases = {arm.world: arm for arm in arms if arm.moves == "base"}
+    bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
     moved = sorted((arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset))
     gates = tuple(_gate(points, arm, bases.get(arm.world)) for arm in moved)
+    changes = _changes(points, gates, bases)
     known = [response for response in RESPONSES if points[response.column].notna().any()]
-    effects = tuple(effect for response in known for effect in _effects(points, gates, bases, response))
+    effects = tuple(
+        effect
+        for response in known
+        for effect in (*_effects(changes, response), *_exponents(points, bases, response))
+    )
     answer = " ".join([_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)])
     return Interventions(gates=gates, effects=effects, answer=answer)
 
 
-def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
+def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
     """Judge an arm by its measures at the largest train size that it and its base have."""
     blank = Gate(arm=arm, sharpness_moved=None, dimension_moved=None, counts=False)
     if base is None:
@@ -138,7 +133,7 @@ def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
     ratios = []
     for column in (c.LABEL_SHARPNESS, c.D_DATA_MLE):
         means = points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
-        both = means.reindex(columns=[arm.dataset, base.dataset]).dropna().sort_index()
+        both = means.reindex(columns=[arm.dataset, base]).dropna().sort_index()
         if both.empty:
             reason = "d_data or K_F was not measured at a train size that both have"
             return replace(blank, reason=reason)
@@ -158,70 +153,62 @@ def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
     )  # fmt: skip
 
 
-def _effects(
-    points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, Arm], response: Response
-) -> Iterator[Effect]:
-    changes = [_change(points, gate, bases[gate.arm.world], response) for gate in gates if gate.counts]
-    slopes = [change for change in changes if change.gate.arm.moves == "sharpness"]
-    names = sorted({change.gate.arm.name for change in slopes})
-    for arm in ("", *(names if len(names) > 1 else ())):
-        mine = [change for change in slopes if arm in ("", change.gate.arm.name)]
-        estimand = f"Δ log {response.name} / Δ log K_F"
-        yield _over_worlds(estimand, response, mine, response.theory, arm=arm)
-    if response.has_control:
-        controls = [change for change in changes if change.gate.arm.moves == "nothing"]
-        yield _over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0)
-        yield _exponent_effect(points, bases, response)
+def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
+    """Change of every logged response from base to arm, a row per arm that counts, model and train size.
 
-
-def _change(points: pd.DataFrame, gate: Gate, base: Arm, response: Response) -> _Change:
-    """Compare an arm with its base. Where the base is at chance nothing could get worse, and the cell is left
-    out; where only the arm is, its loss is a lower bound of the change, and it stays.
+    Where the base is at chance nothing could get worse; where only the arm is, its loss is a lower bound of
+    the change. Not from the level of guessing.py on: leaving cells out by their own loss moves the effect, so
+    as few as can be go, those in which nothing was learned at all.
     """
-    moved_to, start = (
-        points[points[c.DATASET] == name]
-        .assign(response=points[response.column], loss=points[t.LOG_LOSS])
-        .groupby([c.MODEL, c.TRAIN_SIZE])[["response", "loss"]]
-        .mean()
-        for name in (gate.arm.dataset, base.dataset)
-    )
-    moved_to, start = moved_to.align(start, join="inner", axis=0)
-    # Not from the level of guessing.py on: leaving cells out by their own loss moves the effect, so as few as
-    # can be go, those in which nothing was learned at all.
-    at_chance = start["loss"] >= np.log(g.CHANCE_LOSS)
-    moved = moved_to["response"] - start["response"]
-    without = moved.isna() & ~at_chance
-    kept = moved[~at_chance & ~without]
-    mean = float(kept.mean()) if len(kept) else None
-    return _Change(gate, mean, len(kept), int(at_chance.sum()), int(without.sum()))
+    columns = [response.column for response in RESPONSES]
+    means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
+    parts = [pd.DataFrame(columns=[*columns, "dataset", "world", "name", "moves", "by", "at_chance"])]
+    for gate in gates:
+        if gate.counts:
+            arm = gate.arm
+            of_arm, of_base = (means.query("dataset == @name") for name in (arm.dataset, bases[arm.world]))
+            moved, start = of_arm.droplevel(0).align(of_base.droplevel(0), join="inner", axis=0)
+            at_chance = start[t.LOG_LOSS] >= np.log(g.CHANCE_LOSS)
+            by = gate.sharpness_moved if arm.moves == "sharpness" else 1.0
+            parts.append((moved - start).assign(**asdict(arm), by=by, at_chance=at_chance))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def _effects(changes: pd.DataFrame, response: Response) -> Iterator[Effect]:
+    sharper = changes[changes["moves"] == "sharpness"]
+    names = sorted(sharper["name"].unique())
+    for arm in ("", *(names if len(names) > 1 else ())):
+        mine = sharper if not arm else sharper[sharper["name"] == arm]
+        yield _over_worlds(f"Δ log {response.name} / Δ log K_F", response, mine, response.theory, arm=arm)
+    if response.has_control:
+        controls = changes[changes["moves"] == "nothing"]
+        yield _over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0)
 
 
 def _over_worlds(
-    estimand: str, response: Response, changes: Sequence[_Change], theory: float, *, arm: str = ""
+    estimand: str, response: Response, changes: pd.DataFrame, theory: float, *, arm: str = ""
 ) -> Effect:
-    """Average arms within a world, then worlds: no world and no arm outweighs another."""
-    worlds: dict[str, list[float]] = {}
-    for change in changes:
-        by = 1.0 if change.gate.arm.moves == "nothing" else change.gate.sharpness_moved
-        if change.value is not None and by:
-            worlds.setdefault(change.gate.arm.world, []).append(change.value / by)
+    """Average pairs within an arm, arms within a world, then worlds: none outweighs another."""
+    at_chance, without = changes["at_chance"].astype(bool), changes[response.column].isna()
+    kept = changes[~at_chance & ~without]
+    slopes = (kept[response.column] / kept["by"]).astype(float)
+    by_arm = slopes.groupby([kept["world"], kept["dataset"]]).mean()
     return replace(
-        _effect(estimand, response, {w: float(np.mean(v)) for w, v in worlds.items()}, theory, arm=arm),
-        num_cells=sum(change.num_cells for change in changes),
-        num_at_chance=sum(change.num_at_chance for change in changes),
-        num_without=sum(change.num_without for change in changes),
+        _effect(estimand, response, dict(by_arm.groupby("world").mean()), theory, arm=arm),
+        num_cells=len(kept),
+        num_at_chance=int(at_chance.sum()),
+        num_without=int((without & ~at_chance).sum()),
     )
 
 
-def _exponent_effect(points: pd.DataFrame, bases: dict[str, Arm], response: Response) -> Effect:
-    worlds, num = {}, 0
-    for world, base in bases.items():
-        rows = t.complete(points[points[c.DATASET] == base.dataset], (response.column, t.D_REFERENCE))
-        if (rows.groupby(c.MODEL)[c.TRAIN_SIZE].nunique() > 1).any():
-            sums = t.sums_of(rows, response.column)
-            worlds[world] = float(sums.xy[0] / sums.xx[0])
-            num += len(rows)
-    return replace(_effect("exponent · d", response, worlds, 1.0), num_cells=num)
+def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:
+    if response.has_control:
+        rows = t.complete(points[points[c.DATASET].isin(bases.values())], (response.column, t.D_REFERENCE))
+        rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
+        names, xx, xy = t.sums_of(rows, response.column)
+        own = dict(zip(names, (xy / xx).tolist(), strict=True))
+        worlds = {world: own[base] for world, base in bases.items() if base in own}
+        yield replace(_effect("exponent · d", response, worlds, 1.0), num_cells=len(rows))
 
 
 def _effect(
@@ -230,15 +217,14 @@ def _effect(
     by_world = dict(sorted(worlds.items()))
     values, num = np.array([*by_world.values()]), len(worlds)
     mean, bounds = mean_interval(values) if num else (None, None)
-    effect = Effect(
+    p_zero = p_theory = None
+    if mean is not None and bounds is not None:
+        error = values.std(ddof=1) / np.sqrt(num)
+        p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
+    return Effect(
         estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=num, value=mean,
-        interval=bounds, by_world=by_world,
+        interval=bounds, by_world=by_world, p_zero=p_zero, p_theory=p_theory,
     )  # fmt: skip
-    if mean is None or bounds is None:
-        return effect
-    error = values.std(ddof=1) / np.sqrt(num)
-    p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
-    return replace(effect, p_zero=p_zero, p_theory=p_theory)
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:

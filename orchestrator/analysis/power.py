@@ -10,16 +10,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import LEVEL, Array, Sums, curve_sums, t_power, t_quantile
+from orchestrator.analysis.inference import (
+    LEVEL,
+    Array,
+    Sums,
+    curve_sums,
+    dataset_effects,
+    t_power,
+    t_quantile,
+)  # fmt: skip
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
 from orchestrator.planning.estimate import DEFAULT_GPU, amount
@@ -56,130 +62,99 @@ class Truth:
     sharpness_gap: float = 0.9
 
 
-#: What is asked of a design: the law itself, and each part of it alone.
+#: What is asked of a design, the law itself or a part of it alone: its truth, and the questions whose answer
+#: is a claim then.
 EFFECTS = {
-    "law": Truth(),
-    "sharpness": Truth(exponent=0.0),
-    "exponent": Truth(sharpness=0.0),
-    "d_data": Truth(exponent=0.0, sharpness=0.0, d_slope=0.1),
-}
-#: Questions whose answer is a claim if the effect is there.
-QUESTIONS = {
-    "law": (f.SHARPNESS, f.EXPONENT),
-    "sharpness": (f.SHARPNESS,),
-    "exponent": (f.EXPONENT,),
-    "d_data": (f.DIMENSION,),
+    "law": (Truth(), (f.SHARPNESS, f.EXPONENT)),
+    "sharpness": (Truth(exponent=0.0), (f.SHARPNESS,)),
+    "exponent": (Truth(sharpness=0.0), (f.EXPONENT,)),
+    "d_data": (Truth(exponent=0.0, sharpness=0.0, d_slope=0.1), (f.DIMENSION,)),
 }
 
 
-@dataclass(frozen=True)
 class Design:
-    """Which cells there are: (dataset, domain, number of class pairs), models and train sizes; seeds are
-    averaged.
+    """Which cells there are: (dataset, domain, number of class pairs), models and train sizes, with the codes
+    of every point (n,). Every dataset and class pair has every model and train size; seeds are averaged.
     """
 
-    datasets: tuple[tuple[str, str, int], ...]
-    models: tuple[str, ...]
-    train_sizes: tuple[int, ...]
-
-    @cached_property
-    def layout(self) -> Layout:
-        """The points of this design."""
-        return Layout(self)
-
-
-class Layout:
-    """Codes of every point (n,) of a design: every dataset and class pair has every model and train size."""
-
-    def __init__(self, design: Design) -> None:
-        shapes = [(num, len(design.models), len(design.train_sizes)) for _, _, num in design.datasets]
+    def __init__(
+        self, datasets: Sequence[tuple[str, str, int]], models: Sequence[str], train_sizes: Sequence[int]
+    ) -> None:
+        self.datasets, self.models, self.train_sizes = tuple(datasets), tuple(models), tuple(train_sizes)
+        shapes = [(num, len(models), len(train_sizes)) for _, _, num in datasets]
         cells = [np.indices(shape).reshape(3, -1) for shape in shapes]
         pair, self.model, self.size = np.hstack(cells)
         self.dataset = np.repeat(np.arange(len(shapes)), [own.shape[1] for own in cells])
         numbers = np.array([num for num, _, _ in shapes])
         self.weights = 1.0 / numbers[self.dataset]
         self.subset = (np.cumsum(numbers) - numbers)[self.dataset] + pair
-        self.domains = [domain for _, domain, _ in design.datasets]
+        self.domains = [domain for _, domain, _ in datasets]
         self.medical = np.array([domain == c.MEDICAL for domain in self.domains])[self.dataset]
-        self.log_size = np.log(np.array(design.train_sizes, dtype=float))[self.size]
-        self.curve = self.subset * len(design.models) + self.model
-
-    def effects(self, values: Array) -> Array:
-        """Reduce points (n, k) to dataset effects (G, k): means, since every dataset has every cell."""
-        member = (self.dataset == np.arange(len(self.domains))[:, None]) * self.weights
-        means = member @ values / member.sum(axis=1, keepdims=True)
-        return np.asarray(means - means.mean(axis=0))
+        self.log_size = np.log(np.array(train_sizes, dtype=float))[self.size]
+        self.curve = self.subset * len(models) + self.model
 
 
-@dataclass(frozen=True, slots=True)
 class Sample:
-    """One drawn table: d at the largest N (n,), log K_F (n,) and log loss (n,)."""
-
-    d_reference: Array
-    log_sharpness: Array
-    log_loss: Array
-
-
-def draw(design: Design, truth: Truth, rng: np.random.Generator) -> Sample:
-    """Draw one table: properties of datasets and pairs, their errors of measurement, and losses."""
-    at = design.layout
-    num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(design.models), len(design.train_sizes)
-
-    def shared(std: float, codes: NDArray[np.intp]) -> Array:
-        return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
-
-    d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
-    log_k = -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
-    log_loss = (
-        -truth.exponent * at.log_size / d
-        + truth.sharpness * log_k
-        + truth.label * at.medical
-        + truth.d_slope * d
-        + shared(truth.dataset_std, at.dataset)
-        + shared(truth.pair_std, at.subset)
-        + shared(0.1, at.model)
-        + shared(truth.model_std, at.dataset * num_models + at.model)
-        + shared(truth.subset_std, at.subset * num_sizes + at.size)
-        + rng.normal(0, truth.trial_std, len(d))
-    )
-    # Estimates of d grow with the number of points they are made from.
-    grown = 0.05 * (at.log_size.max() - np.log(1000.0)) + rng.normal(0, truth.d_error, num_subsets)
-    return Sample(
-        d_reference=d * np.exp(grown[at.subset]),
-        log_sharpness=log_k + rng.normal(0, truth.sharpness_error, num_subsets)[at.subset],
-        log_loss=log_loss,
-    )
-
-
-def exponent_sums(design: Design, sample: Sample) -> Sums:
-    """The sums of a drawn table from which its exponent is fitted."""
-    at = design.layout
-    return curve_sums(sample.log_loss, -at.log_size / sample.d_reference, at.curve, at.dataset, at.weights)
-
-
-def heights(design: Design, sample: Sample) -> tuple[Array, Array]:
-    """Dataset effects of log loss (G,) and of 1/d, log K_F and, with two domains, the label (G, q)."""
-    at = design.layout
-    columns = [sample.log_loss, 1 / sample.d_reference, sample.log_sharpness, at.medical]
-    effects = at.effects(np.column_stack(columns)[:, : 3 + (len(set(at.domains)) > 1)])
-    return effects[:, 0], effects[:, 1:]
-
-
-def claim_p_values(design: Design, sample: Sample) -> dict[str, float]:
-    """p-values of the headline questions of a drawn table, before Holm's adjustment (attacks are not drawn).
-
-    Those above :data:`LEVEL` may be too small: where the t test finds nothing no permutation is tried.
+    """One drawn table: d at the largest N (n,), log K_F (n,) and log loss (n,); properties of datasets and
+    pairs with their errors of measurement.
     """
-    found = []
-    domains, tested = design.layout.domains, (t.INVERSE_D, t.LOG_SHARPNESS)
-    y, x = heights(design, sample)
-    terms = (*tested, t.IS_MEDICAL)[: x.shape[1]]
-    if len(domains) >= len(terms) + 2:
-        estimates = f.slope_estimates(y, x, terms, domains, tested=tested, hopeless=LEVEL)
-        found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
-    if len(design.train_sizes) > 1:
-        found.append(f.with_exponent(f.Fit(kind="exponent"), exponent_sums(design, sample)))
-    return f.p_values_of(found)
+
+    def __init__(self, at: Design, truth: Truth, rng: np.random.Generator) -> None:
+        num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(at.models), len(at.train_sizes)
+
+        def shared(std: float, codes: NDArray[np.intp]) -> Array:
+            return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
+
+        d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
+        log_k = -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
+        self.design = at
+        self.log_loss = (
+            -truth.exponent * at.log_size / d
+            + truth.sharpness * log_k
+            + truth.label * at.medical
+            + truth.d_slope * d
+            + shared(truth.dataset_std, at.dataset)
+            + shared(truth.pair_std, at.subset)
+            + shared(0.1, at.model)
+            + shared(truth.model_std, at.dataset * num_models + at.model)
+            + shared(truth.subset_std, at.subset * num_sizes + at.size)
+            + rng.normal(0, truth.trial_std, len(d))
+        )
+        # Estimates of d grow with the number of points they are made from.
+        grown = 0.05 * (at.log_size.max() - np.log(1000.0)) + rng.normal(0, truth.d_error, num_subsets)
+        self.d_reference = d * np.exp(grown[at.subset])
+        self.log_sharpness = log_k + rng.normal(0, truth.sharpness_error, num_subsets)[at.subset]
+
+    def sums(self) -> Sums:
+        """The sums from which the exponent is fitted."""
+        at, x = self.design, -self.design.log_size / self.d_reference
+        return curve_sums(self.log_loss, x, at.curve, at.dataset, at.weights)
+
+    def heights(self) -> tuple[Array, Array]:
+        """Dataset effects of log loss (G,) and of 1/d, log K_F and, with two domains, the label (G, q)."""
+        at = self.design
+        columns = [self.log_loss, 1 / self.d_reference, self.log_sharpness, at.medical]
+        values = np.column_stack(columns)[:, : 3 + (len(set(at.domains)) > 1)]
+        cells = at.model * len(at.train_sizes) + at.size
+        reduced = dataset_effects(values, cells, at.dataset, at.weights)
+        assert reduced is not None  # noqa: S101 - every dataset has every cell
+        return reduced[1][:, 0], reduced[1][:, 1:]
+
+    def p_values(self) -> dict[str, float]:
+        """p-values of the headline questions, before Holm's adjustment (attacks are not drawn).
+
+        Those above :data:`LEVEL` may be too small: where the t test finds nothing no permutation is tried.
+        """
+        found = []
+        domains, tested = self.design.domains, (t.INVERSE_D, t.LOG_SHARPNESS)
+        y, x = self.heights()
+        terms = (*tested, t.IS_MEDICAL)[: x.shape[1]]
+        if len(domains) >= len(terms) + 2:
+            estimates = f.slope_estimates(y, x, terms, domains, tested=tested, hopeless=LEVEL)
+            found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
+        if len(self.design.train_sizes) > 1:
+            found.append(f.with_exponent(f.Fit(kind="exponent"), self.sums()))
+        return f.p_values_of(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,15 +177,12 @@ class Power:
 
     def lines(self) -> list[str]:
         """Return lines for a plan: how often each question about the effect gets its claim."""
-        shares = "; ".join(
-            f"{f.QUESTIONS[name]}: "
-            + (f"{self.adjusted[name]:.0%}" if name in self.adjusted else "cannot be tested")
-            for name in QUESTIONS.get(self.effect, tuple(self.adjusted))
-        )
-        error = 0.5 / self.num_tables**0.5
+        asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
+        claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
+        shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
         lines = [
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
-            f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
+            f"datasets would claim it (± {self.error:.0%}): {shares or 'no question can be tested'}."
         ]
         if found := self.experiment:
             lines.insert(
@@ -221,20 +193,20 @@ class Power:
             )
         return lines
 
+    @property
+    def error(self) -> float:
+        """The largest standard error of a share."""
+        return 0.5 / float(np.sqrt(self.num_tables))
+
     def table(self) -> Table:
         """Return how often every question is answered."""
         cost = "" if self.gpu_hours is None else f", {amount(self.gpu_hours)} GPU-hours"
         title = f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} trials{cost}"
-        error = 0.5 / self.num_tables**0.5
-        note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
+        note = f"Share of {self.num_tables} drawn tables; standard error at most {self.error:.1%}."
         if untested := [words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
         rows = [(f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone]
         return Table("power", title, note, ("question", "alone", "after Holm"), tuple(rows))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what ``isweep power --json`` prints."""
-        return asdict(self)
 
 
 def power(
@@ -255,19 +227,15 @@ def power(
         raise ConfigError(rule, t.plural(len(design.datasets), "dataset"), "add datasets to the sweep")
     if num_tables < 1:
         raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
-    rng = np.random.default_rng(seed)
-    alone: Counter[str] = Counter()
-    held: Counter[str] = Counter()
-    asked: dict[str, None] = {}
-    for _ in range(num_tables):
-        p_values = claim_p_values(design, draw(design, truth or EFFECTS[effect], rng))
-        asked |= dict.fromkeys(p_values)
-        alone.update(name for name, p in p_values.items() if p <= LEVEL)
-        held.update(claim.key for claim in f.adjusted(p_values) if claim.established)
+    rng, truth = np.random.default_rng(seed), truth or EFFECTS[effect][0]
+    drawn = [Sample(design, truth, rng).p_values() for _ in range(num_tables)]
+    alone = Counter(name for p_values in drawn for name, p in p_values.items() if p <= LEVEL)
+    held = Counter(claim.key for p_values in drawn for claim in f.adjusted(p_values) if claim.established)
+    asked = dict.fromkeys(name for p_values in drawn for name in p_values)
     return Power(
         effect=effect,
         num_datasets=len(design.datasets),
-        num_trials=len(design.layout.dataset),
+        num_trials=len(design.dataset),
         num_tables=num_tables,
         alone={name: alone[name] / num_tables for name in asked},
         adjusted={name: held[name] / num_tables for name in asked},
@@ -288,14 +256,14 @@ def experiment_power(
     if num < 3:
         rule = "An experiment needs at least 3 worlds in which K_F is moved"
         raise ConfigError(rule, f"{num}", "add worlds to the sweep")
-    slope, trainings = EFFECTS[effect].sharpness, num_models * num_sizes
+    slope, trainings = EFFECTS[effect][0].sharpness, num_models * num_sizes
     of_trials = TRIAL_STD**2 * np.mean([1 + 1 / arms for arms in per_world.values()]) / trainings
     error = float(np.sqrt((WORLD_STD**2 + of_trials / MOVED**2) / num))
     return {
         "slope": slope,
         "num_worlds": num,
-        "from_none": t_power(slope, error, num - 1, LEVEL),
-        "from_law": t_power(slope - 1, error, num - 1, LEVEL),
+        "from_none": t_power(slope, error, num - 1, LEVEL) or 0.0,
+        "from_law": t_power(slope - 1, error, num - 1, LEVEL) or 0.0,
         "half_width": t_quantile(0.975, num - 1) * error,
     }
 
@@ -310,11 +278,10 @@ def design_of(plan: SweepPlan) -> Design:
         subset = trial.network.subset
         if subset.prepared.dataset not in copies:
             pairs.setdefault(subset.prepared.dataset, set()).add(subset.class_pair)
-    domains = {name: plan.datasets[name].domain or c.NATURAL for name in pairs}
     return Design(
-        datasets=tuple((name, domains[name], len(found)) for name, found in pairs.items()),
-        models=tuple(dict.fromkeys(trial.network.model.name for trial in plan.trials)),
-        train_sizes=tuple(sorted({trial.network.train_size for trial in plan.trials})),
+        [(name, plan.datasets[name].domain or c.NATURAL, len(found)) for name, found in pairs.items()],
+        [*dict.fromkeys(trial.network.model.name for trial in plan.trials)],
+        sorted({trial.network.train_size for trial in plan.trials}),
     )
 
 

@@ -11,9 +11,8 @@ Shape letters: n points, p fixed effects, G datasets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from search_spaces.errors import DataError, unknown_name
 #: The term −(log N − centre) / d of a prior, and the plain one's log N − centre.
 EXPONENT, SLOPE = "exponent", "slope"
 #: What d_data and K_F say of the height: they cost a dataset each, and need some to spare.
-HEIGHT, MIN_DATASETS_FOR_HEIGHT = (t.INVERSE_D, t.LOG_SHARPNESS), 5
+HEIGHT, MIN_DATASETS_FOR_HEIGHT = {t.INVERSE_D: "d_data", t.LOG_SHARPNESS: "K_F"}, 5
 LEVEL = 0.90
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
@@ -52,19 +51,19 @@ class CannotBeTold(Exception):
     """A fit does not allow an answer, for the reason given."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prior:
     """Fixed effects of a sweep's losses, (p,) and (p, p), of (mean intercept, ``terms``...), and variances of
-    a dataset's own height, of its own slope in log N and of single points. ``stretch`` is what intervals are
+    single points, of a dataset's own height and of its own slope in log N. ``stretch`` is what intervals are
     made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left out were.
     """
 
     terms: tuple[str, ...]
     values: Array
     covariance: Array
+    residual_variance: float
     height_variance: float
     slope_variance: float
-    residual_variance: float
     degrees_of_freedom: int
     stretch: tuple[float, ...] = (1.0,)
 
@@ -162,35 +161,29 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
     """Fit the priors of these points, or say why that cannot be."""
     known = [t.LOG_SHARPNESS, c.LABEL_SHARPNESS] if scale.comparable else []
     rows = t.complete(points, [t.LOG_LOSS, t.D_REFERENCE, *known])
-    num = rows[c.DATASET].nunique()
+    num, num_models = rows[c.DATASET].nunique(), rows[c.MODEL].nunique()
     if num < 2:
         return f"{t.plural(num, 'dataset')} with losses and measures, at least 2 needed"
-    if len(rows) < (needed := rows[c.MODEL].nunique() + 1 + MIN_SPARE_POINTS):
+    if len(rows) < (needed := num_models + 1 + MIN_SPARE_POINTS):
         return f"{len(rows)} points, at least {needed} needed"
     if reason := g.unvaried(rows):
         return reason
     if rows[c.TRAIN_SIZE].nunique() < 2:
         return "only one train size, so nothing is known of how losses fall with N"
     # The class pairs of a dataset are averaged: the height of a pair is no second dataset.
-    names = [
-        t.LOG_LOSS, t.D_REFERENCE, t.LOG_SHARPNESS, t.LOG_TRAIN_SIZE, t.INVERSE_D, c.D_DATA_MLE,
-        c.LABEL_SHARPNESS,
-    ]  # fmt: skip
+    names = [t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE, *HEIGHT, c.D_DATA_MLE, c.LABEL_SHARPNESS]
     means = rows.groupby([c.MODEL, c.DATASET, c.DATA_MODE, c.TRAIN_SIZE])[names].mean().reset_index()
-    wanted = HEIGHT if scale.comparable else HEIGHT[:1]
+    wanted = [*HEIGHT][: 2 if scale.comparable else 1]
     # What is the same for all datasets, or goes only with the other, says nothing of the height.
-    choices = (wanted, *((name,) for name in wanted), ()) if num >= MIN_DATASETS_FOR_HEIGHT else ((),)
+    choices = [wanted, *([name] for name in wanted), []] if num >= MIN_DATASETS_FOR_HEIGHT else [[]]
     fitted = ((height, _fitted(means, height, scale)) for height in choices)
-    height, found = next(((height, growth) for height, growth in fitted if growth), ((), None))
+    height, found = next(((height, growth) for height, growth in fitted if growth), ([], None))
     if found is None:
         return "models and train sizes go only together, so neither can be told apart"
-
-    @cache
-    def without(name: str) -> Growth | None:
-        return _fitted(means[means[c.DATASET] != name], height, scale)
-
-    informed, plain = (_stretch(rows, without, informed=which) for which in (True, False))
-    missing = [words for name, words in zip(HEIGHT, ("d_data", "K_F"), strict=True) if name not in height]
+    refits = {
+        name: _fitted(means[means[c.DATASET] != name], height, scale) for name in means[c.DATASET].unique()
+    }
+    missing = [words for name, words in HEIGHT.items() if name not in height]
     doubts = [reason] if (reason := g.flattened(rows)) else []
     doubts += [f"{' and '.join(missing)} could not be related to the height of the loss"] if missing else []
     doubts += [f"with {num} datasets no interval can be given"] if num < 3 else []
@@ -198,18 +191,17 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
     return replace(
         found,
         ranges={name: (float(means[name].min()), float(means[name].max())) for name in spans},
-        informed=replace(found.informed, stretch=informed),
-        plain=replace(found.plain, stretch=plain),
+        informed=replace(found.informed, stretch=_stretch(rows, refits, informed=True)),
+        plain=replace(found.plain, stretch=_stretch(rows, refits, informed=False)),
         doubts=tuple(doubts),
     )
 
 
-def _fitted(means: pd.DataFrame, height: tuple[str, ...], scale: t.SharpnessScale) -> Growth | None:
+def _fitted(means: pd.DataFrame, height: Sequence[str], scale: t.SharpnessScale) -> Growth | None:
     """Fit both priors; None where their terms are not identified."""
-    num = means[c.DATASET].nunique()
+    num, centre = means[c.DATASET].nunique(), float(means[t.LOG_TRAIN_SIZE].mean())
     if num < 2 or means[c.TRAIN_SIZE].nunique() < 2:
         return None
-    centre = float(means[t.LOG_TRAIN_SIZE].mean())
     informed, plain = (_prior(means, terms, centre) for terms in ((EXPONENT, *height), (SLOPE,)))
     if informed is None or plain is None:
         return None
@@ -231,24 +223,23 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
         return None
     _, groups = np.unique(rows[c.DATASET].to_numpy(dtype=str), return_inverse=True)
     y, z = rows[t.LOG_LOSS].to_numpy(dtype=float), np.column_stack([np.ones(len(rows)), size])
-    values, covariance, residual, height, slope = _restricted(x, y, z, groups)
-    keep = 1 + len(terms)
+    values, covariance, residual, ratios = _restricted(x, y, z, groups)
+    keep, free = 1 + len(terms), int(groups.max()) - sum(name in HEIGHT for name in terms)
+    height, slope = (ratios * residual).tolist()
     return Prior(
-        terms=terms,
-        values=values[:keep],
-        covariance=covariance[:keep, :keep],
-        height_variance=height,
-        slope_variance=slope,
-        residual_variance=residual,
-        degrees_of_freedom=max(1, int(groups.max()) - sum(name in HEIGHT for name in terms)),
+        terms,
+        values[:keep],
+        covariance[:keep, :keep],
+        residual,
+        height,
+        slope,
+        degrees_of_freedom=max(1, free),
     )
 
 
-def _restricted(
-    x: Array, y: Array, z: Array, groups: NDArray[np.intp]
-) -> tuple[Array, Array, float, float, float]:
-    """Fixed effects of y (n,) on x (n, p), their covariance, and the variances of residual, height and slope,
-    whose terms z (n, 2) are; the two log ratios of variances on a grid that closes in on the best.
+def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple[Array, Array, float, Array]:
+    """Fixed effects of y (n,) on x (n, p), their covariance, the residual variance, and the ratios to it of
+    those of height and slope, whose terms z (n, 2) are: the best of a grid of logarithms that closes in.
     """
     num, p = int(groups.max()) + 1, x.shape[1]
     zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, p)), np.zeros((num, 2))
@@ -274,25 +265,22 @@ def _restricted(
 
     smallest, largest, steps = -14.0, 9.0, 13
     low, high = np.full(2, smallest), np.full(2, largest)
-    best = low
     for _ in range(4):
-        axes = [np.linspace(a, b, steps) for a, b in zip(low, high, strict=True)]
+        axes = np.linspace(low, high, steps).T
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
         best = grid[int(np.argmin(criterion(grid)[0]))]
         step = (high - low) / (steps - 1)
         low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
     _, values, inverse, residual = (found[0] for found in criterion(best[None, :]))
-    ratio = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
-    return values, inverse * residual, float(residual), float(ratio[0] * residual), float(ratio[1] * residual)
+    ratios = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
+    return values, inverse * residual, float(residual), ratios
 
 
-def _stretch(
-    rows: pd.DataFrame, refit: Callable[[str], Growth | None], *, informed: bool
-) -> tuple[float, ...]:
+def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:
     """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
 
     A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses are
-    none of this, so every dataset is left out in turn (``refit``) and the curves of its class pairs
+    none of this, so every dataset is left out in turn (``refits``) and the curves of its class pairs
     (``rows``) are predicted from their own smallest sizes. The factor is the root mean square, over datasets,
     of error over predicted standard error at the largest N; at least 1. A prior that is not informed takes no
     pilot.
@@ -300,7 +288,7 @@ def _stretch(
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
     for name, mine in rows.groupby(c.DATASET):
-        if (growth := refit(str(name))) is None:
+        if (growth := refits[str(name)]) is None:
             continue
         curves = [part for _, part in mine.groupby(t.CURVE) if len(part) > 1]
         for part in curves[:: max(1, -(-len(curves) // MOST_CURVES))]:

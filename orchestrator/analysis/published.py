@@ -56,42 +56,29 @@ def published_table() -> pd.DataFrame:
     hold the published FGSM loss gains, whose model and N are not stated: their model is :data:`NOT_STATED`.
     """
     representation, key = _read("d_repr"), [*_RUN]
-    parts = [
+    table, twonn = (
         representation[representation["figure"] == figure][[*key, "d_repr"]].rename(columns={"d_repr": name})
         for figure, name in ((5, c.D_REPR_MLE), (4, c.D_REPR_TWONN))
-    ]
-    table = parts[0].merge(parts[1], on=key, how="left")
-    table = table.merge(_read("test_loss")[[*key, c.TEST_LOSS]], on=key, how="left")
-    table = table.merge(
-        _read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE}), on=[*_KEY]
     )
-    gains = published_loss_gains().rename(columns={"loss_gain": GAIN}).drop(columns=c.LABEL_SHARPNESS)
+    d_data = _read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE})
+    sharpness = _read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]]
+    gains = _read("fgsm_loss_gain")[[c.DATASET, "loss_gain"]].rename(columns={"loss_gain": GAIN})
+    table = table.merge(twonn, on=key, how="left").merge(
+        _read("test_loss")[[*key, c.TEST_LOSS]], on=key, how="left"
+    )
+    table = table.merge(d_data, on=[*_KEY])
     last = table.drop_duplicates(c.DATASET, keep="last")[[*_KEY, c.D_DATA_MLE]]
     attacked = last.merge(gains, on=c.DATASET).assign(**{c.MODEL: NOT_STATED})
-    table = pd.concat([table, attacked], ignore_index=True)
-    table = table.merge(_read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]], on=c.DATASET)
+    table = pd.concat([table, attacked], ignore_index=True).merge(sharpness, on=c.DATASET)
     natural = table[c.DATASET].isin(NATURAL_DATASETS)
     channels = np.where(table[c.DATASET].isin(RGB_DATASETS), 3, 1)
     added: dict[str, Any] = {
         c.TRIAL_ID: [f"{m}-{d}-{n}" for m, d, n in table[key].itertuples(index=False)],
-        c.SWEEP: "published",
-        c.DOMAIN: np.where(natural, c.NATURAL, c.MEDICAL),
-        c.CLASS_PAIR: "",
-        c.SEED: 0,
-        c.DATA_MODE: "as_released",
-        c.STATUS: c.DONE,
-        c.IMAGE_SIZE: 224,
-        c.CHANNELS: channels,
-        c.SHARPNESS_CHANNELS: channels,
-        c.SHARPNESS_PIXEL_RANGE: 255.0,
-    }
+        c.SWEEP: "published", c.CLASS_PAIR: "", c.SEED: 0, c.DATA_MODE: "as_released", c.STATUS: c.DONE,
+        c.DOMAIN: np.where(natural, c.NATURAL, c.MEDICAL), c.IMAGE_SIZE: 224, c.CHANNELS: channels,
+        c.SHARPNESS_CHANNELS: channels, c.SHARPNESS_PIXEL_RANGE: 255.0,
+    }  # fmt: skip
     return table.assign(**added)
-
-
-def published_loss_gains() -> pd.DataFrame:
-    """Return the published FGSM loss gain (nat) and K_F of each dataset; model and epsilon are not stated."""
-    gains = _read("fgsm_loss_gain")[[c.DATASET, "loss_gain"]]
-    return gains.merge(_read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]], on=c.DATASET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,27 +131,25 @@ def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
 
 
 def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: str) -> Score:
-    both = pd.DataFrame({"ours": _means(ours, quantity), "theirs": _means(theirs, quantity)}).dropna()
-    ratio = both["ours"] / both["theirs"]
+    def means(table: pd.DataFrame) -> pd.Series:
+        """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
+        values = table.reindex(columns=[quantity.column])[quantity.column].astype(float)
+        logs = pd.Series(np.log(values.where(values > 0))).dropna()
+        return pd.Series(np.exp(logs.groupby([table.loc[logs.index, name] for name in quantity.key]).mean()))
+
+    ratio = (means(ours) / means(theirs)).dropna()
     off = np.abs(np.log(ratio.to_numpy(dtype=float))) > np.log(quantity.factor) * (1 + 1e-9)
-    keys = [key if isinstance(key, tuple) else (key,) for key in both.index[off]]
+    keys = [key if isinstance(key, tuple) else (key,) for key in ratio.index[off]]
     return Score(
         quantity=quantity.name,
         data_mode=mode,
         num_published=quantity.num_published,
-        num_compared=len(both),
+        num_compared=len(ratio),
         num_agreeing=int((~off).sum()),
         tolerance=quantity.factor,
-        median_ratio=float(ratio.median()) if len(both) else None,
+        median_ratio=float(ratio.median()) if len(ratio) else None,
         apart=tuple("-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys),
     )
-
-
-def _means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
-    """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
-    known = table[table.get(quantity.column, pd.Series(np.nan, table.index)) > 0]
-    logs = pd.Series(np.log(known.get(quantity.column, pd.Series(dtype=float)).astype(float)))
-    return pd.Series(np.exp(logs.groupby([known[name] for name in quantity.key]).mean()))
 
 
 def score_table(scores: Sequence[Score]) -> Table:
@@ -199,21 +184,24 @@ def fit_published(points: pd.DataFrame, terms: tuple[str, ...], *, model: str, s
     """Regress a model's log loss over points pooled over N, as the paper does; jackknife intervals."""
     rows = f.rows_of(points, model, subset, (t.LOG_LOSS, *terms))
     y, x = rows[t.LOG_LOSS].to_numpy(dtype=float), rows[list(terms)].to_numpy(dtype=float)
-    datasets = rows[c.DATASET].to_numpy(dtype=str)
+    names = sorted(map(str, rows[c.DATASET].unique()))
     blank = f.Fit(
-        kind="published", model=model, subset=subset, terms=terms, num_points=len(rows),
-        num_datasets=rows[c.DATASET].nunique(),
-    )  # fmt: skip
+        kind="published",
+        model=model,
+        subset=subset,
+        terms=terms,
+        num_points=len(rows),
+        num_datasets=len(names),
+    )
     if (whole := i.ols(y, x)) is None:
         return replace(blank, reason=f.unidentified(rows, terms))
-    names = sorted(map(str, set(datasets)))
-    refits = {name: i.ols(y[datasets != name], x[datasets != name]) for name in names}
-    values = {name: refit.values for name, refit in refits.items() if refit is not None}
+    kept = {name: (rows[c.DATASET] != name).to_numpy() for name in names}
+    refits = {name: refit for name, mask in kept.items() if (refit := i.ols(y[mask], x[mask])) is not None}
     estimates = []
     for k, (name, value) in enumerate(zip(terms, whole.values.tolist(), strict=True)):
-        left_out = {dataset: float(found[k]) for dataset, found in values.items()}
+        left_out = {dataset: float(refit.values[k]) for dataset, refit in refits.items()}
         slope = i.jackknife(value, np.array([*left_out.values()]))
-        bounds = slope.interval() if len(values) == len(refits) >= i.MIN_DATASETS else None
+        bounds = slope.interval() if len(refits) == len(names) >= i.MIN_DATASETS else None
         estimates.append(f.Estimate(name=name, value=value, interval=bounds, left_out=left_out))
     return replace(blank, status="ok", estimates=tuple(estimates), r_squared=whole.r_squared)
 
@@ -261,8 +249,7 @@ def published_report() -> PublishedReport:
         for model in sorted(set(rows[c.MODEL]) - {NOT_STATED}):
             slope = fit_published(ready.points, LOSS_ON_D_DATA, model=model, subset=c.MEDICAL)
             form = fit_published(ready.points, PREDICTED_FORM, model=model)
-            gap = f.fit_height(ready.points, ready.scale, (t.IS_MEDICAL,), model=model)
-            label = gap.estimates[0]
+            label = f.fit_height(ready.points, ready.scale, (t.IS_MEDICAL,), model=model).estimates[0]
             redone.append(
                 {
                     "model": model, "datasets": name,
@@ -279,12 +266,10 @@ def published_report() -> PublishedReport:
     )
 
 
-#: What makes two trials of different sweeps the same cell; seeds are averaged.
-SHARED_CELL = (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE)
 COMPARED = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Change:
     """How one quantity differs between two sweeps: the geometric mean of second over first, each dataset
     counting once, with its 95 % t interval over datasets; of an accuracy the difference.
@@ -297,7 +282,7 @@ class Change:
     interval: i.Interval | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class SweepComparison:
     """Changes of every quantity, how many cells only one of the two sweeps has, and what was left out."""
 
@@ -349,15 +334,17 @@ def compare(
         rule, found = "compared on cells that both have", f"none of {len(one)} and {len(two)} is shared"
         way_out = "compare sweeps with equal models, datasets, class pairs and train sizes"
         raise DataError(f"Two sweeps can be {rule}", found, way_out)
-    both = [name for name in quantities if name in one and name in two]
-    return SweepComparison(
-        first=names[0],
-        second=names[1],
-        changes=tuple(_change(name, one.loc[shared], two.loc[shared]) for name in both),
-        num_only_first=len(one) - len(shared),
-        num_only_second=len(two) - len(shared),
-        notes=tuple(notes),
-    )
+    changes = []
+    for name in (name for name in quantities if name in one and name in two):
+        moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()
+        values = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
+        mean, bounds = i.mean_interval(values) if len(values) else (None, None)
+        if name != c.TEST_ACCURACY and mean is not None:
+            mean = float(np.exp(mean))
+            bounds = bounds and (float(np.exp(bounds[0])), float(np.exp(bounds[1])))
+        changes.append(Change(name, len(moved), len(values), mean, bounds))
+    only = len(one) - len(shared), len(two) - len(shared)
+    return SweepComparison(*names, tuple(changes), *only, tuple(notes))
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
@@ -366,17 +353,4 @@ def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
     table = t.split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
     ratios = [name for name in known if name != c.TEST_ACCURACY]
     table[ratios] = np.log(table[ratios].where(table[ratios] > 0))
-    return table.groupby(list(SHARED_CELL), dropna=False)[known].mean()
-
-
-def _change(name: str, one: pd.DataFrame, two: pd.DataFrame) -> Change:
-    moved = (two[name] - one[name]).dropna()
-    by_dataset = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
-    num = {"num_cells": len(moved), "num_datasets": len(by_dataset)}
-    if len(by_dataset) == 0:
-        return Change(quantity=name, **num, ratio=None, interval=None)
-    mean, bounds = i.mean_interval(by_dataset)
-    if name != c.TEST_ACCURACY:
-        mean = float(np.exp(mean))
-        bounds = bounds and (float(np.exp(bounds[0])), float(np.exp(bounds[1])))
-    return Change(quantity=name, **num, ratio=mean, interval=bounds)
+    return table.groupby([c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE], dropna=False)[known].mean()

@@ -5,7 +5,6 @@ it.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections import Counter
@@ -28,7 +27,6 @@ from orchestrator.analysis.tables import (
     laid_out,
     not_fitted,
     seen_table,
-    write_latex,
 )
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
@@ -36,15 +34,10 @@ from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, cost_of, read_state
-from orchestrator.results.table import Row, curve_runs, measure_rows
-from orchestrator.results.tracking import Tracker
-from tasks.atomic import read_whole, write_atomic
-from tasks.trials.records import TrialStatus
+from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.tracking import HEADLINE
+from tasks.atomic import write_atomic
 
-log = logging.getLogger(__name__)
-
-HEADLINE = "headline.json"
-"""Of a report: best losses and the headline claims by name, as MLflow shows them."""
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 
 
@@ -80,28 +73,6 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
     return path
 
 
-def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest report."""
-    for run in curve_runs(state.flat_runs()):
-        tracker.finish(run)
-    folder, numbers = workspace.sweep_paths.report, dict[str, float]()
-    try:
-        numbers = json.loads(read_whole(folder / HEADLINE))
-    except (OSError, ValueError) as error:
-        log.info("the numbers of the latest report cannot be read: %s", error)
-    counts = {f"trials_{name}": count for name, count in _counts(workspace, state).items()}
-    tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
-
-
-def _counts(workspace: Workspace, state: State) -> dict[str, int]:
-    return {
-        "planned": len(workspace.plan.trials),
-        "done": len(state.results),
-        "failed": len(state.failures),
-        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
-    }
-
-
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
     sweep = workspace.plan.sweep
@@ -110,7 +81,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     newest = max((record.finished_at for record in records), default=0.0)
     return {
         "description": sweep.description,
-        **_counts(workspace, state),
+        **state.counts(workspace.plan),
         "cut": sum(record.result.micro_batch is not None for record in records),
         "failures": state.failure_rows(),
         "tracebacks": {i: text for i, one in state.failures.items() if (text := one.failure.traceback)},
@@ -134,15 +105,13 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
 
 def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     """Return, for a tracker, each dataset's best test loss and the p-values of the headline questions."""
-    found: dict[str, float] = {}
-    if c.TEST_LOSS in table:
-        best = table.dropna(subset=[c.TEST_LOSS]).groupby(c.DATASET)[c.TEST_LOSS].min()
-        # What MLflow takes in a metric's name.
-        names = {name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}") for name in best.index}
-        found |= {names[name]: float(value) for name, value in best.items()}
-    for claim in fits.claims:
-        found |= {f"claim/{claim.key}/p": claim.p_value, f"claim/{claim.key}/adjusted_p": claim.adjusted_p}
-    return found
+    best = table.reindex(columns=[c.DATASET, c.TEST_LOSS]).dropna().groupby(c.DATASET)[c.TEST_LOSS].min()
+    # What MLflow takes in a metric's name.
+    losses = {
+        re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"): float(loss) for name, loss in best.items()
+    }
+    p_values = {f"claim/{claim.key}/p": claim.p_value for claim in fits.claims}
+    return losses | p_values | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
 
 
 def write_report(
@@ -154,7 +123,7 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures, results, ``fits.json`` and ``tables/*.tex``.
+    """Write ``report.html``, whose path is returned, figures, results and ``fits.json``.
 
     The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
 
@@ -201,7 +170,6 @@ def write_report(
         columns=[*c.describe(table.columns)],
         **_of_trials(ready, summary),
     )
-    write_latex([seen_table(fits), *fit_tables(fits)], directory / "tables")
     path = directory / "report.html"
     write_atomic(path, page.encode(), durable=False)
     return path
@@ -217,10 +185,11 @@ def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
     versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
     counted = {"planned": len(full), "done": len(full), "failed": len(summary.get("failures", ()))}
     counted["diverged"] = int((full[c.STATUS] != c.DONE).sum())
+    points = {"columns": [*map(str, ready.points)], "data": _rows(ready.points)}
     return {
         "counts": {name: int(summary.get(name, count)) for name, count in counted.items()},
         "trials": Markup(script_json(trials)),
-        "points": Markup(script_json(point_data(ready.points))),
+        "points": Markup(script_json(points)),
         "code_versions": versions.to_dict() or summary.get("code_versions", {}),
     }
 
@@ -245,8 +214,10 @@ def _template() -> Any:
 
 def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
     def describe(name: str) -> str:
-        said = [about.get(name, {}).get(key, "") for key in ("title", "description")]
-        return ". ".join(text.rstrip(".") for text in said if text)
+        title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
+        # A title says itself that a set is derived.
+        description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
+        return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
     return laid_out(
         "datasets",
@@ -293,39 +264,35 @@ def trial_data(
     """Return header and rows of all trials, ready for JSON. ``devices`` and ``runs`` say, by trial id, what
     they ran on and what the tracker calls their runs; ``pages`` stands before that in the address.
     """
-    order = [name for name in (*_CELL, c.SEED) if name in full]
-    rows = full.sort_values(order, kind="stable")
-    if c.RECIPE in rows and rows[c.RECIPE].nunique() < 2:
+    keys = [name for name in _CELL if name in full]
+    rows = full.sort_values([*keys, *({c.SEED} & {*full})], kind="stable")
+    if c.RECIPE in keys and rows[c.RECIPE].nunique() < 2:
         rows = rows.drop(columns=c.RECIPE)
-    keys = [name for name in _CELL if name in rows]
+        keys.remove(c.RECIPE)
     if len(rows):
         rows[SEED_STD] = rows.groupby(keys, dropna=False)[c.TEST_LOSS].transform("std")
     rows["device"] = [devices.get(str(name), "") for name in rows[c.TRIAL_ID]]
     titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
     titles |= {"device": "device", c.TRIAL_ID: "trial"}
-    blank = {name for name in titles if name in rows and (rows[name].isna() | (rows[name] == "")).all()}
-    shown = [name for name in titles if name in rows and (name not in blank or rows.empty)]
-    cells = [[_plain(value) for value in row] for row in rows[shown].itertuples(index=False, name=None)]
-    known = runs or {}
+    blank = rows.isna().all() | (rows == "").all() if len(rows) else pd.Series(False, rows.columns)
+    shown = [name for name in titles if name in rows and not blank[name]]
     return {
         "header": [titles[name] for name in shown],
         "numeric": [name in NUMBER_COLUMNS for name in shown],
-        "rows": cells,
+        "rows": _rows(rows[shown]),
         "pages": pages,
-        "runs": [known.get(str(name), "") for name in rows[c.TRIAL_ID]] if known else [],
+        "runs": [runs.get(str(name), "") for name in rows[c.TRIAL_ID]] if runs else [],
     }
+
+
+def _rows(table: pd.DataFrame) -> list[list[str | int | float | None]]:
+    return [[_plain(value) for value in row] for row in table.itertuples(index=False, name=None)]
 
 
 def script_json(document: object) -> str:
     """Return JSON that may stand inside a ``script`` element, whatever users named things."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def point_data(points: pd.DataFrame) -> dict[str, Any]:
-    """Return the points that figures draw."""
-    cells = [[_plain(value) for value in row] for row in points.itertuples(index=False, name=None)]
-    return {"columns": [str(name) for name in points.columns], "data": cells}
 
 
 def _plain(value: Any) -> str | int | float | None:

@@ -4,7 +4,7 @@ numbers are called in words.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.inference import Interval, Sums, curve_sums
+from orchestrator.analysis.inference import LEVEL, Interval, Sums, curve_sums
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
 from tasks.trials.records import TrialStatus
@@ -83,8 +83,26 @@ def interval(bounds: Interval | None) -> str:
     if bounds is None:
         return "–"
     ends = ([number(bound, figures) for bound in bounds] for figures in range(3, 9))
-    low, high = next((pair for pair in ends if pair[0] != pair[1]), [number(bound) for bound in bounds])
-    return f"{low} to {high}"
+    apart = next((pair for pair in ends if pair[0] != pair[1]), None)
+    return " to ".join(apart) if apart else f"{number(bounds[0])}, without scatter"
+
+
+def decided(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
+    """Spell the adjusted p-value, and why it establishes nothing where it does not."""
+    if adjusted_p is None:
+        return "not tested"
+    said = p_value(adjusted_p)
+    text = f"adjusted p {said if said.startswith('<') else f'= {said}'}"
+    if adjusted_p > LEVEL:
+        return f"{text}, above {LEVEL:g}"
+    if bounds is None:
+        return f"{text}, but without an interval"
+    return f"{text}, but the interval holds {null:g}" if bounds[0] <= null <= bounds[1] else text
+
+
+def all_equal(values: Collection[float]) -> bool:
+    """Tell whether numbers differ by rounding alone."""
+    return float(np.ptp([*values])) <= 1e-12 * float(np.abs([*values]).max())
 
 
 # A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe
@@ -140,60 +158,57 @@ def read_csv(path: Path) -> pd.DataFrame:
     return table.rename(columns=unescape_cell)
 
 
-#: A rule that a table breaks, what was found, and the way out.
-_Mistake = tuple[str, str, str]
-
-
 def check_values(table: pd.DataFrame) -> None:
     """Refuse rows without a name, of a status that is none, or with a part of an image."""
-    for mistake in _mistakes_in_values(table):
-        raise DataError(*mistake)
-
-
-def _mistakes_in_values(table: pd.DataFrame) -> Iterator[_Mistake]:
     nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
-    if nameless:
-        yield "The columns of a results table have names", ", ".join(nameless[:5]), "name them"
+    _refuse("The columns of a results table have names", ", ".join(nameless[:5]), "name them")
     for name in (c.TRIAL_ID, c.MODEL, c.DATASET):
-        if blank := sum(map(_is_blank, table[name])) if name in table else 0:
-            yield f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"
+        blank = sum(map(_is_blank, table[name])) if name in table else 0
+        found = f"{plural(blank, 'row')} without" if blank else ""
+        _refuse(f"Every row of a results table has a {name}", found, "name them")
     known = [str(status) for status in TrialStatus]
     said = table.get(c.STATUS, pd.Series(dtype=object))
-    if unknown := sorted({str(value) for value in said if not _is_blank(value)} - set(known)):
-        rule, found = f"The status of a trial is {' or '.join(known)}", listing(list(map(repr, unknown)))
-        yield rule, found, "correct it, or leave it blank for trials that are done"
+    unknown = sorted({str(value) for value in said if not _is_blank(value)} - set(known))
+    way_out = "correct it, or leave it blank for trials that are done"
+    _refuse(f"The status of a trial is {' or '.join(known)}", listing([*map(repr, unknown)]), way_out)
     sizes = table.get(c.TRAIN_SIZE, pd.Series(dtype=float))
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     wrong = sizes[(np.isfinite(numbers) & (numbers != np.floor(numbers))) | _truth_values(sizes)]
-    if len(wrong):
-        found = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
-        yield "A train size is a whole number of images", found, "count images in ones"
+    found = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all" if len(wrong) else ""
+    _refuse("A train size is a whole number of images", found, "count images in ones")
 
 
-def _mistakes(table: pd.DataFrame) -> Iterator[_Mistake]:
-    """What a whole table must not be; a later rule takes it that the earlier ones hold."""
-    if missing := [name for name in c.REQUIRED if name not in table]:
-        rule = f"A results table needs the columns {', '.join(c.REQUIRED)}"
-        yield rule, f"without {', '.join(missing)}", "see docs/results-columns.md"
-    if not table.columns.is_unique:
-        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-        yield "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
-    yield from _mistakes_in_values(table)
+def _refuse(rule: str, found: str, way_out: str) -> None:
+    """Raise what breaks a rule, if something was found."""
+    if found:
+        raise DataError(rule, found, way_out)
+
+
+def _check(table: pd.DataFrame) -> None:
+    """Refuse what a whole table must not be; a later rule takes it that the earlier ones hold."""
+    missing = [name for name in c.REQUIRED if name not in table]
+    rule, way_out = (
+        f"A results table needs the columns {', '.join(c.REQUIRED)}",
+        "see docs/results-columns.md",
+    )
+    _refuse(rule, f"without {', '.join(missing)}" if missing else "", way_out)
+    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    found = f"{', '.join(repeated)} repeated" if repeated else ""
+    _refuse("A results table has every column once", found, "keep one")
+    check_values(table)
     twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
-    if len(twice):
-        found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}"
-        yield "A results table has one row per trial", found, "keep the last attempt of each trial"
-    if unknown := sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS)):
-        yield "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
+    found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}" if len(twice) else ""
+    _refuse("A results table has one row per trial", found, "keep the last attempt of each trial")
+    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
+    _refuse("A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec")
     shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
     wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
-    if len(wrong):
-        first = table.loc[wrong.index, c.TRIAL_ID].iloc[0]
-        found = f"{wrong.iloc[0]:g} at trial {first!r}, {len(wrong)} in all"
-        yield "An accuracy is a share from 0 to 1", found, "divide percentages by 100"
+    first = table.loc[wrong.index, c.TRIAL_ID].head(1).to_list()
+    found = f"{wrong.iloc[0]:g} at trial {first[0]!r}, {len(wrong)} in all" if first else ""
+    _refuse("An accuracy is a share from 0 to 1", found, "divide percentages by 100")
     domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
-    if (domains > 1).any():
-        yield "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
+    found = f"{domains.idxmax()!r} has two" if (domains > 1).any() else ""
+    _refuse("A dataset has one domain", found, "correct the dataset's spec")
 
 
 def _truth_values(values: pd.Series) -> pd.Series:
@@ -245,8 +260,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     Returns:
         The table sorted by ``trial_id``, and the number of unusable values per column.
     """
-    for mistake in _mistakes(table):
-        raise DataError(*mistake)
+    _check(table)
     full, exclusions = _with_numbers(split_by_recipe(table).copy())
     absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
     full = full.assign(**absent)

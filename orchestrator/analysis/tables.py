@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from orchestrator.analysis.guessing import is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
 from orchestrator.results import table as c
-from tasks.atomic import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +67,13 @@ def to_latex(table: Table) -> str:
     columns = "".join(broken if n > _LONGEST else side for n, side in zip(longest, sides, strict=True))
     caption = ". ".join(part.rstrip(".") for part in (table.title, table.note) if part)
     header, *rows = (" & ".join(map(escape, cells)) + r" \\" for cells in (table.header, *table.rows))
-    begin = [
-        r"\begin{table}\small", rf"\caption{{{escape(caption)}.}}", rf"\label{{tab:{table.key}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule",
-    ]  # fmt: skip
-    return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def write_latex(tables: Iterable[Table], folder: Path) -> None:
-    """Write every table that has rows as ``{key}.tex``; files of tables that have none now are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {f"{table.key}.tex": to_latex(table) for table in tables if table.rows}
-    for stale in folder.glob("*.tex"):
-        if stale.name not in written:
-            stale.unlink()
-    for name, text in written.items():
-        write_atomic(folder / name, text.encode(), durable=False)
+    return "\n".join(
+        [
+            r"\begin{table}\small", rf"\caption{{{escape(caption)}.}}", rf"\label{{tab:{table.key}}}",
+            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule",
+            r"\end{tabular}", r"\end{table}", "",
+        ]
+    )  # fmt: skip
 
 
 #: What a table of fits shows of one estimate.
@@ -202,9 +191,7 @@ def loss_text(loss: float | None) -> str:
 
 
 def seen_table(fits: ScalingFits) -> Table:
-    """Return what was seen of every dataset: its properties, its loss at its largest N and what an attack
-    adds.
-    """
+    """Return every dataset's properties, its loss at its largest N and what an attack adds to it."""
     attack = next((d.attack for d in fits.datasets if d.attack), "attacks")
     return laid_out(
         "seen",
@@ -274,9 +261,6 @@ BEST_COLUMNS = (
     c.DATASET, c.TRAIN_SIZE, c.MODEL, c.TEST_LOSS, SEED_STD, c.TEST_ACCURACY, "runner_up", "runner_up_loss",
     "num_models", "num_compared",
 )  # fmt: skip
-"""``seed_std`` is the standard deviation over seeds (of means over class pairs); ``num_compared`` counts the
-class pairs and seeds that every model has: the means are over these.
-"""
 
 
 def best_models(table: pd.DataFrame) -> pd.DataFrame:
@@ -287,8 +271,9 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
             are no candidates, and their cells are compared for no model.
 
     Returns:
-        One row per dataset and train size, columns :data:`BEST_COLUMNS`. Where the models share no class pair
-        and seed, ``num_compared`` is 0 and no model is named.
+        One row per dataset and train size, columns :data:`BEST_COLUMNS`. Means are over the ``num_compared``
+        class pairs and seeds that every model has, ``seed_std`` over seeds (of means over class pairs). Where
+        the models share none, no model is named.
     """
     cell = [c.CLASS_PAIR, c.SEED]
     rows = table.reindex(columns=sorted({*table.columns, *cell, c.STATUS, c.TEST_ACCURACY, c.RECIPE}))
@@ -298,23 +283,17 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
     if rows[c.RECIPE].nunique() > 1:
         rows[c.MODEL] = rows[c.MODEL] + " (" + rows[c.RECIPE].astype(str) + ")"
     found = []
-    for _, group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
-        dataset, size = (group[name].iloc[0] for name in (c.DATASET, c.TRAIN_SIZE))
+    for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
         num_models = group[c.MODEL].nunique()
         kept = group[group.groupby(cell)[c.MODEL].transform("nunique") == num_models]
-        row: dict[str, Any] = {c.DATASET: dataset, c.TRAIN_SIZE: int(size), "num_models": num_models}
+        row: dict[str, Any] = {c.DATASET: dataset, c.TRAIN_SIZE: size, "num_models": num_models}
         row["num_compared"] = kept.groupby(cell).ngroups
-        if len(kept):
-            means = kept.groupby(c.MODEL)[c.TEST_LOSS].mean().sort_values(kind="stable")
-            best = kept[kept[c.MODEL] == means.index[0]]
-            row |= {
-                c.MODEL: means.index[0],
-                c.TEST_LOSS: float(means.iloc[0]),
-                SEED_STD: float(best.groupby(c.SEED)[c.TEST_LOSS].mean().std()),
-                c.TEST_ACCURACY: float(best[c.TEST_ACCURACY].mean()),
-            }
-            if len(means) > 1:
-                row |= {"runner_up": means.index[1], "runner_up_loss": float(means.iloc[1])}
+        means = kept.groupby(c.MODEL)[c.TEST_LOSS].mean().sort_values(kind="stable")
+        ranked = [*means.items(), (None, np.nan), (None, np.nan)]
+        (row[c.MODEL], row[c.TEST_LOSS]), (row["runner_up"], row["runner_up_loss"]), *_ = ranked
+        own = kept[kept[c.MODEL] == row[c.MODEL]]
+        row[SEED_STD] = own.groupby(c.SEED)[c.TEST_LOSS].mean().std()
+        row[c.TEST_ACCURACY] = own[c.TEST_ACCURACY].mean()
         found.append(row)
     return pd.DataFrame(found, columns=list(BEST_COLUMNS))
 

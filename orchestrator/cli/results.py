@@ -140,7 +140,7 @@ def results(
         predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
             image; the sweep needs predictions: true.
     """
-    from orchestrator.analysis import write_csv
+    from orchestrator.analysis.table import write_csv
 
     if chosen.search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
@@ -182,14 +182,15 @@ class TableOptions:
     Attributes:
         response: Column of numbers that is explained.
         on: Column of numbers that explains it; may be given several times.
-        groups: Column that says which rows belong together, e.g. dataset.
+        groups: Column that says which rows belong together, e.g. dataset; two are crossed, as pairs
+            of classes are.
         within: Column that must be equal for rows to be compared, e.g. model; may be given several times.
         figure: Draw it into this file: .svg, .pdf or .png.
     """
 
     response: Annotated[str | None, Parameter(metavar="COLUMN")] = None
     on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
-    groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    groups: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
     figure: Annotated[Path | None, o.ending(".svg", ".pdf", ".png")] = None
 
@@ -222,22 +223,24 @@ def fit(
     Args:
         all_: Fit and print what no answer rests on as well, as tables.
     """
-    from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.findings import summary
-    from orchestrator.analysis.grouped import SUFFIXES
+    from orchestrator.analysis.fits import fit_scaling_laws
+    from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pairs_table
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
     table = read_table(sweep, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_)
-    answers = summary(fits, width=min(80, stdout.width))
+    fits, pairs = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_), fit_pairs(table)
+    answers: list[Shown] = [*summary(fits, width=min(80, stdout.width))]
+    answers += [*report_tables(pairs_table(pairs))] if pairs else []
+    document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
     if not all_:
-        return emit(place, fits.to_json(), answers, f"Every number: {place.hint('fit', sweep)} --all")
+        return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
     left_out = (f"Left out: {found}." for found in fits.excluded)
     tables = report_tables(seen_table(fits), *fit_tables(fits))
-    return emit(place, fits.to_json(), answers, tables, not_fitted(fits), fits.caveats, left_out)
+    return emit(place, document, answers, tables, not_fitted(fits), fits.caveats, left_out)
 
 
 def report(
@@ -276,9 +279,8 @@ def report(
 
 def _published(table: pd.DataFrame | None, place: o.Place) -> None:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
-    from orchestrator.analysis import published_report, scorecard
     from orchestrator.analysis.findings import summary
-    from orchestrator.analysis.published import score_table
+    from orchestrator.analysis.published import published_report, score_table, scorecard
     from orchestrator.analysis.table import finished_trials
 
     redone = published_report()
@@ -302,7 +304,7 @@ def compare(
     Args:
         second: The other; ratios are of it over the first.
     """
-    from orchestrator.analysis import compare as compare_tables
+    from orchestrator.analysis.published import compare as compare_tables
 
     if first == second:
         way_out = "name another one; isweep status lists those of the root"
@@ -406,7 +408,7 @@ def predict(
         train_size: How many images you train on.
         target_loss: Test loss to reach.
     """
-    from orchestrator.analysis import fit_growth
+    from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.table import number
     from orchestrator.commands import Question, predicted
@@ -490,7 +492,7 @@ def power(
 
     plan = place.open(sweep, as_run=False).plan
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
-    emit(place, found.to_json(), report_tables(found.table()), found.lines())
+    emit(place, asdict(found), report_tables(found.table()), found.lines())
 
 
 # What several commands read.

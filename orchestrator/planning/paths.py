@@ -50,6 +50,8 @@ class SweepPaths:
     code = _Below("code")
     """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
     report = _Below("report")
+    report_made_of = _Below("report.sha256")
+    """What the report was made of, and its files: where nothing changed, a run leaves it as it is."""
     search_journal = _Below("search/optuna.log")
     """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
     search_report = _Below("search/report")

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 
 from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
-from orchestrator.planning.plan import CellStatus, Workspace
+from orchestrator.planning.plan import CellStatus, SweepPlan, Workspace
 from orchestrator.results.storage import Patience, Storage
 from orchestrator.results.store import (
     FailureRecord,
@@ -313,6 +313,15 @@ class State:
             return CellStatus.FAILED
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
+    def counts(self, plan: SweepPlan) -> dict[str, int]:
+        """Return how many trials are planned and in each state."""
+        return {
+            "planned": len(plan.trials),
+            "done": len(self.results),
+            "failed": len(self.failures),
+            "diverged": sum(one.status == TrialStatus.DIVERGED for one in self.results.values()),
+        }
+
     def flat_runs(self) -> Iterator[FlatRun]:
         """Yield all results of planned trials as MLflow shows them."""
         index = index_measures(self.measures.values())
@@ -425,7 +434,9 @@ def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
     dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
     energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
-    text = f"cost so far {_hours(gpu, core)}: {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
+    text = f"cost so far {_hours(gpu, core)}"
+    if gpu or prices != Prices():  # nobody asks what a core of their own costs
+        text += f": {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
     if again:
         saved = f"{_hours(saved_gpu, saved_core)} saved"
         text += f"; {len(again)} kept networks measured again, not trained: {saved}"

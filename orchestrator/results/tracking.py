@@ -10,6 +10,7 @@ comparison. Importing this module does not import ``mlflow``.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -27,10 +28,11 @@ from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
+from orchestrator.results.state import State
 from orchestrator.results.store import FailureRecord, ResultStore
-from orchestrator.results.table import FlatRun, Live, Point, Row, milliseconds
+from orchestrator.results.table import FlatRun, Live, Point, Row, curve_runs, milliseconds
 from search_spaces.errors import ConfigError, SetupError
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 from tasks.clock import SYSTEM, Clock
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ SAID_AFTER_S, FIRST_TRY_S = 2.0, 5.0
 """After how long a server's absence is told on the terminal, and how long a start waits to be refused."""
 PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
+HEADLINE = "headline.json"
+"""Of a report: best losses and the headline claims by name, as the sweep's own run shows them."""
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
@@ -381,6 +385,19 @@ def open_tracker(
         raise
     finally:
         tracker.close(ending)
+
+
+def log_sweep(tracker: Tracker, workspace: Workspace, state: State) -> None:
+    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest report."""
+    for run in curve_runs(state.flat_runs()):
+        tracker.finish(run)
+    folder, numbers = workspace.sweep_paths.report, dict[str, float]()
+    try:
+        numbers = json.loads(read_whole(folder / HEADLINE))
+    except (OSError, ValueError) as error:
+        log.info("the numbers of the latest report cannot be read: %s", error)
+    counts = {f"trials_{name}": count for name, count in state.counts(workspace.plan).items()}
+    tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
 
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from tests.browser.chromium import chromium, requests
 from tests.synthetic import synthetic_table

@@ -210,7 +210,7 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
 
 @pytest.fixture(scope="module")
 def fits():
-    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.fits import fit_scaling_laws
     from tests.synthetic import synthetic_table
 
     # Of the side of the images above, as a prediction asks.
@@ -240,7 +240,7 @@ def test_labels_of_arrays_are_checked_as_those_of_files(images, labels, message)
 
 
 def test_a_refused_fit_is_a_row_with_its_reason():
-    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.fits import fit_scaling_laws
     from tests.synthetic import synthetic_table
 
     table = synthetic_table(num_natural=1, num_medical=0)

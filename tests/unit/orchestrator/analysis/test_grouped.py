@@ -11,7 +11,7 @@ from scipy import stats
 from orchestrator.analysis.grouped import Design, draw, fit_groups, read_own_table
 from search_spaces.errors import ConfigError
 
-PLAIN = Design("loss", ("d",), "dataset")
+PLAIN = Design("loss", ("d",), ("dataset",))
 
 
 def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
@@ -36,7 +36,7 @@ def dummies(table, *names):
 @pytest.mark.parametrize("on", [("d",), ("d", "k")])
 def test_slopes_within_groups_are_those_of_indicators_and_refits_without_each_group(within, on):
     table = rows()
-    fit = fit_groups(table, Design("loss", on, "dataset", within))
+    fit = fit_groups(table, Design("loss", on, ("dataset",), within))
 
     def by_hand(part):
         x = sm.add_constant(pd.concat([part[list(on)], dummies(part, "dataset", *within)], axis=1))
@@ -100,7 +100,7 @@ def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
 
 
 def test_the_sentence_claims_each_level_for_itself():
-    fit = fit_groups(rows(num_groups=9), Design("loss", ("d",), "dataset", ("model",)))
+    fit = fit_groups(rows(num_groups=9), Design("loss", ("d",), ("dataset",), ("model",)))
     sentence = fit.sentence("d")
     assert sentence.startswith("At equal model: within one dataset, loss falls with d (slope −0.")
     assert "; between 9 groups, loss rises with d (slope " in sentence
@@ -139,12 +139,12 @@ def test_groups_of_unequal_spread_claim_nothing_between_them():
 
 def test_a_column_that_does_not_vary_within_groups_leaves_the_others_alone():
     table = rows().assign(level=lambda t: t["dataset"].str[1:].astype(float))
-    both = fit_groups(table, Design("loss", ("d", "level"), "dataset"))
+    both = fit_groups(table, Design("loss", ("d", "level"), ("dataset",)))
     alone = fit_groups(table, PLAIN).find("within", "d")
     assert both.find("within", "d").value == pytest.approx(alone.value)
     assert both.find("within", "d").interval == pytest.approx(alone.interval)
     assert both.find("within", "level").reason == "level does not vary within groups"
-    doubled = fit_groups(table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), "dataset"))
+    doubled = fit_groups(table.assign(k=2 * table["d"]), Design("loss", ("d", "k"), ("dataset",)))
     assert doubled.find("within", "d").reason == "d varies only together with the others within groups"
 
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_told_says_why_and_claims_nothing(change, level, message)
 
 
 def test_columns_that_vary_only_together_between_groups_are_named():
-    slope = fit_groups(rows().assign(e=lambda t: 3 * t["d"]), Design("loss", ("d", "e"), "dataset"))
+    slope = fit_groups(rows().assign(e=lambda t: 3 * t["d"]), Design("loss", ("d", "e"), ("dataset",)))
     assert slope.find("between", "e").reason == "d and e vary only together between groups"
 
 
@@ -207,7 +207,7 @@ def test_the_pooled_number_is_said_to_mix_only_what_it_mixes(change, words):
 
 def test_groups_that_share_no_kind_cannot_be_compared():
     table = rows().assign(model=lambda t: t["dataset"])
-    slope = fit_groups(table, Design("loss", ("d",), "dataset", ("model",))).find("between", "d")
+    slope = fit_groups(table, Design("loss", ("d",), ("dataset",), ("model",))).find("between", "d")
     assert (slope.value, slope.reason) == (None, "groups share no model")
 
 
@@ -240,20 +240,24 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("t.csv", b"", "must be one that can be read"),
+        ("t.csv", b"", "must have a line of column names; found: t.csv is empty"),
         (
             "t.csv",
             b"loss,d,dataset\n1,2\n1,2,3,4\n",
             r"3 cells, as the header; found: 2 rows of another length",
         ),
-        ("t.csv", "loss,d,dataset\n1,2,ä\n".encode("latin-1"), "must be one that can be read"),
+        (
+            "t.csv",
+            "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
+            "The table must be UTF-8 text; found: t.csv: other",
+        ),
         (
             "t.csv",
             b"loss,d,dataset\n1,2,a,\n",
             r"Every row must have 3 cells, as the header; found: 1 row of",
         ),
         ("t.csv", b"loss,d,d,dataset\n1,2,3,4\n", "Column names must differ; found: d more than once"),
-        ("t.parquet", b"PAR1", "must be one that can be read"),
+        ("t.parquet", b"PAR1", "The table must be a whole Parquet file; found: t.parquet"),
         ("t.doc", b"x", "must be a file of a known kind; found: t.doc"),
     ],
 )
@@ -294,7 +298,7 @@ def test_few_rows_without_a_value_or_twice_are_left_out_and_counted(tmp_path):
 
 def test_the_figure_has_a_panel_per_column():
     table = rows()
-    design = Design("loss", ("d", "k"), "dataset")
+    design = Design("loss", ("d", "k"), ("dataset",))
     figure = draw(table, fit_groups(table, design))
     assert [ax.get_xlabel() for ax in figure.axes] == ["d", "k"]
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.analysis.tables import Table, escape, to_latex, write_latex
+from orchestrator.analysis.tables import Table, escape, to_latex
 
 TABLE = Table(
     "levels", "Height of K_F", "R² in %", ("model", "on", "value"), (("a_b", "1/d & K", "−0.5"),), 2
@@ -22,9 +22,3 @@ def test_a_table_is_a_tabular_with_caption_and_label():
 )
 def test_what_latex_would_read_as_its_own_is_escaped(text, expected):
     assert escape(text) == expected
-
-
-def test_a_table_without_rows_leaves_no_file(tmp_path):
-    (tmp_path / "old.tex").write_text("stale")
-    write_latex([TABLE, Table("empty", "Nothing", "", ("a",), ())], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["levels.tex"]

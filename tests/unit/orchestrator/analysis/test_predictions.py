@@ -7,9 +7,8 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis import fit_growth, predict
 from orchestrator.analysis.fits import prepare
-from orchestrator.analysis.prediction import Curve, PilotPoint
+from orchestrator.analysis.prediction import Curve, PilotPoint, fit_growth, predict
 from search_spaces.errors import ConfigError, DataError
 from tests.synthetic import synthetic_table
 

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_table, read_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
+from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import write_report
+from orchestrator.analysis.table import read_csv
 from tests.synthetic import synthetic_table
 
 SUMMARY = {
@@ -21,7 +23,10 @@ SUMMARY = {
         {"dataset": "natural0", "class_pair": "", "train_size": 500, "d_data": 9.123456, "K_F": 0.000637},
         {"dataset": "natural0", "class_pair": "", "train_size": 250, "d_data": 9.2, "K_F": 0.00156},
     ],
-    "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
+    "datasets": {
+        "medical0": {"title": "Lesions", "description": "semi-synthetic slices"},
+        "medical1": {"title": "Textures (derived)", "description": "DERIVED: patches of photographs."},
+    },
     "packages": {"torch": "2.10"}, "devices": {"cpu": 36},
     "description": "A <small> sweep.", "preset": "name: <demo>",
 }  # fmt: skip
@@ -62,6 +67,10 @@ def test_numbers_of_measures_stand_below_each_other_in_one_notation(page):
     found = re.findall(r'<td data-head="(?:d_data|K_F)" class="number">([^<]*)</td>', section)
     assert found == ["9.12", "0.000637", "9.2", "0.00156"]
     assert "maximum likelihood" in section  # says what its headings mean
+
+
+def test_a_set_is_said_to_be_derived_once(page):
+    assert "Textures (derived). patches of photographs<" in page
 
 
 def test_the_page_needs_nothing_from_outside(page):
@@ -123,7 +132,7 @@ def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
             assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("after", [0, 4, 11])
+@pytest.mark.parametrize("after", [0, 4, 8])
 def test_a_report_that_is_stopped_leaves_every_file_whole(table, fits, folder, tmp_path, monkeypatch, after):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     left = iter(range(after))
@@ -155,7 +164,7 @@ def test_names_with_dollars_are_drawn_as_names(tmp_path):
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
     figures = tmp_path / "figures"
     figures.mkdir()
-    for name in ("loss_gain_on_sharpness.svg", "left_out.png", "mine.png"):
+    for name in ("loss_gain_on_sharpness.svg", "d_repr_on_d_data.png", "mine.png"):
         (figures / name).write_bytes(b"old")
     bare = synthetic_table()[["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]]
     write_report(bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png"))

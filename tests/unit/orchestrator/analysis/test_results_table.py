@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis import table as t
+from orchestrator.analysis.fits import fit_scaling_laws
 from search_spaces.errors import DataError
 from tests.synthetic import synthetic_table
 

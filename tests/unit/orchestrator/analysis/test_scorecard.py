@@ -2,8 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import compare, published_report, published_table, scorecard
-from orchestrator.analysis.published import QUANTITIES, score_table
+from orchestrator.analysis.published import (
+    QUANTITIES,
+    compare,
+    published_report,
+    published_table,
+    score_table,
+    scorecard,
+)
 from search_spaces.errors import DataError
 from tests.synthetic import synthetic_table
 

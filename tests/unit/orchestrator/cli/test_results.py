@@ -1,10 +1,11 @@
 """Commands that read what a sweep found."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import trial_record
@@ -95,6 +96,25 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(run, monkeypatc
         assert title not in short
 
 
+def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, monkeypatch, tmp_path):
+    from orchestrator.analysis.table import read_csv
+    from orchestrator.cli import results
+
+    table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    _, out, _ = run("fit", "smoke")
+    assert "what its class pairs say of the law" in out
+    assert "7.75" in next(line for line in out.splitlines() if "exponent b in N^(-b/d)" in line)
+    _, out, _ = run("fit", "smoke", "--json")
+    assert [one["num_groups"] for one in json.loads(out)["class_pairs"]] == [10] * 5
+    own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
+    own.to_csv(tmp_path / "own.csv", index=False)
+    words = ("--response", "test_loss", "--on", "train_size", "--groups", "a", "--groups", "b")
+    _, out, _ = run("fit", str(tmp_path / "own.csv"), *words)
+    assert "Within one a and b, " in out
+    assert "45 pairs of groups" in " ".join(out.split())
+
+
 def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     from orchestrator.analysis.published import PublishedReport
     from orchestrator.cli import results
@@ -104,7 +124,7 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     table.loc[0, "status"] = "diverged"
     monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
     redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), regressions=())
-    monkeypatch.setattr("orchestrator.analysis.published_report", lambda: redone)
+    monkeypatch.setattr("orchestrator.analysis.published.published_report", lambda: redone)
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
     assert "Left out: diverged (loss stopped being a finite number): 1" in out

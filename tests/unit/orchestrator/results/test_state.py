@@ -162,6 +162,7 @@ def test_nothing_costs_nothing():
     cost = cost_of(state(), PRICES)
     assert (cost["dollars"], cost["kilowatt_hours"]) == (0, 0)
     assert cost["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
+    assert cost_of(state(), Prices())["text"] == "cost so far 0 core-hours"
 
 
 def test_the_share_of_a_record_that_knows_none_is_a_whole_gpu():
