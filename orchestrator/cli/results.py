@@ -13,7 +13,6 @@ from cyclopts import ArgumentCollection, Group, Parameter
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
-from orchestrator.commands import Mirror, mean_over_seeds, rows_with
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.commands import Question
+    from orchestrator.commands import Mirror, Question
     from orchestrator.planning.plan import Workspace
     from search_spaces.specs import Domain
 
@@ -76,6 +75,7 @@ class RowOptions:
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
         from orchestrator.analysis.tables import best_models
+        from orchestrator.commands import mean_over_seeds, rows_with
 
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
@@ -511,6 +511,8 @@ def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
 
 
 def _mirror(sweep: str, place: o.Place) -> Mirror:
+    from orchestrator.commands import Mirror
+
     return Mirror(place.mlflow_uri, place.hint("reconcile", sweep))
 
 
