@@ -332,17 +332,18 @@ def claims(
         latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
+    from orchestrator.analysis.published import published_table
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
     if sweep is None:
-        found = c.published_ledger()
+        found = c.ledger(published_table(), sweep="the published numbers", compare=False)
     else:
         table, arms = read_table(sweep, place, from_store=from_store), arms_of(place.open(sweep))
         found = c.ledger(table, sweep=sweep, arms=arms)
-    emit(place, found.to_json(), c.describe(found), found.lines())
+    emit(place, found.to_json(), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
     if latex:
