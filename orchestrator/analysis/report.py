@@ -5,7 +5,6 @@ it.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections import Counter
@@ -35,15 +34,10 @@ from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, cost_of, read_state
-from orchestrator.results.table import Row, curve_runs, measure_rows
-from orchestrator.results.tracking import Tracker
-from tasks.atomic import read_whole, write_atomic
-from tasks.trials.records import TrialStatus
+from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.tracking import HEADLINE
+from tasks.atomic import write_atomic
 
-log = logging.getLogger(__name__)
-
-HEADLINE = "headline.json"
-"""Of a report: best losses and the headline claims by name, as MLflow shows them."""
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 
 
@@ -79,28 +73,6 @@ def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()
     return path
 
 
-def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
-    """Show in MLflow the sweep's curves, and in its own run what the store has and the latest report."""
-    for run in curve_runs(state.flat_runs()):
-        tracker.finish(run)
-    folder, numbers = workspace.sweep_paths.report, dict[str, float]()
-    try:
-        numbers = json.loads(read_whole(folder / HEADLINE))
-    except (OSError, ValueError) as error:
-        log.info("the numbers of the latest report cannot be read: %s", error)
-    counts = {f"trials_{name}": count for name, count in _counts(workspace, state).items()}
-    tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
-
-
-def _counts(workspace: Workspace, state: State) -> dict[str, int]:
-    return {
-        "planned": len(workspace.plan.trials),
-        "done": len(state.results),
-        "failed": len(state.failures),
-        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
-    }
-
-
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
     sweep = workspace.plan.sweep
@@ -109,7 +81,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     newest = max((record.finished_at for record in records), default=0.0)
     return {
         "description": sweep.description,
-        **_counts(workspace, state),
+        **state.counts(workspace.plan),
         "cut": sum(record.result.micro_batch is not None for record in records),
         "failures": state.failure_rows(),
         "tracebacks": {i: text for i, one in state.failures.items() if (text := one.failure.traceback)},

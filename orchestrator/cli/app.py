@@ -116,9 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """Entry point of the ``isweep`` command."""
     # A sweep of 50,000 cells is millions of objects that live to the end: by its default, the collector goes
-    # through all of them again and again, a third of the time of a look (benchmarks/running.py looks).
+    # through all of them again and again, a third of the time of a look (benchmarks/running.py looks), and
+    # once more, for up to a second, on the way out.
     gc.set_threshold(100_000, 20, 20)
-    sys.exit(main())
+    code = main()
+    gc.freeze()
+    sys.exit(code)
 
 
 LABEL = re.compile(r"[^-]|-(?!-?[a-z])[^=]*=")

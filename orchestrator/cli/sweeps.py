@@ -87,6 +87,8 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 
 MOST_GPUS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
+MAX_LACKING = 5
+"""Datasets that are named as not prepared; the others are counted."""
 
 
 def plan(
@@ -172,7 +174,8 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
         yield f"not prepared: {item['dataset']} ({files})"
         yield from count_lines(left_out=item["left_out"], doubtful=item["doubtful"])
     if known := [item["dataset"] for item in missing if not item["own"]]:
-        yield f"not prepared: {', '.join(known)} (what each needs: isweep datasets NAME)"
+        more = f" and {len(known) - MAX_LACKING} more" if len(known) > MAX_LACKING else ""
+        yield f"not prepared: {', '.join(known[:MAX_LACKING])}{more} (what each needs: isweep datasets NAME)"
 
 
 # Where a sweep stands.

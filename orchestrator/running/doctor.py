@@ -19,7 +19,6 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib import metadata, resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,10 +62,6 @@ POLICY = Path("clusters/iam/head.json")
 """Of the head on AWS, in the checkout where `ray up` is typed."""
 NEEDED = {
     "aws": (("provider.region", "no region is named", "name one, e.g. us-east-1"),),
-    "gcp": tuple(
-        (f"provider.{key}", "not named", "see clusters/gcp.yaml")
-        for key in ("project_id", "region", "availability_zone")
-    ),
     "local": (
         ("provider.head_ip", "no head is named", "name the machine where isweep runs"),
         ("auth.ssh_private_key", "the head needs a key to start workers", "name one made for this cluster"),
@@ -114,8 +109,12 @@ def run_checks(
     }
     if storage is not None:
         checks["result store"] = lambda: _result_store(storage)
-    found = [_found(name, check) for name, check in checks.items()]
-    return [*found, *nodes, *(_launch(launch) if launch is not None else ())]
+    found = [_found(name, check) for name, check in checks.items()] + nodes
+    if launch is not None:
+        told = [(False, f"{one.where}: {one.what}", one.way_out) for one in check_launch_file(launch)]
+        for ok, detail, fix in told or [(True, "nothing is wrong; no provider was asked", "")]:
+            found.append({"name": f"{LAUNCH_FILE} {launch.name}", "ok": ok, "detail": detail, "fix": fix})
+    return found
 
 
 def _found(name: str, check: Callable[[], tuple[bool, str, str]]) -> Check:
@@ -126,14 +125,6 @@ def _found(name: str, check: Callable[[], tuple[bool, str, str]]) -> Check:
     except Exception as error:
         ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
     return {"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
-
-
-def _launch(path: Path) -> list[Check]:
-    found = [(False, f"{one.where}: {one.what}", one.way_out) for one in check_launch_file(path)]
-    return [
-        {"name": f"{LAUNCH_FILE} {path.name}", "ok": ok, "detail": detail, "fix": way_out}
-        for ok, detail, way_out in found or [(True, "nothing is wrong; no provider was asked", "")]
-    ]
 
 
 def _gpus(address: str | None) -> tuple[bool, str, str]:
@@ -505,11 +496,6 @@ def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
         wrong = validator.validate(fields, shape).generate_report().splitlines()
         for line in wrong:
             yield Problem(place, line.split(", must be one of")[0], "correct it, or: pip install -U boto3")
-        machine, known = str(made.get("InstanceType", "")), shape.members["InstanceType"].enum
-        if machine and machine not in known and not UNFILLED.search(machine):
-            near = ", ".join(get_close_matches(machine, known))
-            told = f"EC2 knows no {machine}"
-            yield Problem(f"{place}.InstanceType", told, f"{near}? Or: pip install -U boto3")
         if not wrong:
             yield from _node_on_aws(place, made, is_head=is_head)
 
@@ -520,7 +506,6 @@ def _node_on_aws(place: str, made: dict[str, Any], *, is_head: bool) -> Iterator
         yield Problem(f"{place}.InstanceMarketOptions", told, "only workers may be spot instances")
     open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
     for key, told, way_out in (
-        ("InstanceType", "no instance type is named", "name one, e.g. g6.4xlarge"),
         ("ImageId", "no image is named: Ray would take one of its own", "name one with Python 3.11 to 3.13"),
         ("IamInstanceProfile", "without one Ray gives the head full rights", "see clusters/iam/head.json"),
         ("SecurityGroupIds", open_ssh, "name your own group: [sg-...]"),

@@ -73,7 +73,12 @@ def stop_heard() -> None:
 
 
 def is_stop(error: BaseException | None) -> bool:
-    """Tell whether an error came up while a stop was on its way out, and so is a part of it."""
+    """Tell whether an error came up while a stop was on its way out, and so is a part of it.
+
+    Also where code in C lost the stop and told an error of its own in its place.
+    """
+    if _asked.is_set():
+        return True
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -110,18 +110,17 @@ GPU_ERRORS = (
     # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries again.
     GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True),  # cudaErrorMemoryAllocation
     GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True),  # hipErrorOutOfMemory
-    # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
-    *(
-        GpuError("RuntimeError", words, DEVICE, True)
-        for words in ("CUDA unknown error", "No CUDA GPUs are available", "NVIDIA driver on your system")
-    ),
     GpuError("DeferredCudaCallError", "", DEVICE, True),
     GpuError("CaptureError", "", DEVICE, True),  # its memory is lost to the process: pytorch#190308
     # A CUDA error stays with its process.
     GpuError("AcceleratorError", "", DEVICE, True),
     *(
         GpuError("RuntimeError", words, DEVICE, True)
-        for words in ("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error")
+        for words in (
+            # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
+            *("CUDA unknown error", "No CUDA GPUs are available", "NVIDIA driver on your system"),
+            *("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error"),
+        )
     ),
 )
 """The first that fits counts. Beside a row stands what raises it, or where its reading comes from."""

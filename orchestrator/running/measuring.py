@@ -385,7 +385,7 @@ def run_pilot(
     sweep: SweepSpec, request: PilotRequest, options: RunOptions, progress: Progress | None = None
 ) -> Pilot:
     """Train what is missing of a pilot and return its losses and measures."""
-    from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
+    from orchestrator.analysis.prediction_inputs import pilot_of
     from orchestrator.analysis.report import results_table
     from orchestrator.planning.plan import Workspace
     from orchestrator.running.run import run_sweep
@@ -402,10 +402,8 @@ def run_pilot(
         why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
         raise DataError("A pilot needs one finished training", why, "see the failure, then ask again")
     found = pilot_of(table, request.model, where=f"of sweep {spec.name}")
-    if not summary.failures:
-        return found
-    note = f"{len(summary.failures)} of {summary.planned} trainings of the pilot failed"
-    return Pilot(found.points, found.d_data, found.label_sharpness, (*found.notes, note))
+    failed = f"{len(summary.failures)} of {summary.planned} trainings of the pilot failed"
+    return replace(found, notes=(*found.notes, *[failed][: len(summary.failures)]))
 
 
 def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:

@@ -8,34 +8,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from orchestrator.analysis.report import log_report, report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
-from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.sweep_file import SweepSource, sweep_text
+from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
-from orchestrator.results.tracking import Tracker, make_tracker, mlflow_uri, open_tracker
+from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
-from orchestrator.running.cluster import (
-    Cluster,
-    Device,
-    RunOptions,
-    connect,
-    this_machine,
-    trial_resources,
-)
+from orchestrator.running.cluster import Cluster, Device, RunOptions, connect, this_machine, trial_resources
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.progress import Progress
+from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import pair_name
+from tasks.atomic import read_whole, write_atomic
 from tasks.remote import Executor
 
 
@@ -267,8 +262,8 @@ def _report(sweep: _Sweep) -> RunSummary:
     # Trials done earlier take the numbers of measures done now.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
     tracker.keep_pages(workspace.sweep_paths.run_pages)
-    written = Patience(monitor.note).until_done(lambda: report_sweep(workspace, state))
-    log_report(tracker, workspace, state)
+    written = Patience(monitor.note).until_done(lambda: _written(workspace, state))
+    log_sweep(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)
     return RunSummary(
         planned=num_planned,
@@ -278,6 +273,30 @@ def _report(sweep: _Sweep) -> RunSummary:
         failures=failures,
         report=written,
     )
+
+
+def _written(workspace: Workspace, state: State) -> Path | None:
+    """Write the report, which takes seconds, unless what it is made of and its files are as they were."""
+    paths, about = workspace.sweep_paths, provenance()
+    records = (*state.records, *state.measures.values(), *state.failures.values())
+    made_of = [sweep_text(workspace.plan.sweep), about.text(), *(record.text() for record in records)]
+    pages = read_run_pages(paths.run_pages)
+    made_of += [f"{pages.prefix} {pages.runs.get(trial_id)}" for trial_id in state.results]
+    made_of += [repr(read_prices(workspace.paths.prices)), repr(state.unreadable)]
+
+    def mark() -> bytes:
+        files = sorted((str(path), path.stat().st_mtime_ns) for path in paths.report.rglob("*.*"))
+        return fingerprint([made_of, files]).encode()
+
+    page = paths.report / "report.html"
+    with suppress(OSError):
+        if page.exists() and read_whole(paths.report_made_of) == mark():
+            return page
+    from orchestrator.analysis.report import report_sweep
+
+    written = report_sweep(workspace, state)
+    write_atomic(paths.report_made_of, mark(), durable=False)
+    return written
 
 
 @contextmanager
@@ -296,10 +315,8 @@ def announced(
         gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
         where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
         monitor.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
-        if cluster.dashboard:
-            token = f"access token in {workspace.paths.token}"
-            monitor.note(f"Ray dashboard: {cluster.dashboard} ({token})")
-            # The one job that a private cluster has.
-            page = f"{cluster.dashboard}/#/jobs/01000000"
-            monitor.note(f"Trials there: {page}, Task Table, Function or Class Name: IsweepTrial.train")
+        if page := cluster.dashboard:
+            monitor.note(f"Ray dashboard: {page} (access token in {workspace.paths.token})")
+            table = f"{page}/#/jobs/01000000, Task Table"  # of the one job that a private cluster has
+            monitor.note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
         yield cluster

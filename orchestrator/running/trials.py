@@ -37,7 +37,7 @@ from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
 from orchestrator.running.failures import HangWatch, Place, Retries, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
+from orchestrator.running.queue import CellQueue, Feed, TuneExecution, empty, trial_name
 from orchestrator.running.requests import Requests, StartWatch
 from orchestrator.running.worker import REPORT, Note, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
@@ -174,21 +174,18 @@ class GridWork(Work):
         plan, result = self.run.plan, cast("TrialResult", report.outcome)
         known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
         made_by = report if known is None else known  # where nothing was trained, its training's times stay
+        training = ("gpu_share", "gpu_name", "started_at", "finished_at")
+        told = ("data_fingerprint", "shared_group_share", "provenance")
         record = TrialRecord(
             trial_id=cell.trial_id,
             sweep=plan.sweep.name,
             spec=cell,
             domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
-            data_fingerprint=report.data_fingerprint,
-            shared_group_share=report.shared_group_share,
-            gpu_share=made_by.gpu_share,
-            gpu_name=made_by.gpu_name,
             attempt=attempt,
-            started_at=made_by.started_at,
-            finished_at=made_by.finished_at,
             measured_at=None if known is None else report.finished_at,
-            provenance=report.provenance,
             result=result,
+            **{name: getattr(made_by, name) for name in training},
+            **{name: getattr(report, name) for name in told},
         )
         self.run.stored.save(record)
         for kind, note in (("weights", result.weights_note), ("predictions", result.predictions_note)):
@@ -207,7 +204,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer."""
 
     def __init__(
-        self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM
+        self, run: Run, work: Work, execution: TuneExecution | None = None, clock: Clock = SYSTEM
     ) -> None:
         self._retries, self._attempts = Retries(), Counter[str]()
         self._run, self._work, self._queue, self._num_broken = run, work, work.queue, 0

@@ -63,8 +63,9 @@ def mlflow_page(driver: Any, root: Path) -> None:
         for question, picture in PAGES.items():
             driver.get("about:blank")
             driver.get(pages[question])
-            time.sleep(SETTLE_S)
-            driver.execute_script(CLOSE_ASSISTANT)
+            for _ in range(4):  # on a busy machine the assistant opens late
+                time.sleep(SETTLE_S)
+                driver.execute_script(CLOSE_ASSISTANT)
             time.sleep(SETTLE_S)
             _save(driver, picture)
         served.send_signal(signal.SIGINT)

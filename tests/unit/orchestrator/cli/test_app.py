@@ -4,6 +4,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 
 import pytest
@@ -94,15 +95,29 @@ def test_commands_that_only_look_load_no_ray(root, command):
     assert done.stdout.splitlines()[-1] == "0"
 
 
-def test_what_breaks_on_the_way_out_of_a_stop_is_no_bug(capsys, tmp_path, monkeypatch):
-    def broken(*_, **__):
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise ImportError("half a module")
+def on_the_way_out():
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise ImportError("half a module")
 
-    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", broken)
-    assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
+
+def lost_in_c():
+    """As matplotlib does, whose array conversion answers an interrupt with an error of its own."""
+    with suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    raise ValueError("Invalid affine transformation matrix")
+
+
+@pytest.mark.parametrize("broken", [on_the_way_out, lost_in_c])
+def test_what_breaks_on_the_way_out_of_a_stop_is_no_bug(capsys, tmp_path, monkeypatch, broken):
+    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", lambda *_, **__: broken())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop_heard()  # or the next run in this process would stop
     said = capsys.readouterr().err
     assert said == "Stopped. What was finished is kept; the same command goes on.\n"
 

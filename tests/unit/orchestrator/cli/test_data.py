@@ -3,319 +3,293 @@
 import json
 import os
 import re
-from pathlib import Path
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.raw_trees.own import OWN_WRITERS
 
+PLACES = np.arange(60)
 
-class TestMeasure:
-    @pytest.fixture
-    def arrays(self, tmp_path) -> Path:
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (60, 12, 12), np.uint8)
-        path = tmp_path / "own.npz"
-        np.savez(path, images=images, labels=np.arange(60) % 3)
-        return path
 
-    def test_the_same_arrays_give_the_same_numbers_in_either_file(self, run, arrays, tmp_path):
-        import h5py
+def pixels(num: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num, *(shape or (12, 12))), np.uint8)
 
-        with np.load(arrays) as stored, h5py.File(tmp_path / "own.h5", "w") as file:
-            file.update({name: stored[name] for name in stored})
-        found = [run("measure", str(path), "--json")[1] for path in (arrays, tmp_path / "own.h5")]
-        assert json.loads(found[0])["label_sharpness"] == json.loads(found[1])["label_sharpness"]
 
-    def test_images_of_one_value_are_told_of_arrays_too(self, run, arrays):
-        images = np.load(arrays)["images"]
-        images[3] = 7
-        np.savez(arrays, images=images, labels=np.arange(60) % 2)
-        assert "doubtful: images of one value, 1" in run("measure", str(arrays))[1]
+@pytest.fixture
+def own(tmp_path):
+    """Write random images, or these, with labels and more into ``own.npz``."""
 
-    def test_arrays(self, run, arrays):
-        code, out, _ = run("measure", str(arrays), "--json", "--train-sizes", "30", "60")
-        measured = json.loads(out)
-        assert code == 0
-        assert measured["num_images"] == 60
-        assert [size["train_size"] for size in measured["by_train_size"]] == [30, 60]
-        assert measured["d_data"]["mle"]["num_neighbors"] == 20
-        assert measured["label_sharpness"]["pixel_range"] == [0, 255]
-        assert len(measured["published"]) == 11
+    def write(labels, images=None, **more) -> str:
+        stored = pixels(len(labels)) if images is None else images
+        np.savez(tmp_path / "own.npz", images=stored, labels=labels, **more)
+        return str(tmp_path / "own.npz")
 
-    @pytest.mark.parametrize("side", [(), ("--image-size", "12")])
-    def test_what_was_taken_is_shown(self, run, tmp_path, side):
-        """Classes, what was left out and what is doubtful, without asking for it."""
-        arrays = {"test_images": np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)}
-        arrays |= {"test_labels": np.arange(40) % 2, "patient_id": np.arange(40)}
-        arrays |= {"val_images": arrays["test_images"], "val_labels": arrays["test_labels"]}
-        np.savez(tmp_path / "own.npz", **arrays)
-        code, out, _ = run("measure", str(tmp_path / "own.npz"), *side)
-        assert code == 0
-        assert "40 images, 2 classes" in out
-        assert "class 1: 20 images" in out
-        assert "left out: validation split, 40" in out
-        assert "doubtful: columns not used: patient_id" in out
+    return write
 
-    @pytest.mark.parametrize("kind", OWN_WRITERS)
-    def test_every_kind_shows_classes_groups_size_and_conversion(self, run, tmp_path, kind):
-        source = OWN_WRITERS[kind](tmp_path / "raw")
-        code, out, _ = run("measure", str(source), "--num-neighbors", "3", "--image-size", "16")
-        slices = 3 if kind == "nifti_csv" else 1
-        groups = 5 if kind.endswith("csv") or kind == "table" else 10
-        assert code == 0
-        assert f"{10 * slices} images, 2 classes, {groups} groups" in out
-        assert out.count(f": {5 * slices} images, 5 groups") == 2
-        assert "made 16x16, 1 channel: " in out
 
-    def test_arrays_as_they_are_show_it_too(self, run, tmp_path):
-        images = np.random.default_rng(0).integers(0, 256, (40, 12, 10), np.uint8)
-        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2, groups=np.arange(40) // 4)
-        code, out, _ = run("measure", str(tmp_path / "own.npz"))
-        assert code == 0
-        assert "40 images, 2 classes, 10 groups" in out
-        assert "class 1: 20 images, 10 groups" in out
-        assert "as they are, 12x10, uint8, not scaled" in out
+@pytest.fixture
+def pictures(tmp_path):
+    """Write random pictures into these folders below ``raw``."""
 
-    def test_a_range_that_is_asked_for_can_be_said(self, run, tmp_path):
-        """A float slightly above 1: the message shows it, and its way out works."""
-        images = np.random.default_rng(0).random((40, 12, 12))
-        images[3, 2, 2] = 1.0000002
-        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2)
-        code, _, err = run("measure", str(tmp_path / "own.npz"))
-        assert code == 2
-        assert "1.0000002" in err
-        assert "--pixel-range" in err
-        given = ("--pixel-range", "0", "1", "--num-neighbors", "3")
-        code, out, _ = run("measure", str(tmp_path / "own.npz"), *given)
-        assert code == 0
-        assert "as they are, 12x12, float64 in [" in out
-        code, out, _ = run("measure", str(tmp_path / "own.npz"), *given, "--image-size", "12")
-        assert code == 0
-        assert "[0, 1] (pixel_range) to [0, 255], cut there" in out
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (
-                ("--labels", "y.npy"),
-                "--labels is for a .npy; others hold theirs; found: own.npz",
-            ),
-            (("--raw", "x"), "--raw is for the name of a dataset; found: own.npz"),
-            (
-                ("--channels", "3"),
-                "--channels is for images that are resized, by --image-size; found: own",
-            ),
-        ],
-    )
-    def test_what_would_not_be_used_is_refused(self, run, arrays, words, message):
-        code, _, err = run("measure", str(arrays), *words)
-        assert code == 2
-        assert message in err
-
-    def test_values_that_leave_a_range_are_counted(self, run, arrays):
-        _, out, _ = run("measure", str(arrays), "--pixel-range", "0", "254")
-        assert re.search(r"doubtful: values outside pixel_range, \d+", out)
-
-    def test_labels_that_are_negative_numbers_can_be_mapped(self, run, tmp_path):
-        images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
-        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(60) % 3 - 1)
-        for words in ("0=a -1=unsure 1=b", "-1=unsure 0=a 1=b", "0=a 1=b --label-map=-1=unsure"):
-            more = ("--label-map", *words.split(), "--json")
-            code, out, err = run("measure", str(tmp_path / "own.npz"), *more)
-            assert code == 0, err
-            assert json.loads(out)["label_names"] == ["a", "b", "unsure"]
-
-    def test_a_range_that_nobody_would_apply_is_refused(self, run, tmp_path):
-        source = OWN_WRITERS["folder"](tmp_path / "raw")
-        code, _, err = run("measure", str(source), "--pixel-range", "0", "1")
-        assert code == 2
-        assert "pixel_range is for kind npz or hdf5; found: kind folder" in err
-
-    def test_labels_of_several_words_one_a_line(self, run, tmp_path):
-        images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)
-        np.save(tmp_path / "own.npy", images)
-        lines = ["no tumour", "tumour"] * 20
-        (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
-        arguments = ("measure", str(tmp_path / "own.npy"), "--labels", str(tmp_path / "labels.txt"))
-        code, out, _ = run(*arguments)
-        assert code == 0
-        assert "40 images, 2 classes, 40 groups" in out
-        assert "class no tumour: 20 images" in out
-        lines[6] = ""  # of 40 lines one has no label: none of the others may move up
-        lines[7] = "tumour  tumour"
-        (tmp_path / "labels.txt").write_text("\n".join(lines))
-        code, _, err = run(*arguments)
-        assert code == 2
-        assert "every row needs a label; found: blank in 1: row " in err
-
-    def test_what_own_data_leave_open_can_be_said(self, run, tmp_path):
-        from PIL import Image
-
-        rng = np.random.default_rng(0)
-        for number in range(40):
-            path = tmp_path / "raw" / f"p{number % 2}" / f"{'ab'[number // 2 % 2]}" / f"{number}.png"
+    def write(folders) -> str:
+        for number, folder in enumerate(folders):
+            path = tmp_path / "raw" / folder / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
-        code, _, err = run("measure", str(tmp_path / "raw"))
-        assert code == 2
-        assert "layout: class/group or layout: group/class (--layout)" in " ".join(err.split())
-        code, out, _ = run("measure", str(tmp_path / "raw"), "--layout", "group/class", "--image-size", "16")
-        assert code == 0
-        assert "class a: 20 images, 2 groups" in out
-        code, _, err = run("measure", str(tmp_path / "raw"), "--label-columns", "x")
-        assert code == 2
-        assert "label_columns is for kind table" in err
+            Image.fromarray(pixels(len(folders))[number]).save(path)
+        return str(tmp_path / "raw")
 
-    def test_label_sharpness_is_that_of_all_pairs(self, run, arrays):
-        with np.load(arrays) as archive:
-            flat, labels = archive["images"].reshape(60, -1).astype(float), archive["labels"]
-        distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)
-        largest = 1 / distances[labels[:, None] != labels[None]].min()
-        _, out, _ = run("measure", str(arrays), "--json")
-        assert json.loads(out)["label_sharpness"]["value"] == pytest.approx(largest, rel=1e-6)
+    return write
 
-    def test_the_pair_can_be_looked_at(self, run, arrays, tmp_path):
-        from PIL import Image
 
-        code, out, err = run(
-            "measure", str(arrays), "--class-pair", "0", "2", "--show-pair", str(tmp_path / "pair.png")
-        )
-        assert code == 0
-        assert "Intrinsic dimension" in out
-        assert "higher than" in out
-        assert "wrote" in err
-        with Image.open(tmp_path / "pair.png") as image:
-            assert image.size[0] > image.size[1]
+@pytest.fixture
+def features(tmp_path):
+    """Write an array, and labels for it, as .npy; returns their paths."""
 
-    def test_a_pair_names_classes_not_places(self, run, tmp_path):
-        """Labels 1, 2, 3 have the places 0, 1, 2: a pair 1 2 means the labels."""
-        rng = np.random.default_rng(1)
-        images, labels = rng.integers(0, 256, (90, 6, 6), np.uint8), np.arange(90) % 3 + 1
-        np.savez(tmp_path / "all.npz", images=images, labels=labels)
-        np.savez(tmp_path / "two.npz", images=images[labels != 3], labels=labels[labels != 3])
-        _, chosen, _ = run("measure", str(tmp_path / "all.npz"), "--class-pair", "1", "2", "--json")
-        _, alone, _ = run("measure", str(tmp_path / "two.npz"), "--json")
-        chosen, alone = json.loads(chosen), json.loads(alone)
-        assert chosen["label_sharpness"]["value"] == alone["label_sharpness"]["value"]
-        assert chosen["num_images"] == 60
+    def write(images, labels) -> tuple[str, ...]:
+        np.save(tmp_path / "own.npy", images)
+        np.save(tmp_path / "labels.npy", labels)
+        return str(tmp_path / "own.npy"), "--labels", str(tmp_path / "labels.npy")
 
-    def test_one_bad_file_can_be_found_and_allowed(self, run, tmp_path):
-        from PIL import Image
+    return write
 
-        rng = np.random.default_rng(0)
-        for index in range(60):
-            folder = tmp_path / "own" / ("a" if index % 2 else "b")
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{index}.png")
-        for name in ("broken.png", "torn.png"):
-            (tmp_path / "own" / "a" / name).write_bytes(b"no image")
-        code, _, err = run("measure", str(tmp_path / "own"), "--image-size", "8")
-        assert code == 2
-        digest = re.search(r"\b[0-9a-f]{16}\b", err)
-        code, out, _ = run("locate", digest[0], "--raw", str(tmp_path / "own"))
-        assert (code, out) == (0, "a/broken.png\n")
-        code, out, _ = run(
-            "measure", str(tmp_path / "own"), "--image-size", "8", "--max-skipped-share", "10%", "--json"
-        )
-        assert json.loads(out)["num_images"] == 60
 
-    def test_features_without_labels(self, run, tmp_path):
-        np.save(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(80, 5)))
-        code, out, _ = run("measure", str(tmp_path / "features.npy"), "--json")
-        measured = json.loads(out)
-        assert code == 0
-        assert measured["label_sharpness"] is None
-        assert 3 < measured["d_data"]["mle"]["value"] < 7
+@pytest.fixture
+def measure(run):
+    def go(*words: str):
+        return run("measure", *words)
 
-    @pytest.mark.parametrize(
-        ("make", "message"),
-        [
-            (lambda p: np.save(p, np.array([{}], object), allow_pickle=True), "one plain numeric array"),
-            (lambda p: p.write_bytes(b"no array"), "one plain numeric array"),
-            (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "must be finite"),
-            (lambda p: np.save(p, np.zeros((0, 4, 4))), "image"),
-        ],
-    )
-    def test_arrays_that_cannot_be_measured(self, run, tmp_path, make, message):
-        path = tmp_path / "bad.npy"
-        make(path)
-        code, out, err = run("measure", str(path))
-        assert code == 2, err
-        assert out == ""
-        assert message in err
+    return go
 
-    @pytest.mark.parametrize("form", ["csv", "npz", "npy"])
-    def test_labels_mean_what_the_map_says(self, run, tmp_path, form):
-        from PIL import Image
 
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (60, 8, 8), np.uint8)
-        labels = np.array(["cat", "CAT", "dog"])[np.arange(60) % 3]
-        source, more = tmp_path / f"own.{form}", ()
-        if form == "csv":
-            rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
-            source.write_text("\n".join(("path,label", *rows)))
-            for number, image in enumerate(images):
-                Image.fromarray(image).save(tmp_path / f"{number}.png")
-            more = ("--image-size", "8")
-        elif form == "npz":
-            np.savez(source, images=images, labels=labels)
-        else:
-            np.save(source, images)
-            np.save(tmp_path / "labels.npy", labels)
-            more = ("--labels", str(tmp_path / "labels.npy"))
-        code, out, err = run("measure", str(source), *more, "--label-map", "CAT=cat", "--json")
+@pytest.fixture
+def measured(measure):
+    def go(*words: str):
+        code, out, err = measure(*words, "--json")
         assert code == 0, err
-        measured = json.loads(out)
-        assert measured["label_names"] == ["cat", "dog"]
-        assert measured["label_sharpness"]["num_pairs"] == 40 * 20
+        return json.loads(out)
 
-    @pytest.mark.parametrize(
-        ("labels", "message"),
-        [
-            (["cat", "CAT", "dog"], "every class must be spelt one way; found: 'CAT' / 'cat'"),
-            ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
-            ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
-            ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
-        ],
-    )
-    def test_labels_that_are_no_classes(self, run, tmp_path, labels, message):
-        np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8))
-        np.save(tmp_path / "labels.npy", np.array(labels)[np.arange(60) % 3])
-        code, _, err = run("measure", str(tmp_path / "own.npy"), "--labels", str(tmp_path / "labels.npy"))
-        assert code == 2
-        assert message in err
-
-    def test_a_folder_of_images(self, run, tmp_path):
-        from PIL import Image
-
-        rng = np.random.default_rng(0)
-        for label in ("benign", "malignant"):
-            (tmp_path / "own" / label).mkdir(parents=True)
-            for index in range(30):
-                Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(
-                    tmp_path / "own" / label / f"{index}.png"
-                )
-        code, out, _ = run("measure", str(tmp_path / "own"), "--image-size", "16", "--json")
-        measured = json.loads(out)
-        assert code == 0
-        assert measured["label_names"] == ["benign", "malignant"]
-        assert measured["label_sharpness"]["side"] == [16, 16]
-        assert measured["label_sharpness"]["num_pairs"] == 900
-        assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]
-        assert measured["preparation"]["domain"] is None  # nobody said what these images are
+    return go
 
 
-def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
-    from contextlib import nullcontext
-    from types import SimpleNamespace
+def test_arrays_in_either_file_give_the_largest_ratio_of_all_pairs(measured, own, tmp_path):
+    import h5py
 
+    labels, flat = PLACES % 3, pixels(60).reshape(60, -1).astype(float)
+    distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)
+    found = measured(own(labels), "--train-sizes", "30", "60")
+    assert found["num_images"] == 60
+    assert [size["train_size"] for size in found["by_train_size"]] == [30, 60]
+    assert found["d_data"]["mle"]["num_neighbors"] == 20
+    assert found["label_sharpness"]["pixel_range"] == [0, 255]
+    largest = 1 / distances[labels[:, None] != labels[None]].min()
+    assert found["label_sharpness"]["value"] == pytest.approx(largest, rel=1e-6)
+    assert len(found["published"]) == 11
+    with h5py.File(tmp_path / "own.h5", "w") as file:
+        file.update({"images": pixels(60), "labels": labels})
+    assert measured(str(tmp_path / "own.h5"))["label_sharpness"] == measured(own(labels))["label_sharpness"]
+
+
+SPLITS = {
+    "test_images": pixels(40),
+    "test_labels": PLACES[:40] % 2,
+    "patient_id": PLACES[:40],
+    "val_images": pixels(40),
+    "val_labels": PLACES[:40] % 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words", "shown"),
+    [
+        *(
+            (SPLITS, words, ["40 images, 2 classes", "class 1: 20 images", "left out: validation split, 40",
+                             "doubtful: columns not used: patient_id"])
+            for words in ("", "--image-size 12")
+        ),
+        ({"images": pixels(40, 12, 10), "labels": PLACES[:40] % 2, "groups": PLACES[:40] // 4}, "",
+         ["40 images, 2 classes, 10 groups", "class 1: 20 images, 10 groups",
+          "as they are, 12x10, uint8, not scaled"]),
+        ({"images": pixels(60) * (PLACES != 3)[:, None, None], "labels": PLACES % 2}, "",
+         ["doubtful: images of one value, 1"]),
+        ({"images": pixels(60), "labels": PLACES % 2}, "--pixel-range 0 254",
+         ["doubtful: values outside pixel_range, "]),
+    ],
+)  # fmt: skip
+def test_what_was_taken_is_shown(measure, tmp_path, arrays, words, shown):
+    """Classes, what was left out and what is doubtful, without asking for it."""
+    np.savez(tmp_path / "own.npz", **arrays)
+    code, out, _ = measure(str(tmp_path / "own.npz"), *words.split())
+    assert code == 0
+    assert [line for line in shown if line not in out] == []
+
+
+@pytest.mark.parametrize("kind", OWN_WRITERS)
+def test_every_kind_shows_classes_groups_size_and_conversion(measure, tmp_path, kind):
+    source = OWN_WRITERS[kind](tmp_path / "raw")
+    code, out, _ = measure(str(source), "--num-neighbors", "3", "--image-size", "16")
+    slices = 3 if kind == "nifti_csv" else 1
+    groups = 5 if kind.endswith("csv") or kind == "table" else 10
+    assert code == 0
+    assert f"{10 * slices} images, 2 classes, {groups} groups" in out
+    assert out.count(f": {5 * slices} images, 5 groups") == 2
+    assert "made 16x16, 1 channel: " in out
+
+
+def test_a_range_that_is_asked_for_can_be_said(measure, own):
+    """A float slightly above 1: the message shows it, and its way out works."""
+    images = pixels(40) / 255
+    images[3, 2, 2] = 1.0000002
+    source, given = own(PLACES[:40] % 2, images), ("--pixel-range", "0", "1", "--num-neighbors", "3")
+    code, _, err = measure(source)
+    assert (code, "1.0000002" in err, "--pixel-range" in err) == (2, True, True)
+    assert "as they are, 12x12, float64 in [" in measure(source, *given)[1]
+    assert "[0, 1] (pixel_range) to [0, 255], cut there" in measure(source, *given, "--image-size", "12")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--labels y.npy", "--labels is for a .npy; others hold theirs; found: own.npz"),
+        ("--raw x", "--raw is for the name of a dataset; found: own.npz"),
+        ("--channels 3", "--channels is for images that are resized, by --image-size; found: own"),
+    ],
+)
+def test_what_would_not_be_used_is_refused(measure, own, words, message):
+    code, _, err = measure(own(PLACES % 3), *words.split())
+    assert (code, message in err) == (2, True)
+
+
+def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
+    source = features(pixels(40), [])[0]
+    lines = ["no tumour", "tumour"] * 20
+    (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
+    code, out, _ = measure(source, "--labels", str(tmp_path / "labels.txt"))
+    assert (code, "40 images, 2 classes, 40 groups" in out) == (0, True)
+    assert "class no tumour: 20 images" in out
+    lines[6] = ""  # of 40 lines one has no label: none of the others may move up
+    lines[7] = "tumour  tumour"
+    (tmp_path / "labels.txt").write_text("\n".join(lines))
+    code, _, err = measure(source, "--labels", str(tmp_path / "labels.txt"))
+    assert (code, "every row needs a label; found: blank in 1: row " in err) == (2, True)
+
+
+def test_what_own_data_leave_open_can_be_said(measure, pictures):
+    source = pictures([f"p{number % 2}/{'ab'[number // 2 % 2]}" for number in range(40)])
+    for words, message in (
+        ([], "layout: class/group or layout: group/class (--layout)"),
+        (["--label-columns", "x"], "label_columns is for kind table"),
+        (["--pixel-range", "0", "1"], "pixel_range is for kind npz or hdf5; found: kind folder"),
+    ):
+        code, _, err = measure(source, *words)
+        assert (code, message in err) == (2, True), err
+    code, out, _ = measure(source, "--layout", "group/class", "--image-size", "12")
+    assert (code, "class a: 20 images, 2 groups" in out) == (0, True)
+
+
+def test_the_pair_can_be_looked_at(measure, own, tmp_path):
+    figure = tmp_path / "pair.png"
+    code, out, err = measure(own(PLACES % 3), "--class-pair", "0", "2", "--show-pair", str(figure))
+    assert (code, f"wrote {figure}" in err) == (0, True)
+    assert "Intrinsic dimension" in out
+    assert "higher than" in out
+    with Image.open(figure) as image:
+        assert image.size[0] > image.size[1]
+
+
+def test_a_pair_names_classes_not_places(measured, own):
+    """Labels 1, 2, 3 have the places 0, 1, 2: a pair 1 2 means the labels."""
+    labels = np.arange(90) % 3 + 1
+    chosen = measured(own(labels, pixels(90)), "--class-pair", "1", "2")
+    alone = measured(own(labels[labels != 3], pixels(90)[labels != 3]))
+    assert chosen["label_sharpness"]["value"] == alone["label_sharpness"]["value"]
+    assert chosen["num_images"] == 60
+
+
+def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(run, measured, pictures):
+    source = pictures([("benign", "malignant")[place % 2] for place in PLACES])
+    for name in ("broken.png", "torn.png"):
+        with open(f"{source}/benign/{name}", "wb") as file:
+            file.write(b"no image")
+    code, _, err = run("measure", source, "--image-size", "12")
+    assert code == 2
+    digest = re.search(r"\b[0-9a-f]{16}\b", err)
+    assert run("locate", digest[0], "--raw", source)[:2] == (0, "benign/broken.png\n")
+    allowed = (source, "--image-size", "12", "--max-skipped-share", "10%")
+    shown = run("measure", *allowed)[1]
+    assert "skipped: not an image, 2" in shown
+    assert "isweep locate HASH" in shown
+    found = measured(*allowed)
+    assert found["label_names"] == ["benign", "malignant"]
+    assert found["label_sharpness"]["side"] == [12, 12]
+    assert found["label_sharpness"]["num_pairs"] == 900
+    assert found["preparation"]["domain"] is None  # nobody said what these images are
+    assert os.listdir(f"{source}/../root/prepared") == [".hash_key"]
+
+
+def test_features_without_labels(measured, features):
+    found = measured(features(np.random.default_rng(0).normal(size=(80, 5)), [])[0])
+    assert found["label_sharpness"] is None
+    assert 3 < found["d_data"]["mle"]["value"] < 7
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: np.save(p, np.array([{}], object), allow_pickle=True), "one plain numeric array"),
+        (lambda p: p.write_bytes(b"no array"), "one plain numeric array"),
+        (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "must be finite"),
+        (lambda p: np.save(p, np.zeros((0, 4, 4))), "image"),
+    ],
+)
+def test_arrays_that_cannot_be_measured(measure, tmp_path, make, message):
+    make(tmp_path / "bad.npy")
+    code, out, err = measure(str(tmp_path / "bad.npy"))
+    assert (code, out) == (2, ""), err
+    assert message in err
+
+
+@pytest.mark.parametrize("form", ["csv", "npz", "npy"])
+def test_labels_mean_what_the_map_says(measured, own, features, pictures, tmp_path, form):
+    labels = np.array(["cat", "CAT", "dog"])[PLACES % 3]
+    if form == "csv":
+        pictures([""] * 60)
+        rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+        (tmp_path / "raw" / "own.csv").write_text("\n".join(("path,label", *rows)))
+        words = (str(tmp_path / "raw" / "own.csv"), "--image-size", "12")
+    else:
+        words = (own(labels),) if form == "npz" else features(pixels(60), labels)
+    found = measured(*words, "--label-map", "CAT=cat")
+    assert found["label_names"] == ["cat", "dog"]
+    assert found["label_sharpness"]["num_pairs"] == 40 * 20
+
+
+def test_labels_that_are_negative_numbers_can_be_mapped(measured, own):
+    for words in ("0=a -1=unsure 1=b", "-1=unsure 0=a 1=b", "0=a 1=b --label-map=-1=unsure"):
+        found = measured(own(PLACES % 3 - 1), "--label-map", *words.split())
+        assert found["label_names"] == ["a", "b", "unsure"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", "CAT", "dog"], "every class must be spelt one way; found: 'CAT' / 'cat'"),
+        ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
+        ([-1, 0, 1], "take those images out, or say what they mean with --label-map=-1=NAME"),
+        ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
+    ],
+)
+def test_labels_that_are_no_classes(measure, features, labels, message):
+    code, _, err = measure(*features(pixels(60, 8, 8), np.array(labels)[PLACES % 3]))
+    assert (code, message in err) == (2, True), err
+
+
+def test_prepare_reads_own_data_of_a_sweep_file(run, own, tmp_path, monkeypatch):
     import tasks.remote
     from orchestrator.running import cluster
-
-    monkeypatch.setattr(cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
 
     class Inline(tasks.remote.InlineExecutor):
         driver_node_only = False
@@ -323,25 +297,21 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
         def __init__(self, **_):
             super().__init__()
 
+    monkeypatch.setattr(cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
     monkeypatch.setattr(tasks.remote, "RayExecutor", Inline)
-    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
-    np.savez(tmp_path / "own.npz", images=images, labels=np.array(["cat", "CAT", "dog"])[np.arange(60) % 3])
-    sweep = f"""
+    source = own(np.array(["cat", "CAT", "dog"])[PLACES % 3])
+    (tmp_path / "skin.yaml").write_text(f"""
 name: skin
 models: [resnet18]
 train_sizes: [30]
 image_size: 8
 test_size: 20
 recipe: paper
-datasets:
-  - name: skin
-    own: {{kind: npz, path: {tmp_path / "own.npz"}, domain: medical}}
-"""
-    (tmp_path / "skin.yaml").write_text(sweep)
+datasets: [{{name: skin, own: {{kind: npz, path: {source}, domain: medical}}}}]
+""")
     words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
-    assert code == 2
-    assert "every class must be spelt one way; found: 'CAT' / 'cat'" in err
+    assert (code, "every class must be spelt one way; found: 'CAT' / 'cat'" in err) == (2, True)
     code, out, err = run(*words, "--label-map", "CAT=cat")
     assert code == 0, err
     assert "class cat: 40 images" in out

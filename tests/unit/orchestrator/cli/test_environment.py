@@ -24,8 +24,9 @@ def test_a_mistake_in_a_launch_file_is_the_users_anything_else_the_machines(run,
     assert run("doctor", "--launch", "a.yaml")[0] == code
 
 
-def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path):
-    (found,) = doctor._launch(tmp_path / "absent.yaml")
+def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "connect", None)
+    *_, found = doctor.run_checks(str(tmp_path), None, None, launch=tmp_path / "absent.yaml")
     assert found["name"].startswith(doctor.LAUNCH_FILE)
     assert not found["ok"]
 

@@ -54,66 +54,42 @@ def test_an_error_inside_a_trial_is_known_by_its_type(error, kind):
     assert classify(error).kind == kind
 
 
-# As libraries raise them, by torch's own classes: the error, its kind, whether its process ends.
-OF_GPUS = [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "out_of_memory", False),
-    (RuntimeError("GET was unable to find an engine to execute this computation"), "out_of_memory", False),
-    (RuntimeError("FIND was unable to find an engine to execute this computation"), "out_of_memory", False),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory", False),
-    (
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-        "out_of_memory",
-        False,
-    ),
-    (
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        "out_of_memory",
-        False,
-    ),
-    (
-        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
-        "out_of_memory",
-        True,
-    ),
-    (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), "out_of_memory", True),
-    (torch.AcceleratorError("HIP error: out of memory"), "out_of_memory", True),
-    (
-        RuntimeError(
-            "CUDA unknown error - this may be due to an incorrectly set up environment. Setting the "
-            "available devices to be zero."
-        ),
-        "device_error",
-        True,
-    ),
-    (RuntimeError("No CUDA GPUs are available"), "device_error", True),
-    (
-        RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
-        "device_error",
-        True,
-    ),
-    (
-        torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: device >= 0"),
-        "device_error",
-        True,
-    ),
-    (CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"), "device_error", True),
-    (torch.AcceleratorError("CUDA error: operation failed due to a previous error"), "device_error", True),
-    (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "device_error", True),
-    (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "device_error", True),
-    (torch.AcceleratorError("CUDA error: no kernel image is available for execution"), "device_error", True),
-    (torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy"), "device_error", True),
-    (RuntimeError("CUDA error: device-side assert triggered"), "device_error", True),
-    (RuntimeError("HIP error: invalid device function"), "device_error", True),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device_error", True),
-    (
-        RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`"),
-        "device_error",
-        True,
-    ),
-    (RuntimeError("CUDNN_STATUS_MAPPING_ERROR"), "device_error", True),
-    (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp"), "device_error", True),
-    (MemoryError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
-]
+Accelerator, Cuda = torch.AcceleratorError, RuntimeError
+# As libraries raise them, by torch's own classes: each error's kind, and whether its process ends.
+BY_KIND = {
+    ("out_of_memory", False): [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        Cuda("GET was unable to find an engine to execute this computation"),
+        Cuda("FIND was unable to find an engine to execute this computation"),
+        Cuda("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        Cuda("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        Cuda("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ("out_of_memory", True): [
+        Cuda("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        Accelerator("CUDA error: out of memory\nCUDA kernel errors might be"),
+        Accelerator("HIP error: out of memory"),
+    ],
+    ("device_error", True): [
+        Cuda("CUDA unknown error - this may be due to an incorrectly set up environment. Setting the"),
+        Cuda("No CUDA GPUs are available"),
+        Cuda("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
+        torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: device >="),
+        CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"),
+        Accelerator("CUDA error: uncorrectable ECC error encountered"),
+        Accelerator("CUDA error: an illegal memory access was encountered"),
+        Accelerator("CUDA error: no kernel image is available for execution"),
+        Accelerator("CUDA error: CUDA-capable device(s) is/are busy"),
+        Cuda("CUDA error: device-side assert triggered"),
+        Cuda("HIP error: invalid device function"),
+        Cuda("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        Cuda("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`"),
+        Cuda("CUDNN_STATUS_MAPPING_ERROR"),
+        Cuda("NCCL error in: ProcessGroupNCCL.cpp"),
+    ],
+}
+OF_GPUS = [(error, *kind) for kind, errors in BY_KIND.items() for error in errors]
 
 
 @pytest.mark.parametrize(("error", "kind", "ends"), OF_GPUS, ids=lambda value: str(value)[:60])
@@ -135,26 +111,19 @@ def test_a_process_that_ended_for_its_gpu_has_the_kind_and_words_it_died_with():
     dead = DeviceError("out_of_memory: CUDA error: out of memory (GPU-3f of node a)")
     text = "".join(traceback.format_exception(dead))
     failure = classify_lost_worker(None, text)
-    assert (failure.kind, failure.message) == (
-        "out_of_memory",
-        "CUDA error: out of memory (GPU-3f of node a)",
-    )
+    assert (failure.kind, failure.message) == tuple(str(dead).split(": ", 1))
     assert gpu_named(failure.message) == "GPU-3f of node a"
     assert ends_process(dead)
     assert classify_lost_worker(None, "x.DeviceError: bad").message == "bad"
 
 
-def test_a_users_mistake_is_told_without_a_traceback():
+def test_a_users_mistake_is_told_without_a_traceback_and_a_failed_fetch_tried_again_not_for_ever():
     failure = classify(ConfigError("A batch needs two images", "1", "raise batch_size"))
     assert failure.message == "A batch needs two images; found: 1; raise batch_size."
     assert failure.traceback == ""
-
-
-def test_a_fetch_that_failed_is_tried_again_but_not_for_ever():
     kind, retries = classify(LOST_OBJECT).kind, Retries()
     pauses = [retries.failed("a", kind).pause_s for _ in range(100)]
-    assert pauses[0] is not None
-    assert pauses[-1] is None
+    assert (pauses[0] is None, pauses[-1]) == (False, None)
 
 
 def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
@@ -165,25 +134,19 @@ def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
     assert classify_broken_fit(wrapped).kind == "out_of_memory"
 
 
-def test_a_preempted_node_is_lost_whatever_the_words_say():
-    error = rex.RayActorError("ab", "weg", preempted=True)
-    assert classify_lost_worker(error, str(error)).kind == "lost_node"
-
-
-def test_a_node_that_ray_lists_as_dead_is_lost_whatever_the_words_say():
-    error = rex.RayActorError("ab", "weg: 28f0c1")
-    assert classify_lost_worker(error, str(error), ["77aa", "28f0c1"]).kind == "lost_node"
-    assert classify_lost_worker(error, str(error), ["77aa"]).kind == "worker_crash"
-
-
-def test_words_about_nodes_alone_make_no_lost_node():
-    error = rex.RayActorError("ab", "the trial printed: node died, node failure, dead node")
-    assert classify_lost_worker(error, str(error)).kind == "worker_crash"
-
-
-def test_the_memory_killer_is_known_although_tune_keeps_only_its_text():
-    text = "Failure # 1\nTask was killed due to the node running low on memory."
-    assert classify_lost_worker(None, text).kind == "out_of_memory"
+@pytest.mark.parametrize(
+    ("error", "text", "kind"),
+    [
+        (rex.RayActorError("ab", "weg", preempted=True), "weg", "lost_node"),
+        # Ids of dead nodes in it count, words about nodes alone do not.
+        (rex.RayActorError("ab", "weg"), "weg: 28f0c1", "lost_node"),
+        (rex.RayActorError("ab", "weg"), "the trial printed: node died, node failure", "worker_crash"),
+        # The memory killer: Tune keeps only its text.
+        (None, "Failure # 1\nTask was killed due to the node running low on memory.", "out_of_memory"),
+    ],
+)
+def test_of_what_a_worker_went_is_told_by_rays_own_words_and_ids(error, text, kind):
+    assert classify_lost_worker(error, text, ["77aa", "28f0c1"]).kind == kind
 
 
 def test_no_error_at_all_is_a_crash():

@@ -22,16 +22,7 @@ from orchestrator.planning.predict import (
     read_checks,
 )
 from orchestrator.running import gpu_check
-from orchestrator.running.gpu_check import (
-    PARTS,
-    Bench,
-    bench_of,
-    check,
-    devices,
-    nameless,
-    run_part,
-    without_names,
-)
+from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part, without_names
 from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, gpu_check_folders
 from search_spaces.errors import ConfigError, SetupError
 
@@ -41,13 +32,6 @@ def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
     found = run_part(part, "cpu", {})
     assert (found["error"], found["ok"]) == ("", True)
     assert socket.gethostname() not in json.dumps(found["values"])
-
-
-def test_the_parts_are_all_there():
-    assert list(PARTS) == [
-        *("host", "gpu", "context", "correctness", "step_times", "passes"),
-        *("memory", "pairs", "trial", "faults", "summary"),
-    ]
 
 
 def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
@@ -109,21 +93,16 @@ def posing(monkeypatch):
     return kinds
 
 
-def test_memory_is_measured_with_the_share_that_each_network_needs(posing):
-    row = gpu_check.memory(bench_of("cpu"))["small_cnn"]
+def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_for_it(posing):
+    bench = bench_of("cpu")
+    row = gpu_check.memory(bench)["small_cnn"]
     assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
     assert row["dies_with"] <= 0.2 < row["smallest_share"]
     assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
-
-
-def test_memory_that_runs_out_must_be_taken_for_it(posing):
-    bench = bench_of("cpu")
     found = gpu_check.faults(bench)
     assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
-    assert found["fails"] == [
-        "memory that runs out in step is taken for nothing",
-        "memory that runs out in evaluation is taken for nothing",
-    ]
+    told = "memory that runs out in {} is taken for nothing"
+    assert found["fails"] == [told.format("step"), told.format("evaluation")]
     posing[0] = "device_error"
     assert "memory that runs out in capture is taken for device_error" in gpu_check.faults(bench)["fails"]
 
@@ -157,10 +136,11 @@ def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
     assert set(started) == {("rate", "cuda:0", "vgg16")}
 
 
-def test_one_process_alone_must_run(monkeypatch):
+@pytest.mark.parametrize(("part", "device"), [("pairs", "cpu"), ("memory", "cuda:0")])
+def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
-    found = run_part("pairs", "cpu", {})
-    assert (found["ok"], found["error"]) == (False, "exit code 1")
+    found = run_part(part, device, {})
+    assert (found["ok"], found["values"], found["error"]) == (False, None, "exit code 1")
 
 
 @pytest.fixture
@@ -182,13 +162,10 @@ def quick(monkeypatch):
 
 @pytest.mark.usefixtures("quick")
 def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, monkeypatch):
-    written, lines = [], []
-
-    def write(path, data):
-        written.append(json.loads(data))
-        path.write_bytes(data)
-
-    monkeypatch.setattr(gpu_check, "write_atomic", write)
+    written, lines, write = [], [], gpu_check.write_atomic
+    monkeypatch.setattr(
+        gpu_check, "write_atomic", lambda path, data: written.append(json.loads(data)) or write(path, data)
+    )
     path, ok = check("cpu", tmp_path / "gpu", lines.append)
     assert not ok
     assert [len(record["parts"]) for record in written] == [1, 2, 3, 4]
@@ -202,12 +179,16 @@ def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, mon
 
 
 @pytest.mark.usefixtures("quick")
-def test_plans_read_the_file_and_leave_others_alone(tmp_path):
-    path, _ = check("cpu", tmp_path, lambda line: None)
-    assert read_checks([tmp_path, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
+def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_counts(tmp_path):
+    *_, here = gpu_check_folders(tmp_path)
+    path, _ = check("cpu", here, lambda line: None)
+    assert path.parent == tmp_path / "gpu"
+    (tmp_path / path.name).write_text(path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3'))
+    assert read_checks([tmp_path, here, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
+    assert read_checks([here, tmp_path])["CPU"]["pair_gain"] == 3
     path.write_text("{}")
-    (tmp_path / "gpu-check-broken.json").write_text("no JSON")
-    assert read_checks([tmp_path]) == {}
+    (here / "gpu-check-broken.json").write_text("no JSON")
+    assert read_checks([here]) == {}
 
 
 @pytest.mark.usefixtures("quick")
@@ -233,10 +214,7 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
         ({"row": {"half_tflops": 300, "compute_efficiency": 0.4}}, True),
         ({"row": {"half_tflops": 300, "field_of_an_older_version": []}}, True),
         ({"row": None, "pair_gain": None}, True),
-        ({"row": {"compute_efficiency": "fast"}}, False),
-        ({"row": {"compute_efficiency": -1}}, False),
-        ({"row": {"compute_efficiency": None}}, False),
-        ({"row": {"bandwidth": float("nan")}}, False),
+        *(({"row": {"compute_efficiency": value}}, False) for value in ("fast", -1, None, float("nan"))),
         ({"row": 7}, False),
         ({"pair_gain": "much"}, False),
         (["PASS"], False),
@@ -252,31 +230,13 @@ def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
     assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
 
 
-def test_what_was_measured_here_counts_over_what_others_sent(tmp_path):
-    *_, here = gpu_check_folders(tmp_path)
-    assert here == tmp_path / "gpu"
-    for folder, share in (("others", 0.5), ("gpu", 0.4)):
-        (tmp_path / folder).mkdir()
-        summary = {"row": {"compute_efficiency": share}}
-        record = {"gpu": "Tesla T4", "parts": {"summary": {"values": summary}}}
-        (tmp_path / folder / "gpu-check-t4.json").write_text(json.dumps(record))
-    assert read_checks([tmp_path / "others", here])["Tesla T4"]["row"] == {"compute_efficiency": 0.4}
-
-
 @pytest.mark.parametrize("user", ["somebody", None])
 def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
     """A container's user may have no name at all."""
-
-    def getuser():
-        if user is None:
-            raise KeyError("getpwuid(): uid not found: 1234")
-        return user
-
-    monkeypatch.setattr(getpass, "getuser", getuser)
+    monkeypatch.setattr(getpass, "getuser", lambda: user or {}["uid not found: 1234"])
     monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
-    who = "..." if user else "somebody"
     said = without_names("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
-    assert said == f"{who} on ..., ... and node12: ... failed"
+    assert said == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
     found = {"reason": ["no node1"], "numbers": (1, 0.5, None, True), "of": {7: torch.device("cpu")}}
     kept = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
     assert nameless(found) == kept
@@ -331,23 +291,12 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
-def test_a_machine_without_a_gpu_is_told_what_to_do(monkeypatch):
-    monkeypatch.setenv(LOGICAL_GPUS, "1")
-    with pytest.raises(SetupError, match="isweep doctor says why; --device cpu tries the check"):
-        devices(None)
-    assert devices("cpu") == ["cpu"]
-
-
-def test_a_gpu_is_chosen_by_its_number(monkeypatch):
+def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(monkeypatch):
     monkeypatch.setattr(gpu_check, "_seen", lambda: (Gpu("A", "GPU-1", 2**34), Gpu("B", "GPU-2", 2**34)))
-    assert devices(None) == ["cuda:0", "cuda:1"]
-    assert devices("1") == ["cuda:1"]
+    assert (devices(None), devices("1"), devices("cpu")) == (["cuda:0", "cuda:1"], ["cuda:1"], ["cpu"])
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"):
             devices(wrong)
-
-
-def test_a_part_on_a_gpu_dies_alone(monkeypatch):
-    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
-    found = run_part("memory", "cuda:0", {})
-    assert (found["ok"], found["values"], found["error"]) == (False, None, "exit code 1")
+    monkeypatch.setenv(LOGICAL_GPUS, "1")
+    with pytest.raises(SetupError, match="isweep doctor says why; --device cpu tries the check"):
+        devices(None)

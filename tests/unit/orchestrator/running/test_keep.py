@@ -66,19 +66,21 @@ def end_of(keep: ModuleType, monkeypatch: pytest.MonkeyPatch, head: Head) -> int
     return keep.main(["paper", "--device", "gpu"])
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
-def test_it_ends_as_the_sweep_does(keep, monkeypatch, code):
-    head = Head([code])
+@pytest.mark.parametrize(
+    ("ends", "code", "submitted"),
+    [
+        *(([code], code, 1) for code in range(5)),  # as the sweep does
+        *(([death, death, 0], 0, 3) for death in (None, -9, 137)),  # a driver that died is followed
+        ([None] * 50, 3, 10),  # but not for ever
+        (["stopped"], 130, 1),  # by somebody
+    ],
+)
+def test_it_ends_as_the_sweep_does_and_a_driver_that_died_is_followed_by_another(
+    keep, monkeypatch, ends, code, submitted
+):
+    head = Head([*ends])
     assert end_of(keep, monkeypatch, head) == code
-    assert len(head.submitted) == 1
-
-
-@pytest.mark.parametrize("death", [None, -9, 137])
-def test_a_driver_that_died_is_followed_by_another(keep, monkeypatch, death):
-    head = Head([death, death, 0])
-    assert end_of(keep, monkeypatch, head) == 0
-    assert len(head.submitted) == 3
-    assert len(set(head.submitted)) == 1
+    assert (len(head.submitted), len(set(head.submitted))) == (submitted, 1)
 
 
 def test_after_a_lost_head_it_waits_and_submits_again(keep, monkeypatch, capsys):
@@ -90,36 +92,14 @@ def test_after_a_lost_head_it_waits_and_submits_again(keep, monkeypatch, capsys)
     assert "keep: the cluster is another one than before: its head was lost" in said
 
 
-def test_a_job_that_somebody_stopped_stays_stopped(keep, monkeypatch):
-    head = Head(["stopped"])
-    assert end_of(keep, monkeypatch, head) == keep.STOPPED
-    assert len(head.submitted) == 1
-
-
 def test_started_again_it_follows_the_job_that_runs(keep, monkeypatch):
     head = Head([0])
-    entrypoint = keep.shlex.join(keep.command(["paper", "--device", "gpu"]))
-    head.run("isweep run another")
-    head.jobs.clear()
-    head.run(entrypoint)
-    head.ends.insert(0, 0)
-    monkeypatch.setattr(head, "list_jobs", first_as_it_is(head))
+    head.run(keep.shlex.join(keep.command(["paper", "--device", "gpu"])))
+    looks = iter([list(head.jobs.values())])  # the first finds it running
+    as_ever = head.list_jobs
+    monkeypatch.setattr(head, "list_jobs", lambda: next(looks, None) or as_ever())
     assert end_of(keep, monkeypatch, head) == 0
     assert head.submitted == []
-
-
-def first_as_it_is(head: Head) -> Any:
-    """The first look finds the jobs running; the next ones as ever."""
-    looks = iter([list(head.jobs.values())])
-    as_ever = head.list_jobs
-    return lambda: next(looks, None) or as_ever()
-
-
-def test_drivers_that_keep_dying_end_it(keep, monkeypatch, capsys):
-    head = Head([None] * 50)
-    assert end_of(keep, monkeypatch, head) == 3
-    assert len(head.submitted) == keep.MAX_DEATHS
-    assert "10 drivers died one after another" in capsys.readouterr().out
 
 
 def test_without_the_clusters_token_it_says_so_and_does_not_wait(keep, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -117,20 +116,12 @@ WRONG = {
         ("provider/head_ip", "127.0.0.2", "provider: a machine is named twice"),
         ("provider/head_ip", "no-such-host.invalid", "no-such-host.invalid: this machine does not know"),
         ("provider/worker_ips", ["127.0.0.2"], "min_workers: 2, and worker_ips names 1"),
-        (
-            "auth/ssh_private_key",
-            "~/.ssh/other",
-            "auth.ssh_private_key: no ~/.ssh/other; make one: ssh-keygen",
-        ),
+        ("auth/ssh_private_key", "~/.ssh/other", "auth.ssh_private_key: no ~/.ssh/other; make one: ssh"),
         ("auth/ssh_private_key", None, "auth.ssh_private_key: the head needs a key"),
         ("file_mounts", {"~/isweep-dist": "./dits"}, "file_mounts.~/isweep-dist: no ./dits"),
         ("head_start_ray_commands", ["echo"], "head_start_ray_commands: no `ray start`"),
         ("head_start_ray_commands", [START.replace("=token", "=disabled")], "no token is asked for"),
-        (
-            "head_start_ray_commands",
-            [START.replace("127.0.0.1", "0.0.0.0")],
-            "the dashboard, which runs code",
-        ),
+        ("head_start_ray_commands", [START.replace("127.0.0.1", "0.0.0.0")], "the dashboard, which runs"),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START.split(" --auto")[0]], "the head would start no worker"),
         ("head_start_ray_commands", [START.replace("--head ", "")], "no head is started; add --head"),
@@ -144,24 +135,12 @@ WRONG = {
     ],
     AWS: [
         ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
-        (
-            "available_node_types",
-            {"head": {"resources": {}, "node_config": {}}},
-            "no worker may start; say how",
-        ),
+        ("available_node_types", {"head": {"resources": {}, "node_config": {}}}, "no worker may start; say"),
         ("provider/cache_stopped_nodes", None, "Ray would stop nodes and not end them: their disks stay"),
         (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted; add Encrypted: true"),
         (f"{DISK}/DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
-        (
-            f"{WORKER}/node_config/BlockDeviceMappings",
-            None,
-            "no disk is named: the image's own may have 8 GB",
-        ),
-        (
-            f"{NODE}/InstanceMarketOptions",
-            {"MarketType": "spot"},
-            "a spot instance as head: taken away, it takes",
-        ),
+        (f"{WORKER}/node_config/BlockDeviceMappings", None, "no disk is named: the image's own may have"),
+        (f"{NODE}/InstanceMarketOptions", {"MarketType": "spot"}, "a spot instance as head: taken away"),
         (f"{NODE}/SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
@@ -171,24 +150,13 @@ WRONG = {
         (f"{NODE}/ImageId", None, "ImageId: no image is named"),
         (f"{NODE}/ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),
         (f"{NODE}/SecurityGroupIds", [5], "Invalid type for parameter SecurityGroupIds[0], value: 5"),
-        (f"{NODE}/InstanceType", None, "InstanceType: no instance type is named"),
-        (f"{NODE}/InstanceType", "m6i.2xlarg", "EC2 knows no m6i.2xlarg; m6i.2xlarge"),
         (f"{NODE}/ImageID", "ami-1", 'Unknown parameter in input: "ImageID"; correct it'),
         (f"{NODE}/MetadataOptions/HttpPutResponseHopLimit", "1", "HopLimit, value: 1, type: <class 'str'>"),
     ],
     GCP: [
-        ("provider/project_id", None, "provider.project_id: not named"),
-        (
-            f"{WORKER}/node_config/scheduling",
-            [{"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}],
-            "would be stopped, and its disk stay and cost; add instanceTerminationAction: DELETE",
-        ),
+        (f"{WORKER}/node_config/scheduling", [{"provisioningModel": "SPOT"}], "its disk stay and cost; add"),
         (f"{NODE}/scheduling", [{"preemptible": True}], "a spot machine as head"),
-        (
-            f"{WORKER}/node_config/disks/0/autoDelete",
-            None,
-            "disks: the disk stays when its node ends; say autoDelete: true",
-        ),
+        (f"{WORKER}/node_config/disks/0/autoDelete", None, "disks: the disk stays when its node ends; say"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
         (f"{WORKER}/node_config/networkInterfaces", None, "which opens SSH to the world; name your own"),
         (f"{WORKER}/node_config/networkInterfaces/0/subnetwork", None, "the project's default network is"),
@@ -209,14 +177,8 @@ def test_a_wrong_field_is_told_with_its_place_and_the_way_out(checkout, name, pl
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (
-            lambda text: text,
-            "cluster_name: mine, and clusters/iam/head.json lets the head start and end nodes of",
-        ),
-        (
-            lambda text: text.replace("CHANGE-region", "eu-west-1"),
-            "provider.region: us-east-1, and clusters/",
-        ),
+        (lambda text: text, "cluster_name: mine, and clusters/iam/head.json lets the head start and end"),
+        (lambda text: text.replace("CHANGE-region", "eu-west-1"), "provider.region: us-east-1, and clusters"),
     ],
 )
 def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(checkout, harm, message):
@@ -236,18 +198,11 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
         (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is not one word of text"),
         (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is not one word of text"),
         (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "the token is not one word of text"),
-        (
-            lambda at: (damage.fifo(at / ".ray/auth_token"), (at / ".ray/auth_token").chmod(0o600)),
-            "the token is not one word of text",
-        ),
         (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
         (lambda at: make_wheel(at, "0" * 40), "py3-none-any.whl is made of commit 000000000000, and "),
         (lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""), "is made of commit none, and "),
-        (
-            lambda at: (at / ".ssh/id_ed25519").chmod(0o644),
-            "others can read the key, and ssh will not use it",
-        ),
+        (lambda at: (at / ".ssh/id_ed25519").chmod(0o644), "others can read the key, and ssh will not use"),
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
     ],
 )
@@ -271,68 +226,45 @@ def test_what_travels_must_be_there(checkout, harm, message):
         ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
         ("[" * 1000, "not YAML"),
         ("[" + "1," * 500_000 + "]", "may have at most 100,000 bytes"),
+        *((harm, "launch file must be") for harm in (damage.directory, damage.loop, damage.fifo)),
     ],
 )
 def test_what_is_no_launch_file(tmp_path, text, message):
     path = tmp_path / "launch.yaml"
     if text is not None:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text if isinstance(text, str) else "", encoding="utf-8")
+    if callable(text):
+        text(path)
     (found,) = check_launch_file(path)
     assert message in found.what
     assert found.way_out
 
 
-@pytest.mark.parametrize("harm", [damage.directory, damage.loop, damage.fifo])
-def test_what_is_no_file_is_not_waited_for(tmp_path, harm):
-    path = tmp_path / "launch.yaml"
-    path.touch()
-    harm(path)
-    (found,) = check_launch_file(path)
-    assert "launch file must be" in found.what
-
-
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("command", "name"),
     [
-        (
-            lambda config: config["provider"].update(aws_credentials={"aws_secret_access_key": "abcdef"}),
-            "provider.aws_credentials.aws_secret_access_key: a secret stands in the file; take it out",
-        ),
-        (
-            lambda config: config["head_start_ray_commands"].insert(0, "export RAY_AUTH_TOKEN=0123; true"),
-            "head_start_ray_commands[0]: a secret stands in the file: RAY_AUTH_TOKEN; take it out",
-        ),
-        (
-            lambda config: config["setup_commands"].append("MLFLOW_TRACKING_PASSWORD='x y' true"),
-            ": a secret stands in the file: MLFLOW_TRACKING_PASSWORD; take it out",
-        ),
+        ("export RAY_AUTH_TOKEN=0123; true", "RAY_AUTH_TOKEN"),
+        ("MLFLOW_TRACKING_PASSWORD='0123 y' true", "MLFLOW_TRACKING_PASSWORD"),
+        *((one, "") for one in ("export T_TOKEN=$(cat ~/t)", "A_TOKEN=$B", "RAY_AUTH_TOKEN_PATH=~/t true")),
     ],
 )
-def test_a_secret_in_the_file_is_found_and_not_repeated(checkout, harm, message):
-    pytest.importorskip("boto3")
-    config = filled_in(AWS)
-    harm(config)
-    (found,) = told(checkout, config)
-    assert message in found
-    assert not re.search("abcdef|0123|x y", found)
+def test_a_secret_in_a_command_is_found_and_not_repeated(checkout, command, name):
+    config = filled_in(OWN)
+    config["setup_commands"].insert(0, command)
+    where = f"setup_commands[0]: a secret stands in the file: {name}; take it out"
+    found = told(checkout, config)
+    assert [one.startswith(where) for one in found] == [True] * bool(name)
+    assert "0123" not in str(found)
 
 
-@pytest.mark.parametrize(
-    "command", ["export T_TOKEN=$(cat ~/t)", "A_TOKEN=$B", "RAY_AUTH_TOKEN_PATH=~/t true"]
-)
-def test_a_secret_that_comes_from_elsewhere_is_none_in_the_file(checkout, command):
-    pytest.importorskip("boto3")
-    config = filled_in(AWS)
-    config["setup_commands"].append(command)
-    assert told(checkout, config) == []
-
-
-@pytest.mark.parametrize("name", [".git", "isweep-root", "mlflow.db", "prepared"])
-def test_a_checkout_or_a_root_does_not_travel(checkout, name):
-    pytest.importorskip("boto3")
-    (checkout / "work").mkdir()
-    (checkout / "work" / name).mkdir()
-    config = filled_in(AWS)
-    config["file_mounts"]["~/work"] = "./work"
-    (found,) = told(checkout, config)
-    assert found.startswith("file_mounts.~/work: ./work is a checkout or a root, which may hold images of")
+def test_a_secret_in_a_field_is_found_and_a_checkout_or_a_root_does_not_travel(checkout):
+    config = filled_in(OWN)
+    config["provider"]["aws_secret_access_key"] = "0123"
+    for name in (".git", "isweep-root", "mlflow.db", "prepared"):
+        (checkout / name.strip(".") / name).mkdir(parents=True)
+        config["file_mounts"][f"~/{name}"] = f"./{name.strip('.')}"
+    *found, secret = sorted(told(checkout, config))
+    assert len(found) == 4
+    assert all("is a checkout or a root, which may hold images of" in one for one in found)
+    assert secret.startswith("provider.aws_secret_access_key: a secret stands in the file; take it out")
+    assert "0123" not in secret

@@ -58,13 +58,8 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
     said = []
     with Lease(url, "a", "isweep run first"):
         assert leases(bucket, url) == ["a"]
-        with (
-            pytest.raises(
-                SetupError,
-                match=r"Only one .* storage.*in use by process \d+ of .* \(isweep run first, since",
-            ),
-            Lease(url, "b", "isweep run second", said.append),
-        ):
+        refused = r"Only one .* storage.*in use by process \d+ of .* \(isweep run first, since"
+        with pytest.raises(SetupError, match=refused), Lease(url, "b", "isweep run second", said.append):
             pytest.fail("two hold it")
         assert leases(bucket, url) == ["a"]
     assert leases(bucket, url) == []
@@ -74,18 +69,17 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
 
 
 @pytest.mark.parametrize("content", [None, "[" * 100_000])
-def test_a_killed_driver_s_lease_expires(bucket, url, content):
+def test_a_killed_driver_s_lease_expires_and_the_same_root_s_is_replaced_at_once(
+    bucket, url, content, monkeypatch
+):
     left_behind(bucket, url, "dead", content)
     said = []
     with Lease(url, "b", "isweep run", said.append):
         assert leases(bucket, url) == ["b"]
     assert "in use by another driver; looking" in said[0]
-
-
-def test_the_same_root_s_earlier_lease_is_replaced_at_once(bucket, url, monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)
     left_behind(bucket, url, "a")
-    with Lease(url, "a", "isweep run"):
+    with Lease(url, "a", "isweep run"):  # its own root's earlier one
         assert leases(bucket, url) == ["a"]
 
 
@@ -118,34 +112,6 @@ def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, 
         thread.join()
     assert len(held) == 1
     assert leases(bucket, url) == []
-
-
-def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
-    ended = []
-    monkeypatch.setattr(
-        "orchestrator.running.ending.end_main_thread", lambda error, event: ended.append(error)
-    )
-    lease = Lease(url, "a", "isweep run")
-
-    def drive():
-        with lease as held:
-            while held.lost is None or not ended:
-                left_behind(bucket, url, "b")  # again, since it may be in the middle of renewing
-                time.sleep(0.01)
-            raise KeyboardInterrupt
-
-    with pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"):
-        drive()
-    assert ended == [lease.watch.lost]
-    assert leases(bucket, url) == ["b"]
-
-
-def test_a_lease_that_was_deleted_by_hand_is_written_again(bucket, url):
-    with Lease(url, "a", "isweep run") as held:
-        client(bucket).delete_object(Bucket=BUCKET, Key=key(url))
-        while leases(bucket, url) != ["a"]:
-            time.sleep(0.01)
-        assert held.lost is None
 
 
 def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):

@@ -28,32 +28,15 @@ def base(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def process_of(folder: Path) -> subprocess.Popen[bytes]:
-    """Start what names the folder in its command line, as Ray's processes do."""
-    idle = subprocess.Popen([sys.executable, "-c", IDLE, f"{folder}/session"], stdout=subprocess.PIPE)
+def process_of(folder: Path, title: str = "") -> subprocess.Popen[bytes]:
+    """Start what names the folder in its command line as Ray's processes do, or a title and its log there."""
+    folder.mkdir(exist_ok=True)
+    words = [title, "-c", IDLE] if title else [sys.executable, "-c", IDLE, f"{folder}/session"]
+    with open(folder / "worker.out" if title else os.devnull, "wb") as out:
+        idle = subprocess.Popen(words, executable=sys.executable, stdout=subprocess.PIPE, stderr=out)
     assert idle.stdout is not None
     idle.stdout.readline()  # a process that is still being started shows no command line
     return idle
-
-
-def titled_process_of(folder: Path, title: str) -> subprocess.Popen[bytes]:
-    """Start what has written a title over its command line, and its log below the folder."""
-    folder.mkdir(exist_ok=True)
-    with (folder / "worker.out").open("wb") as out:
-        idle = subprocess.Popen(
-            [title, "-c", IDLE], executable=sys.executable, stdout=subprocess.PIPE, stderr=out
-        )
-    assert idle.stdout is not None
-    idle.stdout.readline()
-    return idle
-
-
-def test_only_this_user_can_enter_the_folder(base):
-    with private_folder() as folder:
-        outer = Path(folder).parent
-        assert outer.parent == base
-        assert stat.S_IMODE(outer.stat().st_mode) == 0o700
-    assert not outer.exists()
 
 
 def test_a_live_runs_folder_and_anothers_are_left_alone(base):
@@ -61,6 +44,7 @@ def test_a_live_runs_folder_and_anothers_are_left_alone(base):
     with private_folder() as folder:
         assert remove_leftovers() == 0
         assert Path(folder).exists()
+        assert stat.S_IMODE(Path(folder).parent.stat().st_mode) == 0o700  # for this user alone
     assert (base / "isweep-ray-of-another-program").exists()
 
 
@@ -83,19 +67,14 @@ def test_what_a_killed_run_left_is_removed_with_its_processes(base):
     assert idle.wait(10) == -signal.SIGKILL
 
 
-def test_no_process_outlives_its_folder_which_it_would_make_again(base):
-    with private_folder() as folder:
-        idle = process_of(Path(folder))
-    assert idle.wait(10) == -signal.SIGKILL
-    assert not list(base.iterdir())
-
-
 def test_a_worker_that_wrote_its_title_over_its_command_line_is_found_by_its_log(base, tmp_path):
     with private_folder() as folder:
-        worker = titled_process_of(Path(folder), "ray::IsweepKeeper")
-        anothers = titled_process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
-        reader = titled_process_of(Path(folder), "a reader of the log")
-    assert worker.wait(timeout=10) == -signal.SIGKILL
+        worker, named = process_of(Path(folder), "ray::IsweepKeeper"), process_of(Path(folder))
+        anothers = process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
+        reader = process_of(Path(folder), "a reader of the log")
+    for ended in (worker, named):  # they would make the folder again
+        assert ended.wait(timeout=10) == -signal.SIGKILL
+    assert not Path(folder).parent.exists()
     for spared in (anothers, reader):
         assert spared.poll() is None
         spared.kill()

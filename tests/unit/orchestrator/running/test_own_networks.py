@@ -81,7 +81,7 @@ recipe: smoke
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "recordednets", raising=False)
     (tmp_path / "mine").mkdir()
@@ -89,10 +89,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "mine"
 
 
-def test_what_fails_in_training_only_is_found_before_anything_is_prepared(folder: Path) -> None:
-    path = folder / "sweep.yaml"
-    path.write_text(SWEEP.format(models="'recordednets:fine', 'recordednets:late'"))
-    plan = plan_sweep(load_sweep(path))
+@pytest.fixture
+def sweep_of(folder):
+    """Writes a sweep of networks of one's own, and returns its path."""
+
+    def write(*names: str, more: str = "") -> Path:
+        models = ", ".join(name if name == "small_mlp" else f"'recordednets:{name}'" for name in names)
+        (folder / "sweep.yaml").write_text(SWEEP.format(models=models) + more)
+        return folder / "sweep.yaml"
+
+    return write
+
+
+def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_of):
+    plan = plan_sweep(load_sweep(sweep_of("fine", "late")))
     with pytest.raises(ConfigError, match="recordednets:late: ValueError: only in training"):
         check_models(plan, ())
 
@@ -101,10 +111,8 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(folder
     ("function", "why"),
     [("noise_in_training", ""), ("black", ""), ("both", "ValueError: no such image"), ("through_numpy", "")],
 )
-def test_what_fails_on_some_images_only_is_left_to_its_cells(folder: Path, function: str, why: str) -> None:
-    path = folder / "sweep.yaml"
-    path.write_text(SWEEP.format(models=f"'recordednets:{function}'") + "keep_weights: all\n")
-    plan = plan_sweep(load_sweep(path))
+def test_what_fails_on_some_images_only_is_left_to_its_cells(sweep_of, function, why):
+    plan = plan_sweep(load_sweep(sweep_of(function, more="keep_weights: all\n")))
     check_models(plan, ())
     beside = extras(plan, {})
     assert beside["uncounted"] == ({function: why} if why else {})
@@ -113,28 +121,20 @@ def test_what_fails_on_some_images_only_is_left_to_its_cells(folder: Path, funct
     assert estimate(plan.trials, ())["gpu_hours"] > 0
 
 
-def test_a_network_that_changes_the_process_is_checked_without_harm_to_others(folder: Path) -> None:
-    path = folder / "sweep.yaml"
-    path.write_text(SWEEP.format(models="'recordednets:meddles', 'recordednets:fine', small_mlp"))
+def test_a_network_that_changes_the_process_is_checked_without_harm_to_others(sweep_of):
     with suppress(ConfigError):  # without gradients its own training is refused
-        check_models(plan_sweep(load_sweep(path)), ())
+        check_models(plan_sweep(load_sweep(sweep_of("meddles", "fine", "small_mlp"))), ())
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
 
 
-def test_layers_that_take_their_size_from_the_images_can_be_used(folder: Path) -> None:
-    path = folder / "sweep.yaml"
-    path.write_text(SWEEP.format(models="'recordednets:lazy'"))
-    plan = plan_sweep(load_sweep(path))
+def test_layers_that_take_their_size_from_the_images_can_be_used(sweep_of):
+    plan = plan_sweep(load_sweep(sweep_of("lazy")))
     check_models(plan, ())
     assert cost_of(plan.trials[0].network).num_parameters == 16 * 16 * 2 + 2
 
 
-def test_the_code_is_kept_with_the_sweep_and_found_by_its_name(
-    folder: Path, root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = folder / "sweep.yaml"
-    path.write_text(SWEEP.format(models="'recordednets:fine'"))
-    workspace = Workspace.open(str(path), root)
+def test_the_code_is_kept_with_the_sweep_and_found_by_its_name(sweep_of, folder, root, monkeypatch):
+    workspace = Workspace.open(str(sweep_of("fine")), root)
     workspace.paths.make()
     workspace.record()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])

@@ -1,21 +1,28 @@
-"""A finished sweep run again: no Ray, nothing trained, the store read once."""
+"""Starts and ends of a run: what a finished sweep does again, what is told and left, whatever happened."""
 
 import contextlib
 import json
+import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.state import StoredResults, read_state
-from orchestrator.results.store import ResultStore, TrialRecord
+from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport, ResultStore
+from orchestrator.running import run as module
 from orchestrator.running.cluster import Cluster, RunOptions
-from orchestrator.running.preparation import prepare_missing
+from orchestrator.running.ending import remove_orphans
+from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
-from search_spaces.errors import ConfigError, NewerRecordError
+from orchestrator.running.trials import GridWork, Run
+from search_spaces.errors import ConfigError, DataError, NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
-from tests.unit.orchestrator.results.examples import measure_record, trial_record
+from tests.unit.orchestrator.results.examples import diverged, measure_record, trial_record, trial_result
 
 
 @pytest.fixture
@@ -23,9 +30,11 @@ def finished(root: str) -> Workspace:
     """The smoke sweep, prepared for real, with results made by hand."""
     workspace = Workspace.open("smoke", root)
     workspace.paths.make()
+    assert workspace.prepared == {}
     prepare_missing(
-        workspace, list(workspace.plan.prepared), RunOptions(root=root), InlineExecutor(), Progress()
+        workspace, [*workspace.plan.prepared], RunOptions(root=root), InlineExecutor(), Progress()
     )
+    assert workspace.prepared == {}  # until it is looked for again
     workspace.look_again()
     stored = StoredResults.read(workspace.results_url)
     data = {spec.dataset: workspace.prepared[spec.prepared_id] for spec in workspace.plan.prepared}
@@ -38,19 +47,77 @@ def finished(root: str) -> Workspace:
     return workspace
 
 
-def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
-    read = []
-    scan = ResultStore.scan
+@pytest.fixture
+def rerun(finished, root, monkeypatch):
+    """Runs it again, without Ray and MLflow; returns summary, notes, and whether the report was written."""
+    written, notes = [], []
+    page = finished.sweep_paths.report / "report.html"
 
-    def counting(self, kind, files=None):
-        read.append(kind)
-        return scan(self, kind, files)
+    def write(workspace, state):
+        written.append(1)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text("a report")
+        return page
 
-    monkeypatch.setattr(ResultStore, "scan", counting)
-    monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
-    summary = run_sweep("smoke", RunOptions(root=root, tracking=False))
+    def again(**changes):
+        written.clear()
+        notes.clear()
+        progress = Progress()
+        progress.note = notes.append
+        return run_sweep("smoke", RunOptions(root=root, tracking=False), progress=progress, changes=changes)
+
+    monkeypatch.setattr("orchestrator.analysis.report.report_sweep", write)
+    return SimpleNamespace(again=again, written=written, notes=notes, page=page)
+
+
+def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
+    read, scan = [], ResultStore.scan
+    monkeypatch.setattr(
+        ResultStore, "scan", lambda self, kind, files=None: read.append(kind) or scan(self, kind, files)
+    )
+    summary = rerun.again()
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]
+
+
+def test_a_report_is_written_again_only_where_it_or_what_it_is_made_of_has_changed(rerun, finished):
+    stored = StoredResults.read(finished.results_url)
+    record, *_ = stored.trials.values()
+    for change, again in (
+        (lambda: None, True),  # it was never written
+        (lambda: None, False),
+        (lambda: stored.save(record.model_copy(update={"attempt": 7})), True),
+        (lambda: None, False),
+        (lambda: finished.paths.prices.write_text("gpu: {dollars: 9, watts: 1}"), True),
+        (lambda: rerun.page.write_text("somebody's"), True),
+        (lambda: rerun.page.unlink(), True),
+        (lambda: None, False),
+    ):
+        change()
+        assert rerun.again().report == rerun.page
+        assert bool(rerun.written) is again
+
+
+def test_results_that_are_removed_while_a_run_goes_on_are_not_counted(rerun, finished, monkeypatch):
+    lost, *_ = sorted(finished.plan.trials_by_id)
+    real = module._report
+    gone = finished.sweep_paths.folder / "trials" / lost
+    monkeypatch.setattr(module, "_report", lambda sweep: shutil.rmtree(gone) or real(sweep))
+    summary = rerun.again()
+    assert (summary.planned - summary.done, summary.pending, summary.exit_code) == (1, 1, 1)
+    assert any(note.startswith("1 finished results were removed from the store") for note in rerun.notes)
+
+
+def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monkeypatch):
+    def stop(_):
+        raise ConfigError("enough was seen")
+
+    finished.record()
+    monkeypatch.setattr(module, "_start", stop)
+    with pytest.raises(ConfigError, match="enough was seen"):
+        rerun.again(name="again")
+    num = len(finished.plan.trials)
+    assert f"smoke, another sweep of this root, has {num} of these cells: trained again here" in rerun.notes
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
@@ -64,27 +131,6 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
 
 
-def test_what_is_prepared_is_looked_for_again_when_asked(root):
-    workspace = Workspace.open("smoke", root)
-    workspace.paths.make()
-    assert workspace.prepared == {}
-    prepare_missing(
-        workspace, list(workspace.plan.prepared), RunOptions(root=root), InlineExecutor(), Progress()
-    )
-    assert workspace.prepared == {}
-    workspace.look_again()
-    assert set(workspace.prepared) == {spec.prepared_id for spec in workspace.plan.prepared}
-
-
-def test_results_of_other_data_than_are_prepared_now_are_stale(finished):
-    stored = StoredResults.read(finished.results_url)
-    (trial_id, record), *_ = stored.trials.items()
-    stored.save(TrialRecord.model_validate({**dict(record), "data_fingerprint": "other"}))
-
-    state = read_state(finished)
-    assert (state.stale, state.status(trial_id)) == ({trial_id}, "stale")
-
-
 def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
     """It would take the cell for not done, train it again and write over the newer result."""
     path = next((finished.paths.root).rglob("trials/*/result.json"))
@@ -94,3 +140,88 @@ def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
     with pytest.raises(NewerRecordError, match="made by a newer isweep"):
         run_sweep("smoke", RunOptions(root=root, tracking=False))
     assert path.read_bytes() == before
+
+
+def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
+    cell = finished.plan.trials[0]
+    subset = cell.network.subset
+    _ = finished.prepared
+    shutil.rmtree(finished.paths.prepared(subset.prepared))
+    with pytest.raises(DataError, match=r"must stay as it is while its cells are trained.*prepared anew"):
+        load_arrays(finished, subset, cell.network.train_size)
+
+
+def test_every_start_removes_what_a_killed_run_left(tmp_path):
+    paths = RootPaths.create(tmp_path / "root")
+    whole = paths.root / "prepared" / "mnist-0123"
+    left = [paths.root / "prepared" / ".mnist-0123.89abcdef", paths.tune / "smoke-0"]
+    for folder in (whole, *left, paths.sweep("smoke").folder):
+        folder.mkdir(parents=True)
+        (folder / "a file").touch()
+    files = [
+        paths.token,
+        paths.root / ".driver.id.0.tmp",
+        paths.sweep("smoke").folder / ".progress.json.1.tmp",
+    ]
+    for file in files:
+        file.touch()
+    remove_orphans(paths)
+    assert not [path for path in (*left, *files) if path.exists()]
+    assert (whole / "a file").exists()
+    assert os.listdir(paths.sweep("smoke").folder) == ["a file"]
+
+
+FRESH = {
+    "name": "fresh",
+    "models": ["small_mlp"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [30],
+    "test_size": 20,
+    "image_size": 16,
+    "recipe": "smoke",
+}
+
+
+def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not(root):
+    workspace = Workspace.open(FRESH, root)
+    workspace.make()
+    known = []
+
+    def refuse():
+        with workspace.recorded_while_checked():
+            known.append(Workspace.open("fresh", root))
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        refuse()
+    assert known[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
+    with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root}; found: 'fresh'"):
+        Workspace.open("fresh", root)
+    with workspace.recorded_while_checked():
+        pass
+    changed = Workspace.open({**FRESH, "train_sizes": [40]}, root)
+    with pytest.raises(ConfigError, match="refused"), changed.recorded_while_checked():
+        raise ConfigError("refused")
+    assert Workspace.open("fresh", root).plan.sweep.train_sizes == (30,)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_network_without_a_finished_epoch_that_is_trained_again_counts_as_trained(finished, trained):
+    """Both histories are empty: only the worker knows whether it trained."""
+    cell = finished.plan.trials[0]
+    stored = StoredResults.read(finished.results_url)
+    result = (diverged() if trained else trial_result()).model_copy(
+        update={"history": (), "test_history": ()}
+    )
+    known = trial_record(result, spec=cell, trial_id=cell.trial_id, started_at=100.0, finished_at=200.0)
+    stored.save(known)
+    monitor, cluster = Progress(), SimpleNamespace(object_store_bytes=1e9)
+    run = Run(finished.plan, finished.paths, cluster, None, stored, None, monitor)
+    work = GridWork(run, [cell], lambda *_: None)
+    report = CellReport(
+        started_at=5000.0, finished_at=6000.0, outcome=result, trained=trained, data_fingerprint="new data"
+    )
+    work.found(cell, report, 1)
+    record = StoredResults.read(finished.results_url).trials[cell.trial_id]
+    expected = (5000.0, 6000.0, None) if trained else (100.0, 200.0, 6000.0)
+    assert (record.started_at, record.finished_at, record.measured_at) == expected

@@ -30,7 +30,7 @@ MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
 
 
 def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(root, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
+    monkeypatch.setattr("orchestrator.analysis.report.report_sweep", lambda *_: None)
     options = RunOptions(root=root, tracking=False)
     workspace = Workspace.open(SWEEP, root)
     workspace.make()

@@ -12,7 +12,7 @@ from orchestrator.running.preparation import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import ConfigError, SetupError
-from tests.unit.orchestrator.results.examples import trial_record
+from tests.unit.orchestrator.results.examples import trial_record, trial_result
 
 SWEEP = {
     "name": "started",
@@ -29,26 +29,21 @@ def refuse(*_: object, **__: object) -> None:
     raise AssertionError("this must not be reached")
 
 
-def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(root, monkeypatch):
     def offline(*_: object, **__: object) -> None:
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr("orchestrator.running.run.connect", refuse)
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
-    with pytest.raises(
-        SetupError, match=r"resnet18 must be downloaded once; found: <urlopen error"
-    ) as raised:
+    told = "resnet18 must be downloaded once; found: <urlopen error"
+    with pytest.raises(SetupError, match=told) as raised:
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
     assert raised.value.exit_code == 3
     assert not (Path(root) / "prepared").exists()
 
 
-def test_weights_are_downloaded_once_per_root_and_belong_to_one_architecture(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_downloaded_once_per_root_and_belong_to_one_architecture(root, monkeypatch):
     made = torchvision.models.resnet18(num_classes=2).state_dict()
     calls = []
     monkeypatch.setattr(
@@ -67,9 +62,7 @@ def full(weights: dict[str, object]) -> dict[str, object]:
     return {**weights, **{n: v for n, v in torchvision.models.resnet18().state_dict().items() if "fc." in n}}
 
 
-def test_damaged_weights_are_refused_before_anything_is_prepared(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_weights_are_refused_before_anything_is_prepared(root, monkeypatch):
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", refuse)
     path = Workspace.open(SWEEP, root).paths.pretrained("torchvision-resnet18")
     path.parent.mkdir(parents=True)
@@ -81,23 +74,16 @@ def test_damaged_weights_are_refused_before_anything_is_prepared(
 def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(root: str) -> None:
     plan = Workspace.open({**SWEEP, "train_sizes": [30, 40]}, root).plan
     first, _ = plan.trials_by_id
-    record = trial_record(spec=plan.trials[0])
-    record = record.model_copy(
-        update={"result": record.result.model_copy(update={"pretrained": hashlib.sha256(b"old").hexdigest()})}
-    )
+    result = trial_result().model_copy(update={"pretrained": hashlib.sha256(b"old").hexdigest()})
+    record = trial_record(result, spec=plan.trials[0])
     check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
     check_same_start({first: record}, plan, {})
-    with pytest.raises(
-        ConfigError,
-        match=r"same pretrained weights; found: torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 "
-        r"results; copy pretrained/torchvision-resnet18.safetensors from the root",
-    ):
+    told = r"torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 results; copy pretrained/"
+    with pytest.raises(ConfigError, match=f"same pretrained weights; found: {told}"):
         check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})
 
 
-def test_a_search_refuses_pretrained_networks_before_anything_starts(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_refuses_pretrained_networks_before_anything_starts(root, monkeypatch):
     monkeypatch.setattr("orchestrator.running.run.connect", refuse)
     with pytest.raises(ConfigError, match="searches from random weights"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))

@@ -6,11 +6,9 @@ from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import GPU_MODELS, need_of
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.results.store import TrialFailure
 from orchestrator.running.cluster import Resources
-from orchestrator.running.failures import RETRIES
 from orchestrator.running.requests import Requests
-from tasks.trials.records import CAPTURE_FAILED
 
 SWEEP = """
 name: mine
@@ -58,22 +56,6 @@ def attempts(requests, cell, number):
     return found, said
 
 
-def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu_then_halves_the_parts(cells):
-    cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
-    found, said = attempts(Requests(Resources(1, 0.3, 100)), cell, 6)
-    assert cell.network.recipe.batch_size == 16
-    assert found == [
-        (0.3, 100, None),
-        (0.6, 200, None),
-        (1.0, 200, None),
-        (1.0, 200, 8),
-        (1.0, 200, 4),
-        (1.0, 200, 2),
-    ]
-    assert "small_mlp at batch 16 needs more memory than a whole GPU has: choose a larger GPU" in said
-    assert len(found) <= RETRIES[FailureKind.OUT_OF_MEMORY] + 1
-
-
 def test_batches_of_a_network_with_batch_norm_are_not_cut_unless_asked_for(cells):
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
     found, said = attempts(Requests(Resources(1, 0.5)), cell, 2)
@@ -98,25 +80,8 @@ def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
     assert "small_cnn at batch 16 needs more memory than its machine gave: choose a larger one or" in said[4]
 
 
-def test_a_step_that_cannot_be_captured_is_taken_by_python_the_next_time(cells):
-    requests, cell = Requests(Resources(1, 1.0)), cells[0]
-    assert requests.of(cell).for_worker()["fast"] == "auto"
-    failed = TrialFailure(
-        kind="device_error", message=f"{CAPTURE_FAILED}: RuntimeError: unsupported (GPU-1 of node a)"
-    )
-    assert requests.failed(cell, failed) == ""
-    assert requests.of(cell).for_worker()["fast"] == "off"
-    assert requests.of(cells[1]).for_worker()["fast"] == "auto"
-
-
 @pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
-    requests = Requests(Resources(1, 0, 100), node_memory_bytes=lambda: there)
+    requests = Requests(Resources(1, 2, 100), node_memory_bytes=lambda: there)
     requests.out_of_memory[cells[0].trial_id] = 1
-    assert requests.of(cells[0]).memory_bytes == asked
-
-
-def test_whole_gpus_are_not_doubled(cells):
-    requests = Requests(Resources(1, 2))
-    requests.out_of_memory[cells[0].trial_id] = 1
-    assert requests.of(cells[0]).num_gpus == 2
+    assert requests.of(cells[0]) == Resources(1, 2, asked)  # whole GPUs are not doubled

@@ -4,9 +4,17 @@ import heapq
 
 import pytest
 
-from orchestrator.results.store import FailureKind
-from orchestrator.running.failures import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
-from orchestrator.running.gpus import REST_S
+from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.running.failures import (
+    LONGEST_PAUSE_S,
+    MOST_DEATHS,
+    MOST_IN_VAIN,
+    MOST_ON_UNFIT,
+    Retries,
+    classify,
+)
+from orchestrator.running.gpus import NO_GPU, REST_S
+from search_spaces.errors import SetupError
 
 CRASH, LOST, DEVICE = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE, FailureKind.DEVICE_ERROR
 
@@ -37,10 +45,8 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
     for _ in range(4):
         for cell in ("a", "b", "c"):
             assert retries.failed(cell, memory, died=True).pause_s is not None
-    assert (
-        retries.failed("a", memory, died=True).reason
-        == "attempt 6 of 12 in 16 s: other trials died 8 times too"
-    )
+    more = retries.failed("a", memory, died=True)
+    assert more.reason == "attempt 6 of 12 in 16 s: other trials died 8 times too"
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, memory)
@@ -48,36 +54,59 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
     assert [decision.pause_s is None for decision in decisions] == [False] * 7 + [True]
 
 
-def test_a_lost_node_never_counts():
+def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
     retries = Retries()
     for _ in range(MOST_IN_VAIN):
-        decision = retries.failed("a", LOST, died=True)
-        assert decision.pause_s is not None
-        assert decision.pause_s <= LONGEST_PAUSE_S
+        assert retries.failed("a", LOST, died=True).pause_s <= LONGEST_PAUSE_S
     retries.finished("b")
     assert retries.failed("a", LOST, died=True).pause_s == LONGEST_PAUSE_S
+    assert retries.failed("a", CRASH, died=True).pause_s is not None
 
 
 def test_where_nothing_ever_works_the_sweep_ends():
     retries = Retries()
     for number in range(MOST_IN_VAIN):
         assert retries.failed(f"cell {number}", LOST, died=True).pause_s is not None
-    assert (
-        retries.failed("one more", LOST, died=True).reason
-        == f"{MOST_IN_VAIN} attempts in a row failed, of all trials"
-    )
+    last = retries.failed("one more", LOST, died=True)
+    assert last.reason == f"{MOST_IN_VAIN} attempts in a row failed, of all trials"
 
 
-def test_lost_nodes_do_not_use_up_the_attempts_of_a_crash():
-    retries = Retries()
+@pytest.mark.parametrize(
+    ("kind", "hopeless", "reason"),
+    [
+        (FailureKind.CODE_ERROR, False, "code_error would come again"),
+        (FailureKind.OUT_OF_MEMORY, True, "no attempt can get more"),
+    ],
+)
+def test_a_bug_and_what_can_get_no_more_are_not_tried_again(kind, hopeless, reason):
+    assert Retries().failed("a", kind, hopeless=hopeless) == (None, reason)
+
+
+NONE = SetupError(NO_GPU, "node a: NVIDIA driver absent", "install a driver")
+
+
+def test_every_node_has_its_chances_before_the_sweep_ends():
+    retries, failure = Retries(), classify(NONE)
+    for node in ["a"] * 10 + ["b"] * (MOST_ON_UNFIT - 1):
+        retries.check_nodes(node, failure, {"a", "b"})
+    last = "the last: node a: NVIDIA driver absent; install a driver; mend a node"
+    with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
+        retries.check_nodes("b", failure, {"a", "b"})
+
+
+def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
+    retries, failure = Retries(), classify(NONE)
+    for _ in range(5):
+        for _ in range(MOST_ON_UNFIT - 1):
+            retries.check_nodes("a", failure, {"a"})
+        retries.finished("a")
     for _ in range(20):
-        retries.failed("a", LOST, died=True)
-    assert retries.failed("a", CRASH, died=True).pause_s is not None
-
-
-def test_a_bug_is_not_tried_again():
-    decision = Retries().failed("a", FailureKind.CODE_ERROR)
-    assert (decision.pause_s, decision.reason) == (None, "code_error would come again")
+        Retries().check_nodes("a", failure, {"a", "b"})
+    # Other failures say nothing of GPUs.
+    retries = Retries()
+    for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
+        for _ in range(MOST_ON_UNFIT):
+            retries.check_nodes("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
 
 
 def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):
@@ -116,12 +145,6 @@ def test_a_dead_gpu_among_sound_ones_costs_no_cell(num_gpus):
 
 def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
     retries = Retries()
-    decisions = [
-        retries.failed("poison", DEVICE, died=True, gpu=f"GPU-{number} of node a") for number in range(4)
-    ]
+    gpus = [f"GPU-{number} of node a" for number in range(4)]
+    decisions = [retries.failed("poison", DEVICE, died=True, gpu=gpu) for gpu in gpus]
     assert [decision.pause_s is None for decision in decisions] == [False, False, False, True]
-
-
-def test_where_no_attempt_can_get_more_there_is_none():
-    decision = Retries().failed("large", FailureKind.OUT_OF_MEMORY, hopeless=True)
-    assert (decision.pause_s, decision.reason) == (None, "no attempt can get more")

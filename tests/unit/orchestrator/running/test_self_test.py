@@ -28,10 +28,7 @@ def test_on_a_cpu_all_three_trainings_are_equal():
     ("changes", "words"),
     [
         ({}, ""),
-        (
-            {"weights": (1e-5, 4.1e-5)},
-            "a weight differs by 4.1e-05, between two plain trainings by 1.0e-05",
-        ),
+        ({"weights": (1e-5, 4.1e-5)}, "a weight differs by 4.1e-05, between two plain trainings by 1.0e-05"),
         # Two plain trainings that are equal to the last bit do not make every rounding a fault.
         ({"losses": (0.0, 3.9e-5), "weights": (0.0, 3.9e-6)}, ""),
         ({"losses": (0.0, 4.1e-5)}, "vgg13: a loss differs by 4.1e-05"),
@@ -47,36 +44,32 @@ def test_what_is_wrong_is_said_in_one_line(changes, words):
     assert bool(said) == bool(words)
 
 
-def trained_otherwise(change):
-    """Return a training that changes weights where it is by graphs."""
+def captured_badly(model):
+    raise CaptureError("a step could not be captured: RuntimeError: unsupported")
 
-    def other(model, *arguments, graphs=False, **options):
+
+def changed(model):
+    next(model.parameters()).data.flatten()[0] += 1e-3
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (changed, "small_cnn: a weight differs by 1.0e-03, between two plain trainings by 0.0e+00"),
+        (captured_badly, "small_cnn: CaptureError: a step could not be captured"),
+    ],
+)
+def test_graphs_that_change_a_weight_or_cannot_be_captured_are_not_taken(monkeypatch, harm, reason):
+    def trained(model, *arguments, graphs=False, **options):
         history = train(model, *arguments, **options)
         if graphs:
-            change(model)
+            harm(model)
         return history
 
-    return other
-
-
-def test_graphs_that_change_a_weight_are_not_taken(monkeypatch):
-    def change(model):
-        next(model.parameters()).data.flatten()[0] += 1e-3
-
-    monkeypatch.setattr(self_test, "train", trained_otherwise(change))
+    monkeypatch.setattr(self_test, "train", trained)
     verdict = run(CPU, [TINY])
     assert not verdict.graphs
-    assert "small_cnn: a weight differs by 1.0e-03, between two plain trainings by 0.0e+00" in verdict.reason
-
-
-def test_graphs_that_cannot_be_captured_are_not_taken(monkeypatch):
-    def fail(model):
-        raise CaptureError("a step could not be captured: RuntimeError: unsupported")
-
-    monkeypatch.setattr(self_test, "train", trained_otherwise(fail))
-    verdict = run(CPU, [TINY])
-    assert not verdict.graphs
-    assert verdict.reason.startswith("small_cnn: CaptureError: a step could not be captured")
+    assert verdict.reason.startswith(reason)
 
 
 @pytest.mark.parametrize(("graph_s", "graphs", "reason"), [(0.9, True, ""), (1.25, False, "25 % slower")])

@@ -58,11 +58,11 @@ def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
 
 
 def test_an_array_leaves_with_the_last_trial_that_needs_it(shelf):
-    start(shelf, "a")
-    end(shelf, "a")
-    assert shelf.num_bytes == 1000  # one more trial needs it
-    start(shelf, "a")
-    end(shelf, "a")
+    start(shelf, "c")
+    shelf.trial_ended("c0", "c", for_good=False)
+    assert shelf.num_bytes == 1000  # it is tried again
+    start(shelf, "c")
+    end(shelf, "c")
     assert shelf.num_bytes == 0
 
 
@@ -75,12 +75,6 @@ def test_idle_arrays_make_room_and_come_back_and_running_ones_stay(shelf):
     start(shelf, "a")  # all three run now: the budget gives way, the trials do not
     assert (shelf.num_bytes, len(shelf.loaded)) == (3000, 4)
     assert taken(shelf, "a").data_fingerprint == "a"
-
-
-def test_a_trial_that_is_tried_again_still_needs_its_array(shelf):
-    start(shelf, "c")
-    shelf.trial_ended("c0", "c", for_good=False)
-    assert shelf.num_bytes == 1000
 
 
 @pytest.mark.parametrize("kind", [DataError, SetupError])

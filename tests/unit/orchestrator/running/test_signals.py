@@ -55,41 +55,30 @@ except KeyboardInterrupt:
 """
 
 
-def run(script):
-    return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
+def run(script, **options):
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_stop_that_a_finaliser_swallowed_is_raised_at_the_next_step(name):
-    done = run(LOST.replace("{name}", name))
-    assert (done.returncode, done.stdout) == (130, "the interrupt was lost\n"), done.stderr
-
-
-def test_a_stop_while_ray_starts_is_ours():
-    done = run(TAKEN)
-    assert (done.returncode, done.stdout) == (130, "half a Ray ended\n"), done.stderr
+@pytest.mark.parametrize(
+    ("script", "name", "said"),
+    [
+        # One that a finaliser swallowed is raised at the next step, one during an import comes after it.
+        *((LOST, name, "the interrupt was lost\n") for name in ("SIGINT", "SIGTERM", "SIGHUP")),
+        *((HELD, name, "imported whole\n") for name in ("SIGINT", "SIGTERM", "SIGHUP")),
+        (TAKEN, "SIGTERM", "half a Ray ended\n"),
+    ],
+)
+def test_a_stop_is_never_lost(script, name, said):
+    done = run(script.replace("{name}", name))
+    assert (done.returncode, done.stdout) == (130, said), done.stderr
 
 
 def test_what_a_shell_has_ignored_stays_ignored():
-    script = "import signal; from orchestrator.running.ending import stop_on_signals; stop_on_signals()"
-    asked = "; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
-    done = subprocess.run(
-        [sys.executable, "-c", script + asked],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
+    asked = "import signal; from orchestrator.running.ending import stop_on_signals; stop_on_signals(); "
+    asked += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    done = run(asked, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert done.stdout == "True\n"
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_stop_during_an_import_comes_after_it(name):
-    ended = run(HELD.format(name=name))
-    assert (ended.returncode, ended.stdout) == (130, "imported whole\n"), ended.stderr
 
 
 def test_what_breaks_on_the_way_out_of_a_stop_is_part_of_it():

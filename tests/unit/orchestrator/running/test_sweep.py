@@ -1,9 +1,9 @@
 """Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
 
-import dataclasses
 import gc
 import logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.experimental.internal_kv import _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.tune.experiment import Trial
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.store import CellReport, FailureRecord, ResultStore, TrialRecord, code_fingerprint
+from orchestrator.running import failures, gpus, queue, trials, worker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import CellFailed, classify
+from orchestrator.running.gpus import NO_GPU
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
@@ -39,23 +41,29 @@ from tests.unit.orchestrator.results.examples import diverged, trial_result
 pytestmark = pytest.mark.ray
 
 
+# What a cell does, by its train size; "once" leaves it a result at the second attempt.
+ONCE = {
+    14: lambda: os.kill(os.getpid(), signal.SIGKILL),
+    18: lambda: throw(MemoryError("too much")),
+    24: lambda: throw(ray.exceptions.ObjectLostError("ab" * 28, "owner", "site")),
+    32: lambda: time.sleep(600),
+}
+ALWAYS = {12: lambda: throw(ZeroDivisionError("a bug"))}
+
+
+def throw(error: Exception) -> None:
+    raise error
+
+
 class Scripted(TrialTrainable):
-    """Does what the test asks for by model and train size, once or always."""
+    """Does what the tables say."""
 
     def _run(self, started_at: float) -> CellReport:
         size = int(self.cell["trial_id"].split("-n")[1].split("-")[0])
         first = not _internal_kv_put(f"seen {self.cell['trial_id']}", b"1", overwrite=False)
-        if size == 12:
-            raise ZeroDivisionError("a bug")
-        if size == 14 and first:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if size == 18 and first:
-            raise MemoryError("too much")
-        if size == 20:
-            return _report(started_at, diverged())
-        if size == 24 and first:
-            raise ray.exceptions.ObjectLostError("ab" * 28, "owner", "site")
-        return _report(started_at, trial_result(1 / size))
+        if size in ALWAYS or (first and size in ONCE):
+            (ALWAYS | ONCE)[size]()
+        return _report(started_at, diverged() if size == 20 else trial_result(1 / size))
 
 
 def _report(started_at: float, result: TrialResult) -> CellReport:
@@ -63,7 +71,7 @@ def _report(started_at: float, result: TrialResult) -> CellReport:
     return CellReport(started_at=started_at, finished_at=finished_at, outcome=result, data_fingerprint="f")
 
 
-def make_plan(*train_sizes: int) -> SweepPlan:
+def make_plan(*train_sizes: int, **changes: Any) -> SweepPlan:
     fields = {
         "name": f"scripted-{time.time_ns()}",
         "models": ("small_mlp",),
@@ -73,7 +81,7 @@ def make_plan(*train_sizes: int) -> SweepPlan:
         "image_size": 8,
         "recipe": "smoke",
     }
-    return plan_sweep(SweepSpec.model_validate(fields))
+    return plan_sweep(SweepSpec.model_validate(fields | changes))
 
 
 def load(subset: SubsetSpec, train_size: int) -> TrialData:
@@ -82,19 +90,9 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
     return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
 
-@dataclasses.dataclass
-class Ended:
-    """What a test looks at of a run that has ended."""
-
-    run: Run
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.run, name)
-
-
 @pytest.fixture
 def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
-    def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Ended:
+    def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Run:
         paths = RootPaths.create(root)
         fields: dict[str, Any] = {
             "plan": plan,
@@ -108,7 +106,7 @@ def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
         made = Run(**{**fields, **changes})
         work = GridWork(made, plan.trials, load)
         Trials(made, work, TuneExecution(made, work, trainable)).run()
-        return Ended(made)
+        return made
 
     return go
 
@@ -121,7 +119,7 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     plan = make_plan(10, 12, 14, 18, 20, 24)
     sweep = run(plan)
     results = by_size(sweep.stored.store.scan(TrialRecord).records)
-    failures = by_size(sweep.stored.store.scan(FailureRecord).records)
+    failed = by_size(sweep.stored.store.scan(FailureRecord).records)
     assert {size: (r.result.status, r.attempt) for size, r in results.items()} == {
         10: ("done", 1),
         14: ("done", 2),  # its process was killed once
@@ -129,9 +127,9 @@ def test_each_kind_of_failure_has_its_own_policy(run):
         20: ("diverged", 1),  # a result, not a failure: no second attempt
         24: ("done", 2),  # its images could not be fetched once
     }
-    assert {size: (f.failure.kind, f.attempt) for size, f in failures.items()} == {12: ("code_error", 1)}
-    assert failures[12].failure.message == "ZeroDivisionError: a bug"
-    assert "in _run" in failures[12].failure.traceback
+    assert {size: (f.failure.kind, f.attempt) for size, f in failed.items()} == {12: ("code_error", 1)}
+    assert failed[12].failure.message == "ZeroDivisionError: a bug"
+    assert "in _run" in failed[12].failure.traceback
     assert results[20].result.reason == "loss is nan"
     statuses = by_size(sweep.tracker.statuses)
     assert {size for size, status in statuses.items() if status == "FINISHED"} == {10, 14, 18, 20, 24}
@@ -146,8 +144,89 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
     (crash,) = [event.said for event in told.story(results[14].trial_id) if event.what == "failed"]
     assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crash)
-    (bug,) = [event.said for event in told.story(failures[12].trial_id) if event.what == "failed"]
+    (bug,) = [event.said for event in told.story(failed[12].trial_id) if event.what == "failed"]
     assert re.search(r"\(given up: .*\)$", bug)
+
+
+def test_a_trial_that_hangs_is_ended_and_run_again(run, monkeypatch):
+    monkeypatch.setattr("orchestrator.running.trials.time_limit", lambda trial, measured: 8.0)
+    records = by_size(run(make_plan(10, 32, 36)).stored.store.scan(TrialRecord).records)
+    assert {size: record.attempt for size, record in records.items()} == {10: 1, 32: 2, 36: 1}
+
+
+class Poisoned(TrialTrainable):
+    """The first process to run a cell breaks at it, and fails at everything it is given from then on."""
+
+    def _run(self, started_at: float) -> CellReport:
+        cell = f"poisoned {self.cell['trial_id'].split('-n')[0]} {self.cell['data']}"
+        _internal_kv_put(cell, str(os.getpid()).encode(), overwrite=False)
+        if _internal_kv_get(cell) == str(os.getpid()).encode():
+            gpus.REST_S = 0.1  # of this process, which ends
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return _report(started_at, trial_result(0.5))
+
+
+def test_a_process_that_met_a_device_error_is_not_used_again(run):
+    sweep = run(make_plan(*range(4, 20)), trainable=Poisoned)
+    records = by_size(sweep.stored.store.scan(TrialRecord).records)
+    assert sorted(records) == list(range(4, 20))
+    assert sum(record.attempt for record in records.values()) == 17  # one was run twice, elsewhere
+    assert sweep.stored.store.scan(FailureRecord).records == {}
+
+
+class Unfit(TrialTrainable):
+    """Runs on a node on which no trial can, and does not wait before it says so."""
+
+    def setup(self, config: dict[str, Any], **shared: Any) -> None:
+        super().setup(config, **shared)
+        worker.gpus.rest = lambda has_run: None
+
+
+class WithoutGpu(Unfit):
+    """As where torch reaches no GPU."""
+
+    def _run(self, started_at: float) -> CellReport:
+        _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
+        raise SetupError(NO_GPU, "node a: NVIDIA driver absent", "install a driver")
+
+
+class Patched(Unfit):
+    """Finds that its checkout has changed since the driver started."""
+
+    def setup(self, config: dict[str, Any], **shared: Any) -> None:
+        super().setup(config, **shared)
+        worker.code_fingerprint = lambda: "0123456789abcdef"
+
+    def _run(self, started_at: float) -> CellReport:
+        _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
+        return _report(started_at, trial_result(0.5))
+
+
+@pytest.mark.parametrize(
+    ("trainable", "kind", "message"),
+    [
+        (WithoutGpu, "setup", "on each of 1 nodes the last 2 trials had none"),
+        (Patched, "other_code", "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"),
+    ],
+)
+def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(
+    run, root, monkeypatch, trainable, kind, message
+):
+    """What other code found is never sealed as the driver's, and most cells are never tried."""
+    monkeypatch.setattr(queue, "fit_nodes", lambda failure: {ray.util.get_node_ip_address()})
+    monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
+    before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
+    url = str(RootPaths.create(root).sweep(plan.sweep.name).folder)
+    with pytest.raises(SetupError, match=message) as caught:
+        run(plan, trainable=trainable, stored=StoredResults.read(url))
+    assert caught.value.exit_code == 3
+    store = ResultStore(url)
+    failed = store.scan(FailureRecord).records.values()
+    assert 2 <= len(failed) < 10
+    assert {record.failure.kind for record in failed} == {kind}
+    assert store.scan(TrialRecord).records == {}
+    # Nor those that Tune was given already, 16 of them.
+    assert len(_internal_kv_list("ran in vain ")) - before < 10
 
 
 def test_tune_holds_next_to_nothing_of_trials_that_have_ended(run):
@@ -190,13 +269,8 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkey
     (failure,) = sweep.stored.failures.values()
     (_, failed) = sweep.stored.store.story(failure.trial_id)
     text = sweep.stored.store.log(failure.trial_id, 1)
-    for said in (
-        "copied [] in print",
-        "INFO my.network: a log line of …",
-        "Warning: a warning",
-        "to stderr",
-    ):
-        assert said in text
+    said = ("copied [] in print", "INFO my.network: a log line of …", "Warning: a warning", "to stderr")
+    assert [one for one in said if one not in text] == []
     assert failure.failure.message == "ValueError: no access with …"
     assert failed.node == ray.util.get_node_ip_address()
     everything = failure.text() + failed.text() + text
@@ -222,19 +296,8 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
 
 
 def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
-    plan = plan_sweep(
-        SweepSpec.model_validate(
-            {
-                "name": f"vanished-{time.time_ns()}",
-                "models": ("small_mlp",),
-                "datasets": ({"name": "mnist5k", "class_pairs": ((0, 1), (2, 3))},),
-                "train_sizes": (10,),
-                "test_size": 4,
-                "image_size": 8,
-                "recipe": "smoke",
-            }
-        )
-    )
+    pairs = {"name": "mnist5k", "class_pairs": ((0, 1), (2, 3))}
+    plan = make_plan(10, datasets=(pairs,))
     gone = plan.trials[0].network.subset.subset_id
 
     def vanished(subset: SubsetSpec, train_size: int) -> TrialData:
@@ -248,11 +311,11 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
             return _report(started_at, trial_result(0.5))
 
     sweep = run(plan, trainable=Loads, load=vanished)
-    failures = sweep.stored.failures
+    failed = sweep.stored.failures
     of_it = {trial.trial_id for trial in plan.trials if trial.network.subset.subset_id == gone}
-    assert set(failures) == of_it
-    assert {record.failure.kind for record in failures.values()} == {"bad_data"}
-    assert all("must stay; found: it went; run again" in one.failure.message for one in failures.values())
+    assert set(failed) == of_it
+    assert {record.failure.kind for record in failed.values()} == {"bad_data"}
+    assert all("must stay; found: it went; run again" in one.failure.message for one in failed.values())
     assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
 
 
@@ -268,10 +331,12 @@ class ClockBack(TrialTrainable):
             time.time = real
 
 
-def test_a_wall_clock_that_steps_changes_no_duration(run):
-    sweep = run(make_plan(10), trainable=ClockBack)
-    (record,) = sweep.stored.trials.values()
+def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_worker_was(run, monkeypatch):
+    told = trials.provenance().model_copy(update={"machine": "the driver's"})
+    monkeypatch.setattr(trials, "provenance", lambda: told)
+    (record,) = run(make_plan(10), trainable=ClockBack).stored.trials.values()
     assert 0 <= record.finished_at - record.started_at < 600
+    assert (record.provenance.code, record.provenance.machine) == (code_fingerprint(), platform.machine())
 
 
 def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():

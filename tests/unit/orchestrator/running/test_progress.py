@@ -1,0 +1,157 @@
+"""Who holds a root, what a run says of itself while it runs, and what Prometheus and Grafana are told."""
+
+import fcntl
+import json
+import os
+import random
+import re
+import threading
+
+import pytest
+
+from orchestrator.planning.plan import Workspace
+from orchestrator.results.state import read_state
+from orchestrator.running import locks
+from orchestrator.running.locks import exclusive, holder_pid, is_held
+from orchestrator.running.progress import BOARD, GAUGES, Progress, read_run, running_trials, spelled
+from tasks.trials.records import EpochRecord
+
+
+@pytest.fixture
+def workspace(root):
+    opened = Workspace.open("smoke", root)
+    opened.record()
+    return opened
+
+
+def test_the_holder_is_known_while_it_holds(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_held(path)
+    with exclusive(path, "test"):
+        assert (is_held(path), holder_pid(path)) == (True, os.getpid())
+        path.write_text("")  # it has not said yet who it is
+        assert (is_held(path), holder_pid(path)) == (True, None)
+    assert (is_held(path), holder_pid(path)) == (False, None)
+
+
+def test_who_looks_at_the_lock_is_no_holder_and_keeps_no_run_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PROBE_ATTEMPTS", 500)
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert not is_held(path)
+        timer = threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN))
+        timer.start()
+        with exclusive(path, "test"):
+            assert holder_pid(path) == os.getpid()
+        timer.join()
+
+
+def test_trials_run_only_while_their_own_run_holds_the_lock(workspace):
+    trial_id = next(iter(workspace.plan.trials_by_id))
+
+    def leave(pid: int) -> None:
+        said = {"pid": pid, "now": "train", "running": {trial_id: {}}}
+        workspace.sweep_paths.progress.write_text(json.dumps(said))
+
+    leave(os.getpid())
+    assert not running_trials(workspace)
+    with exclusive(workspace.paths.lock, "isweep run smoke"):
+        assert running_trials(workspace) == [trial_id]
+        assert read_state(workspace, running_trials(workspace)).status(trial_id) == "running"
+        leave(os.getpid() + 1)
+        assert not running_trials(workspace)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_trials_that_run_are_those_that_started_and_did_not_end(workspace, seed):
+    """Held to a plain set, after each event of a run in which things happen faster than any interval."""
+    names, truth, chance = [f"t{k}" for k in range(30)], set(), random.Random(seed)
+    progress = Progress(path=workspace.sweep_paths.progress)
+    with exclusive(workspace.paths.lock, "isweep run smoke"):
+        for _ in range(120):
+            if truth and chance.random() < 0.5:
+                name = chance.choice(sorted(truth))
+                truth.remove(name)
+                if chance.random() < 0.3:
+                    progress.trial_failed(name, "worker_crash", "gone")
+                else:
+                    progress.trial_finished(name, "done")
+            else:
+                name = chance.choice(names)
+                truth.add(name)
+                progress.trial_started(name)
+            assert running_trials(workspace) == sorted(truth)
+    assert running_trials(workspace) == []
+
+
+def test_a_trial_says_epoch_rate_and_what_is_left(workspace):
+    trial_id, trial = next(iter(workspace.plan.trials_by_id.items()))
+    network = trial.network
+    progress = Progress(path=workspace.sweep_paths.progress)
+    with exclusive(workspace.paths.lock, "isweep run smoke"):
+        progress.trial_started(trial_id)
+        progress.trial_epoch(trial_id, EpochRecord(2, 0.5, 0.7, seconds=4.0), network)
+        progress.trial_epoch("not running", EpochRecord(2, 0.5, 0.7, seconds=4.0), network)
+        progress.save()
+        (said,) = read_run(workspace).running.values()
+    assert (said.epoch, said.num_epochs) == (2, network.recipe.epochs)
+    assert said.images_per_second == network.train_size / 4
+    assert said.seconds_left == 4 * (network.recipe.epochs - 2)
+    assert said.text("9 s").startswith(f"9 s  epoch 2/{network.recipe.epochs}  10 img/s  about ")
+
+
+def test_durations():
+    spelt = {0.4: "0 s", 59.4: "59 s", 60: "1 min 00 s", 3599: "59 min 59 s", 3600: "1 h 00 min"}
+    assert {seconds: spelled(seconds) for seconds in spelt} == spelt
+
+
+SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
+
+
+def test_the_board_draws_every_series_and_no_other():
+    board = json.loads(BOARD.read_text(encoding="utf-8"))
+    drawn = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_(isweep_\w+)", target["expr"])
+    }
+    assert drawn == SERIES
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len({panel["id"] for panel in board["panels"]}) == len(places)
+
+
+def test_states_add_up_and_pace_has_no_time_left_before_the_first_end():
+    progress = Progress(planned=10, done=3, diverged=1)
+    progress.trial_started("a")
+    progress.failed["b"] = "setup"
+    assert progress.states() == {"done": 2, "diverged": 1, "failed": 1, "running": 1, "pending": 5}
+    assert set(progress.pace()) < set(GAUGES)
+    assert "isweep_seconds_left" not in progress.pace()
+    progress.trial_finished("a", "done")
+    assert set(progress.pace()) <= set(GAUGES)
+    assert progress.pace()["isweep_seconds_left"] >= 0
+
+
+def test_the_time_left_weighs_trials_by_how_long_they_are_expected_to_take(monkeypatch):
+    """Two of ten units took 10 s each; eight of one unit are left for two slots."""
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.running.progress.time.monotonic", lambda: now[0])
+    progress = Progress(planned=10, slots=2)
+    short = [f"short-{n}" for n in range(8)]
+    progress.expected = {"long-0": 10.0, "long-1": 10.0, **dict.fromkeys(short, 1.0)}
+    for name in ("long-0", "long-1"):
+        progress.trial_started(name)
+        now[0] += 10
+        progress.trial_finished(name, "done")
+    assert progress.time_left() == pytest.approx(4.0)
+    progress.trial_started(short[0])
+    now[0] += 100  # has to end at any moment
+    progress.failed[short[1]] = "setup"
+    assert progress.time_left() == pytest.approx(3.0)
+
+
+def test_the_driver_takes_the_exporter_that_does_not_leak(ray_local):
+    assert os.getenv("RAY_enable_open_telemetry") == "0"  # noqa: SIM112  # Ray's own spelling
