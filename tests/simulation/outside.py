@@ -191,7 +191,8 @@ class Outside:
             del self.files[LEASE]
         if self.index and self.index.exists() and (fault := self.take("index damaged")):
             content = bytearray(self.index.read_bytes())
-            content[int(fault.amount * len(content)) % len(content)] ^= 0xFF
+            digits = [k for k, sign in enumerate(content) if sign in b"0123456789"]
+            content[digits[int(fault.amount * len(digits))]] ^= 1
             self.index.write_bytes(content)
         if self.snapshots and (fault := self.take("server restored")):
             kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
