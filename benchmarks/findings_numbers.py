@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).with_name("results")
-PAIRS = ("digit_pairs", "mnist_pairs", "fashion_pairs")
+PAIRS = {"digit_pairs": "UCI digits", "mnist_pairs": "MNIST", "fashion_pairs": "Fashion-MNIST"}
 SMOOTHNESS = 4.5
 CHANCE = float(np.log(2))
 Rows = list[dict[str, str]]
@@ -205,9 +205,17 @@ class PairTable:
         }
 
 
-def interventions(name: str = "interventions_many") -> dict[str, object]:
-    """Mean over worlds of the change of log loss and log R̂ per unit of log K_F."""
-    rows = [row for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
+def kind(world: str) -> str:
+    """What a world's images are."""
+    of = world.partition("_")[0]
+    return {"mnist": "MNIST", "digits": "UCI digits"}.get(
+        of, "generated" if of[1:].isdigit() else "other images"
+    )
+
+
+def interventions(*names: str) -> dict[str, object]:
+    """Change of log loss and log R̂ per unit of log K_F: means over worlds, and without each digit in turn."""
+    rows = [row for name in names for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
     cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
     for row in rows:
         cells[row["dataset"], row["model"], int(row["train_size"])].append(row)
@@ -238,27 +246,37 @@ def interventions(name: str = "interventions_many") -> dict[str, object]:
             changes = [change for change in changes if np.isfinite(change)]
             if changes:
                 by_world[world].append(float(np.mean(changes)) / moved)
-    found: dict[str, object] = {"trials": len(rows), "arms": tried, "passed": passed}
-    found["by_world"] = {
-        response: {world: float(np.mean(slopes)) for world, slopes in by_world.items()}
-        for response, by_world in worlds.items()
-    }
+    found: dict[str, object] = {"trials": len(rows), "arms": tried, "passed": passed, "by_world": {}}
     for response, by_world in worlds.items():
-        for kind, wanted in (
-            ("", lambda w: True),
-            (", generated", is_made),
-            (", real", lambda w: not is_made(w)),
-        ):
-            values = np.array([np.mean(slopes) for world, slopes in by_world.items() if wanted(world)])
-            error = float(values.std(ddof=1) / np.sqrt(len(values)))
-            judgement = judged(float(values.mean()), error, len(values) - 1)
-            found[f"{response}{kind}"] = {"worlds": len(values), **judgement}
+        slopes = {world: float(np.mean(of)) for world, of in by_world.items()}
+        found["by_world"][response] = slopes  # type: ignore[index]
+        found[response] = over(slopes)
+        real = {world: slope for world, slope in slopes.items() if kind(world) != "generated"}
+        found[f"{response}, real"] = over(real)
+        for of in sorted({kind(world) for world in slopes}):
+            found[f"{response}, {of}"] = over({w: slope for w, slope in slopes.items() if kind(w) == of})
     return found
 
 
-def is_made(world: str) -> bool:
-    """Whether a world is generated."""
-    return world[0] == "g" and world[1:].isdigit()
+def over(slopes: dict[str, float]) -> dict[str, object]:
+    """Mean over worlds by t, and beside it the interval by a jackknife over the digits that they share."""
+    values = np.array(list(slopes.values()))
+    mean, num = float(values.mean()), len(values)
+    without = np.array([
+        np.mean([s for world, s in slopes.items() if digit not in _digits(world)]) for digit in "0123456789"
+    ])  # fmt: skip
+    reach = t_quantile(9) * float(np.sqrt(0.9 * ((without - mean) ** 2).sum()))
+    return {
+        "worlds": num,
+        **judged(mean, float(values.std(ddof=1) / np.sqrt(num)), num - 1),
+        "by digit": [mean - reach, mean + reach],
+    }
+
+
+def _digits(world: str) -> str:
+    """Digits that a world of real images shows, of MNIST or of the UCI set."""
+    of, _, shown = world.partition("_")
+    return shown if of in ("mnist", "digits") else ""
 
 
 def _mean(rows: Rows, response: str) -> float:
@@ -270,12 +288,10 @@ def _mean(rows: Rows, response: str) -> float:
 
 
 def numbers() -> dict[str, object]:
-    """All numbers, of those tables that there are."""
-    found: dict[str, object] = {
-        name: PairTable(name).numbers() for name in PAIRS if (RESULTS / f"{name}.csv.gz").exists()
-    }
-    if (RESULTS / "interventions_many.csv.gz").exists():
-        found["interventions_many"] = interventions()
+    """All numbers."""
+    found: dict[str, object] = {name: PairTable(name).numbers() for name in PAIRS}
+    sweeps = ("interventions_many", "interventions_digits")
+    found |= {name: interventions(name) for name in sweeps} | {"both interventions": interventions(*sweeps)}
     return found
 
 

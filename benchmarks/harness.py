@@ -51,9 +51,9 @@ def run(*cases: Callable[..., Found], parts: Sequence[Callable[..., Found]] = ()
         print(json.dumps(found, indent=1)) if len(words) < len(sys.argv) - 1 else show(found)
 
 
-def source(path: Path) -> str:
-    """Name a file and its content: a figure keeps it of what it was drawn from, to which a test holds it."""
-    return f"{path.name} {sha256(path.read_bytes()).hexdigest()}"
+def source(*paths: Path) -> str:
+    """Name files and their content: a figure keeps it of what it was drawn from, to which a test holds it."""
+    return "\n".join(f"{path.name} {sha256(path.read_bytes()).hexdigest()}" for path in paths)
 
 
 def environment() -> Found:

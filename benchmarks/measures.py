@@ -251,7 +251,7 @@ class StoredRows(ShardedRows):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows ``start`` to ``stop`` (exclusive)."""
-        return self.read_rows(np.arange(start, stop))
+        return self.read_rows(range(start, stop))
 
 
 def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> StoredRows:

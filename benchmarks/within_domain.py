@@ -64,52 +64,55 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figure(preset: str = "digit-pairs") -> Found:
-    """Draw how fast each pair's loss falls over 1/d, and how high it lies over log K_F."""
+def figure() -> Found:
+    """Draw, at equal 1/d, log R̂ and log loss of every pair over log K_F, for each of the three sets."""
     import findings_numbers
     import matplotlib.pyplot as plt
 
-    pairs = findings_numbers.PairTable(preset.replace("-", "_"))
-    y, x = pairs.curves()
-    falls = (y * x).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
-    height = pairs.loss.mean((1, 2))
-    b = pairs.exponent(pairs.d)["value"]
-    sheet, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    ends = np.array([(1 / pairs.d).min(), (1 / pairs.d).max()])
-    left.plot(1 / pairs.d, falls, "o", ms=4)
-    for slope, style, words in ((b, "-", f"b/d, b = {b:.2g}"), (1, ":", "1/d"), (4, "--", "4/d")):
-        left.plot(ends, slope * ends, style, color="black", label=words)
-    left.set(xlabel="1/d", ylabel="how fast log loss falls with log N")
-    left.legend(fontsize=7)
-    right.plot(pairs.log_k, height - height.mean(), "o", ms=4)
-    right.set(xlabel="log K_F", ylabel="log loss of a pair, centred")
-    return saved(sheet, preset, RESULTS / f"{preset.replace('-', '_')}.csv.gz")
+    sheet, sides = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    for name, title in findings_numbers.PAIRS.items():
+        pairs = findings_numbers.PairTable(name)
+        held = np.column_stack([np.ones(len(pairs.d)), 1 / pairs.d])
+        rest = np.eye(len(pairs.d)) - held @ np.linalg.pinv(held)
+        along = rest @ pairs.log_k
+        for side, response in zip(sides, (pairs.r_hat, pairs.loss), strict=True):
+            slope = pairs.on_sharpness(response, pairs.d)
+            words = f"{title}: {slope['value']:.2f} ({slope['low']:.2f} to {slope['high']:.2f})"
+            (dots,) = side.plot(along, rest @ response.mean((1, 2)), "o", ms=3, label=words)
+            ends = np.array([along.min(), along.max()])
+            side.plot(ends, slope["value"] * ends, color=dots.get_color())
+    for side, what, law in zip(sides, ("log R̂", "log loss"), (-1, 1), strict=True):
+        side.axline((0, 0), slope=law, linestyle="--", color="black", label=f"the law: {law}")
+        side.set(xlabel="log K_F at equal 1/d", ylabel=f"{what} at equal 1/d")
+        side.legend(fontsize=6)
+    return saved(sheet, "pairs", *(RESULTS / f"{name}.csv.gz" for name in findings_numbers.PAIRS))
 
 
 def worlds_figure() -> Found:
-    """Draw what log loss and log R̂ did in each world per unit of log K_F, generated and real ones apart."""
+    """Draw what log loss and log R̂ did in each world per unit of log K_F, by the kind of its images."""
     import findings_numbers
     import matplotlib.pyplot as plt
 
-    by_world = findings_numbers.interventions()["by_world"]
+    sweeps = ("interventions_many", "interventions_digits")
+    by_world = findings_numbers.interventions(*sweeps)["by_world"]
+    kinds = ("generated", "UCI digits", "MNIST", "other images")
     sheet, sides = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
     for side, (response, law) in zip(sides, (("loss", 1), ("r_hat", -1)), strict=True):
-        for kind, made, colour in (("generated", True, "tab:orange"), ("real images", False, "tab:blue")):
-            found = [v for world, v in by_world[response].items() if findings_numbers.is_made(world) is made]
-            side.plot(np.sort(found), np.arange(1, len(found) + 1), "o", ms=4, color=colour, label=kind)
-        side.axvline(law, linestyle="--", color="black", label="the law")
+        for kind in kinds:
+            found = np.sort([v for w, v in by_world[response].items() if findings_numbers.kind(w) == kind])
+            side.plot(found, np.linspace(0, 100, len(found)), "o", ms=3, label=f"{kind} ({len(found)})")
+        side.axvline(law, linestyle="--", color="black", label=f"the law: {law}")
         side.axvline(0, linestyle=":", color="black")
         what = "log loss" if response == "loss" else "log R̂"
-        side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="worlds, sorted")
-        side.yaxis.get_major_locator().set_params(integer=True)
-    sides[0].legend(fontsize=7)
-    return saved(sheet, "worlds", RESULTS / "interventions_many.csv.gz")
+        side.set(xlabel=f"Δ {what} / Δ log K_F", ylabel="% of worlds at or below")
+        side.legend(fontsize=6)
+    return saved(sheet, "worlds", *(RESULTS / f"{name}.csv.gz" for name in sweeps))
 
 
-def saved(sheet: Any, name: str, table: Path) -> Found:
-    """Save a figure of the findings, and in it which table it shows, to which a test holds it."""
+def saved(sheet: Any, name: str, *tables: Path) -> Found:
+    """Save a figure of the findings, and in it which tables it shows, to which a test holds it."""
     path = Path(__file__).parents[1] / "docs" / "images" / f"findings-{name}.png"
-    sheet.savefig(path, dpi=100, metadata={"Source": source(table)})
+    sheet.savefig(path, dpi=100, metadata={"Source": source(*tables)})
     return {"figure": path.name}
 
 

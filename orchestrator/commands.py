@@ -9,29 +9,35 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.planning.checks import check_feasible
+from orchestrator.planning.estimate import estimate, extras, extras_text, gpu_to_plan, read_prices
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import CellStatus, Workspace, plan_rows
+from orchestrator.results.state import State, StoredResults, cost_of, judge, read_state
+from orchestrator.results.store import Event, ResultStore
+from orchestrator.results.tracking import differences, log_sweep, make_tracker, tracked_rows
+from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
+from orchestrator.running.locks import exclusive, locked
+from orchestrator.running.progress import read_run, running_trials
+from orchestrator.tuning.cells import search_standing
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
+from tasks.atomic import remove_folder
+from tasks.trials.records import TrialStatus
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.prediction import Growth, Prediction
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.results.state import State
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A sweep that can run: its grid, what of it is done, what the rest will cost.
+    """A sweep that can run: a row per trial and per measure with its status, and what the rest will cost.
 
-    Attributes:
-        rows: One per trial, with its status.
-        cost: Of what is left; ``cost["text"]`` says it in words.
-        measures: One per measured subset, with its status.
-        not_prepared: Datasets that a run prepares, or that must be brought; of own data, the path, how many
-            files were listed there and not opened, and what was left out or is doubtful, by reason.
-        beside: What the sweep does beside training, in words.
+    ``not_prepared`` are datasets that a run prepares, or that must be brought; of own data, the path, how
+    many files were listed there and not opened, and what was left out or is doubtful, by reason.
+    ``cost["text"]``, and ``beside`` training, are in words.
     """
 
     rows: list[dict[str, str | int]]
@@ -42,23 +48,10 @@ class Planned:
 
 
 def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | None = None) -> Planned:
-    """Plan a sweep.
+    """Plan a sweep for ``num_gpus`` of a model of ``gpu``; SweepError for one that cannot run.
 
-    Args:
-        workspace: The sweep.
-        gpu: Model of GPU to plan for; None for those that are here, if any.
-        num_gpus: How many of them; None for those that are here, or as many as a trial asks for.
-
-    Raises:
-        SweepError: For a sweep that cannot run.
+    None is the GPUs that are here, if any, or as many as a trial asks for.
     """
-    from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import estimate, extras, extras_text, gpu_to_plan
-    from orchestrator.planning.plan import CellStatus, plan_rows
-    from orchestrator.results.state import read_state
-    from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
-    from orchestrator.running.progress import running_trials
-
     gpu_here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
     kind = gpu_to_plan(gpu, workspace.paths.prices, gpu_here)
     if num_gpus is None and gpu is None and num_here:
@@ -97,16 +90,12 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
     return Planned(rows, cost | beside, measures, missing, extras_text(beside))
 
 
-PLAN_TABLES = 40
-"""Drawn for the line of a plan: shares are good to 8 points; isweep power draws more."""
-
-
 def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
     """Return what the planned sweep could settle if the law holds, as data and in lines; or why nothing."""
     from orchestrator.analysis.power import planned_power
 
-    try:
-        found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
+    try:  # with 40 tables shares are good to 8 points; isweep power draws more
+        found = planned_power(workspace.plan, num_tables=40)
     except ConfigError as error:
         return None, [f"settles no question of the study: {error}"]
     return asdict(found), found.lines()
@@ -114,13 +103,6 @@ def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str
 
 def progress_of(workspace: Workspace) -> dict[str, Any]:
     """Return where a sweep stands: counts, what runs, failures, costs."""
-    from orchestrator.planning.estimate import read_prices
-    from orchestrator.planning.plan import CellStatus
-    from orchestrator.results.state import cost_of, read_state
-    from orchestrator.running.progress import read_run
-    from orchestrator.tuning.cells import search_standing
-    from tasks.trials.records import TrialStatus
-
     # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
@@ -145,10 +127,6 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
 
 def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
     """Return what happened to a cell (attempts, nodes, failures, logs) and what its last attempt logged."""
-    from orchestrator.results.state import read_state
-    from orchestrator.results.store import Event, ResultStore
-    from orchestrator.running.progress import running_trials
-
     state = read_state(workspace, running_trials(workspace), look=True)
     store, story, problem = ResultStore(workspace.results_url), list[Event](), ""
     try:
@@ -171,10 +149,6 @@ def story_of(workspace: Workspace, trial_id: str) -> tuple[dict[str, Any], str]:
 
 def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
-    from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import log_sweep, make_tracker
-    from orchestrator.running.locks import locked
-
     workspace.paths.make()
     with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
@@ -191,12 +165,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
 
 @dataclass(frozen=True)
 class Mirror:
-    """MLflow beside the result store.
-
-    Attributes:
-        uri: Its store; None for the default one.
-        reconcile: What to type where it shows something else.
-    """
+    """MLflow beside the result store, None for the default one, and what to type where it differs."""
 
     uri: str | None
     reconcile: str
@@ -205,22 +174,12 @@ class Mirror:
 def results_of(
     workspace: Workspace, mirror: Mirror | None, run: str, say: Callable[[str], None]
 ) -> pd.DataFrame:
-    """Return the tidy table of a sweep from its result store, compared with MLflow.
+    """Return the tidy table of a sweep from its result store, compared with MLflow unless that is None.
 
-    Where the store cannot be reached and MLflow can, the table is MLflow's, and that is said.
-
-    Args:
-        workspace: The sweep.
-        mirror: MLflow; None leaves it alone.
-        run: What to type for the trials that are left.
-        say: Told what a reader of the table must know.
-
-    Raises:
-        SetupError: when neither can be reached.
+    Where the store cannot be reached and MLflow can, the table is MLflow's; SetupError where neither can.
+    ``run`` is what to type for the trials that are left; ``say`` is told what a reader must know.
     """
     from orchestrator.analysis.report import results_table
-    from orchestrator.results.state import read_state
-    from orchestrator.results.tracking import tracked_rows
 
     try:
         state = read_state(workspace)
@@ -241,22 +200,17 @@ def results_of(
 
 
 def rows_with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
-    """Return the rows of a tidy table that have these values, by column.
+    """Return the rows of a tidy table that have these values, by column; ConfigError where no row has one."""
 
-    Raises:
-        ConfigError: for a value that no row has.
-    """
+    def spelled(value: object) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
     for name, value in wanted.items():
-        values = table[name].map(_spelled)
-        if _spelled(value) not in set(values):
-            words = f"{name.replace('_', ' ')} of these results"
-            raise unknown_name(words, _spelled(value), sorted(set(values)))
-        table = table[values == _spelled(value)]
+        values, asked = table[name].map(spelled), spelled(value)
+        if asked not in set(values):
+            raise unknown_name(f"{name.replace('_', ' ')} of these results", asked, sorted(set(values)))
+        table = table[values == asked]
     return table
-
-
-def _spelled(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
@@ -283,9 +237,6 @@ def compare_with_mlflow(
     workspace: Workspace, state: State, mirror: Mirror, say: Callable[[str], None]
 ) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
-    from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import differences, tracked_rows
-
     try:
         storage = ResultStore(workspace.results_url).identity()
         tracked = tracked_rows(workspace, mirror.uri, storage)
@@ -297,11 +248,7 @@ def compare_with_mlflow(
 
 
 def written_report(workspace: Workspace, state: State, figures: Sequence[str] = ()) -> Path | None:
-    """Write a sweep's report and return its page; None where there is no result yet.
-
-    Raises:
-        SetupError: where the root is another's or may only be read.
-    """
+    """Write a sweep's report and return its page, None without a result; SetupError where it may not."""
     from orchestrator.analysis.report import report_sweep
 
     try:
@@ -314,15 +261,10 @@ def written_report(workspace: Workspace, state: State, figures: Sequence[str] = 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is given.
+    """What is asked of a sweep's fits: the loss at ``train_size``, or the images for ``target_loss``.
 
-    Attributes:
-        model: A model of the sweep; ``pooled`` for all of them together.
-        domain: ``natural`` or ``medical``; None for all datasets.
-        d_data: Intrinsic dimension; None where it was measured.
-        label_sharpness: K_F on the scale of the sweep; None where it was measured.
-        train_size: Images to train on: what will the loss be?
-        target_loss: Test loss to reach: how many images are needed?
+    ``model`` is ``pooled`` for all together, ``domain`` None for all datasets; of d_data and K_F (on the
+    scale of the sweep) None is what was measured.
     """
 
     model: str = "pooled"
@@ -339,29 +281,25 @@ def predicted(
     growth: Callable[[str, str | None], Growth],
     pilot: Callable[[], Pilot | None] | None = None,
 ) -> tuple[Prediction, Pilot | None]:
-    """Answer from a sweep's fits.
+    """Answer from a sweep's fits, or raise a SweepError; the warning says what was left out of the pilot.
 
-    Args:
-        question: What is asked; its numbers go before measured ones, and these before a pilot's.
-        record: What was measured, as ``isweep measure --json`` writes it; empty for nothing.
-        growth: Fits how the sweep's losses of a model and a domain grow, when it is known that there is
-            something to ask.
-        pilot: Reads or trains small trainings on the dataset itself, when it is known that they can help.
-
-    Returns:
-        The answer, whose warning says what was left out of the pilot, and the pilot.
-
-    Raises:
-        SweepError: When the numbers, or the fits, do not allow a prediction.
+    The question's numbers go before measured ones (``record`` as ``isweep measure --json`` writes it, or
+    empty), and these before the pilot's. ``growth`` fits how losses of a model and domain grow, and ``pilot``
+    reads or trains small trainings on the dataset itself: each is asked once it is known to help.
     """
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
-    found = values_of(record)
+    def complete(numbers: Mapping[str, float]) -> None:
+        if missing := [name for name in asked if name not in numbers]:
+            way_out = "give the numbers, a measurement with labels (--measured), or a pilot (--pilot)"
+            found = f"no {' and no '.join(missing)}"
+            raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
+
     asked = {"d_data": question.d_data, "label_sharpness": question.label_sharpness}
-    numbers = found | {name: value for name, value in asked.items() if value is not None}
+    numbers = values_of(record) | {name: value for name, value in asked.items() if value is not None}
     if pilot is None or record:
-        _complete(numbers)
+        complete(numbers)
     known = growth(question.model, question.domain)  # first: no pilot makes up for a sweep
     if question.label_sharpness is None:
         check_scale(record, known.scale)
@@ -369,7 +307,7 @@ def predicted(
     if trained is not None:
         own = {name: getattr(trained, name) for name in asked}
         numbers = {name: value for name, value in own.items() if value is not None} | numbers
-    _complete(numbers)
+    complete(numbers)
     prediction = predict(
         known,
         d_data=float(numbers["d_data"]),
@@ -382,16 +320,6 @@ def predicted(
     return replace(prediction, warning="; ".join(filter(None, (*notes, prediction.warning)))), trained
 
 
-def _complete(numbers: Mapping[str, float]) -> None:
-    missing = [name for name in ("d_data", "label_sharpness") if name not in numbers]
-    if missing:
-        raise ConfigError(
-            "A prediction needs d_data and label_sharpness",
-            f"no {' and no '.join(missing)}",
-            "give the numbers, a measurement with labels (--measured), or a pilot (--pilot)",
-        )
-
-
 # What lies in a root.
 
 
@@ -400,8 +328,14 @@ def contents(paths: RootPaths) -> list[dict[str, Any]]:
 
     The names of what :func:`removed` may remove, sweeps and prepared data, differ.
     """
-    sweeps = {name: paths.sweep(name).folder for name in paths.sweep_names()}
-    found = [("sweep", path, f"{_num_results(path)} results") for path in sweeps.values()]
+
+    def size(path: Path) -> int:
+        files = path.rglob("*") if path.is_dir() else [path]
+        return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
+
+    sweeps = [paths.sweep(name).folder for name in paths.sweep_names()]
+    results = [len([*path.glob("trials/*/result.json")]) for path in sweeps]
+    found = [("sweep", path, f"{count} results") for path, count in zip(sweeps, results, strict=True)]
     found += [("prepared data", path, "") for path in sorted((paths.root / "prepared").glob("[!.]*/"))]
     found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
     stores = {"MLflow's store": paths.mlflow_database, "log of all commands": paths.log}
@@ -411,7 +345,7 @@ def contents(paths: RootPaths) -> list[dict[str, Any]]:
             "what": what,
             "name": path.stem if what == "recipe" else path.name,
             "path": str(path),
-            "bytes": _size(path),
+            "bytes": size(path),
             "about": about,
             "removable": what in ("sweep", "prepared data"),
         }
@@ -419,19 +353,7 @@ def contents(paths: RootPaths) -> list[dict[str, Any]]:
     ]
 
 
-def _num_results(sweep: Path) -> int:
-    return sum(1 for _ in (sweep / "trials").glob("*/result.json"))
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
-
-
 def removed(paths: RootPaths, folder: str) -> None:
     """Remove a sweep or prepared data of a root on which nobody works."""
-    from orchestrator.running.locks import exclusive
-    from tasks.atomic import remove_folder
-
     with exclusive(paths.lock, f"isweep rm {Path(folder).name}"):
         remove_folder(Path(folder))

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace, plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running.cluster import RunOptions, connect
+from orchestrator.running.locks import exclusive
+from orchestrator.running.measuring import Measured
+from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
+from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.published import read_published
-from search_spaces.sweeps import DatasetChoice
+from search_spaces.sweeps import DatasetChoice, SweepSpec
+from tasks.measures.records import MeasureResult
+from tasks.measures.sharpness import SharpnessConvention, conversion
+from tasks.prepared.prepare import save_montage
+from tasks.prepared.store import PreparedDataset
+from tasks.remote import RayExecutor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from orchestrator.running.cluster import RunOptions
-    from orchestrator.running.measuring import Measured
-    from orchestrator.running.progress import Progress
-    from search_spaces.sweeps import SweepSpec
-    from tasks.measures.records import MeasureResult
 
 
 def measured_document(measured: Measured) -> dict[str, Any]:
@@ -35,11 +45,8 @@ def measured_document(measured: Measured) -> dict[str, Any]:
 def draw_pair(figure: Figure, measured: Measured) -> None:
     """Draw the two differently labelled images that are closest side by side, each stretched to its range.
 
-    Raises:
-        DataError: When there are none, or they are no images.
+    DataError where there are none, or they are no images.
     """
-    import numpy as np
-
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
         raise DataError("A closest pair needs two images with different labels", "there are none")
@@ -60,12 +67,9 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
 def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
 
-    Published K_F is a maximum over about 2,000 sampled pairs on [0, 255] images of 224 x 224, natural ones on
-    three channels; it is rescaled by range, side and channels. None where this record's convention is not
-    known.
+    It was published as a maximum over some 2,000 sampled pairs of [0, 255] images of 224 x 224, natural ones
+    on three channels.
     """
-    from tasks.measures.sharpness import SharpnessConvention, conversion
-
     size, own = record.sizes[-1].train_size, record.label_sharpness
     to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
     nearest: dict[str, dict[str, str]] = {}
@@ -96,14 +100,17 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
 
 def describe(measured: Measured) -> list[str]:
     """Say in plain words how the two numbers compare with the study's datasets."""
-    record = measured.record
+
+    def level(below: int, total: int) -> str:
+        return "low" if below / total < 1 / 3 else "high" if below / total > 2 / 3 else "in the middle"
+
+    record, lines = measured.record, list[str]()
     rows = published_rows(record)
-    lines = []
     estimate = record.d_data.get("mle")
     if estimate is not None and estimate.value is not None:
         below = sum(row["d_data"] < estimate.value for row in rows)
         lines.append(
-            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {_level(below, len(rows))}: "
+            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {level(below, len(rows))}: "
             f"higher than {below} of the {len(rows)} published datasets (at their train size nearest to "
             "yours). The law expects a higher dimension to need more images for the same loss."
         )
@@ -112,7 +119,7 @@ def describe(measured: Measured) -> list[str]:
     if sharpness is not None and sharpness.value is not None and known:
         below = sum(value < sharpness.value for value in known)
         lines.append(
-            f"Label sharpness {sharpness.value:.3g} is {_level(below, len(known))}: higher than {below} of "
+            f"Label sharpness {sharpness.value:.3g} is {level(below, len(known))}: higher than {below} of "
             f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law "
             "expects sharper labels to give a higher loss and a model that is easier to fool. Published "
             "values come from a sample of pairs, so read this as an order of magnitude."
@@ -120,39 +127,23 @@ def describe(measured: Measured) -> list[str]:
     return lines + list(record.notes)
 
 
-def _level(below: int, total: int) -> str:
-    share = below / total
-    return "low" if share < 1 / 3 else "high" if share > 2 / 3 else "in the middle"
-
-
 def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
     """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
 
-    Raises:
-        ConfigError: for an unknown name.
+    ConfigError for an unknown name.
     """
-    from orchestrator.planning.paths import RootPaths
-    from tasks.prepared.store import PreparedDataset
-
-    paths = RootPaths.at(root)
-    folder = paths.root / "prepared"
     prepared: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith("."):
-            continue
-        try:
-            record = PreparedDataset.open(path).record
-        except CorruptStoreError:
-            continue
-        prepared.setdefault(record.dataset, []).append(path.name)
-    specs = [dataset_spec(name)] if name else list(DATASETS.values())
+    for path in sorted((RootPaths.at(root).root / "prepared").glob("[!.]*")):
+        with suppress(CorruptStoreError):
+            prepared.setdefault(PreparedDataset.open(path).record.dataset, []).append(path.name)
+    states = {True: "prepared", False: "not prepared"}
     return [
         {
             **json.loads(spec.model_dump_json()),
             "prepared": prepared.get(spec.name, []),
-            "status": "prepared" if spec.name in prepared else "not prepared",
+            "status": states[spec.name in prepared],
         }
-        for spec in specs
+        for spec in ([dataset_spec(name)] if name else DATASETS.values())
     ]
 
 
@@ -167,27 +158,12 @@ def prepare_one(
 ) -> dict[str, Any]:
     """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
 
-    Args:
-        name: A dataset of the table, or own data of the sweep file.
-        preset: Preset or sweep file that names image size, channels and data mode.
-        run_options: Where and how; ``raw`` names the download.
-        progress: Shows what happens.
-        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
-        said: Fields of own data, such as ``label_map``, over what the sweep file says of them.
+    ``name`` is of the table, or own data of the sweep file, of which ``said`` are fields over the file's.
+    ``montage`` is where to draw examples of each label; None draws nothing, for patients' sake.
 
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
     """
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.plan import Workspace, plan_sweep
-    from orchestrator.planning.sweep_file import load_sweep
-    from orchestrator.running.cluster import connect
-    from orchestrator.running.locks import exclusive
-    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-    from tasks.prepared.prepare import save_montage
-    from tasks.prepared.store import PreparedDataset
-    from tasks.remote import RayExecutor
-
     sweep = load_sweep(preset)
     # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})
@@ -219,7 +195,6 @@ def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoi
     dataset_spec(name)
     if said:
         options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
-        raise ConfigError(
-            f"{options} is for own data", f"{name}, whose classes are the table's", "leave it out"
-        )
+        found = f"{name}, whose classes are the table's"
+        raise ConfigError(f"{options} is for own data", found, "leave it out")
     return DatasetChoice(name=name)

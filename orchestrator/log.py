@@ -19,16 +19,13 @@ MAX_BYTES, MAX_WAITING = 5_000_000, 1000
 
 @contextmanager
 def root_log(root: str | None) -> Iterator[None]:
-    """Send all logs and warnings of a block to the root's log.
-
-    A root that does not exist is not made; when the block makes it, what was logged before is kept.
-    """
+    """Send all logs and warnings of a block to the root's log, once there is a root."""
     handler: logging.Handler = logging.NullHandler()
     with suppress(SweepError):  # the command says what is wrong with the root
         handler = _RootLog(RootPaths.at(root).log)
     handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     top, fonts = logging.getLogger(), logging.getLogger("fontTools")
-    levels = (top.level, fonts.level)
+    levels = {top: top.level, fonts: fonts.level}
     top.addHandler(handler)
     top.setLevel(logging.INFO)
     fonts.setLevel(logging.WARNING)
@@ -42,8 +39,8 @@ def root_log(root: str | None) -> Iterator[None]:
         logging.captureWarnings(False)
         top.removeHandler(handler)
         handler.close()
-        top.setLevel(levels[0])
-        fonts.setLevel(levels[1])
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 class _Discreet(logging.Formatter):

@@ -8,10 +8,11 @@ that the table had or with what is missing. p-values are Holm's over all claims 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
-from orchestrator.analysis.published import Score, published_table, score_table, scorecard
+from orchestrator.analysis.published import Score, score_table, scorecard
 from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
@@ -122,8 +123,10 @@ class Ledger:
         return [claims, *([score_table(self.scores)] if self.scores else [])]
 
     def lines(self) -> Iterator[str]:
-        """What a terminal shows: a claim at a time."""
-        said = [entry.line for entry in self.entries]
+        """What a terminal shows: how many claims have which verdict, and a claim at a time."""
+        verdicts = Counter(entry.verdict for entry in self.entries)
+        counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in get_args(Verdict))
+        said = [f"{plural(len(self.entries), 'claim')}: {counts}.", *(entry.line for entry in self.entries)]
         if num := sum(entry.adjusted_p is not None for entry in self.entries):
             said += [
                 f"p is adjusted over these {plural(num, 'claim')}; isweep fit adjusts over its questions."
@@ -153,7 +156,8 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.table`.
         sweep: how to call it.
-        compare: whether to score it against every published quantity as well.
+        compare: whether to score it against every published quantity as well; the published table itself has
+            nothing to be compared with, and its K_F cannot be, being measured on three channels and on one.
         arms: datasets of an experiment, of which the bases alone count.
 
     Raises:
@@ -177,14 +181,6 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
     scores = scorecard(table) if compare else ()
     return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)
-
-
-def published_ledger() -> Ledger:
-    """Decide the claims from the study's own published numbers.
-
-    Those of K_F cannot be: natural sets were measured on three channels and medical ones on one.
-    """
-    return ledger(published_table(), sweep="the published numbers", compare=False)
 
 
 #: A claim, and how often at most a test at a level would establish what its ``power_of`` says.
@@ -330,10 +326,3 @@ def _unmeasured() -> list[LedgerEntry]:
         LedgerEntry(number=no, claim=claim, estimand=by, published=said, reason=f"{what} is {NOT_MEASURED}")
         for no, claim, by, said, what in rows
     ]
-
-
-def describe(found: Ledger) -> str:
-    """Say how many claims have which verdict."""
-    verdicts = [entry.verdict for entry in found.entries]
-    counts = [f"{verdicts.count(kind)} {kind}" for kind in ("reproduced", "refuted", "cannot be told")]
-    return f"{plural(len(verdicts), 'claim')}: {', '.join(counts)}."

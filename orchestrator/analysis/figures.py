@@ -297,7 +297,10 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         "95 % interval (exploratory; adjusted for their number in the table)."
     )
     for axes, attack in zip(axes_of, attacks, strict=True):
-        _scatter(axes, known.dropna(subset=[attack.name]), c.LABEL_SHARPNESS, attack.name, marks)
+        for dataset, group in known.dropna(subset=[attack.name]).groupby(c.DATASET):
+            colour, marker = marks[str(dataset)]
+            x, y = group[c.LABEL_SHARPNESS], group[attack.name]
+            tell(axes.scatter(x, y, color=colour, marker=marker, s=26, alpha=0.8, linewidth=0), group)
         r = fits.find("attack", model=t.POOLED, response=attack.name).estimate("r")
         axes.set_title(attack.words)
         if r is not None and r.interval is not None:
@@ -310,44 +313,11 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     return figure, caption
 
 
-def _scatter(axes: Axes, rows: pd.DataFrame, x: str, y: str, marks: dict[str, Mark]) -> None:
-    for dataset, group in rows.groupby(c.DATASET):
-        colour, marker = marks[str(dataset)]
-        drawn = axes.scatter(group[x], group[y], color=colour, marker=marker, s=26, alpha=0.8, linewidth=0)
-        tell(drawn, group)
-
-
-def d_repr_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """d_repr against d_data, one panel per model, with the line of equality: Theorem 5's bound."""
-    rows = points.dropna(subset=[c.D_DATA_MLE, c.D_REPR_MLE])
-    models = sorted(rows[c.MODEL].unique())[:MAX_PANELS]
-    if not models:
-        return None
-    marks = dataset_marks(dict(zip(points[c.DATASET], points[c.DOMAIN], strict=True)))
-    figure, axes_of = panels(len(models))
-    top = float(rows[[c.D_DATA_MLE, c.D_REPR_MLE]].max().max()) * 1.05
-    for axes, model in zip(axes_of, models, strict=True):
-        part = rows[rows[c.MODEL] == model]
-        axes.plot([0, top], [0, top], color=GREY, linestyle="--", linewidth=1)
-        _scatter(axes, part, c.D_DATA_MLE, c.D_REPR_MLE, marks)
-        below = int((part[c.D_REPR_MLE] <= part[c.D_DATA_MLE]).sum())
-        axes.set_title(f"{model}   {below} of {len(part)} at or below")
-        axes.set(xlim=(0, float(rows[c.D_DATA_MLE].max()) * 1.08), ylim=(0, top))
-    label_outer(figure, "dimension d_data", "dimension d_repr")
-    equality = Line2D([], [], color=GREY, linestyle="--", label="d_repr = d_data")
-    legend(figure, [equality, *mark_handles(marks, rows[c.DATASET])])
-    return figure, (
-        "Intrinsic dimension of the last hidden layer against that of the data, both by maximum likelihood. "
-        "Points above the dashed line violate the approximate bound."
-    )
-
-
 #: By file stem, in the order of the report; the first two are the key ones.
 DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "loss_on_train_size": loss_on_train_size,
     "loss_gain_on_sharpness": loss_gain_on_sharpness,
     "loss_on_d_data": loss_on_d_data,
-    "d_repr_on_d_data": d_repr_on_d_data,
     "dataset_properties": dataset_properties,
 }
 

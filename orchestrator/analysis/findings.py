@@ -238,19 +238,11 @@ def _dimension(fits: ScalingFits) -> Finding:
 
 
 def _sharpness(fits: ScalingFits) -> Finding:
-    fit = fits.find("headline")
-    caveats = []
-    if fit.label_correlation is not None and t.LOG_SHARPNESS in fit.terms:
-        caveats.append(
-            f"Over {plural(fit.num_datasets, 'dataset')} log K_F and the domain label correlate at "
-            f"{number(fit.label_correlation)} (a property of these datasets, not an estimate): the more they "
-            "go together, the less any fit can part them."
-        )
-    caveats += [fits.sharpness_scale.note] if fits.sharpness_scale.note else []
     return _of_height(
         fits, f.SHARPNESS, t.LOG_SHARPNESS, "Do sharper labels give higher losses?", what="K_F",
         meaning="doubling K_F", by=np.log(2), law="; the law's form would give 2", effect=1.0,
-        effect_words="A slope of 1, which the law's form has,", caveats=caveats,
+        effect_words="A slope of 1, which the law's form has,",
+        caveats=[fits.sharpness_scale.note] if fits.sharpness_scale.note else [],
     )  # fmt: skip
 
 

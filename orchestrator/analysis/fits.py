@@ -101,7 +101,6 @@ class Fit:
         num_held: of a representation: points at which d_repr ≤ d_data.
         bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
         by_dataset: an exponent's own values; of a representation, the share of points above the bound.
-        label_correlation: of log K_F with the domain label over datasets: near 1, no fit can part them.
     """
 
     kind: Kind
@@ -121,7 +120,6 @@ class Fit:
     estimates: tuple[Estimate, ...] = ()
     bound_p: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
-    label_correlation: float | None = None
     r_squared: float | None = None
 
     def estimate(self, name: str) -> Estimate | None:
@@ -395,10 +393,7 @@ def fit_height(
         return replace(blank, reason=unidentified(rows, terms))
     if claimed:
         estimates = _with_left_out(rows, names, datasets, estimates)
-    known = [effects[name] for name in (t.LOG_SHARPNESS, t.IS_MEDICAL) if name in effects]
-    varied = len(known) == 2 and min(float(values.std()) for values in known) >= 1e-12
-    correlation = float(np.corrcoef(known[0], known[1])[0, 1]) if varied else None
-    return replace(blank, status="ok", estimates=estimates, label_correlation=correlation)
+    return replace(blank, status="ok", estimates=estimates)
 
 
 def _effects(rows: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], dict[str, Array]] | None:

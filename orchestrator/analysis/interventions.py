@@ -204,7 +204,7 @@ def _over_worlds(
 def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:
     if response.has_control:
         rows = t.complete(points[points[c.DATASET].isin(bases.values())], (response.column, t.D_REFERENCE))
-        rows = rows[rows.groupby(c.DATASET)[c.TRAIN_SIZE].transform("nunique") > 1]
+        rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
         names, xx, xy = t.sums_of(rows, response.column)
         own = dict(zip(names, (xy / xx).tolist(), strict=True))
         worlds = {world: own[base] for world, base in bases.items() if base in own}

@@ -18,14 +18,6 @@ from orchestrator.analysis import table as t
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 
-_WAYS_OUT = {
-    "d_data": "measure the dataset first",
-    "label_sharpness": "measure the dataset first",
-    "train_size": "give a number of images, e.g. 1000",
-    "target_loss": "give a test loss in nat, e.g. 0.3",
-    "pilot train size": "give what was trained",
-    "pilot loss": "give the test loss of a finished training",
-}
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
 _MEASURED_WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
 
@@ -172,20 +164,22 @@ def check_numbers(
         found = "neither" if train_size is None else "both"
         rule = "A prediction needs either a train size or a target loss"
         raise ConfigError(rule, found, "give exactly one of them")
-    asked = {
-        "d_data": d_data, "label_sharpness": label_sharpness, "train_size": train_size,
-        "target_loss": target_loss,
-    }  # fmt: skip
-    numbers = [(name, given) for name, given in asked.items() if given is not None]
-    for point in pilot:
-        numbers += [("pilot train size", point.train_size), ("pilot loss", point.test_loss)]
-    for name, given in numbers:
+    least, most, measured = 1 / t.LARGEST_VALUE, t.LARGEST_VALUE, "measure the dataset first"
+    asked: list[tuple[str, Any, str]] = [
+        ("d_data", d_data, measured),
+        ("label_sharpness", label_sharpness, measured),
+        ("train_size", train_size, "give a number of images, e.g. 1000"),
+        ("target_loss", target_loss, "give a test loss in nat, e.g. 0.3"),
+        *(("pilot train size", point.train_size, "give what was trained") for point in pilot),
+        *(("pilot loss", point.test_loss, "give the test loss of a finished training") for point in pilot),
+    ]
+    for name, given, way_out in asked:
+        if given is None and name in ("train_size", "target_loss"):
+            continue
         is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
-        value: Any = given if is_number else float("nan")
-        if not 0 < value <= sys.float_info.max:
-            raise ConfigError(f"{name} must be a positive finite number", repr(given), _WAYS_OUT[name])
-        if not 1 / t.LARGEST_VALUE < value < t.LARGEST_VALUE:
-            limits = f"{1 / t.LARGEST_VALUE:g} and {t.LARGEST_VALUE:g}"
-            raise ConfigError(f"{name} must lie between {limits}", repr(given), _WAYS_OUT[name])
-        if name in ("train_size", "pilot train size") and value % 1:
+        if not is_number or not 0 < given <= sys.float_info.max:
+            raise ConfigError(f"{name} must be a positive finite number", repr(given), way_out)
+        if not least < given < most:
+            raise ConfigError(f"{name} must lie between {least:g} and {most:g}", repr(given), way_out)
+        if name.endswith("size") and given % 1:
             raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")

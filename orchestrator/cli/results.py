@@ -13,7 +13,6 @@ from cyclopts import ArgumentCollection, Group, Parameter
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
-from orchestrator.commands import Mirror, mean_over_seeds, rows_with
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.commands import Question
+    from orchestrator.commands import Mirror, Question
     from orchestrator.planning.plan import Workspace
     from search_spaces.specs import Domain
 
@@ -76,6 +75,7 @@ class RowOptions:
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
         from orchestrator.analysis.tables import best_models
+        from orchestrator.commands import mean_over_seeds, rows_with
 
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
@@ -332,17 +332,18 @@ def claims(
         latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
+    from orchestrator.analysis.published import published_table
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
     if sweep is None:
-        found = c.published_ledger()
+        found = c.ledger(published_table(), sweep="the published numbers", compare=False)
     else:
         table, arms = read_table(sweep, place, from_store=from_store), arms_of(place.open(sweep))
         found = c.ledger(table, sweep=sweep, arms=arms)
-    emit(place, found.to_json(), c.describe(found), found.lines())
+    emit(place, found.to_json(), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
     if latex:
@@ -511,6 +512,8 @@ def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
 
 
 def _mirror(sweep: str, place: o.Place) -> Mirror:
+    from orchestrator.commands import Mirror
+
     return Mirror(place.mlflow_uri, place.hint("reconcile", sweep))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from orchestrator.planning.sweep_file import parse_sweep, preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.models import as_name
-from search_spaces.specs import DatasetSpec, PreparedSpec, SubsetSpec
+from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.parts import SPLIT_CODES
 from tasks.prepared.prepare import list_raw
@@ -63,28 +63,31 @@ def counted(listing: Listing) -> Counted | None:
 def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, Listing]:
     """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
-    Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
-    wrong with labels, groups, splits and names of files; no image is opened. ``raw`` are folders, by dataset,
-    that are read in place of those that the sweep names.
-
-    Returns:
-        What was listed of own data (files, rows, volumes) and not opened, by prepared id.
+    Own data that are not prepared yet are listed, in the folder that ``raw`` names or else the sweep, which
+    finds what is wrong with labels, groups, splits and names of files. Returns what was listed of them, and
+    not opened, by prepared id.
     """
     plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
     images: dict[str, PreparedDataset | Counted | None] = {}
     unopened: dict[str, Listing] = {}
     for spec in plan.prepared:
-        there = workspace.prepared.get(spec.prepared_id) or _shipped(plan.datasets[spec.dataset], spec)
+        dataset = plan.datasets[spec.dataset]
+        there: PreparedDataset | Counted | None = workspace.prepared.get(spec.prepared_id)
+        if there is None and dataset.images_per_class and not spec.dials:
+            # A set that a package ships: at best each image is its own group.
+            labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
+            splits = np.zeros(len(labels), np.int8)
+            there = Counted(labels, np.arange(len(labels)), splits, dataset.label_names)
         if there is None and spec.dataset in own:
             key = _key(workspace.paths.root)
             try:
-                listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
+                listing = list_raw(RawRequest(dataset, spec, own[spec.dataset], key))
                 unopened[spec.prepared_id] = listing
                 there = counted(listing)
             except SweepError as error:
                 problems.append(error)
-        images[spec.prepared_id], names = there, plan.datasets[spec.dataset].label_names
+        images[spec.prepared_id], names = there, dataset.label_names
         if there is not None and spec.dataset in own and names not in ((), there.label_names):
             rule = f"datasets.{spec.dataset}.own.class_names must be the classes of the data, in their order"
             found = f"{', '.join(names)}; classes: {', '.join(there.label_names[:20])}"
@@ -105,14 +108,6 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
     return unopened
-
-
-def _shipped(dataset: DatasetSpec, spec: PreparedSpec) -> Counted | None:
-    """Return what is known of a set that a package ships: at best each image is its own group."""
-    if not dataset.images_per_class or spec.dials:
-        return None
-    labels = np.repeat(np.arange(len(dataset.label_names)), dataset.images_per_class)
-    return Counted(labels, np.arange(len(labels)), np.zeros(len(labels), np.int8), dataset.label_names)
 
 
 def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
@@ -170,8 +165,7 @@ Sizes = tuple[tuple[int, ...], int]
 UNKNOWN_SIZES: Sizes = ((60, 120, 240), 100)
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """What a machine can train in reasonable time."""
 
     models: str
@@ -201,10 +195,10 @@ def draft_sweep(
     said: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> str:
-    """Return the text of a sweep file; the data are listed, and of their images only one is read.
+    """Return the text of a sweep file of one's own images, of which only one is read, or of digits for None.
 
     Args:
-        source: One's own images; None takes digits that a package ships, as an example.
+        source: One's own images.
         to: The file that will hold the text: its name is the sweep's, paths start at its folder.
         domain: ``natural`` or ``medical``; None guesses by the kind of the files.
         gpu: Whether to write larger networks and images.
@@ -310,9 +304,8 @@ def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
         colour = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
         medical = item.locator.lower().endswith((".dcm", ".dicom", ".ima", ".nii", ".nii.gz"))
         return 3 if colour else 1, medical
-    raise DataError(
-        f"{request.dataset.name}: images must be readable", f"none of the first {min(len(items), PEEKED)} is"
-    )
+    rule, tried = f"{request.dataset.name}: images must be readable", min(len(items), PEEKED)
+    raise DataError(rule, f"none of the first {tried} is")
 
 
 def _described(found: Counted) -> str:

@@ -21,7 +21,7 @@ from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import Corrections, GpuModel
 from orchestrator.planning.sweep_file import MAX_FILE_BYTES, read_plain, read_text
 from search_spaces.errors import ConfigError, SweepError
-from search_spaces.specs import NetworkSpec, TrialSpec
+from search_spaces.specs import TrialSpec
 from search_spaces.tuning import SearchTrialSpec
 from tasks.trials.records import CONTEXT_BYTES
 
@@ -51,11 +51,8 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
     for trial in trials:
-        network, name, ran_on = (
-            trial.spec.network,
-            trial.spec.network.model.name,
-            predict.gpu_model_like(trial.gpu),
-        )
+        network, ran_on = trial.spec.network, predict.gpu_model_like(trial.gpu)
+        name = network.model.name
         if not predict.has_cost(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
@@ -83,13 +80,6 @@ class Expectation:
     corrections: Corrections = field(default_factory=Corrections)
     share: float | None = None
 
-    @classmethod
-    def of(
-        cls, gpu: GpuModel | None, trials: Collection[MeasuredTrial], share: float | None = None
-    ) -> Expectation:
-        """Learn from done trials."""
-        return cls(gpu, corrections_for(gpu, trials), share)
-
     def seconds(self, trial: TrialSpec) -> float:
         """Return the seconds of one trial, on its share of the GPU or on one core."""
         if self.gpu is None:
@@ -116,8 +106,8 @@ HANG_FACTOR, MIN_LIMIT_S = 20, 600.0
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    Many times what is expected of the whole trial by the slowest of the done trials of its model, or else by
-    one core as assumed; infinite for a network whose operations cannot be counted.
+    Many times the whole trial by the slowest done one of its model, or else by one core; infinite where its
+    network's operations cannot be counted.
     """
     if not predict.has_cost(trial.network):
         return math.inf
@@ -133,10 +123,7 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
 
 
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
-    """Name the arrays that a trial needs; trials of all sizes share them where no fault forbids it.
-
-    Those of a search are of one size, and of one validation split each.
-    """
+    """Name the arrays that a trial needs; all sizes share them unless a fault forbids it, splits do not."""
     subset = trial.network.subset
     key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
     return f"{key}/{trial.validation.split}" if isinstance(trial, SearchTrialSpec) else key
@@ -270,11 +257,7 @@ class Prices(BaseModel):
 
 
 def read_prices(path: Path) -> Prices:
-    """Read a price table, as ``core: {dollars: 0, watts: 5}``; what is left out, or all, is default.
-
-    Raises:
-        ConfigError: for a table that cannot be read.
-    """
+    """Read a price table, as ``core: {dollars: 0, watts: 5}``; what is left out, or all, is default."""
     if not os.path.lexists(path):
         return Prices()
     form = "gpu: {dollars: 2.5, watts: 700}"
@@ -303,12 +286,9 @@ def gpu_to_plan(name: str | None, path: Path, here: GpuModel | None = None) -> G
 
 def amount(value: float) -> str:
     """Spell an amount to two figures, without exponents: ``17,000``, ``0.45``, ``under 0.001``."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return "under 0.001"
     rounded = float(f"{value:.2g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
+    small = "0" if value == 0 else "under 0.001"
+    return small if abs(value) < 1e-3 else f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
 
 
 def roughly(value: float) -> str:
@@ -383,11 +363,9 @@ def on_gpus(
 ) -> dict[str, Any]:
     """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted to need.
 
-    Returns:
-        ``hours`` until the last trial ends, ``lower_bound_hours`` that no order can beat, ``gpu_hours`` that
-        trials take; ``dollars`` and ``kilowatt_hours`` of all GPUs until then; ``shares``: the largest share
-        by model; ``too_large``: the bytes by model of those that are predicted to need more memory than their
-        share has.
+    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends; no order can beat
+    ``lower_bound_hours``. By model are the largest of ``shares``, and the bytes of trials that are
+    ``too_large`` for the memory of their share.
     """
     whole = max(1, int(share or 1))  # GPUs that a trial lies on
     if whole > num_gpus:
@@ -485,15 +463,10 @@ COLUMN_BYTES = 650
 
 
 def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
-    """Return what a plan costs beside training.
+    """Return what a plan costs beside training: of done trials, on disk, by attacks over training.
 
-    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept.
-
-    Returns:
-        ``num_retrained``, done trials that are trained again because their weights were not kept;
-        ``num_measured``, those on whose kept weights only something is measured; ``weights_bytes`` and
-        ``predictions_bytes``, disk of all that is kept; ``attack_shares``, operations of each kind of attack
-        over those of training; ``uncounted``, networks whose costs are guessed, and why.
+    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept: it
+    is only measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
@@ -501,17 +474,19 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
     training = sum(predict.training_flops(trial) for trial in plan.trials)
     costs = {trial.network.model.name: predict.cost_of(trial.network) for trial in plan.trials}
 
-    def predictions_bytes(network: NetworkSpec) -> int:
-        num_columns = plan.num_outputs(network) + 2  # image and label
-        return num_columns * (COLUMN_BYTES + 4 * network.subset.test_size)
-
+    # A column per logit, and image and label.
+    predictions = [
+        (plan.num_outputs(t.network) + 2) * (COLUMN_BYTES + 4 * t.network.subset.test_size)
+        for t in plan.trials
+        if t.predictions
+    ]
     return {
         "num_retrained": sum(not kept for kept in incomplete.values()),
         "num_measured": sum(incomplete.values()),
         "weights_bytes": sum(
             predict.cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)
         ),
-        "predictions_bytes": sum(predictions_bytes(t.network) for t in plan.trials if t.predictions),
+        "predictions_bytes": sum(predictions),
         "attack_shares": {kind: spent / training for kind, spent in attacks.items() if training},
         "uncounted": {name: cost.uncounted for name, cost in costs.items() if cost.uncounted},
     }

@@ -85,14 +85,14 @@ class RootPaths:
         """
         named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
         try:
-            path = Path(named).expanduser().absolute()
+            named = path = Path(named).expanduser().absolute()
             base = next(folder for folder in (path, *path.parents) if folder.exists())
+            if not base.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{base} is a file")
+            if not os.access(base, os.R_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, RuntimeError, ValueError) as error:
             raise _no_root(named, error) from None
-        if not base.is_dir():
-            raise _no_root(path, NotADirectoryError(errno.ENOTDIR, f"{base} is a file"))
-        if not os.access(base, os.R_OK | os.X_OK):
-            raise _no_root(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
         return cls(path)
 
     @classmethod
@@ -154,18 +154,12 @@ def _no_root(path: str | Path, error: Exception) -> SweepError:
     reason = (error.strerror if isinstance(error, OSError) else None) or error
     # A file in its place is the user's slip, not the machine's state.
     kind = ConfigError if isinstance(error, NotADirectoryError) else SetupError
-    rule, way_out = (
-        "The root must be a folder that can be written",
-        "choose another with --root or ISWEEP_ROOT",
-    )
-    return kind(rule, f"{path}: {reason}", way_out)
+    way_out = "choose another with --root or ISWEEP_ROOT"
+    return kind("The root must be a folder that can be written", f"{path}: {reason}", way_out)
 
 
 def check_outlasts_ray(path: Path, what: str, option: str) -> None:
-    """Refuse a path, links followed, below a folder that Ray made for one start of itself.
-
-    The ConfigError says ``what`` it is for, and which ``option`` names another.
-    """
+    """Refuse a path, links followed, below a folder that Ray made for one start of itself; says for what."""
     found = path.resolve()
     for folder in (found, *found.parents):
         if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
@@ -178,9 +172,7 @@ def check_outlasts_ray(path: Path, what: str, option: str) -> None:
 
 # What must not be said: passwords in URLs, and the values of variables that hold secrets.
 
-SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
-)
+SECRET_NAME = re.compile("(?i)TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY")
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
 """Of a URL, before its host or among its parameters."""
 SHORTEST_SECRET = 6

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -58,10 +58,7 @@ class CellStatus(StrEnum):
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All cells of a sweep, in a fixed order; ids are unique.
-
-    Measures are one per subset, of all its train sizes (one per size where sizes share no images).
-    """
+    """All cells of a sweep, in a fixed order; ids are unique."""
 
     sweep: SweepSpec
     trials: tuple[TrialSpec, ...]
@@ -191,7 +188,7 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
     elif "redrawn_class_pairs" in sweep.all_faults:
         # One pair per cell instead of the table's five; which one follows in _redrawn.
         pairs = pairs[:1]
-    _check_pairs(pairs, dataset)
+    _check_pairs([pair for pair in pairs if pair], dataset)
     return [
         SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
         for pair in pairs
@@ -240,10 +237,8 @@ def _places(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     return first, second
 
 
-def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> None:
-    num_classes = len(dataset.label_names)
-    where = f"datasets.{dataset.name}.class_pairs"
-    named = [pair for pair in pairs if pair is not None]
+def _check_pairs(named: Sequence[ClassPair], dataset: DatasetSpec) -> None:
+    num_classes, where = len(dataset.label_names), f"datasets.{dataset.name}.class_pairs"
     for pair in named:
         if num_classes and max(pair) >= num_classes:
             raise ConfigError(
@@ -275,11 +270,11 @@ class Workspace:
         changes: Mapping[str, object] | None = None,
         as_run: bool = False,
     ) -> Workspace:
-        """Read a sweep, see :func:`load_sweep`, and find its place below ``root``, which is not made.
+        """Read a sweep, see :func:`load_sweep`, or one that ran below ``root``, which is not made.
 
-        ``source`` may name a sweep that ran below the root; where it names a preset too, ``as_run`` decides.
+        A name of both a preset and such a sweep is the latter ``as_run``.
         """
-        _check_types(source, changes, storage)
+        _check_types(source, changes, storage)  # of a caller in Python
         paths = RootPaths.at(root)
         if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
@@ -308,10 +303,7 @@ class Workspace:
 
     @contextmanager
     def recorded_while_checked(self) -> Iterator[None]:
-        """Keep the sweep, see :meth:`record`, when the block ends; a new one is found by its name at once.
-
-        A sweep that is refused in the block leaves what was kept before as it was.
-        """
+        """Keep a new sweep at once, others when the block ends; one that is refused in it leaves no trace."""
         is_new = not os.path.lexists(self.sweep_paths.sweep_file)
         if is_new:
             self.record()
@@ -356,7 +348,6 @@ class Workspace:
 
 
 def _check_types(source: object, changes: object, storage: object) -> None:
-    """Answer a caller in Python as a command line would be, which can give nothing else."""
     if not isinstance(source, (str, Path, Mapping, SweepSpec)):
         rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
         raise ConfigError(rule, type(source).__name__)
@@ -370,28 +361,21 @@ def _check_types(source: object, changes: object, storage: object) -> None:
 def _find(
     source: SweepSource, paths: RootPaths, changes: Mapping[str, object] | None, *, as_run: bool
 ) -> SweepSpec:
-    if isinstance(source, str) and "/" not in source:
-        if (as_run or source not in preset_names()) and os.path.lexists(paths.sweep(source).sweep_file):
-            return _recorded(source, paths, changes)
-        known = {*preset_names(), *paths.sweep_names()}
-        if source not in known and not source.endswith((".yaml", ".yml")):
-            if os.path.isfile(source):
-                return load_sweep(Path(source), changes, recipes=paths.recipes)
+    if not isinstance(source, str) or "/" in source:
+        return load_sweep(source, changes, recipes=paths.recipes)
+    path, known = paths.sweep(source).sweep_file, {*preset_names(), *paths.sweep_names()}
+    if not os.path.lexists(path) or (source in preset_names() and not as_run):
+        if source not in known and not source.endswith((".yaml", ".yml")) and not os.path.isfile(source):
             raise unknown_name(f"preset or sweep of {paths.root}", source, known)
-    return load_sweep(source, changes, recipes=paths.recipes)
-
-
-def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None) -> SweepSpec:
-    """Read the sweep that ran below the root under this name; its file is named where it is damaged."""
-    path = paths.sweep(name).sweep_file
-    find_modules_in(paths.sweep(name).code)
+        return load_sweep(source if source in known else Path(source), changes, recipes=paths.recipes)
+    find_modules_in(paths.sweep(source).code)
     try:
         return load_sweep(path, changes, recipes=paths.recipes)
     except ConfigError as error:
         if changes:
             raise
         raise ConfigError(
-            f"The sweep {name!r} as it was last run must be whole in {path}",
+            f"The sweep {source!r} as it was last run must be whole in {path}",
             str(error).rstrip("."),
             "remove what is there and run the sweep file that it came from: all results stay",
         ) from None

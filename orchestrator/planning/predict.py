@@ -1,10 +1,9 @@
 """What a trial needs of a GPU or a core: how long it takes, how much memory, which share of a GPU.
 
-All follows from what each network's passes compute and move and from the table of GPUs, corrected by what
-finished trials were measured to take. A kernel takes as long as its arithmetic or its traffic, whichever is
-longer, at the share of the data sheet's rate that training reaches, and never less than the time between two
-kernels. These shares are fitted to published training throughput at 224 pixels, which a unit test holds them
-to, assumed where a row says so, or measured by ``isweep gpu-check``.
+A kernel takes as long as its arithmetic or its traffic, whichever is longer, at the share of the data sheet's
+rate that training reaches, and never less than the time between two kernels. These shares are fitted to
+published training throughput at 224 pixels, assumed where a row says so, or measured by ``isweep gpu-check``;
+what finished trials were measured to take corrects all.
 """
 
 from __future__ import annotations
@@ -64,10 +63,10 @@ SHARE_STEP = 100
 class GpuModel:
     """One model of GPU, by its name on the command line.
 
-    ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without TensorFloat-32) are
-    the data sheet's, in 1e12 operations per second; ``bandwidth`` is GB/s of its memory. The efficiencies are
-    the shares of these that training's convolutions and elementwise kernels reach. ``price`` is the assumed
-    list price of an hour in US dollars, November 2026. Where it is not ``timed``, its hours are unknown.
+    Of the data sheet, in 1e12 operations per second, are ``half_tflops`` (dense bfloat16, else float16) and
+    ``single_tflops`` (float32 without TensorFloat-32), in GB/s the memory's ``bandwidth``; efficiencies are
+    the shares of these that training reaches. ``price`` is an assumed hour's in US dollars, November 2026.
+    Where it is not ``timed``, its hours are unknown.
     """
 
     name: str
@@ -117,9 +116,9 @@ def gpu_model(name: str) -> GpuModel:
 
 
 def gpu_model_like(name: str) -> GpuModel | None:
-    """Return the GPU of the table that a driver or Ray names, the one with least memory where several fit.
+    """Return the GPU of the table that a driver or Ray names, of several that with least memory, or None.
 
-    None where the table has no such GPU, and for a slice of one (MIG).
+    A slice of one (MIG) is none.
     """
     words = re.split("[-_ ]+", name.lower())
     words += [first + second for first, second in pairwise(words)]  # RTX 3090
@@ -217,15 +216,11 @@ PASSES = ("step", "evaluation", "attack")
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What one network costs in one recipe.
+    """What one network costs in one recipe: weights and buffers kept, operations of one image forward.
 
-    Attributes:
-        state_bytes: of its kept weights: all parameters and buffers.
-        forward_flops: of one image, multiply-adds counted twice.
-        step: one training step on a whole batch.
-        evaluation: one forward pass of ``evaluation_batch`` images in float32.
-        attack: forward and back to the pixels, ``attack_batch`` images in float32.
-        uncounted: why its passes could not be walked: they are those of one dense layer of as many weights.
+    A multiply-add is two operations. Passes are a training step on a whole batch; ``evaluation_batch`` images
+    forward, and ``attack_batch`` forward and back to the pixels, both in float32. ``uncounted`` says why they
+    could not be walked: then they are those of one dense layer of as many weights.
     """
 
     num_parameters: int
@@ -262,21 +257,21 @@ def network_cost(
 
     ``num_outputs`` logits hold where the recipe names none. ConfigError where it cannot be built so.
     """
-    key = cost_key(model, recipe, channels, image_size, num_outputs)
+    key, keeps = cost_key(model, recipe, channels, image_size, num_outputs), model.library != "own"
     if key in _walked():
         return _cost_of_plain(_walked()[key])
     file = user_cache("costs") / f"{key}-{_walked_with()}.json"
-    if model.library != "own":  # whose files may change
+    if keeps:  # files of one's own network may change
         with suppress(OSError, ValueError, TypeError, KeyError):
             return _cost_of_plain(json.loads(file.read_text(encoding="utf-8")))
     from orchestrator.planning.walk import walk_network
 
-    found = plain_cost(walk_network(model, recipe, channels, image_size, num_outputs))
-    if model.library != "own":
+    found = walk_network(model, recipe, channels, image_size, num_outputs)
+    if keeps:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps(found).encode(), durable=False)
-    return _cost_of_plain(found)
+            write_atomic(file, json.dumps(plain_cost(found)).encode(), durable=False)
+    return found
 
 
 @cache
@@ -359,11 +354,6 @@ def has_batch_norm(network: NetworkSpec) -> bool:
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
 
 
-def _images_looked_at(network: NetworkSpec) -> int:
-    """Return how many test images pass between epochs."""
-    return len(epochs_to_look_at(network.recipe.epochs)) * network.subset.test_size
-
-
 def training_flops(trial: TrialSpec) -> float:
     """Return the operations of a trial's training."""
     network = trial.network
@@ -411,7 +401,7 @@ def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most memory that a trial holds on a GPU, over training, evaluation and attacks."""
     cost = cost_of(network)
     parts = [cost.step, cost.evaluation, cost.attack]
-    if _images_looked_at(network):
+    if epochs_to_look_at(network.recipe.epochs):
         held = cost.evaluation.peak_bytes + _training_bytes(network, cost)
         parts.append(replace(cost.evaluation, peak_bytes=held))
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
@@ -422,7 +412,7 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
     recipe = network.recipe
     gradients = 4 * cost.num_parameters
     moments = gradients if recipe.optimizer == "sgd" else 2 * gradients
-    if not _is_captured(network):
+    if network.model.library == "own":  # whose steps are not captured as graphs: they need not replay
         return moments + gradients
     # A graph keeps the memory of its step, and a last batch of another size has a graph of its own.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
@@ -433,16 +423,8 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
     return moments + 2 * gradients + activations + activations * size // recipe.batch_size
 
 
-def _is_captured(network: NetworkSpec) -> bool:
-    """Tell whether a network's steps may be captured graphs: somebody's own code need not replay."""
-    return network.model.library != "own"
-
-
 class PassTime(NamedTuple):
-    """How many seconds a pass takes alone on a GPU, and for how many of them it is busy.
-
-    The rest it waits for the next kernel, and another trial could have it.
-    """
+    """How many seconds a pass takes alone on a GPU, and for how many of them it is busy."""
 
     seconds: float
     busy: float
@@ -471,11 +453,12 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
     """Return how many training steps, batches of an evaluation and gradients of a batch it takes."""
     network, recipe, attacks = trial.network, trial.network.recipe, _attack_passes(trial)
     gradients, forwards = (sum(numbers) for numbers in zip(*attacks.values(), strict=True))
+    looked_at = len(epochs_to_look_at(recipe.epochs)) * network.subset.test_size
     # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as well.
     clean = network.subset.test_size - attacks["fgsm"][0]
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
-        (network.train_size + _images_looked_at(network) + forwards) / cost.evaluation_batch,
+        (network.train_size + looked_at + forwards) / cost.evaluation_batch,
         (gradients + clean) / cost.attack_batch,
     )
 
@@ -511,11 +494,11 @@ def need_of(
 ) -> GpuNeed:
     """Predict what ``trial`` needs of ``gpu``, corrected by what others like it were measured to need.
 
-    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs: as many
-    trials share a GPU as keep it busy together, fewer where memory is short.
+    Its share is ``given``, or for None (or 0) such that as many trials share a GPU as keep it busy together,
+    fewer where memory is short.
     """
     corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
-    interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S
+    interval = EAGER_INTERVAL_S if trial.network.model.library == "own" else GRAPH_INTERVAL_S
     times = (
         pass_time(cost.step, gpu, interval=interval, half=recipe.precision != "float32"),
         pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False),
@@ -526,18 +509,13 @@ def need_of(
     busy = sum(number * part.busy for number, part in passes) / alone
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
-    share = given or _share(busy, memory, gpu)
-    seconds = alone * max(1.0, busy / min(share, 1.0))
-    return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
-
-
-def _share(busy: float, memory: float, gpu: GpuModel) -> float:
-    """Return the share that a trial needs which keeps a whole GPU ``busy`` for that part of its time."""
     together = max(1, math.ceil(BUSY_ENOUGH / busy))
     work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
     work = work if gpu.timed else max(work, 0.25)
     room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (gpu.memory_gib * 2**30)) / SHARE_STEP
-    return min(1.0, max(work, room, 1 / SHARE_STEP))
+    share = given or min(1.0, max(work, room, 1 / SHARE_STEP))
+    seconds = alone * max(1.0, busy / min(share, 1.0))
+    return GpuNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
 
 def core_seconds(trial: TrialSpec, corrections: Corrections | None = None) -> float:

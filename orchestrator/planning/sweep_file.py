@@ -59,10 +59,8 @@ def load_sweep(
 
     Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``; paths in a mapping
     start at the working directory. ``changes`` by dotted key (``recipe.epochs``) hold over what is written;
-    ``recipes`` is the folder of the recipes that searches wrote and that may be named.
-
-    Raises:
-        ConfigError: naming the file and every mistake in it with its key, value and what is allowed.
+    ``recipes`` is the folder of the recipes that searches wrote and that may be named. ConfigError names the
+    file and every mistake in it with its key, value and what is allowed.
     """
     changes, folder, origin = changes or {}, Path(), "the sweep"
     if isinstance(source, SweepSpec):
@@ -87,10 +85,7 @@ def load_sweep(
 
 
 def parse_sweep(text: str, *, origin: str, folder: Path | None = None) -> SweepSpec:
-    """Turn the text of a sweep file, which messages call ``origin``, into a validated spec.
-
-    Recipe files that it names lie in ``folder``, by default the working directory.
-    """
+    """Read the text of a sweep file, which messages call ``origin``; its recipe files lie in ``folder``."""
     return _spec_of(_document(text, origin), origin, folder or Path(), {}, None)
 
 
@@ -115,11 +110,7 @@ def find_modules_in(folder: Path) -> None:
 
 
 def _spec_of(
-    document: dict[str, Any],
-    origin: str,
-    folder: Path,
-    changes: Mapping[str, object],
-    recipes: Path | None,
+    document: dict[str, Any], origin: str, folder: Path, changes: Mapping[str, object], recipes: Path | None
 ) -> SweepSpec:
     document = with_changes(document, changes)
     if isinstance(document.get("datasets"), list):
@@ -211,8 +202,6 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
             own = own.model_copy(update={"class_names": names})
         return choice.model_copy(update={"own": own})
 
-    if all(choice.own is None for choice in spec.datasets):
-        return spec
     return spec.model_copy(update={"datasets": tuple(map(own_path, spec.datasets))})
 
 
@@ -298,9 +287,9 @@ def _with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     """Return the sweep without searched rows of models and datasets that it does not have."""
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
-    cells = tuned.get("cells")
-    found = [cell for cell in (cells if isinstance(cells, list) else ()) if isinstance(cell, dict)]
-    searched = [(cell.get("model"), cell.get("dataset")) for cell in found if "not_tuned" not in cell]
+    cells = tuned["cells"] if isinstance(tuned.get("cells"), list) else ()
+    found = [cell for cell in cells if isinstance(cell, dict) and "not_tuned" not in cell]
+    searched = [(cell.get("model"), cell.get("dataset")) for cell in found]
     missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]
     if missing:
         raise ConfigError(
@@ -336,8 +325,11 @@ def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> 
         loc = loc[:2]  # one value stands for a list of one
     where = ".".join(str(part) for part in loc) or origin
     if kind == "extra_forbidden":
-        fields = _model_at(detail["loc"][:-1]).model_fields
-        known = [field.alias or name for name, field in fields.items()]
+        model: type[BaseModel] = SweepSpec  # whose keys belong there
+        for part in detail["loc"][:-1]:
+            if isinstance(part, str) and part in model.model_fields:
+                model = _model_in(model.model_fields[part].annotation) or model
+        known = [field.alias or name for name, field in model.model_fields.items()]
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         if len(loc) == 1 and loc[0] in RecipeChoice.model_fields:
@@ -361,15 +353,6 @@ def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> 
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
 
 
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """Return the model whose keys belong at a place in a sweep file."""
-    model: type[BaseModel] = SweepSpec
-    for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return model
-
-
 def _model_in(annotation: object) -> type[BaseModel] | None:
     """Find the model in an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -389,38 +372,33 @@ def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
             except SweepError as error:
                 problems.append(error)
 
+    def own_name(name: str) -> None:
+        if name in DATASETS:
+            found = f"{name!r} is in the table of datasets"
+            raise ConfigError("Your own dataset needs a name of its own", found, "rename it")
+
+    def known_recipe(name: str) -> None:
+        if name not in RECIPES:
+            raise unknown_name("recipe", name, RECIPES)
+
+    def known_estimator(name: str) -> None:
+        if name not in DEFAULT_ESTIMATORS:
+            from tasks.measures.estimators import table_width
+
+            table_width((name,), 0)
+
     for choice in document.get("models", ()):
         check(model_spec, choice)
-    for choice in document.get("datasets", ()):
-        if not isinstance(choice, dict):
-            continue
+    for choice in filter(lambda choice: isinstance(choice, dict), document.get("datasets", ())):
         own = choice.get("own")
         if isinstance(own, dict):
             check(check_own_kind, own.get("kind"))
         is_own = own is not None or choice.get("made") is not None
-        check(_check_own_name if is_own else dataset_spec, choice.get("name"))
-    check(_check_recipe, document.get("recipe"))
+        check(own_name if is_own else dataset_spec, choice.get("name"))
+    check(known_recipe, document.get("recipe"))
     for name in document.get("estimators") or ():
-        check(_check_estimator, name)
+        check(known_estimator, name)
     return problems
-
-
-def _check_own_name(name: str) -> None:
-    if name in DATASETS:
-        found = f"{name!r} is in the table of datasets"
-        raise ConfigError("Your own dataset needs a name of its own", found, "rename it")
-
-
-def _check_recipe(name: str) -> None:
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-
-
-def _check_estimator(name: str) -> None:
-    if name not in DEFAULT_ESTIMATORS:
-        from tasks.measures.estimators import table_width
-
-        table_width((name,), 0)
 
 
 # YAML 1.2 of plain data.

@@ -34,16 +34,8 @@ from tasks.trials.training import Step
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
 _SHAPE_ONLY = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice", "alias"}
-_SHAPE_ONLY |= {
-    "as_strided",
-    "select",
-    "split",
-    "unsqueeze",
-    "squeeze",
-    "empty",
-    "empty_like",
-    "empty_strided",
-}
+_SHAPE_ONLY |= {"as_strided", "select", "split", "unsqueeze", "squeeze"}
+_SHAPE_ONLY |= {"empty", "empty_like", "empty_strided"}
 
 
 def walk_network(
@@ -69,27 +61,20 @@ def walk_network(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with contained():
-            network = _without_data(built, mode)
+            try:
+                with mode:
+                    network = built()
+            except DataDependentOutputException:
+                # Transformers and Inceptions of timm and torchvision ask for numbers while they are made.
+                network = built()
+                with FakeCopyMode(mode):
+                    network = copy.deepcopy(network)
             with mode:
                 return walked(network)
     except (Exception, SystemExit) as error:
         if model.library != "own":
             raise
         return _walked_with_memory(error, built, walked, math.prod(shape))
-
-
-def _without_data(built: Callable[[], nn.Module], mode: FakeTensorMode) -> nn.Module:
-    """Build a network of tensors that hold no data; where it takes data to make it, copy one that has some.
-
-    Transformers and Inceptions of timm and torchvision ask tensors for numbers while they are made.
-    """
-    try:
-        with mode:
-            return built()
-    except DataDependentOutputException:
-        network = built()
-        with FakeCopyMode(mode):
-            return copy.deepcopy(network)
 
 
 def _walked(
@@ -124,8 +109,7 @@ def _walked_with_memory(
 ) -> NetworkCost:
     """Walk over somebody's own network with real tensors: ``error`` came of those that hold no data.
 
-    What fails on noise and on black images too may yet work on those of a sweep, where its passes depend on
-    the values of pixels. Only what depends on none is surely wrong.
+    What fails on noise and on black images may yet work on a sweep's, where it depends on values of pixels.
     """
     for brightest in (255.0, 0.0):
         try:

@@ -41,20 +41,17 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 TRAINING_PAGES = "workflowType=machine_learning"
 """Both make MLflow's page open on training runs instead of traces of language models."""
 SHOWN_TAGS = (c.MODEL, c.DATASET, c.TRAIN_SIZE, c.CLASS_PAIR, c.SEED)
-SHOWN_METRICS = (c.TEST_LOSS,)
-"""In view without scrolling, MLflow's assistant open or not; its page has all others under "Columns"."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A question, and the state of MLflow's page of runs that answers it.
+    """A question, and the state of MLflow's page of runs that answers it: a chart of ``axes``, or a table.
 
-    ``axes`` are kind and key of x and y of a chart of points, as ``("METRIC", "test_loss")``; ``line`` is a
-    metric drawn over its steps; with neither there is a table. ``kind`` and ``dataset`` are of the runs.
+    ``axes`` are the metrics x and y, ``line`` one over its steps; ``kind`` and ``dataset`` are of the runs.
     """
 
     question: str
-    axes: tuple[tuple[str, str], ...] = ()
+    axes: tuple[str, ...] = ()
     line: str = ""
     kind: str = "trial"
     dataset: str = ""
@@ -66,7 +63,7 @@ class View:
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""
-        metrics = dict.fromkeys([*SHOWN_METRICS, *(key for kind, key in self.axes if kind == "METRIC")])
+        metrics = dict.fromkeys([c.TEST_LOSS, *self.axes])  # in view without scrolling
         state: dict[str, Any] = {
             "searchFilter": f"tags.kind = '{self.kind}' and attributes.status = 'FINISHED'"
             + (f" and tags.{c.DATASET} = '{self.dataset}'" if self.dataset else ""),
@@ -81,10 +78,9 @@ class View:
         chart: dict[str, Any] = {"uuid": "isweep-0", "metricSectionId": "isweep", "runsCountToCompare": 1000}
         chart |= {"isGenerated": False, "deleted": False}
         if self.axes:
-            (_, x), (_, y) = self.axes
-            sides = zip(("xaxis", "yaxis"), self.axes, strict=True)
-            chart |= {"type": "SCATTER", "displayName": f"{y} against {x}"}
-            chart |= {side: {"type": kind, "key": key} for side, (kind, key) in sides}
+            x, y = ({"type": "METRIC", "key": name} for name in self.axes)
+            chart |= {"type": "SCATTER", "displayName": f"{y['key']} against {x['key']}"}
+            chart |= {"xaxis": x, "yaxis": y}
         if self.line:
             chart |= {"type": "LINE", "displayName": f"{self.line} at N images, the step"}
             chart |= {"metricKey": self.line, "selectedMetricKeys": [self.line], "yAxisKey": "metric"}
@@ -99,11 +95,7 @@ class View:
 
 @dataclass(frozen=True)
 class Page:
-    """What a sweep's pages say of it.
-
-    ``loss_gain`` is the column of the loss gained under the attack that the charts show; empty for none. Each
-    of the ``datasets`` has a view of its own.
-    """
+    """What a sweep's pages say of it; ``loss_gain`` is the column of an attack that charts show, or empty."""
 
     sweep: str
     description: str = ""
@@ -114,11 +106,9 @@ class Page:
     @classmethod
     def of(cls, workspace: Workspace) -> Page:
         """Return the pages of a sweep."""
-        sweep = workspace.plan.sweep
-        attacks = [attack_name(method, e) for method in sweep.attacks.methods for e in sweep.attacks.epsilons]
-        loss_gain = f"{attacks[0]}_loss_gain" if attacks else ""
-        names = tuple(workspace.plan.datasets)
-        return cls(sweep.name, sweep.description, len(workspace.plan.trials), loss_gain, names)
+        plan, sweep, asked = workspace.plan, workspace.plan.sweep, workspace.plan.sweep.attacks
+        gains = [f"{attack_name(method, e)}_loss_gain" for method in asked.methods for e in asked.epsilons]
+        return cls(sweep.name, sweep.description, len(plan.trials), (*gains, "")[0], tuple(plan.datasets))
 
     def sweep_tags(self, experiment: str) -> dict[str, str]:
         """Return the tags of the sweep's own run."""
@@ -145,7 +135,7 @@ class Page:
         curve = View("Test loss over N", line=c.TEST_LOSS, kind=CURVE)
         found = {"best": View("Best model"), CURVE: curve}
         if self.loss_gain:
-            axes = (("METRIC", c.LABEL_SHARPNESS), ("METRIC", self.loss_gain))
+            axes = (c.LABEL_SHARPNESS, self.loss_gain)
             found["sharpness"] = View("Loss gained under attack over K_F", axes)
         return found | {f"best-{name}": View(f"Best on {name}", dataset=name) for name in self.datasets}
 
@@ -205,10 +195,8 @@ def free_port(asked: int | None = None) -> int:
 def served(uri: str, port: int, words: Path) -> Iterator[str]:
     """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it answers.
 
-    A server's own address is given back as it is, and nothing started. ``words`` takes what the server says.
-
-    Raises:
-        SetupError: when the store does not answer, or the server does not start, with its last words.
+    A server's own address is given back as it is, and nothing started. ``words`` takes what the server says;
+    SetupError has the last of them where it does not start.
     """
     from orchestrator.results.mlflow_runs import connect
 
@@ -217,6 +205,13 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
         return
     connect(uri)
     address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/health", timeout=ANSWER_S).close()
+            return True
+        return False
+
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.
     # In the environment, since it may hold a password.
@@ -229,7 +224,7 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
         )  # fmt: skip
     try:
         until = time.monotonic() + START_S
-        while not _answers(address):
+        while not answers():
             if server.poll() is not None or time.monotonic() > until:
                 lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 last = lines[-1][:300] if lines else "it said nothing"
@@ -246,18 +241,10 @@ def served(uri: str, port: int, words: Path) -> Iterator[str]:
                 break
 
 
-def _answers(address: str) -> bool:
-    with contextlib.suppress(OSError):
-        urllib.request.urlopen(f"{address}/health", timeout=ANSWER_S).close()
-        return True
-    return False
-
-
 def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
-    """Return where the server at ``address`` shows a sweep; several where result stores share its name.
+    """Return where the server at ``address`` shows a sweep: by experiment and question an address.
 
-    Returns:
-        Name of the experiment -> question -> address that opens on the answer, the best first.
+    There are several where result stores share the sweep's name.
     """
     from orchestrator.results.mlflow_runs import connect
 

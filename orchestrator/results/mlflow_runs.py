@@ -20,7 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import unquote
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy
@@ -32,7 +32,8 @@ from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table
 from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
 from orchestrator.results.table import FlatRun, Live, Row, milliseconds, row_of
-from search_spaces.errors import ConfigError, SetupError, SweepError
+from orchestrator.results.tracking import Refused, first_line, is_final, no_answer
+from search_spaces.errors import SetupError
 from tasks.atomic import place_once
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100  # of one call
@@ -42,7 +43,6 @@ DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
 KILLED = "killed"
 """Value of the tag ``status`` where nobody works on a trial any more and no result came."""
 LOCAL_PAGES = "http://127.0.0.1:5000"
-"""Where ``mlflow ui`` serves unless told otherwise."""
 SQLITE = "sqlite:///"
 DAMAGED = re.compile("file is not a database|disk image is malformed")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -52,11 +52,7 @@ OPEN = ("RUNNING", PERHAPS_RUNNING)
 
 @dataclass
 class _Known:
-    """What is known of a run without asking again.
-
-    ``shown`` is a digest of all that it shows, empty where that is unknown; ``live`` are points of curves
-    that were sent while it was running.
-    """
+    """What is known of a run without asking: a digest of what it shows, if any; points sent while it ran."""
 
     run_id: str
     status: str
@@ -67,8 +63,8 @@ class _Known:
 class SweepRuns:
     """Runs of one sweep by run key, in the experiment called ``name``.
 
-    ``storage`` is the identity of the result store that they mirror, which keeps sweeps of one name apart;
-    ``artifacts`` is where a new experiment keeps artifacts, None leaves it to the server.
+    ``storage``, the identity of the result store that they mirror, keeps sweeps of one name apart; a new
+    experiment keeps ``artifacts`` there, None leaves it to the server.
     """
 
     def __init__(self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None) -> None:
@@ -83,9 +79,8 @@ class SweepRuns:
         self._load()
 
     def run_pages(self) -> RunPages:
-        """Return where the server shows the runs that are known."""
+        """Return where the server shows the runs that are known; for a database, where `mlflow ui` would."""
         uri = str(self.client.tracking_uri)
-        # A database has no pages of its own: those of `mlflow ui`, as README starts it.
         server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
         ids = {key: known.run_id for key, known in self._runs.copy().items()}
         return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
@@ -98,10 +93,9 @@ class SweepRuns:
         known, tags = self._find(key), live.tags or {}
         if live.tags is None and (known is None or known.status not in OPEN):
             return
-        if live.failed and known is not None and known.status == "FAILED":
-            shown = self.client.get_run(known.run_id).data.tags
-            if tags.items() <= shown.items():
-                return
+        failed = known if live.failed and known is not None and known.status == "FAILED" else None
+        if failed and tags.items() <= self.client.get_run(failed.run_id).data.tags.items():
+            return
         if key == SWEEP_KEY and live.tags is not None:
             tags = self._sweep_tags()
         new = [point for point in live.points if known is None or point[:3] not in known.live]
@@ -148,10 +142,9 @@ class SweepRuns:
     def show_report(
         self, numbers: Mapping[str, float], folder: Path | None, sent: Callable[[], None] = lambda: None
     ) -> None:
-        """Make the sweep's own run show final numbers and the report's files; its status stays.
+        """Make the sweep's own run show final finite numbers and the report's files; its status stays.
 
-        Numbers that are not finite are left out, since MLflow shows them as others. Each file is sent by
-        itself, and not again after a lost reply; ``sent`` is called whenever one was.
+        Each file is sent by itself, and not again after a lost reply; ``sent`` is called whenever one was.
         """
         own = self._own().run_id
         data, points = self.client.get_run(own).data, []
@@ -162,7 +155,7 @@ class SweepRuns:
                 points.append(Metric(name, value, last.timestamp + 1, last.step))
         tags = {name: text for name, text in self._sweep_tags().items() if data.tags.get(name) != text}
         self._log(own, points, {}, tags)
-        paths = [] if folder is None else [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        paths = sorted(filter(Path.is_file, folder.rglob("*"))) if folder else []
         files = {str(path.relative_to(folder or "")): _hash(path.read_bytes()) for path in paths}
         whole = _hash(json.dumps(files).encode())
         there = self._artifacts("report") if data.tags.get(REPORT_TAG) == whole else set[str]()
@@ -176,15 +169,12 @@ class SweepRuns:
             self.client.set_tag(own, REPORT_TAG, whole)
 
     def end_running(self, but: Collection[str] = ()) -> tuple[int, int]:
-        """Let no run be RUNNING but the sweep's own and ``but``, and none count beside another of its key.
-
-        Returns how many were ended, and how many marked as duplicates.
-        """
+        """Let none be RUNNING but the sweep's own and ``but``, nor two of a key count; returns how many."""
         if self._uncertain:
             self._load()  # a create whose reply was lost may have been carried out after we looked
             self._uncertain.clear()
-        running = [key for key, known in self._runs.items() if known.status in OPEN]
-        left = [self._runs[key] for key in running if key != SWEEP_KEY and key not in but]
+        kept = {SWEEP_KEY, *but}
+        left = [known for key, known in self._runs.items() if known.status in OPEN and key not in kept]
         for known in left:
             # Its tags are those of its start, and would say for ever that it is running.
             self.client.set_tag(known.run_id, table.STATUS, KILLED)
@@ -297,10 +287,7 @@ def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> b
 def _missing_points(
     run: FlatRun, wanted: Mapping[str, float], history: Mapping[str, list[Metric]]
 ) -> list[Metric]:
-    """Return the points to send, so that every point is there once and the ``wanted`` value is shown of each.
-
-    ``history`` are points that MLflow has, of the metrics that it may show otherwise.
-    """
+    """Return the points to send beside ``history``: every one is there once then, and ``wanted`` is shown."""
     there = {(name, point.step, point.value) for name, points in history.items() for point in points}
     points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
     points += [Metric(name, value, at, step) for name, step, value, at in run.series]
@@ -369,7 +356,7 @@ def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
     """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
 
     MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
-    again, open to everybody, and from a copy of a root it would write over the artifacts of the first.
+    again, open to everybody, and from a copy of a root write over the first one's artifacts.
     """
     runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
     where = " AND substr(artifact_uri, 1, ?) = ?"
@@ -405,23 +392,18 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
 def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
     """Yield all runs of an experiment that fit ``query``, oldest first."""
     token: str | None = ""
-    order = ["attribute.start_time ASC"]
+    asked: dict[str, Any] = {"max_results": 5000, "order_by": ["attribute.start_time ASC"]}
     while token is not None:
-        page = client.search_runs(
-            [experiment], query, max_results=5000, order_by=order, page_token=token or None
-        )
+        page = client.search_runs([experiment], query, page_token=token or None, **asked)
         yield from page
         token = page.token or None
 
 
-# The other side, and what it says when it does not do as asked.
+# The other side.
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client for ``uri`` whose store answers and whose tables exist.
-
-    SetupError when it does not answer, within seconds rather than MLflow's minutes.
-    """
+    """Return a client for ``uri`` whose tables exist; SetupError in seconds where it does not answer."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It gives tracebacks and rows for what we say in a line.
@@ -443,9 +425,7 @@ def connect(uri: str) -> MlflowClient:
         if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
             way_out = "pip install 'isweep[postgres]'"
         elif DAMAGED.search(said):
-            way_out = (
-                "remove the file, then `isweep reconcile` every sweep: the result stores have everything"
-            )
+            way_out = "remove the file, then `isweep reconcile` every sweep: the result stores have all"
         kind = Refused if is_final(error) else SetupError
         raise kind("The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out) from None
 
@@ -462,10 +442,7 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _make_database(path: Path) -> None:
-    """Make MLflow's tables beside ``path``, and then the file that has them all.
-
-    A driver killed between two of MLflow's dozens of steps would leave a file that no later one can use.
-    """
+    """Make MLflow's tables beside ``path``: half of them, by a driver that is killed, nobody can use."""
     # A name of its own at every try: MLflow keeps connections by the name of the file.
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
@@ -473,56 +450,3 @@ def _make_database(path: Path) -> None:
         place_once(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-FINAL_CODES = (
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "CUSTOMER_UNAUTHORIZED",
-)
-FINAL_WORDS = re.compile(
-    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
-)
-
-
-class Refused(SetupError):
-    """The server answered, and will answer the same again."""
-
-
-def is_final(error: Exception) -> bool:
-    """Tell whether an error will be the same however often one tries; a driver that is not installed, too."""
-    if isinstance(error, SweepError):
-        return isinstance(error, Refused | ConfigError)
-    if isinstance(error, ModuleNotFoundError) or getattr(error, "error_code", "") in FINAL_CODES:
-        return True
-    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
-    return bool(FINAL_WORDS.search(str(error)[:600]))
-
-
-def no_answer(error: Exception) -> SetupError:
-    """Return what a person reads when MLflow does not answer."""
-    if isinstance(error, SetupError):
-        return error
-    return SetupError(
-        "MLflow must answer", first_line(error), "the result store has everything: isweep reconcile, later"
-    )
-
-
-def first_line(error: Exception, uri: str = "") -> str:
-    """Return what an error says in one line, without secrets.
-
-    A driver may quote the password of ``uri`` whole, decoded, or taken for a part of the host.
-    """
-    if isinstance(error, SweepError):
-        return error.value
-    # SQLAlchemy says first under which circumstances it met the database's error.
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
-    text = (lines or [type(error).__name__])[0]
-    found = re.search(r"://[^:\s]*:(\S*)@", uri)
-    for password in [found[1], unquote(found[1])] if found else []:
-        ends = [f"{password[place + 1 :]}@" for place, sign in enumerate(password) if sign in "@:/"]
-        for secret in filter(lambda spelling: len(spelling) > 1, [password, *ends]):
-            text = text.replace(secret, "…")
-    return without_secrets(text)[:300]

@@ -57,11 +57,6 @@ class TrialOutline(Finding):
     has_predictions: bool
     peak_bytes: int
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether it ran on a GPU."""
-        return self.device.startswith("cuda")
-
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
         """See :meth:`TrialRecord.lacks`."""
         return missing(self.spec, asked, kept_without=self.has_weights and not self.has_predictions)
@@ -86,8 +81,8 @@ Stamped = tuple[str, TrialOutline]
 class Index:
     """Outlines of a sweep's results in one SQLite file at ``path``, so that a look reads no record twice.
 
-    A row that is not whole, or whose record file has changed, counts for nothing. The file may be missing,
-    thrown away, or below a root that cannot be written. No number of a table comes from it.
+    A row that is not whole, or whose record file has changed, counts for nothing; the file may be missing, or
+    below a root that cannot be written. No number of a table comes from it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,10 +97,11 @@ class Index:
                     rows = database.execute("SELECT stamp, outline, seal FROM outlines").fetchall()
         except sqlite3.Error as error:
             log.info("the index %s cannot be read: %s", self._path, error)
-        whole = [
-            (stamp, text) for stamp, text, seal in rows if seal == zlib.crc32(f"{stamp} {text}".encode())
-        ]
-        found = ((stamp, TrialOutline.model_validate_json(text)) for stamp, text in whole)
+        found = (
+            (stamp, TrialOutline.model_validate_json(text))
+            for stamp, text, seal in rows
+            if seal == zlib.crc32(f"{stamp} {text}".encode())
+        )
         return {outline.trial_id: (stamp, outline) for stamp, outline in found}
 
     def add(self, found: Iterable[Stamped], *, anew: bool = False) -> None:
@@ -182,11 +178,8 @@ class Records(MutableMapping[str, TrialRecord]):
 class StoredResults:
     """All that is stored of a sweep, by id: read once, then kept up to date by writing through it.
 
-    Attributes:
-        failures: Latest failures of trials without a result.
-        unreadable: Files that are not believed.
-        index: Where outlines are kept for the next look; None keeps none.
-        patience: Waits for storage that is full or away; None raises at once.
+    ``unreadable`` files are not believed. ``index`` keeps outlines for the next look, and ``patience`` waits
+    for storage that is full or away, if they are there.
     """
 
     store: ResultStore
@@ -227,9 +220,7 @@ class StoredResults:
         """Take predictions that are gone or damaged for not made, in memory, so that a run makes them again.
 
         A trial without kept weights is taken for not done; its stored result stays until it is replaced.
-
-        Returns:
-            How many are made from kept weights, and how many networks are trained again.
+        Returns how many are made from kept weights, and how many networks are trained again.
         """
         known = {trial_id: self.trials[trial_id] for trial_id in planned if trial_id in self.trials}
         kept = {trial_id: one.result.predictions for trial_id, one in known.items() if one.result.predictions}
@@ -243,11 +234,7 @@ class StoredResults:
         return len(damaged - lost), len(lost)
 
     def check_writable(self) -> None:
-        """Refuse a store in which a newer version wrote: a run of this one would replace what that one found.
-
-        Raises:
-            NewerRecordError: naming the first such file.
-        """
+        """Refuse a store in which a newer version wrote: a run would replace what that one found."""
         newer = [item for item in self.unreadable if item.newer]
         if newer:
             more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
@@ -281,8 +268,6 @@ class State:
     Attributes:
         results: Outlines of the believed results of planned trials that have everything asked for.
         trials: Records of these and other results.
-        measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
-        running: Trials that a live driver works on now.
         stale: Planned trials whose result was made from other data, or other choices under the same id.
         partial: Outlines of believed results that lack a measurement that is asked for now.
         foreign: Results of trials that are not in the plan (kept, not used).
@@ -345,9 +330,9 @@ class State:
         return [
             MeasuredTrial(
                 spec=outline.spec,
-                on_gpu=outline.on_gpu,
+                on_gpu=(on_gpu := outline.device.startswith("cuda")),
                 # Older records know no share: the trial had the GPU to itself.
-                share=(outline.gpu_share or 1.0) if outline.on_gpu else outline.num_threads,
+                share=(outline.gpu_share or 1.0) if on_gpu else outline.num_threads,
                 seconds=outline.finished_at - outline.started_at,
                 gpu=outline.gpu_name,
                 peak_bytes=outline.peak_bytes,
@@ -358,19 +343,13 @@ class State:
 
 
 def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
-    """Read the store of a sweep and judge it, see :func:`judge`.
-
-    For a ``look`` outlines will do, which an index has: for what needs no number that a network gave.
-    """
+    """Read the store of a sweep and judge it; a ``look``, for what no network found, uses the index."""
     index = workspace.sweep_paths.index if look else None
     return judge(workspace, StoredResults.read(workspace.results_url, index, look=look), running)
 
 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
-    """Compare what is stored with the plan and with the data that are prepared now.
-
-    ``running`` are the ids of trials that a live driver works on now.
-    """
+    """Compare what is stored with the plan, the data prepared now, and what a live driver is ``running``."""
     planned = workspace.plan.trials_by_id
     known = {i: outline for i, outline in stored.trials.outlines.items() if i in planned}
     stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
@@ -423,22 +402,29 @@ def _is_stale(
 def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
 
-    Returns:
-        ``gpu_hours`` of whole GPUs, time times share, and ``core_hours`` where a trial ran without one;
-        ``dollars`` and ``kilowatt_hours`` at ``prices``, and where these are from; ``saved_gpu_hours`` and
-        ``saved_core_hours`` of training that was not repeated when more was measured on
-        ``networks_used_again``; ``text`` says it in a line.
+    Hours are of whole GPUs, time times share, or of cores where a trial ran without one; those saved are of
+    training that was not repeated when more was measured on ``networks_used_again``.
     """
+
+    def hours(among: Container[str] | None = None) -> tuple[float, float]:
+        found = {True: 0.0, False: 0.0}
+        for trial in state.measured_trials(among):
+            found[trial.on_gpu] += trial.seconds * trial.share / 3600
+        return found[True], found[False]
+
+    def said(gpu: float, core: float) -> str:
+        parts = [f"{amount(gpu)} GPU-hours"] * bool(gpu)
+        return " and ".join(parts + [f"{amount(core)} core-hours"] * bool(core or not gpu))
+
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
-    gpu, core = _unit_hours(state.measured_trials())
-    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
+    (gpu, core), (saved_gpu, saved_core) = hours(), hours(again)
     dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
     energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
-    text = f"cost so far {_hours(gpu, core)}"
+    text = f"cost so far {said(gpu, core)}"
     if gpu or prices != Prices():  # nobody asks what a core of their own costs
         text += f": {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
     if again:
-        saved = f"{_hours(saved_gpu, saved_core)} saved"
+        saved = f"{said(saved_gpu, saved_core)} saved"
         text += f"; {len(again)} kept networks measured again, not trained: {saved}"
     return {
         "gpu_hours": gpu,
@@ -451,16 +437,3 @@ def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
         "prices": prices.origin,
         "text": text,
     }
-
-
-def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:
-    """Return hours of GPUs and of cores."""
-    hours = {True: 0.0, False: 0.0}
-    for trial in trials:
-        hours[trial.on_gpu] += trial.seconds * trial.share / 3600
-    return hours[True], hours[False]
-
-
-def _hours(gpu: float, core: float) -> str:
-    parts = [f"{amount(gpu)} GPU-hours"] * bool(gpu) + [f"{amount(core)} core-hours"] * bool(core or not gpu)
-    return " and ".join(parts)

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -58,10 +59,9 @@ class StorageAway(SetupError):
 
 @dataclass
 class Patience:
-    """Repeats a write for as long as storage is full or away, which pauses a sweep instead of ending it.
+    """Repeats a write while storage is full or away, ``limit_s`` seconds at most: a sweep pauses, not ends.
 
-    ``say`` is told when a pause begins, now and then while it lasts, and when it ends; after ``limit_s``
-    seconds the error is raised after all.
+    ``say`` is told when a pause begins, now and then while it lasts, and when it ends.
     """
 
     say: Callable[[str], None] = log.warning
@@ -69,11 +69,7 @@ class Patience:
     clock: Clock = SYSTEM
 
     def until_done(self, write: Callable[[], T]) -> T:
-        """Return what ``write`` returns as soon as storage takes it.
-
-        Raises:
-            Exception: of ``write``, for whatever waiting does not mend, or has not in ``limit_s``.
-        """
+        """Return what ``write`` returns as soon as storage takes it; raises what waiting does not mend."""
         began, said, pause = None, -math.inf, FIRST_PAUSE_S
         while True:
             try:
@@ -85,9 +81,8 @@ class Patience:
                 if not waits or now - began > self.limit_s:
                     raise
                 if now - said > REMIND_AFTER_S:
-                    said = now
-                    where = getattr(error, "filename", None) or "a file"
-                    why = error.value if isinstance(error, StorageAway) else f"{where}: {error.strerror}"
+                    said, file = now, getattr(error, "filename", None) or "a file"
+                    why = error.value if isinstance(error, StorageAway) else f"{file}: {error.strerror}"
                     self.say(
                         f"Paused: {why}. The sweep goes on by itself when there is room and an answer; "
                         "Ctrl-C stops it, and what is done is kept"
@@ -151,17 +146,10 @@ def _object_store(scheme: str, bucket: str) -> Any:
 
     # As every program of AWS does, by environment, file or role; boto3 reads what obstore does not.
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    settings: dict[str, Any] = {
-        "client_options": {
-            "connect_timeout": f"{CONNECT_TIMEOUT_S:g} seconds",
-            "timeout": f"{ANSWER_TIMEOUT_S:g} seconds",
-            "allow_http": address.startswith("http://"),
-        },
-        "retry_config": {
-            "max_retries": TRIES - 1,
-            "retry_timeout": timedelta(seconds=TRIES * ANSWER_TIMEOUT_S),
-        },
-    }
+    waits = {"connect_timeout": f"{CONNECT_TIMEOUT_S:g} seconds", "timeout": f"{ANSWER_TIMEOUT_S:g} seconds"}
+    again = {"max_retries": TRIES - 1, "retry_timeout": timedelta(seconds=TRIES * ANSWER_TIMEOUT_S)}
+    client: dict[str, Any] = {**waits, "allow_http": address.startswith("http://")}
+    settings: dict[str, Any] = {"client_options": client, "retry_config": again}
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
         from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -200,7 +188,11 @@ class Folder:
             write_atomic(path, data, durable=durable)
         except OSError as error:
             rule, way_out = UNWRITABLE
-            told = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {_free_space(path)}"
+            free = "free space unknown"
+            for folder in reversed(Path(path).parents):
+                with contextlib.suppress(OSError):
+                    free = f"{shutil.disk_usage(folder).free:,} bytes free"
+            told = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free}"
             raise (StorageAway if error.errno in PASSING else SetupError)(rule, told, way_out) from error
 
     def remove(self, path: str) -> None:
@@ -232,10 +224,7 @@ class Folder:
 
 
 class Bucket:
-    """An object store, of obstore at the bucket's root, asked as a :class:`Folder` is; reads are parallel.
-
-    ``base`` is the bucket and the path in it, ``prefix`` what a URL has before that.
-    """
+    """An object store asked as a :class:`Folder` is: bucket and path are its ``base``, reads are parallel."""
 
     def __init__(self, store: Any, base: str, prefix: str) -> None:
         self._store, self.base, self._prefix = store, base, prefix
@@ -254,17 +243,14 @@ class Bucket:
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """Yield files with their content, in order."""
-        listed = list(files)
 
-        def content(found: Found) -> bytes | None:
+        def content(found: Found) -> list[tuple[Found, Content]]:
             with contextlib.suppress(FileNotFoundError):
-                return self.read(found.path)
-            return None
+                return [(found, self.read(found.path))]
+            return []
 
         with ThreadPoolExecutor(READ_TOGETHER) as pool:
-            for found, data in zip(listed, pool.map(content, listed), strict=True):
-                if data is not None:
-                    yield found, data
+            yield from chain.from_iterable(pool.map(content, files))
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file; what a store has taken is always durable."""
@@ -273,8 +259,7 @@ class Bucket:
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         """Write a file where ``mode`` lets it; returns its tag, None where it does not.
 
-        A mode is ``"overwrite"``; ``"create"`` where there must be none; or ``{"e_tag": tag}``, of the file
-        that must be there still.
+        ``"create"`` demands that there is none, ``{"e_tag": tag}`` that one, ``"overwrite"`` nothing.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
@@ -365,17 +350,9 @@ def _file_stamp(path: str) -> str:
     return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
 
 
-def _key(path: str) -> str:
-    return path.partition("/")[2]
-
-
 def _stamp(about: Any) -> str:
     return f"{about['size']}-{about['last_modified'].timestamp():.0f}-{about['e_tag']}"
 
 
-def _free_space(path: str) -> str:
-    """Say how many bytes are free where ``path`` lies or would lie, for messages."""
-    for folder in Path(path).parents:
-        with contextlib.suppress(OSError):
-            return f"{shutil.disk_usage(folder).free:,} bytes free"
-    return "free space unknown"
+def _key(path: str) -> str:
+    return path.partition("/")[2]

@@ -133,10 +133,7 @@ class TrialRecord(ResultRecord):
     result: TrialResult
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``asked`` that this record does not have.
-
-        Predictions that found no room are missing, where the network is kept to make them from.
-        """
+        """Return the measurements of ``asked`` that it lacks, predictions that found no room among them."""
         result = self.result
         return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
 
@@ -194,12 +191,8 @@ class FailureRecord(SealedRecord):
 class CellReport(Finding):
     """What a worker hands to the driver about one attempt at a cell: a result or a failure.
 
-    Attributes as those of :class:`TrialRecord`, times by the worker's clock, and:
-
-    Attributes:
-        gpu_note: What the user is to know of the GPU, once.
-        trained: Whether a network was trained; otherwise a kept one was measured.
-        log: What it logged, warned of and printed.
+    Attributes as of :class:`TrialRecord`, by the worker's clock. ``gpu_note`` is for the user, once; a
+    network was ``trained``, or a kept one measured; ``log`` is what it logged, warned of and printed.
     """
 
     started_at: float
@@ -224,14 +217,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_fingerprint() -> str:
-    """Return a hash of our source as it lies on this machine now; a checkout and a wheel of it give the same.
-
-    Files are read again only when one has changed.
-    """
+    """Return a hash of our source as it lies here now, the same of a checkout and a wheel of it."""
     files = [path for name in SOURCES for path in sorted((_PACKAGE.parent / name).rglob("*.py"))]
-    return _hash_of(
-        tuple((path, about.st_size, about.st_mtime_ns) for path in files for about in [path.stat()])
-    )
+    stats = [path.stat() for path in files]
+    return _hash_of(tuple((path, s.st_size, s.st_mtime_ns) for path, s in zip(files, stats, strict=True)))
 
 
 @lru_cache(maxsize=1)
@@ -245,8 +234,14 @@ def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @lru_cache(maxsize=1)
 def provenance() -> Provenance:
     """Return the code version, whether the checkout had uncommitted changes, and package versions."""
-    commit, dirty = _commit()
-    release = _version("isweep")
+
+    def version(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return "absent"
+
+    (commit, dirty), release = _commit(), version("isweep")
     return Provenance(
         code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
         commit=commit,
@@ -254,15 +249,8 @@ def provenance() -> Provenance:
         code=code_fingerprint(),
         python=platform.python_version(),
         machine=platform.machine(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: version(name) for name in PACKAGES},
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _commit() -> tuple[str, bool]:
@@ -321,12 +309,9 @@ What = Literal["started", "finished", "failed", "stopped"]
 
 
 class Event(Finding):
-    """Something that happened to a cell.
+    """Something that happened to a cell, in seconds since 1970 by the driver's clock; attempts are from 1.
 
-    Attributes:
-        at: Seconds since 1970, by the driver's clock.
-        attempt: From 1 over all runs.
-        said: Of a failure: its kind and reason, and whether there is another attempt; of an end: how.
+    ``said`` is of a failure its kind and reason, and whether there is another attempt; of an end, how.
     """
 
     at: float
@@ -381,11 +366,8 @@ class ResultStore:
                 scan.records[_id(file)] = _believed(file.path, content, kind, _id(file))
             except CorruptStoreError as error:
                 log.warning("%s", error)
-                reason, newer = (
-                    error.value.removeprefix(f"{file.path}: "),
-                    isinstance(error, NewerRecordError),
-                )
-                scan.unreadable.append(Unreadable(file.path, reason, newer))
+                reason = error.value.removeprefix(f"{file.path}: ")
+                scan.unreadable.append(Unreadable(file.path, reason, isinstance(error, NewerRecordError)))
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
@@ -524,9 +506,7 @@ def _id(file: Found) -> str:
 def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     """Return the record that a file holds, when its seal is whole and it lies in its own cell's folder.
 
-    Raises:
-        CorruptStoreError: saying why it is not believed.
-        NewerRecordError: when a newer version made it.
+    CorruptStoreError says why it is not believed; NewerRecordError, that a newer version made it.
     """
 
     def broken(reason: str) -> CorruptStoreError:
@@ -537,8 +517,10 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
         raise broken(found.strerror or type(found).__name__)
     try:
         sealed = json.loads(found)
-        record, seal = sealed["record"], sealed["sha256"]
-        intact = seal == _seal(record)
+        record = sealed["record"]
+        # The fingerprint of what json.loads gives: plain values need no spelling of our own.
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        intact = sealed["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, RecursionError):
         raise broken("truncated or not a sealed record") from None
     version = record.get("schema_version") if isinstance(record, dict) else None
@@ -561,9 +543,3 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     if read.record_id != record_id:
         raise broken(f"the record of another cell, {read.record_id}")
     return read
-
-
-def _seal(parsed: object) -> str:
-    """Return the fingerprint of what ``json.loads`` gave: its plain values need no spelling of our own."""
-    text = json.dumps(parsed, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
 """Where a column comes from: the choices, the run that made the result, the trained network's scores, its
 representation, attacks on it, or the measures of its training images."""
+Kind = Literal["text", "integer", "number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +40,14 @@ class Column:
     name: str
     meaning: str
     unit: str = "–"
-    kind: Literal["text", "integer", "number"] = "number"
+    kind: Kind = "number"
     origin: Origin | None = None
 
 
 _ENTERED: dict[str, Column] = {}
 
 
-def _enter(
-    origin: Origin,
-    name: str,
-    meaning: str,
-    unit: str = "–",
-    kind: Literal["text", "integer", "number"] = "number",
-) -> str:
+def _enter(origin: Origin, name: str, meaning: str, unit: str = "–", kind: Kind = "number") -> str:
     """Enter a column, and return its name."""
     _ENTERED[name] = Column(name, meaning, unit, kind, origin)
     return name
@@ -248,11 +243,8 @@ def markdown_table() -> str:
 
 Row = dict[str, str | int | float]
 """One line of the results table, by column."""
-
 Point = tuple[str, int, float, int]
 """A point of a curve: metric, step (epoch, number of results), value, milliseconds since 1970."""
-
-
 CURVE = "curve"
 """Kind, and beginning of the key, of runs that hold the curve of a model on a dataset over N."""
 MOST_PARAM = 500
@@ -263,12 +255,8 @@ MOST_PARAM = 500
 class FlatRun:
     """A trial with a result as MLflow keeps it; times are in milliseconds since 1970.
 
-    Attributes:
-        run_key: The trial's id: the tag by which its run is found.
-        params: Everything that was chosen, one entry per field.
-        metrics: Final numbers; all finite.
-        series: Points per epoch.
-        metrics_ms: When the newest of ``metrics`` was made; of two values MLflow shows the later one.
+    ``run_key``, the trial's id, is the tag by which its run is found. ``params`` are choices, ``metrics``
+    final finite numbers, the newest made at ``metrics_ms``: of two values MLflow shows the later one.
     """
 
     run_key: str
@@ -285,9 +273,7 @@ class FlatRun:
 class Live:
     """What MLflow shows of a run without a result: it is running, or its latest attempt has failed.
 
-    Attributes:
-        tags: Of its start, or of its failure; None where it is open already.
-        points: Of its curves, those that are not sent yet.
+    ``tags`` are of its start or failure, None where it is open already; ``points`` are not sent yet.
     """
 
     tags: Mapping[str, str] | None = None
@@ -346,10 +332,7 @@ def flat_run(
     series: tuple[Point, ...],
     newest: float,
 ) -> FlatRun:
-    """Return a stored result as one flat run: what all of them say, and these besides.
-
-    ``newest`` is when the newest of ``metrics`` was made, in seconds since 1970.
-    """
+    """Return a stored result as one flat run: what all say, and these; ``newest`` metric in s since 1970."""
     said = {
         **trial_tags(record.spec, record.domain, record.result.status, record.attempt),
         TRIAL_ID: record.trial_id,
@@ -506,9 +489,7 @@ def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) ->
 def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.DataFrame:
     """Return one row per trial with predictions and test image: what it is, ``image``, ``label``, logits.
 
-    Raises:
-        DataError: when no trial has predictions.
-        CorruptStoreError: when a trial's are gone or damaged.
+    DataError when no trial has predictions, CorruptStoreError when a trial's are gone or damaged.
     """
     import pandas as pd
 

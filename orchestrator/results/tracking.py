@@ -1,11 +1,10 @@
 """What MLflow should show of a sweep, and the thread that makes it so.
 
 The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow does not
-show yet: a run that is running or failed, a result, the sweep's report. One thread goes through it, makes
-MLflow show row after row and strikes them out; a row that failed stays, and is tried again after a pause. A
-newer state of a run replaces its row. Nothing of this is on disk: what a killed driver did not send,
-``reconcile`` finds by putting the whole store into the table, where a row that MLflow shows already costs a
-comparison. Importing this module does not import ``mlflow``.
+show yet: a run that is running or failed, a result, the sweep's report. One thread makes MLflow show row
+after row and strikes them out; a row that failed stays, and is tried again after a pause. A newer state of a
+run replaces its row. Nothing of this is on disk: what a killed driver did not send, ``reconcile`` finds by
+putting the whole store into the table. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, Workspace
@@ -31,7 +32,7 @@ from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.state import State
 from orchestrator.results.store import FailureRecord, ResultStore
 from orchestrator.results.table import FlatRun, Live, Point, Row, curve_runs, milliseconds
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import read_whole, write_atomic
 from tasks.clock import SYSTEM, Clock
 
@@ -65,11 +66,10 @@ folder; or the end of runs that nobody works on and, with an ending, of the swee
 
 
 class Tracker:
-    """Makes MLflow show a sweep.
+    """Makes MLflow show a sweep; no method waits for it unless it says so, and none raises when it is away.
 
-    No method waits for MLflow unless it says so, and none raises when MLflow is away. ``open_runs``, called
-    in the background until it works, returns the sweep's runs in MLflow; None tracks nothing. ``say`` is told
-    what a person should know, such as a server that does not answer.
+    ``open_runs``, called in the background until it works, returns the sweep's runs in MLflow; None tracks
+    nothing. ``say`` is told what a person should know, such as a server that does not answer.
     """
 
     def __init__(
@@ -163,8 +163,6 @@ class Tracker:
         if not wait:
             return {}
         if not self.flush() or self._refused:
-            from orchestrator.results.mlflow_runs import no_answer
-
             raise no_answer(self._error or TimeoutError("no answer"))
         return {name: n - before[name] for name, n in self._counts.items()}
 
@@ -190,8 +188,7 @@ class Tracker:
     def close(self, ending: Ending) -> None:
         """Send what is behind for as long as MLflow takes something, then end every run that is open.
 
-        A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished
-        now: a start that is refused changes nothing.
+        A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished.
         """
         self._running.clear()
         self._want(_END, ending)
@@ -282,12 +279,7 @@ class Tracker:
         self._moved()
 
     def _is_refused(self, error: Exception, key: str, row: _Row) -> bool:
-        """Note why a row is not shown; it is due again or, where it is refused, once it is wanted anew.
-
-        Where MLflow lets nobody in, all are refused.
-        """
-        from orchestrator.results.mlflow_runs import first_line, is_final
-
+        """Note why a row is not shown; what is refused (all, where nobody is let in) waits for a newer."""
         why, now = first_line(error), self._clock.monotonic()
         log.warning("MLflow does not show %s: %s", key, why)
         with self._changed:
@@ -319,15 +311,63 @@ def _packed(run: FlatRun) -> bytes:
     return zlib.compress(pickle.dumps(run), 1)
 
 
+# What MLflow says when it does not do as asked.
+
+FINAL_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+FINAL_CODES |= {"CUSTOMER_UNAUTHORIZED"}
+FINAL_WORDS = re.compile(
+    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
+)
+
+
+class Refused(SetupError):
+    """The server answered, and will answer the same again."""
+
+
+def is_final(error: Exception) -> bool:
+    """Tell whether an error will be the same however often one tries; a driver that is not installed, too."""
+    if isinstance(error, SweepError):
+        return isinstance(error, Refused | ConfigError)
+    if isinstance(error, ModuleNotFoundError) or getattr(error, "error_code", "") in FINAL_CODES:
+        return True
+    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
+    return bool(FINAL_WORDS.search(str(error)[:600]))
+
+
+def no_answer(error: Exception) -> SetupError:
+    """Return what a person reads when MLflow does not answer."""
+    if isinstance(error, SetupError):
+        return error
+    way_out = "the result store has everything: isweep reconcile, later"
+    return SetupError("MLflow must answer", first_line(error), way_out)
+
+
+def first_line(error: Exception, uri: str = "") -> str:
+    """Return what an error says in one line, without secrets.
+
+    A driver may quote the password of ``uri`` whole, decoded, or taken for a part of the host.
+    """
+    if isinstance(error, SweepError):
+        return error.value
+    # SQLAlchemy says first under which circumstances it met the database's error.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
+    text = (lines or [type(error).__name__])[0]
+    found = re.search(r"://[^:\s]*:(\S*)@", uri)
+    for password in [found[1], unquote(found[1])] if found else []:
+        ends = [f"{password[place + 1 :]}@" for place, sign in enumerate(password) if sign in "@:/"]
+        for secret in filter(lambda spelling: len(spelling) > 1, [password, *ends]):
+            text = text.replace(secret, "…")
+    return without_secrets(text)[:300]
+
+
 # Which MLflow a sweep has.
 
 
 def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root.
 
-    Raises:
-        ConfigError: for a file store, which MLflow has closed, and what neither MLflow nor a plugin opens.
-        SetupError: when it is below a root whose path is another one in a URL.
+    ConfigError for a file store, which MLflow has closed, and what neither MLflow nor a plugin opens;
+    SetupError below a root whose path is another one in a URL.
     """
     if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
         scheme, found, _ = named.partition("://")
@@ -422,10 +462,6 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
     return f"answers ({resolved.partition('://')[0]})"
 
 
-MOST_SHOWN = 3
-"""Differences that are spelt out; the others are counted."""
-
-
 def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
     """Say in sentences what MLflow shows otherwise than the store, if anything; ``mend`` is the way out.
 
@@ -443,10 +479,10 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
                 trials.add(trial_id)
     sentences = []
     if values:
-        more = [f"and {len(values) - MOST_SHOWN} more"] * (len(values) > MOST_SHOWN)
+        more = [f"and {len(values) - 3} more"] * (len(values) > 3)
         sentences.append(
             f"MLflow differs from the result store in {len(values)} values of {len(trials)} trials "
-            f"({'; '.join([*values[:MOST_SHOWN], *more])}); the store's are used. Mend MLflow with `{mend}`"
+            f"({'; '.join([*values[:3], *more])}); the store's are used. Mend MLflow with `{mend}`"
         )
     if missing := ours.keys() - theirs.keys():
         sentences.append(f"MLflow lacks {len(missing)} results that the store has: send them with `{mend}`")

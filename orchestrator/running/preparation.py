@@ -193,8 +193,9 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
             continue
-        for line in [] if spec.prepared_id in known else doubt_lines(record):
-            monitor.note(f"{name}: {line.strip()}")
+        if folder is not None and spec.prepared_id not in known:  # of somebody's files, once
+            for line in doubt_lines(record):
+                monitor.note(f"{name}: {line.strip()}")
     collect(problems, DataError)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.planning.estimate import Expectation, MeasuredTrial
+from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
 from orchestrator.planning.predict import (
     GpuModel,
     gpu_model_there,
@@ -176,7 +176,7 @@ def expected(
     records lie in ``folders``, found that a pair of trials pays; elsewhere each trial has one to itself.
     """
     if asked.num_gpus is not None or not nodes:
-        return Expectation.of(None, measured)
+        return Expectation(None, corrections_for(None, measured))
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
     known = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
@@ -185,7 +185,7 @@ def expected(
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
-    return Expectation.of(least, measured, None if shared else 1.0)
+    return Expectation(least, corrections_for(least, measured), None if shared else 1.0)
 
 
 class StartWatch:

@@ -103,23 +103,21 @@ class TuningCell:
 
         Another split each, or a choice would be that of one split.
         """
+        recipe = self.own_recipe
+        if point != self.own:  # as a sweep with this point in its overrides makes it, name and all
+            cell = {"models": (self.model.name,), "datasets": (self.dataset,)}
+            row = RecipeOverride.model_validate({**cell, **point.model_dump()})
+            changes = {"overrides": (*self.choice.overrides, row)}
+            recipe = recipe_grid(self.choice.model_copy(update=changes), *self.key)[0]
         network = NetworkSpec(
             model=self.model,
             subset=self.subsets[run % len(self.subsets)],
             train_size=self.train_size,
-            recipe=self.own_recipe if point == self.own else self._recipe(point),
+            recipe=recipe,
             seed=run,
         )
         validation = self.validation.model_copy(update={"split": run}) if run else self.validation
         return SearchTrialSpec(network=network, validation=validation)
-
-    def _recipe(self, point: Point) -> RecipeSpec:
-        """Return the recipe as a sweep with this point in its overrides makes it, name and all."""
-        row = RecipeOverride.model_validate(
-            {"models": (self.model.name,), "datasets": (self.dataset,), **point.model_dump()}
-        )
-        overrides = (*self.choice.overrides, row)
-        return recipe_grid(self.choice.model_copy(update={"overrides": overrides}), *self.key)[0]
 
 
 def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
@@ -174,10 +172,9 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
 def held_to_splits(
     cells: Sequence[TuningCell], tune: TuneSpec, num_train: Mapping[str, int]
 ) -> tuple[TuningCell, ...]:
-    """Return the cells with batches that fit what is trained on, which whole groups make differ from plan.
+    """Return the cells with batches that fit what is trained on: ``num_train`` images, by subset id.
 
-    ``num_train`` are the images that a trial is trained on, by subset id. ConfigError where no batch is small
-    enough, or the sweep names one that is not.
+    ConfigError where no batch is small enough, or the sweep names one that is not.
     """
     held: list[TuningCell] = []
     problems: dict[str, SweepError] = {}
@@ -194,9 +191,7 @@ def held_to_splits(
 
 # What the store seals of a search: a record per training that is asked for, and one per result.
 
-VALIDATION_LOSS = "validation_loss"
-VALIDATION_ACCURACY = "validation_accuracy"
-EPOCHS = "epochs"
+VALIDATION_LOSS, VALIDATION_ACCURACY = "validation_loss", "validation_accuracy"
 
 
 class Role(StrEnum):
@@ -262,7 +257,7 @@ class SearchRecord(_OfATrial, ResultRecord):
         """Return epochs that it took, and loss and accuracy on the validation images; None when diverged."""
         result = self.result
         accuracy = None if result.loss is None else result.curve[-1].accuracy
-        return {EPOCHS: result.epochs, VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: accuracy}
+        return {"epochs": result.epochs, VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: accuracy}
 
 
 def flat_search(record: SearchRecord) -> FlatRun:
@@ -280,11 +275,7 @@ def flat_search(record: SearchRecord) -> FlatRun:
 def search_standing(workspace: Workspace) -> dict[str, Any] | None:
     """Return what is stored of a sweep's search, trials of finalists too; None where nothing was searched.
 
-    Trials that failed have no result, and files that are unreadable are not believed.
-
-    Returns:
-        Counts: ``trials``, ``by_status``, ``failed``, ``unreadable``; paths where written: ``recipe``,
-        ``report``; ``text`` says it in a line.
+    Counts are of trials, by status, without a result, and of unreadable files; then come paths where written.
     """
     store = ResultStore(workspace.search_url)
     scan, failures = store.scan(SearchRecord), store.scan(FailureRecord).records
@@ -330,10 +321,7 @@ def search_rows(workspace: Workspace) -> list[Row]:
 
 
 def most_trainings(workspace: Workspace) -> tuple[int | None, str]:
-    """Return how many whole trainings a search takes at most, and that in words.
-
-    None where the sweep cannot be searched; in words why, for a sweep that says how it is to be.
-    """
+    """Return how many whole trainings a search takes at most, in words too; or None, and why it cannot be."""
     sweep, tune = workspace.plan.sweep, workspace.plan.sweep.tune
     try:
         cells = tuning_cells(workspace.plan)

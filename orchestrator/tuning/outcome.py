@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,10 @@ FLAT_WITHIN = 0.05
 
 
 class Candidate(Finding):
-    """A finalist: a point and the validation losses of its trainings, in nat.
+    """A finalist: a point and the capped validation losses of the runs that it is judged by, in nat.
 
-    Attributes:
-        losses: One per run that it is judged by, capped (see :func:`tasks.trials.records.capped`); runs
-            have other seeds, splits and class pairs, the same ones for every finalist.
-        std_error: Of the mean, from the spread over runs; None for one run.
-        diverged: How many of the runs diverged.
+    Runs have other seeds, splits and class pairs, the same ones for every finalist. The error is of the mean,
+    from the spread over runs, and None for one.
     """
 
     point: Point
@@ -56,8 +54,7 @@ class CellOutcome(Finding):
         chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
         finalists: All that have every run, best first.
-        gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
-        gain_std_error: From the spread of the differences, run by run; None for one run, or own kept.
+        gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or own kept.
         flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
         num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
         spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.
@@ -256,15 +253,7 @@ def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
             "budget": cell.budget,
         }
 
-    return [row(cell) for cell in cells]
-
-
-HEADER = (
-    *("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "own recipe", "gain"),
-    *("flat", "trials", "diverged", "trainings"),
-)
-BRIEF = (0, 1, 2, 3, 4, 5, 7)
-"""Columns of ``HEADER`` that fit a terminal."""
+    return list(map(row, cells))
 
 
 def outcome_table(cells: Iterable[CellOutcome]) -> Table:
@@ -276,7 +265,10 @@ def outcome_table(cells: Iterable[CellOutcome]) -> Table:
         "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an "
         "error); flat: rates "
         f"tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
-        header=HEADER,
+        header=(
+            *("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "own recipe"),
+            *("gain", "flat", "trials", "diverged", "trainings"),
+        ),
         rows=tuple(_cells(cell) for cell in cells),
         numeric_from=2,
     )
@@ -284,12 +276,8 @@ def outcome_table(cells: Iterable[CellOutcome]) -> Table:
 
 def brief_table(cells: Iterable[CellOutcome]) -> Table:
     """Return what of the table fits a terminal; the page has it all."""
-    whole = outcome_table(cells)
-    return replace(
-        whole,
-        header=tuple(whole.header[place] for place in BRIEF),
-        rows=tuple(tuple(row[place] for place in BRIEF) for row in whole.rows),
-    )
+    whole, brief = outcome_table(cells), itemgetter(0, 1, 2, 3, 4, 5, 7)
+    return replace(whole, header=brief(whole.header), rows=tuple(map(brief, whole.rows)))
 
 
 def _cells(cell: CellOutcome) -> tuple[str, ...]:
@@ -366,13 +354,9 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
     write_csv(trials, folder / "trials.csv")
     chosen = {(cell.model, cell.dataset): cell.chosen.point.learning_rate for cell in cells if cell.chosen}
     domains = {name: spec.domain or "natural" for name, spec in workspace.plan.datasets.items()}
-    environment = Environment(
-        loader=PackageLoader("orchestrator.tuning", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = PackageLoader("orchestrator.tuning", package_path="")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     page = environment.get_template("report.html").render(
         sweep=sweep.name,
         settings=f"{tune.sampler} sampler, seed {tune.seed}; {tune.num_trainings:g} whole trainings per "
@@ -425,18 +409,22 @@ def loss_against_rate(
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
-                    star = mark.colour
-                    panel.plot([rate], [best.min()], "*", color=star, markersize=13, markeredgecolor="black")
+                    star: dict[str, Any] = {
+                        "color": mark.colour,
+                        "markersize": 13,
+                        "markeredgecolor": "black",
+                    }
+                    panel.plot([rate], [best.min()], "*", **star)
             palette.log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
         palette.label_outer(figure, "learning rate", "validation loss (nat)")
+        grey: dict[str, Any] = {"color": palette.GREY}
+        no_line: dict[str, Any] = {"linestyle": "none", "markersize": 4}
         extra = [
-            Line2D([], [], color=palette.GREY, linestyle=":", label="the sweep's own rate"),
+            Line2D([], [], linestyle=":", label="the sweep's own rate", **grey),
             Line2D([], [], color="white", marker="*", markeredgecolor="black", markersize=11, label="chosen"),
-            Line2D(
-                [], [], color=palette.GREY, marker="o", linestyle="none", markersize=4, label="to the end"
-            ),
-            Line2D([], [], color=palette.GREY, marker="x", linestyle="none", label="diverged"),
+            Line2D([], [], marker="o", label="to the end", **grey, **no_line),
+            Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]
         palette.legend(figure, palette.mark_handles(marks, table["dataset"]) + extra)
         text = io.BytesIO()

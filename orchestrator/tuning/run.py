@@ -46,9 +46,6 @@ def write_recipe(
 
     The recipe of ``sweep`` holds beside what was searched; cells of which nothing was ``found`` are named in
     its evidence. ``fingerprints`` are the content hashes of datasets.
-
-    Raises:
-        SetupError: when it cannot be written.
     """
     base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
     rows = [
@@ -131,10 +128,9 @@ class _Tuning:
         storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
         search = Search(self.cells, self.workspace.plan.sweep.tune, storage)
         search.go_on(earlier.trainings())
-        records = earlier.records
-        num_known = len(records)
-        workspace, uri, used = self._search_workspace(), self.options.mlflow_uri, self.options.tracking
-        tracker = make_tracker(workspace, stored.store, uri, used=used, say=self.monitor.note)
+        records, num_known = earlier.records, len(earlier.records)
+        uri, used = self.options.mlflow_uri, self.options.tracking
+        tracker = make_tracker(self._as_sweep, stored.store, uri, used=used, say=self.monitor.note)
         with open_tracker(tracker, map(flat_search, records.values())):
             tracker.check()
             if not search.done:
@@ -186,8 +182,7 @@ class _Tuning:
 
     def _read(self, stored: StoredResults) -> Earlier:
         """Return what is stored of these very cells; says how much is of others."""
-        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
-        earlier = Earlier.read(stored.store, self.cells, fingerprints)
+        earlier = Earlier.read(stored.store, self.cells, self._fingerprints)
         stored.unreadable += earlier.unreadable
         stored.check_writable()
         if earlier.num_others:
@@ -196,32 +191,29 @@ class _Tuning:
             )
         return earlier
 
-    def _search_workspace(self) -> Workspace:
-        """Return the search as a sweep of its own: its name, its train size, and cells made as it goes."""
+    @cached_property
+    def _as_sweep(self) -> Workspace:
+        """The search as a sweep of its own: its name, its train size, and cells made as it goes."""
         plan = self.workspace.plan
-        sweep = plan.sweep.model_copy(
-            update={"name": f"{plan.sweep.name}-search", "train_sizes": (self.cells[0].train_size,)}
-        )
-        return Workspace(
-            SweepPlan(sweep, (), (), plan.datasets), self.workspace.paths, self.workspace.storage
-        )
+        about = {"name": f"{plan.sweep.name}-search", "train_sizes": (self.cells[0].train_size,)}
+        search = SweepPlan(plan.sweep.model_copy(update=about), (), (), plan.datasets)
+        return Workspace(search, self.workspace.paths, self.workspace.storage)
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
         from orchestrator.running.requests import expected, places
         from orchestrator.running.trials import Run, Trials
         from orchestrator.tuning.trials import SearchWork
 
-        plan, cluster, monitor = self._search_workspace().plan, self.cluster, self.monitor
+        plan, cluster, monitor = self._as_sweep.plan, self.cluster, self.monitor
         asked = plan.sweep.resources
         resources = trial_resources(asked, cluster, self.options.device)
         nodes = survey(cluster.num_gpus, local=cluster.local) if resources.num_gpus else []
-        check_gpus(self._search_workspace(), self.options, nodes)
+        check_gpus(self._as_sweep, self.options, nodes)
         monitor.slots, _ = places(resources)
         monitor.stage("search")
         expectation = expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root))
         run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
-        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
-        Trials(run, SearchWork(run, search, earlier, self._load, fingerprints)).run()
+        Trials(run, SearchWork(run, search, earlier, self._load, self._fingerprints)).run()
 
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int
@@ -236,6 +228,10 @@ class _Tuning:
         if report is not None:
             tracker.log_report({"trials_done": len(records)}, report.parent)
         return TuneSummary(found, recipe, report, num_new)
+
+    @property
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: data.fingerprint for name, data in self.workspace.prepared.items()}
 
     def _load(self, subset: SubsetSpec, train_size: int, validation: ValidationSpec) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]

@@ -48,9 +48,8 @@ def open_storage(path: Path | None, patience: Patience | None = None) -> BaseSto
     if path is None:
         return InMemoryStorage()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not emptied in place: who has the old one open goes on reading the old one. A driver that was killed in
-    # a write left Optuna's lock, which is waited for, and for ever where the root has moved since; the root's
-    # own lock says that nobody else writes.
+    # Who has the old one open goes on reading it. A driver that was killed in a write left Optuna's lock,
+    # which is waited for, and for ever where the root has moved; nobody else writes below a locked root.
     for left in (path, path.with_name(f"{path.name}.lock")):
         left.unlink(missing_ok=True)
     return JournalStorage(_PatientJournal(path, patience))
@@ -97,9 +96,8 @@ class CellStudy:
     def propose(self, again: int = 0) -> Point:
         """Return the sampler's next point, which nobody has asked for yet.
 
-        It follows from the seed, the points of the study in their order and what is known of them: a search
-        that goes on after a kill proposes what it would have proposed without one. ``again`` counts proposals
-        that nothing was told between.
+        It follows from the seed, the study's points in their order and what is known of them, so that a kill
+        changes nothing; ``again`` counts proposals that nothing was told between.
         """
         trials = self.study.get_trials(deepcopy=False)
         seed = derive_seed("sampler", self._seed, list(self._cell.key), len(trials), again) % 2**32
@@ -179,14 +177,10 @@ Training = tuple[Asked | AskedRecord | SearchRecord, SearchResult | None]
 
 @dataclass
 class CellSearch:
-    """The search of one cell.
+    """The search of one cell: results by point and run, what runs now by trial id.
 
-    Attributes:
-        results: What was found, by point and run.
-        running: What runs now, by trial id.
-        num_failed: Points of this start that gave nothing; each counts as a whole training.
-        given_up: Runs of finalists that gave nothing at this start.
-        exhausted: Whether the sampler has no new points.
+    ``num_failed`` points of this start gave nothing, each counted as a whole training, and runs ``given_up``;
+    it is ``exhausted`` when the sampler has no new points.
     """
 
     cell: TuningCell
@@ -288,10 +282,9 @@ class Search:
         self._again: deque[Asked] = deque()
 
     def go_on(self, earlier: Iterable[Training]) -> None:
-        """Take what earlier starts asked for, in the order of asking.
+        """Take what earlier starts asked for, in the order of asking; what gave nothing yet runs next.
 
-        What gave nothing yet is what runs next, so that a search that was killed comes to the points of one
-        that was not; what the search has no more room for, or no use, is left out.
+        What the search has no more room for, or no use, is left out.
         """
         earlier = list(earlier)
         for one, result in earlier:
@@ -377,12 +370,9 @@ class Earlier:
         by_key = {cell.key: cell for cell in cells}
 
         def belongs(record: AskedRecord | SearchRecord) -> bool:
-            """Tell whether it is of one of these very cells, and made from the data prepared now."""
-            cell = by_key.get(record.key)
-            if cell is None or cell.trial(record.point, record.run) != record.spec:
-                return False
-            prepared = record.spec.network.subset.prepared.prepared_id
-            return fingerprints.get(prepared) == record.data_fingerprint
+            cell, prepared = by_key.get(record.key), record.spec.network.subset.prepared.prepared_id
+            is_ours = cell is not None and cell.trial(record.point, record.run) == record.spec
+            return is_ours and fingerprints.get(prepared) == record.data_fingerprint
 
         asked, found = store.scan(AskedRecord), store.scan(SearchRecord)
         records = sorted(filter(belongs, found.records.values()), key=lambda record: record.finished_at)

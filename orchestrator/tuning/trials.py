@@ -52,7 +52,7 @@ class SearchQueue(CellQueue):
     ) -> None:
         super().__init__(deque())
         self._search, self._cells, self._note = search, cells, note
-        self._waiting: set[str] = set()
+        self._begun: set[str] = set()
 
     @property
     def empty(self) -> bool:
@@ -62,9 +62,8 @@ class SearchQueue(CellQueue):
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None when none may be taken yet."""
         taken = super().take(now)
-        if taken is None and self.error is None and len(self._waiting) < AHEAD:
-            asked = self._search.next()
-            if asked is None:
+        if taken is None and self.error is None and len(self.running - self._begun) < AHEAD:
+            if (asked := self._search.next()) is None:
                 return None
             try:
                 self._note(asked)
@@ -74,23 +73,12 @@ class SearchQueue(CellQueue):
             taken = asked.spec.trial_id
             self._cells[taken] = asked.spec
             self.running.add(taken)
-        if taken is not None:
-            self._waiting.add(taken)
+        self._begun &= self.running - {taken}
         return taken
 
     def started(self, trial_id: str) -> None:
         """A trial has its worker."""
-        self._waiting.discard(trial_id)
-
-    def settle(self, trial_id: str) -> None:
-        """See :meth:`CellQueue.settle`."""
-        self._waiting.discard(trial_id)
-        super().settle(trial_id)
-
-    def again(self, trial_id: str, at: float) -> None:
-        """See :meth:`CellQueue.again`."""
-        self._waiting.discard(trial_id)
-        super().again(trial_id, at)
+        self._begun.add(trial_id)
 
 
 class SearchWork(Work):

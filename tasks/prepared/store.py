@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,19 +52,15 @@ class ShardedRows:
     chunk_rows: int
     shard_rows: int
 
-    def read_rows(self, wanted: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Return the rows of ``wanted``, in that order, opening every chunk once.
+    def read_rows(self, wanted: NDArray[np.int64] | range) -> NDArray[np.generic]:
+        """Return the rows of ``wanted``, in that order; a range, which must have step 1, is copied less.
 
-        Raises:
-            IndexError: for a row that is not there.
-            ValueError: when a checksum is wrong.
-            OSError: when a shard is missing or ends early.
+        Damage is a ValueError or an OSError, a row that is not there an IndexError.
         """
         rows: NDArray[np.generic] = np.empty((len(wanted), *self.row_shape), self.dtype)
         buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
-        follow = (wanted[1:] - wanted[:-1] == 1).all()
-        order = None if follow else np.argsort(wanted, kind="stable")
-        ordered, done = wanted if order is None else wanted[order], 0
+        order = None if isinstance(wanted, range) else np.argsort(wanted, kind="stable")
+        ordered, done = wanted if isinstance(wanted, range) else wanted[order], 0
         if len(ordered) and not 0 <= ordered[0] <= ordered[-1] < self.num_rows:
             raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
         while done < len(ordered):
@@ -72,16 +69,15 @@ class ShardedRows:
                 while done < len(ordered) and ordered[done] // self.shard_rows == shard:
                     first = int(ordered[done]) // self.chunk_rows * self.chunk_rows
                     entry = index[first % self.shard_rows // self.chunk_rows]
-                    stop = int(ordered.searchsorted(first + self.chunk_rows))
+                    stop = bisect_left(ordered, first + self.chunk_rows, done)
                     if order is None and stop - done == self.chunk_rows:
-                        self._read_chunk(file, entry, rows[done:stop])  # no copy
+                        self._read_chunk(file, entry, rows[done:stop])
                     else:
                         self._read_chunk(file, entry, buffer)
-                        of = ordered[done:stop] - first
-                        if order is None:  # indexed by an array, rows would be copied once more
-                            rows[done:stop] = buffer[of[0] : of[-1] + 1]
+                        if order is None:
+                            rows[done:stop] = buffer[ordered[done] - first : ordered[stop - 1] - first + 1]
                         else:
-                            rows[order[done:stop]] = buffer[of]
+                            rows[order[done:stop]] = buffer[np.asarray(ordered[done:stop]) - first]
                     done = stop
         return rows
 
@@ -255,7 +251,7 @@ class PreparedDataset:
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
         """Return images ``start`` to ``stop`` (exclusive); see :meth:`read_rows`."""
-        return self.read_rows(np.arange(start, stop))
+        return self.read_rows(range(start, stop))
 
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
         """Return the images of ``indices``, ``(len(indices), channels, height, width)``, in that order.
@@ -263,7 +259,10 @@ class PreparedDataset:
         Raises:
             CorruptStoreError: when a checksum is wrong, naming the shard.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
+        if isinstance(indices, range) and indices.step == 1:
+            wanted: NDArray[np.int64] | range = indices
+        else:
+            wanted = np.asarray(indices, dtype=np.int64)
         with self._naming_files("images", wanted):
             return self._images.read_rows(wanted)
 
@@ -292,7 +291,7 @@ class PreparedDataset:
         return ShardedRows(folder, self.num_rows, self.row_shape, dtype, array.chunks[0], array.shards[0])
 
     def _array(self, name: str) -> NDArray[np.generic]:
-        everything = np.arange(self.num_rows)
+        everything = range(self.num_rows)
         with self._naming_files(name, everything):
             # zarr reads a missing file as zeros, so absence is checked here.
             for file in self._stored_files(name, everything):
@@ -302,7 +301,7 @@ class PreparedDataset:
         return values
 
     @contextmanager
-    def _naming_files(self, name: str, rows: NDArray[np.int64]) -> Iterator[None]:
+    def _naming_files(self, name: str, rows: NDArray[np.int64] | range) -> Iterator[None]:
         """Turn what reading may raise into the error that names the files read."""
         try:
             yield
@@ -313,9 +312,9 @@ class PreparedDataset:
                 REMAKE,
             ) from error
 
-    def _stored_files(self, name: str, rows: NDArray[np.int64]) -> list[str]:
+    def _stored_files(self, name: str, rows: NDArray[np.int64] | range) -> list[str]:
         array = self._group[name]
-        shards = np.unique(rows // (array.shards or array.chunks)[0]).tolist()
+        shards = np.unique(np.asarray(rows) // (array.shards or array.chunks)[0]).tolist()
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
         # A chunk of zeros only is not stored at all; the marker knows which files there are.
         return [file for file in names if file in self._files]

@@ -148,11 +148,10 @@ table = Source(list_table, read_table_rows)
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
     """Return the paths of a table (of a split's folder) as written, by the number of its rows in messages."""
     try:
-        rows, numbers, _ = next(
-            read_lines(one.path, request) for one in _tables(request) if one.folder == folder
-        )
+        paths = [one.path for one in _tables(request) if one.folder == folder]
+        rows, numbers, _ = read_lines(paths[0], request)
         place = rows[0].index(find_columns(rows[0], ("path",), request).of["path"])
-    except (SweepError, StopIteration, IndexError, KeyError):
+    except (SweepError, IndexError, KeyError):
         return {}
     found = zip(numbers[1:], rows[1:], strict=True)
     return {number: row[place] for number, row in found if place < len(row)}

@@ -76,8 +76,8 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
 
 def hidden_count(names: Iterable[str], reads: Callable[[str], bool]) -> dict[str, int]:
     """Count hidden folders, and hidden files that would be read by another name."""
-    found = sum(PurePath(name).name.startswith(".") and (name[-1] == "/" or reads(name)) for name in names)
-    return {HIDDEN: found}
+    hidden = [name for name in names if PurePath(name).name.startswith(".")]
+    return {HIDDEN: sum(name[-1] == "/" or reads(name) for name in hidden)}
 
 
 Cells = Mapping[str, Sequence[str]]

@@ -319,8 +319,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a search uses no results of other data", SEARCH,
-        "            return fingerprints.get(prepared) == record.data_fingerprint\n",
-        "            return True\n",
+        "            return is_ours and fingerprints.get(prepared) == record.data_fingerprint\n",
+        "            return is_ours\n",
     ),
     Mutation(
         "a search is told each point once", SEARCH,

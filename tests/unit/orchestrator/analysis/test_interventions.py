@@ -119,6 +119,15 @@ def test_arms_that_hold_k_f_controls_and_bases_say_what_the_law_says():
     assert set(effect(found, "exponent").by_world) == {"w0", "w1", "w2", "w3"}
 
 
+def test_a_world_whose_networks_have_one_train_size_each_has_no_exponent():
+    rows = table(1.0)
+    rows["model"] = np.where(rows["train_size"] == 250, "m", "other")
+    rows = rows[(rows["dataset"] != "w0_base") | (rows["train_size"] <= 1000)]
+    found = effect(fit_interventions(rows, ARMS), "exponent")
+    assert sorted(found.by_world) == ["w1", "w2", "w3"]
+    assert np.isfinite(found.value)
+
+
 def test_a_world_without_base_is_said():
     arms = tuple(arm for arm in ARMS if arm.dataset != "w0_base")
     gate = next(g for g in fit_interventions(table(1.0), arms).gates if g.arm.world == "w0")

@@ -79,13 +79,9 @@ def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
 
 
 def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, tmp_path):
-    np.savez(
-        tmp_path / "x.npz",
-        images=np.zeros((40, 8, 8), np.uint8),
-        labels=np.arange(40) % 2,
-        groups=np.arange(40) // 4,
-        splits=np.array(["train", "test"] * 20),
-    )
+    rows = np.arange(40)
+    about = {"labels": rows % 2, "groups": rows // 4, "splits": np.array(["train", "test"] * 20)}
+    np.savez(tmp_path / "x.npz", images=np.zeros((40, 8, 8), np.uint8), **about)
     opened()
     text = SWEEP.replace("folder, path: images", "npz, path: x.npz") % ("", 20)
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")

@@ -7,42 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.estimate import (
-    LOOK_AHEAD,
-    Expectation,
-    Job,
-    Prices,
-    amount,
-    corrections_for,
-    estimate,
-    expected_seconds,
-    gpu_to_plan,
-    longest_first,
-    on_gpus,
-    order_trials,
-    read_prices,
-    replay,
-    roughly,
-    time_limit,
-)
+from orchestrator.planning import estimate as e
+from orchestrator.planning import predict as p
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    CORE_FLOPS,
-    CORE_INTERVAL_S,
-    EAGER_INTERVAL_S,
-    GPU_MODELS,
-    GRAPH_INTERVAL_S,
-    Corrections,
-    array_bytes,
-    attack_flops,
-    core_seconds,
-    cost_of,
-    has_cost,
-    need_of,
-    pass_time,
-    peak_bytes,
-    training_flops,
-)
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError, SweepError
 from tasks.trials.records import CONTEXT_BYTES
@@ -58,7 +25,7 @@ image_size: 16
 seeds: [0, 1, 2]
 recipe: smoke
 """
-H100 = GPU_MODELS["h100"]
+H100 = p.GPU_MODELS["h100"]
 ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share": 0.5}
 
 
@@ -77,14 +44,8 @@ def of_model(plan, name):
 
 
 def done(trial, seconds, *, device="cpu", threads=1, peak=0, micro_batch=None, found=None, **record):
-    result = (found or trial_result()).model_copy(
-        update={
-            "device": device,
-            "num_threads": threads,
-            "peak_memory_bytes": peak,
-            "micro_batch": micro_batch,
-        }
-    )
+    said = {"device": device, "num_threads": threads, "peak_memory_bytes": peak, "micro_batch": micro_batch}
+    result = (found or trial_result()).model_copy(update=said)
     return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, **record)
 
 
@@ -93,12 +54,12 @@ def measured(*records):
 
 
 def seconds_on_share(trial, gpu, share):
-    return need_of(trial, gpu, given=share).seconds
+    return p.need_of(trial, gpu, given=share).seconds
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
     """Two trials are left, each as long as the measured one: 100 s on four cores."""
-    found = estimate(trials[1:], measured(done(trials[0], 100.0, threads=4)))
+    found = e.estimate(trials[1:], measured(done(trials[0], 100.0, threads=4)))
     assert found["cpu_core_hours"] == pytest.approx(2 * 400 / 3600)
 
 
@@ -108,7 +69,7 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
 def test_a_plan_tells_minutes_on_the_cpus_that_are_here(trials, num_cpus, minutes, said):
     """Two trials of 400 s; no number of cores makes one of them shorter."""
     known = measured(done(trials[0], 400.0, threads=1))
-    found = estimate(trials[1:], known, gpu=None, num_cpus=num_cpus)
+    found = e.estimate(trials[1:], known, gpu=None, num_cpus=num_cpus)
     assert found["cpu_hours"] == pytest.approx(minutes / 60)
     assert f"left: 2 trials, about {said}" in found["text"]
 
@@ -116,27 +77,23 @@ def test_a_plan_tells_minutes_on_the_cpus_that_are_here(trials, num_cpus, minute
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_gpu_hours_count_a_trials_share_of_its_gpu(trials, share):
     known = measured(done(trials[0], 100.0, **{**ON_H100, "gpu_share": share}))
-    found = estimate(trials[1:], known, share=share)
+    found = e.estimate(trials[1:], known, share=share)
     assert found["gpu_hours"] == pytest.approx(2 * 100 * share / 3600)
 
 
 def test_diverged_trials_tell_no_rate(trials):
     stopped = done(trials[1], 0.001, found=diverged())
-    found = estimate(trials[2:], measured(done(trials[0], 100.0), stopped))
+    found = e.estimate(trials[2:], measured(done(trials[0], 100.0), stopped))
     assert found["cpu_core_hours"] == pytest.approx(100 / 3600)
-    assert estimate(trials[2:], measured(stopped))["measured_share"] == 0.0
+    assert e.estimate(trials[2:], measured(stopped))["measured_share"] == 0.0
 
 
 def test_a_large_networks_time_is_its_arithmetic(trials):
-    text = (
-        SWEEP.replace("[small_cnn, small_mlp]", "[vgg19]")
-        .replace("[20]", "[400]")
-        .replace("size: 16", "size: 224")
-    )
+    text = SWEEP.replace("[small_cnn, small_mlp]", "[vgg19]").replace("[20]", "[400]").replace("16", "224")
     trial = plan_sweep(parse_sweep(text, origin="mine.yaml")).trials[0]
-    operations = training_flops(trial) + sum(attack_flops(trial).values())
-    operations += cost_of(trial.network).forward_flops * (400 + 20 + 20)  # test images pass once in between
-    assert core_seconds(trial) == pytest.approx(operations / CORE_FLOPS, rel=0.1)
+    operations = p.training_flops(trial) + sum(p.attack_flops(trial).values())
+    operations += p.cost_of(trial.network).forward_flops * (400 + 20 + 20)  # test images pass once in between
+    assert p.core_seconds(trial) == pytest.approx(operations / p.CORE_FLOPS, rel=0.1)
 
 
 def test_test_images_that_pass_between_epochs_take_their_time(trials):
@@ -147,18 +104,18 @@ def test_test_images_that_pass_between_epochs_take_their_time(trials):
         network = trials[0].network.model_copy(update={"recipe": recipe})
         return trials[0].model_copy(update={"network": network})
 
-    cost, gpu, test_size = cost_of(trials[0].network), H100, 20
+    cost, gpu, test_size = p.cost_of(trials[0].network), H100, 20
     for epochs, looks in ((2, 1), (10, 9), (100, 9)):
-        times = [core_seconds(after(epochs)) for epochs in (1, epochs)]
+        times = [p.core_seconds(after(epochs)) for epochs in (1, epochs)]
         steps = (epochs - 1) * 2
         step, look = (
-            part.flops / CORE_FLOPS + CORE_INTERVAL_S * part.num_launches
+            part.flops / p.CORE_FLOPS + p.CORE_INTERVAL_S * part.num_launches
             for part in (cost.step, cost.evaluation)
         )
         passes = looks * test_size / cost.evaluation_batch
         assert times[1] - times[0] == pytest.approx(steps * step + passes * look)
-    look = pass_time(cost.evaluation, gpu, interval=EAGER_INTERVAL_S, half=False).seconds
-    step = pass_time(cost.step, gpu, interval=GRAPH_INTERVAL_S, half=False).seconds
+    look = p.pass_time(cost.evaluation, gpu, interval=p.EAGER_INTERVAL_S, half=False).seconds
+    step = p.pass_time(cost.step, gpu, interval=p.GRAPH_INTERVAL_S, half=False).seconds
     longer = seconds_on_share(after(100), gpu, 1.0) - seconds_on_share(after(1), gpu, 1.0)
     assert longer == pytest.approx(99 * 2 * step + 9 * test_size / cost.evaluation_batch * look)
 
@@ -169,15 +126,15 @@ def test_every_attack_that_is_asked_for_takes_its_time(trials):
         update={"attacks": usual.attacks.model_copy(update={"methods": ("fgsm", "pgd")})}
     )
     steps = usual.network.subset.test_size * len(usual.attacks.epsilons) * 5 * (1 + 20)
-    added = steps * 3 * cost_of(usual.network).forward_flops
-    assert sum(attack_flops(asked).values()) - sum(attack_flops(usual).values()) == pytest.approx(added)
-    assert core_seconds(asked) > core_seconds(usual)
+    added = steps * 3 * p.cost_of(usual.network).forward_flops
+    assert sum(p.attack_flops(asked).values()) - sum(p.attack_flops(usual).values()) == pytest.approx(added)
+    assert p.core_seconds(asked) > p.core_seconds(usual)
     gpu = H100
-    assert need_of(asked, gpu).seconds > need_of(usual, gpu).seconds
+    assert p.need_of(asked, gpu).seconds > p.need_of(usual, gpu).seconds
 
 
 def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
-    one, two = (on_gpus(trials, H100, number) for number in (1, 2))
+    one, two = (e.on_gpus(trials, H100, number) for number in (1, 2))
     assert two["hours"] <= one["hours"]
     for found in (one, two):
         assert found["hours"] >= found["lower_bound_hours"] > 0
@@ -189,39 +146,31 @@ def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
 
 
 @pytest.mark.parametrize(
-    ("share", "num_gpus", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
+    ("share", "num_gpus", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2), (None, 1, 3)]
 )
 def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus, at_once):
-    found = on_gpus(trials, H100, num_gpus, share=share)
-    assert found["most_at_once"] == at_once
-    assert found["shares"] == {"small_cnn": share}
-
-
-@pytest.mark.parametrize("share", [None, 0.25, 1.0, 2.0])
-def test_gpu_hours_are_those_of_the_gpus_that_trials_are_given(trials, share):
-    """As a status counts them afterwards: time times share, whatever a trial makes of it."""
-    found = estimate(trials, (), share=share)
-    given = [need_of(trial, H100, given=share) for trial in trials]
-    expected = sum(need.seconds * need.share for need in given)
-    assert found["gpu_hours"] == pytest.approx(expected / 3600)
-    cluster = found["cluster"]
-    assert found["gpu_hours"] == pytest.approx(
-        cluster["hours"] * cluster["num_gpus"] * cluster["utilisation"]
-    )
+    """Hours are as a status counts them afterwards: time times share, whatever a trial makes of it."""
+    found = e.estimate(trials, (), share=share, num_gpus=num_gpus)
+    given, cluster = [p.need_of(trial, H100, given=share) for trial in trials], found["cluster"]
+    assert cluster["most_at_once"] == at_once
+    assert cluster["shares"] == {"small_cnn": given[0].share if share is None else share}
+    assert found["gpu_hours"] == pytest.approx(sum(need.seconds * need.share for need in given) / 3600)
+    used = cluster["hours"] * cluster["num_gpus"] * cluster["utilisation"]
+    assert found["gpu_hours"] == pytest.approx(used)
 
 
 def test_a_trial_that_asks_for_more_gpus_than_there_are_is_refused(trials):
     message = "as many GPUs as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
     with pytest.raises(ConfigError, match=message):
-        on_gpus(trials, H100, 1, share=2.0)
-    assert estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2
+        e.on_gpus(trials, H100, 1, share=2.0)
+    assert e.estimate(trials, (), share=2.0)["cluster"]["num_gpus"] == 2
 
 
 def test_a_trial_that_no_gpu_can_hold_is_named(trials):
     tiny = replace(H100, memory_gib=0.5)
-    assert "more memory than the share has: small_cnn" in estimate(trials, (), gpu=tiny)["text"]
-    assert on_gpus(trials, H100, 1)["too_large"] == {}
-    assert set(on_gpus(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
+    assert "more memory than the share has: small_cnn" in e.estimate(trials, (), gpu=tiny)["text"]
+    assert e.on_gpus(trials, H100, 1)["too_large"] == {}
+    assert set(e.on_gpus(trials, H100, 1, share=0.001)["too_large"]) == {"small_cnn"}
 
 
 def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted():
@@ -229,39 +178,34 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
     trials = plan_sweep(load_sweep("paper")).trials
     passes = sum(trial.network.recipe.epochs * trial.network.train_size for trial in trials)
     assert passes == pytest.approx(109e6, rel=0.005)
-    assert sum(map(training_flops, trials)) == pytest.approx(6.12e18, rel=0.02)
+    assert sum(map(p.training_flops, trials)) == pytest.approx(6.12e18, rel=0.02)
 
 
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
     """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
     plan = plan_sweep(load_sweep("paper"))
-    found = on_gpus(plan.trials, H100, 1)
+    found = e.on_gpus(plan.trials, H100, 1)
     assert 4.5 < found["hours"] < 17
-    many = on_gpus(plan.trials, H100, 64)
+    many = e.on_gpus(plan.trials, H100, 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
 
 
 def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(plan):
     cnn, mlp = of_model(plan, "small_cnn"), of_model(plan, "small_mlp")
     reserved = 30 * 2**30  # far more than predicted
-    found = corrections_for(H100, measured(done(cnn[0], 1.0, peak=reserved, **ON_H100)))
-    need = need_of(cnn[1], H100, found)
+    found = e.corrections_for(H100, measured(done(cnn[0], 1.0, peak=reserved, **ON_H100)))
+    need = p.need_of(cnn[1], H100, found)
     assert need.memory_bytes == pytest.approx(reserved + CONTEXT_BYTES)
-    assert need.share >= need.memory_bytes / (H100.memory_gib * 2**30) > need_of(cnn[1], H100).share
-    assert need_of(mlp[0], H100, found) == need_of(mlp[0], H100)
+    assert need.share >= need.memory_bytes / (H100.memory_gib * 2**30) > p.need_of(cnn[1], H100).share
+    assert p.need_of(mlp[0], H100, found) == p.need_of(mlp[0], H100)
 
 
 def test_the_worst_peak_counts_and_one_of_batches_in_parts_does_not(plan):
     cnn = of_model(plan, "small_cnn")
-    found = corrections_for(
-        H100,
-        measured(
-            done(cnn[0], 1.0, peak=2**30, **ON_H100),
-            done(cnn[1], 1.0, peak=2**31, **ON_H100),
-            done(cnn[2], 1.0, peak=2**40, micro_batch=2, **ON_H100),
-        ),
-    )
-    assert found.memory == {"small_cnn": (CONTEXT_BYTES + 2**31) / peak_bytes(cnn[1].network)}
+    peaks = zip(cnn, (2**30, 2**31, 2**40), (None, None, 2), strict=True)
+    ran = [done(trial, 1.0, peak=peak, micro_batch=part, **ON_H100) for trial, peak, part in peaks]
+    found = e.corrections_for(H100, measured(*ran))
+    assert found.memory == {"small_cnn": (CONTEXT_BYTES + 2**31) / p.peak_bytes(cnn[1].network)}
 
 
 def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
@@ -270,32 +214,27 @@ def test_measured_seconds_scale_those_of_the_same_gpu_only(plan):
     trials = measured(
         *(done(trial, factor * predicted, **ON_H100) for trial, factor in zip(cnn, (2, 3, 9), strict=True))
     )
-    assert corrections_for(H100, trials).seconds == pytest.approx({"small_cnn": 3.0})
-    assert corrections_for(GPU_MODELS["a100"], trials).seconds == {}
-    found = estimate(plan.trials, trials, gpu=H100)
+    assert e.corrections_for(H100, trials).seconds == pytest.approx({"small_cnn": 3.0})
+    assert e.corrections_for(p.GPU_MODELS["a100"], trials).seconds == {}
+    found = e.estimate(plan.trials, trials, gpu=H100)
     assert found["corrections"]["seconds"] == pytest.approx({"small_cnn": 3.0})
-    assert found["cluster"]["hours"] > estimate(plan.trials, [], gpu=H100)["cluster"]["hours"]
+    assert found["cluster"]["hours"] > e.estimate(plan.trials, [], gpu=H100)["cluster"]["hours"]
 
 
 def test_trials_on_cpus_and_without_a_gpus_name_correct_no_gpu(plan):
     trial = of_model(plan, "small_cnn")[0]
-    on_cpu = corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
-    assert on_cpu == Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / core_seconds(trial))})
-    nameless = corrections_for(H100, measured(done(trial, 9.0, device="cuda:0", gpu_share=0.5)))
-    assert nameless == Corrections()
+    on_cpu = e.corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
+    assert on_cpu == p.Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / p.core_seconds(trial))})
+    nameless = e.corrections_for(H100, measured(done(trial, 9.0, device="cuda:0", gpu_share=0.5)))
+    assert nameless == p.Corrections()
 
 
 def test_the_longest_go_first_by_what_was_measured_on_cores(plan):
     cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
-    assert core_seconds(cnn) > core_seconds(mlp)
-    known = Expectation.of(None, measured(done(cnn, 1.0), done(mlp, 1000.0)))
-    cells = [mlp, cnn]
-    orders = [
-        order_trials(plan, cells, 1e9, expected_seconds(cells, expected))
-        for expected in (Expectation(), known)
-    ]
-    first = [order[0] for order in orders]
-    assert first == [cnn, mlp]
+    assert p.core_seconds(cnn) > p.core_seconds(mlp)
+    known = e.Expectation(None, e.corrections_for(None, measured(done(cnn, 1.0), done(mlp, 1000.0))))
+    for expected, first in ((e.Expectation(), cnn), (known, mlp)):
+        assert e.order_trials(plan, [mlp, cnn], 1e9, e.expected_seconds([mlp, cnn], expected))[0] == first
 
 
 LOOKS = """
@@ -323,22 +262,21 @@ def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monk
     own = "[small_cnn, {from: 'looks_at_values:net', name: looks}]"
     mine = plan_sweep(parse_sweep(SWEEP.replace("[small_cnn, small_mlp]", own), origin="mine.yaml"))
     looks, cnn = of_model(mine, "looks")[0], of_model(mine, "small_cnn")[0]
-    assert has_cost(cnn.network)
-    assert not has_cost(looks.network)  # its operations are guessed from its weights
+    assert p.has_cost(cnn.network)
+    assert not p.has_cost(looks.network)  # its operations are guessed from its weights
     trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(looks, 5.0))
-    assert corrections_for(H100, trials) == Corrections()
-    assert set(
-        order_trials(mine, [cnn, looks], 1e9, expected_seconds([cnn, looks], Expectation.of(None, trials)))
-    ) == {looks, cnn}
-    assert time_limit(looks, trials) == math.inf
-    assert time_limit(cnn, trials) < math.inf
+    assert e.corrections_for(H100, trials) == p.Corrections()
+    seconds = e.expected_seconds([cnn, looks], e.Expectation(None, e.corrections_for(None, trials)))
+    assert set(e.order_trials(mine, [cnn, looks], 1e9, seconds)) == {looks, cnn}
+    assert e.time_limit(looks, trials) == math.inf
+    assert e.time_limit(cnn, trials) < math.inf
 
 
 def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):
     cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
-    known = Expectation.of(None, measured(done(mlp, 1000.0)))
+    known = e.Expectation(None, e.corrections_for(None, measured(done(mlp, 1000.0))))
     assert known.seconds(mlp) == pytest.approx(1000.0)
-    assert known.seconds(cnn) == pytest.approx(1000.0 * core_seconds(cnn) / core_seconds(mlp))
+    assert known.seconds(cnn) == pytest.approx(1000.0 * p.core_seconds(cnn) / p.core_seconds(mlp))
 
 
 PAIRS = """
@@ -352,13 +290,13 @@ seeds: [1, 5, 3]
 recipe: smoke
 """
 PLAN = plan_sweep(parse_sweep(PAIRS, origin="mine.yaml"))
-ONE = array_bytes(PLAN.trials[0].network)
+ONE = p.array_bytes(PLAN.trials[0].network)
 
 
 def ordered(budget):
     """Array and seconds of each trial, where arrays may take so many times that of one: seeds are seconds."""
     seconds = {trial.trial_id: float(trial.network.seed) for trial in PLAN.trials}
-    order = order_trials(PLAN, PLAN.trials, budget * ONE, seconds)
+    order = e.order_trials(PLAN, PLAN.trials, budget * ONE, seconds)
     return [(trial.network.subset.class_pair[0] // 2, trial.network.seed) for trial in order]
 
 
@@ -373,7 +311,7 @@ def test_where_they_do_not_fit_a_shelf_is_what_fits_half_the_budget(budget):
 
 
 def jobs(*pairs):
-    return [Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
+    return [e.Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
 
 
 @pytest.mark.parametrize(
@@ -388,7 +326,7 @@ def jobs(*pairs):
     ],
 )
 def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan, at_once):
-    found = replay(jobs(*pairs), num_gpus)
+    found = e.replay(jobs(*pairs), num_gpus)
     assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
     work = sum(seconds * share for seconds, share in pairs)
     longest = max((seconds for seconds, _ in pairs), default=0)
@@ -397,9 +335,9 @@ def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan, at_once):
 
 
 def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_are_offered():
-    large = [Job(f"large {i:02}", 10.0, 0.6) for i in range(LOOK_AHEAD + 1)]
-    near, far = Job("near", 1.0, 0.4), Job("far", 1.0, 0.4)
-    found = replay([*large[:2], near, *large[2:], far], 1)
+    large = [e.Job(f"large {i:02}", 10.0, 0.6) for i in range(e.LOOK_AHEAD + 1)]
+    near, far = e.Job("near", 1.0, 0.4), e.Job("far", 1.0, 0.4)
+    found = e.replay([*large[:2], near, *large[2:], far], 1)
     assert found.starts["near"] == 0
     # The first runs and all others wait: as many as are offered, until one more of them has begun.
     assert found.starts["far"] == 10.0
@@ -411,12 +349,12 @@ def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_ar
     st.integers(1, 4),
 )
 def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
-    work = longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
-    found, waiting, running, expected, now = replay(work, num_gpus), list(work), [], {}, 0
+    work = e.longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
+    found, waiting, running, expected, now = e.replay(work, num_gpus), list(work), [], {}, 0
     while waiting or running:
         passed_over = 0
         for job in list(waiting):
-            if passed_over == LOOK_AHEAD:
+            if passed_over == e.LOOK_AHEAD:
                 break
             share = round(100 * job.share)
             used = [sum(other[2] for other in running if other[1] == gpu) for gpu in range(num_gpus)]
@@ -430,7 +368,7 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
         now = min(end for end, _, _ in running)
         running = [other for other in running if other[0] > now]
     assert (found.makespan, found.starts) == (now, expected)
-    assert replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
+    assert e.replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
 
 
 def price_table(folder, text):
@@ -440,25 +378,26 @@ def price_table(folder, text):
 
 
 def test_a_file_replaces_what_it_names_and_without_one_prices_are_assumed_and_say_so(tmp_path):
-    prices = read_prices(tmp_path / "prices.yaml")
-    assert prices == Prices()
-    assert prices.gpu.dollars == GPU_MODELS["h100"].price
+    prices = e.read_prices(tmp_path / "prices.yaml")
+    assert prices == e.Prices()
+    assert prices.gpu.dollars == p.GPU_MODELS["h100"].price
     assert "assumed" in prices.origin
-    prices = read_prices(price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
+    prices = e.read_prices(price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
     assert (prices.gpu.dollars, prices.gpu.watts) == (2.5, 500)
-    assert prices.core == Prices().core
+    assert prices.core == e.Prices().core
     assert prices.origin == "our contract"
 
 
 def test_a_plan_is_for_the_gpu_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
-    assert gpu_to_plan(None, tmp_path / "prices.yaml") is None
-    assert gpu_to_plan(None, tmp_path / "prices.yaml", GPU_MODELS["l4"]) == GPU_MODELS["l4"]
-    assert gpu_to_plan("h200", tmp_path / "prices.yaml") == GPU_MODELS["h200"]
-    assert gpu_to_plan("h200", price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == GPU_MODELS["h200"]
-    ours = gpu_to_plan("h200", price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\n"))
+    assert e.gpu_to_plan(None, tmp_path / "prices.yaml") is None
+    assert e.gpu_to_plan(None, tmp_path / "prices.yaml", p.GPU_MODELS["l4"]) == p.GPU_MODELS["l4"]
+    assert e.gpu_to_plan("h200", tmp_path / "prices.yaml") == p.GPU_MODELS["h200"]
+    core = price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")
+    assert e.gpu_to_plan("h200", core) == p.GPU_MODELS["h200"]
+    ours = e.gpu_to_plan("h200", price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\n"))
     assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
     with pytest.raises(ConfigError, match=r"GPU.*h1000"):
-        gpu_to_plan("h1000", tmp_path / "none.yaml")
+        e.gpu_to_plan("h1000", tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(
@@ -472,13 +411,12 @@ def test_a_plan_is_for_the_gpu_asked_for_else_the_one_here_at_the_price_of_the_t
         ("currency: EUR", "currency: Extra inputs are not permitted"),
         ("gpu: h100", "gpu: Input should be a valid dictionary or instance of Price; gpu: {dollars"),
         ("- 1", "must be a mapping"),
-        ("gpu: {dollars: 1e308, watts: 1}", r"gpu.dollars: .*less than or equal to 1000000"),
         ("gpu: [", "must be valid YAML"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, message):
     with pytest.raises(SweepError, match=message) as caught:
-        read_prices(price_table(tmp_path, text))
+        e.read_prices(price_table(tmp_path, text))
     assert isinstance(caught.value, ConfigError)
 
 
@@ -489,7 +427,7 @@ def test_a_table_that_is_no_text_is_one_message(tmp_path):
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere.yaml")
     rule = "price table must be (a file|readable UTF-8 text|there, or no link to one); found: "
     for path in tmp_path.iterdir():
-        for read in (read_prices, lambda path: gpu_to_plan(None, path)):
+        for read in (e.read_prices, lambda path: e.gpu_to_plan(None, path)):
             with pytest.raises(ConfigError, match=f"{rule}{path}"):
                 read(path)
 
@@ -499,9 +437,5 @@ def test_a_table_that_is_no_text_is_one_message(tmp_path):
     [(0, "0"), (2.9e-5, "under 0.001"), (0.00149, "0.0015"), (0.45, "0.45"), (9.96, "10"), (1.7e4, "17,000")],
 )
 def test_amounts_have_two_figures_and_no_exponent(value, text):
-    assert amount(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0, "0"), (2.9e-5, "under 0.001"), (0.45, "about 0.45")])
-def test_what_is_under_a_bound_is_not_about_it(value, text):
-    assert roughly(value) == text
+    assert e.amount(value) == text
+    assert e.roughly(value) == (f"about {text}" if value > 0.001 else text)

@@ -107,10 +107,6 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
     assert not (tmp_path / "root").exists()
 
 
-def test_a_folder_that_is_only_called_like_a_session_is_taken(tmp_path):
-    assert RootPaths.create(tmp_path / "session_1" / "root").exist
-
-
 @pytest.mark.parametrize("storage", ["s3://", "s3:", "gs:///", "file://"])
 def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
     with pytest.raises(ConfigError, match=f"--storage must name a bucket or host; found: {storage}; e.g. s3"):
@@ -118,7 +114,7 @@ def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
 
 
 def test_a_root_is_made_for_this_user_alone_and_keeps_modes_that_it_has(tmp_path):
-    new, old = tmp_path / "new", tmp_path / "old"
+    new, old = tmp_path / "session_1" / "new", tmp_path / "old"  # only called like a session of Ray
     old.mkdir()
     old.chmod(0o750)
     for root in (new, old):

@@ -30,12 +30,6 @@ def parse(text: str):
     return parse_sweep(text, origin="mine.yaml")
 
 
-def test_a_sweep_file_is_read(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("\ufeff" + GOOD, encoding="utf-8")
-    assert load_sweep(str(path)).train_sizes == (20, 40)
-
-
 def test_all_mistakes_are_reported_at_once():
     text = GOOD.replace("small_cnn", "resnet19").replace("[20, 40]", "[20, x]") + "epoch: 3\n"
     with pytest.raises(ConfigError) as caught:
@@ -47,82 +41,84 @@ def test_all_mistakes_are_reported_at_once():
     assert "'resnet19'; did you mean 'resnet18'?" in message
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("mine", "Mine!", r"name: must be lower case letters, digits, - and _, at most 64, .*'Mine!'"),
-        ("[mnist5k]", "[mnist5]", r"Unknown dataset; found: 'mnist5'; did you mean 'mnist5k'"),
-        ("smoke", "smok", r"Unknown recipe; found: 'smok'; did you mean 'smoke'"),
-        ("[20, 40]", "[]", r"train_sizes: must not be empty"),
-        ("[20, 40]", "[20, 20]", r"train_sizes names 20 more than once"),
-        ("size: 20", "size: '20'", r"test_size: input should be a valid integer.*'20'"),
-        ("size: 20", "size: true", r"test_size: input should be a valid integer.*True"),
-        ("size: 20", "size: 12:30", r"test_size: input should be a valid integer.*'12:30'"),
-        ("size: 20", "size: 2024-01-01", r"column 12: '2024-01-01'; put text in quotes"),
-        ("test_size: 20", "seeds: [-1]", r"test_size: this key is required"),
-        ("test_size: 20", "tset_size: 20", r"tset_size: unknown key; did you mean 'test_size'\?"),
-        ("name: mine", "name: mine\nname: other", r'line 3, column 1: key "name" stands twice'),
-        ("mine", "&a mine", r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
-        ("mine", "!!python/object/apply:os.system [ls]", r"line 2, column 7: the tag"),
-        ("name: mine", "name: mine\n5: 6", r"5: unknown key"),
-        ("[mnist5k]", "[mnist5k, mnist5k]", r"datasets names a dataset more than once"),
-        ("size: 28", "size: 1e400", r"image_size"),
-    ],
-)
-def test_mistakes_name_the_key_the_value_and_the_rule(old, new, message):
+def but(old, new):
     assert old in GOOD
-    with pytest.raises(ConfigError, match=f"(?s){message}"):
-        parse(GOOD.replace(old, new, 1))
+    return GOOD.replace(old, new, 1)
+
+
+def data(text):
+    return but("[mnist5k]", f"[{{{text}}}]")
 
 
 @pytest.mark.parametrize(
-    ("dataset", "message"),
+    ("text", "message"),
     [
-        ("name: mnist5k, own: {kind: folder, path: x, domain: medical}", r"a name of its own; found"),
+        (but("mine", "Mine!"), r"name: must be lower case letters, digits, - and _, at most 64, .*'Mine!'"),
+        (but("[mnist5k]", "[mnist5]"), r"Unknown dataset; found: 'mnist5'; did you mean 'mnist5k'"),
+        (but("smoke", "smok"), r"Unknown recipe; found: 'smok'; did you mean 'smoke'"),
+        (but("[20, 40]", "[]"), r"train_sizes: must not be empty"),
+        (but("[20, 40]", "[20, 20]"), r"train_sizes names 20 more than once"),
+        (but("size: 20", "size: '20'"), r"test_size: input should be a valid integer.*'20'"),
+        (but("size: 20", "size: 12:30"), r"test_size: input should be a valid integer.*'12:30'"),
+        (but("test_size: 20", "seeds: [-1]"), r"test_size: this key is required"),
+        (but("test_size: 20", "tset_size: 20"), r"tset_size: unknown key; did you mean 'test_size'\?"),
+        (but("name: mine", "name: mine\nname: other"), r'line 3, column 1: key "name" stands twice'),
+        (but("mine", "&a mine"), r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
+        (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7: the tag"),
+        (but("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
+        (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
+        (but("size: 28", "size: 1e400"), r"image_size"),
         (
-            "name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}",
+            data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
+            r"a name of its own; found",
+        ),
+        (
+            data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
             r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: kind, path",
         ),
-        ("name: mnist5k, class_pair: [[0, 1]]", r"^datasets\.0\.class_pair: unknown key; did you mean"),
-        ("name: mine, own: {kind: foldr, path: x, domain: medical}", r"Unknown kind; found: 'foldr'; did"),
-        ("name: mine, own: {kind: csv, path: x}", r"^datasets\.0\.own\.domain: this key is required"),
-        ("name: mine, own: {kind: csv, path: x, domain: null}", r"own data of a sweep need a domain"),
-        ("name: mnist5k, class_pairs: [[3, 3]]", r"^datasets\.0\.class_pairs\.0: a class pair needs two"),
-        ("name: mnist5k, class_pairs: [[3, 8], [3, 8]]", r"^datasets\.0: class_pairs names \[3, 8\] more"),
-        ("name: mnist5k, class_pairs: [[3]]", r"pairs\.0\.1: this value is required"),
+        (
+            data("name: mine, own: {kind: foldr, path: x, domain: medical}"),
+            r"Unknown kind; found: 'foldr'",
+        ),
+        (
+            data("name: mine, own: {kind: csv, path: x}"),
+            r"^datasets\.0\.own\.domain: this key is required",
+        ),
+        (
+            data("name: mine, own: {kind: csv, path: x, domain: null}"),
+            r"own data of a sweep need a domain",
+        ),
+        (
+            data("name: mnist5k, class_pairs: [[3, 8], [3, 8]]"),
+            r"^datasets\.0: class_pairs names \[3, 8\]",
+        ),
+        (
+            GOOD + "resources: {cpus: 1}",
+            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known",
+        ),
+        (GOOD + "resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found"),
+        (GOOD + "resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e"),
+        (GOOD + "resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one GPU or a whole number, "),
+        (GOOD + "attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
+        (GOOD + "attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
+        (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
+        (GOOD + "estimators: []", r"estimators: must not be empty"),
+        (GOOD + "estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
+        (GOOD + f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
+        (GOOD + "calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
+        (GOOD + "<<: {calibrate: true}", r"'<<'; put text in quotes"),
+        (GOOD + "learning_rate: 0.1", r"^learning_rate: this key belongs into recipe; write e.g. recipe: {f"),
+        (GOOD + "description: !!binary aGVsbG8=", r"line 9, column 14: the tag tag:yaml.org,2002:binary"),
+        (GOOD + "description: 2024-01-01", r"line 9, column 14: '2024-01-01'; put text in quotes"),
+        (GOOD + "description: =", r"line 9, column 14: '='; put text in quotes"),
+        (GOOD + "description: \0", r"unacceptable character #x0000"),
+        (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
+    ids=range(39),
 )
-def test_mistakes_of_a_dataset(dataset, message):
-    with pytest.raises(ConfigError, match=message):
-        parse(GOOD.replace("[mnist5k]", f"[{{{dataset}}}]"))
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("resources: {cpus: 1}", r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys"),
-        ("resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found"),
-        ("resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e-05"),
-        ("resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one GPU or a whole number, e\.g\."),
-        ("attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
-        ("attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
-        ("attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
-        ("estimators: []", r"estimators: must not be empty"),
-        ("estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
-        (f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
-        ("calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
-        ("<<: {calibrate: true}", r"'<<'; put text in quotes"),
-        ("learning_rate: 0.1", r"^learning_rate: this key belongs into recipe; write e.g. recipe: {from"),
-        ("description: !!binary aGVsbG8=", r"line 9, column 14: the tag tag:yaml.org,2002:binary"),
-        ("description: 2024-01-01", r"line 9, column 14: '2024-01-01'; put text in quotes"),
-        ("description: =", r"line 9, column 14: '='; put text in quotes"),
-        ("description: \0", r"unacceptable character #x0000"),
-        ('description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
-    ],
-)
-def test_mistakes_of_one_more_line(line, message):
-    with pytest.raises(ConfigError, match=message):
-        parse(f"{GOOD}{line}\n")
+def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        parse(text)
 
 
 @pytest.mark.parametrize(
@@ -167,21 +163,6 @@ def test_words_stay_text_and_scientific_numbers_are_numbers():
     assert parse(GOOD + "attacks: {epsilons: [5e-1]}\n").attacks.epsilons == (0.5,)
 
 
-def test_a_sweep_file_is_a_regular_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigError, match=r"must be a file; found: .*pipe\.yaml is no regular file"):
-        load_sweep(str(tmp_path / "pipe.yaml"))
-    with pytest.raises(ConfigError, match=r"must be a file; found: .* is a folder"):
-        load_sweep(f"{tmp_path}/")
-
-
-def test_a_home_folder_that_does_not_exist(tmp_path):
-    own = "[{name: mine, own: {kind: folder, path: ~nobody-of-this-name/x, domain: medical}}]"
-    (tmp_path / "mine.yaml").write_text(GOOD.replace("[mnist5k]", own), encoding="utf-8")
-    with pytest.raises(ConfigError, match="must start with a home folder that exists; found: ~nobody-of"):
-        load_sweep(str(tmp_path / "mine.yaml"))
-
-
 def test_a_bad_dataset_makes_no_second_mistake():
     with pytest.raises(ConfigError, match=r"^datasets\.0\.nam: unknown key; did you mean 'name'") as caught:
         parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
@@ -195,22 +176,30 @@ def test_kinds_of_other_packages_are_known(monkeypatch):
     assert parse(GOOD.replace("[mnist5k]", own)).datasets[0].own.kind == "theirs"
 
 
-def test_missing_and_unreadable_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"must exist; found: .*absent.yaml; presets are: .*demo"):
-        load_sweep(str(tmp_path / "absent.yaml"))
+def test_files_that_cannot_be_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"must be readable UTF-8 .*; save it as UTF-8"):
-        load_sweep(str(tmp_path / "binary.yaml"))
     (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
-    with pytest.raises(ConfigError, match="at most 1,000,000 bytes"):
-        load_sweep(str(tmp_path / "big.yaml"))
+    own = data("name: mine, own: {kind: folder, path: ~nobody-of-this-name/x, domain: medical}")
+    (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
+    for name, message in {
+        "pipe": r"must be a file; found: .*pipe\.yaml is no regular file",
+        "folder": r"must be a file; found: .* is a folder",
+        "absent": r"must exist; found: .*absent.yaml; presets are: .*demo",
+        "binary": r"must be readable UTF-8 .*; save it as UTF-8",
+        "big": "at most 1,000,000 bytes",
+        "home": "must start with a home folder that exists; found: ~nobody-of",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            load_sweep(str(tmp_path / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize(("path", "found"), [("images", "{folder}/images"), ("/data/x", "/data/x")])
 def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, path, found):
-    own = f"[{{name: own, own: {{kind: folder, path: {path}, domain: medical}}}}]"
     file = tmp_path / "mine.yaml"
-    file.write_text(GOOD.replace("[mnist5k]", own), encoding="utf-8")
+    text = data(f"name: own, own: {{kind: folder, path: {path}, domain: medical}}")
+    file.write_text("\ufeff" + text, encoding="utf-8")
     assert load_sweep(str(file)).datasets[0].own.path == found.format(folder=tmp_path)
 
 
@@ -223,23 +212,18 @@ MINE = {
     "image_size": 16,
     "recipe": "smoke",
 }
+FOUND = [("small_mlp", "manifold_d4", 0.02, 8), ("small_cnn", "manifold_d4", 0.005, 32)]
+FOUND += [("small_cnn", "manifold_d12", 0.007, 32)]
+CELLS: list[dict[str, object]] = [{"model": m, "dataset": d, "validation_loss": 0.1} for m, d, *_ in FOUND]
+CELLS += [{"model": "small_mlp", "dataset": "manifold_d12", "not_tuned": "diverged or failed"}]
 RECIPE = {
     "from": "smoke",
     "epochs": 9,
     "overrides": [
-        {"models": ["small_mlp"], "datasets": ["manifold_d4"], "learning_rate": 0.02, "batch_size": 8},
-        {"models": ["small_cnn"], "datasets": ["manifold_d4"], "learning_rate": 0.005, "batch_size": 32},
-        {"models": ["small_cnn"], "datasets": ["manifold_d12"], "learning_rate": 0.007, "batch_size": 32},
+        {"models": [m], "datasets": [d], "learning_rate": rate, "batch_size": size}
+        for m, d, rate, size in FOUND
     ],
-    "tuned": {
-        "sweep": "mine",
-        "cells": [
-            {"model": "small_mlp", "dataset": "manifold_d4", "validation_loss": 0.1},
-            {"model": "small_cnn", "dataset": "manifold_d4", "validation_loss": 0.2},
-            {"model": "small_cnn", "dataset": "manifold_d12", "validation_loss": 0.2},
-            {"model": "small_mlp", "dataset": "manifold_d12", "not_tuned": "diverged or failed"},
-        ],
-    },
+    "tuned": {"sweep": "mine", "cells": CELLS},
 }
 
 
@@ -251,15 +235,13 @@ def recipes(tmp_path):
     return folder
 
 
+def recipes_in(plan):
+    return {(t.network.model.name, t.network.subset.prepared.dataset): t.network.recipe for t in plan.trials}
+
+
 def recipes_of(sweep):
-    return {
-        (t.network.model.name, t.network.subset.prepared.dataset): (
-            t.network.recipe.learning_rate,
-            t.network.recipe.batch_size,
-            t.network.recipe.epochs,
-        )
-        for t in plan_sweep(sweep).trials
-    }
+    found = recipes_in(plan_sweep(sweep)).items()
+    return {cell: (recipe.learning_rate, recipe.batch_size, recipe.epochs) for cell, recipe in found}
 
 
 def test_a_recipe_is_named_in_three_ways(recipes):
@@ -298,15 +280,22 @@ def test_a_model_or_dataset_without_a_searched_recipe_is_named(recipes):
     assert "add them to sweep mine and tune it again" in str(caught.value)
 
 
+SEARCHED = "must have been searched below this root.*{}.*searched recipes there: tuned-mine"
+
+
 @pytest.mark.parametrize(
-    ("name", "run"),
-    [("tuned", "isweep tune other --set recipe=NAME"), ("tuned-absent", "isweep tune absent")],
+    ("name", "message"),
+    [
+        ("tuned", SEARCHED.format("isweep tune other --set recipe=NAME")),
+        ("tuned-absent", SEARCHED.format("isweep tune absent")),
+        (f"tuned-{'a' * 300}", "must have been searched below this root"),
+        ("a" * 300, "Unknown recipe"),
+        ("~nobody-is-called-so/recipe.yaml", "The recipe file must exist"),
+    ],
 )
-def test_a_recipe_that_nobody_searched_is_refused_with_the_command_that_searches(recipes, name, run):
-    with pytest.raises(ConfigError, match="must have been searched below this root") as caught:
+def test_a_recipe_that_is_not_there_is_refused_with_the_way_to_it(recipes, name, message):
+    with pytest.raises(ConfigError, match=message):
         load_sweep({**MINE, "name": "other", "recipe": name}, recipes=recipes)
-    assert run in str(caught.value)
-    assert "searched recipes there: tuned-mine" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -314,11 +303,9 @@ def test_a_recipe_that_nobody_searched_is_refused_with_the_command_that_searches
     [
         ("from: [", "tuned-mine.yaml"),
         ("[1, 2]", "must be a mapping"),
-        ("", "must be a mapping"),
         ("{from: smoke, learning_rate: -1, tuned: {cells: []}}", "learning_rate"),
         ("{from: smoke, tuned: {cells: []}}", "none for small_cnn on manifold_d4, small_mlp on manifold_d4"),
         ("{from: smoke, tuned: {cells: [3]}}", "none for small_cnn on manifold_d4"),
-        ("{from: smoke, tuned: {}}", "none for small_cnn on manifold_d4"),
         ("{from: smoke, tuned: {cells: 3}}", "none for small_cnn on manifold_d4"),
         ("{from: smoke, overrides: 3, tuned: {cells: []}}", "overrides"),
         (
@@ -346,10 +333,9 @@ def test_a_recorded_sweep_keeps_what_it_was_run_with(recipes, tmp_path):
 def test_what_was_searched_is_not_changed_for_all_without_effect(recipes, field):
     """Rows of the recipe would hold over it; rows of the sweep's own hold over them."""
     value = 8 if field == "batch_size" else 0.5
+    message = f"cannot be changed for all .* recipe.{field}; change it for some"
     for way in ("tuned", str(recipes / "tuned-mine.yaml")):
-        with pytest.raises(
-            ConfigError, match=f"cannot be changed for all .* recipe.{field}; change it for some"
-        ):
+        with pytest.raises(ConfigError, match=message):
             load_sweep({**MINE, "recipe": {"from": way, field: value}}, recipes=recipes)
     row = {"models": ["small_mlp"], field: value}
     sweep = load_sweep({**MINE, "recipe": {"from": "tuned", "overrides": [row]}}, recipes=recipes)
@@ -357,33 +343,12 @@ def test_what_was_searched_is_not_changed_for_all_without_effect(recipes, field)
     assert {getattr(recipe, field) for recipe in made} == {value}
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (f"tuned-{'a' * 300}", "must have been searched below this root"),
-        ("a" * 300, "Unknown recipe"),
-        ("~nobody-is-called-so/recipe.yaml", "The recipe file must exist"),
-    ],
-)
-def test_a_name_that_no_file_can_have_is_one_message(recipes, name, message):
-    with pytest.raises(ConfigError, match=message):
-        load_sweep({**MINE, "recipe": name}, recipes=recipes)
-
-
-def test_values_are_read_as_in_a_sweep_file():
-    words = ["recipe.epochs=3", "train_sizes=[10, 20]", "description=a=b", "seeds=[0]"]
-    assert read_changes(words) == {
-        "recipe.epochs": 3,
-        "train_sizes": [10, 20],
-        "description": "a=b",
-        "seeds": [0],
-    }
-
-
-@pytest.mark.parametrize("word", ["epochs", "=3", "epochs=", "epochs= "])
-def test_a_word_that_is_no_change(word):
-    with pytest.raises(ConfigError, match="--set must be KEY=VALUE; found: "):
-        read_changes([word])
+def test_words_are_read_as_in_a_sweep_file():
+    changes = read_changes(["recipe.epochs=3", "train_sizes=[10, 20]", "description=a=b"])
+    assert changes == {"recipe.epochs": 3, "train_sizes": [10, 20], "description": "a=b"}
+    for word in ("epochs", "=3", "epochs=", "epochs= "):
+        with pytest.raises(ConfigError, match="--set must be KEY=VALUE; found: "):
+            read_changes([word])
 
 
 def test_the_document_itself_stays():
@@ -402,7 +367,6 @@ def test_the_document_itself_stays():
         ("datasets.1.name", "--set datasets.1.name: the list has places 0 to 0; found: 1"),
         ("datasets.x", "the list has places 0 to 0; found: x"),
         ("name.first", "nothing can be set there; found: 'a'"),
-        ("name.first.second", "nothing can be set there; found: 'a'"),
     ],
 )
 def test_keys_that_lead_nowhere(key, message):
@@ -411,10 +375,7 @@ def test_keys_that_lead_nowhere(key, message):
 
 
 def with_dataset(dataset):
-    return {
-        "name": "mine", "models": ["small_cnn"], "datasets": [dataset], "train_sizes": [20],
-        "test_size": 20, "image_size": 28, "recipe": "smoke",
-    }  # fmt: skip
+    return {**MINE, "models": ["small_cnn"], "datasets": [dataset], "train_sizes": [20], "test_size": 20}
 
 
 def pairs(dataset):
@@ -435,7 +396,6 @@ def test_classes_of_a_table_go_by_name_or_place():
         (["cat", "dog", "frog"], "datasets.0.class_pairs.0: must have at most 2 values; found: "),
         (["cat", "cat"], "a class pair needs two different classes"),
         ([True, 3], "a class is its place, a number from 0, or its name as text"),
-        ([-1, 3], "a class is its place, a number from 0, or its name as text"),
         ([1.5, 3], "a class is its place, a number from 0, or its name as text"),
         ([3], "datasets.0.class_pairs.0.1: this value is required"),
     ],
@@ -443,6 +403,8 @@ def test_classes_of_a_table_go_by_name_or_place():
 def test_pairs_that_are_none(pair, message):
     with pytest.raises(ConfigError, match=message):
         pairs({"name": "cifar10", "class_pairs": [pair]})
+    with pytest.raises(ConfigError, match=r"each pair once, in one order; found: \[3, 8\]"):
+        pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
 
 
 @pytest.fixture
@@ -468,11 +430,6 @@ def test_a_recorded_sweep_needs_its_data_no_more(own, tmp_path):
     assert plan_sweep(load_sweep(tmp_path / "kept.yaml")).trials == plan_sweep(spec).trials
 
 
-def test_a_pair_turned_round_is_the_same_pair():
-    with pytest.raises(ConfigError, match=r"each pair once, in one order; found: \[3, 8\]"):
-        pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})
-
-
 BASE = """
 name: open
 datasets: [manifold_d4, manifold_d12]
@@ -487,20 +444,13 @@ def planned(models="[small_cnn, small_mlp]", recipe="smoke", more=""):
     return plan_sweep(parse_sweep(text, origin="sweep"))
 
 
-def recipes_in(plan):
-    return {(t.network.model.name, t.network.subset.prepared.dataset): t.network.recipe for t in plan.trials}
-
-
 def test_a_recipe_is_changed_for_all_and_overridden_for_some():
-    changes = (
-        "{from: demo, epochs: 7, learning_rate: 3e-4, "
-        "overrides: [{models: [small_mlp], datasets: [manifold_d12], learning_rate: 1e-4}]}"
-    )
+    row = "{models: [small_mlp], datasets: [manifold_d12], learning_rate: 1e-4}"
+    changes = f"{{from: demo, epochs: 7, learning_rate: 3e-4, overrides: [{row}]}}"
     found = recipes_in(planned(recipe=changes))
     assert {recipe.epochs for recipe in found.values()} == {7}
-    assert {key for key, recipe in found.items() if recipe.learning_rate == 1e-4} == {
-        ("small_mlp", "manifold_d12")
-    }
+    rows = [key for key, recipe in found.items() if recipe.learning_rate == 1e-4]
+    assert rows == [("small_mlp", "manifold_d12")]
     assert found["small_cnn", "manifold_d4"].name == "demo+epochs=7+learning_rate=0.0003"
     assert found["small_cnn", "manifold_d4"].batch_size == 32  # the recipe's own
 
@@ -519,20 +469,15 @@ def test_lists_of_values_are_axes_of_the_grid():
 
 
 def test_a_recipe_may_lie_in_a_file_beside_the_sweep_file(tmp_path):
-    (tmp_path / "mine.yaml").write_text(
-        "{from: smoke, epochs: 5, overrides: [{models: [small_cnn], epochs: 6}]}"
-    )
+    rows = "[{models: [small_cnn], epochs: 6}]"
+    (tmp_path / "mine.yaml").write_text(f"{{from: smoke, epochs: 5, overrides: {rows}}}")
     text = f"{BASE}\nmodels: [small_cnn, small_mlp]\nrecipe: {{from: ./mine.yaml, batch_size: 4}}\n"
     (tmp_path / "sweep.yaml").write_text(text)
     found = recipes_in(plan_sweep(load_sweep(str(tmp_path / "sweep.yaml"))))
     assert [(r.epochs, r.batch_size) for r in found.values()] == [(6, 4), (5, 4), (6, 4), (5, 4)]
-
-
-def test_recipe_files_that_start_from_one_another_are_refused(tmp_path):
-    (tmp_path / "a.yaml").write_text("from: ./b.yaml")
-    (tmp_path / "b.yaml").write_text("from: ./a.yaml")
+    (tmp_path / "mine.yaml").write_text("from: ./mine.yaml")
     with pytest.raises(ConfigError, match="must not start from one another"):
-        parse_sweep(f"{BASE}\nmodels: [small_cnn]\nrecipe: ./a.yaml\n", origin="sweep", folder=tmp_path)
+        load_sweep(str(tmp_path / "sweep.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -574,17 +519,12 @@ def test_a_model_that_is_none_is_one_clear_message(models, message):
         planned(models=models)
 
 
-def attack_share(found):
-    return sum(found["attack_shares"].values())
-
-
 def test_policies_decide_which_weights_are_kept_and_change_no_identity():
     plans = {policy: planned(more=f"keep_weights: {policy}") for policy in ("all", "last", "none")}
     assert len({frozenset(plan.trials_by_id) for plan in plans.values()}) == 1
-    kept = {
-        p: {t.network.train_size for t in plan.trials if plan.keeps_weights(t)} for p, plan in plans.items()
-    }
-    assert kept == {"all": {40, 80}, "last": {80}, "none": set()}
+    for policy, sizes in {"all": {40, 80}, "last": {80}, "none": set()}.items():
+        plan = plans[policy]
+        assert {t.network.train_size for t in plan.trials if plan.keeps_weights(t)} == sizes
     sizes = [extras(plan, {})["weights_bytes"] for plan in plans.values()]
     assert sizes[0] == 2 * sizes[1] > sizes[2] == 0
 
@@ -594,7 +534,8 @@ def test_measurements_change_no_network():
     assert plain.trials_by_id.keys() == more.trials_by_id.keys()
     missing = plain.trials[0].lacks(more.trials[0])
     assert len(missing) == 5  # PGD at four strengths, and R
-    assert attack_share(extras(more, {"a": True, "b": False})) > attack_share(extras(plain, {}))
+    shares = [extras(plan, {})["attack_shares"].values() for plan in (plain, more)]
+    assert sum(shares[0]) < sum(shares[1])
 
 
 def test_the_disk_of_predictions_is_counted():
@@ -612,26 +553,20 @@ def test_the_disk_of_predictions_is_counted():
 def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():
     long = "{from: smoke, epochs: 1000}"
     cheap = extras(planned(recipe=long), {})
-    assert attack_share(cheap) < 0.15
+    assert sum(cheap["attack_shares"].values()) < 0.15
     assert extras_text(cheap).endswith("% of training")
-    dear = extras(
-        planned(recipe=long, more="robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"), {}
-    )
+    more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
+    dear = extras(planned(recipe=long, more=more), {})
     assert list(dear["attack_shares"]) == ["fgsm", "pgd", "robustness"]
-    assert re.search(
-        r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant", extras_text(dear)
-    )
+    said = r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant"
+    assert re.search(said, extras_text(dear))
     assert "315 passes per image and strength, so leave pgd out" in extras_text(dear)
     radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), {})
     assert "times the 15% that are meant: a smaller robustness.num_images" in extras_text(radii)
 
 
-def table(*rows):
-    names = ["model", "dataset", "class_pair", "train_size", "seed", "data_mode", "recipe"]
-    return pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
-
-
 def test_recipes_that_vary_within_a_cell_part_the_models():
-    cell = ("vgg13", "mnist", "", 500, 0, "corrected")
-    found = split_by_recipe(table((*cell, "paper+learning_rate=0.001"), (*cell, "paper")))
+    about = {"model": "vgg13", "dataset": "mnist", "class_pair": "", "train_size": 500, "seed": 0}
+    recipes = ("paper+learning_rate=0.001", "paper")
+    found = split_by_recipe(pd.DataFrame([about | {"data_mode": "corrected", "recipe": r} for r in recipes]))
     assert list(found["model"]) == ["vgg13 (learning_rate=0.001)", "vgg13 (learning_rate=as given)"]

@@ -25,10 +25,7 @@ def networks():
     for preset in PRESETS:
         for trial in plan_sweep(load_sweep(preset)).trials:
             network, prepared = trial.network, trial.network.subset.prepared
-            recipe, sizes = (
-                recipe_of_costs(network),
-                (prepared.channels, prepared.image_size, 2),
-            )
+            recipe, sizes = recipe_of_costs(network), (prepared.channels, prepared.image_size, 2)
             found.setdefault(cost_key(network.model, recipe, *sizes), (network.model, recipe, sizes))
     return found
 
@@ -36,9 +33,7 @@ def networks():
 def write():
     """Write the table, a line per network and pass."""
     lines = []
-    for key, (model, recipe, sizes) in sorted(
-        networks().items(), key=lambda item: (item[1][0].name, item[0])
-    ):
+    for key, (model, recipe, sizes) in sorted(networks().items(), key=lambda one: (one[1][0].name, one[0])):
         print(f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr)
         plain = plain_cost(walk_network(model, recipe, *sizes))
         fields = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
@@ -57,10 +52,8 @@ def test_every_network_of_the_presets_is_there_and_no_other():
 def test_kept_costs_are_those_of_a_walk(key):
     """Another version of torch may have other kernels here and there; what they add up to is held."""
     model, recipe, sizes = networks()[key]
-    kept, walked = (
-        network_cost(model, recipe, channels=sizes[0], image_size=sizes[1]),
-        walk_network(model, recipe, *sizes),
-    )
+    kept = network_cost(model, recipe, channels=sizes[0], image_size=sizes[1])
+    walked = walk_network(model, recipe, *sizes)
     for name in ("num_parameters", "state_bytes", "evaluation_batch", "attack_batch", "uncounted"):
         assert getattr(kept, name) == getattr(walked, name)
     assert kept.forward_flops == pytest.approx(walked.forward_flops, rel=0.02)

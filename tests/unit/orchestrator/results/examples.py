@@ -37,16 +37,8 @@ def dimension(name: str, value: float | None = 4.5) -> IntrinsicDimension:
 
 
 def attack(epsilon: float, loss: float = 1.5) -> AttackRecord:
-    return AttackRecord(
-        method="fgsm",
-        epsilon=epsilon,
-        loss=loss,
-        loss_gain=loss - 0.5,
-        accuracy=0.5,
-        accuracy_drop=0.25,
-        robust_accuracy=0.5,
-        num_unchanged=0,
-    )
+    rates = {"accuracy": 0.5, "accuracy_drop": 0.25, "robust_accuracy": 0.5, "num_unchanged": 0}
+    return AttackRecord(method="fgsm", epsilon=epsilon, loss=loss, loss_gain=loss - 0.5, **rates)
 
 
 def trial_result(test_loss: float = 0.5) -> TrialResult:

@@ -10,12 +10,11 @@ import pytest
 from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
-from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.results.state import Index, StoredResults, cost_of, judge, read_state
 from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
 from orchestrator.results.table import flat_trial
 from orchestrator.results.tracking import Tracker
-from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import (
     diverged,
@@ -93,20 +92,14 @@ def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(st
     recipe = cell.network.recipe.model_copy(update={"weight_decay": 0.5})
     before = cell.model_copy(update={"network": cell.network.model_copy(update={"recipe": recipe})})
     stored.save(trial_record(spec=before, trial_id=cell.trial_id))
+    stored.save(trial_record(trial_id="of another plan"))
     stored.save(measured.model_copy(update={"spec": planned.model_copy(update={"sharpness_seeds": (1, 2)})}))
     state = judged(stored, tmp_path, "[1.0]")
-    assert (state.results, state.measures) == ({}, {})
+    assert (state.results, state.measures, state.foreign) == ({}, {}, {"of another plan"})
     assert state.status(cell.trial_id) == "stale"
 
 
-def test_results_of_another_plan_are_foreign(tmp_path):
-    stored = StoredResults.read(str(tmp_path / "store"))
-    stored.save(trial_record(trial_id="other"))
-    state = judged(stored, tmp_path, "[1.0]")
-    assert (state.foreign, state.results) == ({"other"}, {})
-
-
-def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(stored, tmp_path):
+def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(tmp_path):
     workspace = Workspace(plan("[1.0]"), RootPaths.create(tmp_path), storage=None)
     folder = workspace.sweep_paths.folder
     stored = StoredResults.read(workspace.results_url)
@@ -135,57 +128,29 @@ def state(*records):
 
 
 def test_hours_money_and_power_are_time_times_share_times_rate():
-    cost = cost_of(
-        state(
-            record(40, ON_GPU, gpu_share=0.25, finished_at=7200.0),  # half a GPU's hour
-            record(50, ON_GPU, gpu_share=1.0),
-            record(60, trial_result().model_copy(update={"num_threads": 4})),  # four cores' hours
-        ),
-        PRICES,
-    )
+    half = record(40, ON_GPU, gpu_share=0.25, finished_at=7200.0, measured_at=9000.0)  # measured again later
+    whole, four = record(50, ON_GPU), record(60, trial_result().model_copy(update={"num_threads": 4}))
+    # The share of a record that knows none is a whole GPU.
+    assert state(whole).measured_trials() == [
+        MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000),
+    ]
+    cost = cost_of(state(half, whole, four), PRICES)
     assert (cost["gpu_hours"], cost["core_hours"]) == (1.5, 4.0)
     assert cost["dollars"] == pytest.approx(1.5 * 2 + 4 * 0.1)
     assert cost["kilowatt_hours"] == pytest.approx((1.5 * 500 + 4 * 10) / 1000)
-    assert cost["text"] == "cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours)"
-
-
-def test_a_network_measured_again_saves_its_training_once():
-    cost = cost_of(
-        state(record(40, ON_GPU, gpu_share=0.5, measured_at=9000.0), record(50, ON_GPU, gpu_share=1.0)),
-        PRICES,
-    )
-    assert (cost["networks_used_again"], cost["saved_gpu_hours"], cost["gpu_hours"]) == (1, 0.5, 1.5)
-    assert "1 kept networks measured again, not trained: 0.5 GPU-hours saved" in cost["text"]
-
-
-def test_nothing_costs_nothing():
-    cost = cost_of(state(), PRICES)
-    assert (cost["dollars"], cost["kilowatt_hours"]) == (0, 0)
-    assert cost["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
+    assert (cost["networks_used_again"], cost["saved_gpu_hours"], cost["saved_core_hours"]) == (1, 0.5, 0)
+    said = "1 kept networks measured again, not trained: 0.5 GPU-hours saved"
+    assert cost["text"] == f"cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours); {said}"
+    assert cost_of(state(), PRICES)["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
     assert cost_of(state(), Prices())["text"] == "cost so far 0 core-hours"
-
-
-def test_the_share_of_a_record_that_knows_none_is_a_whole_gpu():
-    found = state(record(40, ON_GPU)).measured_trials()[0]
-    assert found == MeasuredTrial(trial_spec(), True, 1.0, 3600.0, peak_bytes=1000)
-
-
-EIGHT = """
-name: mine
-models: [small_mlp, small_cnn]
-datasets: [manifold_d4]
-train_sizes: [40, 60]
-seeds: [0, 1]
-test_size: 40
-image_size: 16
-recipe: smoke
-"""
 
 
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     """A sweep whose eight cells are done; one diverged."""
-    made = Workspace(plan_sweep(parse_sweep(EIGHT, origin="mine")), RootPaths.create(tmp_path / "root"))
+    eight = {"models": ["small_mlp", "small_cnn"], "train_sizes": [40, 60], "seeds": [0, 1]}
+    sweep = load_sweep(plan("[1.0]").sweep, eight)
+    made = Workspace(plan_sweep(sweep), RootPaths.create(tmp_path / "root"))
     made.record()
     for number, (trial_id, spec) in enumerate(made.plan.trials_by_id.items()):
         result = diverged() if number == 3 else trial_result()
@@ -222,13 +187,10 @@ def test_a_second_look_reads_no_result_and_finds_the_same(workspace, reads):
     assert second.results == first.results == read_state(workspace).results
     assert second.measured_trials() == first.measured_trials()
     assert len(second.measured_trials()) == len(planned) - 1
-
-
-def test_what_a_run_stores_needs_no_reading_at_the_next_look(workspace, reads):
     stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
     trial_id, record = next(iter(stored.trials.items()))
     stored.save(record.model_copy(update={"attempt": 9, "finished_at": 2000.0}))
-    reads.clear()
+    reads.clear()  # what a run stores needs no reading either
     assert read_state(workspace, look=True).results[trial_id].finished_at == 2000.0
     assert reads == []
 
@@ -250,27 +212,21 @@ def test_a_changed_file_is_read_again_and_a_damaged_one_never_believed(workspace
     assert reads == [changed]
 
 
-def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(workspace):
+def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(workspace, monkeypatch):
     expected, index = read_state(workspace, look=True).results, workspace.sweep_paths.index
     whole = index.read_bytes()
-    files = {
-        name: file.stamp for name, file in ResultStore(workspace.results_url).listing(TrialRecord).items()
-    }
+    files = ResultStore(workspace.results_url).listing(TrialRecord)
     for position in range(0, len(whole), 199):
         flipped = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
         for damaged in (whole[:position], flipped):
             index.write_bytes(damaged)
             for name, (stamp, outline) in Index(index).read().items():
-                assert stamp == files[name]
-                assert outline == expected[name]
+                assert (stamp, outline) == (files[name].stamp, expected[name])
     index.write_bytes(whole[:2000])
     assert read_state(workspace, look=True).results == expected
-
-
-def test_an_index_of_another_version_is_not_read(workspace, reads, monkeypatch):
-    read_state(workspace, look=True)
+    assert Index(index).read().keys() == expected.keys()
     monkeypatch.setattr("orchestrator.results.state.INDEX_VERSION", 99)
-    assert Index(workspace.sweep_paths.index).read() == {}
+    assert Index(index).read() == {}
 
 
 @pytest.mark.parametrize("stand_in", [os.mkdir, os.mkfifo])
@@ -284,12 +240,9 @@ def test_what_stands_in_the_place_of_the_index_is_left_alone(workspace, tmp_path
 
 
 def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
-    read_state(workspace, look=True)
     state = read_state(workspace, look=True)
     assert state.rows() == read_state(workspace).rows()
     assert list(state.flat_runs()) == list(read_state(workspace).flat_runs())
-    with pytest.raises(KeyError, match="nobody"):
-        state.trials["nobody"]
 
 
 # What a driver of thousands of trials holds of those that are done.
@@ -298,19 +251,6 @@ def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
 def long_record(trial_id="long", num_epochs=100):
     epochs = tuple(EpochRecord(i + 1, 1 / (i + 3), i / num_epochs, 0.1 * i) for i in range(num_epochs))
     return trial_record(trial_result().model_copy(update={"history": epochs}), trial_id=trial_id)
-
-
-def test_what_comes_out_equals_what_went_in_to_the_last_bit(tmp_path):
-    packed = StoredResults.read(str(tmp_path)).trials
-    for record in (long_record("a"), trial_record(diverged(), trial_id="b", domain=None)):
-        packed[record.trial_id] = record
-        assert packed[record.trial_id] == record
-        assert packed[record.trial_id].text() == record.text()
-    assert isinstance(packed["a"].domain, str | Domain)
-    assert (list(packed), len(packed), "a" in packed, "c" in packed) == (["a", "b"], 2, True, False)
-    del packed["a"]
-    with pytest.raises(KeyError, match="a"):
-        packed["a"]
 
 
 def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
@@ -324,7 +264,13 @@ def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
     as_objects, _ = taken(lambda: [made(text) for text in texts.values()])
     packed, _ = taken(lambda: [stored.save(made(text)) for text in texts.values()])
     assert packed < as_objects / 5
+    # What comes out equals what went in to the last bit.
     assert {name: stored.trials[name].text() for name in texts} == texts
+    stored.save(without := trial_record(diverged(), trial_id="a", domain=None))
+    assert stored.trials["a"] == without
+    del stored.trials["a"]
+    with pytest.raises(KeyError, match="a"):
+        stored.trials["a"]
 
 
 def test_a_run_that_waits_for_mlflow_takes_a_fifth(monkeypatch):

@@ -37,10 +37,8 @@ def _no_pause(monkeypatch):
     ("url", "reason"),
     [
         ("memory://x", r"keeps results when the command has ended; found: memory://…; use a path, or a URL"),
-        ("http://host/x", r"keeps results when the command has ended; found: http://…"),
-        ("nonsense://x", r"keeps results when the command has ended; found: nonsense://…"),
+        ("http://me:hunter2@host/x", r"keeps results when the command has ended; found: http://…"),
         ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b; give it in the environment"),
-        ("sftp://me:hunter2@host/x", r"keeps results when the command has ended; found: sftp://…"),
         ("s3://b/x?secret_key=hunter2", r"must name a bucket or host, and no more than a path in it; found"),
         ("s3://", r"must name a bucket or host"),
         ("s3://[", r"must name a bucket or host"),
@@ -82,10 +80,9 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
         identity = stored.store.identity(make=True)
         store.stop()
         again = ResultStore(store.url)
+        message = r"s3://results/lab.*error sending request.*the connection, then"
         for ask in (again.identity, lambda: again.scan(TrialRecord), lambda: again.read(TrialRecord, "a")):
-            with pytest.raises(
-                StorageAway, match=r"s3://results/lab.*error sending request.*the connection, then"
-            ):
+            with pytest.raises(StorageAway, match=message):
                 ask()
         store.start()
         assert again.identity() == identity
@@ -139,32 +136,24 @@ def test_what_a_store_says_decides_whether_to_wait(error, waits, monkeypatch):
 # Storage that is full or away: the write is repeated, what waiting does not mend is raised.
 
 
-@pytest.fixture
-def failing(monkeypatch):
-    """The disk says so many times what it is told to say."""
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, monkeypatch, number):
+    said, left, real = [], [5], os.fsync
 
-    def fail(number, times):
-        left = [times]
-        real = os.fsync
+    def fsync(descriptor):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
 
-        def fsync(descriptor):
-            if left[0]:
-                left[0] -= 1
-                raise OSError(number, os.strerror(number))
-            real(descriptor)
-
-        monkeypatch.setattr(os, "fsync", fsync)
-
-    return fail
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, failing, number):
-    said = []
-    stored = StoredResults.read(str(tmp_path))
+    monkeypatch.setattr(os, "fsync", fsync)
+    stored, record = StoredResults.read(str(tmp_path)), trial_record()
     stored.patience = Patience(said.append)
-    failing(number, 5)
-    record = trial_record()
+    if number == errno.EACCES:  # which waiting does not mend
+        with pytest.raises(SetupError, match="Permission denied") as caught:
+            stored.save(record)
+        assert (type(caught.value), said, stored.trials) == (SetupError, [], {})
+        return
     stored.save(record)
     assert ResultStore(str(tmp_path)).read(TrialRecord, record.trial_id) == record
     paused, goes_on = said
@@ -173,18 +162,6 @@ def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, failing, number):
     assert f"bytes needed): {os.strerror(number)}; " in paused
     assert "bytes free" in paused
     assert goes_on.startswith("Storage takes results again")
-
-
-def test_what_waiting_does_not_mend_is_raised(tmp_path, failing):
-    said = []
-    stored = StoredResults.read(str(tmp_path))
-    stored.patience = Patience(said.append)
-    failing(errno.EACCES, 1)
-    with pytest.raises(SetupError, match="Permission denied") as caught:
-        stored.save(trial_record())
-    assert not isinstance(caught.value, StorageAway)
-    assert said == []
-    assert stored.trials == {}
 
 
 def test_any_write_may_be_repeated_and_a_long_pause_is_said_again(monkeypatch):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -53,6 +58,12 @@ def trained(asked: Asked) -> SearchResult:
     return result([loss_of(asked.point, epoch, asked.run) for epoch in epochs])
 
 
+def made_again(path: Path | str) -> optuna.Study:
+    """Return the study of the first cell as ``optuna-dashboard`` opens it."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=storage)
+
+
 def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchResult]]:
     """Run a search one trial at a time; returns what ran."""
     ran = []
@@ -77,12 +88,7 @@ def drive(
 ) -> Store:
     """Run one start of a search as a sweep does, killed after ``most`` results; returns what is stored then.
 
-    Args:
-        search: Knows nothing yet.
-        store: What earlier starts left.
-        workers: Trainings at the same time.
-        most: So many results.
-        ends: Chooses whose result comes next, among those that run; the first to start by default.
+    ``store`` is what earlier starts left; ``ends`` chooses whose result comes next among those that run.
     """
     stored = {record.trial_id: (record, found) for record, found in store}
 

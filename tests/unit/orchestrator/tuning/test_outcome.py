@@ -11,7 +11,7 @@ import yaml
 
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning.cells import tuning_cells
+from orchestrator.tuning.cells import Point, tuning_cells
 from orchestrator.tuning.outcome import (
     TuneSummary,
     brief_table,
@@ -64,21 +64,24 @@ def test_means_errors_and_gains_are_those_of_the_runs(search):
         assert {*best, state.cell.own} <= {finalist.point for finalist in outcome.finalists}
 
 
+@pytest.fixture
+def state(search):
+    """The first cell, whose results a test may change."""
+    one = next(iter(search.cells.values()))
+    before = dict(one.results)
+    yield one
+    one.results = before
+
+
 @pytest.mark.parametrize(
     ("gains", "left"),
-    [
-        ((0.03, 0.01, 0.02), True),
-        ((0.05, -0.04, 0.02), False),
-        ((0.0, 0.0, 0.0), False),
-        ((0.01, 0.0, 0.0), False),
-    ],
+    [((0.03, 0.01, 0.02), True), ((0.05, -0.04, 0.02), False), ((0,) * 3, False), ((0.01, 0, 0), False)],
 )
-def test_the_sweeps_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_error(
-    search, gains, left
+def test_the_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_error(
+    search, state, gains, left
 ):
     """Of the differences, run by run: a run that is hard for both says nothing."""
-    state = next(iter(search.cells.values()))
-    outcome, before = outcomes(search)[0], dict(state.results)
+    outcome = outcomes(search)[0]
     rival = outcome.finalists[0].point if outcome.finalists[0] != outcome.own else outcome.finalists[1].point
     own_losses = (0.9, 0.1, 0.2, 0.3)
     for point in [candidate.point for candidate in outcome.finalists]:
@@ -87,7 +90,6 @@ def test_the_sweeps_own_recipe_is_left_for_what_is_better_by_more_than_one_stand
     losses = [own - gain for own, gain in zip(own_losses[1:], gains, strict=True)]
     state.results |= {(rival, run): result([loss] * 9) for run, loss in enumerate(losses, 1)}
     again = outcomes(search)[0]
-    state.results = before
     assert again.chosen.point == (rival if left else state.cell.own)
     assert again.keeps_own == (not left)
 
@@ -107,27 +109,21 @@ def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_wors
     assert again.chosen == outcome.chosen
 
 
-def test_where_the_sweeps_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(search):
-    state = next(iter(search.cells.values()))
-    before = dict(state.results)
+def test_where_the_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(search, state):
     state.results |= {(state.cell.own, run): result([0.001] * 9) for run in range(4)}
     outcome = outcomes(search)[0]
-    state.results = before
     assert outcome.keeps_own
     assert (outcome.gain, outcome.gain_std_error) == (0, None)
     assert brief_table([outcome]).rows[0][-1] == "own kept"
     assert not any(found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point)
 
 
-def test_a_recipe_that_cannot_be_written_is_one_message(search, changed, tmp_path):
-    (tmp_path / "recipes").write_text("", encoding="utf-8")
-    with pytest.raises(SetupError, match=r"must be writable; .*File exists; .* every trial is kept"):
-        write_recipe(tmp_path / "recipes" / "tuned-smoke.yaml", changed, outcomes(search), {})
-
-
 def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
-    path = tmp_path / "recipes" / "tuned-smoke.yaml"
-    found = outcomes(search)
+    path, found = tmp_path / "recipes" / "tuned-smoke.yaml", outcomes(search)
+    path.parent.write_text("", encoding="utf-8")
+    with pytest.raises(SetupError, match=r"must be writable; .*File exists; .* every trial is kept"):
+        write_recipe(path, changed, found, {})
+    path.parent.unlink()
     write_recipe(path, changed, found, {"manifold_d4": "abc"})
     again = load_sweep("smoke", {"recipe": str(path)})
     recipes = {
@@ -135,13 +131,8 @@ def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
         for t in plan_sweep(again).trials
     }
     for outcome in found:
-        recipe, point = recipes[outcome.model, outcome.dataset], outcome.chosen.point
-        assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (
-            point.learning_rate,
-            point.weight_decay,
-            point.batch_size,
-            9,
-        )
+        recipe = recipes[outcome.model, outcome.dataset]
+        assert (Point.of(recipe), recipe.epochs) == (outcome.chosen.point, 9)
     evidence = yaml.safe_load(path.read_text(encoding="utf-8"))["tuned"]
     assert evidence["settings"]["budget"] == 0.4
     assert evidence["train_size"] == max(changed.train_sizes)
@@ -209,9 +200,6 @@ def test_the_page_has_every_cell_its_figure_and_nothing_from_outside(page, searc
     assert not re.search(r'(?:src|href)="(?!data:)', text)
     assert "isweep run smoke --set name=smoke-tuned --set recipe=tuned-smoke" in text
     assert "isweep compare smoke smoke-tuned" in text
-
-
-def test_the_csv_beside_it_has_each_point_tried_once(page, search):
     table = pd.read_csv(page.parent / "trials.csv")
     tried = sum(run == 0 for state in search.cells.values() for _, run in state.results)
     assert len(table) == tried

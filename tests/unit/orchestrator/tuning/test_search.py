@@ -29,8 +29,11 @@ from tests.unit.orchestrator.tuning.examples import (
 
 
 def search(**said) -> Search:
-    tune = TuneSpec(**{"budget": 0.2, "seeds": 3, **said})
-    return Search(cells(), tune, open_storage(None))
+    return Search(cells(), TuneSpec(**{"budget": 0.2, "seeds": 3, **said}), open_storage(None))
+
+
+def of(changed) -> Search:
+    return Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
 
 
 def test_the_course_of_a_search():
@@ -110,11 +113,7 @@ def test_with_results_in_any_order_nothing_that_was_asked_for_is_lost_or_repeate
 def test_what_was_asked_for_is_left_out_where_there_is_no_room_or_use_for_it():
     killed = drive(search(), [], workers=3, most=9)
     sampled = [one for one, found in killed if found is None and one.role == Role.SAMPLED]
-    narrower = sweep(tune={"learning_rate": [0.5, 0.9]})
-    for other in (
-        search(budget=0.04),
-        Search(tuning_cells(plan_sweep(narrower)), narrower.tune, open_storage(None)),
-    ):
+    for other in (search(budget=0.04), of(sweep(tune={"learning_rate": [0.5, 0.9]}))):
         other.go_on(killed)
         running = {(a.cell.key, a.point) for one in other.cells.values() for a in one.running.values()}
         assert sampled
@@ -146,52 +145,47 @@ def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
     assert not sampled[0] & sampled[1]
 
 
-def test_a_diverged_trial_is_a_result_and_all_diverged_is_said():
+FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
+
+
+@pytest.mark.parametrize(
+    ("gives", "number", "said"),
+    [
+        (
+            lambda asked: LOST,
+            (6, 0),
+            "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower",
+        ),
+        (lambda asked: None, (0, 5), "no point was trained to its end (0 tried, 0 diverged, 5 failed)"),
+        (
+            lambda asked: None if asked.run else FOUND,
+            None,
+            "further trainings of every finalist failed",
+        ),
+        (
+            lambda asked: None if asked.run and asked.point == asked.cell.own else FOUND,
+            None,
+            "the sweep's own recipe failed, so there is no gain",
+        ),
+    ],
+    ids=["all diverge", "all fail", "finalists fail", "the own recipe fails"],
+)
+def test_a_search_without_a_recipe_or_a_gain_ends_and_says_why(gives, number, said):
     one = search()
     while (asked := one.next()) is not None:
-        one.finished(asked.spec.trial_id, result([], **DIVERGED))
+        one.finished(asked.spec.trial_id, gives(asked))
     assert one.done
     for outcome in outcomes(one):
-        assert outcome.chosen is None
-        assert outcome.divergence_rate == 1
-        assert outcome.num_trials > 5
-        number = outcome.num_trials
-        assert f"({number} tried, {number} diverged, 0 failed), so there is no recipe" in outcome.problem
-        assert "lower tune.learning_rate" in outcome.problem
-
-
-def test_trials_that_fail_for_good_end_the_search():
-    one = search()
-    number = 0
-    while (asked := one.next()) is not None:
-        one.finished(asked.spec.trial_id, None)
-        number += 1
-    assert one.done
-    assert number == 5 * len(one.cells)
-    assert "no point was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].problem
-
-
-@pytest.mark.parametrize("own_alone", [False, True])
-def test_finalists_whose_further_trainings_fail_are_not_said_to_have_never_been_trained(own_alone):
-    one = search()
-    while (asked := one.next()) is not None:
-        if asked.run and (asked.point == asked.cell.own or not own_alone):
-            one.finished(asked.spec.trial_id, None)
-        else:
-            one.finished(asked.spec.trial_id, result([0.5] * 9))
-    for outcome in outcomes(one):
-        assert outcome.num_failed == 0
-        assert (outcome.chosen is None) is not own_alone
-        if own_alone:
-            assert "the sweep's own recipe failed, so there is no gain" in outcome.problem
-        else:
-            assert "further trainings of every finalist failed or diverged" in outcome.problem
+        assert said.format(outcome.num_trials) in outcome.problem
+        assert (outcome.chosen is None) == ("gain" not in said)
+        if number is not None:
+            assert (outcome.num_trials >= number[0], outcome.num_failed) == (True, number[1])
+            assert outcome.divergence_rate == (number[1] == 0)
 
 
 def test_a_space_without_new_points_ends_the_search():
     said = {"learning_rate": [1e-3, 1.0001e-3], "weight_decay": [1e-4, 1.0001e-4], "batch_size": [16]}
-    changed = sweep(tune=said)
-    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    one = of(sweep(tune=said))
     ran = run_through(one)
     assert len(ran) < 100
     assert one.done
@@ -200,17 +194,15 @@ def test_a_space_without_new_points_ends_the_search():
         points = [Point(**trial.params) for trial in cell.study.study.trials]
         assert len(points) == len(set(points))
         assert cell.exhausted
-    again = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    again = of(sweep(tune=said))
     again.go_on(ran)
     assert again.done
-    assert [len(cell.study.study.trials) for cell in again.cells.values()] == [
-        len(cell.study.study.trials) for cell in one.cells.values()
-    ]
+    told = [[len(cell.study.study.trials) for cell in each.cells.values()] for each in (one, again)]
+    assert told[0] == told[1]
 
 
 def test_a_recipe_outside_the_space_is_compared_and_not_told():
-    changed = sweep(tune={"learning_rate": [1e-2, 1e-1]})
-    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    one = of(sweep(tune={"learning_rate": [1e-2, 1e-1]}))
     run_through(one)
     for cell, outcome in zip(one.cells.values(), outcomes(one), strict=True):
         assert outcome.own is not None
@@ -224,15 +216,11 @@ def test_a_point_makes_the_recipe_that_a_sweep_makes_of_it():
     cell = cells()[0]
     point = Point(learning_rate=2e-3, weight_decay=1e-5, batch_size=8)
     recipe = cell.trial(point).network.recipe
-    said = {"from": "smoke", "epochs": 9, "overrides": [
-        {"models": [cell.key[0]], "datasets": [cell.dataset], **point.model_dump()}
-    ]}  # fmt: skip
-    swept = {
-        trial.network.recipe
-        for trial in plan_sweep(sweep(recipe=said)).trials
-        if (trial.network.model.name, trial.network.subset.prepared.dataset) == cell.key
-    }
-    assert swept == {recipe}
+    row = {"models": [cell.key[0]], "datasets": [cell.dataset], **point.model_dump()}
+    plan = plan_sweep(sweep(recipe={"from": "smoke", "epochs": 9, "overrides": [row]}))
+    networks = [trial.network for trial in plan.trials]
+    ours = [one for one in networks if (one.model.name, one.subset.prepared.dataset) == cell.key]
+    assert {network.recipe for network in ours} == {recipe}
 
 
 def test_every_run_of_a_finalist_is_judged_on_another_split_and_the_search_on_the_first():
@@ -272,18 +260,9 @@ def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, 
     """A run that is no seed would end every start; epochs below none, a budget that is never spent."""
     cell, store = cells()[0], ResultStore(str(tmp_path))
     trial = cell.trial(cell.own)
-    record = SearchRecord(
-        trial_id=trial.trial_id,
-        sweep="smoke",
-        role=Role.OWN,
-        run=0,
-        spec=trial,
-        domain="natural",
-        data_fingerprint="abc",
-        started_at=1.0,
-        finished_at=2.0,
-        result=result([0.5] * 9),
-    )
+    about = {"trial_id": trial.trial_id, "sweep": "smoke", "domain": "natural", "data_fingerprint": "abc"}
+    made = {"spec": trial, "started_at": 1.0, "finished_at": 2.0, "result": FOUND}
+    record = SearchRecord(**about, **made, role=Role.OWN, run=0)
     store.save(record)
     assert store.scan(SearchRecord).records == {trial.trial_id: record}
     path = tmp_path / "trials" / trial.trial_id / "search.json"

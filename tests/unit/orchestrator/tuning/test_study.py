@@ -6,8 +6,8 @@ The last ones are what was seen go wrong with Ray 2.60's OptunaSearch; see the d
 import errno
 import math
 import os
+import re
 
-import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
@@ -16,7 +16,7 @@ from orchestrator.results import storage as patience
 from orchestrator.results.storage import Patience
 from orchestrator.tuning.cells import Point
 from orchestrator.tuning.search import CellStudy, open_storage
-from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, result
+from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, made_again, result
 
 GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
 
@@ -41,15 +41,10 @@ def test_points_lie_in_the_space_and_are_rounded_as_people_copy_them(storage):
         assert cell.contains(point)
         assert float(f"{point.learning_rate:.4g}") == point.learning_rate
         study.tell(study.ask(point), result(complete(point)))
-    assert {trial.state for trial in study.study.trials} == {TrialState.COMPLETE}
-
-
-def test_a_diverged_trial_gets_a_finite_penalty_and_is_not_left_running(storage):
-    study = made(storage)
     study.tell(study.ask(study.propose()), result([], **DIVERGED))
-    (trial,) = study.study.trials
-    assert (trial.state, trial.value) == (TrialState.COMPLETE, pytest.approx(2 * math.log(2)))
-    assert trial.user_attrs["status"] == "diverged"
+    assert {trial.state for trial in study.study.trials} == {TrialState.COMPLETE}
+    last = study.study.trials[-1]  # diverged: a finite penalty, and not left running
+    assert (last.value, last.user_attrs["status"]) == (pytest.approx(2 * math.log(2)), "diverged")
 
 
 def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_path):
@@ -67,8 +62,8 @@ def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_pat
         again.add(point, found)
     states = [trial.state for trial in again.study.trials]
     assert states == [TrialState.COMPLETE] * 3
-    loaded = optuna.load_study(study_name="small_mlp on manifold_d4", storage=open_journal(path))
-    assert [trial.params["learning_rate"] for trial in loaded.trials] == [p.learning_rate for p, _ in told]
+    rates = [trial.params["learning_rate"] for trial in made_again(path).trials]
+    assert rates == [point.learning_rate for point, _ in told]
     before = {point for point, _ in told}
     for _ in range(5):
         point = again.propose()
@@ -80,19 +75,16 @@ def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_pat
 @pytest.mark.parametrize("target", ["optuna.log", "/where/the/root/was/optuna.log"])
 def test_a_lock_that_a_killed_driver_left_is_not_waited_for(tmp_path, target, monkeypatch):
     """Optuna waits half a minute for it, and for ever where what it points to is not there."""
-    path = tmp_path / "optuna.log"
+    path, acquire = tmp_path / "optuna.log", JournalFileSymlinkLock.acquire
     path.with_name("optuna.log.lock").symlink_to(target)
-    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", acquired_at_once(JournalFileSymlinkLock.acquire))
-    made(open_storage(path)).ask(GIVEN)
-    assert [trial.params for trial in made_again(path).trials] == [GIVEN.model_dump()]
 
-
-def acquired_at_once(acquire):
-    def checked(self):
+    def at_once(self):
         assert not os.path.lexists(self._lock_file)
         return acquire(self)
 
-    return checked
+    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", at_once)
+    made(open_storage(path)).ask(GIVEN)
+    assert [trial.params for trial in made_again(path).trials] == [GIVEN.model_dump()]
 
 
 def test_a_full_disk_is_waited_for_and_leaves_no_half_a_line(tmp_path, monkeypatch):
@@ -112,17 +104,10 @@ def test_a_full_disk_is_waited_for_and_leaves_no_half_a_line(tmp_path, monkeypat
     monkeypatch.setattr(JournalFileBackend, "append_logs", full)
     study.tell(study.ask(GIVEN), result(complete(GIVEN)))
     assert [trial.state for trial in made_again(path).trials] == [TrialState.COMPLETE]
-    assert [line.split(":")[0].split(" after")[0] for line in said] == [
-        "Paused",
-        "Storage takes results again",
-    ]
+    assert [re.split(":| after", line)[0] for line in said] == ["Paused", "Storage takes results again"]
     left[0] = 1
     with pytest.raises(OSError, match="No space left"):
         made(open_storage(path))
-
-
-def made_again(path):
-    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=open_journal(path))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
@@ -148,8 +133,3 @@ def test_a_study_made_anew_proposes_what_the_old_one_would_have(sampler, tmp_pat
             again.ask(point)
     assert [again.propose(number) for number in range(3)] == proposed
     assert len(set(proposed)) == 3  # and again says another one
-
-
-def open_journal(path):
-    """As ``optuna-dashboard`` opens it."""
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))

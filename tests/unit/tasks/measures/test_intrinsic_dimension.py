@@ -117,12 +117,6 @@ def test_bootstrap_of_a_mean_is_its_standard_error():
     assert block_std_error(lambda w: 1.0, np.zeros(5, np.int64)) is None
 
 
-def test_features_of_any_shape_are_points():
-    rows = np.random.default_rng(0).normal(size=(100, 2, 3, 4)).astype(np.float32)
-    flat = intrinsic_dimension(rows.reshape(100, -1))
-    assert intrinsic_dimension(rows)["mle"].value == flat["mle"].value
-
-
 def test_duplicates_count_once_and_are_reported():
     rows = MANIFOLDS["hypercube"](200, 3, np.random.default_rng(0))
     plain = intrinsic_dimension(rows)
