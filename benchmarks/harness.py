@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,15 +158,3 @@ def threads(count: int) -> Iterator[None]:
 def peak_memory_mib() -> float:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def alone(*words: str, **variables: str) -> Found:
-    """Run a case of the script that runs in a process of its own; returns what it found."""
-    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
-    command = [sys.executable, sys.argv[0], *words, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    found: Found = json.loads(done.stdout[done.stdout.index("{\n") :])
-    print(found, file=sys.stderr, flush=True)
-    return found

@@ -132,10 +132,7 @@ class Idle(TrialTrainable):
             time.sleep(0.05)
         result = TrialResult(status=TrialStatus.DONE, seed=0, device="cpu", num_threads=1, scores=SCORES)
         return CellReport(
-            started_at=started_at,
-            finished_at=time.time(),
-            outcome=result,
-            gpu_share=self.cell["num_gpus"],
+            started_at=started_at, finished_at=time.time(), outcome=result, gpu_share=self.cell["num_gpus"]
         )
 
 

@@ -1,9 +1,8 @@
-"""What running a sweep costs besides training: a trial, a node, a look at many results."""
+"""What running a sweep costs besides training: a trial, and a look at many results."""
 
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from harness import Found, alone, run
+from harness import Found, run
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
@@ -25,7 +24,6 @@ from orchestrator.results.state import Index, StoredResults
 from orchestrator.results.store import Provenance, ResultStore, TrialRecord
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
-from orchestrator.running.doctor import look_at_nodes
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
 from search_spaces.fingerprint import fingerprint
@@ -36,7 +34,6 @@ from tasks.prepared.subsets import TrialData
 from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
 
 TARGET_S = 0.1
-GROWTH = Path(__file__).parent / "results" / "cluster_growth.json"
 
 
 def make_plan(num_trials: int, seed: int) -> SweepPlan:
@@ -147,140 +144,6 @@ def plain_tune(folder: Path, num_trials: int) -> float:
         run_config=tune.RunConfig(storage_path=str(folder / "plain"), verbose=0),
     ).fit()
     return (time.perf_counter() - started) / num_trials
-
-
-NODE_COUNTS, TRIALS_PER_NODE = (1, 4), 20
-PLANS = (100, 1_000, 10_000)
-STORE_BYTES, ARRAY_BYTES = 80_000_000, 16_000_000
-NODES, TRIALS = 64, 10_000
-SUBSETS, SUBSET_BYTES = 27, 125_000_000
-"""Of the ``paper`` grid: 2,500 grey images of 224x224 each, what its trials need for training and test."""
-
-
-def growth(*, again: bool = False) -> Found:
-    """What grows with nodes and trials: the driver's memory and time, arrays over the network, joining.
-
-    Nodes are Ray nodes of one CPU on one machine, with their own object stores; trials are no-ops. Each case
-    runs in a process of its own. On one machine all nodes share its CPUs and join one after the other, which
-    a cluster's do not, so times at many nodes are upper bounds. What one more trial costs the driver is read
-    from ``results/trial_overhead.json``. From these constants comes what 64 nodes and 10,000 trials of the
-    ``paper`` grid would cost. ``again`` computes that from the committed cases and measures nothing.
-    """
-    if again:
-        found = json.loads(GROWTH.read_text(encoding="utf-8"))
-    else:
-        ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        ray["RAY_raylet_start_wait_time_s"] = "300"  # on a busy machine
-        plans = [alone("planning", "--num-trials", str(count))["ours"] for count in PLANS]
-        counts = [("--num-nodes", str(n), "--num-trials", str(n * TRIALS_PER_NODE)) for n in NODE_COUNTS]
-        found = {"plans": plans, "cases": [alone("nodes", *words, **ray)["ours"] for words in counts]}
-    return {**found, "projected": projected(found["plans"], found["cases"])}
-
-
-def rss_mib() -> float:
-    """This process's resident memory."""
-    return round(psutil.Process().memory_info().rss / 2**20, 1)
-
-
-def planning(*, num_trials: int = 1000) -> Found:
-    """Seconds and memory that a plan of so many trials takes; a part of ``growth``."""
-    before, started = rss_mib(), time.perf_counter()
-    fields = {
-        "name": "growth",
-        "models": ("small_mlp", "small_cnn"),
-        "datasets": ({"name": "mri_lesion"},),
-        "train_sizes": (20, 40, 60, 80, 100),
-        "test_size": 20,
-        "image_size": 8,
-        "seeds": tuple(range(num_trials // 10)),
-        "recipe": "smoke",
-    }
-    ids = len(plan_sweep(SweepSpec.model_validate(fields)).trials_by_id)
-    seconds = round(time.perf_counter() - started, 2)
-    return {"ours": {"trials": ids, "seconds": seconds, "mib": round(rss_mib() - before, 1)}}
-
-
-def nodes(*, num_nodes: int = 1, num_trials: int = 20) -> Found:
-    """Start nodes, look at each, and drive no-op trials on them; a part of ``growth``."""
-    import ray
-    from ray.cluster_utils import Cluster as RayCluster
-
-    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
-    started = time.perf_counter()
-    there = RayCluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
-    for _ in range(num_nodes - 1):
-        there.add_node(**options)
-    there.wait_for_nodes()
-    found: Found = {"nodes": num_nodes, "trials": num_trials}
-    found["join_s"] = round(time.perf_counter() - started, 1)
-    with tempfile.TemporaryDirectory() as name, connect(there.address) as cluster:
-        folder, started = Path(name), time.perf_counter()
-        assert len(look_at_nodes()) == num_nodes
-        found["doctor_s"] = round(time.perf_counter() - started, 1)
-        for what, seed, count in (("first_s", 10_000, num_nodes), ("trials_s", 20_000, num_trials)):
-            # First, workers start and import torch.
-            seconds = drive(make_plan(count, seed), cluster, folder, Tracker(), Progress())
-            found[what] = round(seconds, 1)
-        found |= {"driver_mib": rss_mib(), **array_traffic()}
-    ray.shutdown()
-    there.shutdown()
-    return {"ours": found}
-
-
-def stored_bytes() -> list[int]:
-    """Return what the object store of each node holds, the head's first."""
-    import ray
-    from ray._private.internal_api import node_stats
-
-    nodes = sorted(ray.nodes(), key=lambda node: "node:__internal_head__" not in node["Resources"])
-    stats = (node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False) for node in nodes)
-    return [node.store_stats.object_store_bytes_used for node in stats]
-
-
-def array_traffic() -> dict[str, Any]:
-    """Put one array on the head, let every node read it twice, and count what other nodes then hold."""
-    import numpy as np
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    before, started = stored_bytes(), time.perf_counter()
-    array = ray.put(np.zeros(ARRAY_BYTES, np.uint8))
-    read = ray.remote(num_cpus=0)(lambda images: int(images.sum()))
-    nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
-    ray.get([read.options(scheduling_strategy=node).remote(array) for node in nodes for _ in range(2)])
-    seconds = time.perf_counter() - started
-    sent = sum(stored_bytes()[1:]) - sum(before[1:])
-    return {"array_copies_sent": round(sent / ARRAY_BYTES, 2), "array_s": round(seconds, 1)}
-
-
-def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute a large cluster from what was measured: the last plan, the widest case, and a trial."""
-    overhead = json.loads(GROWTH.with_name("trial_overhead.json").read_text(encoding="utf-8"))["ours_detail"]
-    bytes_per_trial, seconds_per_trial = overhead["driver_bytes_per_trial"], overhead["wall_s"]
-    widest = cases[-1]
-    copies = widest["array_copies_sent"] / (widest["nodes"] - 1)
-    join = widest["join_s"] / widest["nodes"]
-    first = max(case["first_s"] for case in cases)  # on CPUs of their own, nodes start workers side by side
-    constants = {
-        "driver_mib_at_start": widest["driver_mib"],
-        "driver_kb_per_trial": bytes_per_trial / 1e3,
-        "seconds_per_trial": seconds_per_trial,
-        "array_copies_per_other_node": copies,
-        "join_s_per_node": join,
-        "first_worker_s": first,
-    }
-    grown = TRIALS * bytes_per_trial / 2**20
-    return {
-        "constants": {name: round(value, 4) for name, value in constants.items()},
-        "nodes": NODES,
-        "trials": TRIALS,
-        "plan_s": plans[-1]["seconds"],
-        "plan_mib": plans[-1]["mib"],
-        "driver_mib": round(widest["driver_mib"] + plans[-1]["mib"] + grown),
-        "driver_hours": round(TRIALS * seconds_per_trial / 3600, 2),
-        "arrays_gb": round(SUBSETS * SUBSET_BYTES * copies * (NODES - 1) / 1e9),
-        "start_s_at_most": round(NODES * join + first),
-    }
 
 
 MEASURED = """
@@ -420,4 +283,4 @@ def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
 
 
 if __name__ == "__main__":
-    run(overhead, growth, looks, parts=(planning, nodes))
+    run(overhead, looks)

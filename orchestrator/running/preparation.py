@@ -6,9 +6,10 @@ All that is wrong is found before it is raised, as one :class:`~search_spaces.er
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,32 +64,23 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
 
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
     """Find every network that cannot be built; those of trials ``known``, which have a result, were."""
-    asked: set[tuple[ModelSpec, int, int, int, float | None]] = set()
-    own: dict[ModelSpec, NetworkSpec] = {}
+    asked: dict[tuple[ModelSpec, int, int, int, float | None], NetworkSpec] = {}
     for trial_id, trial in plan.trials_by_id.items():
         if trial_id not in known:
             network, prepared = trial.network, trial.network.subset.prepared
             outputs, dropout = plan.num_outputs(network), network.recipe.dropout
-            asked.add((network.model, outputs, prepared.channels, prepared.image_size, dropout))
-            if network.model.library == "own":
-                own[network.model] = network
+            asked[network.model, outputs, prepared.channels, prepared.image_size, dropout] = network
     if not asked:
         return
     from tasks.trials.models import check_buildable
 
     problems: list[SweepError] = []
-    for model, outputs, channels, side, dropout in sorted(asked, key=str):
+    for (model, outputs, channels, side, dropout), network in sorted(asked.items(), key=str):
+        size = {"num_outputs": outputs, "in_channels": channels, "image_size": side}
         try:
-            check_buildable(
-                model, num_outputs=outputs, in_channels=channels, image_size=side, dropout=dropout
-            )
-        except SweepError as error:
-            problems.append(error)
-            own.pop(model, None)
-    for network in own.values():
-        # A step of training without memory: one's own network may fail only there.
-        try:
-            cost_of(network)
+            check_buildable(model, **size, dropout=dropout)
+            if model.library == "own":
+                cost_of(network)  # a step without memory: one's own network may fail only in training
         except SweepError as error:
             problems.append(error)
     collect(problems)
@@ -161,8 +153,12 @@ def prepare_missing(
     options: RunOptions,
     executor: Executor,
     monitor: Progress,
+    until: float = math.inf,
 ) -> None:
-    """Prepare datasets one after another, each in parallel, and raise what could not be prepared."""
+    """Prepare datasets one after another, each in parallel, and raise what could not be prepared.
+
+    By a monotonic clock, what is not read ``until`` then raises ``TimeoutError``.
+    """
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.record import doubt_lines
 
@@ -178,6 +174,8 @@ def prepare_missing(
 
         def show(done: int, total: int, name: str = name) -> None:
             monitor.advance(f"{name} {done:,}/{total:,} items")
+            if time.monotonic() > until:
+                raise TimeoutError
 
         try:
             record = prepare_dataset(
@@ -199,10 +197,6 @@ def prepare_missing(
     collect(problems, DataError)
 
 
-class _OutOfTimeError(Exception):
-    """The rest is read when a cluster is there."""
-
-
 def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
     """Read own data in this process, so that what is wrong with them is said before MLflow and Ray start.
 
@@ -211,21 +205,11 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
     """
     from tasks.remote import InlineExecutor
 
-    end = time.monotonic() + READ_HERE_S
-
-    class UntilThen(InlineExecutor):
-        def map_unordered(
-            self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], **_: Any
-        ) -> Iterator[tuple[int, Any]]:
-            for index, arguments in enumerate(argument_tuples):
-                if time.monotonic() > end:
-                    raise _OutOfTimeError
-                yield index, function(*arguments)
-
     own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     listed = [spec for spec in workspace.plan.prepared if spec.dataset in own]
-    with suppress(_OutOfTimeError):
-        prepare_missing(workspace, listed, options, UntilThen(), monitor)
+    end = time.monotonic() + READ_HERE_S
+    with suppress(TimeoutError):
+        prepare_missing(workspace, listed, options, InlineExecutor(), monitor, until=end)
     workspace.look_again()
 
 

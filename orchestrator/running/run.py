@@ -23,14 +23,7 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
-from orchestrator.running.cluster import (
-    Cluster,
-    Device,
-    RunOptions,
-    connect,
-    this_machine,
-    trial_resources,
-)
+from orchestrator.running.cluster import Cluster, Device, RunOptions, connect, this_machine, trial_resources
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked

@@ -174,21 +174,18 @@ class GridWork(Work):
         plan, result = self.run.plan, cast("TrialResult", report.outcome)
         known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
         made_by = report if known is None else known  # where nothing was trained, its training's times stay
+        training = ("gpu_share", "gpu_name", "started_at", "finished_at")
+        told = ("data_fingerprint", "shared_group_share", "provenance")
         record = TrialRecord(
             trial_id=cell.trial_id,
             sweep=plan.sweep.name,
             spec=cell,
             domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
-            data_fingerprint=report.data_fingerprint,
-            shared_group_share=report.shared_group_share,
-            gpu_share=made_by.gpu_share,
-            gpu_name=made_by.gpu_name,
             attempt=attempt,
-            started_at=made_by.started_at,
-            finished_at=made_by.finished_at,
             measured_at=None if known is None else report.finished_at,
-            provenance=report.provenance,
             result=result,
+            **{name: getattr(made_by, name) for name in training},
+            **{name: getattr(report, name) for name in told},
         )
         self.run.stored.save(record)
         for kind, note in (("weights", result.weights_note), ("predictions", result.predictions_note)):

@@ -404,22 +404,16 @@ class IsweepKeeper:
         self._files = ResultStore(url)
         self._patience = Patience(limit_s=PATIENCE_S)
 
-    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
-        """See :meth:`ResultStore.put`; a failure in words. A checkpoint does not wait: another follows."""
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of :class:`ResultStore`; of a file that could not be kept, return why."""
+        work = partial(getattr(self._files, method), *arguments)
+        if method != "put":
+            return self._patience.until_done(work)
         try:
-            if kind == FileKind.CHECKPOINT:
-                return self._files.put(kind, trial_id, data)
-            return self._patience.until_done(lambda: self._files.put(kind, trial_id, data))
+            # A checkpoint does not wait: another follows.
+            return work() if arguments[0] == FileKind.CHECKPOINT else self._patience.until_done(work)
         except SetupError as error:
             return str(error)
-
-    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
-        """See :meth:`ResultStore.get`."""
-        return self._patience.until_done(lambda: self._files.get(kind, trial_id, kept))
-
-    def checkpoint(self, trial_id: str) -> bytes | None:
-        """See :meth:`ResultStore.checkpoint`."""
-        return self._patience.until_done(lambda: self._files.checkpoint(trial_id))
 
 
 class Keeper:
@@ -432,7 +426,7 @@ class Keeper:
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep a file; text says why it could not be kept, which costs no result."""
-        asked = self._actor.put.remote(kind, trial_id, data)
+        asked = self._actor.call.remote("put", kind, trial_id, data)
         if not ray.wait([asked], timeout=SAID_AFTER_S)[0]:
             told = f"its {kind} wait for storage that is full or away, {PATIENCE_S:.0f} s at most"
             self._board.say(Note(trial_id, told))
@@ -441,12 +435,12 @@ class Keeper:
 
     def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
         """See :meth:`ResultStore.get`, whose errors Ray passes on."""
-        data: bytes = ray.get(self._actor.get.remote(kind, trial_id, kept))
+        data: bytes = ray.get(self._actor.call.remote("get", kind, trial_id, kept))
         return data
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """See :meth:`ResultStore.checkpoint`."""
-        data: bytes | None = ray.get(self._actor.checkpoint.remote(trial_id))
+        data: bytes | None = ray.get(self._actor.call.remote("checkpoint", trial_id))
         return data
 
 

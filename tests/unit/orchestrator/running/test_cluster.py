@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -351,44 +352,33 @@ def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path)
         connect().__enter__()
 
 
-def test_a_stop_while_ray_starts_leaves_no_half_of_it():
-    ended = []
-
-    def stopped(**_):
-        raise KeyboardInterrupt
-
-    ray = SimpleNamespace(init=stopped, shutdown=lambda: ended.append(True))
-    with pytest.raises(KeyboardInterrupt), _started(ray, num_cpus=1):
-        pytest.fail("it did not start")
-    assert ended == [True]
-
-
-def test_ray_is_started_again_where_the_machine_was_too_busy_for_its_thirty_seconds(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("good_after", "error", "ends"),
+    [
+        (2, Exception("The current node timed out during startup."), None),
+        (9, Exception("The current node timed out during startup."), SetupError),
+        (9, KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_ray_is_started_again_where_it_took_over_thirty_seconds_and_no_half_of_it_is_left(
+    monkeypatch, tmp_path, good_after, error, ends
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folders: list[Path] = []
+    folders, undone = list[Path](), []
 
     def init(_temp_dir: str, **_: Any) -> None:
         assert not any(folder.exists() for folder in folders), "nothing is left of the start before"
         folders.append(Path(_temp_dir))
-        if len(folders) < 3:
-            raise Exception("The current node timed out during startup.")
+        if len(folders) <= good_after:
+            raise error
 
-    with _started(SimpleNamespace(init=init, shutdown=None), num_cpus=1):
+    ray = SimpleNamespace(init=init, shutdown=lambda: undone.append(1))
+    message = "Ray must start on this machine; found: The .* startup.; run" if ends is SetupError else None
+    ending = pytest.raises(ends, match=message) if ends else nullcontext()
+    with ending, _started(ray, num_cpus=1):
         assert [folder.exists() for folder in folders] == [False, False, True]
+    assert (len(folders), len(undone)) == ((1, 1) if ends is KeyboardInterrupt else (3, 0))
     assert not list(tmp_path.iterdir())
-
-    def never(_temp_dir: str, **settings: Any) -> None:
-        folders.append(Path(_temp_dir))
-        raise Exception("The current node timed out during startup.")
-
-    with (
-        pytest.raises(
-            SetupError, match=r"Ray must start on this machine; found: The .* startup.; run"
-        ) as told,
-        _started(SimpleNamespace(init=never, shutdown=None)),
-    ):
-        raise AssertionError("it has not started")
-    assert (len(folders), told.value.exit_code) == (6, 3)
 
 
 @pytest.mark.ray

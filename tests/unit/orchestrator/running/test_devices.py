@@ -141,11 +141,7 @@ def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version_and_an_unfinishe
     runs, monkeypatch
 ):
     found, verdict = runs
-    for gpu, driver, number in (
-        *[("GPU-1", "580.65", 1)] * 2,
-        ("GPU-2", "580.65", 2),
-        ("GPU-1", "590.1", 3),
-    ):
+    for gpu, driver, number in (*[("GPU-1", "580.65", 1)] * 2, ("GPU-2", "580.65", 2), ("GPU-1", "590.1", 3)):
         monkeypatch.setattr(gpus, "driver_version", lambda driver=driver: driver)
         assert gpus.self_test(gpu)["graphs"]
         assert len(found) == number
@@ -253,18 +249,11 @@ def a_device(tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "DRIVER", tmp_path / "version")
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "Failed to initialize NVML: Driver/library version mismatch",
-        "Unable to determine the device handle for GPU0000:3B:00.0: GPU is lost.  Reboot the system",
-        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
-    ],
-)
-def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, monkeypatch, a_device, said):
+def test_a_driver_that_does_not_answer_never_means_cpus_in_silence(tmp_path, monkeypatch, a_device):
+    said = "Failed to initialize NVML: Driver/library version mismatch"
     nvidia_smi(tmp_path, monkeypatch, fails=said)
     monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # nor does torch
-    with pytest.raises(SetupError, match=f"driver must answer.*nvidia-smi: {said.rstrip('.')}") as caught:
+    with pytest.raises(SetupError, match=f"driver must answer.*nvidia-smi: {said}") as caught:
         gpus.check_driver()
     assert "; driver 580.95.05; restart the machine" in str(caught.value)
     with pytest.raises(SetupError, match="driver must answer"):

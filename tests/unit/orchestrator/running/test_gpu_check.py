@@ -93,21 +93,16 @@ def posing(monkeypatch):
     return kinds
 
 
-def test_memory_is_measured_with_the_share_that_each_network_needs(posing):
-    row = gpu_check.memory(bench_of("cpu"))["small_cnn"]
+def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_for_it(posing):
+    bench = bench_of("cpu")
+    row = gpu_check.memory(bench)["small_cnn"]
     assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
     assert row["dies_with"] <= 0.2 < row["smallest_share"]
     assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
-
-
-def test_memory_that_runs_out_must_be_taken_for_it(posing):
-    bench = bench_of("cpu")
     found = gpu_check.faults(bench)
     assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
-    assert found["fails"] == [
-        "memory that runs out in step is taken for nothing",
-        "memory that runs out in evaluation is taken for nothing",
-    ]
+    told = "memory that runs out in {} is taken for nothing"
+    assert found["fails"] == [told.format("step"), told.format("evaluation")]
     posing[0] = "device_error"
     assert "memory that runs out in capture is taken for device_error" in gpu_check.faults(bench)["fails"]
 
@@ -219,10 +214,7 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
         ({"row": {"half_tflops": 300, "compute_efficiency": 0.4}}, True),
         ({"row": {"half_tflops": 300, "field_of_an_older_version": []}}, True),
         ({"row": None, "pair_gain": None}, True),
-        ({"row": {"compute_efficiency": "fast"}}, False),
-        ({"row": {"compute_efficiency": -1}}, False),
-        ({"row": {"compute_efficiency": None}}, False),
-        ({"row": {"bandwidth": float("nan")}}, False),
+        *(({"row": {"compute_efficiency": value}}, False) for value in ("fast", -1, None, float("nan"))),
         ({"row": 7}, False),
         ({"pair_gain": "much"}, False),
         (["PASS"], False),

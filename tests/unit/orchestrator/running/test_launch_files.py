@@ -204,15 +204,7 @@ def check_script(folder: Path, text: str, *options: str) -> None:
 @pytest.mark.parametrize("script", ["setup", "run"])
 def test_the_skypilot_scripts_are_shell(task, script, tmp_path):
     check_script(tmp_path, f"#!/bin/bash\n{task[script]}")
-
-
-def test_the_skypilot_task_ships_no_checkout_and_leaves_other_rays_alone(task):
-    assert set(task["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}
-    assert "RAY_AUTH_MODE=token" in task["run"]
-    assert not re.search(r"ray stop|symmetric-run|pkill", task["run"])  # they would end SkyPilot's own
-    assert "--port=6379" in task["run"]
-    assert '--storage "$STORAGE"' in task["run"]
-    assert "s3fs" not in task["setup"]  # buckets of S3 are opened by pyarrow
+    assert set(task["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}  # no checkout
 
 
 PROGRAMS = {"isweep@.service": "%h/isweep-venv/bin/python", "mlflow.service": "%h/isweep-venv/bin/mlflow"}
@@ -287,18 +279,40 @@ def test_the_locks_hold_what_the_project_asks_for_at_the_tested_versions(name):
         assert found is None or str(found.specifier) == str(requirement.specifier), requirement
 
 
-def test_the_image_is_made_of_the_lock_and_the_wheel_and_its_builder_is_sent_nothing_else():
-    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
-    assert "--require-hashes --requirement /tmp/constraints-cuda.txt" in text
-    assert "--no-deps /tmp/isweep-*.whl" in text
-    # A name would be refused by `runAsNonRoot` where no pod says who runs.
-    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
-    # Not known to the linker of a base without CUDA: there Google's Kubernetes puts libcuda.so.1.
-    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in text
-    assert all(path.startswith("dist/") for path in re.findall(r"^COPY (\S+)", text, re.MULTILINE))
-    # A builder without BuildKit is else sent the whole folder first: a root with images, and the history.
-    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if not line.startswith("#")] == ["*", "!dist/"]
+@pytest.mark.parametrize(
+    ("name", "has", "has_not"),
+    [
+        (
+            "Dockerfile",
+            [
+                "--require-hashes --requirement /tmp/constraints-cuda.txt",
+                r"--no-deps /tmp/isweep-\*\.whl",
+                # A name would be refused by `runAsNonRoot` where no pod says who runs.
+                r"^USER [1-9]\d*$",
+                # Not known to the linker of a base without CUDA: there Google's Kubernetes puts libcuda.so.1.
+                "LD_LIBRARY_PATH=/usr/local/nvidia/lib64",
+            ],
+            r"^COPY (?!dist/)",
+        ),
+        # A builder without BuildKit is else sent the whole folder first: a root with images, and the history.
+        (".dockerignore", [r"\A(#.*\n)*\*\n!dist/\n\Z"], "^!(?!dist/)"),
+        (
+            "clusters/skypilot.yaml",
+            [
+                "RAY_AUTH_MODE=token",
+                "--port=6379",
+                r'--storage "\$STORAGE"',
+                r"~/.ray/auth_token: ~/.ray/auth",
+            ],
+            # They would end SkyPilot's own Ray; buckets of S3 are opened by pyarrow.
+            r"^[^#]*(ray stop|symmetric-run|pkill|s3fs)",
+        ),
+    ],
+)
+def test_a_file_says_what_it_must(name, has, has_not):
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    assert [one for one in has if not re.search(one, text, re.MULTILINE)] == []
+    assert not re.search(has_not, text, re.MULTILINE)
 
 
 def test_mlflow_takes_the_words_of_its_unit():

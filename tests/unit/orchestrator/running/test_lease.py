@@ -59,10 +59,7 @@ def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, m
     with Lease(url, "a", "isweep run first"):
         assert leases(bucket, url) == ["a"]
         refused = r"Only one .* storage.*in use by process \d+ of .* \(isweep run first, since"
-        with (
-            pytest.raises(SetupError, match=refused),
-            Lease(url, "b", "isweep run second", said.append),
-        ):
+        with pytest.raises(SetupError, match=refused), Lease(url, "b", "isweep run second", said.append):
             pytest.fail("two hold it")
         assert leases(bucket, url) == ["a"]
     assert leases(bucket, url) == []
@@ -115,26 +112,6 @@ def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, 
         thread.join()
     assert len(held) == 1
     assert leases(bucket, url) == []
-
-
-def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
-    ended = []
-    monkeypatch.setattr(
-        "orchestrator.running.ending.end_main_thread", lambda error, event: ended.append(error)
-    )
-    lease = Lease(url, "a", "isweep run")
-
-    def drive():
-        with lease as held:
-            while held.lost is None or not ended:
-                left_behind(bucket, url, "b")  # again, since it may be in the middle of renewing
-                time.sleep(0.01)
-            raise KeyboardInterrupt
-
-    with pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"):
-        drive()
-    assert ended == [lease.watch.lost]
-    assert leases(bucket, url) == ["b"]
 
 
 def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):

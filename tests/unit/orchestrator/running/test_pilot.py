@@ -46,19 +46,15 @@ def test_a_pilot_trains_one_model_on_own_data_as_the_sweep_trains(images):
     assert found.name.startswith("outer-pilot-")
 
 
-def test_more_sizes_extend_the_same_pilot(images):
-    outer = load_sweep(OUTER)
+def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_their_own(images, tmp_path):
+    outer, other = load_sweep(OUTER), shutil.copy(images, tmp_path / "other.npz")
     first = pilot_sweep(outer, PilotRequest(images, "small_mlp"))
     more = pilot_sweep(outer, PilotRequest(images, "small_mlp", (20, 40, 60), 12))
     assert (more.name, more.train_sizes, more.test_size) == (first.name, (20, 40, 60), 12)
     assert pilot_sweep(outer, PilotRequest(images, "small_cnn")).name != first.name
-
-
-def test_pilots_on_two_folders_have_prepared_images_of_their_own(images, tmp_path):
-    other = shutil.copy(images, tmp_path / "other.npz")
-    requests = [PilotRequest(path, "small_mlp") for path in (images, other)]
-    names = {pilot_sweep(load_sweep(OUTER), request).datasets[0].name for request in requests}
-    assert len(names) == 2
+    elsewhere = pilot_sweep(outer, PilotRequest(str(other), "small_mlp"))
+    assert elsewhere.datasets[0].name != first.datasets[0].name
+    assert pilot_sweep(outer, PilotRequest("mnist5k", "small_mlp")).datasets[0].name == "mnist5k"
 
 
 def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images, tmp_path):
@@ -67,20 +63,11 @@ def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images,
         run_pilot(load_sweep(OUTER), request, RunOptions(root=str(tmp_path / "root"), tracking=False))
 
 
-def test_a_dataset_of_the_table_is_a_pilot_too():
-    assert pilot_sweep(load_sweep(OUTER), PilotRequest("mnist5k", "small_mlp")).datasets[0].name == "mnist5k"
-
-
 @pytest.mark.parametrize(
     ("source", "model", "recipe", "message"),
     [
         ("absent", "small_mlp", "smoke", "A pilot needs a folder or file of images.*; found: absent"),
-        (
-            "mnist5k",
-            "pooled",
-            "smoke",
-            r"trained with one model; found: .*\(pooled\); name one: --model small_mlp or",
-        ),
+        ("mnist5k", "pooled", "smoke", r"one model; found: .*\(pooled\); name one: --model small_mlp or"),
         ("mnist5k", "x", "smoke", "Unknown model of the sweep to train a pilot with; found: 'x'"),
         ("mnist5k", "small_mlp", {"from": "smoke", "epochs": [1, 2]}, "outer varies epochs"),
     ],

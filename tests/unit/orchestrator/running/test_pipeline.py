@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.state import StoredResults, read_state
-from orchestrator.results.store import CellReport, ResultStore, TrialRecord
+from orchestrator.results.state import StoredResults
+from orchestrator.results.store import CellReport, ResultStore
 from orchestrator.running import run as module
 from orchestrator.running.cluster import Cluster, RunOptions
 from orchestrator.running.ending import remove_orphans
@@ -129,15 +129,6 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
     with pytest.raises(ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
-
-
-def test_results_of_other_data_than_are_prepared_now_are_stale(finished):
-    stored = StoredResults.read(finished.results_url)
-    (trial_id, record), *_ = stored.trials.items()
-    stored.save(TrialRecord.model_validate({**dict(record), "data_fingerprint": "other"}))
-
-    state = read_state(finished)
-    assert (state.stale, state.status(trial_id)) == ({trial_id}, "stale")
 
 
 def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):

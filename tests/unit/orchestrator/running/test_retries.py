@@ -54,14 +54,13 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
     assert [decision.pause_s is None for decision in decisions] == [False] * 7 + [True]
 
 
-def test_a_lost_node_never_counts():
+def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
     retries = Retries()
     for _ in range(MOST_IN_VAIN):
-        decision = retries.failed("a", LOST, died=True)
-        assert decision.pause_s is not None
-        assert decision.pause_s <= LONGEST_PAUSE_S
+        assert retries.failed("a", LOST, died=True).pause_s <= LONGEST_PAUSE_S
     retries.finished("b")
     assert retries.failed("a", LOST, died=True).pause_s == LONGEST_PAUSE_S
+    assert retries.failed("a", CRASH, died=True).pause_s is not None
 
 
 def test_where_nothing_ever_works_the_sweep_ends():
@@ -70,13 +69,6 @@ def test_where_nothing_ever_works_the_sweep_ends():
         assert retries.failed(f"cell {number}", LOST, died=True).pause_s is not None
     last = retries.failed("one more", LOST, died=True)
     assert last.reason == f"{MOST_IN_VAIN} attempts in a row failed, of all trials"
-
-
-def test_lost_nodes_do_not_use_up_the_attempts_of_a_crash():
-    retries = Retries()
-    for _ in range(20):
-        retries.failed("a", LOST, died=True)
-    assert retries.failed("a", CRASH, died=True).pause_s is not None
 
 
 @pytest.mark.parametrize(

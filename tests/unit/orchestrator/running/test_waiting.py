@@ -99,14 +99,11 @@ def test_the_way_out_follows_the_providers_words(message, what):
     assert what in told_of(status(message)).partition("What to do: ")[2]
 
 
-def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
+def test_a_report_says_the_newest_failures_and_else_what_may_be_in_the_way():
     text = told_of(status(NO_CAPACITY, "b.", "c", "d", pending="gpu, 1 launching"))
     assert f"gpu, 1 launching. Launch failed: {NO_CAPACITY}. Launch failed: b. " in text
     assert "Launch failed: d" not in text
     assert text.endswith("an on-demand type is taken when max_workers of this one is lowered.")
-
-
-def test_where_nothing_failed_and_nothing_comes_it_says_what_may_be_in_the_way():
     nothing = "No node is on its way. What to do: ask for less, or raise max_workers"
     assert told_of(status()).startswith(nothing)
     assert "raise max_workers" not in told_of(status(pending="gpu, 1 launching"))
@@ -136,13 +133,11 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
     of_nodes(monkeypatch, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], {"CPU": 4.0, "GPU": 1.0})
-    assert why_nothing_starts(Resources(3, 0)) == (
-        "each asks for 3 CPU (the cluster has 4, 4 free). No node has all that one asks for: they have "
-        "1 CPU (2 nodes), 2 CPU (1 nodes). "
-        "This cluster does not grow by itself: add nodes, or ask for less."
-    )
+    said, with_gpu = why_nothing_starts(Resources(3, 0)), why_nothing_starts(Resources(3, 1))
+    kinds = "No node has all that one asks for: they have 1 CPU (2 nodes), 2 CPU (1 nodes). "
+    assert said.startswith(f"each asks for 3 CPU (the cluster has 4, 4 free). {kinds}This cluster does not")
+    assert said.endswith("add nodes, or ask for less.")
     # Each alone would be there, together they are on no node.
-    with_gpu = why_nothing_starts(Resources(3, 1))
     assert "0 GPU (2 nodes)" in with_gpu
     assert with_gpu.endswith("add nodes, ask for less, or run with --device cpu.")
 
