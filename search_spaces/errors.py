@@ -19,14 +19,12 @@ class SweepError(Exception):
         rule: What must hold, one sentence.
         value: What was found instead; empty when the rule says it all.
         way_out: What to do about it; empty only when nothing can be done.
-
-    Survives pickling, hence a trip through Ray, because its arguments are exactly ``args``.
     """
 
     exit_code = 2
 
     def __init__(self, rule: str, value: str = "", way_out: str = "") -> None:
-        super().__init__(rule, value, way_out)
+        super().__init__(rule, value, way_out)  # all of them, so that it survives pickling
         self.rule = rule
         self.value = value
         self.way_out = way_out

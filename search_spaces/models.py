@@ -163,10 +163,7 @@ def about(spec: ModelSpec) -> str:
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:
-    """Return the network that ``choice`` names.
-
-    Whether a library knows the architecture, and whether a network of one's own can be built, is found out
-    where it is built: this package imports no library.
+    """Return the network that ``choice`` names; whether it can be built is found out where it is built.
 
     Raises:
         ConfigError: for a name that is in no table, with the nearest and all known names; for one's own

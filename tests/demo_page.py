@@ -74,7 +74,7 @@ def sentence(numbers: dict[str, Any]) -> str:
     """Say what the demo found."""
     low, high = numbers["interval"]
     claims, settled = numbers["claims"], len(numbers["established"])
-    verdict = f"{settled or 'none'} of its {len(claims)} questions is settled"
+    verdict = f"{settled or 'none'} of {len(claims)} tests settles a question"
     lines = (
         f"*The demo's {numbers['num_datasets']} datasets, and what attacks cost its networks: "
         "this rises with K_F,",

@@ -295,7 +295,7 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
         row[SEED_STD] = own.groupby(c.SEED)[c.TEST_LOSS].mean().std()
         row[c.TEST_ACCURACY] = own[c.TEST_ACCURACY].mean()
         found.append(row)
-    return pd.DataFrame(found, columns=list(BEST_COLUMNS))
+    return pd.DataFrame(found, columns=list(BEST_COLUMNS)).astype({c.TRAIN_SIZE: int})
 
 
 def best_table(full: pd.DataFrame) -> Table:

@@ -234,8 +234,10 @@ def markdown_table() -> str:
     """Return the table of ``docs/results-columns.md``; columns of all attacks are told once."""
     attacks = _attack_columns("{attack}_{eps}", "that attack at epsilon {eps}/255")
     columns = [column for column in _ENTERED.values() if column.origin != "attack"]
-    lines = ["| column | meaning | unit |", "|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} |" for c in (*columns, *attacks)]
+    lines = ["| column | meaning (unit) |", "|---|---|"]
+    for column in (*columns, *attacks):
+        unit = f" ({column.unit})" if column.unit != "–" else ""
+        lines.append(f"| `{column.name}` | {column.meaning}{unit} |")
     return "\n".join(lines) + "\n"
 
 

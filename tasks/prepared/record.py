@@ -158,9 +158,7 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     A network may learn how the images were saved, or where, instead of what they show. A trait is flagged
     when guessing by it alone is right for a tenth of the images more than guessing the largest class, and
     when that is no chance (G-test, p < 0.001; traits with fewer than five images per value are left alone).
-
-    Returns:
-        Flag to number of images: those guessed right, or those unlike the commonest value.
+    Counted are images guessed right, or unlike the commonest value.
     """
     from scipy.special import chdtrc, entr, rel_entr
 

@@ -47,8 +47,6 @@ class TrialData:
             nested order: the training set of size N is the first N rows.
         train_labels: ``(num_train,)`` int64 in ``range(num_classes)``.
         test_images: ``(test_size, channels, height, width)``, same range.
-        test_labels: ``(test_size,)`` int64.
-        num_classes: number of classes of the task (2 for a class pair).
         data_fingerprint: fingerprint of the prepared dataset they come from.
         shared_group_share: share of test images whose group is also in training; 0 without faults.
         test_rows: ``(test_size,)`` which images of the prepared dataset the test images are; None where that

@@ -138,12 +138,7 @@ def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
 
 
 def _join(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Give one id to all groups connected by identical images: a copy in training would be a leak.
-
-    Args:
-        groups: ``(num_images,)`` ids.
-        same: ``(num_images,)`` numbers; images with equal pixels have one.
-    """
+    """Give one id to all groups connected by identical images, which are those of one number in ``same``."""
     twins = np.flatnonzero(np.bincount(same)[same] > 1)
     if not len(twins):
         return groups

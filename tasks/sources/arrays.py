@@ -10,8 +10,8 @@ image may be the group, the split or what must not tell the label, by the same n
 is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or reach
 into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
 
-Nothing is unpickled, declared sizes are checked before anything is read, and images stream, so a file may be
-larger than memory. HDF5's external and virtual datasets, which read other files, are refused.
+Nothing is unpickled, declared sizes are checked before anything is read, and images stream. HDF5's links and
+its external and virtual datasets, which may read other files, are refused.
 """
 
 from __future__ import annotations

@@ -122,11 +122,9 @@ class Item:
     """One thing to open.
 
     Attributes:
-        locator: Where it is, relative to the raw root; ``/``-separated for files, ``archive!/member`` for
-            what lies in an archive. Never logged as it stands.
+        locator: Where it is, as :mod:`tasks.sources.raw` spells it. Never logged as it stands.
         label: Class index, or None when only reading tells (slices of a volume).
-        group: Patient, volume or other id whose images must stay on one side of the split; empty when the
-            item is its own group.
+        group: Patient or other id whose images must stay on one side of the split; empty for its own.
         split: A split given by the user, or empty.
         details: What the reader needs to know besides (JSON values only).
     """
@@ -144,8 +142,7 @@ class Sample:
 
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
-        label: Class index, or None to take the item's.
-        group: Group id found while reading (a DICOM header's patient), or empty to take the item's.
+        label, group: Where only reading tells them; None and empty take the item's.
         conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in the record.
         flags: Names of what is doubtful but kept, counted in the record.
         patient: The header's patient, whatever the group is; one in several groups is flagged.

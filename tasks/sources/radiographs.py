@@ -2,9 +2,8 @@
 
 CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with ``train/patient<id>/study<n>/view<k>_<side>.jpg``
 beside it (the competition's page); AIMI's ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``batch 2
-(train 1)/patient<id>/...`` to batch 4, as folders or ``.zip``. Images are found by patient, study and view.
-Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are left out, as in the
-study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the patient in the path.
+(train 1)/patient<id>/...`` to batch 4. Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows
+with an explicit 0 are left out, as in the study, so label 0 is "uncertain or not mentioned", not "healthy".
 
 MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header (the competition's page). The
 release says every study's label twice, in the folder's name and in ``train_labeled_studies.csv``; both must

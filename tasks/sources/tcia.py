@@ -1,8 +1,7 @@
 """Two collections of TCIA: Duke breast MRI, and the ultrasound of Prostate-MRI-US-Biopsy.
 
-Layout: each collection's page at TCIA, and its tables, which are found by their columns, whatever a download
-called them. Files may lie under the classic or the descriptive directory names, in several manifest folders,
-renamed, as idc-index writes them, or in ``.zip``.
+Layout: each collection's page at TCIA, and its tables, which are found by their columns. Files may lie under
+the classic or the descriptive directory names, in several manifest folders, renamed, or in ``.zip``.
 
 Duke: a slice is the file whose header has the SOP instance UID of the mapping table's row. A path is believed
 when the files at both ends of its series have the UIDs of their rows; otherwise headers decide. Rows whose
@@ -11,9 +10,8 @@ slice < end`` of one of its patient's boxes, negative when it is at least 5 slic
 out. Slices are counted by the original file name, as the boxes are.
 
 Prostate (F10): a series is the folder named by its UID (or ``US_<uid>``), by the UID's last five digits, or
-the file whose header has the UID. Frames from one quarter to three quarters of the volume are taken, each by
-its own maximum. Corrected, a series with several targets takes its highest score, so that no frame has two
-labels (F33). Released, every target contributes its frames.
+the file whose header has the UID. Frames from one quarter to three quarters of the volume are taken.
+Corrected, a series takes the highest score of its targets, so that no frame has two labels (F33).
 """
 
 from __future__ import annotations

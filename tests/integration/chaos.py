@@ -197,17 +197,17 @@ SHOWN = {
 
 def table(known: Found) -> str:
     """Return the cases as the Markdown table of docs/failures.md."""
-    rows = ["| case | holds | found | date |", "|---|---|---|---|"]
+    rows = ["| case | holds | found |", "|---|---|---|"]
     for name in CASES:
         if (found := known.get(name)) is None:
-            rows.append(f"| {name} | not run | | |")
+            rows.append(f"| {name} | not run | |")
             continue
         figures = [text.format(found[key]) for key, text in SHOWN.items() if key in found]
         faults = found.get("faults", {})
         counted = faults.items() if isinstance(faults, dict) else ()
         said = ", ".join([*figures, *(f"{number} times: {what}" for what, number in counted)])
         holds = "yes" if found["holds"] else "**no**"
-        rows.append(f"| {name} | {holds} | {said} | {found['date']} |")
+        rows.append(f"| {name} | {holds} | {said} |")
     return "\n".join(rows) + "\n"
 
 

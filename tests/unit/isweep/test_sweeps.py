@@ -96,13 +96,6 @@ def test_mistakes(root, source, options, message):
         isweep.run(source, root=root, **options)
 
 
-def test_a_root_is_a_path():
-    with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: '';"):
-        isweep.open("smoke", root="")
-    with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: 3"):
-        isweep.open("smoke", root=3)
-
-
 def test_numbers_of_numpy_are_numbers(root):
     changes = {"seeds": np.arange(2), "recipe.epochs": np.int64(3)}
     assert len(isweep.plan(SMALL, root=root, changes=changes).table) == 2 * len(
@@ -138,12 +131,17 @@ assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
     exec("\n".join([*cells, checks]), {})
 
 
-def test_what_only_python_can_give_wrongly_is_a_message_too():
-    with pytest.raises(isweep.SweepError, match="storage must be text: a folder or a URL; found: 5"):
-        isweep.open("smoke", storage=5)
-    with pytest.raises(isweep.SweepError, match=r"A sweep must be a name, a path, .* found: int"):
-        isweep.open(3)
-    with pytest.raises(isweep.SweepError, match="changes must be a mapping; found: str"):
-        isweep.plan("smoke", changes="recipe.epochs=3")
-    with pytest.raises(isweep.SweepError, match="measured must be a measurement, a record"):
-        isweep.predict(3, "smoke", train_size=5)
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: isweep.open("smoke", storage=5), "storage must be text: a folder or a URL; found: 5"),
+        (lambda: isweep.open("smoke", root=""), "root must be the path of a folder; found: '';"),
+        (lambda: isweep.open("smoke", root=3), "root must be the path of a folder; found: 3"),
+        (lambda: isweep.open(3), r"A sweep must be a name, a path, .* found: int"),
+        (lambda: isweep.plan("smoke", changes="a=3"), "changes must be a mapping; found: str"),
+        (lambda: isweep.predict(3, "smoke", train_size=5), "measured must be a measurement, a record"),
+    ],
+)
+def test_what_only_python_can_give_wrongly_is_a_message_too(ask, message):
+    with pytest.raises(isweep.SweepError, match=message):
+        ask()

@@ -38,9 +38,9 @@ def test_a_cell_that_diverged_is_compared_for_no_model():
 
 
 def test_models_without_a_shared_cell_are_not_compared():
-    table = rows(("a", "", 0, 0.1, "done"), ("b", "", 1, 0.2, "done"))
+    table = rows(("a", "", 0, 0.1, "done"), ("b", "", 1, 0.2, "done")).assign(train_size=1500.0)
     assert best_models(table)["num_compared"].tolist() == [0]
-    assert best_table(table).rows[0][1] == "models share no class pair and seed"
+    assert best_table(table).rows[0][1:3] == ("models share no class pair and seed", "1,500")
 
 
 def test_trials_keep_numbers_as_numbers_and_scripts_stay_closed():

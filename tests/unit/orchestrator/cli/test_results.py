@@ -3,23 +3,40 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.published import PublishedReport
+from orchestrator.analysis.table import read_csv
+from orchestrator.cli import results
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
+from tests.synthetic import synthetic_table
 from tests.unit.orchestrator.results.examples import trial_record
+
+
+@pytest.fixture
+def asked(run, monkeypatch):
+    """Ask a command of a sweep that has this table; returns what it printed."""
+
+    def ask(table: pd.DataFrame, command: str, *words: str) -> str:
+        monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+        code, out, err = run(command, "smoke", *words)
+        assert code == 0, err
+        return out
+
+    return ask
+
+
+def few(**columns) -> pd.DataFrame:
+    """Return a table of one dataset."""
+    return synthetic_table(num_natural=1, num_medical=0).assign(**columns)
 
 
 @pytest.mark.parametrize("option", ["--csv", "--parquet"])
 def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkeypatch, option):
-    import pandas as pd
-
-    from orchestrator.cli import results
-
-    monkeypatch.setattr(
-        results, "read_table", lambda *_, **__: pd.DataFrame({"model": ["m"], "test_loss": [0.5]})
-    )
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: few())
     code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / f"table.{option[2:]}"))
     assert (code, out) == (2, "")
     assert "The file must be one that can be written; found:" in err
@@ -33,21 +50,6 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert "below the root; found: results.csv: Read-only file system; copy the root, or ask for the" in err
-
-
-@pytest.mark.parametrize("radius", [None, 37.5])
-def test_robustness_has_a_column_where_it_was_measured(run, monkeypatch, radius):
-    import pandas as pd
-
-    from orchestrator.cli import results
-
-    table = pd.DataFrame({"model": ["m"], "test_loss": [0.5], "r_hat_pred": [radius]}).astype(
-        {"r_hat_pred": float}
-    )
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    code, out, _ = run("results", "smoke")
-    assert code == 0
-    assert ("R̂" in out, "37.5" in out) == (radius is not None, radius is not None)
 
 
 @pytest.mark.parametrize("command", ["results", "fit", "report"])
@@ -66,141 +68,95 @@ def test_a_table_says_which_results_it_leaves_out_and_how_many_trials_are_left(r
     assert "not believed" not in out
 
 
-def test_a_fit_says_what_it_left_out(run, monkeypatch):
-    from orchestrator.cli import results
-    from tests.synthetic import synthetic_table
+def test_what_is_left_out_or_means_nothing_is_said(asked, monkeypatch):
+    assert "Left out: no test loss: 1." in asked(few(test_loss=[None, 0.5, 0.4]), "fit")
+    redone = PublishedReport(fits=fit_scaling_laws(few().head(0)), regressions=())
+    monkeypatch.setattr("orchestrator.analysis.published.published_report", lambda: redone)
+    diverged = few(status=["diverged", "done", "done"])
+    said = "Left out: diverged (loss stopped being a finite number): 1"
+    assert said in asked(diverged, "report", "--published")
+    said = "2 of 3 losses lie at guessing between two classes, or beyond."
+    assert said in asked(few(test_loss=[0.1, 0.6, 3.0]), "results")
+    assert "guessing" not in asked(few(test_loss=0.1), "results")
+    # Robustness has a column where it was measured.
+    assert "R̂" not in asked(few(r_hat_pred=float("nan")), "results")
+    found = asked(few(r_hat_pred=37.5), "results")
+    assert ("R̂" in found, "37.5" in found) == (True, True)
 
-    table = synthetic_table(num_natural=1, num_medical=0)
-    table.loc[0, "test_loss"] = None
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    code, out, _ = run("fit", "smoke")
-    assert code == 0
-    assert "Left out: no test loss: 1." in out
 
-
-def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(run, monkeypatch):
-    from orchestrator.cli import results
-    from tests.synthetic import synthetic_table
-
+def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(asked):
     table = synthetic_table(num_natural=4, num_medical=4, models=("a", "b"), trial_std=0.3)
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    _, short, _ = run("fit", "smoke")
+    short = asked(table, "fit")
     lines = short.splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
     assert lines[-1].startswith("Every number: ")
     assert "Do sharper labels give higher losses?" in short
-    _, whole, _ = run("fit", "smoke", "--all")
+    whole = asked(table, "fit", "--all")
     for title in ("What was seen", "Headline questions", "Height of the losses"):
         assert title in whole
         assert title not in short
 
 
-def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, monkeypatch, tmp_path):
-    from orchestrator.analysis.table import read_csv
-    from orchestrator.cli import results
-
+def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_path):
     table = read_csv(Path(__file__).parents[4] / "benchmarks" / "results" / "digit_pairs.csv.gz")
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    _, out, _ = run("fit", "smoke")
+    out = asked(table, "fit")
     assert "what its class pairs say of the law" in out
     assert "7.75" in next(line for line in out.splitlines() if "exponent b in N^(-b/d)" in line)
-    _, out, _ = run("fit", "smoke", "--json")
-    assert [one["num_groups"] for one in json.loads(out)["class_pairs"]] == [10] * 5
+    found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
+    assert [one["num_groups"] for one in found] == [10] * 5
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])
     own.to_csv(tmp_path / "own.csv", index=False)
     words = ("--response", "test_loss", "--on", "train_size", "--groups", "a", "--groups", "b")
-    _, out, _ = run("fit", str(tmp_path / "own.csv"), *words)
+    out = run("fit", str(tmp_path / "own.csv"), *words)[1]
     assert "Within one a and b, " in out
     assert "45 pairs of groups" in " ".join(out.split())
 
 
-def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
-    from orchestrator.analysis.published import PublishedReport
-    from orchestrator.cli import results
-    from tests.synthetic import synthetic_table
-
-    table = synthetic_table(num_natural=1, num_medical=0)
-    table.loc[0, "status"] = "diverged"
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), regressions=())
-    monkeypatch.setattr("orchestrator.analysis.published.published_report", lambda: redone)
-    code, out, _ = run("report", "smoke", "--published")
-    assert code == 0
-    assert "Left out: diverged (loss stopped being a finite number): 1" in out
+SEEDS = pd.DataFrame(
+    {
+        "trial_id": f"{model}-{dataset}-{seed}", "model": model, "recipe": "demo", "dataset": dataset,
+        "domain": "natural", "class_pair": "0-1", "train_size": 100, "seed": seed, "status": "done",
+        "test_loss": loss + seed / 10, "test_accuracy": 0.5,
+    }
+    for model, dataset, loss in (("a", "x", 0.5), ("a", "y", 0.1), ("b", "x", 0.3), ("b", "y", 0.2))
+    for seed in range(3)
+)  # fmt: skip
+"""Two models, two datasets, three seeds."""
 
 
-def test_results_at_guessing_are_counted(run, monkeypatch):
-    from orchestrator.cli import results
-    from tests.synthetic import synthetic_table
+def test_rows_are_chosen_sorted_averaged_and_compared(asked):
+    def rows(*words: str):
+        return json.loads(asked(SEEDS, "results", *words, "--json"))
 
-    table = synthetic_table(num_natural=1, num_medical=0).assign(test_loss=[0.1, 0.6, 3.0])
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    _, out, _ = run("results", "smoke")
-    assert "2 of 3 losses lie at guessing between two classes, or beyond." in out
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: table.assign(test_loss=0.1))
-    assert "guessing" not in run("results", "smoke")[1]
+    found = rows("--where", "dataset=x", "--where", "N=100", "--where", "seed=2")
+    assert [row["trial_id"] for row in found] == ["a-x-2", "b-x-2"]
+    losses = [row["test_loss"] for row in rows("--sort", "loss")]
+    assert losses == sorted(losses)
+    assert [row["test_loss"] for row in rows("--sort", "test_loss", "--descending")] == losses[::-1]
+    means = {(row["model"], row["dataset"]): row for row in rows("--mean")}
+    assert len(means) == 4
+    assert means["b", "x"]["test_loss"] == pytest.approx(0.4)
+    assert {row["num_seeds"] for row in means.values()} == {3}
+    best = [(row["dataset"], row["model"], row["runner_up"]) for row in rows("--best")]
+    assert best == [("x", "b", "a"), ("y", "a", "b")]
 
 
-class TestRows:
-    @pytest.fixture
-    def go(self, run, monkeypatch):
-        """Ask for rows of a table of two models, two datasets and three seeds; returns them."""
-        import pandas as pd
-
-        from orchestrator.cli import results
-
-        rows = [
-            {
-                "trial_id": f"{model}-{dataset}-{seed}", "model": model, "recipe": "demo", "dataset": dataset,
-                "domain": "natural", "class_pair": "0-1", "train_size": 100, "seed": seed, "status": "done",
-                "test_loss": loss + seed / 10, "test_accuracy": 0.5,
-            }
-            for model, dataset, loss in (("a", "x", 0.5), ("a", "y", 0.1), ("b", "x", 0.3), ("b", "y", 0.2))
-            for seed in range(3)
-        ]  # fmt: skip
-        monkeypatch.setattr(results, "read_table", lambda *_, **__: pd.DataFrame(rows))
-
-        def ask(*words: str):
-            code, out, err = run("results", "smoke", *words, "--json")
-            return json.loads(out) if code == 0 else err
-
-        return ask
-
-    def test_where_keeps_rows_of_all_values_that_are_named(self, go):
-        found = go("--where", "dataset=x", "--where", "N=100", "--where", "seed=2")
-        assert [row["trial_id"] for row in found] == ["a-x-2", "b-x-2"]
-
-    def test_sort_takes_short_names(self, go):
-        losses = [row["test_loss"] for row in go("--sort", "loss")]
-        assert losses == sorted(losses)
-        assert [row["test_loss"] for row in go("--sort", "test_loss", "--descending")] == losses[::-1]
-
-    def test_means_are_over_the_seeds_of_a_cell(self, go):
-        found = {(row["model"], row["dataset"]): row for row in go("--mean")}
-        assert len(found) == 4
-        assert found["b", "x"]["test_loss"] == pytest.approx(0.4)
-        assert {row["num_seeds"] for row in found.values()} == {3}
-
-    def test_best_names_a_model_per_dataset_and_size(self, go):
-        assert [(row["dataset"], row["model"], row["runner_up"]) for row in go("--best")] == [
-            ("x", "b", "a"),
-            ("y", "a", "b"),
-        ]
-
-    @pytest.mark.parametrize(
-        ("words", "message"),
-        [
-            (("--where", "dataset"), "--where must be COLUMN=VALUE; found: dataset"),
-            (("--where", "datset=x"), "Unknown column; found: 'datset'; did you mean 'dataset'?"),
-            (("--where", "dataset=z"), "Unknown dataset of these results; found: 'z'"),
-            (("--sort", "los"), "Unknown column; found: 'los'; did you mean 'loss'?"),
-            (("--best", "--mean"), "--best compares means over seeds already; found: --mean"),
-            (("--search", "--best"), "--mean and --best are for trials of a sweep; found: --search"),
-        ],
-    )
-    def test_mistakes(self, go, words, message):
-        assert message in go(*words)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--where dataset", "--where must be COLUMN=VALUE; found: dataset"),
+        ("--where datset=x", "Unknown column; found: 'datset'; did you mean 'dataset'?"),
+        ("--where dataset=z", "Unknown dataset of these results; found: 'z'"),
+        ("--sort los", "Unknown column; found: 'los'; did you mean 'loss'?"),
+        ("--best --mean", "--best compares means over seeds already; found: --mean"),
+        ("--search --best", "--mean and --best are for trials of a sweep; found: --search"),
+    ],
+)
+def test_mistakes_about_rows(run, monkeypatch, words, message):
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: SEEDS)
+    code, _, err = run("results", "smoke", *words.split())
+    assert (code, message in err) == (2, True)
 
 
 def test_fit_takes_any_table(run, tmp_path):
@@ -221,8 +177,10 @@ def test_fit_takes_any_table(run, tmp_path):
     assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (2, True)
 
 
-def test_claims_need_one_source(run):
+def test_claims_of_the_published_numbers_and_what_a_design_settles(run):
     code, out, _ = run("claims", "--published", "--json")
     assert (code, len(json.loads(out)["entries"])) == (0, 11)
-    code, _, err = run("claims")
-    assert (code, "claims needs one source; name a sweep, or ask for --published" in err) == (2, True)
+    code, out, _ = run("power", "paper", "--num-tables", "20", "--json")
+    found = json.loads(out)
+    assert (code, found["num_datasets"], found["num_tables"]) == (0, 11, 20)
+    assert all(0 <= found["adjusted"][name] <= found["alone"][name] <= 1 for name in found["adjusted"])

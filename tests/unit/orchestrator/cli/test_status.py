@@ -112,23 +112,6 @@ def test_a_damaged_story_is_said(run, workspace):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("smoke", "--cell", "small_mlp"), "--cell must name one cell, not 4; found: small_mlp: small_mlp-"),
-        (
-            ("smoke", "--cell", "small_mlp-manifold_d5"),
-            "--cell must name a cell of the sweep; found: 'sm",
-        ),
-        (("--cell", "x"), "--cell needs a sweep"),
-    ],
-)
-def test_a_cell_is_named_by_its_id(run, words, message):
-    code, _, err = run("status", *words)
-    assert code == 2
-    assert message in err
-
-
-@pytest.mark.parametrize(
     "damage",
     [
         lambda path: path.write_bytes(b""),

@@ -13,6 +13,7 @@ test_size: 20
 image_size: 28
 recipe: smoke
 """
+PAIR = "[{{name: mnist5k, class_pairs: [{}]}}]"
 OWN = "[{name: a, own: {kind: folder, path: images, domain: natural}}]"
 
 
@@ -26,45 +27,27 @@ def changed(old, new):
     [
         ("", "mine.yaml must not be empty; see README, 'Your own images'"),
         ("- a\n- b\n", "mine.yaml must be a mapping of keys to values; found: list"),
-        ("name: [x", "mine.yaml must be valid YAML; found: line 1"),
         ("name: m\n\tmodels: x\n", "found: line 2, column 1: a tab; indent with blanks."),
         ("models: [small_cnn]\n", "5 problems found: - name: this key is required. - train_sizes"),
         (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
-        (changed("[small_cnn]", "[]"), "models: must not be empty; found: []"),
-        (changed("[small_cnn]", "[resnet99]"), "Unknown model; found: 'resnet99'; did you mean 'resnet50'?"),
         (changed("small_cnn", "timm:resnet99"), "Unknown timm architecture; found: 'resnet99'"),
         (changed("small_cnn", "nowhere.at:all"), "nowhere"),
         (changed("[20, 40]", "many"), "train_sizes: must be a list, e.g. [a, b]; found: 'many'"),
-        (changed("[20, 40]", "[-1]"), "train_sizes.0: input should be greater than or equal to 2; found: -1"),
         (changed("[20, 40]", "[20, 20]"), "mine.yaml: train_sizes names 20 more than once."),
-        (changed("[20, 40]", "[20.5]"), "train_sizes.0: input should be a valid integer"),
-        (changed("smoke", "papr"), "Unknown recipe; found: 'papr'; did you mean 'paper'?"),
-        (changed("smoke", "{from: smoke, learning_rate: -1}"), "input should be greater than 0; found: -1"),
         (changed("smoke", "{from: smoke, epoch: 3}"), "recipe.epoch: unknown key; did you mean 'epochs'?"),
-        (changed("[manifold_d4]", "[mnst]"), "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
         (
-            changed("[manifold_d4]", "[{name: mnist5k, class_pairs: [[cat, dog]]}]"),
-            "Unknown class of mnist5k; found: 'cat'; known classes of mnist5k: 0, 1",
+            changed("[manifold_d4]", PAIR.format("[cat, dog]")),
+            "Unknown class of mnist5k; found: 'cat'; known ",
         ),
+        (changed("[manifold_d4]", PAIR.format("[3, 3]")), "0: a class pair needs two different classes"),
         (
-            changed("[manifold_d4]", "[{name: mnist5k, class_pairs: [[3, 3]]}]"),
-            "datasets.0.class_pairs.0: a class pair needs two different classes",
-        ),
-        (
-            changed("[manifold_d4]", "[{name: mnist5k, class_pairs: [[3, 30]]}]"),
-            "datasets.mnist5k.class_pairs must name classes of the dataset; found: [3, 30]",
+            changed("[manifold_d4]", PAIR.format("[3, 30]")),
+            "must name classes of the dataset; found: [3, 30]",
         ),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path must exist; found: "),
         (changed("[manifold_d4]", OWN.replace("folder", "foldr")), "Unknown kind; found: 'foldr'"),
-        (changed("[manifold_d4]", OWN.replace("natural", "nature")), "datasets.0.own.domain: "),
-        (changed("image_size: 28", "image_size: 2000"), "image_size: input should be less than or equal to"),
-        (GOOD + "seed: [1]\n", "seed: unknown key; did you mean 'seeds'?"),
-        (GOOD + "seeds: [-1]\n", "seeds.0: input should be greater than or equal to 0"),
         (GOOD + "resources: {num_gpus: 1.5}\n", "resources.num_gpus: must be a fraction of one GPU or a"),
-        (GOOD + "resources: {num_cpus: 0}\n", "resources.num_cpus: input should be greater than or equal"),
-        (GOOD + "estimators: [mlee]\n", "Unknown estimator; found: 'mlee'; did you mean 'mle'"),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0: "),
-        (GOOD + "data_mode: correct\n", "data_mode: "),
         (GOOD + "name: other\n", "name"),
     ],
 )

@@ -31,82 +31,62 @@ plan –-all ./absent.yaml | Options begin with plain hyphens; found: –-all
 run smoke --raw mnist | --raw must be NAME=DIR; found: mnist
 run smoke --num-cpus 0 | must be at least 1, got 0
 run smoke --mlflow-uri ./mlruns | The MLflow URI must be a database or server
-run smoke --mlflow-uri foo://x | The MLflow URI must be a database or server
-run smoke --mlflow-uri foo://me@host:1/x | The MLflow URI must be a database or server
 run smoke --mlflow-uri postgresql://me:pw@h/x | Invalid value for --mlflow-uri: must hold no password, since
 status smoke '--mlflow-uri=http://h/?password=pw' | export MLFLOW_TRACKING_URI=URI instead
 run smoke --no-tracking --address ray://x:1 | --address must be host:port
 results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep run smoke
 fit smoke --from-store | has no results yet
-report smoke --from-store | has no results yet
-run demo --raw absent | --raw must be NAME=DIR; found: absent; e.g. --raw mnist=/data/mnist
-run paper --raw mnist=absent | The raw download of mnist must exist; found: no absent
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
 measure digits --class-pair 3 3 | class pair must name two different classes
 measure digits --device cuda | --device must be a torch device of this machine
-run smoke --no-tracking --raw nosuch=/tmp | Unknown dataset of this sweep
 plan smoke --gpus 0 | Invalid value for --gpus: must be from 1 to 100,000, got 0
-plan smoke --gpus 1.5 | Invalid value for --gpus: must be a whole number, got '1.5'
-plan smoke --gpus 1000000000000 | --gpus: must be from 1 to 100,000, got 1
 plan smoke --storage foo://x | --storage must be a folder or a store that keeps
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
 predict smoke --measured absent.json --train-size 100 | A measured record must be a readable JSON file
-frobnicate --help | Unknown command "frobnicate". Did you mean "locate"?
 pln smoke | Unknown command "pln". Did you mean "plan"?
 plan a b | isweep: unrecognized arguments: b; see: isweep plan --help.
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
-run smoke --nope | Unknown option: --nope
-status --nope | Unknown option: --nope
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
 plan smoke -j | Unknown option: -j
-plan smoke --storage | Command "plan" parameter --storage requires an argument
 plan smoke --storage '' | Invalid value for --storage: must not be empty; leave the option out to take its
-run smoke --mlflow-uri ' ' | Invalid value for --mlflow-uri: must not be empty; leave the option out to take
-run smoke --address '' | Invalid value for --address: must not be empty; leave the option out to take its
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
-plan mine.yml | The sweep file must exist; found: mine.yml; presets are: demo
 plan / | A sweep file must be a file; found: / is a folder
-run | Command "run" parameter SWEEP requires an argument
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mea
-run smoke --num-cpus 1.5 | Invalid value for --num-cpus: must be a whole number, got '1.5'
-run smoke --num-cpus -1 | Invalid value for --num-cpus: must be at least 1, got -1
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
-run smoke --max-skipped-share 200% | must be between 0 and 1, got 2
 run smoke --max-skipped-share nan | must be a finite number, got nan
-run smoke --max-skipped-share x | must be a number, got 'x'
-run smoke --raw | Command "run" parameter --raw requires an argument
 run smoke --raw =x | --raw must be NAME=DIR; found: =x
-predict smoke --train-size 100 | found: no d_data and no label_sharpness; give the numbers, a measurement
 PREDICT | one of --train-size and --target-loss must be given, got 0
 PREDICT --train-size 3 --target-loss 2 | one of --train-size and --target-loss must be given, got 2
 PREDICT --train-size 0 | Invalid value for --train-size: must be at least 1, got 0
 PREDICT --target-loss inf | Invalid value for --target-loss: must be a finite number, got inf
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"
-PREDICT --train-size 9 | Sweep 'smoke' has no results yet
-measure | Command "measure" parameter SOURCE requires an argument
-measure digits --class-pair 3 4 5 | unrecognized arguments: 5
-measure digits --train-sizes | Command "measure" parameter --train-sizes requires at least 1 element. Got 0
-measure digits --pixel-range 0 | Command "measure" parameter --pixel-range requires 2 positional arguments.
 measure digits --sharpness-sample 1 | --sharpness-sample must be at least 2, or 0
 measure digits --estimators mle mle | estimators must be names, each once
-measure digits --estimators | Command "measure" parameter --estimators requires at least 1 element. Got 0
-locate abc | Command "locate" parameter --raw requires an argument
 locate 0000000000000000 --raw . | The root must hold the key by which the hash was made
 prepare mnist --sweep papr | Unknown preset; found: 'papr'; did you mean 'paper'
 datasets mnist brats | unrecognized arguments: brats
-doctor x | unrecognized arguments: x
-results smoke --csv | Command "results" parameter --csv requires an argument
 plan smoke --storage s3:/bucket | must name a bucket or host; found: s3:/b
 plan smoke --storage THIS_FILE | --storage must be a folder; found:
 run smoke --address 127.0.0.1:99999 | --address must be host:port of a Ray head
 results smoke --csv mine.yaml | Invalid value for --csv: must be a file that ends with .csv, got 'mine.yaml'
-results smoke --csv "" | must be a file that ends with .csv, got ''
 results smoke --parquet a.csv | must be a file that ends with .parquet, got
 measure "" | must not be empty; leave the option out
 PREDICT --train-size 9 --measured absent.json | --measured is for numbers that are not given; found: --d-dat
 plan smoke --storage foo://me:secret@x | found: foo://…; use a path
+power smoke --num-tables 20 | Power needs at least 3 datasets
+compare smoke smoke | compare needs two sweeps; found: smoke twice
+claims | claims needs one source; name a sweep, or ask for --published
+ui | MLflow has nothing to show yet; found: no
+ui --port 0 | must be from 1 to 65535, got 0
+reconcile smoke | no results yet; run it: isweep run smoke --root
+status smoke --cell small_mlp | --cell must name one cell, not 4; found: small_mlp: small_mlp-
+status smoke --cell small_mlp-manifold_d5 | --cell must name a cell of the sweep; found: 'sm
+status --cell x | --cell needs a sweep
+plan smoke --set 'seeds=[1]' --set 'seeds=[2]' | --set seeds must be given one value; found: [1] and [2].
+run smoke --raw mnist=/a --raw mnist=/b | --raw must give mnist one value; found: mnist=/a and mnist=/b.
+plan smoke --set recipe.epoch=3 | recipe.epoch: unknown key
 """
 
 
