@@ -7,22 +7,23 @@ import gc
 import shutil
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running import worker
-from orchestrator.running.failures import failure_of, fit_nodes, killed_for_memory
+from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code
-from orchestrator.running.progress import Series, offer_board
+from orchestrator.running.progress import Progress, Series, offer_board
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
-from orchestrator.running.worker import TrialTrainable
+from orchestrator.running.worker import Said, TrialTrainable
 from search_spaces.errors import DataError, SweepError
 from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
@@ -169,16 +170,47 @@ def empty(trial: Any) -> None:
         trial._default_result_or_future = None
 
 
+class Execution(Protocol):
+    """All that a sweep asks of whoever executes its trials, and gives them ``arrays`` to train on."""
+
+    arrays: Any
+
+    def fit(self, trials: tune.Callback, feed: Feed) -> None:
+        """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of each."""
+
+    def heard(self, *, wait: bool = False) -> list[Said]:
+        """Return what running trials said since the last call; with ``wait``, what they said until now."""
+
+    def show(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
+        """Show elsewhere how far the sweep is and what running trials asked for."""
+
+    def count_failure(self, kind: FailureKind) -> None:
+        """Count there an attempt that failed."""
+
+    def failure_of(self, trial: Any, place: Place | None) -> CellReport | TrialFailure:
+        """Return what a worker said of its failure, or of what it went that said nothing."""
+
+    def process(self, trial: Any) -> Callable[[], object] | None:
+        """Return how to kill a trial's process; None where it has none."""
+
+    def fit_nodes(self, failure: TrialFailure) -> set[str]:
+        """Return the addresses of nodes to which a trial that failed for its node could be given."""
+
+    def killed_for_memory(self, places: Mapping[str, Place]) -> set[str]:
+        """Return whose process was killed for memory."""
+
+    def why_nothing_starts(self) -> str:
+        """Say what is missing."""
+
+    def node_memory_bytes(self) -> float:
+        """Return the memory of the largest node."""
+
+    def is_up(self) -> bool:
+        """Tell whether there is still a cluster."""
+
+
 class TuneExecution:
-    """All that a sweep asks of whoever executes its trials, and gives them ``arrays`` to train on: Ray Tune.
-
-    Workers are used again; another ``trainable`` is for tests and benchmarks.
-
-    Attributes:
-        heard: Returns what running trials said since the last call; with ``wait``, until now.
-        show: Shows elsewhere how far the sweep is and what running trials asked for.
-        count_failure: Counts there an attempt that failed.
-    """
+    """Ray Tune, with workers that are used again; another ``trainable`` is for tests and benchmarks."""
 
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable

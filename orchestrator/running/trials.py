@@ -37,7 +37,7 @@ from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
 from orchestrator.running.failures import HangWatch, Place, Retries, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import CellQueue, Feed, TuneExecution, empty, trial_name
+from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
 from orchestrator.running.requests import Requests, StartWatch
 from orchestrator.running.worker import REPORT, Note, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
@@ -204,7 +204,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer."""
 
     def __init__(
-        self, run: Run, work: Work, execution: TuneExecution | None = None, clock: Clock = SYSTEM
+        self, run: Run, work: Work, execution: Execution | None = None, clock: Clock = SYSTEM
     ) -> None:
         self._retries, self._attempts = Retries(), Counter[str]()
         self._run, self._work, self._queue, self._num_broken = run, work, work.queue, 0

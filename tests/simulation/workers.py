@@ -115,7 +115,7 @@ class Cells:
 
 
 class SimulatedExecution:
-    """See :class:`orchestrator.running.queue.TuneExecution`; a cell takes ``seconds``, about."""
+    """See :class:`orchestrator.running.queue.Execution`; a cell takes ``seconds``, about."""
 
     def __init__(self, outside: Outside, process: Process, seconds: float, cells: Cells) -> None:
         self._outside, self._process, self._seconds, self._cells = outside, process, seconds, cells
