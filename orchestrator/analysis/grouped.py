@@ -193,7 +193,8 @@ class GroupedFit:
 
     def table(self) -> Table:
         """The slopes as a table of text."""
-        note = f"G: groups that a slope rests on, of {self.num_groups}. Adjusted p: Holm's, over all slopes."
+        of = f", of {self.num_groups}" if len(self.design.groups) == 1 else ""
+        note = f"G: groups that a slope rests on{of}. Adjusted p: Holm's, over all slopes."
         return _table(f"Slopes of {self.design.response}", note, self.slopes)
 
     def to_json(self) -> dict[str, object]:
@@ -313,7 +314,8 @@ class _Groups:
     """
 
     def __init__(self, columns: i.Codes) -> None:
-        units, self.unit = np.unique(columns, axis=0, return_inverse=True)
+        # A pair is the same whichever of its groups is named first.
+        units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
         self.names, self.crossed = np.unique(units), columns.shape[1] > 1
         self.member = (units[:, :, None] == self.names).any(axis=1)
