@@ -193,8 +193,7 @@ class GroupedFit:
 
     def table(self) -> Table:
         """The slopes as a table of text."""
-        of = f", of {self.num_groups}" if len(self.design.groups) == 1 else ""
-        note = f"G: groups that a slope rests on{of}. Adjusted p: Holm's, over all slopes."
+        note = "G: groups that a slope rests on. Adjusted p: Holm's, over all slopes."
         return _table(f"Slopes of {self.design.response}", note, self.slopes)
 
     def to_json(self) -> dict[str, object]:
@@ -309,12 +308,11 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
 
 
 class _Groups:
-    """Units (n,), the combinations of the group columns, and what they are called (U); the names of the
+    """Units (n,), the groups of a row in whichever order, and what they are called (U); the names of the
     groups (G,), and to which of them each unit belongs (U, G): to itself where there is one column.
     """
 
     def __init__(self, columns: i.Codes) -> None:
-        # A pair is the same whichever of its groups is named first.
         units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
         self.names, self.crossed = np.unique(units), columns.shape[1] > 1
