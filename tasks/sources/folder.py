@@ -94,7 +94,8 @@ def list_folder(request: RawRequest) -> Listing:
     if len(classes) < 2:
         rule = "the folder must hold one subfolder of images per class, two at least"
         way_out = EXPECTED + _hint(tree, is_archive=root.is_file())
-        raise DataError(f"{request.dataset.name}: {rule}", f"{len(classes)} with images", way_out)
+        found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
+        raise DataError(f"{request.dataset.name}: {rule}", found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
     if wrapper:
         counts["the one top folder taken as the source"] = 1
