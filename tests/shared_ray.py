@@ -1,4 +1,4 @@
-"""One Ray cluster for all test files of a folder that use one: two CPUs, started when first asked for.
+"""One Ray cluster for all test files of a wing that use one: two CPUs, started when first asked for.
 
 A start takes 7 s of processor time and an idle cluster 0.06 s a second, so files that ask for ``ray_local``
 go to one worker of pytest-xdist, one after the other, and the cluster ends with the last of them.
@@ -23,7 +23,9 @@ def group(file: str) -> str:
     """Return what a test file is run together with: others of its folder on the cluster, or itself alone."""
     path = ROOT / file
     shares = path.is_file() and "ray_local" in path.read_text(encoding="utf-8")
-    return f"Ray of {'/'.join(Path(file).parts[:2])}" if shares else file
+    # Those of the run wing take as long as all others: a cluster of their own lets workers end together.
+    of = Path(file).parts[: 4 if "running" in Path(file).parts else 2]
+    return f"Ray of {'/'.join(of)}" if shares else file
 
 
 def group_of(nodeid: str) -> str:

@@ -51,7 +51,7 @@ def main() -> int:
         "faults_met": dict(sorted(met.items())),
         "environment": environment(),
     }
-    for line in violations[:3]:
+    for line in violations[:10]:
         print(line)
     print(json.dumps(document, indent=1))
     if asked.into:

@@ -40,6 +40,7 @@ TRACKING, RUNS = "orchestrator/results/tracking.py", "orchestrator/results/mlflo
 STORE, STATE = "orchestrator/results/store.py", "orchestrator/results/state.py"
 STORAGE, ENDING = "orchestrator/results/storage.py", "orchestrator/running/ending.py"
 SEARCH, TUNING = "orchestrator/tuning/search.py", "orchestrator/tuning/trials.py"
+REQUESTS = "orchestrator/running/requests.py"
 
 MUTATIONS = (
     Mutation(
@@ -332,6 +333,160 @@ MUTATIONS = (
         "        self.run.stored.save(record)\n"
         "        self._stored.records",
         "        self._stored.records",
+    ),
+    Mutation(
+        "a cell that failed waits before it is tried again", QUEUE,
+        "elif self.later and min(self.later.values()) <= now:",
+        "elif self.later:",
+    ),
+    Mutation(
+        "what ends a sweep ends it", TRIALS,
+        "            self._queue.error = error\n\n"
+        "    def _hear",
+        "            pass\n\n"
+        "    def _hear",
+    ),
+    Mutation(
+        "Tune that breaks now and then ends no sweep", TRIALS,
+        "        self._num_broken = 0\n"
+        "        self._settled",
+        "        self._settled",
+    ),
+    Mutation(
+        "Tune that breaks again and again ends one", TRIALS,
+        " or self._num_broken > MOST_BROKEN_FITS",
+        "",
+    ),
+    Mutation(
+        "a lost cluster ends a sweep", TRIALS,
+        "not self._execution.is_up() or ",
+        "",
+    ),
+    Mutation(
+        "attempts of earlier runs are counted", TRIALS,
+        "self._work.earlier.get(trial_id, 0) + self._attempts[trial_id]",
+        "self._attempts[trial_id]",
+    ),
+    Mutation(
+        "a cell that hung may die of something else", FAILURES,
+        "        self._failures.pop(trial_id, None)\n",
+        "",
+    ),
+    Mutation(
+        "the third death of a cell alone is its own doing", FAILURES,
+        "    FailureKind.WORKER_CRASH: 2,",
+        "    FailureKind.WORKER_CRASH: 9,",
+    ),
+    Mutation(
+        "a cell that hangs is tried once more", FAILURES,
+        "    FailureKind.HUNG: 1,",
+        "    FailureKind.HUNG: 9,",
+    ),
+    Mutation(
+        "a cell that ran out of memory gets more", REQUESTS,
+        "        self.out_of_memory[cell.trial_id] += 1\n",
+        "",
+    ),
+    Mutation(
+        "a cell that can get no more is given up", FAILURES,
+        "        if hopeless:",
+        "        if False:",
+    ),
+    Mutation(
+        "other code here and there ends no sweep", FAILURES,
+        "        self.unfit[node] = 0\n",
+        "",
+    ),
+    Mutation(
+        "other code on every node ends a sweep", FAILURES,
+        "any(self.unfit[other] < MOST_ON_UNFIT for other in offered)",
+        "True",
+    ),
+    Mutation(
+        "a shared cluster that has no room is waited for", REQUESTS,
+        "if self._ends and now",
+        "if now",
+    ),
+    Mutation(
+        "arrays go with the last cell that needs them", TRIALS,
+        "        self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)\n",
+        "",
+    ),
+    Mutation(
+        "the story of a cell is told to its end", STORE,
+        "[*events, event][-MOST_EVENTS:]",
+        "[event]",
+    ),
+    Mutation(
+        "a look believes no outline of a record that has changed", STATE,
+        "if n in files and stamp == files[n].stamp}",
+        "if n in files}",
+    ),
+    Mutation(
+        "a damaged row of the index is not believed", STATE,
+        " if seal == zlib.crc32(f\"{stamp} {text}\".encode())",
+        "",
+    ),
+    Mutation(
+        "a lease whose renewal got no reply is still one's own", LOCKS,
+        "tag = there if found.get(\"token\") == self._token else None",
+        "tag = None",
+    ),
+    Mutation(
+        "a lease that somebody deleted is made again", LOCKS,
+        "tag = self._files.put(self._path, self._content(), \"create\")\n",
+        "tag = None\n",
+    ),
+    Mutation(
+        "another store's sweep of the same name is left alone", RUNS,
+        "found.tags.get(STORAGE_TAG, storage) == storage",
+        "True",
+    ),
+    Mutation(
+        "MLflow shows what the last attempt died of", RUNS,
+        "            if tags.items() <= shown.items():",
+        "            if True:",
+    ),
+    Mutation(
+        "points that MLflow did not take are sent later", TRACKING,
+        "points=(*live.points, *points)",
+        "points=tuple(points)",
+    ),
+    Mutation(
+        "a point is sent once", RUNS,
+        " if (point.key, point.step, point.value) not in there]",
+        "]",
+    ),
+    Mutation(
+        "MLflow shows how a sweep ended", TRACKING,
+        "        ending = \"KILLED\"\n",
+        "        ending = \"FINISHED\"\n",
+    ),
+    Mutation(
+        "a cell that nobody works on does not say that it runs", RUNS,
+        "            self.client.set_tag(known.run_id, table.STATUS, KILLED)\n",
+        "",
+    ),
+    Mutation(
+        "a sweep that is stopped closes its runs", TRACKING,
+        "        self._running.clear()\n"
+        "        self._want(_END, ending)",
+        "        self._want(_END, ending)",
+    ),
+    Mutation(
+        "a duplicate that a restored server shows as running is ended", RUNS,
+        "(marked and run.info.status != \"RUNNING\")",
+        "marked",
+    ),
+    Mutation(
+        "a killed search asks for what an unbroken one does", SEARCH,
+        "len(trials), again) % 2**32",
+        "len(trials), again, id(self)) % 2**32",
+    ),
+    Mutation(
+        "finalists are those of the whole search", SEARCH,
+        "in search.further() if search.searched else ():",
+        "in search.further():",
     ),
 )  # fmt: skip
 

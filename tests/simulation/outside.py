@@ -12,23 +12,31 @@ from random import Random
 from typing import Any, NamedTuple
 
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from orchestrator.results.storage import Bucket, Found, StorageAway
 from orchestrator.running.ending import Processes
+from search_spaces.errors import SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler, Violation
 
 FAULTS = (
-    "driver killed", "power cut", "user stops", "second driver", "clock set",
-    "storage away", "storage loses a reply", "disk full", "file damaged", "file deleted",
-    "server away", "server slow", "server resets", "server doubles", "server restored",
-    "worker dies", "node lost", "memory kill", "device fails", "trial hangs", "worker says nothing",
-    "other code", "network error", "report lost", "report doubled", "Tune breaks", "Tune runs out of memory",
-    "sweep extended", "data changed",
+    "driver killed", "driver frozen", "power cut", "user stops", "second driver", "clock set",
+    "storage away", "storage loses a reply", "storage refuses", "disk full", "file damaged", "file deleted",
+    "index damaged", "server away", "server slow", "server resets", "server doubles", "server refuses",
+    "server restored", "worker dies", "node lost", "head lost", "memory kill", "device fails", "trial hangs",
+    "worker says nothing", "other code", "network error", "report lost", "report doubled",
+    "a cell fails again", "Tune breaks", "Tune runs out of memory", "sweep extended", "data changed",
 )  # fmt: skip
 """Everything that may go wrong, by the name that a summary counts."""
 RECORDS = ("result.json", "failure.json", "search.json", "asked.json")
-LASTING = {"storage away", "disk full", "server away", "server slow", "server resets", "server doubles"}
+AT_ONCE_S = 15.0
+"""In which even a slow driver that stored something looks at it once."""
+LEASE = "simulated/driver-lease.json"
+LASTING = {"storage away", "storage refuses", "disk full"}
+LASTING |= {"server away", "server slow", "server resets", "server doubles", "server refuses"}
+LONG = LASTING | {"driver frozen"}
+"""Those whose amount is seconds."""
 
 
 class Fault(NamedTuple):
@@ -70,8 +78,11 @@ class Outside:
         files: Path -> content, and a number that changes with it.
         machine: Folders of private clusters that drivers made, and who did.
         hit: Paths of files that were damaged or deleted, with the time.
+        hit_at_once: Those of them that had just been written, and not been looked at.
         met: How often each fault had something to hit.
-        paused_s: Seconds for which storage let a sweep wait, in all.
+        paused_s: Seconds for which a sweep waits for storage or is slow, in all.
+        num_refused: Records that storage did not take, and never will.
+        index: A file of outlines below the root, which a power cut or a user may spoil.
         log: What happened, for the reader of a failing seed.
         second: Starts a second driver.
     """
@@ -87,13 +98,17 @@ class Outside:
     lasting: dict[str, float] = field(default_factory=dict)
     due: list[Fault] = field(default_factory=list)
     hit: dict[str, float] = field(default_factory=dict)
+    hit_at_once: set[str] = field(default_factory=set)
+    written_at: dict[str, float] = field(default_factory=dict)
     met: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
     paused_s: float = 0.0
     num_calls: int = 0
     num_written: int = 0
+    num_refused: int = 0
     num_folders: int = 0
     second: Callable[[], None] = lambda: None
+    index: Path | None = None
 
     def note(self, text: str) -> None:
         """Write down what happens."""
@@ -131,11 +146,19 @@ class Outside:
         if fault.kind in LASTING:
             self.note(f"fault: {fault.kind} for {fault.amount:.0f} s")
             self.lasting[fault.kind] = self.scheduler.now + fault.amount
-            self.paused_s += fault.amount if fault.kind in ("storage away", "disk full") else 0.0
+            self.paused_s += (
+                fault.amount if fault.kind in ("storage away", "disk full", "server slow") else 0.0
+            )
         elif fault.kind == "second driver":
             self.met[fault.kind] += 1
             self.note("fault: second driver")
             self.second()
+        elif fault.kind == "driver frozen":
+            self.met[fault.kind] += 1
+            self.note(f"fault: driver frozen ({process.name}) for {fault.amount:.0f} s")
+            process.frozen_until = self.scheduler.now + fault.amount
+            process.frozen_s += fault.amount
+            self.paused_s += fault.amount
         elif fault.kind == "clock set":
             self.met[fault.kind] += 1
             self.note(f"fault: clock set ({process.name})")
@@ -156,11 +179,21 @@ class Outside:
         records = sorted(path for path in self.files if path.endswith(RECORDS))
         if records and (fault := self.take("file damaged", "file deleted")):
             path = records[int(fault.amount * len(records)) % len(records)]
-            content, version = self.files.pop(path)
+            content, _ = self.files.pop(path)
             if fault.kind == "file damaged":
-                self.files[path] = (self._damaged(path, content, fault.amount), version + 1)
+                self.num_written += 1
+                self.files[path] = (self._damaged(path, content, fault.amount), self.num_written)
             self.hit[path] = self.scheduler.now
+            if self.scheduler.now - self.written_at[path] < AT_ONCE_S:
+                self.hit_at_once.add(path)
             self.note(f"  {path}")
+        if LEASE in self.files and self.take("lease deleted"):
+            del self.files[LEASE]
+        if self.index and self.index.exists() and (fault := self.take("index damaged")):
+            content = bytearray(self.index.read_bytes())
+            digits = [k for k, sign in enumerate(content) if sign in b"0123456789"]
+            content[digits[int(fault.amount * len(digits))]] ^= 1
+            self.index.write_bytes(content)
         if self.snapshots and (fault := self.take("server restored")):
             kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
             self.server.kept = _copied(kept)
@@ -210,12 +243,15 @@ class SimulatedStorage(Bucket):
         super().__init__(None, "simulated", "")
         self._outside, self._process = outside, process
 
-    def _asked(self, *, writes: bool = False) -> None:
+    def _asked(self, path: str = "", *, writes: bool = False) -> None:
         self._outside.call(self._process)
         if self._outside.is_on("storage away"):
             raise StorageAway("The result store must answer", "simulated: no answer")
         if writes and self._outside.is_on("disk full"):
             raise StorageAway("The result store must be writable", "simulated: no space left")
+        if writes and self._outside.is_on("storage refuses"):
+            self._outside.num_refused += path.endswith(RECORDS)
+            raise SetupError("The result store must be writable", "simulated: permission denied")
 
     def _answered(self) -> None:
         """The reply is on its way: what was asked for is done."""
@@ -250,7 +286,7 @@ class SimulatedStorage(Bucket):
             outside.not_durable.pop(path, None)
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
-        self._asked(writes=True)
+        self._asked(path, writes=True)
         outside = self._outside
         there = outside.files.get(path)
         tag = mode["e_tag"] if isinstance(mode, dict) else ""
@@ -259,11 +295,12 @@ class SimulatedStorage(Bucket):
             return None
         outside.num_written += 1
         outside.files[path] = (bytes(data), outside.num_written)
+        outside.written_at[path] = outside.scheduler.now
         self._answered()
         return str(outside.num_written)
 
     def remove(self, path: str) -> None:
-        self._asked(writes=True)
+        self._asked(path, writes=True)
         self._outside.files.pop(path, None)
         self._answered()
 
@@ -301,6 +338,8 @@ class SimulatedServer:
             outside.call(self._process)
             if outside.is_on("server away"):
                 raise MlflowException("API request failed: connection refused")
+            if name.startswith(WRITES) and outside.is_on("server refuses"):
+                raise MlflowException("You may not write here", PERMISSION_DENIED)
             if name.startswith(WRITES) and outside.random.random() < 0.2:
                 outside.keep_snapshot()
             found = method(*args, **options)

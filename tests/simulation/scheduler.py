@@ -39,10 +39,18 @@ class Process:
     Attributes:
         root: That a driver works on.
         clock_off_s: By how much somebody set its wall clock.
+        asked_to_stop: Whether a user did.
+        beside: Whether another driver worked at the same time.
+        over: For what a sweep must end, in the words of its errors.
+        frozen_until: Until when none of its threads runs: somebody stopped it, or its machine slept.
+        frozen_s: For how long that was so, in all.
+        taken: Whether another driver took its lease over meanwhile.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root, self.clock_off_s = name, "", 0.0
+        self.name, self.root, self.clock_off_s, self.over = name, "", 0.0, set[str]()
+        self.frozen_until = self.frozen_s = 0.0
+        self.asked_to_stop = self.beside = self.taken = False
         self.dead = self.stopped = self.finished = False
 
 
@@ -80,10 +88,16 @@ class Task:
         except BaseException as error:  # the world tells the test
             self.error = error
         self.done = True
-        self.scheduler.director.release()
+        self.scheduler.hand_on(self)
 
     def may_run(self, now: float) -> bool:
-        return self.process.dead or self.until <= now or (self.ready is not None and self.ready())
+        if self.process.dead or self.process.frozen_until > now:
+            return self.process.dead
+        return self.until <= now or (self.ready is not None and self.ready())
+
+    def looks_at(self, now: float) -> float:
+        """Return when it may run at the latest, or looks whether it may."""
+        return self.until if self.process.frozen_until <= now else self.process.frozen_until
 
 
 class Scheduler:
@@ -96,8 +110,10 @@ class Scheduler:
     def __init__(self, random: Random) -> None:
         self.random, self.now, self.num_steps = random, 0.0, 0
         self.tasks: list[Task] = []
-        self.director = _closed()
         self.current: Task | None = None
+        self._director = _closed()
+        self._main: Task | None = None
+        self._error: Endless | None = None
 
     def wait(self, ready: Callable[[], bool] | None, timeout: float | None) -> None:
         """Let others run until ``ready`` or for ``timeout`` seconds; in a dead process, for ever."""
@@ -105,13 +121,29 @@ class Scheduler:
         assert task is not None
         task.until = math.inf if timeout is None else self.now + max(0.0, timeout)
         task.ready = ready
-        self.director.release()
-        task._turn.acquire()
+        if not self.hand_on(task):
+            task._turn.acquire()
         if task.process.dead:
             raise Killed
         if task.process.stopped and task.name == task.process.name:
             task.process.stopped = False
             raise KeyboardInterrupt
+
+    def hand_on(self, task: Task) -> bool:
+        """Give the turn to the next task, or to the director; True where it stays with ``task``."""
+        if self._main is None or self._main.done:
+            self._director.release()
+            return False
+        try:
+            self.current = self._next()
+        except Endless as error:
+            self._error = error
+            self._director.release()
+            return False
+        if self.current is task:
+            return True
+        self.current._turn.release()
+        return False
 
     def run(self, main: Task) -> None:
         """Give turns until ``main``, which has started, is done.
@@ -119,22 +151,29 @@ class Scheduler:
         Raises:
             Endless: where that never comes.
         """
-        while not main.done:
+        if main.done:
+            return
+        self._main, self.current = main, self._next()
+        self.current._turn.release()
+        self._director.acquire()
+        self._main = None
+        if self._error is not None:
+            raise self._error
+
+    def _next(self) -> Task:
+        while True:
             self.tasks = [task for task in self.tasks if not task.done]
             able = [task for task in self.tasks if task.may_run(self.now)]
-            if not able:
-                self.now = min(task.until for task in self.tasks)
-                if self.now > LONGEST_S:
-                    raise Endless(
-                        f"still at work after {LONGEST_S:g} s: {[task.name for task in self.tasks]}"
-                    )
-                continue
-            self.num_steps += 1
-            if self.num_steps > MOST_STEPS:
-                raise Endless(f"still at work after {MOST_STEPS:,} steps at {self.now:g} s")
-            self.current = able[0] if len(able) == 1 else self.random.choice(able)
-            self.current._turn.release()
-            self.director.acquire()
+            if able:
+                break
+            self.now = min(task.looks_at(self.now) for task in self.tasks)
+            if self.now > LONGEST_S:
+                names = [task.name for task in self.tasks]
+                raise Endless(f"still at work after {LONGEST_S:g} s: {names}")
+        self.num_steps += 1
+        if self.num_steps > MOST_STEPS:
+            raise Endless(f"still at work after {MOST_STEPS:,} steps at {self.now:g} s")
+        return able[0] if len(able) == 1 else self.random.choice(able)
 
     def bury(self, process: Process) -> None:
         """Let every thread of a process meet its end."""
@@ -143,7 +182,7 @@ class Scheduler:
             while not task.done:
                 self.current = task
                 task._turn.release()
-                self.director.acquire()
+                self._director.acquire()
 
 
 class SimulatedCondition:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from random import Random
 
-from tests.simulation.outside import FAULTS, LASTING, Fault
+from tests.simulation.outside import FAULTS, LONG, Fault
 from tests.simulation.scheduler import Violation
 from tests.simulation.sweeps import Grid, Tuning
 from tests.simulation.world import World
@@ -24,7 +24,7 @@ def draw(seed: int) -> list[Fault]:
     faults = []
     for _ in range(random.randint(0, MOST_FAULTS)):
         kind = random.choice(FAULTS)
-        amount = random.expovariate(1 / 40) if kind in LASTING else random.random()
+        amount = random.expovariate(1 / 40) if kind in LONG else random.random()
         faults.append(Fault(int(random.random() ** 1.5 * HORIZON), kind, amount))
     return sorted(faults)
 
@@ -103,6 +103,19 @@ OF_SEARCHES = {
 }
 """Of ``isweep tune``; the first stands for ``tests/integration/test_killed_search.py``."""
 
+LIMITS = {
+    "Tune breaks now and then": _repeated("Tune breaks", range(40, 900, 60)),
+    "Tune breaks and breaks": _repeated("Tune breaks", (20,) * 7),
+    "other code here and there": _repeated("other code", range(15, 300, 15)),
+    "other code on every node": _repeated("other code", (20,) * 12),
+    "a cell that kills its worker": _repeated("a cell fails again", (5, 200), 0.05),
+    "a cell that takes all memory": _repeated("a cell fails again", (5,), 0.44),
+    "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),
+    "a lease that somebody deletes": _repeated("lease deleted", (40, 90)),
+    "no right to write results": _repeated("storage refuses", (60,), 30.0),
+}
+"""What a sweep bears so often and no oftener."""
+
 FOUND = {
     "a diverged cell of new data shows the loss of the old": _repeated("data changed", (100,)),
     "a run reopened with a lost reply stays running": [
@@ -114,8 +127,13 @@ FOUND = {
         *_repeated("driver killed", (20,)),
         *_repeated("server slow", (24,), 400.0),
     ],
+    "a driver that sleeps loses its lease": [
+        *_repeated("second driver", (30,)),
+        *_repeated("driver frozen", (34,), 150.0),
+    ],
+    "a machine that sleeps costs no cell": _repeated("driver frozen", (40, 100), 400.0),
     "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
     "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),
 }
 """What found a fault of the product, or needs several things at once to go wrong."""
-NAMED = {**REAL, **OF_SEARCHES, **FOUND}
+NAMED = {**REAL, **OF_SEARCHES, **LIMITS, **FOUND}

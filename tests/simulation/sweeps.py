@@ -16,9 +16,9 @@ from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
 from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
-from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
+from orchestrator.tuning.cells import Point, Role, SearchRecord, TuningCell, flat_search, tuning_cells
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import Earlier, Search, open_storage
+from orchestrator.tuning.search import CellStudy, Earlier, Search, open_storage
 from orchestrator.tuning.trials import SearchWork
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
@@ -36,6 +36,8 @@ SWEEP = {
 }
 FOR_AN_EXTENSION = 0.04
 """Of a search's budget: one training more."""
+MOST_POINTS = 12
+"""That are asked for of one cell."""
 
 
 def share(trial_id: str, data: str) -> float:
@@ -80,6 +82,19 @@ def plan_of(size: int) -> SweepPlan:
 @cache
 def cells_of(size: int) -> tuple[TuningCell, ...]:
     return tuning_cells(plan_of(size))
+
+
+@cache
+def proposals_of(size: int) -> dict[tuple[str, str], set[Point]]:
+    """Return the points that the sampler of each cell's search proposes, whatever befalls the search."""
+    tune, found = plan_of(size).sweep.tune, dict[tuple[str, str], set[Point]]()
+    for cell in cells_of(size):
+        study, points = CellStudy(cell, tune.sampler, open_storage(None), tune.seed), set[Point]()
+        for _ in range(MOST_POINTS):
+            points |= {study.propose(again) for again in range(2)}
+            study.ask(study.propose())
+        found[cell.key] = points
+    return found
 
 
 @dataclass
@@ -163,7 +178,7 @@ class Tuning:
 
     def __init__(self, size: int, data: str, stored: StoredResults) -> None:
         self.plan, self.data, self.stored = plan_of(size), data, stored
-        self._cells = cells_of(size)
+        self._cells, self._proposals = cells_of(size), proposals_of(size)
         self._fingerprints = {spec.prepared_id: data for spec in self.plan.prepared}
         self._search, self._earlier = self._read(stored.store)
 
@@ -218,6 +233,9 @@ class Tuning:
                 found.append(f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing")
             if len(one.study.study.trials) != sum(run == 0 for _, run in one.results):
                 found.append(f"the study of {name} on {dataset} has not every point once")
+        asked_for = [one for one in earlier.asked.values() if one.role == Role.SAMPLED]
+        if strange := [one.trial_id for one in asked_for if one.point not in self._proposals[one.key]]:
+            found.append(f"{strange} were asked for, and an unbroken search asks for others")
         waits = [name for name, one in earlier.asked.items() if not one.run and name not in earlier.records]
         if waits and not hit:
             found.append(f"{waits} were asked for and never trained")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +13,20 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure, provenance
-from orchestrator.running.failures import RETRIES, Place
+from orchestrator.running.failures import Place
 from orchestrator.running.worker import REPORT, EpochReport
-from tasks.trials.records import EpochRecord, SearchResult, TrialResult
+from tasks.trials.records import SearchResult, TrialResult
 from tests.simulation.outside import Outside
 from tests.simulation.scheduler import Killed, Process, Violation
+from tests.unit.orchestrator.results.examples import trial_result
 
 LONGEST_SILENCE_S = {"trial hangs": 2000.0, "worker says nothing": 120.0}
 """Twenty times what a trial took that was measured, 90 s at most here; and a minute."""
 SLOTS = 2
 """Of each node."""
 NODE_RETURNS_S = 100.0
+HISTORY = trial_result().history
+"""What a worker tells of its epochs."""
 TOLD = {
     "device fails": FailureKind.DEVICE_ERROR,
     "other code": FailureKind.OTHER_CODE,
@@ -36,6 +39,20 @@ LOST = {
 }
 SILENT = {"trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
 KINDS = {**TOLD, **LOST, **SILENT, "report lost": FailureKind.WORKER_CRASH}
+TRIED_AGAIN = {
+    FailureKind.LOST_NODE: (math.inf, math.inf),
+    FailureKind.WORKER_CRASH: (2, 2),
+    FailureKind.OUT_OF_MEMORY: (2, 7),  # until nothing more can be had
+    FailureKind.DEVICE_ERROR: (3, 3),
+    FailureKind.HUNG: (1, 1),
+    FailureKind.OTHER_CODE: (3, 3),
+    FailureKind.CODE_ERROR: (0, 0),
+}
+"""How often a cell that fails alone is tried again, at least and at most; see docs/failures.md."""
+MOST_DEATHS, BREAKS_IN_A_ROW, UNFIT_IN_A_ROW = 20, 5, 4
+"""Of a cell, of Tune, and of trials on each node, that a sweep bears."""
+AGAIN = ("worker dies", "memory kill", "device fails", "trial hangs")
+"""What a cell may do at each attempt."""
 
 
 @dataclass
@@ -49,6 +66,7 @@ class SimulatedTrial:
     ends_at: float = 0.0
     status: str = "PENDING"
     killed: bool = False
+    num_epochs: int = 0
 
     @property
     def trial_id(self) -> str:
@@ -56,13 +74,22 @@ class SimulatedTrial:
 
 
 class Arrays:
-    """Nothing is passed to simulated workers."""
+    """Nothing is passed to simulated workers; who needs it is known.
+
+    Attributes:
+        held: Trials that run, for all that was told.
+        ended: How often each trial ended for good.
+    """
+
+    def __init__(self) -> None:
+        self.held, self.ended = set[str](), Counter[str]()
 
     def trial_started(self, trial: str, key: str) -> None:
-        pass
+        self.held.add(trial)
 
     def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
-        pass
+        self.held.discard(trial)
+        self.ended[trial] += for_good
 
     def close(self) -> None:
         pass
@@ -92,7 +119,11 @@ class SimulatedExecution:
 
     def __init__(self, outside: Outside, process: Process, seconds: float, cells: Cells) -> None:
         self._outside, self._process, self._seconds, self._cells = outside, process, seconds, cells
-        self._failed, self._num_nodes = Counter[str](), 0
+        self._failed, self._num_nodes = defaultdict[str, list[FailureKind]](list), 0
+        self._asked: dict[str, tuple[tuple[float, float], int]] = {}
+        self._again: dict[str, list[str]] = {}
+        self._breaks, self._unfit, self._of_gpus = 0, Counter[str](), defaultdict[str, set[str]](set)
+        self._num_refused, self._up = outside.num_refused, True
         self._nodes: dict[str, float] = {}
         self._gone_until: list[float] = []
         self.arrays, self._said = Arrays(), list[Any]()
@@ -110,15 +141,19 @@ class SimulatedExecution:
         outside, running, iteration = self._outside, list[SimulatedTrial](), 0
         finished = False
         self.check_broken()
+        self._must(not self._process.over, f"the sweep goes on: {self._process.over}")
         while running or not finished:
             iteration += 1
             outside.call(self._process)
             if outside.take("user stops"):
+                self._process.asked_to_stop = True
                 raise KeyboardInterrupt
             self._nodes_go_and_come(running)
             self._tune_breaks([trial for trial in running if trial.node])
-            self._cells.at_rest({trial.trial_id for trial in running if trial.node})
+            if iteration % 2 and not self._is_over():
+                self._cells.at_rest({trial.trial_id for trial in running if trial.node})
             trials.on_step_begin(iteration, running)
+            self._must(not self._is_over(), f"the sweep goes on: {self._process.over}")
             while not finished and all(trial.node for trial in running):
                 found = feed.suggest(f"t{iteration}-{len(running)}")
                 if found is None:
@@ -130,7 +165,19 @@ class SimulatedExecution:
             for trial in list(running):
                 if trial.node and self._step(trials, iteration, running, trial):
                     running.remove(trial)
-            outside.scheduler.wait(None, 1.0 + outside.random.random())
+            outside.scheduler.wait(None, self._seconds / 8 * (1.0 + outside.random.random()))
+
+    def _is_over(self) -> bool:
+        if self._outside.num_refused > self._num_refused:
+            self._process.over.add("The result store must be writable")
+        return bool(self._process.over)
+
+    def check(self) -> None:
+        """See, when all is done, that every cell has ended once, and no array is held."""
+        self.check_broken()
+        ended = self.arrays.ended
+        self._must(not self.arrays.held, f"arrays are held for {self.arrays.held}, which have ended")
+        self._must(ended == Counter([*self._asked]), f"of {[*self._asked]} have ended: {ended}")
 
     def check_broken(self) -> None:
         """See that whatever ran when Tune broke was told as failed, and nothing else."""
@@ -139,7 +186,10 @@ class SimulatedExecution:
             self._broke = None
             told = sorted((name, told_kind) for name, told_kind, _ in self._cells.told[before:])
             expected = sorted((name, kind) for name in names)
-            self._must(told == expected, f"Tune broke under {expected}, and told were {told}")
+            right = told == expected or self._is_over()
+            self._must(right, f"Tune broke under {expected}, and told were {told}")
+            for name in names:
+                self._failed[name].append(kind)
 
     def _node_added(self) -> None:
         self._num_nodes += 1
@@ -150,12 +200,12 @@ class SimulatedExecution:
         for until in [until for until in self._gone_until if until <= outside.scheduler.now]:
             self._gone_until.remove(until)
             self._node_added()
-        if self._nodes and outside.take("node lost"):
+        if self._nodes and (fault := outside.take("node lost")):
             lost = outside.random.choice(sorted(self._nodes))
             del self._nodes[lost]
-            self._gone_until.append(outside.scheduler.now + outside.random.random() * NODE_RETURNS_S)
+            self._gone_until.append(outside.scheduler.now + fault.amount * NODE_RETURNS_S)
             for trial in running:
-                if trial.node == lost:
+                if trial.node == lost and trial.fault not in SILENT:
                     self._hits(trial, "node lost")
         able = [trial for trial in running if trial.node and not trial.fault]
         if able and (fault := outside.take(*TOLD, *LOST, "trial hangs", "report lost", "report doubled")):
@@ -169,20 +219,39 @@ class SimulatedExecution:
 
     def _tune_breaks(self, running: list[SimulatedTrial]) -> None:
         outside, before = self._outside, len(self._cells.told)
-        if running and outside.take("Tune breaks"):
+        if running and (fault := outside.take("Tune breaks", "head lost")):
             self._broke = before, [trial.trial_id for trial in running], FailureKind.CLUSTER_ERROR
+            self._breaks += 1
+            if fault.kind == "head lost" or self._breaks > BREAKS_IN_A_ROW:
+                self._process.over.add("Ray Tune must be able to run trials")
+            self._up = fault.kind != "head lost"
             raise RuntimeError("Tune lost its head")
         known = [trial.trial_id for trial in running if trial.fault != "worker says nothing"]
         if known and outside.take("Tune runs out of memory"):
             self._hit = {outside.random.choice(known)}
             self._broke = before, sorted(self._hit), FailureKind.OUT_OF_MEMORY
+            self._breaks += 1
             raise RuntimeError("Tune met what it does not know") from OutOfMemoryError("memory pressure")
 
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
-        fault = self._outside.take("worker says nothing")
-        if fault is not None:
-            self._outside.note(f"  hits {config['cell']['trial_id']}")
-        return SimulatedTrial(config, fault.kind if fault else "")
+        """Take a cell, of which each attempt asks for more than one that ran out of memory."""
+        trial, outside = SimulatedTrial(config), self._outside
+        cell, name, failed = config["cell"], trial.trial_id, self._failed[trial.trial_id]
+        self._must(not self._is_over(), f"{name} is given out: {self._process.over}")
+        asks = (float(cell["num_gpus"]), -float(cell["micro_batch"] or math.inf))
+        before, known = self._asked.get(name, (asks, len(failed)))
+        more = bool(asks[0]) and FailureKind.OUT_OF_MEMORY in failed[known:]
+        self._must(asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}")
+        self._asked[name] = asks, len(failed)
+        if fault := outside.take("a cell fails again"):
+            self._again[name] = [AGAIN[int(fault.amount * len(AGAIN))]] * (1 + int(fault.amount * 100) % 9)
+        if self._again.get(name):
+            trial.fault = self._again[name].pop()
+        elif fault := outside.take("worker says nothing"):
+            trial.fault = fault.kind
+        if trial.fault:
+            outside.note(f"  {trial.fault} hits {name}")
+        return trial
 
     def _place(self, trials: Any, iteration: int, running: list[SimulatedTrial]) -> None:
         """Start the trial that waits for a place, if there is one."""
@@ -208,8 +277,12 @@ class SimulatedExecution:
             return False
         trial.heard_at = now
         if now < trial.ends_at:
-            self._said.append(EpochReport(trial.trial_id, EpochRecord(1 + int(now), 0.5, 0.5, 0.1), None))
+            due = HISTORY[: 1 + (now > trial.ends_at - self._seconds / 4)]
+            self._said += [EpochReport(trial.trial_id, epoch, None) for epoch in due[trial.num_epochs :]]
+            self._said.append(Place(trial.trial_id, f"actor of {trial.trial_id}", trial.node))
+            trial.num_epochs = len(due)
             return False
+        self._breaks, self._unfit[trial.node] = 0, 0
         report = CellReport(
             started_at=now - self._seconds,
             finished_at=now,
@@ -231,20 +304,38 @@ class SimulatedExecution:
         trial.status, told = "ERROR", self._cells.told
         kind, name = KINDS[trial.fault], trial.trial_id
         silent_s = self._outside.scheduler.now - trial.heard_at
-        before, calls, known = len(told), self._outside.num_written, self._failed[name]
+        before, calls = len(told), self._outside.num_written
         lost = trial.fault == "report lost"
         (trials.on_trial_complete if lost else trials.on_trial_error)(iteration, running, trial)
+        if self._is_over():
+            return True
         new = [(told_name, told_kind) for told_name, told_kind, _ in told[before:]]
         self._must(new == [(name, kind)], f"{trial.fault} of {name} was told as {new}")
         self._must(self._outside.num_written > calls, f"{trial.fault} of {name} was not stored")
         # A driver that waits for storage looks at no worker.
         most_s = LONGEST_SILENCE_S.get(trial.fault, math.inf) + self._outside.paused_s
         self._must(silent_s < most_s, f"{trial.fault} of {name} was noticed after {silent_s:.0f} s")
-        given_up = "given up" in told[-1][2]
-        again = RETRIES[kind] != 0
-        self._must(known > 0 or given_up is not again, f"{name}, which {trial.fault}: {told[-1][2]}")
-        self._failed[name] += 1
+        self._judge(trial, kind, told[-1][2])
         return True
+
+    def _judge(self, trial: SimulatedTrial, kind: FailureKind, message: str) -> None:
+        """See that a cell that failed is tried again as often as it should be."""
+        name, node = trial.trial_id, trial.node
+        mine = self._failed[name]
+        mine.append(kind)
+        others = sum(len(failed) for other, failed in self._failed.items() if other != name)
+        if kind == FailureKind.DEVICE_ERROR:
+            self._of_gpus[node].add(name)
+            others = len(self._of_gpus[node]) - 1
+        fewest, most = TRIED_AGAIN[kind]
+        most = most if not others or kind == FailureKind.CODE_ERROR else max(most, MOST_DEATHS - 1)
+        given_up, times = "given up" in message, mine.count(kind)
+        right = not given_up if times <= fewest else given_up or times <= most
+        self._must(right, f"{name}, which {trial.fault} {times} times: {message}")
+        if kind == FailureKind.OTHER_CODE:
+            self._unfit[node] += 1
+            if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):
+                self._process.over.add("Some node must run the code of the driver")
 
     @staticmethod
     def _must(holds: bool, why: str) -> None:
@@ -283,4 +374,4 @@ class SimulatedExecution:
     def is_up(self) -> bool:
         if self._process.dead:
             raise Killed
-        return True
+        return self._up

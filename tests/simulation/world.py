@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
-from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, SweepRuns
+from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
@@ -18,15 +21,28 @@ from orchestrator.running.ending import remove_leftovers
 from orchestrator.running.locks import EXPIRES_S, Lease
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import Run, Trials
-from search_spaces.errors import SetupError, SweepError
-from tests.simulation.outside import Fault, Outside, SimulatedProcesses, SimulatedServer, SimulatedStorage
+from search_spaces.errors import SetupError
+from search_spaces.specs import NetworkSpec
+from tasks.trials.records import EpochRecord
+from tests.simulation.outside import (
+    Fault,
+    Outside,
+    PrivateFolder,
+    SimulatedProcesses,
+    SimulatedServer,
+    SimulatedStorage,
+)
 from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task, Violation
-from tests.simulation.sweeps import FOLDER, Grid, Tuning
+from tests.simulation.sweeps import FOLDER, SWEEP, Grid, Tuning, plan_of
 from tests.simulation.workers import Cells, SimulatedExecution
 
 MOST_DRIVERS = 40
+MEMORY = Path("/dev/shm")  # an index is a file, and no disk is tested
+STORAGE_FAULTS = ("storage away", "storage loses a reply", "storage refuses", "disk full")
 CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
 """A shared one, with what simulated trials ask for."""
+ENDS_WITHIN_S = 60.0
+"""After it woke, for a driver whose lease is another's."""
 CALLS_S = 40.0
 """What the calls of a slow storage take, while a driver looks whether another one lives."""
 
@@ -53,6 +69,20 @@ class World:
         self.outside.second = lambda: self._start(f"root of driver {self.num_drivers + 1}")
         # Long enough, now and then, for a second driver to wait for the first one's lease in vain.
         self.seconds = random.choice((8.0, 8.0, 60.0))
+        self.asks = Resources(1, random.choice((0, 0.25)))
+        self.folder, self.roots, self.num_taken = Path(), set[str](), 0
+        self.looked_at: tuple[str, int, int, int] | None = None
+        self.foreign = self._foreign() if random.random() < 0.5 else {}
+
+    def _foreign(self) -> dict[str, Any]:
+        """A sweep of this name, of another store, is on this server, and works on this machine."""
+        elsewhere = PrivateFolder(Process("another sweep"), has_owner_file=True, num_processes=3)
+        self.outside.machine[Path("isweep-ray-0")] = elsewhere
+        server = self.outside.server
+        found = server.create_experiment(f"isweep/{SWEEP['name']}", tags={STORAGE_TAG: "another"})
+        for name in [*plan_of(self.size).trials_by_id][:2]:
+            server.create_run(found, tags={KEY_TAG: name})
+        return deepcopy(server.kept)
 
     def run(self) -> World:
         """Start drivers until one ends well after the last fault, and check what must hold then.
@@ -61,6 +91,11 @@ class World:
             Violation: naming what did not hold.
             Endless: where the sweep never ends.
         """
+        with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            self.folder = Path(folder)
+            return self._run()
+
+    def _run(self) -> World:
         while self.num_drivers < MOST_DRIVERS:
             quiet = not (self.outside.faults or self.outside.due or self.outside.lasting)
             self._start("root")
@@ -93,6 +128,8 @@ class World:
     def _start(self, root: str) -> None:
         self.num_drivers += 1
         process = Process(f"driver {self.num_drivers}")
+        for other, _ in self.started:
+            other.beside = process.beside = True
         main = Task(self.scheduler, process, lambda: self._driver(process, root), process.name)
         self.started.append((process, main))
         self.outside.note(f"{process.name} starts, of {root}")
@@ -107,13 +144,52 @@ class World:
         self.started.remove((process, main))
         if process in self.holders:
             self.holders.remove(process)
-        error = main.error
+        if process.taken and self.scheduler.now - process.frozen_until > ENDS_WITHIN_S:
+            raise Violation(f"{process.name} works on, and another driver took its lease over")
+        error, server = main.error, self.outside.server
         self.outside.note(f"{process.name} ended: {'well' if process.finished else error or 'killed'}")
-        if error is None:
-            return "well" if process.finished else "killed"
-        if isinstance(error, (SweepError, KeyboardInterrupt, OSError)):
-            return "badly"
+        if error is None or self._may_end_with(process, error):
+            self._look(process.root)
+            if any(server.kept.get(run_id) != run for run_id, run in self.foreign.items()):
+                raise Violation("the runs of another store's sweep were changed")
+            return "badly" if error else "well" if process.finished else "killed"
         raise error
+
+    def _may_end_with(self, process: Process, error: BaseException) -> bool:
+        """Tell whether something happened for which a driver may end so."""
+        if isinstance(error, KeyboardInterrupt):
+            return process.asked_to_stop
+        rule = error.rule if isinstance(error, SetupError) else ""
+        if rule.startswith("Only one isweep command"):
+            return process.beside
+        if rule.startswith("The result store must"):
+            return any(self.outside.met[kind] for kind in STORAGE_FAULTS)
+        return rule in process.over
+
+    def _look(self, root: str) -> None:
+        """Somebody looks at the sweep, and the index of its root tells what the records do."""
+        state = (root, self.outside.num_written, len(self.outside.hit), self.outside.met["index damaged"])
+        if self.of is Grid and state != self.looked_at:
+            self.looked_at = state
+            seen = StoredResults.read(self._quiet(), self._index(root), look=True).trials.outlines
+            there = StoredResults.read(self._quiet()).trials.outlines
+            for name in sorted(seen.keys() | there.keys()):
+                path = f"{FOLDER}/{name}/result.json"
+                if seen.get(name) != there.get(name) and path not in self.outside.hit_at_once:
+                    raise Violation(
+                        f"a look at {root} sees {seen.get(name)} of {name}, not {there.get(name)}"
+                    )
+
+    def _index(self, root: str) -> Path:
+        self.outside.index = self.folder / f"{root}.sqlite"
+        return self.outside.index
+
+    def _quiet(self) -> SimulatedStorage:
+        """The storage of somebody who only reads, and meets no faults."""
+        outside = Outside(self.scheduler, Random(0), files=self.outside.files)
+        quiet = SimulatedStorage(outside, Process("reader"))
+        quiet._asked = lambda *_, **__: None  # type: ignore[method-assign]
+        return quiet
 
     def _driver(self, process: Process, root: str) -> None:
         """Take the locks, remove orphans and do the stages, as ``run_sweep`` and ``tune_sweep`` do."""
@@ -127,6 +203,7 @@ class World:
         if any(other.root == root and not other.dead for other, _ in self.started if other is not process):
             raise SetupError("Only one isweep command may work on a root at a time")  # the kernel's lock
         process.root = root
+        self.roots.add(root)
         with Lease(storage, root, "isweep run", say, clock, interrupt):
             self._holds(process, began)
             try:
@@ -143,44 +220,59 @@ class World:
     def _sweep(
         self, process: Process, clock: SimulatedClock, storage: SimulatedStorage, say: Callable[[str], None]
     ) -> None:
-        outside, stored = self.outside, StoredResults.read(storage)
+        index = self._index(process.root) if self.of is Grid else None
+        outside, stored = self.outside, StoredResults.read(storage, index)
         stored.patience = Patience(say, clock=clock)
         sweep = self.of(self.size, self.data, stored)
         store_id = stored.store.identity(make=True)
         server = SimulatedServer(outside, process)
         results, failures = sweep.shown()
         tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
-        monitor = Monitor(self, sweep)
-        with open_tracker(tracker, results, failures):
-            run = Run(sweep.plan, None, CLUSTER, Resources(1, 0), stored, tracker, monitor)
-            if work := sweep.work(run):
-                at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
-                begins = lambda trial_id: self._begins(sweep, trial_id)  # noqa: E731
-                cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest)
-                execution = SimulatedExecution(outside, process, self.seconds, cells)
-                try:
-                    Trials(run, work, execution, clock).run()
-                except StorageAway as error:
-                    raise Violation(f"storage that was away ended the sweep: {error}") from None
-                execution.check_broken()
-            done, failed = sweep.ends(tracker)
-            self._check(self._wrong_claims(sweep, done))
+        monitor, ending = Monitor(self, sweep), "FAILED"
+        try:
+            with open_tracker(tracker, results, failures):
+                run = Run(sweep.plan, None, CLUSTER, self.asks, stored, tracker, monitor)
+                if work := sweep.work(run):
+                    at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
+                    begins = lambda trial_id: self._begins(sweep, monitor, trial_id)  # noqa: E731
+                    cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest)
+                    execution = SimulatedExecution(outside, process, self.seconds, cells)
+                    try:
+                        Trials(run, work, execution, clock).run()
+                    except StorageAway as error:
+                        raise Violation(f"storage that was away ended the sweep: {error}") from None
+                    finally:
+                        execution.check_broken()
+                    execution.check()
+                done, failed = sweep.ends(tracker)
+                self._check(self._wrong_claims(sweep, done))
+            ending = "FINISHED"
+        except KeyboardInterrupt:
+            ending = "KILLED"
+            raise
+        finally:
+            if not process.dead:
+                self._at_rest(tracker, monitor, set(), ending)
         answers = all(
             until < self.scheduler.now - 60
             for kind, until in outside.lasting.items()
             if kind.startswith("server")
         )
-        if tracker.num_behind and answers:
+        if tracker.num_behind and answers and not (outside.met["server refuses"] or process.frozen_s):
             raise Violation(f"{tracker.num_behind} rows are behind, and the server answers")
         if not tracker.num_behind and not self._server_unknown():
             self._check(self._wrong_runs(sweep, done, "nothing is behind, and yet ", failed))
 
     def _server_unknown(self) -> int:
-        """A server's older state, or a request that a proxy repeats, is found at the next start."""
-        return self.outside.met["server restored"] + self.outside.met["server doubles"]
+        """What others did to a server's runs is found at the next start."""
+        return self.outside.met["server restored"] + self.outside.met["server doubles"] + self.num_taken
 
-    def _begins(self, sweep: Grid | Tuning, trial_id: str) -> None:
-        """A worker begins a cell."""
+    def _begins(self, sweep: Grid | Tuning, monitor: Monitor, trial_id: str) -> None:
+        """A worker begins a cell; a driver that slept may not know yet that another has its lease."""
+        if self.num_taken and any(process.taken for process, _ in self.started):
+            return
+        if (early := monitor.not_before.get(trial_id, 0.0) - self.scheduler.now) > 0:
+            raise Violation(f"{trial_id} is tried again {early:.2f} s too early")
         path = f"{FOLDER}/{trial_id}/{sweep.file}"
         if (trial_id, sweep.data) in self.sealed and path not in self.outside.hit:
             raise Violation(f"{trial_id} is trained again although its result was sealed")
@@ -189,45 +281,77 @@ class World:
             raise Violation(f"{trial_id} is trained, and it is not stored that it was asked for")
 
     def _holds(self, process: Process, began: float) -> None:
-        alive = [holder.name for holder in self.holders if not holder.dead]
-        if alive:
-            raise Violation(f"{process.name} holds a sweep that {alive} holds")
+        alive = [holder for holder in self.holders if not holder.dead]
+        for holder in alive:
+            holder.taken = holder.frozen_until > began and holder.frozen_s > EXPIRES_S / 2
+            self.num_taken += holder.taken
+        if found := [holder.name for holder in alive if not holder.taken]:
+            raise Violation(f"{process.name} holds a sweep that {found} holds")
         killed = any(at > began for at in self.killed_at.values()) or any(one.dead for one, _ in self.started)
-        waited = self.scheduler.now - began
+        waited = self.scheduler.now - began - process.frozen_s
         if waited > EXPIRES_S + CALLS_S and not killed:
             raise Violation(f"{process.name} waited {waited:.0f} s for another driver, which lived")
+        if waited > CALLS_S and self.roots == {process.root}:
+            raise Violation(f"{process.name} waited {waited:.0f} s for a lease of its own root")
         self.holders.append(process)
 
-    def _at_rest(self, tracker: Tracker, monitor: Monitor, running: set[str]) -> None:
-        """While a sweep runs and nothing is behind, MLflow shows each cell as it is."""
+    def _at_rest(self, tracker: Tracker, monitor: Monitor, running: set[str], ending: str = "") -> None:
+        """While a sweep runs, and at its ``ending``, MLflow shows each cell as it is if nothing is behind."""
         if tracker.num_behind or self._server_unknown():
             return
-        shown = defaultdict[str, list[str]](list)
-        for run in self.outside.server.kept.values():
-            if run["tags"].get(DUPLICATE_TAG) != "true":
-                shown[run["tags"][KEY_TAG]].append(run["info"]["status"])
-        for name, statuses in shown.items():
-            if "RUNNING" in statuses and name not in {*running, *monitor.stopped, SWEEP_KEY}:
+        shown = defaultdict[str, list[Any]](list)
+        for run_id, run in self.outside.server.kept.items():
+            if run_id not in self.foreign and run["tags"].get(DUPLICATE_TAG) != "true":
+                shown[run["tags"][KEY_TAG]].append(run)
+        statuses = {name: [run["info"]["status"] for run in runs] for name, runs in shown.items()}
+        may_run = set() if ending else {*running, *monitor.stopped, SWEEP_KEY}
+        for name, runs in shown.items():
+            says = [run["tags"].get("status") for run in runs if run["info"]["status"] != "RUNNING"]
+            if ("RUNNING" in statuses[name] and name not in may_run) or "running" in says:
                 raise Violation(f"MLflow shows {name} as running, and nothing is behind")
         for name, status in monitor.statuses.items():
-            if shown[name] != [status]:
-                raise Violation(f"MLflow shows {name}, {status}, as {shown[name]}, and nothing is behind")
+            status = "KILLED" if ending and status == "RUNNING" else status
+            if statuses.get(name) != [status]:
+                raise Violation(f"MLflow shows {name}, {status}, as {statuses.get(name)}, nothing is behind")
+            tags, points = shown[name][0]["tags"], shown[name][0]["points"]
+            if status == "FAILED" and tags["failure_kind"] != monitor.kinds.get(name, tags["failure_kind"]):
+                raise Violation(f"MLflow shows {name}, {monitor.kinds[name]}, as {tags['failure_kind']}")
+            if lacks := monitor.epochs[name] - {point.step for point in points}:
+                raise Violation(f"MLflow lacks epochs {lacks} of {name}, which is {status}")
+            if ending and self._never_again(name):
+                twice = Counter((point.key, point.step, point.value) for point in points).most_common(1)
+                if twice and twice[0][1] > 1:
+                    raise Violation(f"MLflow has a point of {name} twice: {twice}")
+        if ending and (ending == "FINISHED" or monitor.has_begun) and statuses[SWEEP_KEY] != [ending]:
+            raise Violation(f"MLflow shows a sweep that {ending} as {statuses[SWEEP_KEY]}")
+
+    def _never_again(self, trial_id: str) -> bool:
+        """Tell whether a cell can have been tried once alone."""
+        broke = any(self.outside.met[kind] for kind in ("Tune breaks", "Tune runs out of memory"))
+        return self.num_drivers == 1 and not broke and all(name != trial_id for name, *_ in self.told)
 
     def _check_end(self) -> None:
         """What must hold when a sweep has ended well."""
-        outside = Outside(self.scheduler, Random(0), files=self.outside.files)
-        quiet = SimulatedStorage(outside, Process("judge"))
-        quiet._asked = lambda **_: None  # type: ignore[method-assign]
-        sweep = self.of(self.size, self.data, StoredResults.read(quiet))
-        records, problems = sweep.judged(ResultStore(quiet), bool(self.outside.hit))
+        quiet, met, kills = self._quiet(), self.outside.met, len(self.killed_at)
+        sweep, store = self.of(self.size, self.data, StoredResults.read(quiet)), ResultStore(quiet)
+        records, problems = sweep.judged(store, bool(self.outside.hit))
         failed = Counter(name for name, *_ in self.told)
+        same = self.of is Grid and not self.outside.hit and not met["data changed"] and not self.num_taken
         for name, record in records.items():
             if record.result != sweep.outcome(name):
                 problems.append(f"{name} has another result than undisturbed")
             # A driver may be killed after it stored a failure and before it told it.
-            if record.attempt > 1 + failed[name] + len(self.killed_at):
+            fewest = 1 + failed[name] if same else 1
+            if not fewest <= record.attempt <= 1 + failed[name] + kills:
                 problems.append(f"{name} counts {record.attempt} attempts after {failed[name]} failures")
-        left = [one.owner.name for one in self.outside.machine.values() if one.num_processes]
+            if met["power cut"] or self.num_taken:
+                continue  # stories are not flushed, and two drivers tell them
+            story = [event.what for event in store.story(name)].count("failed")
+            untold = kills + sum(met[kind] for kind in STORAGE_FAULTS) if self.of is Grid else failed[name]
+            if not failed[name] - untold <= story <= failed[name]:
+                problems.append(f"the story of {name} has {story} of {failed[name]} failures")
+        there = [one.owner for one in self.outside.machine.values() if one.num_processes]
+        left = [owner.name for owner in there if owner in self.killed_at]
         problems += [f"processes of {left} run on"] if left else []
         self._check([*problems, *self._wrong_runs(sweep, records, "")])
 
@@ -260,6 +384,8 @@ class World:
         shown: dict[str, list[Any]] = defaultdict(list)
         found = []
         for run in self.outside.server.search_runs([*self.outside.server.experiments]):
+            if run.info.run_id in self.foreign:
+                continue
             if run.info.status == "RUNNING":
                 found.append(f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
             if run.data.tags.get(DUPLICATE_TAG) != "true":
@@ -281,29 +407,45 @@ class Monitor(Progress):
 
     Attributes:
         statuses: What MLflow should show of each cell.
+        kinds: Of the last failure of each.
+        epochs: Those that a running cell told of.
         stopped: Cells that were stopped with Tune, and wait again in their run.
+        not_before: When each cell that failed may be tried again: after 1 s, then twice as long each time.
+        has_begun: Whether a cell was.
     """
 
     def __init__(self, world: World, sweep: Grid | Tuning) -> None:
         super().__init__()
         self._world, self._data, self.statuses = world, sweep.data, sweep.statuses()
-        self.stopped: set[str] = set()
+        self.stopped, self.kinds, self.has_begun = set[str](), dict[str, str](), False
+        self.epochs, self.not_before = defaultdict[str, set[int]](set), dict[str, float]()
+        self._failures = Counter[str]()
 
     def trial_started(self, trial_id: str) -> None:
         super().trial_started(trial_id)
+        self.has_begun = True
         self.stopped.discard(trial_id)
         self.statuses[trial_id] = "RUNNING"
+
+    def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
+        super().trial_epoch(trial_id, epoch, network)
+        if self._world.of is Grid:
+            self.epochs[trial_id].add(epoch.epoch)
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         if self.statuses.get(trial_id) == "FINISHED":
             raise Violation(f"the result of {trial_id} is told twice")
         self._world.sealed.add((trial_id, self._data))
         super().trial_finished(trial_id, status)
+        self.epochs.pop(trial_id, None)
         self.stopped.discard(trial_id)
         self.statuses[trial_id] = "FINISHED"
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
         self._world.told.append((trial_id, str(kind), message))
+        self._failures[trial_id] += 1
+        pause = min(2.0 ** (self._failures[trial_id] - 1), 60.0)
+        self.not_before[trial_id], self.kinds[trial_id] = self._world.scheduler.now + pause, str(kind)
         super().trial_failed(trial_id, kind, message)
         self.stopped.discard(trial_id)
         self.statuses[trial_id] = "FAILED"

@@ -74,9 +74,9 @@ def test_every_node_of_a_cluster_reports_or_is_told(ray_local, monkeypatch):
     (found,) = look_at_nodes()
     assert found["detail"] == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
     assert found["fix"].startswith("install the same everywhere")
-    monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.0)
     (found,) = look_at_nodes()
-    assert found["detail"] == "gives no answer within 0.01 s"
+    assert found["detail"] == "gives no answer within 0 s"
     assert found["fix"].startswith("ask again")
 
 

@@ -14,7 +14,7 @@ import torch
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import gpu_model_there, packing_pays, peak_bytes
-from orchestrator.planning.sweep_file import load_sweep, parse_sweep
+from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES, classify, ends_process
 from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse
@@ -22,6 +22,7 @@ from orchestrator.running.requests import Requests, expected
 from search_spaces.errors import SetupError, SweepError
 from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
+from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.running.test_devices import nvidia_smi
 
 GIB = 2**30
@@ -245,8 +246,6 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
 
 
 def test_a_sweep_s_own_share_is_taken_as_it_is():
-    text = "name: mine\nmodels: [small_cnn]\ndatasets: [manifold_d4]\ntrain_sizes: [20]\ntest_size: 20\n"
-    text += "image_size: 16\nrecipe: smoke\nresources: {num_gpus: 0.25, fast: off}\n"
-    sweep = plan_sweep(parse_sweep(text, origin="mine.yaml")).sweep
+    sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
     assert expected([node(A100)], sweep.resources, ()).gpu is None

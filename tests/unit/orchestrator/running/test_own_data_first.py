@@ -12,6 +12,7 @@ from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import DataError, SweepError
 from tasks.sources.own import HIDDEN
+from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
 
 WAYS = {"run": (run_sweep, "orchestrator.running.run"), "tune": (tune_sweep, "orchestrator.tuning.run")}
@@ -25,15 +26,7 @@ def sweep(tmp_path) -> dict[str, object]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(picture(number, (16, 16))))
     own = {"kind": "folder", "path": str(tmp_path / "images"), "domain": "medical"}
-    return {
-        "name": "first",
-        "models": ["small_cnn"],
-        "datasets": [{"name": "mine", "own": own}],
-        "train_sizes": [20],
-        "test_size": 10,
-        "image_size": 16,
-        "recipe": "smoke",
-    }
+    return small_sweep("first", datasets=[{"name": "mine", "own": own}], train_sizes=[20], test_size=10)
 
 
 @pytest.fixture(params=WAYS)

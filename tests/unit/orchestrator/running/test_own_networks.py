@@ -1,5 +1,6 @@
 """Networks of one's own in a run: failures in training are found first; the code is kept with the sweep."""
 
+import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from orchestrator.planning.predict import cost_of
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.preparation import check_models
 from search_spaces.errors import ConfigError
+from tests.small_sweep import small_sweep
 
 NETWORKS = """
 import torch
@@ -69,15 +71,6 @@ def lazy(*, num_outputs, in_channels, image_size):
 def late(*, num_outputs, in_channels, image_size):
     return Late(in_channels * image_size**2, num_outputs)
 """
-SWEEP = """
-name: owned
-models: [{models}]
-datasets: [manifold_d4]
-train_sizes: [30]
-test_size: 20
-image_size: 16
-recipe: smoke
-"""
 
 
 @pytest.fixture
@@ -93,9 +86,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 def sweep_of(folder):
     """Writes a sweep of networks of one's own, and returns its path."""
 
-    def write(*names: str, more: str = "") -> Path:
-        models = ", ".join(name if name == "small_mlp" else f"'recordednets:{name}'" for name in names)
-        (folder / "sweep.yaml").write_text(SWEEP.format(models=models) + more)
+    def write(*names: str, **more: str) -> Path:
+        models = [name if name == "small_mlp" else f"recordednets:{name}" for name in names]
+        (folder / "sweep.yaml").write_text(json.dumps(small_sweep("owned", models=models, **more)))
         return folder / "sweep.yaml"
 
     return write
@@ -112,7 +105,7 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_
     [("noise_in_training", ""), ("black", ""), ("both", "ValueError: no such image"), ("through_numpy", "")],
 )
 def test_what_fails_on_some_images_only_is_left_to_its_cells(sweep_of, function, why):
-    plan = plan_sweep(load_sweep(sweep_of(function, more="keep_weights: all\n")))
+    plan = plan_sweep(load_sweep(sweep_of(function, keep_weights="all")))
     check_models(plan, ())
     beside = extras(plan, {})
     assert beside["uncounted"] == ({function: why} if why else {})

@@ -22,6 +22,7 @@ from orchestrator.running.trials import GridWork, Run
 from search_spaces.errors import ConfigError, DataError, NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
+from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.results.examples import diverged, measure_record, trial_record, trial_result
 
 
@@ -171,15 +172,7 @@ def test_every_start_removes_what_a_killed_run_left(tmp_path):
     assert os.listdir(paths.sweep("smoke").folder) == ["a file"]
 
 
-FRESH = {
-    "name": "fresh",
-    "models": ["small_mlp"],
-    "datasets": ["manifold_d4"],
-    "train_sizes": [30],
-    "test_size": 20,
-    "image_size": 16,
-    "recipe": "smoke",
-}
+FRESH = small_sweep("fresh")
 
 
 def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not(root):

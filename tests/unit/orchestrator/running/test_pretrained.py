@@ -12,17 +12,11 @@ from orchestrator.running.preparation import check_same_start, fetch_pretrained
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import ConfigError, SetupError
+from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.results.examples import trial_record, trial_result
 
-SWEEP = {
-    "name": "started",
-    "models": [{"from": "torchvision:resnet18", "pretrained": True}],
-    "datasets": ["manifold_d4"],
-    "train_sizes": [30],
-    "test_size": 20,
-    "image_size": 32,
-    "recipe": "smoke",
-}
+START = {"from": "torchvision:resnet18", "pretrained": True}
+SWEEP = small_sweep("started", models=[START], image_size=32)
 
 
 def refuse(*_: object, **__: object) -> None:

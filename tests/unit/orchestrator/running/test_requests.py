@@ -5,25 +5,16 @@ import pytest
 from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import GPU_MODELS, need_of
-from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.requests import Requests
-
-SWEEP = """
-name: mine
-models: [small_cnn, small_mlp]
-datasets: [manifold_d4]
-train_sizes: [20]
-test_size: 20
-image_size: 16
-recipe: smoke
-"""
+from tests.small_sweep import small_sweep
 
 
 @pytest.fixture(scope="module")
 def cells():
-    return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml")).trials
+    return plan_sweep(load_sweep(small_sweep("mine", models=["small_cnn", "small_mlp"]))).trials
 
 
 def test_shares_are_predicted_per_trial_where_the_gpu_is_known(cells):
