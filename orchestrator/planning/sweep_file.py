@@ -177,7 +177,7 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
         what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
-        way_out = f"{nearest_path(path)}; {what} are: {', '.join(names)}"
+        way_out = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
         raise ConfigError(f"The {kind} must exist", str(path), way_out) from None
 
 

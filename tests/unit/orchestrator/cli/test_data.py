@@ -168,7 +168,7 @@ def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
     lines = ["no tumour", "tumour"] * 20
     (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
     code, out, _ = measure(source, "--labels", str(tmp_path / "labels.txt"))
-    assert (code, "40 images, 2 classes, 40 groups" in out) == (0, True)
+    assert (code, "40 images, 2 classes, 40 groups, every image its own" in out) == (0, True)
     assert "class no tumour: 20 images" in out
     lines[6] = ""  # of 40 lines one has no label: none of the others may move up
     lines[7] = "tumour  tumour"

@@ -114,6 +114,7 @@ measure digits --raw .
 prepare digits --raw .
 measure digits --class-pair 3 x
 measure digits --image-size 2
+measure digits --train-sizes 9,20
 measure digits --seed -1
 measure digits --num-cpus abc
 measure digits --device foo
