@@ -50,7 +50,7 @@ def predict(
     """
     from isweep.sweeps import Fits, Sweep, open
     from orchestrator.analysis.prediction import fit_growth
-    from orchestrator.commands import Question, predicted
+    from orchestrator.commands import predicted
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
     asked |= {"train_size": train_size, "target_loss": target_loss}
@@ -58,13 +58,13 @@ def predict(
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
 
-    def growth(model: str, domain: str | None) -> Growth:
+    def growth() -> Growth:
         whose = sweep if isinstance(sweep, (Sweep, Fits)) else open(sweep, root=root)
         fits = whose.fits if isinstance(whose, Sweep) else whose
         return fit_growth(fits.table, model=model, domain=domain, arms=fits.arms)
 
     trained, record = _pilot(pilot, model), _record(measured)
-    return predicted(Question(model, domain, **asked), record, growth, trained)[0]
+    return predicted(record, growth, trained, **asked)[0]
 
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:

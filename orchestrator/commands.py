@@ -15,7 +15,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, Workspace, plan_rows
 from orchestrator.results.state import State, StoredResults, cost_of, judge, read_state
 from orchestrator.results.store import Event, ResultStore
-from orchestrator.results.tracking import differences, log_sweep, make_tracker, tracked_rows
+from orchestrator.results.tracking import log_sweep, make_tracker
 from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
 from orchestrator.running.locks import exclusive, locked
 from orchestrator.running.progress import read_run, running_trials
@@ -163,42 +163,6 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
     return counts
 
 
-@dataclass(frozen=True)
-class Mirror:
-    """MLflow beside the result store, None for the default one, and what to type where it differs."""
-
-    uri: str | None
-    reconcile: str
-
-
-def results_of(
-    workspace: Workspace, mirror: Mirror | None, run: str, say: Callable[[str], None]
-) -> pd.DataFrame:
-    """Return the tidy table of a sweep from its result store, compared with MLflow unless that is None.
-
-    Where the store cannot be reached and MLflow can, the table is MLflow's; SetupError where neither can.
-    ``run`` is what to type for the trials that are left; ``say`` is told what a reader must know.
-    """
-    from orchestrator.analysis.report import results_table
-
-    try:
-        state = read_state(workspace)
-    except SetupError as error:
-        if mirror is None:
-            raise
-        table = results_table(workspace, tracked_rows(workspace, mirror.uri, None))
-        if table.empty:
-            raise
-        why = f"nothing vouches for them: the result store cannot be read ({error})"
-        say(f"These numbers are MLflow's, and {why}")
-        return table
-    say_what_is_absent(workspace, state, run, say)
-    table = results_table(workspace, state=state)
-    if mirror is not None and not table.empty:
-        compare_with_mlflow(workspace, state, mirror, say)
-    return table
-
-
 def rows_with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
     """Return the rows of a tidy table that have these values, by column; ConfigError where no row has one."""
 
@@ -224,29 +188,6 @@ def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return groups[numbers].mean().assign(num_seeds=groups.size()).reset_index()
 
 
-def say_what_is_absent(workspace: Workspace, state: State, run: str, say: Callable[[str], None]) -> None:
-    """Say what no row shows: results that are not believed, and how many trials have none."""
-    for item in state.unreadable:
-        say(f"not believed: {item.path}: {item.reason}")
-    planned, done = len(workspace.plan.trials), len(state.results)
-    if done < planned and (done or state.partial):
-        say(f"{done} of {planned} trials are done; {planned - done} are left: {run}")
-
-
-def compare_with_mlflow(
-    workspace: Workspace, state: State, mirror: Mirror, say: Callable[[str], None]
-) -> None:
-    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
-    try:
-        storage = ResultStore(workspace.results_url).identity()
-        tracked = tracked_rows(workspace, mirror.uri, storage)
-    except (SetupError, CorruptStoreError) as error:
-        say(f"Not compared with MLflow: {error} The numbers are the result store's.")
-        return
-    for sentence in differences(state.rows(), tracked, mirror.reconcile):
-        say(sentence)
-
-
 def written_report(workspace: Workspace, state: State, figures: Sequence[str] = ()) -> Path | None:
     """Write a sweep's report and return its page, None without a result; SetupError where it may not."""
     from orchestrator.analysis.report import report_sweep
@@ -259,33 +200,22 @@ def written_report(workspace: Workspace, state: State, figures: Sequence[str] = 
         raise SetupError(rule, found, hint) from None
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of a sweep's fits: the loss at ``train_size``, or the images for ``target_loss``.
-
-    ``model`` is ``pooled`` for all together, ``domain`` None for all datasets; of d_data and K_F (on the
-    scale of the sweep) None is what was measured.
-    """
-
-    model: str = "pooled"
-    domain: str | None = None
-    d_data: float | None = None
-    label_sharpness: float | None = None
-    train_size: float | None = None
-    target_loss: float | None = None
-
-
 def predicted(
-    question: Question,
     record: Mapping[str, Any],
-    growth: Callable[[str, str | None], Growth],
+    growth: Callable[[], Growth],
     pilot: Callable[[], Pilot | None] | None = None,
+    *,
+    d_data: float | None,
+    label_sharpness: float | None,
+    train_size: float | None,
+    target_loss: float | None,
 ) -> tuple[Prediction, Pilot | None]:
     """Answer from a sweep's fits, or raise a SweepError; the warning says what was left out of the pilot.
 
-    The question's numbers go before measured ones (``record`` as ``isweep measure --json`` writes it, or
-    empty), and these before the pilot's. ``growth`` fits how losses of a model and domain grow, and ``pilot``
-    reads or trains small trainings on the dataset itself: each is asked once it is known to help.
+    What will the loss be at ``train_size``, or how many images are needed for ``target_loss``? Given d_data
+    and K_F (on the scale of the sweep) go before measured ones (``record`` as ``isweep measure --json``
+    writes it, or empty), and these before the pilot's. ``growth`` fits how losses grow, and ``pilot`` reads
+    or trains small trainings on the dataset itself: each is asked once it is known to help.
     """
     from orchestrator.analysis.prediction import predict
     from orchestrator.analysis.prediction_inputs import check_scale, values_of
@@ -296,12 +226,12 @@ def predicted(
             found = f"no {' and no '.join(missing)}"
             raise ConfigError("A prediction needs d_data and label_sharpness", found, way_out)
 
-    asked = {"d_data": question.d_data, "label_sharpness": question.label_sharpness}
+    asked = {"d_data": d_data, "label_sharpness": label_sharpness}
     numbers = values_of(record) | {name: value for name, value in asked.items() if value is not None}
     if pilot is None or record:
         complete(numbers)
-    known = growth(question.model, question.domain)  # first: no pilot makes up for a sweep
-    if question.label_sharpness is None:
+    known = growth()  # first: no pilot makes up for a sweep
+    if label_sharpness is None:
         check_scale(record, known.scale)
     trained = None if pilot is None else pilot()
     if trained is not None:
@@ -312,8 +242,8 @@ def predicted(
         known,
         d_data=float(numbers["d_data"]),
         label_sharpness=float(numbers["label_sharpness"]),
-        train_size=question.train_size,
-        target_loss=question.target_loss,
+        train_size=train_size,
+        target_loss=target_loss,
         pilot=() if trained is None else trained.points,
     )
     notes = () if trained is None else trained.notes

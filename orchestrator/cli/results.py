@@ -7,21 +7,21 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.commands import Mirror, Question
     from orchestrator.planning.plan import Workspace
+    from orchestrator.results.state import State
     from search_spaces.specs import Domain
 
 SHORT = {
@@ -259,7 +259,7 @@ def report(
         published: Print the study's own regressions redone on its published numbers, and how this sweep
             agrees with every published quantity; needs no SWEEP.
     """
-    from orchestrator.commands import compare_with_mlflow, say_what_is_absent, written_report
+    from orchestrator.commands import written_report
     from orchestrator.results.state import read_state
 
     if published:
@@ -271,9 +271,9 @@ def report(
     path = written_report(workspace, state, figures)
     if path is None:
         raise no_results(sweep, workspace, place)
-    say_what_is_absent(workspace, state, place.hint("run", sweep), tell)
+    tell_what_is_absent(sweep, workspace, state, place)
     if not from_store:
-        compare_with_mlflow(workspace, state, _mirror(sweep, place), tell)
+        compare_with_mlflow(sweep, workspace, state, place)
     return emit(place, {"report": str(path)}, str(path))
 
 
@@ -412,16 +412,23 @@ def predict(
     from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.table import number
-    from orchestrator.commands import Question, predicted
+    from orchestrator.commands import predicted
 
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
-    question = Question(model, domain, d_data, label_sharpness, train_size, target_loss)
 
-    def growth(model: str, domain: str | None) -> Growth:
+    def growth() -> Growth:
         table = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms_of(work.open(sweep)))
 
-    found, pilot = predicted(question, record, growth, _pilot(sweep, trained, question, work))
+    found, pilot = predicted(
+        record,
+        growth,
+        _pilot(sweep, trained, model, domain, work),
+        d_data=d_data,
+        label_sharpness=label_sharpness,
+        train_size=train_size,
+        target_loss=target_loss,
+    )
     points = () if pilot is None else pilot.points
     losses = ", ".join(f"{number(p.test_loss)} at {number(p.train_size)}" for p in points)
     tried = f"Pilot: test loss {losses} images." if points else ()
@@ -429,7 +436,9 @@ def predict(
     emit(work, {**found.to_json(), "pilot": [*map(asdict, points)]}, whose, found.lines(), tried)
 
 
-def _pilot(sweep: str, trained: PilotOptions, question: Question, work: o.Work) -> Callable[[], Pilot] | None:
+def _pilot(
+    sweep: str, trained: PilotOptions, model: str, domain: Domain | None, work: o.Work
+) -> Callable[[], Pilot] | None:
     """Return what reads or trains the pilot that was asked for."""
     from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
@@ -440,13 +449,12 @@ def _pilot(sweep: str, trained: PilotOptions, question: Question, work: o.Work) 
         return None
     source, path = trained.pilot, Path(trained.pilot).expanduser()
     if is_pilot_table(path):
-        return lambda: read_pilot(path, question.model)
+        return lambda: read_pilot(path, model)
 
     def train() -> Pilot:
         from orchestrator.running.measuring import PilotRequest, run_pilot
 
-        sizes, domain = trained.pilot_sizes, cast("Domain | None", question.domain)
-        request = PilotRequest(source, question.model, sizes, trained.pilot_test_size, domain)
+        request = PilotRequest(source, model, trained.pilot_sizes, trained.pilot_test_size, domain)
         return run_pilot(work.open(sweep).plan.sweep, request, work.options({}), progress(work))
 
     return train
@@ -500,21 +508,58 @@ def power(
 
 
 def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep, one row at least; see `orchestrator.commands.results_of`."""
-    from orchestrator.commands import results_of
+    """Return the tidy table of a sweep, one row at least, compared with MLflow unless ``from_store``.
+
+    Where the store cannot be reached and MLflow can, the table is MLflow's.
+    """
+    from orchestrator.analysis.report import results_table
+    from orchestrator.results.state import read_state
+    from orchestrator.results.tracking import tracked_rows
 
     workspace = place.open(sweep)
-    mirror = None if from_store else _mirror(sweep, place)
-    table = results_of(workspace, mirror, place.hint("run", sweep), tell)
+    try:
+        state = read_state(workspace)
+    except SetupError as error:
+        if from_store:
+            raise
+        table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
+        if table.empty:
+            raise
+        why = f"nothing vouches for them: the result store cannot be read ({error})"
+        tell(f"These numbers are MLflow's, and {why}")
+        return table
+    tell_what_is_absent(sweep, workspace, state, place)
+    table = results_table(workspace, state=state)
     if table.empty:
         raise no_results(sweep, workspace, place)
+    if not from_store:
+        compare_with_mlflow(sweep, workspace, state, place)
     return table
 
 
-def _mirror(sweep: str, place: o.Place) -> Mirror:
-    from orchestrator.commands import Mirror
+def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: o.Place) -> None:
+    """Say what no row shows: results that are not believed, and how many trials have none."""
+    for item in state.unreadable:
+        tell(f"not believed: {item.path}: {item.reason}")
+    planned, done = len(workspace.plan.trials), len(state.results)
+    if done < planned and (done or state.partial):
+        run = place.hint("run", sweep)
+        tell(f"{done} of {planned} trials are done; {planned - done} are left: {run}")
 
-    return Mirror(place.mlflow_uri, place.hint("reconcile", sweep))
+
+def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o.Place) -> None:
+    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
+    from orchestrator.results.store import ResultStore
+    from orchestrator.results.tracking import differences, tracked_rows
+
+    try:
+        storage = ResultStore(workspace.results_url).identity()
+        tracked = tracked_rows(workspace, place.mlflow_uri, storage)
+    except (SetupError, CorruptStoreError) as error:
+        tell(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        return
+    for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
+        tell(sentence)
 
 
 def read_search(sweep: str, place: o.Place) -> pd.DataFrame:

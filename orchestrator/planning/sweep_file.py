@@ -203,6 +203,8 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
             own = own.model_copy(update={"class_names": names})
         return choice.model_copy(update={"own": own})
 
+    if all(choice.own is None for choice in spec.datasets):
+        return spec  # a copy would have datasets of its own, which one of worlds must not
     return spec.model_copy(update={"datasets": tuple(map(own_path, spec.datasets))})
 
 

@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import make_tracker
-from tests.unit.orchestrator.results.test_tracking import SWEEP, flat
+from tests.unit.orchestrator.results.test_tracking import flat
 
 NUM_RUNS, PORT, PASSWORD, QUOTED = 120, 54399, "p@ss/w:rd", "p%40ss%2Fw%3Ard"
 
@@ -82,7 +82,8 @@ def main() -> int:
     folder, said = Path(tempfile.mkdtemp(prefix="isweep-postgres-")), list[str]()
     server = Server(folder)
     try:
-        workspace = Workspace.open({**SWEEP, "name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-"))
+        changes, root = {"name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-")
+        workspace = Workspace.open("smoke", root, changes=changes)
         workspace.paths.make()
         tracker = make_tracker(workspace, ResultStore(workspace.results_url), server.uri, say=said.append)
         breaker = threading.Thread(target=break_things, args=(server,))

@@ -444,8 +444,8 @@ MUTATIONS = (
     ),
     Mutation(
         "MLflow shows what the last attempt died of", RUNS,
-        "            if tags.items() <= shown.items():",
-        "            if True:",
+        "if failed and tags.items() <= self.client.get_run(failed.run_id).data.tags.items():",
+        "if failed:",
     ),
     Mutation(
         "points that MLflow did not take are sent later", TRACKING,
