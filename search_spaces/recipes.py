@@ -97,8 +97,7 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
     for values in itertools.product(*fields.values()):
         changes = dict(zip(fields, values, strict=True)) | _overridden(choice.overrides, model, dataset)
         new = {name: value for name, value in changes.items() if value != getattr(base, name)}
-        spelled = {key: repr(value) if isinstance(value, float) else str(value).lower() for key, value in new.items()}
-        name = "+".join([base.name, *map("=".join, sorted(spelled.items()))])
+        name = "+".join([base.name, *(f"{key}={str(new[key]).lower()}" for key in sorted(new))])
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **new, "name": name})
     return tuple(grid.values())
 

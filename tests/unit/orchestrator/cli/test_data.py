@@ -163,6 +163,14 @@ def test_what_would_not_be_used_is_refused(measure, own, words, message):
     assert (code, message in err) == (2, True)
 
 
+def test_a_correction_that_cannot_be_told_says_why(measure, features):
+    code, out, _ = measure(features(pixels(40), [])[0], "--calibrate")
+    assert (code, "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())) == (
+        0,
+        True,
+    )
+
+
 def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
     source = features(pixels(40), [])[0]
     lines = ["no tumour", "tumour"] * 20

@@ -102,7 +102,10 @@ def data(text):
         (GOOD + "attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         (GOOD + "attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
-        (GOOD + "attacks: {epsilons: [0.03, 0.3]}", r"attacks.epsilons: must be in 1/255 .*: 8 stands for 8/255"),
+        (
+            GOOD + "attacks: {epsilons: [0.03, 0.3]}",
+            r"attacks.epsilons: must be in 1/255 .* 8/255",
+        ),
         (GOOD + "estimators: []", r"estimators: must not be empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
