@@ -165,10 +165,8 @@ def test_what_would_not_be_used_is_refused(measure, own, words, message):
 
 def test_a_correction_that_cannot_be_told_says_why(measure, features):
     code, out, _ = measure(features(pixels(40), [])[0], "--calibrate")
-    assert (code, "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())) == (
-        0,
-        True,
-    )
+    assert code == 0
+    assert "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())
 
 
 def test_labels_of_several_words_one_a_line(measure, features, tmp_path):

@@ -140,6 +140,14 @@ def test_what_is_wrong_about_data_is_told_as_it_was_typed(run, words):
     assert "Traceback" not in err
 
 
+def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("plan", "mine")
+    assert (code, out) == (2, "")
+    assert "write ./mine.yaml" in err
+
+
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):
     code, out, err = run("run", "smoke", "--no-tracking", "--address", "127.0.0.1:9")
     assert (code, out) == (3, "")

@@ -118,7 +118,7 @@ def data(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
-    ids=range(39),
+    ids=range(40),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
