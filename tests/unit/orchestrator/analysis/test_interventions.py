@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from orchestrator.analysis.findings import findings
+from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import Arm, fit_interventions
 from orchestrator.analysis.table import number
@@ -117,6 +117,12 @@ def test_arms_that_hold_k_f_controls_and_bases_say_what_the_law_says():
     assert low <= 0 <= high
     assert effect(found, "exponent").value == pytest.approx(1.0)
     assert set(effect(found, "exponent").by_world) == {"w0", "w1", "w2", "w3"}
+
+
+def test_no_claim_is_made_of_what_holds_between_worlds():
+    fits = fit_scaling_laws(table(1.0), arms=ARMS)
+    assert [one.verdict for one in findings(fits)] == ["described"]
+    assert "Its worlds share images" in "\n".join(summary(fits))
 
 
 def test_a_world_whose_networks_have_one_train_size_each_has_no_exponent():
