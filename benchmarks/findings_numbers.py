@@ -101,8 +101,9 @@ class PairTable:
         self.twonn = np.array([float(measured[pair]["d_data_twonn"]) for pair in self.pairs])
         self.log_k = np.log([float(measured[pair]["label_sharpness"]) for pair in self.pairs])
         self.classes = np.array([pair.split("-") for pair in self.pairs])
-        tail = {row["class_pair"]: float(row["alpha"]) for row in read(RESULTS / f"{name}_tail.csv")}
-        self.tail = np.array([tail[pair] for pair in self.pairs])
+        images = {row["class_pair"]: row for row in read(RESULTS / f"{name}_tail.csv")}
+        self.tail = np.array([float(images[pair]["alpha"]) for pair in self.pairs])
+        self.nearest = np.log([float(images[pair]["nearest"]) for pair in self.pairs])
 
     def jackknifed(self, of, null: float = 0.0) -> dict[str, float]:
         """A function of places of pairs, with its scatter when a class is left out."""
@@ -127,15 +128,43 @@ class PairTable:
         y, x = self.loss[:, models, sizes], -np.log(np.array(self.sizes, dtype=float))[sizes]
         return y - y.mean(2, keepdims=True), x - x.mean()
 
-    def on_sharpness(self, response, d, models=slice(None), sizes=slice(None)) -> dict[str, float]:
-        """Slope of a response's mean over networks and N on log K_F, at equal 1/d."""
+    def on_sharpness(
+        self, response, d, models=slice(None), sizes=slice(None), beside=None, of: int = 0
+    ) -> dict[str, float]:
+        """Slope of a response's mean over networks and N on log K_F, at equal 1/d and what stands beside;
+        ``of``: the place of another column whose slope is asked.
+        """
         height = response[:, models][:, :, sizes].mean((1, 2))
+        columns = np.column_stack([self.log_k, 1 / d, np.ones(len(d)) if beside is None else beside])
 
         def slope(at):
-            columns = np.column_stack([np.ones(len(at)), self.log_k[at], 1 / d[at]])
-            return float(np.linalg.lstsq(columns, height[at], rcond=None)[0][1])
+            free = np.column_stack([columns[at], np.ones(len(at))])
+            return float(np.linalg.lstsq(free, height[at], rcond=None)[0][of])
 
         return self.jackknifed(slope)
+
+    def after(self) -> dict[str, dict[str, float]]:
+        """What was asked after the data were seen."""
+        of_class = (self.classes[:, :, None] == np.unique(self.classes)).any(1).astype(float)
+        nearest = {"beside": self.nearest[:, None]}
+        large = np.flatnonzero(self.loss.mean((1, 2)) > np.median(self.loss.mean((1, 2))))
+        small = np.setdiff1d(np.arange(len(self.pairs)), large)
+        y, x = self.curves()
+
+        def exponent(at):
+            along = x / self.d[at, None, None]
+            return float((along * y[at]).sum() / (along**2 * np.ones_like(y[at])).sum())
+
+        return {
+            "log R̂ on log K_F, a height per class": self.on_sharpness(self.r_hat, self.d, beside=of_class),
+            "log R̂ on log K_F, without 1/d": self.on_sharpness(self.r_hat, np.ones(len(self.d))),
+            "log R̂ on log K_F, at equal mean distance": self.on_sharpness(self.r_hat, self.d, **nearest),
+            "log R̂ on that distance": self.on_sharpness(self.r_hat, self.d, **nearest, of=2),
+            "exponent, the half of pairs with larger losses": self.jackknifed(
+                lambda at: exponent(np.intersect1d(at, large))
+            ),
+            "exponent, the other half": self.jackknifed(lambda at: exponent(np.intersect1d(at, small))),
+        }
 
     def rivals(self) -> dict[str, dict[str, float]]:
         """Squared error of each rule on pairs whose classes it has not seen, over that of flat curves."""
@@ -202,6 +231,7 @@ class PairTable:
             **{f"exponent, {m}": self.exponent(self.d, models=[k]) for k, m in enumerate(self.models)},
             "rivals": self.rivals(),
             "turned": self.turned(),
+            "after": self.after(),
         }
 
 
@@ -221,6 +251,7 @@ def interventions(*names: str) -> dict[str, object]:
         cells[row["dataset"], row["model"], int(row["train_size"])].append(row)
     largest = max(size for _, _, size in cells)
     measured = {dataset: found[0] for (dataset, _, size), found in cells.items() if size == largest}
+    height: dict[str, float] = {}
     worlds: dict[str, dict[str, list[float]]] = {"loss": defaultdict(list), "r_hat": defaultdict(list)}
     passed = tried = 0
     for dataset, row in sorted(measured.items()):
@@ -234,6 +265,11 @@ def interventions(*names: str) -> dict[str, object]:
         if abs(moved) < np.log(2) or abs(held) >= 0.05:
             continue
         passed += 1
+        both = [
+            _mean(cells[of, model, size], "loss")
+            for of, model, size in cells if of in (dataset, f"{world}_base")
+        ]  # fmt: skip
+        height[world] = float(np.mean(both))
         for response, by_world in worlds.items():
             changes = []
             for (of, model, size), mine in cells.items():
@@ -253,6 +289,13 @@ def interventions(*names: str) -> dict[str, object]:
         found[response] = over(slopes)
         real = {world: slope for world, slope in slopes.items() if kind(world) != "generated"}
         found[f"{response}, real"] = over(real)
+        by_height = sorted(real, key=height.__getitem__)
+        for k, third in enumerate(("smallest", "middle", "largest")):
+            part = np.array_split(np.array(by_height), 3)[k]
+            found[f"{response}, real, {third} losses"] = over({str(w): real[str(w)] for w in part}) | {
+                "losses of bases and arms": [float(np.exp(height[str(part[end])])) for end in (0, -1)]
+            }
+        found[f"{response}, widths"] = exchanged(real)
         for of in sorted({kind(world) for world in slopes}):
             found[f"{response}, {of}"] = over({w: slope for w, slope in slopes.items() if kind(w) == of})
     return found
@@ -271,6 +314,21 @@ def over(slopes: dict[str, float]) -> dict[str, object]:
         **judged(mean, float(values.std(ddof=1) / np.sqrt(num)), num - 1),
         "by digit": [mean - reach, mean + reach],
     }
+
+
+def exchanged(slopes: dict[str, float], times: int = 500) -> dict[str, float]:
+    """The jackknife's width over that of t, and what it is where worlds of the same slopes share nothing."""
+    values = np.array(list(slopes.values()))
+    kept = np.array([[digit not in _digits(world) for world in slopes] for digit in "0123456789"])
+
+    def ratio(of: np.ndarray) -> float:
+        scatter = (((kept @ of) / kept.sum(1) - of.mean()) ** 2).sum()
+        plain = t_quantile(len(of) - 1) * of.std(ddof=1) / np.sqrt(len(of))
+        return float(t_quantile(9) * np.sqrt(0.9 * scatter) / plain)
+
+    rng, own = np.random.default_rng(0), ratio(values)
+    drawn = [ratio(rng.permutation(values)) for _ in range(times)]
+    return {"ratio": own, "median": float(np.median(drawn)), "p": float(np.mean(np.array(drawn) >= own))}
 
 
 def _digits(world: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from harness import Found, run, source
+from scipy.spatial.distance import cdist
 
 from orchestrator.analysis.grouped import Slope, fit_pairs
 from orchestrator.analysis.table import read_csv
@@ -50,7 +51,9 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
-    """Return of every pair the α of its images' covariance spectrum: eigenvalue k falls as k^-(1 + α)."""
+    """Return of every pair the α of its images' covariance spectrum, where eigenvalue k falls as k^-(1 + α),
+    and the mean distance of an image to the nearest one of the other class, with pixels from 0 to 1.
+    """
     workspace = Workspace.open(preset, root, as_run=True)
     (spec,) = workspace.plan.prepared
     prepared = PreparedDataset.open(workspace.paths.prepared(spec))
@@ -58,9 +61,11 @@ def tails(preset: str, root: str) -> pd.DataFrame:
     rows = []
     for pair in combinations(range(10), 2):
         own = images[np.isin(prepared.labels, pair)]
+        apart = cdist(*(images[prepared.labels == name] / images.max() for name in pair))
+        nearest = np.concatenate([apart.min(axis=0), apart.min(axis=1)]).mean()
         values = np.sort(np.linalg.eigvalsh(np.cov(own.T)))[::-1][TAIL[0] - 1 : TAIL[1]]
         slope = np.polyfit(np.log(np.arange(TAIL[0], TAIL[0] + len(values))), np.log(values), 1)[0]
-        rows.append({"class_pair": f"{pair[0]}-{pair[1]}", "alpha": -slope - 1})
+        rows.append({"class_pair": f"{pair[0]}-{pair[1]}", "alpha": -slope - 1, "nearest": nearest})
     return pd.DataFrame(rows)
 
 

@@ -97,13 +97,9 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
     for values in itertools.product(*fields.values()):
         changes = dict(zip(fields, values, strict=True)) | _overridden(choice.overrides, model, dataset)
         new = {name: value for name, value in changes.items() if value != getattr(base, name)}
-        name = "+".join([base.name, *(f"{key}={_spelled(new[key])}" for key in sorted(new))])
+        name = "+".join([base.name, *(f"{key}={str(new[key]).lower()}" for key in sorted(new))])
         grid[name] = RecipeSpec.model_validate({**base.model_dump(), **new, "name": name})
     return tuple(grid.values())
-
-
-def _spelled(value: object) -> str:
-    return repr(value) if isinstance(value, float) else str(value).lower()
 
 
 RELEASED_SEED = 1337

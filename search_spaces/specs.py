@@ -196,11 +196,17 @@ class RecipeSpec(Spec):
     test_loss: TestLoss = "mean_over_examples"
 
 
+def _in_255ths(epsilons: tuple[float, ...]) -> tuple[float, ...]:
+    if max(epsilons, default=1) < 0.5:
+        raise ValueError("must be in 1/255 of the pixel range, one at least from 0.5 on: 8 stands for 8/255")
+    return each_once(epsilons)
+
+
 class AttackSpec(Spec):
     """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
 
     methods: Annotated[tuple[Literal["fgsm", "pgd"], ...], AfterValidator(each_once)] = ("fgsm",)
-    epsilons: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(each_once)] = (
+    epsilons: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(_in_255ths)] = (
         *(1.0, 2.0, 4.0, 8.0),
     )
 

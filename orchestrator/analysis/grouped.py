@@ -193,7 +193,7 @@ class GroupedFit:
 
     def table(self) -> Table:
         """The slopes as a table of text."""
-        note = f"G: groups that a slope rests on, of {self.num_groups}. Adjusted p: Holm's, over all slopes."
+        note = "G: groups that a slope rests on. Adjusted p: Holm's, over all slopes."
         return _table(f"Slopes of {self.design.response}", note, self.slopes)
 
     def to_json(self) -> dict[str, object]:
@@ -308,12 +308,12 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
 
 
 class _Groups:
-    """Units (n,), the combinations of the group columns, and what they are called (U); the names of the
+    """Units (n,), the groups of a row in whichever order, and what they are called (U); the names of the
     groups (G,), and to which of them each unit belongs (U, G): to itself where there is one column.
     """
 
     def __init__(self, columns: i.Codes) -> None:
-        units, self.unit = np.unique(columns, axis=0, return_inverse=True)
+        units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
         self.names, self.crossed = np.unique(units), columns.shape[1] > 1
         self.member = (units[:, :, None] == self.names).any(axis=1)

@@ -377,7 +377,7 @@ class Curve:
             if better is not None and better >= WORTH:
                 named = t.listing([f"{size:.0f}" for size in sizes])
                 return [f"{poor}; a pilot at {named} images would make it {better:.0%} shorter"]
-        return [f"{poor}, and no pilot of up to {MOST_PILOT} trainings would by {WORTH:.0%}"]
+        return [f"{poor}; nor would a pilot of up to {MOST_PILOT} trainings make it {WORTH:.0%} shorter"]
 
     def loss_at(self, train_size: float) -> tuple[float, Interval | None]:
         """Return the loss of one training and its interval, or raise why they cannot be told."""

@@ -19,6 +19,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from orchestrator.running.cluster import Cluster
     from orchestrator.running.measuring import Measured
+    from tasks.measures.calibration import CalibratedDimension
     from tasks.measures.estimators import IntrinsicDimension
     from tasks.measures.records import MeasureSettings
     from tasks.measures.sharpness import LabelSharpness
@@ -292,13 +293,13 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
             images = k_f = duplicates = ""
     if (corrected := record.calibration) is not None:
         spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
-        table.add_row("", "calibrated", cell(corrected.value), spread, "", "")
+        table.add_row("", "calibrated", _or_why(corrected), spread, "", "")
     yield table
     if record.label_sharpness is None:
         yield "No label sharpness: there are no labels; --labels names a file of them."
 
 
-def _or_why(number: IntrinsicDimension | LabelSharpness) -> str:
+def _or_why(number: IntrinsicDimension | CalibratedDimension | LabelSharpness) -> str:
     return cell(number.value) or f"undefined: {number.reason}"
 
 

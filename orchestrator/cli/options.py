@@ -26,7 +26,8 @@ def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
         try:
             value = int(text)
         except ValueError:
-            raise ValueError(f"must be a whole number, got {text!r}") from None
+            parted = "; put blanks, not commas, between numbers" if "," in text else ""
+            raise ValueError(f"must be a whole number, got {text!r}{parted}") from None
         if not least <= value < below:
             limits = f"at least {least}" + (" and below 2^63" if value >= below else "")
             raise ValueError(f"must be {rule or limits}, got {value}")

@@ -28,7 +28,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import ScalarNode
 
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
+from search_spaces.errors import ConfigError, SweepError, collect, nearest_path, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
@@ -177,7 +177,8 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
         return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
         what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
-        raise ConfigError(f"The {kind} must exist", str(path), f"{what} are: {', '.join(names)}") from None
+        way_out = f"{what} are: {', '.join(names)}; {nearest_path(path)}"
+        raise ConfigError(f"The {kind} must exist", str(path), way_out) from None
 
 
 def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
@@ -188,7 +189,7 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
             return choice
         check_own_options(own_dataset_spec(choice.name, choice.own))
         try:
-            path = folder / Path(choice.own.path).expanduser()
+            path = folder.absolute() / Path(choice.own.path).expanduser()
         except RuntimeError:
             rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
             raise ConfigError(rule, choice.own.path) from None
@@ -430,7 +431,7 @@ def read_text(path: Path, kind: str, max_bytes: int) -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            found = "a folder" if path.is_dir() else "no regular file"
+            found = "a folder; isweep init writes a file for one" if path.is_dir() else "no regular file"
             raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
         if status.st_size > max_bytes:
             rule = f"A {kind} may have at most {max_bytes:,} bytes"

@@ -193,7 +193,8 @@ def doubt_lines(record: PreparedRecord) -> list[str]:
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
     whole = f"{record.num_images:,} images, {len(record.label_names)} classes, {record.num_groups:,} groups"
-    lines = [f"{record.title}: {whole}"]
+    alone = ", every image its own (docs/datasets.md says how to name patients)"
+    lines = [f"{record.title}: {whole}{alone if record.num_groups == record.num_images else ''}"]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     for name, count in record.num_images_per_label.items():

@@ -147,15 +147,12 @@ def list_packaged(request: RawRequest) -> Listing:
 packaged = Source(list_packaged, lambda request: row_reader(SETS[request.dataset.name]().pixels))
 
 
-def _not_installed(package: str) -> SetupError:
-    return SetupError(f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'")
-
-
 def _file(package: str, name: str) -> Path:
     """Return a file of an installed package, without importing the package."""
     found = find_spec(package)
     if found is None or found.origin is None:
-        raise _not_installed(package)
+        way_out = "pip install 'isweep[demo]'"
+        raise SetupError(f"This dataset comes with {package}", "not installed", way_out)
     return Path(found.origin).parent / name
 
 

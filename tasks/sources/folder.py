@@ -93,8 +93,12 @@ def list_folder(request: RawRequest) -> Listing:
     classes = {label for _, (label, _) in meant}
     if len(classes) < 2:
         rule = "the folder must hold one subfolder of images per class, two at least"
-        way_out = EXPECTED + _hint(tree, is_archive=root.is_file())
-        raise DataError(f"{request.dataset.name}: {rule}", f"{len(classes)} with images", way_out)
+        endings = {PurePath(name).suffix.lower() for name in tree}  # what else is there that could be read
+        hints = dict.fromkeys(hint for ending, hint in HINTS.items() if ending in endings)
+        unpack = ", unpacked with its images" if root.is_file() else ""
+        way_out = "; ".join([EXPECTED, *(hint + unpack * (hint == OF_TABLE) for hint in hints)])
+        found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
+        raise DataError(f"{request.dataset.name}: {rule}", found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
     if wrapper:
         counts["the one top folder taken as the source"] = 1
@@ -285,14 +289,6 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
             "move the others elsewhere, or give the folder of one split",
         )
     return False
-
-
-def _hint(tree: RawTree, *, is_archive: bool) -> str:
-    """Say what else the folder holds that could be read, when it has no class folders."""
-    endings = {PurePath(name).suffix.lower() for name in tree}
-    hints = dict.fromkeys(hint for ending, hint in HINTS.items() if ending in endings)
-    unpack = ", unpacked with its images" if is_archive else ""
-    return "".join(f"; {hint}{unpack if hint == OF_TABLE else ''}" for hint in hints)
 
 
 def _empty_folders(tree: RawTree, used: Sequence[str], with_splits: bool, layout: Layout) -> dict[str, int]:

@@ -288,16 +288,13 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     finally:
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (num_images, shape.num_outputs):
+        returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
             "A model returns one row of logits per image",
-            f"{spec.library} {spec.architecture} returned {_shape_of(logits)} for {num_images} "
+            f"{spec.library} {spec.architecture} returned {returned} for {num_images} "
             f"image{'s'[: num_images - 1]} and {shape.num_outputs} outputs",
             "choose a classification architecture",
         )
-
-
-def _shape_of(logits: object) -> str:
-    return str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
 
 
 def check_buildable(

@@ -25,9 +25,10 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PAGES = {"Best model": "mlflow-best", "Test loss over N": "mlflow-curve"}
 SETTLE_S = 6.0
 """Until a page that asks for its data has drawn them."""
-CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")]
-    .filter(one => one.textContent.startsWith("MLflow Assistant") && one.querySelector("button")).pop();
-    if (heading) [...heading.querySelectorAll("button")].pop().click()"""
+CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")].filter(one => one.offsetParent
+        && one.textContent.startsWith("MLflow Assistant") && one.querySelector("button")).pop();
+    if (heading) [...heading.querySelectorAll("button")].pop().click();
+    return Boolean(heading)"""
 
 
 def main() -> None:
@@ -65,7 +66,8 @@ def mlflow_page(driver: Any, root: Path) -> None:
             driver.get(pages[question])
             for _ in range(4):  # on a busy machine the assistant opens late
                 time.sleep(SETTLE_S)
-                driver.execute_script(CLOSE_ASSISTANT)
+                if driver.execute_script(CLOSE_ASSISTANT):
+                    break
             time.sleep(SETTLE_S)
             _save(driver, picture)
         served.send_signal(signal.SIGINT)

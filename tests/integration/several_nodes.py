@@ -45,8 +45,8 @@ from tests.integration.sweeps import command, stored
 STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
 WORKERS = {"one_gpu": 1, "two_gpus": 2}
-SHARES = {0.5: 6}
-"""GPU share of a trial: how many such trials three GPUs hold."""
+SHARES = {0.5: 6, 0.6: 3}
+"""GPU share of a trial: how many such trials three GPUs hold. Two of 0.6 would fit on no GPU."""
 BARRIER_S = 60
 TASKS = 8  # twice the CPUs of all nodes
 ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times

@@ -304,3 +304,18 @@ def test_the_figure_has_a_panel_per_column():
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
         "mean of a group", "slope within groups", "slope between groups"
     }  # fmt: skip
+
+
+def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
+    rng, names = np.random.default_rng(3), "abcdef"
+    pairs = [(a, b) for a, b in permutations(names, 2) if a < b for _ in range(4)]
+    table = pd.DataFrame(pairs, columns=["first", "second"]).assign(
+        x=rng.normal(size=len(pairs)), y=rng.normal(size=len(pairs))
+    )
+    turned = table.copy()
+    turned.loc[::2, ["first", "second"]] = table.loc[::2, ["second", "first"]].to_numpy()
+    design = Design("y", ("x",), ("first", "second"))
+    one, other = fit_groups(table, design), fit_groups(turned, design)
+    assert (one.num_groups, other.num_groups) == (15, 15)
+    for level in ("within", "between"):
+        assert other.find(level, "x").interval == pytest.approx(one.find(level, "x").interval, rel=1e-9)

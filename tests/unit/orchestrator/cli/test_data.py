@@ -163,6 +163,12 @@ def test_what_would_not_be_used_is_refused(measure, own, words, message):
     assert (code, message in err) == (2, True)
 
 
+def test_a_correction_that_cannot_be_told_says_why(measure, features):
+    code, out, _ = measure(features(pixels(40), [])[0], "--calibrate")
+    assert code == 0
+    assert "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())
+
+
 def test_labels_of_several_words_one_a_line(measure, features, tmp_path):
     source = features(pixels(40), [])[0]
     lines = ["no tumour", "tumour"] * 20
@@ -221,6 +227,7 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(ru
     allowed = (source, "--image-size", "12", "--max-skipped-share", "10%")
     shown = run("measure", *allowed)[1]
     assert "skipped: not an image, 2" in shown
+    assert "groups, every image its own (docs/datasets.md says how to name patients)" in shown
     assert "isweep locate HASH" in shown
     found = measured(*allowed)
     assert found["label_names"] == ["benign", "malignant"]

@@ -114,6 +114,7 @@ measure digits --raw .
 prepare digits --raw .
 measure digits --class-pair 3 x
 measure digits --image-size 2
+measure digits --train-sizes 9,20
 measure digits --seed -1
 measure digits --num-cpus abc
 measure digits --device foo
@@ -137,6 +138,14 @@ def test_what_is_wrong_about_data_is_told_as_it_was_typed(run, words):
     assert (code, out) == (2, "")
     assert re.search(rf"(found: |got |value )[^;]*{re.escape(words.split()[-1])}", err)
     assert "Traceback" not in err
+
+
+def test_a_sweep_file_that_is_named_without_its_ending_is_found(run, tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("plan", "mine")
+    assert (code, out) == (2, "")
+    assert "write ./mine.yaml" in err
 
 
 def test_a_cluster_that_does_not_answer_is_no_mistake_of_words(run):

@@ -102,6 +102,10 @@ def data(text):
         (GOOD + "attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         (GOOD + "attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
+        (
+            GOOD + "attacks: {epsilons: [0.03, 0.3]}",
+            r"attacks.epsilons: must be in 1/255 .* 8/255",
+        ),
         (GOOD + "estimators: []", r"estimators: must not be empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),
@@ -114,7 +118,7 @@ def data(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
-    ids=range(39),
+    ids=range(40),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -185,7 +189,8 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "home.yaml").write_text(own, encoding="utf-8")
     for name, message in {
         "pipe": r"must be a file; found: .*pipe\.yaml is no regular file",
-        "folder": r"must be a file; found: .* is a folder",
+        "folder": r"must be a file; found: .* is a folder; isweep init writes a file for one",
+        "hom": r"presets are: .*; did you mean .*home\.yaml",
         "absent": r"must exist; found: .*absent.yaml; presets are: .*demo",
         "binary": r"must be readable UTF-8 .*; save it as UTF-8",
         "big": "at most 1,000,000 bytes",
@@ -196,11 +201,13 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(("path", "found"), [("images", "{folder}/images"), ("/data/x", "/data/x")])
-def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, path, found):
+def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, monkeypatch, path, found):
     file = tmp_path / "mine.yaml"
     text = data(f"name: own, own: {{kind: folder, path: {path}, domain: medical}}")
     file.write_text("\ufeff" + text, encoding="utf-8")
-    assert load_sweep(str(file)).datasets[0].own.path == found.format(folder=tmp_path)
+    monkeypatch.chdir(tmp_path)  # a sweep that ran as ./mine.yaml is read again from its root's folder
+    for written in (str(file), "./mine.yaml"):
+        assert load_sweep(written).datasets[0].own.path == found.format(folder=tmp_path)
 
 
 MINE = {

@@ -41,6 +41,8 @@ CASES = {
         excluded={"not an image by its ending": 1, "outside the class folders": 1}),
     "hidden files": case(*CATS, "cat/.a.png", "dog/._a.png", ".git/x.png", ".DS_Store", "cat/Thumbs.db",
         images=6, excluded={HIDDEN: 3}),
+    "a class in place of the folder of classes": case("a.png", "b.png",
+        refused="0 with images, 2 images outside of any; expected: FOLDER/<class>/image.png"),
     "no image": case("cat/notes.txt", refused="two at least; found: 0 with images"),
     "an empty class": case(*CATS, "horse/notes.txt", flags={"class folder without an image: horse": 1}),
     "a class that vanishes": case(*CATS, files={"horse/a.png": b"junk"}, may_skip=0.5,
