@@ -94,10 +94,12 @@ def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):
         for one in (worlds["loss, real"], worlds["r_hat, real"])
         for value, ends in [(abs(one["value"]), [abs(end) for end in one["by digit"]])]
     )
+    beside = [numbers[name]["log R̂ on log K_F, at equal mean distance"] for name in PAIRS]
+    assert all(one["low"] < 0 < one["high"] for one in beside)
     said = (
-        f"log R̂ on log K_F: slopes {slopes}; the law says −1. But where K_F alone is moved, in "
-        f"{worlds['loss, real']['worlds']} worlds of real images, log loss rises by {loss} and log R̂ falls "
-        f"by {robustness} per unit of log K_F"
+        f"log R̂ on log K_F: slopes {slopes}; the law says −1. At equal mean distance between classes none is "
+        f"told from 0; where K_F alone is moved, in {worlds['loss, real']['worlds']} worlds of real images, log "
+        f"loss rises by {loss} and log R̂ falls by {robustness} per unit of log K_F"
     )
     assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
