@@ -99,7 +99,7 @@ File = Annotated[Path | None, _each(lambda text: Path(_named(text)), metavar="FI
 Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
-_SWEEP = "Name of a preset or of a sweep of the root, or path of a sweep file."
+_SWEEP = "Name of a preset or of a sweep of the root (as it last ran), or path of a sweep file."
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare with MLflow.")]
 Address = Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")]
