@@ -94,7 +94,7 @@ def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):
         for one in (worlds["loss, real"], worlds["r_hat, real"])
         for value, ends in [(abs(one["value"]), [abs(end) for end in one["by digit"]])]
     )
-    beside = [numbers[name]["log R̂ on log K_F, at equal mean distance"] for name in PAIRS]
+    beside = [numbers[name]["after"]["log R̂ on log K_F, at equal mean distance"] for name in PAIRS]
     assert all(one["low"] < 0 < one["high"] for one in beside)
     said = (
         f"log R̂ on log K_F: slopes {slopes}; the law says −1. At equal mean distance between classes none is "
