@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 
 import pytest
-from selenium.webdriver.support.wait import WebDriverWait
 
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.report import write_report
@@ -143,6 +142,8 @@ def test_paper_cuts_no_column_and_breaks_no_number(browser, page):
 
 
 def test_a_trial_leads_to_its_run_and_only_there(browser, page, table):
+    from selenium.webdriver.support.wait import WebDriverWait
+
     browser.get(page.as_uri())
     script = (
         "return [...document.querySelectorAll('#trial-table td a')].map(one => [one.textContent, one.href])"

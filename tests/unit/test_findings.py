@@ -98,8 +98,8 @@ def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):
     assert all(one["low"] < 0 < one["high"] for one in beside)
     said = (
         f"log R̂ on log K_F: slopes {slopes}; the law says −1. At equal mean distance between classes none is "
-        f"told from 0; where K_F alone is moved, in {worlds['loss, real']['worlds']} worlds of real images, log "
-        f"loss rises by {loss} and log R̂ falls by {robustness} per unit of log K_F"
+        f"told from 0; where K_F alone is moved, in {worlds['loss, real']['worlds']} worlds of real images, "
+        f"log loss rises by {loss} and log R̂ falls by {robustness} per unit of log K_F"
     )
     assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
