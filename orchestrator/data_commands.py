@@ -136,12 +136,11 @@ def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, An
     for path in sorted((RootPaths.at(root).root / "prepared").glob("[!.]*")):
         with suppress(CorruptStoreError):
             prepared.setdefault(PreparedDataset.open(path).record.dataset, []).append(path.name)
-    states = {True: "prepared", False: "not prepared"}
     return [
         {
             **json.loads(spec.model_dump_json()),
             "prepared": prepared.get(spec.name, []),
-            "status": states[spec.name in prepared],
+            "status": "prepared" if spec.name in prepared else "not prepared",
         }
         for spec in ([dataset_spec(name)] if name else DATASETS.values())
     ]

@@ -351,8 +351,11 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     scales = y_scale[0] / np.tile(x_scale, 2)
     slopes = adjusted([slope.times(scale) for slope, scale in zip(found, scales.tolist(), strict=True)])
     pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on))
-    left_out = tuple(table.attrs.get("left_out", ()))
-    return GroupedFit(design, len(table), len(groups.units), slopes, pooled, left_out)
+    shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
+    names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
+    same = [f"{names} taken for the same group in each: write other names where it is not."] * bool(shared)
+    remarks = (*table.attrs.get("left_out", ()), *same)
+    return GroupedFit(design, len(table), len(groups.units), slopes, pooled, remarks)
 
 
 def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:

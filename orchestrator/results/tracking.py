@@ -313,8 +313,13 @@ def _packed(run: FlatRun) -> bytes:
 
 # What MLflow says when it does not do as asked.
 
-FINAL_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
-FINAL_CODES |= {"CUSTOMER_UNAUTHORIZED"}
+FINAL_CODES = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CUSTOMER_UNAUTHORIZED",
+}
 FINAL_WORDS = re.compile(
     r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
 )
