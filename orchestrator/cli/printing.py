@@ -111,8 +111,9 @@ def _in_words(table: Table) -> Iterator[str]:
 
 def _folded(text: str, indent: str = "") -> str:
     """Break a text between words at the terminal's width."""
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(text, stdout.width, subsequent_indent=indent, **whole)
+    return textwrap.fill(
+        text, stdout.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 _waits: list[Progress] = []
