@@ -482,7 +482,8 @@ def fit_exponent(
     )  # fmt: skip
     if blank.num_datasets < i.MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
-        counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and d_data{clear}"
+        d = (dimension or c.D_DATA_MLE).rpartition("_")[0]
+        counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and {d}{clear}"
         return replace(blank, reason=f"{counted}, at least {i.MIN_DATASETS} needed")
     if same := g.unvaried(rows, within=t.CURVE):
         return replace(blank, reason=same)
