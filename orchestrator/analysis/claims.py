@@ -175,7 +175,7 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     ]
     if arms:
         untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
-        found = [(replace(entry, reason=entry.reason or SHARED, **untold), None) for entry, _ in found]
+        found = [(replace(entry, reason=SHARED, **untold), None) for entry, _ in found]
     adjusted = i.holm({entry.number: entry.p_value for entry, _ in found if entry.p_value is not None})
     level = i.LEVEL / max(1, len(adjusted))
     entries = [
