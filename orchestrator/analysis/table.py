@@ -87,17 +87,28 @@ def interval(bounds: Interval | None) -> str:
     return " to ".join(apart) if apart else f"{number(bounds[0])}, without scatter"
 
 
-def decided(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
+def established(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> bool:
+    """Whether a number is claimed: its adjusted p-value holds, and its interval excludes the null."""
+    held = adjusted_p is not None and adjusted_p <= LEVEL
+    return held and bounds is not None and not bounds[0] <= null <= bounds[1]
+
+
+def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
     """Spell the adjusted p-value, and why it establishes nothing where it does not."""
-    if adjusted_p is None:
+    if p is None or adjusted_p is None:
         return "not tested"
     said = p_value(adjusted_p)
     text = f"adjusted p {said if said.startswith('<') else f'= {said}'}"
-    if adjusted_p > LEVEL:
+    if established(adjusted_p, bounds, null):
+        return text
+    if adjusted_p <= LEVEL:
+        return text + (f", but the interval holds {null:g}" if bounds else ", but without an interval")
+    if not established(0.0, bounds, null):
         return f"{text}, above {LEVEL:g}"
-    if bounds is None:
-        return f"{text}, but without an interval"
-    return f"{text}, but the interval holds {null:g}" if bounds[0] <= null <= bounds[1] else text
+    alone = f"alone p is {p_value(p)}, as the interval says"
+    if p > LEVEL:
+        alone = f"the interval is not by resampling, which gives p = {p_value(p)}"
+    return f"{text}, above {LEVEL:g}, which decides: {alone}"
 
 
 def all_equal(values: Collection[float]) -> bool:
