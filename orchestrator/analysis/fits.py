@@ -351,15 +351,6 @@ def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
     return Fit(kind=kind, num_points=len(rows), num_datasets=rows[c.DATASET].nunique(), **about)
 
 
-def _too_few(rows: pd.DataFrame, needed: int) -> str:
-    """Say that these points are of fewer datasets than a fit needs; empty where they are not."""
-    names = sorted(map(str, rows[c.DATASET].unique()))
-    if not names or len(names) >= needed:
-        return "" if names else "no point has all the numbers this fit needs"
-    found = f" ({t.listing(names)})" if len(names) <= 4 else ""
-    return f"{len(names)} of the {needed} datasets that it needs{found}"
-
-
 def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
     """Regress dataset effects on 1/d, log K_F and the label together; K_F is left out where it was measured
     on unequal scales or not at all, and the label where there is one domain.
@@ -384,8 +375,10 @@ def fit_height(
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
     blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
-    if reason := _too_few(rows, needed):
-        return replace(blank, reason=reason)
+    if (num := blank.num_datasets) < needed:
+        found = f" ({t.listing(sorted(map(str, rows[c.DATASET].unique())))})" if num <= 4 else ""
+        some = f"{num} of the {needed} datasets that it needs{found}"
+        return replace(blank, reason=some if num else "no point has all the numbers this fit needs")
     if reason := g.flattened(rows):
         return replace(blank, status="refused", reason=reason)
     effects = _effects(rows, names)

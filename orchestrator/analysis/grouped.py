@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
@@ -250,7 +249,7 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     reasons = [(f"without {name}", mask) for name, mask in blank.items()]
     reasons += [("equal to an earlier row in every column", doubled)]
     lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
-    collect(chain(_not_numbers(odd), _too_many(1 - kept.mean(), lost), _too_few(own[kept], design)))
+    collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
     kept_rows.attrs["left_out"] = [f"Left out: {text}." for text in lost]
     return kept_rows
@@ -291,7 +290,10 @@ def _rows(mask: pd.Series) -> str:
     return f"row{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:_SHOWN_ROWS]))}{more}"
 
 
-def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
+def _faults(
+    own: pd.DataFrame, odd: pd.DataFrame, kept: pd.Series, lost: Sequence[str], design: Design
+) -> Iterator[ConfigError]:
+    """What is wrong with the rows of a table, and those of them that are kept."""
     for name, mask in odd.items():
         if mask.any():
             yield ConfigError(
@@ -299,18 +301,13 @@ def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
                 f"something else in {plural(int(mask.sum()), 'cell')} ({_rows(mask)} below the header)",
                 "write 1234.5, without comma, unit or word; leave a cell empty where the value is missing",
             )
-
-
-def _too_many(share: float, lost: Sequence[str]) -> Iterator[ConfigError]:
-    if share > MOST_LEFT_OUT:
+    if (share := 1 - kept.mean()) > MOST_LEFT_OUT:
         yield ConfigError(
             f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
             f"{share:.0%}: {'; '.join(lost)}",
             "drop those rows yourself where that is right, or add a column that tells them apart",
         )
-
-
-def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
+    own = own[kept]
     for name in design.groups:
         if (num_groups := own[name].nunique()) < 2:
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
@@ -319,10 +316,9 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
         num_values = own[name].nunique(dropna=False)
         if num_values < 2 and not own[name].isna().any():  # what is no number was told
             yield ConfigError(f"Column {name} must vary", plural(num_values, "value"), "name another one")
-    cells = own[list(design.within)].drop_duplicates() if design.within else ()
-    if len(cells) > MOST_CELLS:
+    if (num_cells := len(own[[*design.within]].drop_duplicates()) if design.within else 0) > MOST_CELLS:
         way_out = "name columns of fewer kinds"
-        yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{len(cells):,}", way_out)
+        yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{num_cells:,}", way_out)
 
 
 class _Groups:

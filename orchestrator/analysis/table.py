@@ -233,7 +233,9 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
     """Tell models apart by what their recipes vary within one cell, ``vgg13 (learning_rate=0.0003)``."""
     if c.RECIPE not in table:
         return table
-    parts = pd.Series([_changes(text) for text in table[c.RECIPE].fillna("")], index=table.index)
+    texts = [f"recipe={text}".split("+") for text in table[c.RECIPE].fillna("")]
+    changes = [dict(change.split("=", 1) for change in text if "=" in change) for text in texts]
+    parts = pd.Series(changes, index=table.index)
     keys = [n for n in (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED, c.DATA_MODE) if n in table]
     axes = set()
     for _, cell in parts.groupby([table[key].fillna("") for key in keys]):
@@ -243,10 +245,6 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
         return table
     labels = parts.map(lambda own: ", ".join(f"{name}={own.get(name, 'as given')}" for name in sorted(axes)))
     return table.assign(**{c.MODEL: table[c.MODEL].astype(str) + " (" + labels + ")"})
-
-
-def _changes(recipe: str) -> dict[str, str]:
-    return dict(change.split("=", 1) for change in f"recipe={recipe}".split("+") if "=" in change)
 
 
 @dataclass(frozen=True, slots=True)
