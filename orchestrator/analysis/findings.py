@@ -140,11 +140,12 @@ def _scaled(estimate: Estimate, by: float) -> str:
 
 
 def _established(claim: Claim | None, estimate: Estimate) -> bool:
-    return established(claim and claim.adjusted_p, estimate.interval)
+    return claim is not None and established(claim.adjusted_p, estimate.interval)
 
 
 def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
-    return decided(claim and claim.p_value, claim and claim.adjusted_p, estimate.interval, null)
+    p_values = (None, None) if claim is None else (claim.p_value, claim.adjusted_p)
+    return decided(*p_values, estimate.interval, null)
 
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:

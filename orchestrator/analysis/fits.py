@@ -400,8 +400,8 @@ def fit_height(
         slopes = None if less is None else i.ols(less[t.LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
         left_out |= {} if slopes is None else {dataset: slopes.values}
     without = [{name: float(values[k]) for name, values in left_out.items()} for k in range(len(terms))]
-    found = (replace(one, left_out=own) for one, own in zip(estimates, without, strict=True))
-    return replace(blank, status="ok", estimates=tuple(found))
+    refitted = (replace(one, left_out=own) for one, own in zip(estimates, without, strict=True))
+    return replace(blank, status="ok", estimates=tuple(refitted))
 
 
 def _effects(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:

@@ -217,8 +217,10 @@ def _effect(worlds: dict[str, float], *, theory: float, **about: Any) -> Effect:
     if mean is not None and bounds is not None:
         error = values.std(ddof=1) / np.sqrt(num)
         p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
-    found = {"value": mean, "interval": bounds, "p_zero": p_zero, "p_theory": p_theory}
-    return Effect(theory=theory, num_worlds=num, by_world=by_world, **found, **about)
+    return Effect(
+        theory=theory, num_worlds=num, by_world=by_world, value=mean, interval=bounds, p_zero=p_zero,
+        p_theory=p_theory, **about,
+    )  # fmt: skip
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:

@@ -221,8 +221,8 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
     y, z = rows[t.LOG_LOSS].to_numpy(dtype=float), np.column_stack([np.ones(len(rows)), size])
     values, covariance, residual, ratios = _restricted(x, y, z, groups)
     keep, free = 1 + len(terms), int(groups.max()) - sum(name in HEIGHT for name in terms)
-    own = (ratios * residual).tolist()
-    return Prior(terms, values[:keep], covariance[:keep, :keep], residual, *own, max(1, free))
+    height, slope = (ratios * residual).tolist()
+    return Prior(terms, values[:keep], covariance[:keep, :keep], residual, height, slope, max(1, free))
 
 
 def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple[Array, Array, float, Array]:
