@@ -36,7 +36,8 @@ def test_a_claim_has_its_direction_factor_interval_and_the_p_value_that_decides(
     assert found.verdict == "established"
     said = re.search(
         r"log test loss rises with K_F: doubling K_F multiplies the loss by ([\d.]+) \(95 % interval "
-        r"([\d.]+) to ([\d.]+)\); the law's form would give 2; adjusted p .* The slope on log K_F is ([\d.]+) \(",
+        r"([\d.]+) to ([\d.]+)\); the law's form would give 2; adjusted p .* "
+        r"The slope on log K_F is ([\d.]+) \(",
         found.answer,
     )
     factor, low, high, slope = map(float, said.groups())
