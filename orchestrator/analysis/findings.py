@@ -144,8 +144,8 @@ def _established(claim: Claim | None, estimate: Estimate) -> bool:
 
 
 def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
-    p_values = (None, None) if claim is None else (claim.p_value, claim.adjusted_p)
-    return decided(*p_values, estimate.interval, null)
+    p, adjusted_p = (claim.p_value, claim.adjusted_p) if claim else (None, None)
+    return decided(p, adjusted_p, estimate.interval, null)
 
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
