@@ -172,20 +172,11 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         _of_attacks(fits),
         _of_representations(fits),
     ]
-<<<<<<< HEAD
-    adjusted = i.holm({entry.number: entry.p_value for entry in found if entry.p_value is not None})
-    entries = [replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found]
-=======
     if arms:
         untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
-        found = [(replace(entry, reason=entry.reason or SHARED, **untold), None) for entry, _ in found]
-    adjusted = i.holm({entry.number: entry.p_value for entry, _ in found if entry.p_value is not None})
-    level = i.LEVEL / max(1, len(adjusted))
-    entries = [
-        replace(entry, adjusted_p=adjusted.get(entry.number), power=power(level) if power else None)
-        for entry, power in found
-    ]
->>>>>>> main
+        found = [replace(entry, reason=entry.reason or SHARED, power=None, **untold) for entry in found]
+    adjusted = i.holm({entry.number: entry.p_value for entry in found if entry.p_value is not None})
+    entries = [replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
     scores = scorecard(table) if compare else ()
     return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)

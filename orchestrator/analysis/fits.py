@@ -257,10 +257,9 @@ def prepare(
     reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"
     of_arms = (t.Exclusion(reason, int(copies.sum())),) if copies.any() else ()
     full = full[~copies].reset_index(drop=True)
-    trials, excluded = t.usable_trials(full)
-    num_used, scale = int(trials[t.LOG_LOSS].notna().sum()), t.sharpness_scale(full, sharpness_policy)
-    found = (*unusable, *of_arms, *excluded)
-    return Prepared(full, t.fitted_points(trials), scale, found, len(table), num_used)
+    points, excluded = t.fitted_points(full)
+    scale, num_used = t.sharpness_scale(full, sharpness_policy), len(full) - sum(e.count for e in excluded)
+    return Prepared(full, points, scale, (*unusable, *of_arms, *excluded), len(table), num_used)
 
 
 def fit_scaling_laws(

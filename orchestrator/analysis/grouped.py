@@ -316,20 +316,12 @@ def _faults(
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
             yield ConfigError(f"Column {name} must name at least two groups", f"{num_groups}", way_out)
     for name in (design.response, *design.on):
-<<<<<<< HEAD
-        num_values = own[name].nunique(dropna=False)
-        if num_values < 2 and not own[name].isna().any():  # what is no number was told
-            yield ConfigError(f"Column {name} must vary", plural(num_values, "value"), "name another one")
-    if (num_cells := len(own[[*design.within]].drop_duplicates()) if design.within else 0) > MOST_CELLS:
-=======
         if not np.isfinite(own[name]).all():
             continue  # as was told
         if not own[name].std() > STEPS * np.spacing(own[name].abs().max()):
             found = f"{plural(own[name].nunique(), 'value')}, after rounding to 16 digits"
             yield ConfigError(f"Column {name} must vary", found, "name another one, or subtract a constant")
-    cells = own[list(design.within)].drop_duplicates() if design.within else ()
-    if len(cells) > MOST_CELLS:
->>>>>>> main
+    if (num_cells := len(own[[*design.within]].drop_duplicates()) if design.within else 0) > MOST_CELLS:
         way_out = "name columns of fewer kinds"
         yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{num_cells:,}", way_out)
 
@@ -502,8 +494,8 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
     Returns:
         A slope per question; none of a table of several datasets or pairs of fewer than five classes.
     """
-    trials, _ = t.usable_trials(t.normalise(table)[0])
-    points = t.complete(t.fitted_points(trials), (t.LOG_LOSS, t.D_REFERENCE))
+    points, _ = t.fitted_points(t.normalise(table)[0])
+    points = t.complete(points, (t.LOG_LOSS, t.D_REFERENCE))
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
     if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
         return ()

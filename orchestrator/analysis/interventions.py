@@ -108,8 +108,7 @@ RESPONSES = (
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
     """Gate the arms (every dataset of the experiment), estimate the effects and say what came out."""
     full, _ = t.normalise(table)
-    trials, excluded = t.usable_trials(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
-    points = t.fitted_points(trials)
+    points, excluded = t.fitted_points(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
     bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
     moved = sorted((arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset))

@@ -369,9 +369,12 @@ def spell_scale(key: object) -> str:
     return ", ".join(said)
 
 
-def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that can enter any fit, with log loss, and how many could not (or have none, but stay
-    for fits that need no loss), each under its first reason.
+def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
+
+    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
+    Also returned is how many trials have no loss to fit, each under its first reason; those that are trials
+    at all stay for fits that need none.
     """
     no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
     reasons = no_trial | {
@@ -384,14 +387,7 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
             exclusions.append(Exclusion(reason, count))
         usable &= ~affected
     trials = full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(usable))})
-    return trials[~pd.DataFrame(no_trial).any(axis=1)], tuple(exclusions)
-
-
-def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
-    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
-
-    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
-    """
+    trials = trials[~pd.DataFrame(no_trial).any(axis=1)]
     names = [n for n in trials.columns if n not in c.TEXT_COLUMNS and n not in _POINT]
     numbers = [name for name in names if pd.api.types.is_numeric_dtype(trials[name])]
     grouped = trials.groupby(_POINT, sort=True)
@@ -415,7 +411,7 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
         INVERSE_D: 1.0 / reference,
     }
     # Copied, since columns added lie apart in memory, and every selection of rows would pay for it.
-    return points.assign(**added).copy()
+    return points.assign(**added).copy(), tuple(exclusions)
 
 
 def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
