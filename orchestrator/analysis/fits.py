@@ -170,9 +170,7 @@ def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingFits:
-    """All fits of one results table (those that no answer rests on too, where ``explored``), with what was
-    left out and what cannot be concluded.
-    """
+    """All fits of one results table, with what was left out and what cannot be concluded."""
 
     schema_version: int = 3
     num_trials: int
@@ -185,7 +183,6 @@ class ScalingFits:
     fits: tuple[Fit, ...]
     claims: tuple[Claim, ...]
     num_at_guessing: int
-    explored: bool
     caveats: tuple[str, ...] = ()
     interventions: Interventions | None = None
 
@@ -198,8 +195,7 @@ class ScalingFits:
             same = (fit.kind, fit.model, fit.subset, fit.variant) == (kind, model, subset, variant)
             if same and terms in (fit.terms, ()) and response in (fit.response, ""):
                 return fit
-        none = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
-        reason = none if self.explored or not self.models else "not asked for"
+        reason = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
         return Fit(kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason)
 
     @property
@@ -303,7 +299,6 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         fits=tuple(found),
         claims=adjusted(p_values_of(found)),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
-        explored=explore,
         caveats=g.limits_of(ready.full, points),
     )
 

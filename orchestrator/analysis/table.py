@@ -99,12 +99,11 @@ def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, 
         return text
     if adjusted_p <= LEVEL:
         return text + (f", but the interval holds {null:g}" if bounds else ", but without an interval")
+    text += f", above {LEVEL:g}"
     if not established(0.0, bounds, null):
-        return f"{text}, above {LEVEL:g}"
-    alone = f"alone p is {p_value(p)}, as the interval says"
-    if p > LEVEL:
-        alone = f"the interval is not by resampling, which gives p = {p_value(p)}"
-    return f"{text}, above {LEVEL:g}, which decides: {alone}"
+        return text
+    by = ", by resampling, as the interval is not" if p > LEVEL else ""
+    return f"p = {p_value(p)} alone{by}; {text}, decides"
 
 
 def all_equal(values: Collection[float]) -> bool:

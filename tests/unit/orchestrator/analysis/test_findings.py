@@ -255,20 +255,21 @@ def test_an_interval_shows_the_figures_that_tell_its_ends_apart():
 @pytest.mark.parametrize(
     ("p", "adjusted_p", "bounds", "said"),
     [
-        (0.1, 0.2, (-1.0, 2.0), "p = 0.2, above 0.05"),
-        (0.04, 0.2, (1.0, 2.0), "p = 0.2, above 0.05, which decides: alone p is 0.04, as the interval says"),
+        (0.1, 0.2, (-1.0, 2.0), "adjusted p = 0.2, above 0.05"),
+        (0.046, 0.18, (1.0, 2.0), "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides"),
         (
             0.06, 0.18, (1.0, 2.0),
-            "p = 0.18, above 0.05, which decides: the interval is not by resampling, which gives p = 0.06",
+            "p = 0.06 alone, by resampling, as the interval is not; adjusted p = 0.18, above 0.05, decides",
         ),
-        (0.01, 0.03, (-1.0, 2.0), "p = 0.03, but the interval holds 0"),
-        (0.01, 0.03, None, "p = 0.03, but without an interval"),
-        (1e-6, 1e-5, (1.0, 2.0), "p < 0.001"),
+        (0.01, 0.03, (-1.0, 2.0), "adjusted p = 0.03, but the interval holds 0"),
+        (0.01, 0.03, None, "adjusted p = 0.03, but without an interval"),
+        (1e-6, 1e-5, (1.0, 2.0), "adjusted p < 0.001"),
+        (None, None, (1.0, 2.0), "not tested"),
     ],
 )  # fmt: skip
 def test_what_is_not_established_says_why(p, adjusted_p, bounds, said):
-    assert decided(p, adjusted_p, bounds) == f"adjusted {said}"
-    assert decided(None, None, bounds) == "not tested"
+    """An interval that leaves 0 out stands beside the p that it belongs to, not beside another alone."""
+    assert decided(p, adjusted_p, bounds) == said
 
 
 def test_exact_relations_have_no_interval_of_equal_ends():
