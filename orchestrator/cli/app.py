@@ -165,6 +165,8 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
             return ConfigError(f"Unknown option: {words[0]}", way_out="options stand after the command")
+        if words[0] in ("resume", "continue"):
+            return ConfigError(f"Unknown command: {words[0]}", way_out="isweep run SWEEP does what is left")
         said = said.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         said = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"

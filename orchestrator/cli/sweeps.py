@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -31,6 +32,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     from orchestrator.running.run import run_sweep
 
     shown, again = progress(work), work.again("run", sweep)
+    _tell_which(sweep, work, "run")
     try:
         summary = run_sweep(sweep, work.run_options, progress=shown, changes=read_changes(work.changes))
     except KeyboardInterrupt:
@@ -54,6 +56,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     from orchestrator.tuning.run import tune_sweep
 
     options, again = work.run_options, work.again("tune", sweep)
+    _tell_which(sweep, work, "tune")
     try:
         summary = tune_sweep(sweep, options, progress=progress(work), changes=read_changes(work.changes))
     except KeyboardInterrupt:
@@ -64,6 +67,21 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     paths = (str(path) for path in (summary.report, summary.recipe) if path is not None)
     emit(work, summary.document(), report_tables(brief_table(summary.cells)), paths)
     return summary.exit_code
+
+
+def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
+    """Say that a sweep's name means what ran, where a file here of that name says otherwise."""
+    from orchestrator.planning.sweep_file import load_sweep, preset_names
+
+    if "/" in sweep or not os.path.isfile(file := f"{sweep}.yaml") or sweep in preset_names():
+        return
+    paths = work.paths
+    with suppress(ConfigError):
+        if load_sweep(paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=paths.recipes):
+            way = work.again(command, f"./{file}")
+            tell(
+                f"{sweep} is the sweep as it last ran; what ./{file} says now differs, and is used by: {way}"
+            )
 
 
 def _tell_behind(num: int, command: str) -> None:
@@ -147,8 +165,9 @@ def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
     columns = {"N": "train_size", "seed": "seed", "recipe": "recipe", "pair": "class_pair"}
     spans = {words: _span(row[name] for row in found.rows) for words, name in columns.items()}
     yield "; ".join(f"{words}: {span}" for words, span in spans.items() if span)
-    counted = {"trials": found.rows, "measures": found.measures}
-    yield "; ".join(f"{len(rows)} {what}: {done(rows)} done" for what, rows in counted.items())
+    counted = {"trial": found.rows, "measure": found.measures}
+    some = (f"{len(rows)} {what}{'s' * (len(rows) > 1)}: {done(rows)} done" for what, rows in counted.items())
+    yield "; ".join(some)
 
 
 def _span(values: Iterable[Any]) -> str:

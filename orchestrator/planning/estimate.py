@@ -408,11 +408,12 @@ def _text(result: dict[str, Any]) -> str:
     hours, cluster, cpus = result["cpu_hours"], result["cluster"], result["num_cpus"]
     until = f"{roughly(hours)} h" if hours >= 2 else f"{roughly(max(1.0, 60 * hours))} min"
     cores = f"{until} on {cpus} CPU" + ("s" if cpus > 1 else "")
+    todo = f"left: {left} trial" + ("s" if left > 1 else "")
     if not left:
         return "left: 0 trials"
     if cluster is None:
         return (
-            f"left: {left} trials, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
+            f"{todo}, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
             "was named: --gpu h100 plans for one"
         )
     gpus = f"{cluster['num_gpus']} {cluster['gpu']}" + ("s" if cluster["num_gpus"] > 1 else "")
@@ -430,16 +431,16 @@ def _text(result: dict[str, Any]) -> str:
     if result["refused"]:
         name = result["refused"][0]
         return (
-            f"left: {left} trials, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
+            f"{todo}, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
             f"bfloat16, which it has not: recipe: {{from: {name}, precision: float32}}, or another GPU"
         )
     if not cluster["gpu_data"]["timed"]:
         return (
-            f"left: {left} trials, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
+            f"{todo}, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
             f"measures it ({result['assumptions']}){too_large}"
         )
     return (
-        f"left: {left} trials, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
+        f"{todo}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
         f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
         f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
         f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "
