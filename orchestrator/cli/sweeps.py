@@ -19,7 +19,7 @@ from rich.text import Text
 from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stderr, stdout, tell
 from orchestrator.cli.results import no_results
-from search_spaces.errors import ConfigError, SweepError, collect
+from search_spaces.errors import ConfigError, SweepError, collect, plural
 
 if TYPE_CHECKING:
     from orchestrator.commands import Planned
@@ -36,12 +36,13 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     try:
         summary = run_sweep(sweep, work.run_options, progress=shown, changes=read_changes(work.changes))
     except KeyboardInterrupt:
-        kept = f"{shown.done} of {shown.planned} trials are kept" if shown.planned else ""
+        kept = f"{shown.done} of {plural(shown.planned, 'trial')} are kept" if shown.planned else ""
         raise KeyboardInterrupt(f"{kept or 'Nothing was lost'}; continue with: {again}") from None
     for text in grouped_failures(summary.failures):
         tell(text)
     _tell_behind(summary.num_behind, work.hint("reconcile", sweep))
-    tell(f"{summary.done} of {summary.planned} trials done, {summary.failed} failed, {summary.pending} left.")
+    planned = plural(summary.planned, "trial")
+    tell(f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left.")
     names = ("planned", "done", "failed", "pending", "failures")
     document = {name: getattr(summary, name) for name in names} | {"running": 0}
     document["report"] = str(summary.report) if summary.report else None
@@ -86,7 +87,7 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
 
 def _tell_behind(num: int, command: str) -> None:
     if num:
-        tell(f"MLflow misses {num} updates; send them with: {command}")
+        tell(f"MLflow misses {plural(num, 'update')}; send them with: {command}")
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
@@ -166,7 +167,7 @@ def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
     spans = {words: _span(row[name] for row in found.rows) for words, name in columns.items()}
     yield "; ".join(f"{words}: {span}" for words, span in spans.items() if span)
     counted = {"trial": found.rows, "measure": found.measures}
-    some = (f"{len(rows)} {what}{'s' * (len(rows) > 1)}: {done(rows)} done" for what, rows in counted.items())
+    some = (f"{plural(len(rows), what)}: {done(rows)} done" for what, rows in counted.items())
     yield "; ".join(some)
 
 
@@ -245,10 +246,10 @@ def _standing(document: Mapping[str, Any]) -> Iterator[str]:
     yield from running_lines(document)
     yield from grouped_failures(document["failures"])
     if document["stale"]:
-        yield f"{document['stale']} results were made from other data and will be made anew"
+        yield f"{plural(document['stale'], 'result')} made from other data will be made anew"
     yield from (f"not believed: {item['path']}: {item['reason']}" for item in document["unreadable"])
     if document["foreign"]:
-        yield f"{len(document['foreign'])} results belong to no planned trial; kept, not used"
+        yield f"{plural(len(document['foreign']), 'result')} of no planned trial: kept, not used"
     if document["done"]:
         yield document["cost"]["text"]
     if document["search"] is not None:

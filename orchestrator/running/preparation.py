@@ -24,7 +24,7 @@ from orchestrator.planning.predict import cost_of
 from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
 from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
-from search_spaces.errors import ConfigError, DataError, SweepError, collect, unknown_name
+from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name
 from search_spaces.models import source_texts
 from search_spaces.specs import (
     DatasetSpec,
@@ -45,6 +45,8 @@ PIXEL_RANGE = (0.0, 255.0)
 """Of all prepared images, also of those stored as float32."""
 READ_HERE_S = 30.0
 """How long own data are read before anything is started for them: some 5,000 images of 512 x 512."""
+HERE_S = 5.0
+"""How long what is left is waited for, since processes of Ray would take seconds to begin with it."""
 BLOCK_S = 10.0
 """How long a block of images may take to be read to its end when it is wanted no more."""
 
@@ -147,7 +149,7 @@ def check_same_start(
     rule = "Networks of a sweep must start from the same pretrained weights"
     problems: list[SweepError] = []
     for key, found in others.items():
-        theirs = ", ".join(f"{start[:16]}… in {number} results" for start, number in found.items())
+        theirs = ", ".join(f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items())
         way_out = f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
         problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out))
     collect(problems)
@@ -233,7 +235,7 @@ class Meanwhile:
             if spec.prepared_id not in workspace.prepared
             and (dataset := workspace.plan.datasets[spec.dataset]).name not in brought
         ]
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Any = None
         if asked:
             code = "from tasks.prepared.prepare import prepare_asked; prepare_asked()"
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -246,17 +248,18 @@ class Meanwhile:
             )
             threading.Thread(target=self._tell, args=(self._process, json.dumps(asked)), daemon=True).start()
 
-    def end(self) -> None:
-        """Wait for the block of images that is read now."""
-        if (process := self._process) is not None:
-            with suppress(OSError):
-                process.stdin.close()
+    def end(self, patience_s: float = 0.0) -> None:
+        """Wait for its end, and then for that of the block of images that is read."""
+        if (process := self._process) is None:
+            return
+        for patience, give_up in ((patience_s, process.stdin.close), (BLOCK_S, process.kill)):
             try:
-                process.wait(BLOCK_S)
+                process.wait(patience)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            self._workspace.look_again()
+                with suppress(OSError):
+                    give_up()
+        process.wait()
+        self._workspace.look_again()
 
     def _tell(self, process: Any, asked: str) -> None:
         with suppress(OSError, ValueError, KeyboardInterrupt):  # it has ended, or the sweep ends

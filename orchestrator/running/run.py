@@ -223,7 +223,7 @@ def _start(sweep: _Sweep, meanwhile: preparation.Meanwhile) -> None:
         from orchestrator.running.trials import Trials  # noqa: F401  # which takes a second
 
         sweep.desk = Desk(workspace.results_url)
-    meanwhile.end()
+    meanwhile.end(preparation.HERE_S)
     sweep.tracker.check()
 
 
