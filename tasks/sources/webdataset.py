@@ -45,11 +45,13 @@ def list_samples(request: RawRequest) -> Listing:
     shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
         raise DataError(f"{request.dataset.name}: the folder must hold .tar shards", "none")
-    samples = {key: sample for shard in shards for key, sample in _samples(shard, request)}
+    members = list[str]()
+    samples = {key: sample for shard in shards for key, sample in _samples(shard, request, members)}
     header = list(dict.fromkeys(name for sample in samples.values() for name in sample.values))
     columns = find_columns(header, ("label", "group", "split"), request)
     label = columns.labels[0] if columns.labels else ""
     excluded = Counter(hidden_count(hidden, _is_shard))
+    excluded.update(hidden_count(members, is_single_image_name))
     skipped: list[tuple[str, str]] = []
     found: list[_Sample] = []
     for key, sample in samples.items():
@@ -83,8 +85,8 @@ def _is_shard(name: str) -> bool:
 webdataset = Source(list_samples, single_reader)
 
 
-def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
-    """Return the samples of a shard with their locators, in stored order."""
+def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[str, _Sample]]:
+    """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what is."""
     where = f"{request.dataset.name}: shard {request.hashed(shard)} must be whole and safe"
     samples: dict[str, _Sample] = {}
     member = ""
@@ -107,6 +109,7 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
                 if sample.image:
                     raise DataError(where, "a sample with two images", "one image per key")
                 sample.image = member
+        hidden += archive.hidden
     except SkipItem as skip:
         raise DataError(where, skip.reason) from None
     except (ValueError, RecursionError):

@@ -155,6 +155,8 @@ TARS = {
     "a label without an image": ([("y.cls", b"1"), ("about.json", b"{}"), ("README", b"x")], {
         "skipped": {"no image": 1}, "excluded": {"neither image nor label": 2}}),
     "an image without a label": ([("x.png", png(picture(3)))], "every row needs a label; found: blank in 1"),
+    "hidden members": ([(name, b"x") for name in (".x.png", ".x.cls", "a/._y.JPG", ".git/z.png", ".git/0.png",
+        "__MACOSX/._0.png")], {"images": 12, "excluded": {HIDDEN: 3}}),
     "two labels of a sample": ([("000000.json", b'{"label": 1}')], "must give one label; found: two in "),
     "one key twice": ([("000000.json", b'{"group": 1, "group": 2}')], "hold JSON, each key once"),
 }  # fmt: skip
