@@ -91,6 +91,8 @@ def nearest_path(path: Path) -> str:
         near = difflib.get_close_matches(wanted, sorted(os.listdir(there)), n=1)
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
+    if near and near[0] == wanted:
+        return f"{there / wanted} is a link to nothing"
     return f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
 
 

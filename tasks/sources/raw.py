@@ -214,8 +214,6 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
     try:
         archive = zipfile.ZipFile(file)
         size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
-    except PermissionError:
-        raise RefusedArchive(GONE) from None
     except DAMAGE:
         raise RefusedArchive("damaged archive") from None
     members = archive.infolist()
@@ -402,6 +400,8 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
         return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
     except SkipItem as skip:
         raise RefusedArchive(skip.reason) from None
+    except PermissionError:
+        raise RefusedArchive(GONE) from None
     except DAMAGE:
         raise RefusedArchive("damaged archive") from None
 

@@ -41,7 +41,7 @@ class _Sample:
 def list_samples(request: RawRequest) -> Listing:
     """Return one item per sample, in the order of shards and of their place in them."""
     root, hidden = request.root(), list[str]()
-    names = walk(root, request, hidden=hidden) if root.is_dir() else [root.name]
+    names = list(walk(root, request, hidden=hidden)) if root.is_dir() else [root.name]
     shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
         raise DataError(f"{request.dataset.name}: the folder must hold .tar shards", "none")
@@ -52,6 +52,7 @@ def list_samples(request: RawRequest) -> Listing:
     label = columns.labels[0] if columns.labels else ""
     excluded = Counter(hidden_count(hidden, _is_shard))
     excluded.update(hidden_count(members, is_single_image_name))
+    excluded["not a .tar by its ending"] = len(names) - len(shards)
     skipped: list[tuple[str, str]] = []
     found: list[_Sample] = []
     for key, sample in samples.items():
@@ -107,7 +108,9 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[s
                     sample.values = {str(name): cell_text(value) for name, value in values.items()}
             elif is_single_image_name("x." + ending):
                 if sample.image:
-                    raise DataError(where, "a sample with two images", "one image per key")
+                    rule = f"{request.dataset.name}: a sample must have one image"
+                    found = f"two in {request.hashed(sample.locator)}"
+                    raise DataError(rule, found, "files are one sample up to the first dot of their names")
                 sample.image = member
         hidden += archive.hidden
     except SkipItem as skip:
