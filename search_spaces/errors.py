@@ -62,11 +62,7 @@ class SetupError(SweepError):
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
-    """Raise all problems as one error, or return when there are none.
-
-    Raises:
-        SweepError: of type ``error``, with one line per problem.
-    """
+    """Raise all problems as one ``error`` with a line each, or return when there are none."""
     found = list(problems)
     if not found:
         return

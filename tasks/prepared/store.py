@@ -196,11 +196,7 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedDataset:
-        """Open the prepared dataset in folder ``path``.
-
-        Raises:
-            CorruptStoreError: naming the file, when the store is half written, damaged or of another schema.
-        """
+        """Open a prepared dataset; half written, damaged or of another schema is a CorruptStoreError."""
         folder = Path(path)
         record, files = _read_marker(folder)
         for name, (size, _) in files.items():
@@ -271,11 +267,7 @@ class PreparedDataset:
             return self._images.read_rows(wanted)
 
     def verify(self) -> None:
-        """Check every byte of every file against the marker.
-
-        Raises:
-            CorruptStoreError: naming the first file that differs.
-        """
+        """Check every byte of every file against the marker; one that differs is a CorruptStoreError."""
         for name, (_, digest) in self._files.items():
             with (self.path / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:

@@ -349,11 +349,7 @@ def _is_parquet(name: str) -> bool:
 def _list_images(request: RawRequest) -> Listing:
     """Return one item per row, in the order of file names and rows; damaged files are a DataError."""
     root, hidden, files = request.root(), list[str](), parquet_files(request)
-    others = (
-        [name for name in walk(root, request, hidden=hidden) if not _is_parquet(name)]
-        if root.is_dir()
-        else []
-    )
+    names_there = list(walk(root, request, hidden=hidden)) if root.is_dir() else files
     read = [_read_parquet(file, request) for file in files]
     columns, names = _common([columns for columns, *_ in read], request), read[0][2]
     for file, (_, _, others) in zip(files, read, strict=True):
@@ -369,7 +365,8 @@ def _list_images(request: RawRequest) -> Listing:
         name=lambda row: f"row {place(row)[1]} of {request.hashed(files[place(row)[0]])}",
         side=lambda row: sides[place(row)[0]],
     )
-    excluded = hidden_count(hidden, _is_parquet) | {"not a .parquet by its ending": len(others)}
+    excluded = hidden_count(hidden, _is_parquet)
+    excluded["not a .parquet by its ending"] = len(names_there) - len(files)
     return own_listing(
         rows, request, names=names, flags=columns.flags, excluded=excluded, intensity=INTENSITY
     )
