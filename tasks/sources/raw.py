@@ -301,7 +301,7 @@ class TarArchive:
         name, hidden = _checked_member(info.name)
         if info.size < 0:  # tarfile would read to the end, or go round in circles
             raise RefusedArchive("an archive with a negative size")
-        if len(self._archive.members) > MAX_MEMBERS:
+        if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
             raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         if info.isdir():
             return True
