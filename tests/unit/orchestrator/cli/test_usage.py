@@ -39,7 +39,7 @@ fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
 measure digits --class-pair 3 3 | class pair must name two different classes
 measure digits --device cuda | --device must be a torch device of this machine
-plan smoke --gpus 0 | Invalid value for --gpus: must be from 1 to 100,000, got 0
+plan smoke --gpus 0 | Invalid value for --gpus: must be at least 1, got 0
 plan smoke --storage foo://x | --storage must be a folder or a store that keeps
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
@@ -79,7 +79,7 @@ power smoke --num-tables 20 | Power needs at least 3 datasets
 compare smoke smoke | compare needs two sweeps; found: smoke twice
 claims | claims needs one source; name a sweep, or ask for --published
 ui | MLflow has nothing to show yet; found: no
-ui --port 0 | must be from 1 to 65535, got 0
+ui --port 70000 | must be at most 65,535, got 70000
 reconcile smoke | no results yet; run it: isweep run smoke --root
 status smoke --cell small_mlp | --cell must name one cell, not 4; found: small_mlp: small_mlp-
 status smoke --cell small_mlp-manifold_d5 | --cell must name a cell of the sweep; found: 'sm
