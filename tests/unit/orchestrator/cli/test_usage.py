@@ -37,7 +37,7 @@ run smoke --no-tracking --address ray://x:1 | --address must be host:port
 results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep run smoke
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --class-pair 3 3 | class pair must name two different classes
+measure digits --image-size 8 --class-pair 3 3 | class pair must name two different classes
 measure digits --device cuda | --device must be a torch device of this machine
 plan smoke --gpus 0 | Invalid value for --gpus: must be at least 1, got 0
 plan smoke --storage foo://x | --storage must be a folder or a store that keeps
@@ -112,7 +112,7 @@ measure absent
 measure digits --raw absent
 measure digits --raw .
 prepare digits --raw .
-measure digits --class-pair 3 x
+measure digits --image-size 8 --class-pair 3 x
 measure digits --image-size 2
 measure digits --train-sizes 9,20
 measure digits --seed -1
