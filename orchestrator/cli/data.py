@@ -108,8 +108,6 @@ def presets(*, place: o.Place = o.Place()) -> None:
 
 def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
     table = grid(*names)
-    for column in table.columns:
-        column.no_wrap = column.header != "about"
     for row in rows:
         table.add_row(*(cell(row[name]) for name in names))
     yield table
