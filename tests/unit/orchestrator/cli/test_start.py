@@ -127,7 +127,7 @@ class TestInit:
         [
             (("absent",), "The images must exist; found: absent"),
             (("fw.npz",), "fw.npz; give a folder, a table or a file of arrays; did you mean {here}/few.npz?"),
-            (("train.npz",), "train: Class cat needs 1 test images; found: 0 that may be used for testing"),
+            (("train.npz",), "train: Class cat needs 1 test image; found: 0 that may be used for testing"),
             (("train.npz",), "name others test, or no split"),
             (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
