@@ -327,7 +327,8 @@ class SharpnessScale:
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     """Tell whether K_F, which depends on pixel range, side and channels, may be compared over datasets."""
-    measured = table[table[c.LABEL_SHARPNESS].notna()]
+    measured = table.reindex(columns=[*table.columns.union([c.LABEL_SHARPNESS, *_SCALE])])
+    measured = measured[measured[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
     found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
     listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
@@ -345,14 +346,6 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     elif measured[_SCALE].isna().any(axis=None):
         note = "The scale of K_F is not fully recorded; it is taken to be one."
     return SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
-
-
-def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the scales of a table's K_F that are recorded in full."""
-    if not {c.LABEL_SHARPNESS, *_SCALE} <= set(table.columns):
-        return ()
-    known = table.loc[table[c.LABEL_SHARPNESS].notna(), _SCALE].dropna().drop_duplicates()
-    return tuple(sorted(spell_scale(row) for row in known.itertuples(index=False, name=None)))
 
 
 def spell_scale(key: object) -> str:
