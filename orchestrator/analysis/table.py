@@ -105,11 +105,6 @@ def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, 
     return f"p = {p_value(p)} alone{by}; {text}, decides"
 
 
-def all_equal(values: Collection[float]) -> bool:
-    """Tell whether numbers differ by rounding alone."""
-    return float(np.ptp([*values])) <= 1e-12 * float(np.abs([*values]).max())
-
-
 # A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe
 # (OWASP, "CSV Injection"), which reading takes off again; so is a leading apostrophe itself.
 _RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
