@@ -127,7 +127,7 @@ def summary(
         if len(lines) + len(wrapped) > most_lines - (k + 1 < len(limits)):
             return [*lines[: most_lines - 1], f"- {plural(len(limits) - k, 'remark')} more, in the report."]
         lines += wrapped
-    return lines
+    return lines if len(lines) <= most_lines else [*lines[: most_lines - 1], "  … The rest is in the report."]
 
 
 def _scaled(estimate: Estimate, by: float) -> str:
