@@ -6,7 +6,6 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from numbers import Integral
 from pathlib import Path
 from types import NoneType
@@ -27,7 +26,7 @@ from orchestrator.running.measuring import (
     measure_source,
     name_labels,
 )
-from search_spaces.errors import ConfigError, DataError, unknown_name
+from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureSettings, as_sizes
 from tasks.remote import InlineExecutor
 
@@ -98,28 +97,6 @@ class Measurement(Measured, Shown):
         """Return the numbers as plain JSON: what ``isweep measure --json`` prints of them."""
         return self.record.to_json()
 
-    def plot(self) -> Figure:
-        """Draw d_data with its standard error, one line per estimator, and K_F, against the train size."""
-        rows = self.to_frame()
-        with_sharpness = bool(rows["label_sharpness"].notna().any())
-        with figures.styled():
-            figure = CellFigure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
-            axes = figure.subplots(1, 1 + with_sharpness, squeeze=False)[0]
-            known = rows.dropna(subset=["d_data"]).fillna({"std_error": 0})
-            how = {"marker": "o", "capsize": 2}
-            for colour, (name, group) in zip(
-                cycle(figures.MODEL_COLOURS), known.groupby("estimator", sort=False)
-            ):
-                x, y, error = group["train_size"], group["d_data"], group["std_error"]
-                axes[0].errorbar(x, y, yerr=error, color=colour, label=str(name), **how)
-            axes[0].set(xlabel="images N", ylabel="intrinsic dimension d_data")
-            axes[0].legend(fontsize=8)
-            if with_sharpness:
-                sizes = rows.drop_duplicates("train_size")
-                axes[1].plot(sizes["train_size"], sizes["label_sharpness"], color=figures.BLACK, marker="o")
-                axes[1].set(xlabel="images N", ylabel="label sharpness K_F (1 / L2 pixel distance)")
-        return figure
-
     def plot_pair(self) -> Figure:
         """Draw the two differently labelled images that attain K_F, if any. It shows your images."""
         with figures.styled():
@@ -128,9 +105,9 @@ class Measurement(Measured, Shown):
         return figure
 
     def __repr__(self) -> str:
-        parts, count = [f"{self.num_images:,} images"], len(self.label_names)
+        parts, count = [plural(self.num_images, "image")], len(self.label_names)
         if count:
-            parts.append(f"{count} class{'' if count == 1 else 'es'}")
+            parts.append(plural(count, "class"))
         estimate, sharpness = self.record.d_data.get("mle"), self.record.label_sharpness
         error = "" if estimate is None or estimate.error is None else f" ± {estimate.error:.2g}"
         for name, one, more in (("d_data", estimate, error), ("K_F", sharpness, "")):
@@ -138,7 +115,7 @@ class Measurement(Measured, Shown):
                 value = f"undefined ({one.reason})" if one.value is None else f"{one.value:.3g}{more}"
                 parts.append(f"{name} {value}")
         if duplicates := self.record.sizes[-1].num_duplicates:
-            parts.append(f"{duplicates} duplicates left out")
+            parts.append(f"{plural(duplicates, 'duplicate')} left out")
         return "Measurement: " + ", ".join(parts)
 
     def _repr_html_(self) -> str:

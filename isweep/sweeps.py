@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isweep.measuring import Shown, root_text
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, plural, unknown_name
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
 
@@ -160,8 +160,9 @@ class Fits(Shown):
 
     def __repr__(self) -> str:
         fits = self.records
-        models, datasets = len(fits.models), len(fits.datasets)
-        return f"Fits of {fits.num_points} points: {models} models, {datasets} datasets"
+        sizes = {"point": fits.num_points, "model": len(fits.models), "dataset": len(fits.datasets)}
+        points, *others = (plural(count, noun) for noun, count in sizes.items())
+        return f"Fits of {points}: {', '.join(others)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -180,7 +181,7 @@ class Plan(Shown):
     shown = summary
 
     def __repr__(self) -> str:
-        return f"Plan of {len(self.table)} trials; {self.estimate['text']}"
+        return f"Plan of {plural(len(self.table), 'trial')}; {self.estimate['text']}"
 
 
 def run(

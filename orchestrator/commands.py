@@ -20,7 +20,7 @@ from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
 from orchestrator.running.locks import exclusive, locked
 from orchestrator.running.progress import read_run, running_trials
 from orchestrator.tuning.cells import search_standing
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, plural, unknown_name
 from tasks.atomic import remove_folder
 from tasks.trials.records import TrialStatus
 
@@ -265,10 +265,10 @@ def contents(paths: RootPaths) -> list[dict[str, Any]]:
 
     sweeps = [paths.sweep(name).folder for name in paths.sweep_names()]
     results = [len([*path.glob("trials/*/result.json")]) for path in sweeps]
-    found = [("sweep", path, f"{count} results") for path, count in zip(sweeps, results, strict=True)]
+    found = [("sweep", path, plural(count, "result")) for path, count in zip(sweeps, results, strict=True)]
     found += [("prepared data", path, "") for path in sorted((paths.root / "prepared").glob("[!.]*/"))]
     found += [("recipe", path, "") for path in sorted(paths.recipes.glob("*.yaml"))]
-    stores = {"MLflow's store": paths.mlflow_database, "log of all commands": paths.log}
+    stores = {"MLflow's store": paths.mlflow_database, "log": paths.log}
     found += [(what, path, "") for what, path in stores.items() if path.exists()]
     return [
         {

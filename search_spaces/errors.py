@@ -73,7 +73,7 @@ def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigErro
     if len(found) == 1 and isinstance(found[0], error):
         raise found[0]
     lines = "".join(f"\n  - {problem}" for problem in found)
-    raise error(f"{len(found)} problem{'s' if len(found) > 1 else ''} found:{lines}")
+    raise error(f"{plural(len(found), 'problem')} found:{lines}")
 
 
 def invalid(error: ValidationError) -> SweepError:
@@ -92,6 +92,11 @@ def nearest_path(path: Path) -> str:
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
     return f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 trial``, ``2 trials``, ``2 classes``."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) -> ConfigError:

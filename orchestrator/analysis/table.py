@@ -15,6 +15,7 @@ import pandas as pd
 from orchestrator.analysis.inference import LEVEL, Interval, Sums, curve_sums
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
+from search_spaces.errors import plural as plural
 from tasks.trials.records import TrialStatus
 
 #: Derived columns of the fitted points.
@@ -49,11 +50,6 @@ SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 _ABOVE_ZERO, _MISSING = ("d_data_", "label_sharpness"), ("", "nan", "none")
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
 _CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
-
-
-def plural(count: int, noun: str) -> str:
-    """Return ``1 dataset``, ``2 datasets``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listing(names: Sequence[str]) -> str:

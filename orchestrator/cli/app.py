@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import metadata
-from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
@@ -124,10 +123,6 @@ def entry() -> NoReturn:
     sys.exit(code)
 
 
-LABEL = re.compile(r"[^-]|-(?!-?[a-z])[^=]*=")
-"""What is no option: a word, or ``-1=x``."""
-
-
 def parse(arguments: Sequence[str]) -> Command:
     """Read a command line without running it.
 
@@ -138,22 +133,10 @@ def parse(arguments: Sequence[str]) -> Command:
     if not arguments:
         raise ConfigError("A command is required", way_out="see: isweep --help")
     try:
-        function, bound, _ = app.parse_args(_with_labels(arguments), print_error=False, exit_on_error=False)
+        function, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return Command(function, bound)
-
-
-def _with_labels(words: Sequence[str]) -> list[str]:
-    """Give each word of ``--label-map`` the option for itself: a label such as -1 begins no option's name."""
-    found, inside = list[str](), False
-    for word, after in pairwise([*words, "--"]):
-        if word == "--label-map" and LABEL.match(after):
-            inside = True
-            continue
-        inside = inside and LABEL.match(word) is not None
-        found.append(f"--label-map={word}" if inside or (word[0:1] == "-" and LABEL.match(word)) else word)
-    return found
 
 
 def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.filesize import decimal
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import Address, File, Place, whole
-from orchestrator.cli.printing import Shown, cell, emit, grid, stderr, stdout, tell
+from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell
 from search_spaces.errors import ConfigError
 
 
@@ -92,7 +93,13 @@ def ui(
             pages: dict[str, dict[str, str]] = {}
             for name in [sweep] if sweep else names:
                 pages |= sweep_pages(address, name)
-            emit(place, {"address": address, "pages": pages}, f"MLflow: {address}", _questions(pages))
+            nothing = "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
+            said = [
+                text
+                for name, its in pages.items()
+                for text in (name, *(f"  {question}: {page}" for question, page in its.items()))
+            ]
+            emit(place, {"address": address, "pages": pages}, f"MLflow: {address}", said or nothing)
             if not place.json:
                 tell("Ctrl-C ends it.")
             sys.stdout.flush()
@@ -100,14 +107,6 @@ def ui(
                 time.sleep(1)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
-
-
-def _questions(pages: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    for experiment, links in pages.items():
-        yield experiment
-        yield from (f"  {question}: {link}" for question, link in links.items())
-    if not pages:
-        yield "No sweep has runs there; isweep reconcile SWEEP sends what is missing."
 
 
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
@@ -123,41 +122,34 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
 
     checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
     nodes = [check["node"] for check in checks if "node" in check]
-    emit(place, checks, node_lines(nodes), _verdicts(checks))
+    verdicts = list[Text]()
+    for check in checks:
+        mark, style = ("ok", "green") if check["ok"] else ("no", "red")
+        fix = "" if check["ok"] else f"\n    fix: {check['fix']}"
+        verdicts.append(Text.assemble((mark, style), f"  {check['name']}: {check['detail']}{fix}"))
+    emit(place, checks, node_table(nodes), verdicts)
     failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
     return 0 if not failed else 3 if False in failed else 2
 
 
-def _verdicts(checks: Iterable[Mapping[str, Any]]) -> Iterator[Shown]:
-    for check in checks:
-        mark, style = ("ok", "green") if check["ok"] else ("no", "red")
-        yield Text.assemble((mark, style), f"  {check['name']}: {check['detail']}")
-        if not check["ok"]:
-            yield f"    fix: {check['fix']}"
-
-
-def node_lines(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Lay out a row per node, for reading across: a narrow terminal wraps it and cuts no column away."""
+def node_table(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Table]:
+    """Lay out a row per node, if there is one."""
     versions = ("isweep", "ray", "torch")
-    rows = [("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill")]
+    table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill")
     for node in nodes:
         sizes = (f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes"))
-        said = sizes if node["versions"] else ("?", "?")
-        rows.append(
-            (
-                node["address"] + (" (head)" if node["head"] else ""),
-                f"{node['num_cpus']:g}",
-                f"{node['num_gpus']:g}",
-                ", ".join(node["gpus"]) or "-",
-                node["driver"] or "-",
-                node["cuda"] or "-",
-                *(node["versions"].get(name, "?") for name in versions),
-                *said,
-            )
+        table.add_row(
+            escape(node["address"]) + (" (head)" if node["head"] else ""),
+            f"{node['num_cpus']:g}",
+            f"{node['num_gpus']:g}",
+            ", ".join(node["gpus"]) or "-",
+            node["driver"] or "-",
+            node["cuda"] or "-",
+            *(node["versions"].get(name, "?") for name in versions),
+            *(sizes if node["versions"] else ("?", "?")),
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if len(rows) > 1 else ():
-        yield "  ".join(map(str.ljust, row, widths)).rstrip()
+    if table.rows:
+        yield table
 
 
 def gpu_check(

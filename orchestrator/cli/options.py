@@ -162,7 +162,8 @@ class OwnOptions:
     """What own data leave open.
 
     Attributes:
-        label_map: Classes that labels as written stand for, e.g. CAT=cat.
+        label_map: Classes that labels as written stand for, e.g. CAT=cat; of a negative
+            number: --label-map=-1=NAME.
         label_columns: A table's column of labels, or one of 0 and 1 for each class.
         layout: What is on top of class folders in patients' folders, or of these in those.
     """

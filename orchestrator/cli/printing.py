@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -86,8 +88,32 @@ def emit(place: Place, document: object, *shown: Shown | Iterable[Shown]) -> Non
         for part in (one,) if isinstance(one, Shown) else one:
             if isinstance(part, str):
                 line(part)
+            elif isinstance(part, Table) and _least_width(part) > stdout.width:
+                for text in _in_words(part):
+                    line(text)
             else:
                 stdout.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _least_width(table: Table) -> int:
+    """Return how wide a terminal must be for a table to fold no word or number in the middle."""
+    return Measurement.get(stdout, stdout.options.update_width(10_000), table).minimum
+
+
+def _in_words(table: Table) -> Iterator[str]:
+    """Yield the rows of a table that a terminal is too narrow for, each value behind its column's name."""
+    yield from filter(None, [table.title and str(table.title)])
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        pairs = zip((column.header for column in table.columns), row, strict=True)
+        text = Text.from_markup("  ".join(f"{name} {value}".strip() for name, value in pairs if value)).plain
+        yield _folded(text, indent="  ")
+
+
+def _folded(text: str, indent: str = "") -> str:
+    """Break a text between words at the terminal's width."""
+    return textwrap.fill(
+        text, stdout.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 _waits: list[Progress] = []
@@ -140,7 +166,7 @@ def cell(value: object) -> str:
 
 
 def grid(*names: str, numeric_from: int | None = None, title: str | None = None) -> Table:
-    """Return a table that folds what a narrow terminal has no room for: half a number is another number.
+    """Return a table; :func:`emit` shows it as words where a terminal has no room: half a number is another.
 
     Columns from ``numeric_from`` on hold numbers, which stand to the right.
     """
@@ -158,7 +184,7 @@ def report_tables(*tables: ReportTable) -> Iterator[Shown]:
         for row in table.rows:
             shown.add_row(*map(escape, row))
         yield shown
-        yield from filter(None, [table.note])
+        yield from map(_folded, filter(None, [table.note]))
 
 
 def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import ArgumentCollection, Group, Parameter
+from cyclopts import Group, Parameter
+from cyclopts.validators import LimitedChoice
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,7 @@ class RowOptions:
         yield table
         losses = [loss for row in rows if (loss := row.get("test_loss")) is not None]
         if guessed := sum(is_guessing(loss) for loss in losses):
-            yield f"{guessed} of {len(losses)} losses lie at guessing between two classes, or beyond."
+            yield f"At guessing between two classes, or beyond: {guessed} of {plural(len(losses), 'loss')}."
 
 
 def _column(asked: str, table: pd.DataFrame) -> str:
@@ -148,7 +149,7 @@ def results(
         return write_predictions(sweep, predictions, place)
     table = read_search(sweep, place) if chosen.search else read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
-    what = f"{len(table)} rows to "
+    what = f"{plural(len(table), 'row')} to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
     if parquet:
@@ -169,7 +170,7 @@ def write_predictions(sweep: str, path: Path, place: o.Place) -> None:
     results = read_state(workspace).records
     table = predictions_table(results, ResultStore(workspace.results_url))
     num_trials = table["trial_id"].nunique()
-    what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
+    what = f"{plural(len(table), 'prediction')} of {num_trials} of {plural(len(results), 'trial')} to "
     written(path, lambda path: table.to_parquet(path, index=False), what)
     emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, ())
 
@@ -355,15 +356,7 @@ def claims(
 
 Finite = Annotated[float, o.real()]
 PILOT = Group("Pilot", sort_key=2)
-
-
-def _one_goal(arguments: ArgumentCollection) -> None:
-    given = [argument.name for argument in arguments if argument.tokens]
-    if len(given) != 1:
-        raise ValueError(f"one of --train-size and --target-loss must be given, got {len(given)}")
-
-
-GOAL = Group("Goal (one of the two)", validator=_one_goal, sort_key=1)
+GOAL = Group("Goal (one of the two)", validator=LimitedChoice(1), sort_key=1)
 
 
 @Parameter(name="*")
@@ -493,7 +486,7 @@ def power(
     """Simulate how often a sweep's own analysis would settle its questions, before anything is trained.
 
     Args:
-        effect: What is true in the simulated world: the o.whole law (default), or a part of it alone.
+        effect: What is true in the simulated world: the whole law (default), or a part of it alone.
         num_tables: Simulated sweeps (default 200); shares are good to 0.5 / √N.
         seed: Seed of the simulation (default 0).
     """
@@ -538,9 +531,13 @@ def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
 
 
 def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: o.Place) -> None:
-    """Say what no row shows: results that are not believed, and how many trials have none."""
+    """Say what no row shows: results that are not believed, why d_data is blank, how many trials are left."""
     for item in state.unreadable:
         tell(f"not believed: {item.path}: {item.reason}")
+    measured = [(size, size.d_data.get("mle")) for m in state.measures.values() for size in m.result.sizes]
+    blank = {(size.train_size, one.reason) for size, one in measured if one and one.value is None}
+    for train_size, reason in sorted(blank):
+        tell(f"no d_data at N = {train_size}: {reason}")
     planned, done = len(workspace.plan.trials), len(state.results)
     if done < planned and (done or state.partial):
         run = place.hint("run", sweep)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import parse_sweep, preset_names
 from search_spaces.datasets import DATASETS, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
+from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
@@ -200,7 +200,7 @@ def draft_sweep(
     Args:
         source: One's own images.
         to: The file that will hold the text: its name is the sweep's, paths start at its folder.
-        domain: ``natural`` or ``medical``; None guesses by the kind of the files.
+        domain: ``natural`` or ``medical``; None guesses by the files' kind and patients.
         gpu: Whether to write larger networks and images.
         said: What own data leave open, by the names of a sweep file's ``own``.
         root: Whose key hides names in messages; None uses none.
@@ -256,16 +256,18 @@ def _own(
     listed, (channels, is_medical) = counted(listing), _look(request, listing)
     found = None if listed is None else _with_patients(listed, request, listing)
     path = os.path.relpath(source.absolute(), to.absolute().parent)
+    medical = "kind of its files" if is_medical else "patients" * any(item.group for item in listing.items)
     fields = {
         "kind": kind,
         "path": _flow(path if path.startswith("..") else f"./{path}"),
-        "domain": domain or ("medical" if is_medical else "natural"),
+        "domain": domain or ("medical" if medical else "natural"),
         "channels": channels,
         **{key: _flow(value) for key, value in said.items()},
     }
     entry = ", ".join(f"{key}: {value}" for key, value in fields.items())
     about = "how many images and groups there are is known when they are prepared: isweep run says so"
-    lines = [f"    own: {{{entry}}}{'' if domain else '  # natural or medical? guessed'}"]
+    guessed = f"  # natural or medical? guessed{f' by the {medical}' if medical else ''}"
+    lines = [f"    own: {{{entry}}}{'' if domain else guessed}"]
     if found is not None:
         about = _described(found) + ("" if found is listed else ", by the patients of the DICOM headers")
         if len(found.label_names) > 2:
@@ -312,9 +314,9 @@ def _described(found: Counted) -> str:
     counts = np.bincount(found.labels, minlength=len(found.label_names)).tolist()
     named = [f"{name} {count:,}" for name, count in zip(found.label_names, counts, strict=True)]
     more = f" and {len(named) - MOST_NAMED} more classes" if len(named) > MOST_NAMED else ""
-    groups = len(np.unique(found.groups))
-    said = "every image is its own group" if groups == len(found.labels) else f"{groups:,} groups (patients)"
-    return f"{len(found.labels):,} images, {said}: {', '.join(named[:MOST_NAMED])}{more}"
+    groups, images = len(np.unique(found.groups)), len(found.labels)
+    said = "every image is its own group" if groups == images else f"{plural(groups, 'group')} (patients)"
+    return f"{plural(images, 'image')}, {said}: {', '.join(named[:MOST_NAMED])}{more}"
 
 
 def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:

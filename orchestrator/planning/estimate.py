@@ -20,7 +20,7 @@ from orchestrator.planning import predict
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import Corrections, GpuModel
 from orchestrator.planning.sweep_file import MAX_FILE_BYTES, read_plain, read_text
-from search_spaces.errors import ConfigError, SweepError
+from search_spaces.errors import ConfigError, SweepError, plural
 from search_spaces.specs import TrialSpec
 from search_spaces.tuning import SearchTrialSpec
 from tasks.trials.records import CONTEXT_BYTES
@@ -404,15 +404,16 @@ def on_gpus(
 
 
 def _text(result: dict[str, Any]) -> str:
-    left, largest = result["trials_left"], f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB"
+    left = plural(result["trials_left"], "trial")
+    largest = f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB"
     hours, cluster, cpus = result["cpu_hours"], result["cluster"], result["num_cpus"]
     until = f"{roughly(hours)} h" if hours >= 2 else f"{roughly(max(1.0, 60 * hours))} min"
-    cores = f"{until} on {cpus} CPU" + ("s" if cpus > 1 else "")
-    if not left:
+    cores = f"{until} on {plural(cpus, 'CPU')}"
+    if not result["trials_left"]:
         return "left: 0 trials"
     if cluster is None:
         return (
-            f"left: {left} trials, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
+            f"left: {left}, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
             "was named: --gpu h100 plans for one"
         )
     gpus = f"{cluster['num_gpus']} {cluster['gpu']}" + ("s" if cluster["num_gpus"] > 1 else "")
@@ -430,16 +431,16 @@ def _text(result: dict[str, Any]) -> str:
     if result["refused"]:
         name = result["refused"][0]
         return (
-            f"left: {left} trials, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
+            f"left: {left}, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
             f"bfloat16, which it has not: recipe: {{from: {name}, precision: float32}}, or another GPU"
         )
     if not cluster["gpu_data"]["timed"]:
         return (
-            f"left: {left} trials, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
+            f"left: {left}, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
             f"measures it ({result['assumptions']}){too_large}"
         )
     return (
-        f"left: {left} trials, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
+        f"left: {left}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
         f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
         f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
         f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "

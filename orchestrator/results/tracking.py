@@ -32,7 +32,7 @@ from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.state import State
 from orchestrator.results.store import FailureRecord, ResultStore
 from orchestrator.results.table import FlatRun, Live, Point, Row, curve_runs, milliseconds
-from search_spaces.errors import ConfigError, SetupError, SweepError
+from search_spaces.errors import ConfigError, SetupError, SweepError, plural
 from tasks.atomic import read_whole, write_atomic
 from tasks.clock import SYSTEM, Clock
 
@@ -486,14 +486,16 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
     if values:
         more = [f"and {len(values) - 3} more"] * (len(values) > 3)
         sentences.append(
-            f"MLflow differs from the result store in {len(values)} values of {len(trials)} trials "
-            f"({'; '.join([*values[:3], *more])}); the store's are used. Mend MLflow with `{mend}`"
+            f"MLflow differs from the result store in {plural(len(values), 'value')} of "
+            f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are used. "
+            f"Mend MLflow with `{mend}`"
         )
     if missing := ours.keys() - theirs.keys():
-        sentences.append(f"MLflow lacks {len(missing)} results that the store has: send them with `{mend}`")
+        lacks = plural(len(missing), "result")
+        sentences.append(f"MLflow lacks {lacks} that the store has: send them with `{mend}`")
     if strange := theirs.keys() - ours.keys():
         sentences.append(
-            f"MLflow shows {len(strange)} trials of which the sweep, as it is planned now, has no result; "
-            "left out"
+            f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, has no "
+            "result; left out"
         )
     return sentences

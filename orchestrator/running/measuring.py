@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.sweep_file import load_sweep, read_text
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec, SweepSpec
@@ -325,10 +325,16 @@ def name_labels(
 
 def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object]) -> list[str]:
     """Return what was taken of arrays, as lines."""
-    lines = [f"{len(codes):,} images, {len(names)} classes, {len(set(groups)):,} groups"]
+    lines = [
+        ", ".join(
+            plural(*one)
+            for one in ((len(codes), "image"), (len(names), "class"), (len(set(groups)), "group"))
+        )
+    ]
     for code, name in enumerate(names):
         rows = np.flatnonzero(codes == code).tolist()
-        lines.append(f"  class {name}: {len(rows):,} images, {len({groups[row] for row in rows}):,} groups")
+        num_groups = len({groups[row] for row in rows})
+        lines.append(f"  class {name}: {plural(len(rows), 'image')}, {plural(num_groups, 'group')}")
     values = str(images.dtype)
     if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"

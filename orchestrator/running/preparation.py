@@ -20,7 +20,7 @@ from orchestrator.planning.predict import cost_of
 from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
 from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
-from search_spaces.errors import ConfigError, DataError, SweepError, collect, unknown_name
+from search_spaces.errors import ConfigError, DataError, SweepError, collect, plural, unknown_name
 from search_spaces.models import source_texts
 from search_spaces.specs import (
     DatasetSpec,
@@ -141,7 +141,7 @@ def check_same_start(
     rule = "Networks of a sweep must start from the same pretrained weights"
     problems: list[SweepError] = []
     for key, found in others.items():
-        theirs = ", ".join(f"{start[:16]}… in {number} results" for start, number in found.items())
+        theirs = ", ".join(f"{start[:16]}… in {plural(number, 'result')}" for start, number in found.items())
         way_out = f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep"
         problems.append(ConfigError(rule, f"{key}: SHA-256 {here[key][:16]}… here, {theirs}", way_out))
     collect(problems)

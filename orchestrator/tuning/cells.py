@@ -16,7 +16,7 @@ from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.results import table as c
 from orchestrator.results.store import FailureRecord, ResultRecord, ResultStore, SealedRecord
 from orchestrator.results.table import FlatRun, milliseconds
-from search_spaces.errors import ConfigError, SweepError, collect
+from search_spaces.errors import ConfigError, SweepError, collect, plural
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (
     BatchSize,
@@ -294,10 +294,11 @@ def search_standing(workspace: Workspace) -> dict[str, Any] | None:
     }
     written = {name: str(path) if path.is_file() else None for name, path in paths.items()}
     ways = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
+    trials = plural(len(scan.records), "trial") + f" ({ways})" * bool(ways)
     failed = f", {found['failed']} failed" if found["failed"] else ""
-    broken = f"; {found['unreadable']} files not believed" if found["unreadable"] else ""
+    broken = f"; {plural(len(scan.unreadable), 'file')} not believed" if found["unreadable"] else ""
     recipe = f"; recipe {written['recipe']}" if written["recipe"] else "; no recipe yet"
-    return found | written | {"text": f"search: {found['trials']} trials ({ways}){failed}{broken}{recipe}"}
+    return found | written | {"text": f"search: {trials}{failed}{broken}{recipe}"}
 
 
 def search_rows(workspace: Workspace) -> list[Row]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from search_spaces.errors import plural
 from tasks.prepared.parts import Part
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources.base import Listing, RawRequest, count_lines
@@ -192,16 +193,17 @@ def doubt_lines(record: PreparedRecord) -> list[str]:
 
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
-    whole = f"{record.num_images:,} images, {len(record.label_names)} classes, {record.num_groups:,} groups"
+    counts = {"image": record.num_images, "class": len(record.label_names), "group": record.num_groups}
+    whole = ", ".join(plural(count, noun) for noun, count in counts.items())
     alone = ", every image its own (docs/datasets.md says how to name patients)"
     lines = [f"{record.title}: {whole}{alone if record.num_groups == record.num_images else ''}"]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     for name, count in record.num_images_per_label.items():
-        lines.append(f"  class {name}: {count:,} images, {record.num_groups_per_label[name]:,} groups")
+        groups = plural(record.num_groups_per_label[name], "group")
+        lines.append(f"  class {name}: {plural(count, 'image')}, {groups}")
     channels, height, width = record.shape[1:]
-    plural = "s" if channels > 1 else ""
-    lines.append(f"  made {height}x{width}, {channels} channel{plural}: {record.intensity}")
+    lines.append(f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}")
     lines += [*count_lines(converted=record.conversions), *doubt_lines(record)]
     if record.num_duplicates:
         twins = f"  equal to an earlier image: {record.num_duplicates:,}"

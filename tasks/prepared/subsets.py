@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, plural
 from search_spaces.fingerprint import derive_seed
 from search_spaces.recipes import RELEASED_SEED
 from search_spaces.specs import SubsetSpec, pair_name
@@ -296,7 +296,10 @@ def split_validation(
     found = zip(subset.class_names, groups_of, counts, strict=True)
     too_few = DataError(
         "A class needs enough groups among the training images for a validation split",
-        f"{where}: " + "; ".join(f"class {name}: {of} groups, {count} images" for name, of, count in found),
+        f"{where}: "
+        + "; ".join(
+            f"class {name}: {plural(of, 'group')}, {plural(int(count), 'image')}" for name, of, count in found
+        ),
         "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the search",
     )
     if min(groups_of) < 2:

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, plural
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.raw import open_zip, read_locator, read_plain
 
@@ -266,7 +266,7 @@ def read_table(
     if repeated := [name for name in wanted if header.count(column_key(name)) > 1]:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
     if ragged := [number for number, row in zip(numbers, rows, strict=True) if len(row) != len(header)]:
-        found = f"{len(ragged)} rows with another number of columns, first row {ragged[0]}"
+        found = f"{plural(len(ragged), 'row')} with another number of columns, first row {ragged[0]}"
         found += f" ({counting(numbers)})"
         raise _error(request, path, f"must have {len(header)} columns in every line", found)
     places = {name: header.index(column_key(name)) for name in wanted}

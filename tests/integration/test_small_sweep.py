@@ -195,7 +195,7 @@ def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
     client.log_metric(run_id, "test_loss", 0.000001, step=1)
     done = isweep_here("results", sweep, "--json", root=root)
     assert json.loads(done.stdout) == rows
-    said = f"MLflow differs from the result store in 1 values of 1 trials ({victim} test_loss: 1e-06"
+    said = f"MLflow differs from the result store in 1 value of 1 trial ({victim} test_loss: 1e-06"
     assert said in done.stderr
     assert isweep_json("reconcile", sweep, root=root)["replayed"] == 1
     assert "MLflow" not in isweep_here("results", sweep, "--json", root=root).stderr

@@ -191,7 +191,7 @@ ENOUGH = "needs enough groups among the training images.*"
 @pytest.mark.parametrize(
     ("data", "faults", "size", "message"),
     [
-        (one_group(), (), 60, f"{ENOUGH}class 1: 1 groups"),
+        (one_group(), (), 60, f"{ENOUGH}class 1: 1 group,"),
         (toy(num_classes=10), (), 8, f"{ENOUGH}raise tune.train_size"),
         (toy(num_classes=10), (), 10, f"{ENOUGH}raise tune.train_size"),
         (toy(), ("image_level_split",), 60, "needs corrected data; found: toy with faults image_level_split"),

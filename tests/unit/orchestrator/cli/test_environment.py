@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.cli.environment import node_lines
+from orchestrator.cli.environment import node_table
 from orchestrator.running import doctor
 
 OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
@@ -36,7 +36,7 @@ def test_what_a_silent_node_did_not_say_is_no_number():
     told = {"versions": doctor.versions_here(), "free_disk_bytes": 0, "free_spill_bytes": 0}
     answers = ({"silent": ("silent", "look")}, told)
     silent, sound = (doctor._checked(answer, node)["node"] for answer in answers)
-    _, *rows = node_lines([sound, silent])
-    assert "0 GiB" in rows[0]
-    assert "GiB" not in rows[1]
-    assert rows[1].split()[-3:] == ["?", "?", "?"]
+    [table] = node_table([sound, silent])
+    disk, spill = ([*column.cells] for column in table.columns[-2:])
+    assert (disk, spill) == (["0 GiB", "?"], ["0 GiB", "?"])
+    assert not [*node_table([])]

@@ -1,6 +1,7 @@
 """Commands that read what a sweep found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,11 +10,12 @@ import pytest
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.published import PublishedReport
 from orchestrator.analysis.table import read_csv
-from orchestrator.cli import results
+from orchestrator.cli import printing, results
+from orchestrator.cli.options import Place
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from tests.synthetic import synthetic_table
-from tests.unit.orchestrator.results.examples import trial_record
+from tests.unit.orchestrator.results.examples import dimension, measure_record, state_of, trial_record
 
 
 @pytest.fixture
@@ -68,6 +70,17 @@ def test_a_table_says_which_results_it_leaves_out_and_how_many_trials_are_left(r
     assert "not believed" not in out
 
 
+def test_a_blank_dimension_has_its_reason(capsys, root):
+    measured = measure_record()
+    size = replace(
+        measured.result.sizes[0], d_data={"mle": replace(dimension("mle", None), reason="too few")}
+    )
+    short = measured.model_copy(update={"result": measured.result.model_copy(update={"sizes": (size,)})})
+    state = state_of({}, measures={"a": measured, "b": short, "c": short})
+    results.tell_what_is_absent("smoke", Workspace.open("smoke", root), state, Place())
+    assert capsys.readouterr().err == "no d_data at N = 40: too few\n"
+
+
 def test_what_is_left_out_or_means_nothing_is_said(asked, monkeypatch):
     assert "Left out: no test loss: 1." in asked(few(test_loss=[None, 0.5, 0.4]), "fit")
     redone = PublishedReport(fits=fit_scaling_laws(few().head(0)), regressions=())
@@ -75,7 +88,7 @@ def test_what_is_left_out_or_means_nothing_is_said(asked, monkeypatch):
     diverged = few(status=["diverged", "done", "done"])
     said = "Left out: diverged (loss stopped being a finite number): 1"
     assert said in asked(diverged, "report", "--published")
-    said = "2 of 3 losses lie at guessing between two classes, or beyond."
+    said = "At guessing between two classes, or beyond: 2 of 3 losses."
     assert said in asked(few(test_loss=[0.1, 0.6, 3.0]), "results")
     assert "guessing" not in asked(few(test_loss=0.1), "results")
     # Robustness has a column where it was measured.
@@ -186,3 +199,12 @@ def test_claims_of_the_published_numbers_and_what_a_design_settles(run):
     found = json.loads(out)
     assert (code, found["num_datasets"], found["num_tables"]) == (0, 11, 20)
     assert all(0 <= found["adjusted"][name] <= found["alone"][name] <= 1 for name in found["adjusted"])
+
+
+def test_a_terminal_too_narrow_for_a_table_gets_its_rows_in_words(asked, monkeypatch):
+    table = SEEDS.assign(model="timm_mobilenetv3_small_050", d_data_mle=9.25)
+    monkeypatch.setattr(printing.stdout, "width", 60)
+    lines = asked(table, "results", "--where", "seed=0").splitlines()
+    assert lines[0] == "model timm_mobilenetv3_small_050  dataset x  pair 0-1  N 100"
+    assert lines[1] == "  seed 0  loss 0.5  accuracy 0.5  d_data 9.25"
+    assert max(map(len, lines)) <= 60

@@ -75,7 +75,9 @@ class TestInit:
         check_feasible(Workspace.open("./scans.yaml"))
         assert sweep.test_size == 100
         assert 200 <= max(sweep.train_sizes) <= 300
-        assert "400 images, 20 groups (patients): 0 200, 1 200" in (here / "scans.yaml").read_text()
+        assert "400 images, 20 groups (patients): 0 200, 1 200" in (text := (here / "scans.yaml").read_text())
+        assert "domain: medical" in text
+        assert "# natural or medical? guessed by the patients" in text
 
     @pytest.mark.parametrize("kind", ["table", "folder"])
     def test_patients_of_dicom_headers_are_the_groups_that_are_proposed(self, run, here, kind):
@@ -183,7 +185,7 @@ class TestRoot:
         code, out, _ = run("ls", "--json")
         found = [(row["what"], row["name"], row["bytes"]) for row in json.loads(out)]
         assert (code, found[:2]) == (0, [("sweep", "mine", 10), ("prepared data", "digits-1", 5)])
-        assert "1 results" in run("ls")[1]
+        assert "1 result " in run("ls")[1]
         code, out, _ = run("ls", at=str(tmp_path / "none"))
         assert (code, (tmp_path / "none").exists()) == (0, False)
         assert "begin with: isweep run demo" in out

@@ -57,8 +57,8 @@ run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", 
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2
 run smoke --max-skipped-share nan | must be a finite number, got nan
 run smoke --raw =x | --raw must be NAME=DIR; found: =x
-PREDICT | one of --train-size and --target-loss must be given, got 0
-PREDICT --train-size 3 --target-loss 2 | one of --train-size and --target-loss must be given, got 2
+PREDICT | Received 0 arguments. Exactly 1 of {--train-size, --target-loss} must be specified
+PREDICT --train-size 3 --target-loss 2 | Exactly 1 of {--train-size, --target-loss} must be specified
 PREDICT --train-size 0 | Invalid value for --train-size: must be at least 1, got 0
 PREDICT --target-loss inf | Invalid value for --target-loss: must be a finite number, got inf
 PREDICT --train-size 9 --domain x | Invalid value "x" for --domain. Choose from: "natural", "medical"

@@ -585,6 +585,6 @@ def test_values_and_trials_that_one_side_lacks_are_counted():
         "MLflow differs from the result store in 6 values of 2 trials (a model: 'other', stored 'm'; "
         "a test_loss: nothing, stored 0.5; a data_fingerprint: 'x', stored nothing; and 3 more); the store's "
         "are used. Mend MLflow with `mend`",
-        "MLflow lacks 1 results that the store has: send them with `mend`",
-        "MLflow shows 1 trials of which the sweep, as it is planned now, has no result; left out",
+        "MLflow lacks 1 result that the store has: send them with `mend`",
+        "MLflow shows 1 trial of which the sweep, as it is planned now, has no result; left out",
     ]

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
     **{f"two columns {name}": (f"path,label,{name},{name}\ncat/0.png,1,2,2\n", {}, f"{name} repeated")
         for name in ("label", "Group", "split", "site")},
     "two columns class": ("path,class,class\ncat/0.png,1,2\n", {}, "class repeated"),
-    "short lines": ("path,label\ncat/0.png\n", {}, "1 rows with another number of columns, first row 2"),
+    "short lines": ("path,label\ncat/0.png\n", {}, "1 row with another number of columns, first row 2"),
     "an open quote": ('path,label\n"cat/0.png,1\n', {}, "broken quotes or a huge cell in the row after 1"),
     "latin-1": ("path,label\ncat/\xe9.png,1\n".encode("latin-1"), {}, "must be UTF-8"),
     "zero bytes": (b"path,label\ncat/0.png,\x001\n", {}, "zero bytes"),
