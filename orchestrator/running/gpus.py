@@ -301,10 +301,13 @@ def offers(visible: str | None = None) -> NodeGpus:
     words = node.visible.split(",")
     if len(node.gpus) != 1 or len(words) < 2 or not node.visible.startswith("MIG-"):
         return node
-    known = {uuid: size for slices in _slices().values() for _, uuid, size in slices}
-    (first,) = node.gpus
-    others = (replace(first, uuid=word, memory_bytes=known[word]) for word in words[1:] if word in known)
-    return replace(node, gpus=(first, *others))
+    known = {uuid: (profile, size) for slices in _slices().values() for profile, uuid, size in slices}
+    gpus = list(node.gpus)
+    for word in filter(known.__contains__, words[1:]):
+        profile, size = known[word]
+        name = re.sub(r"MIG \S+", f"MIG {profile}", gpus[0].name)
+        gpus.append(replace(gpus[0], name=name, uuid=word, memory_bytes=size))
+    return replace(node, gpus=tuple(gpus))
 
 
 def print_gpus() -> None:

@@ -337,7 +337,8 @@ def test_a_slice_is_planned_for_as_what_it_is(tmp_path, monkeypatch):
     first = gpus.Gpu("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "MIG-1", 39 * 2**30, mig=True)
     shown = gpus.NodeGpus("a", (first,), visible="MIG-1,MIG-2", offered=2.0)
     monkeypatch.setattr(gpus, "describe", lambda visible: shown)
-    assert [gpu.memory_gib for gpu in gpus.offers().gpus] == [39, 10]
+    told = [(gpu.name.partition("MIG ")[2], gpu.memory_gib) for gpu in gpus.offers().gpus]
+    assert told == [("3g.40gb", 39), ("1g.10gb", 10)]
     assert [*gpus.gpu_problems(gpus.offers())] == []
 
 
