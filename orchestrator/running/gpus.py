@@ -344,7 +344,7 @@ def no_gpu() -> str:
     import torch
 
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:  # without CUDA it asserts
         return (str(error).strip().splitlines() or [""])[0][:300]
     return ""
