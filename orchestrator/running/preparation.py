@@ -229,24 +229,26 @@ class Meanwhile:
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
         self._workspace, self._monitor = workspace, monitor
         brought = {choice.name for choice in workspace.plan.sweep.datasets if choice.own} | options.raw.keys()
+        missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
         asked = [
-            (str(workspace.paths.prepared(spec)), spec.model_dump_json(), dataset.model_dump_json())
-            for spec in workspace.plan.prepared
-            if spec.prepared_id not in workspace.prepared
-            and (dataset := workspace.plan.datasets[spec.dataset]).name not in brought
+            (spec.model_dump_json(), workspace.plan.datasets[spec.dataset].model_dump_json())
+            for spec in missing
+            if spec.dataset not in brought
         ]
         self._process: Any = None
         if asked:
             code = "from tasks.prepared.prepare import prepare_asked; prepare_asked()"
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-P", "-c", code],  # whatever lies in the working directory
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                text=True,
                 env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                 process_group=0,  # Ctrl-C is for this one, which ends it
-                **pipes,
             )
-            threading.Thread(target=self._tell, args=(self._process, json.dumps(asked)), daemon=True).start()
+            told = json.dumps([str(workspace.paths.root / "prepared"), options.max_skipped_share, asked])
+            threading.Thread(target=self._tell, args=(self._process, told), daemon=True).start()
 
     def end(self, patience_s: float = 0.0) -> None:
         """Wait for its end, and then for that of the block of images that is read."""
