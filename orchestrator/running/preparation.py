@@ -222,19 +222,18 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
 
 class Meanwhile:
-    """A process that prepares the datasets which packages bring while networks are checked and Ray starts.
+    """A process that prepares the datasets which packages bring while Ray starts.
 
     What is read of one that is cut off is kept. What cannot be prepared is left to be tried, and told, after.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-        self._workspace, self._monitor = workspace, monitor
-        brought = {choice.name for choice in workspace.plan.sweep.datasets if choice.own} | options.raw.keys()
-        missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
+        self._workspace, self._monitor, plan = workspace, monitor, workspace.plan
+        brought = {choice.name for choice in plan.sweep.datasets if choice.own} | options.raw.keys()
         asked = [
-            (spec.model_dump_json(), workspace.plan.datasets[spec.dataset].model_dump_json())
-            for spec in missing
-            if spec.dataset not in brought
+            (spec.model_dump_json(), plan.datasets[spec.dataset].model_dump_json())
+            for spec in plan.prepared
+            if spec.prepared_id not in workspace.prepared and spec.dataset not in brought
         ]
         self._process: Any = None
         if asked:
