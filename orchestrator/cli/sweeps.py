@@ -17,7 +17,18 @@ from rich.markup import escape
 from rich.text import Text
 
 from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
-from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stderr, stdout, tell
+from orchestrator.cli.printing import (
+    Shown,
+    cell,
+    emit,
+    grid,
+    progress,
+    report_tables,
+    stderr,
+    stdout,
+    tell,
+    waited,
+)
 from orchestrator.cli.results import no_results
 from search_spaces.errors import ConfigError, SweepError, collect, plural
 
@@ -113,7 +124,7 @@ def plan(
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
     gpu: str | None = None,
-    gpus: Annotated[int | None, whole(1, MOST_GPUS + 1, f"from 1 to {MOST_GPUS:,}")] = None,
+    gpus: Annotated[int | None, whole(1, MOST_GPUS + 1)] = None,
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
@@ -304,6 +315,7 @@ def _watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
     Raises:
         KeyboardInterrupt: when it is stopped, which stops no run.
     """
+    waited()  # it has a display of its own
     said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)
     try:
         with shown if stdout.is_terminal else nullcontext():

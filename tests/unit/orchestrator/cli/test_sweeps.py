@@ -78,9 +78,8 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
 
 
 def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
-    plan = json.loads(run("plan", "paper", "--json")[1])
-    assert (len(plan["trials"]), len(plan["not_prepared"])) == (972, 11)
     short, whole = run("plan", "paper")[1], run("plan", "paper", "--all")[1]
+    assert "972 trials: 0 done; 27 measures: 0 done" in short
     assert len(short.splitlines()) < 30 < 900 < len(whole.splitlines())
     assert re.search(r"mura +0/6 +0/6", short)
     assert "N: 500 to 1750 (6); seed: 0; recipe: paper; pair: 3-8 to " in short
@@ -107,7 +106,7 @@ def test_hints_are_commands_with_the_options_given(run, tmp_path):
     _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
     hint = re.search(r"run it: (isweep .*?); there is no", err)[1]
     assert shlex.split(hint) == ["isweep", "run", str(preset), "--root", place, "--storage", storage]
-    assert parse(shlex.split(hint)[1:]).root == place
+    assert parse(shlex.split(hint)[1:]).keywords["work"].root == place
 
 
 def test_a_root_that_cannot_be_made(run, tmp_path):
