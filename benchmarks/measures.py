@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,7 +43,7 @@ def images_of(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
 def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -> Found:
     """`isweep measure` of images in a file, from the shell's prompt back to it, and the product alone."""
     images = images_of("uint8", (num_images, 3, side, side))
-    flat = (images.reshape(num_images, -1) ^ 128).view(np.int8)
+    flat = images.reshape(num_images, -1)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
         np.save(Path(folder, "labels.npy"), np.arange(num_images) % 2)
@@ -53,8 +54,8 @@ def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -
             subprocess.run(command, check=True, capture_output=True)
 
         def product() -> None:
-            for start in range(0, num_images, 256):  # each pair once
-                ways.numkong_product(flat[: start + 256], flat[start : start + 256])
+            for part in (flat[:, : flat.shape[1] // 2], flat[:, flat.shape[1] // 2 :]):
+                ways.numkong_product(part, part)  # each pair once
 
         timing = take_turns(ours, product, repeats=repeats)
     wall, alone = timing.seconds(0)["wall"], timing.seconds(1)["wall"]
@@ -65,7 +66,8 @@ def products(*, num_rows: int = 512, num_features: int = 16_384, threads_: int =
     """Exact 8-bit products: billions of multiply-adds a second, by each way that is exact here."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    known = {"torch": ways.torch_product, "numkong": ways.numkong_product, "BLAS": ways.blas_product}
+    on_cpu = partial(ways.torch_product, device="cpu")
+    known = {"torch": on_cpu, "numkong": ways.numkong_product, "BLAS": ways.blas_product}
     exact = {name: way for name, way in known.items() if ways.is_exact(name, way)}
     with threads(threads_):
         timing = take_turns(*(lambda way=way: way(a, b) for way in exact.values()), repeats=5)
