@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 from harness import CORES, Found, peak_memory_mib, run, take_turns, threads
-from threadpoolctl import threadpool_limits
 
 from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
@@ -81,14 +80,13 @@ def nested(
     side: int = 224,
     data: Kind = "uint8",
     faiss: bool = False,
-    skdim: bool = False,
     threads_: int = CORES,
     repeats: int = 3,
 ) -> Found:
     """All six nested sizes with the default estimators, against one float32 product and libraries.
 
     The product is all N² entries of the data with itself. ``faiss``: exact search for each size, and
-    torch.cdist for nearest opposites. ``skdim``: its MLE and TwoNN for each size (minutes).
+    torch.cdist for nearest opposites.
     """
     import torch
 
@@ -102,8 +100,6 @@ def nested(
     }
     if faiss:
         peers["faiss exact search + torch.cdist"] = lambda: by_faiss_and_cdist(flat, labels)
-    if skdim:
-        peers["scikit-dimension + torch.cdist"] = lambda: by_skdim(flat, labels)
 
     def ours() -> object:
         return measure_nested(images, labels, SIZES)
@@ -132,34 +128,22 @@ def by_faiss_and_cdist(flat: np.ndarray, labels: np.ndarray) -> None:
         sharpness_by_torch(flat, labels, size)
 
 
-def by_skdim(flat: np.ndarray, labels: np.ndarray) -> None:
-    import skdim
-
-    for size in SIZES:
-        skdim.id.MLE(neighborhood_based=True).fit(flat[:size], n_neighbors=20, comb="mle")
-        skdim.id.TwoNN().fit(flat[:size])
-        sharpness_by_torch(flat, labels, size)
-
-
 def neighbors(
     *,
     images: Path = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"),
     num_rows: int = 60_000,
-    with_torch: bool = False,
     workers: int = 1,
     threads_: int = CORES,
     repeats: int = 1,
 ) -> Found:
     """Exact 20 nearest neighbours of 60,000 x 784 against faiss, and the memory it takes.
 
-    Fashion-MNIST where its idx file is there, random bytes otherwise. ``with_torch``: as where a process has
-    loaded torch. ``workers``: Ray workers of one thread each; memory is that of this process then.
+    Fashion-MNIST where its idx file is there, random bytes otherwise. ``workers``: Ray workers of one thread
+    each; memory is that of this process then.
     """
     rows = load_idx(images)[:num_rows]
     executor = connect(workers)
     nested_neighbors(rows[:1024], None, [1024], 20, executor=executor)  # libraries, and workers
-    if with_torch:
-        import torch  # noqa: F401
     libraries = peak_memory_mib()
     found: dict[str, np.ndarray] = {}
     peak: list[float] = []
@@ -171,7 +155,7 @@ def neighbors(
     def theirs() -> None:
         found["faiss"] = by_faiss(rows, threads_)
 
-    with threads(threads_) if with_torch else threadpool_limits(threads_):
+    with threads(threads_):
         timing = take_turns(ours, theirs, repeats=repeats, warm=True)
     # Where the two differ most, and elsewhere: which of them is right?
     apart = np.abs(found["ours"] / np.maximum(found["faiss"], 1e-9) - 1).max(axis=1)
