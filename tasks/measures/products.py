@@ -108,8 +108,9 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
         add(shares[0])
     else:
         list(_threads(len(shares)).map(add, shares))
-    product: npt.NDArray[np.int32] = sum(totals[1:], totals[0])
-    return product
+    for total in totals[1:]:
+        totals[0] += total
+    return totals[0]
 
 
 @cache
