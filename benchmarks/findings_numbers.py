@@ -71,10 +71,12 @@ def adjusted(family: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 
 class PairTable:
-    """The points of one set: means over seeds, by pair, network and N."""
+    """The points of one set: means over seeds, all or those named, by pair, network and N."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, seeds: str = "") -> None:
         rows = [row for row in read(RESULTS / f"{name}.csv.gz") if row["status"] == "done"]
+        self.seeds = "".join(sorted({row["seed"] for row in rows}))
+        rows = [row for row in rows if row["seed"] in (seeds or self.seeds)]
         self.num_trials = len(rows)
         cells: dict[tuple[str, str, int], Rows] = defaultdict(list)
         for row in rows:
@@ -143,6 +145,27 @@ class PairTable:
 
         return self.jackknifed(slope)
 
+    def num_classes(self, width: float) -> dict[str, float]:
+        """How many classes an interval of the exponent of this width takes: by how much the exponents of two
+        pairs differ that share a class, and that share none, scaled to the jackknife's width for ten classes.
+        """
+        y, x = self.curves()
+        own = self.d * (x * y).sum((1, 2)) / (x**2 * np.ones_like(y)).sum((1, 2))
+        one, two = np.triu_indices(len(own), 1)
+        shared = (self.classes[one, :, None] == self.classes[two, None, :]).any((1, 2))
+        apart = (own[one] - own[two]) ** 2 / 2
+        of_class = max(0.0, float(apart[~shared].mean() - apart[shared].mean()))
+        of_pair = max(0.0, float(apart[~shared].mean()) - 2 * of_class)
+
+        def expected(num: int) -> float:
+            variance = 4 * of_class / num + of_pair * 2 / (num * (num - 1))
+            return float(2 * t_quantile(num - 1) * np.sqrt(variance))
+
+        found = self.exponent(self.d)
+        scale = (found["high"] - found["low"]) / expected(len(np.unique(self.classes)))
+        needed = next(num for num in range(10, 100_000) if scale * expected(num) <= width)
+        return {"classes": needed, "scale": scale, "of a class": of_class**0.5, "of a pair": of_pair**0.5}
+
     def after(self) -> dict[str, dict[str, float]]:
         """What was asked after the data were seen."""
         of_class = (self.classes[:, :, None] == np.unique(self.classes)).any(1).astype(float)
@@ -208,6 +231,18 @@ class PairTable:
             for way, choice in ways.items()
         }
 
+    def answers(self) -> dict[str, dict[str, float]]:
+        """The registered questions of one number each, adjusted for their number."""
+        return adjusted(
+            {
+                "exponent": self.exponent(self.d),
+                "exponent against 1": self.exponent(self.d, null=1.0),
+                "log loss on log K_F": self.on_sharpness(self.loss, self.d),
+                "log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d),
+                "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
+            }
+        )
+
     def numbers(self) -> dict[str, object]:
         """All of this set."""
         return {
@@ -217,15 +252,8 @@ class PairTable:
                 "K_F factor": float(np.exp(np.ptp(self.log_k))),
                 "median loss by N": np.exp(np.median(self.loss, axis=(0, 1))).tolist(),
             },
-            **adjusted(
-                {
-                    "exponent": self.exponent(self.d),
-                    "exponent against 1": self.exponent(self.d, null=1.0),
-                    "log loss on log K_F": self.on_sharpness(self.loss, self.d),
-                    "log R̂ on log K_F": self.on_sharpness(self.r_hat, self.d),
-                    "accuracy lost to the attack on log K_F": self.on_sharpness(self.drop, self.d),
-                }
-            ),
+            **self.answers(),
+            "classes for a width of 0.6": self.num_classes(0.6),
             "exponent, TwoNN": self.exponent(self.twonn),
             "exponent without the smallest N": self.exponent(self.d, sizes=slice(1, None)),
             **{f"exponent, {m}": self.exponent(self.d, models=[k]) for k, m in enumerate(self.models)},
@@ -347,7 +375,13 @@ def _mean(rows: Rows, response: str) -> float:
 
 def numbers() -> dict[str, object]:
     """All numbers."""
-    found: dict[str, object] = {name: PairTable(name).numbers() for name in PAIRS}
+    found: dict[str, object] = {}
+    for name in PAIRS:
+        table, first = PairTable(name), PairTable(name, "0")
+        found[name] = table.numbers() | {"seed 0": first.answers() | {"rivals": first.rivals()}}
+        if others := table.seeds.replace("0", ""):
+            again = PairTable(name, others)
+            found[name] |= {"other seeds": again.answers() | again.after()}
     sweeps = ("interventions_many", "interventions_digits")
     found |= {name: interventions(name) for name in sweeps} | {"both interventions": interventions(*sweeps)}
     return found

@@ -24,11 +24,16 @@ PATIENCE_S = 60.0
 class InlineExecutor:
     """Runs many calls of one function, here in this process, so that a debugger can step through.
 
+    ``go_on`` is called before each, and may raise.
+
     Attributes:
         num_workers: How many calls run beside each other; callers cut their work accordingly.
     """
 
     num_workers = 1
+
+    def __init__(self, go_on: Callable[[], object] = lambda: None) -> None:
+        self._go_on = go_on
 
     def labelled(self, label: str) -> Executor:
         """Return the same executor, whose calls are shown to people under ``label``, where they are shown."""
@@ -48,6 +53,7 @@ class InlineExecutor:
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(index of the argument tuple, result)`` as calls finish; handles arrive as values."""
         for index, arguments in enumerate(argument_tuples):
+            self._go_on()
             yield index, function(*arguments)
 
 

@@ -28,6 +28,7 @@ from orchestrator.results import table as c
 
 Verdict = Literal["reproduced", "refuted", "cannot be told"]
 NOT_MEASURED = "not measured by a sweep"
+SHARED = "its worlds share images, so they are no datasets of their own; isweep fit says what each arm did"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ class Ledger:
         verdicts = Counter(entry.verdict for entry in self.entries)
         counts = ", ".join(f"{verdicts[kind]} {kind}" for kind in get_args(Verdict))
         said = [f"{plural(len(self.entries), 'claim')}: {counts}.", *(entry.line for entry in self.entries)]
-        if num := sum(entry.adjusted_p is not None for entry in self.entries):
+        if (num := sum(entry.adjusted_p is not None for entry in self.entries)) > 1:
             said += [
                 f"p is adjusted over these {plural(num, 'claim')}; isweep fit adjusts over its questions."
             ]
@@ -158,7 +159,7 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         sweep: how to call it.
         compare: whether to score it against every published quantity as well; the published table itself has
             nothing to be compared with, and its K_F cannot be, being measured on three channels and on one.
-        arms: datasets of an experiment, of which the bases alone count.
+        arms: datasets of an experiment: its worlds share images, so no claim is decided over them.
 
     Raises:
         DataError: if the table lacks a required column or contradicts itself.
@@ -172,6 +173,9 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         _of_attacks(fits),
         _of_representations(fits),
     ]
+    if arms:
+        untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
+        found = [(replace(entry, reason=entry.reason or SHARED, **untold), None) for entry, _ in found]
     adjusted = i.holm({entry.number: entry.p_value for entry, _ in found if entry.p_value is not None})
     level = i.LEVEL / max(1, len(adjusted))
     entries = [
@@ -223,7 +227,7 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
     )  # fmt: skip
     yield _decided(steeper, headline, t.INVERSE_D, degrees, 7.0)
     sharper = LedgerEntry(
-        number="Eq. 2", claim="Loss rises with K_F, and so parts medical from natural sets.",
+        number="Eq. 2", claim="Loss rises with K_F at equal d_data.",
         estimand=f"slope of log loss on log K_F{given(t.LOG_SHARPNESS)} (law: 1); t and permutation",
         published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
     )  # fmt: skip

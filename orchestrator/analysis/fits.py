@@ -213,7 +213,7 @@ class ScalingFits:
         known = [d.label_sharpness for d in self.datasets if d.label_sharpness is not None]
         if not known:
             return "K_F was not measured"
-        same = t.SAME_SHARPNESS if t.all_equal(known) else ""
+        same = t.SAME_SHARPNESS if len(known) > 1 and t.all_equal(known) else ""
         return same if self.sharpness_scale.comparable else t.UNEQUAL_SCALES
 
     def claim(self, key: str) -> Claim | None:
@@ -482,7 +482,8 @@ def fit_exponent(
     )  # fmt: skip
     if blank.num_datasets < i.MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
-        counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and d_data{clear}"
+        d = (dimension or c.D_DATA_MLE).rpartition("_")[0]
+        counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and {d}{clear}"
         return replace(blank, reason=f"{counted}, at least {i.MIN_DATASETS} needed")
     if same := g.unvaried(rows, within=t.CURVE):
         return replace(blank, reason=same)

@@ -38,6 +38,8 @@ MIN_RCOND = 1e-10
 """Below this share of what the regressors are, what varies of them is rounding."""
 MOST = 1e100
 """Larger numbers, and smaller ones than its inverse, have no square."""
+STEPS = 1e4
+"""Steps of rounding that a column spreads over at least, so that its slope keeps four digits."""
 MOST_CELLS = 200
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
@@ -262,7 +264,8 @@ def _text_of(path: Path) -> pd.DataFrame:
     uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
     if uneven.any():
         found = f"{plural(int(uneven.sum()), 'row')} of another length ({_rows(uneven)})"
-        raise ConfigError(f"Every row must have {len(names)} cells, as the header", found, way_out)
+        rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
+        raise ConfigError(rule, found, way_out)
     return pd.DataFrame(rows, columns=names, dtype=str)
 
 
@@ -298,9 +301,11 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
             yield ConfigError(f"Column {name} must name at least two groups", f"{num_groups}", way_out)
     for name in (design.response, *design.on):
-        num_values = own[name].nunique(dropna=False)
-        if num_values < 2 and not own[name].isna().any():  # what is no number was told
-            yield ConfigError(f"Column {name} must vary", plural(num_values, "value"), "name another one")
+        if not np.isfinite(own[name]).all():
+            continue  # as was told
+        if not own[name].std() > STEPS * np.spacing(own[name].abs().max()):
+            found = f"{plural(own[name].nunique(), 'value')}, after rounding to 16 digits"
+            yield ConfigError(f"Column {name} must vary", found, "name another one, or subtract a constant")
     cells = own[list(design.within)].drop_duplicates() if design.within else ()
     if len(cells) > MOST_CELLS:
         way_out = "name columns of fewer kinds"
@@ -317,6 +322,7 @@ class _Groups:
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
         self.names, self.crossed = np.unique(units), columns.shape[1] > 1
         self.member = (units[:, :, None] == self.names).any(axis=1)
+        self.of_column = np.array([np.isin(self.names, column) for column in columns.T])
 
     def sums(self, of_units: Array) -> Array:
         """Add up what units (U, ...) have, by group (G, ...)."""
@@ -326,11 +332,13 @@ class _Groups:
         """Degrees of freedom, given what each group carries of what varies.
 
         A group that carries most of it leaves few groups to judge by, however many there are: those of groups
-        of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017). Groups that cross: G − 1.
+        of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017). Of several columns, the one of
+        fewest; of pairs, whose columns name the same groups: G − 1.
         """
-        if self.crossed:
+        if (self.of_column.sum(axis=0) > 1).any():
             return len(self.names) - 1.0
-        return 1 / float(((carried / carried.sum()) ** 2).sum()) - 1
+        parts = [carried[of] / carried[of].sum() for of in self.of_column]
+        return min(1 / float((part**2).sum()) - 1 for part in parts)
 
 
 def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
@@ -463,7 +471,7 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
         else:
             basis = np.column_stack([np.ones(num), others])
             own = x[:, k] - basis @ np.linalg.lstsq(basis, x[:, k], rcond=None)[0]
-            judged = _judged(slope, left_out, max(1.0, groups.degrees(own**2)))
+            judged = _judged(slope, left_out, max(1.0, groups.degrees(groups.sums(own**2))))
             if test is not None and judged.interval and judged.p_value is not None:
                 # Least squares and permutation take groups for equally uncertain; the jackknife does not.
                 ends = (*bounds, *judged.interval)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import logging.handlers
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
@@ -20,10 +24,10 @@ from rich.markup import escape
 from orchestrator.cli import data, environment, results, sweeps
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
-from orchestrator.log import root_log
-from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.running.ending import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
+from tasks.atomic import without_waiting
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +152,8 @@ def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
     if isinstance(error, UnknownCommandError):
         if words[0].startswith("-"):
             return ConfigError(f"Unknown option: {words[0]}", way_out="options stand after the command")
+        if words[0] in ("resume", "continue"):
+            return ConfigError(f"Unknown command: {words[0]}", way_out="isweep run SWEEP does what is left")
         said = said.partition(" Available commands")[0]
     elif isinstance(error, UnusedCliTokensError):
         said = f"unrecognized arguments: {' '.join(error.unused_tokens or ())}"
@@ -225,3 +231,62 @@ def _failed(error: SweepError) -> int:
     # Not folded: a command or path in it can be copied.
     stderr.print(f"[bold red]isweep:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     return error.exit_code
+
+
+# The log of all commands, below the root: the terminal is for the user, the file for whoever digs.
+
+MAX_BYTES, MAX_WAITING = 5_000_000, 1000
+
+
+@contextmanager
+def root_log(root: str | None) -> Iterator[None]:
+    """Send all logs and warnings of a block to the root's log, once there is a root."""
+    handler: logging.Handler = logging.NullHandler()
+    with suppress(SweepError):  # the command says what is wrong with the root
+        handler = _RootLog(RootPaths.at(root).log)
+    handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    top, fonts = logging.getLogger(), logging.getLogger("fontTools")
+    levels = {top: top.level, fonts: fonts.level}
+    top.addHandler(handler)
+    top.setLevel(logging.INFO)
+    fonts.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except BaseException:
+        top.exception("ends with a bug")
+        raise
+    finally:
+        logging.captureWarnings(False)
+        top.removeHandler(handler)
+        handler.close()
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+class _Discreet(logging.Formatter):
+    """Leaves secrets out of every line, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+class _RootLog(logging.handlers.RotatingFileHandler):
+    """Writes once its folder exists; a log that cannot be written stops no command."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
+        self.folder = path.parent
+        self.waiting: deque[logging.LogRecord] = deque(maxlen=MAX_WAITING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.waiting.append(record)
+        while self.waiting and self.folder.is_dir():
+            super().emit(self.waiting.popleft())
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -18,7 +19,7 @@ from rich.text import Text
 from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stderr, stdout, tell
 from orchestrator.cli.results import no_results
-from search_spaces.errors import ConfigError, SweepError, collect
+from search_spaces.errors import ConfigError, SweepError, collect, plural
 
 if TYPE_CHECKING:
     from orchestrator.commands import Planned
@@ -31,15 +32,17 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     from orchestrator.running.run import run_sweep
 
     shown, again = progress(work), work.again("run", sweep)
+    _tell_which(sweep, work, "run")
     try:
         summary = run_sweep(sweep, work.run_options, progress=shown, changes=read_changes(work.changes))
     except KeyboardInterrupt:
-        kept = f"{shown.done} of {shown.planned} trials are kept" if shown.planned else ""
+        kept = f"{shown.done} of {plural(shown.planned, 'trial')} are kept" if shown.planned else ""
         raise KeyboardInterrupt(f"{kept or 'Nothing was lost'}; continue with: {again}") from None
     for text in grouped_failures(summary.failures):
         tell(text)
     _tell_behind(summary.num_behind, work.hint("reconcile", sweep))
-    tell(f"{summary.done} of {summary.planned} trials done, {summary.failed} failed, {summary.pending} left.")
+    planned = plural(summary.planned, "trial")
+    tell(f"{summary.done} of {planned} done, {summary.failed} failed, {summary.pending} left.")
     names = ("planned", "done", "failed", "pending", "failures")
     document = {name: getattr(summary, name) for name in names} | {"running": 0}
     document["report"] = str(summary.report) if summary.report else None
@@ -54,6 +57,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     from orchestrator.tuning.run import tune_sweep
 
     options, again = work.run_options, work.again("tune", sweep)
+    _tell_which(sweep, work, "tune")
     try:
         summary = tune_sweep(sweep, options, progress=progress(work), changes=read_changes(work.changes))
     except KeyboardInterrupt:
@@ -66,9 +70,24 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     return summary.exit_code
 
 
+def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
+    """Say that a sweep's name means what ran, where a file here of that name says otherwise."""
+    from orchestrator.planning.sweep_file import load_sweep, preset_names
+
+    if "/" in sweep or not os.path.isfile(file := f"{sweep}.yaml") or sweep in preset_names():
+        return
+    paths = work.paths
+    with suppress(ConfigError):
+        if load_sweep(paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=paths.recipes):
+            way = work.again(command, f"./{file}")
+            tell(
+                f"{sweep} is the sweep as it last ran; what ./{file} says now differs, and is used by: {way}"
+            )
+
+
 def _tell_behind(num: int, command: str) -> None:
     if num:
-        tell(f"MLflow misses {num} updates; send them with: {command}")
+        tell(f"MLflow misses {plural(num, 'update')}; send them with: {command}")
 
 
 def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
@@ -147,8 +166,9 @@ def _grid_of(found: Planned, all_: bool) -> Iterator[Shown]:
     columns = {"N": "train_size", "seed": "seed", "recipe": "recipe", "pair": "class_pair"}
     spans = {words: _span(row[name] for row in found.rows) for words, name in columns.items()}
     yield "; ".join(f"{words}: {span}" for words, span in spans.items() if span)
-    counted = {"trials": found.rows, "measures": found.measures}
-    yield "; ".join(f"{len(rows)} {what}: {done(rows)} done" for what, rows in counted.items())
+    counted = {"trial": found.rows, "measure": found.measures}
+    some = (f"{plural(len(rows), what)}: {done(rows)} done" for what, rows in counted.items())
+    yield "; ".join(some)
 
 
 def _span(values: Iterable[Any]) -> str:
@@ -226,10 +246,10 @@ def _standing(document: Mapping[str, Any]) -> Iterator[str]:
     yield from running_lines(document)
     yield from grouped_failures(document["failures"])
     if document["stale"]:
-        yield f"{document['stale']} results were made from other data and will be made anew"
+        yield f"{plural(document['stale'], 'result')} made from other data will be made anew"
     yield from (f"not believed: {item['path']}: {item['reason']}" for item in document["unreadable"])
     if document["foreign"]:
-        yield f"{len(document['foreign'])} results belong to no planned trial; kept, not used"
+        yield f"{plural(len(document['foreign']), 'result')} of no planned trial: kept, not used"
     if document["done"]:
         yield document["cost"]["text"]
     if document["search"] is not None:

@@ -69,11 +69,17 @@ class Tracker:
     """Makes MLflow show a sweep; no method waits for it unless it says so, and none raises when it is away.
 
     ``open_runs``, called in the background until it works, returns the sweep's runs in MLflow; None tracks
-    nothing. ``say`` is told what a person should know, such as a server that does not answer.
+    nothing. ``say`` is told what a person should know, such as a server that does not answer. One that
+    ``waits``, since nobody is there yet who could refuse us, begins when there is something to show.
     """
 
     def __init__(
-        self, open_runs: Callable[[], SweepRuns] | None = None, say: Say = log.info, clock: Clock = SYSTEM
+        self,
+        open_runs: Callable[[], SweepRuns] | None = None,
+        say: Say = log.info,
+        clock: Clock = SYSTEM,
+        *,
+        waits: bool = False,
     ) -> None:
         self._open_runs, self._say, self._clock = open_runs, say, clock
         self._runs: SweepRuns | None = None
@@ -86,8 +92,8 @@ class Tracker:
         self._failing_since: float | None = None
         self._progress, self._pause, self._hurried = 0, 0.0, False
         self._changed = clock.condition()
-        self._thread = clock.thread(self._work, "mlflow")
-        if open_runs:
+        self._thread, self._waits = clock.thread(self._work, "mlflow"), waits
+        if open_runs and not waits:
             self._thread.start()
 
     @property
@@ -97,8 +103,9 @@ class Tracker:
 
     def check(self) -> None:
         """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always will."""
+        asked = self._open_runs and not self._waits
         with self._changed:
-            self._changed.wait_for(lambda: self._progress or self._error or not self._open_runs, FIRST_TRY_S)
+            self._changed.wait_for(lambda: self._progress or self._error or not asked, FIRST_TRY_S)
         if self._error and self._runs is None and self._refused:
             raise self._error
 
@@ -168,6 +175,7 @@ class Tracker:
 
     def flush(self, patience: float | None = None) -> bool:
         """Wait until all is shown that is not refused; False after ``patience`` seconds without progress."""
+        self._wake()
         patience = PATIENCE_S if patience is None else patience
         with self._changed:
             self._hurried, self._pause = True, FIRST_PAUSE_S
@@ -190,6 +198,8 @@ class Tracker:
 
         A sweep that ended before, and in which nothing was done since, stays as it was unless it is finished.
         """
+        if self._waits:
+            return
         self._running.clear()
         self._want(_END, ending)
         self.flush(PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S)
@@ -218,6 +228,14 @@ class Tracker:
                 self._behind[key] = row
                 self._refused.discard(key)
                 self._changed.notify_all()
+            if row is not None:
+                self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            if self._waits:
+                self._waits = False
+                self._thread.start()
 
     def _is_past(self, progress: int) -> bool:
         return self._progress > progress
@@ -401,6 +419,7 @@ def make_tracker(
     if not used:
         return Tracker(None)
     resolved, storage = mlflow_uri(workspace.paths, uri), store.identity(make=True)
+    database = workspace.paths.mlflow_database
 
     def open_runs() -> SweepRuns:
         from orchestrator.results.mlflow_runs import SweepRuns, connect
@@ -412,7 +431,7 @@ def make_tracker(
             say(f"MLflow's {usual} is another result store's; this one's runs are in {runs.name}")
         return runs
 
-    return Tracker(open_runs, say)
+    return Tracker(open_runs, say, waits=resolved == f"sqlite:///{database}" and not database.exists())
 
 
 @contextmanager

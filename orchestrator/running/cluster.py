@@ -52,6 +52,10 @@ _ALWAYS = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # A head that does not answer is asked once; 20 times would take minutes.
     "RAY_NUM_REDIS_GET_RETRIES": "1",
+    # A process per CPU that mostly nobody needs.
+    "RAY_prestart_worker_first_driver": "0",
+    # What a trial says that ends with the sweep is for nobody's terminal.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Without a bound, a task killed for memory is retried for ever.
     "RAY_task_oom_retries": "2",
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
@@ -120,7 +124,7 @@ def _parted(address: str) -> tuple[str, str]:
     return host, port
 
 
-def _looked_up(address: str) -> str:
+def looked_up(address: str) -> str:
     """Return an address that answers, where Ray would wait, with its host's name looked up for gRPC."""
     host, port = _parted(address)
     if not host:
@@ -248,7 +252,7 @@ def connect(
     os.environ.update(_ALWAYS)
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
-    head = None if address is None else _looked_up(address)
+    head = None if address is None else looked_up(address)
     with contextlib.ExitStack() as stack:
         if head is None:
             if shutil.which("bash") is None:

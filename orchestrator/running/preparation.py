@@ -6,7 +6,11 @@ All that is wrong is found before it is raised, as one :class:`~search_spaces.er
 from __future__ import annotations
 
 import hashlib
-import math
+import json
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -41,6 +45,10 @@ PIXEL_RANGE = (0.0, 255.0)
 """Of all prepared images, also of those stored as float32."""
 READ_HERE_S = 30.0
 """How long own data are read before anything is started for them: some 5,000 images of 512 x 512."""
+HERE_S = 5.0
+"""How long what is left is waited for, since processes of Ray would take seconds to begin with it."""
+BLOCK_S = 10.0
+"""How long a block of images may take to be read to its end when it is wanted no more."""
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
@@ -153,12 +161,8 @@ def prepare_missing(
     options: RunOptions,
     executor: Executor,
     monitor: Progress,
-    until: float = math.inf,
 ) -> None:
-    """Prepare datasets one after another, each in parallel, and raise what could not be prepared.
-
-    By a monotonic clock, what is not read ``until`` then raises ``TimeoutError``.
-    """
+    """Prepare datasets one after another, each in parallel, and raise what could not be prepared."""
     from tasks.prepared.prepare import prepare_dataset
     from tasks.prepared.record import doubt_lines
 
@@ -174,8 +178,6 @@ def prepare_missing(
 
         def show(done: int, total: int, name: str = name) -> None:
             monitor.advance(f"{name} {done:,}/{total:,} items")
-            if time.monotonic() > until:
-                raise TimeoutError
 
         try:
             record = prepare_dataset(
@@ -208,9 +210,63 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
     own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     listed = [spec for spec in workspace.plan.prepared if spec.dataset in own]
     end = time.monotonic() + READ_HERE_S
+
+    def go_on() -> None:
+        if time.monotonic() > end:
+            raise TimeoutError
+
     with suppress(TimeoutError):
-        prepare_missing(workspace, listed, options, InlineExecutor(), monitor, until=end)
+        prepare_missing(workspace, listed, options, InlineExecutor(go_on), monitor)
     workspace.look_again()
+
+
+class Meanwhile:
+    """A process that prepares the datasets which packages bring while networks are checked and Ray starts.
+
+    What is read of one that is cut off is kept. What cannot be prepared is left to be tried, and told, after.
+    """
+
+    def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
+        self._workspace, self._monitor = workspace, monitor
+        brought = {choice.name for choice in workspace.plan.sweep.datasets if choice.own} | options.raw.keys()
+        asked = [
+            (str(workspace.paths.prepared(spec)), spec.model_dump_json(), dataset.model_dump_json())
+            for spec in workspace.plan.prepared
+            if spec.prepared_id not in workspace.prepared
+            and (dataset := workspace.plan.datasets[spec.dataset]).name not in brought
+        ]
+        self._process: Any = None
+        if asked:
+            code = "from tasks.prepared.prepare import prepare_asked; prepare_asked()"
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stderr=subprocess.DEVNULL,
+                env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+                process_group=0,  # Ctrl-C is for this one, which ends it
+                **pipes,
+            )
+            threading.Thread(target=self._tell, args=(self._process, json.dumps(asked)), daemon=True).start()
+
+    def end(self, patience_s: float = 0.0) -> None:
+        """Wait for its end, and then for that of the block of images that is read."""
+        if (process := self._process) is None:
+            return
+        for patience, give_up in ((patience_s, process.stdin.close), (BLOCK_S, process.kill)):
+            try:
+                process.wait(patience)
+            except subprocess.TimeoutExpired:
+                with suppress(OSError):
+                    give_up()
+        process.wait()
+        self._workspace.look_again()
+
+    def _tell(self, process: Any, asked: str) -> None:
+        with suppress(OSError, ValueError, KeyboardInterrupt):  # it has ended, or the sweep ends
+            process.stdin.write(f"{asked}\n")
+            process.stdin.flush()
+            for name in process.stdout:
+                self._monitor.stage("prepare", name.strip())
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:

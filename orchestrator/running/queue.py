@@ -18,12 +18,12 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure
-from orchestrator.running import worker
+from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
 from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
-from orchestrator.running.worker import Said, TrialTrainable
+from orchestrator.running.worker import TrialTrainable, equipped
 from search_spaces.errors import DataError, SweepError
 from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
@@ -215,11 +215,10 @@ class TuneExecution:
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._board = worker.EpochBoard()
-        self._keeper = None if work.keep_url is None else worker.Keeper(work.keep_url, self._board)
+        self._desk = run.desk or Desk(work.keep_url)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
-        self.arrays = ArrayCache(work.load, run.array_budget, work.num_uses)
-        self.heard, self.show, self.count_failure = self._board.heard, series.tell, series.failed
+        self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
+        self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
         self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
         offer_board(run.cluster.session)
@@ -229,12 +228,12 @@ class TuneExecution:
         # Actors of a loop that broke keep their CPUs until nothing refers to them, its error included.
         gc.collect()
         name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        trainable = worker.equipped(
+        trainable = equipped(
             self._trainable,
             perform=self._work.perform,
             arrays=self.arrays.references,
-            keeper=self._keeper,
-            epochs=self._board,
+            keeper=self._desk.keeper,
+            epochs=self._desk.board,
             code=own_code(self._work.cells.values()),
             pretrained=dict(self._work.pretrained),
         )
@@ -287,7 +286,7 @@ def keep_out_of_runtime_environments() -> None:
 
     # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say so.
     copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
-    copied.difference_update({name for name in copied if name.startswith(worker.STORAGE_PREFIXES)})
+    copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})
 
 
 class ArrayCache:
@@ -299,13 +298,16 @@ class ArrayCache:
     """
 
     def __init__(
-        self, load: Callable[[str], TrialData], budget: float, num_uses: Counter[str] | None = None
+        self,
+        load: Callable[[str], TrialData],
+        budget: float,
+        references: Any,
+        num_uses: Counter[str] | None = None,
     ) -> None:
         self._left = None if num_uses is None else Counter(num_uses)
         self._running: dict[str, str] = {}  # array by trial
         self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
-        self._load, self._budget = load, budget
-        self.references = worker.start_beside_driver(worker.IsweepArrays)
+        self._load, self._budget, self.references = load, budget, references
 
     @property
     def num_bytes(self) -> int:

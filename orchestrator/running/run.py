@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices
@@ -23,7 +24,15 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
-from orchestrator.running.cluster import Cluster, Device, RunOptions, connect, this_machine, trial_resources
+from orchestrator.running.cluster import (
+    Cluster,
+    Device,
+    RunOptions,
+    connect,
+    looked_up,
+    this_machine,
+    trial_resources,
+)
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked
@@ -31,7 +40,13 @@ from orchestrator.running.progress import Progress
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import pair_name
 from tasks.atomic import read_whole, write_atomic
-from tasks.remote import Executor
+from tasks.remote import Executor, InlineExecutor
+
+if TYPE_CHECKING:
+    from orchestrator.running.actors import Desk
+
+MOST_HERE = 10**9
+"""Products that the distances of a subset may take, to be measured here: in less time than a task starts."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +89,14 @@ def run_sweep(
     options, monitor = options or RunOptions(), progress or Progress()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     with ExitStack() as stack:
-        stored = _begin(workspace, options, monitor, stack)
+        stored, meanwhile = _begin(workspace, options, monitor, stack)
         state, uri = judge(workspace, stored), options.mlflow_uri
         tracker = make_tracker(workspace, stored.store, uri, used=options.tracking, say=monitor.note)
         with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
-                _start(sweep)
+                _start(sweep, meanwhile)
                 _prepare(sweep)
                 _measure(sweep)
                 _train(sweep)
@@ -104,6 +119,7 @@ class _Sweep:
     monitor: Progress
     stack: ExitStack
     pretrained: dict[str, bytes] = field(default_factory=dict)
+    desk: Desk | None = None
 
     @property
     def state(self) -> State:
@@ -135,7 +151,9 @@ class _Sweep:
         return RayExecutor(driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note)
 
 
-def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack) -> StoredResults:
+def _begin(
+    workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack
+) -> tuple[StoredResults, preparation.Meanwhile]:
     """Take the root's lock, remove what a killed run left, and refuse at once what cannot run."""
     if options.tracking:
         mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
@@ -159,14 +177,18 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
                 monitor.note(f"{damaged}: {retrained}; without weights, so trained again")
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
-        preparation.check_models(workspace.plan, stored.trials)
         done = judge(workspace, stored).results
-        if options.address is None and len(done) < len(workspace.plan.trials):
+        if options.address is not None and len(done) < len(workspace.plan.trials):
+            looked_up(options.address)
+        elif len(done) < len(workspace.plan.trials):
             there = 0 if options.device == "cpu" else len(gpus_here())
             device: Device = "cpu" if there or is_logical() else options.device
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
             if there:
                 check_gpus(workspace, options, survey(there, local=True))
+        meanwhile = preparation.Meanwhile(workspace, options, monitor)
+        stack.callback(meanwhile.end)
+        preparation.check_models(workspace.plan, stored.trials)
         preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
     waiting = workspace.plan.trials_by_id.keys() - done.keys()
@@ -175,7 +197,7 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
         if both := len(others.keys() & waiting):
             monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
     stored.patience = Patience(monitor.note)
-    return stored
+    return stored, meanwhile
 
 
 def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus]) -> None:
@@ -187,7 +209,7 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
-def _start(sweep: _Sweep) -> None:
+def _start(sweep: _Sweep, meanwhile: preparation.Meanwhile) -> None:
     """Fetch what networks start from; start Ray, where trials wait, while MLflow gives its first answer."""
     workspace, known = sweep.workspace, sweep.state.results
     weights = preparation.fetch_pretrained(workspace.plan, known, workspace.paths, sweep.monitor.note)
@@ -197,6 +219,11 @@ def _start(sweep: _Sweep) -> None:
         trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:
             check_gpus(workspace, sweep.options, sweep.nodes)
+        from orchestrator.running.actors import Desk
+        from orchestrator.running.trials import Trials  # noqa: F401  # which takes a second
+
+        sweep.desk = Desk(workspace.results_url)
+    meanwhile.end(preparation.HERE_S)
     sweep.tracker.check()
 
 
@@ -215,12 +242,14 @@ def _measure(sweep: _Sweep) -> None:
     plan, done = sweep.workspace.plan, sweep.state.measures
     missing = [spec for spec in plan.measures if spec.measure_id not in done]
     if missing:
-        sweep.monitor.stage("measure", f"on {sweep.cluster.num_cpus:g} CPUs", len(missing))
+        sweep.monitor.stage("measure", "", len(missing))
     for spec in missing:
         dataset = plan.datasets[spec.subset.prepared.dataset]
         data = preparation.load_arrays(sweep.workspace, spec.subset, max(spec.train_sizes))
         label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
-        record = preparation.measure_subset(spec, data, dataset, sweep.executor().labelled(label))
+        here = max(spec.train_sizes) * data.train_images.size <= MOST_HERE
+        executor = InlineExecutor() if here else sweep.executor()
+        record = preparation.measure_subset(spec, data, dataset, executor.labelled(label))
         sweep.stored.save(record)
         sweep.monitor.advance(spec.measure_id)
 
@@ -243,7 +272,8 @@ def _train(sweep: _Sweep) -> None:
     if bound:
         monitor.note(bound)
     monitor.stage("train")
-    run = Run(plan, workspace.paths, cluster, resources, sweep.stored, sweep.tracker, monitor, expectation)
+    told = (sweep.stored, sweep.tracker, monitor, expectation, sweep.desk)
+    run = Run(plan, workspace.paths, cluster, resources, *told)
     load, url = partial(preparation.load_arrays, workspace), workspace.results_url
     work = GridWork(run, pending, load, state=state, keep_url=url, pretrained=sweep.pretrained)
     Trials(run, work).run()

@@ -33,13 +33,14 @@ from orchestrator.results.store import (
 )
 from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial, index_measures, trial_tags
 from orchestrator.results.tracking import Tracker
+from orchestrator.running.actors import Desk, Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
 from orchestrator.running.failures import HangWatch, Place, Retries, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
 from orchestrator.running.requests import Requests, StartWatch
-from orchestrator.running.worker import REPORT, Note, Perform, perform_cell
+from orchestrator.running.worker import REPORT, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from tasks.clock import SYSTEM, Clock
@@ -68,6 +69,7 @@ class Run:
     tracker: Tracker
     monitor: Progress
     expectation: Expectation = field(default_factory=Expectation)
+    desk: Desk | None = None
 
     @property
     def array_budget(self) -> float:

@@ -15,7 +15,7 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance
 from orchestrator.results.tracking import Tracker, make_tracker, mlflow_uri, open_tracker
-from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
+from orchestrator.running.cluster import Cluster, RunOptions, looked_up, trial_resources
 from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
@@ -129,6 +129,8 @@ class _Tuning:
         search = Search(self.cells, self.workspace.plan.sweep.tune, storage)
         search.go_on(earlier.trainings())
         records, num_known = earlier.records, len(earlier.records)
+        if self.options.address is not None and not search.done:
+            looked_up(self.options.address)
         uri, used = self.options.mlflow_uri, self.options.tracking
         tracker = make_tracker(self._as_sweep, stored.store, uri, used=used, say=self.monitor.note)
         with open_tracker(tracker, map(flat_search, records.values())):

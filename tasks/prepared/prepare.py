@@ -9,11 +9,14 @@ rename wins, the other finds its result there.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 import os
 import secrets
+import select as waiting
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
-from search_spaces.errors import CorruptStoreError, DataError
+from search_spaces.errors import CorruptStoreError, DataError, SweepError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import sync_folder
@@ -115,6 +118,21 @@ def prepare_dataset(
         if (done := _published(destination, spec)) is None:
             raise
         return done
+
+
+def prepare_asked() -> None:
+    """Prepare what a line on stdin asks for, and say what, until stdin is closed; what fails is left."""
+    from tasks.remote import InlineExecutor
+
+    def go_on() -> None:
+        if waiting.select([sys.stdin], [], [], 0)[0]:
+            sys.exit()
+
+    for destination, spec, dataset in json.loads(sys.stdin.readline()):
+        asked = PreparedSpec.model_validate_json(spec), DatasetSpec.model_validate_json(dataset)
+        print(asked[0].dataset, flush=True)  # noqa: T201
+        with suppress(SweepError):
+            prepare_dataset(*asked, raw=None, destination=Path(destination), executor=InlineExecutor(go_on))
 
 
 def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:

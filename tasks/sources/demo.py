@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -317,7 +317,7 @@ def list_lesions(request: RawRequest) -> Listing:
         items,
         request.dataset.label_names,
         dtype=_dtype(request),
-        block_size=700,
+        block_size=200,
         intensity="template scaled to [0, 255], gamma and shading drawn per variation",
     )
 
@@ -369,8 +369,6 @@ def render_slice(
     Everything but the lesion is the same for ``lesion`` True and False, so only the lesion tells the label.
     ``contrast`` and ``size`` are factors on the lesion's contrast and radii.
     """
-    from scipy.ndimage import map_coordinates
-
     head = np.random.default_rng(derive_seed("mri_lesion head", variation))
     turn, stretch, shift = head.normal(0, 0.06), 1 + head.normal(0, 0.04, 2), head.normal(0, 3, 2)
     gamma, shading = np.exp(head.normal(0, 0.15)), head.normal(0, 0.12, 2)
@@ -393,13 +391,30 @@ def render_slice(
     box = tuple(map(slice, first, stop))
     row, column = np.ogrid[box]
     places = np.broadcast_arrays(*(matrix[i, 0] * row + matrix[i, 1] * column + origin[i] for i in (0, 1)))
-    moved = map_coordinates(plane, places, order=1)
+    moved = _between(plane, places)
     across, along = (np.linspace(-1, 1, size) for size in plane.shape)
     field = 1 + shading[0] * across[box[0], None] + shading[1] * along[None, box[1]]
     rendered = np.zeros(plane.shape, np.uint8)
     rendered[box] = np.rint(np.clip(np.clip(moved, 0, 1) ** gamma * field, 0, 1) * 255)
     # The template's first axis runs from left to right; turned so that the face looks up.
     return rendered.T[::-1]
+
+
+def _between(plane: NDArray[np.float32], places: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Interpolate linearly, 0 outside: to the last bit scipy's ``map_coordinates``, and faster."""
+    height, values = len(plane), plane.ravel(order="F")
+    inside, corners = np.ones(places[0].shape, bool), list[tuple[Any, ...]]()
+    for place, size in zip(places, plane.shape, strict=True):
+        inside &= (place >= 0) & (place <= size - 1)
+        low = np.clip(np.floor(place), 0, size - 2).astype(np.int32)
+        corners.append((low, 1 - (place - low), place - low))
+    (row, above, below), (column, left, right) = corners
+    at = row + column * height
+    moved = values.take(at) * above * left
+    moved += values.take(at + height) * above * right
+    moved += values.take(at + 1) * below * left
+    moved += values.take(at + height + 1) * below * right
+    return np.where(inside, moved, 0).astype(np.float32)
 
 
 def _with_lesion(

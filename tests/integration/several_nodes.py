@@ -30,10 +30,11 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport
 from orchestrator.results.tracking import Tracker
+from orchestrator.running.actors import IsweepArrays, start_beside_driver
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.queue import ArrayCache, TuneExecution
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
@@ -153,13 +154,13 @@ def nodes_of_tasks(executor: RayExecutor) -> list[str]:
 
 def nodes_of_actors() -> list[str]:
     """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
-    shelves = [ArrayCache(lambda key: None, 0) for _ in range(ACTORS)]
-    for shelf in shelves:
-        ray.get(shelf.references.put.remote("", []))
-    ids = [shelf.references._actor_id.hex() for shelf in shelves]
+    started = [start_beside_driver(IsweepArrays) for _ in range(ACTORS)]
+    for actor in started:
+        ray.get(actor.put.remote("", []))
+    ids = [actor._actor_id.hex() for actor in started]
     found = sorted({ray._private.state.actors(actor)["Address"]["NodeID"] for actor in ids})
-    for shelf in shelves:
-        shelf.close()
+    for actor in started:
+        ray.kill(actor)
     return found
 
 

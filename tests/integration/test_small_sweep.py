@@ -70,16 +70,12 @@ def test_every_planned_trial_is_stored_once_and_tracked_once(root, sweep):
     assert set(trials["tags.mlflow.parentRunId"]) == {parent}
 
 
-def test_the_dashboard_shows_trials_measures_and_series_by_their_names(watched, sweep):
+def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
     _, _, seen, troubles = watched
     plan = plan_sweep(load_sweep(sweep))
     # It ends with the command, before the last trials are seen to end.
     named = {f"trial {trial_id}" for trial_id in plan.trials_by_id}
     assert len(seen.tasks & named) >= NUM_TRIALS // 2, (seen, troubles)
-    assert {f"measure {name} search tile 1" for name in plan.datasets} <= {
-        task.rpartition("/")[0] for task in seen.tasks
-    }
-    assert any(task.startswith("prepare manifold_d4 read ") for task in seen.tasks)
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
     assert seen.job["job_name"] == "isweep small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"

@@ -13,8 +13,9 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.search import Searcher
 
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure, provenance
+from orchestrator.running.actors import EpochReport
 from orchestrator.running.failures import Place
-from orchestrator.running.worker import REPORT, EpochReport
+from orchestrator.running.worker import REPORT
 from tasks.trials.records import SearchResult, TrialResult
 from tests.simulation.outside import Outside
 from tests.simulation.scheduler import Killed, Process, Violation

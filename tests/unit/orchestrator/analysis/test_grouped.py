@@ -222,6 +222,7 @@ def written(tmp_path, table, name="t.csv"):
     [
         (lambda t: t.assign(d="0,5"), ["between 1e-100 and 1e+100; found: something else in 116 cells"]),
         (lambda t: t.assign(d=1.0), ["Column d must vary; found: 1 value"]),
+        (lambda t: t.assign(d=2**60 + 3 * t.index), ["Column d must vary; found: 2 values, after rounding"]),
         (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
         (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
         (lambda t: t.assign(loss=t["loss"].where(t.index > 20)), ["21 rows without loss (rows 1, 2, 3, …)"]),
@@ -319,3 +320,19 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     assert (one.num_groups, other.num_groups) == (15, 15)
     for level in ("within", "between"):
         assert other.find(level, "x").interval == pytest.approx(one.find(level, "x").interval, rel=1e-9)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_few_groups_of_one_column_are_not_made_up_for_by_many_of_another(nested):
+    """Heights and slopes scatter over three hospitals; patients are twenty of each, or of all of them."""
+    num_found = 0
+    for seed in range(120):
+        rng = np.random.default_rng([seed, 20])
+        hospital, patient = (codes.ravel() for codes in np.indices((3, 20)).repeat(3, axis=1))
+        own, (x, y, slopes) = rng.normal(size=len(hospital)), rng.normal(size=(3, 3))
+        loss = y[hospital] + slopes[hospital] * own + rng.normal(size=len(own))
+        table = pd.DataFrame({"loss": loss, "d": x[hospital] + own, "hospital": hospital})
+        table["patient"] = 10 + patient + 20 * nested * hospital
+        fit = fit_groups(table, Design("loss", ("d",), ("hospital", "patient")))
+        num_found += any(slope.established for slope in fit.slopes)
+    assert num_found <= 0.05 * 120 + 6

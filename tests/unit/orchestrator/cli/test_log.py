@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.log import root_log
+from orchestrator.cli.app import root_log
 from orchestrator.planning.paths import RootPaths
 
 

@@ -378,6 +378,25 @@ def test_a_server_that_refuses_us_is_a_message_at_once(sweep):
     assert len(calls) < 10  # it is not asked for every run
 
 
+def test_one_that_waits_begins_when_there_is_something_to_show(sweep, quick):
+    client, opened = SimulatedClient(), list[int]()
+
+    def waiting():
+        return Tracker(lambda: opened.append(1) or SweepRuns(client, Page(sweep), None, None), waits=True)
+
+    idle, busy = waiting(), waiting()
+    for tracker in (idle, busy):
+        tracker.check()
+        tracker.reconcile([], wait=False)
+    idle.close("FAILED")  # nothing was done, and nothing is there to be closed
+    assert opened == []
+    busy.start_trial("a", {"trial_id": "a"})
+    busy.close("KILLED")
+    assert opened == [1]
+    assert statuses(client, sweep) == {"a": "KILLED", "sweep": "KILLED"}
+    assert waiting().reconcile([flat("b", 0.5)])["replayed"] == 1
+
+
 def test_what_mlflow_refuses_is_counted_until_it_is_shown(sweep):
     client = SimulatedClient()
     real = client.log_batch

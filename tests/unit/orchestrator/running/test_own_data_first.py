@@ -1,5 +1,6 @@
 """Own data that cannot be used are told of before MLflow and Ray start."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from orchestrator.tuning.run import tune_sweep
-from search_spaces.errors import DataError, SweepError
+from search_spaces.errors import DataError, SetupError, SweepError
+from tasks.remote import InlineExecutor
 from tasks.sources.own import HIDDEN
 from tests.small_sweep import small_sweep
 from tests.unit.tasks.sources.conftest import picture, png
@@ -39,7 +41,7 @@ def started(request, root, monkeypatch):
 
     monkeypatch.setattr("orchestrator.running.run.connect", reached)
     monkeypatch.setattr(f"{module}.open_tracker", reached)
-    return lambda sweep: start(sweep, RunOptions(root=root))
+    return lambda sweep, **options: start(sweep, RunOptions(root=root, **options))
 
 
 def corrupt(images: Path) -> None:
@@ -77,6 +79,36 @@ def test_files_that_changed_since_are_told_before_ray_and_mlflow(sweep, started,
     (tmp_path / "images" / "a" / "0.png").unlink()
     with pytest.raises(DataError, match="the files must be those it was prepared from"):
         started(sweep)
+
+
+def test_an_address_that_does_not_answer_is_told_before_mlflow(sweep, started):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # not listening
+        with pytest.raises(SetupError, match="The Ray address must answer"):
+            started(sweep, address=f"127.0.0.1:{held.getsockname()[1]}")
+
+
+def test_packaged_data_are_prepared_beside_the_start_and_what_fails_is_told_later(root):
+    options, workspace = RunOptions(root=root), Workspace.open("smoke", root)
+    first, second = workspace.plan.prepared
+    somebodys = workspace.paths.prepared(first) / "a file"
+    somebodys.parent.mkdir(parents=True)
+    somebodys.touch()
+    meanwhile = preparation.Meanwhile(workspace, options, Progress())
+    assert meanwhile._process.wait(60) == 0
+    meanwhile.end()
+    assert workspace.prepared.keys() == {second.prepared_id}
+    with pytest.raises(DataError, match="must be a prepared dataset or not exist"):
+        preparation.prepare_missing(workspace, [first], options, InlineExecutor(), Progress())
+
+
+def test_preparing_beside_the_start_ends_with_it_and_keeps_what_is_read(root):
+    workspace = Workspace.open("demo", root)
+    workspace.paths.make()
+    meanwhile = preparation.Meanwhile(workspace, RunOptions(root=root), Progress())
+    meanwhile.end()
+    assert meanwhile._process.returncode == 0
+    assert len(workspace.prepared) < len(workspace.plan.prepared)
 
 
 def test_what_is_left_out_or_doubtful_is_told_once(sweep, root, tmp_path):

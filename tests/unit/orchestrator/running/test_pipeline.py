@@ -110,7 +110,7 @@ def test_results_that_are_removed_while_a_run_goes_on_are_not_counted(rerun, fin
 
 
 def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monkeypatch):
-    def stop(_):
+    def stop(*_):
         raise ConfigError("enough was seen")
 
     finished.record()

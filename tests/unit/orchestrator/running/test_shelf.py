@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import ray
 
+from orchestrator.running.actors import IsweepArrays, start_beside_driver
 from orchestrator.running.queue import ArrayCache
 from search_spaces.errors import DataError, SetupError
 from tasks.prepared.subsets import TrialData
@@ -22,7 +23,8 @@ def data(key):
 @pytest.fixture
 def shelf(ray_local):
     loaded = []
-    shelf = ArrayCache(lambda key: loaded.append(key) or data(key), 2500, Counter("aabbc"))
+    references = start_beside_driver(IsweepArrays)
+    shelf = ArrayCache(lambda key: loaded.append(key) or data(key), 2500, references, Counter("aabbc"))
     shelf.loaded = loaded
     yield shelf
     shelf.close()
@@ -84,7 +86,7 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
     def broken(key):
         raise kind("Arrays must be whole", "half of one", "prepare it again")
 
-    shelf = ArrayCache(broken, 1)
+    shelf = ArrayCache(broken, 1, start_beside_driver(IsweepArrays))
     if kind is DataError:
         start(shelf, "a")
     else:

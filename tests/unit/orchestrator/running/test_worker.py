@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from orchestrator.results.store import ResultStore
-from orchestrator.running import worker as module
-from orchestrator.running.worker import EpochBoard, EpochTeller, IsweepEpochs, perform_cell
+from orchestrator.running import actors as module
+from orchestrator.running.actors import EpochBoard, EpochTeller, IsweepEpochs
+from orchestrator.running.worker import perform_cell
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore
