@@ -6,12 +6,9 @@ import gzip
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +21,6 @@ from tasks.measures.estimators import estimate
 from tasks.measures.measure import intrinsic_dimension, measure_nested
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.records import MeasureSettings
-from tasks.prepared.store import ShardedRows, create_store, rows_per_shard, write_rows
 from tasks.remote import Executor, InlineExecutor, RayExecutor
 
 SIZES = [500, 750, 1000, 1250, 1500, 1750]
@@ -199,57 +195,6 @@ def by_faiss(images: np.ndarray, num_threads: int) -> np.ndarray:
     return np.sqrt(np.maximum(index.search(rows, 21)[0][:, 1:], 0))
 
 
-STORES = {"cifar10": (60_000, (3, 32, 32)), "chexpert": (20_000, (1, 224, 224))}
-
-
-def streaming(
-    *, case: Literal["cifar10", "chexpert"] = "cifar10", num_rows: int | None = None, threads_: int = CORES
-) -> Found:
-    """Neighbours and nearest opposites of rows that are read from a store: time, rate, and memory.
-
-    Random bytes are written as a prepared dataset writes them (zarr shards, checksums), then searched in one
-    process that never holds more than a few blocks. The memory is what the process grew by.
-    """
-    count, shape = STORES[case]
-    count = num_rows or count
-    with tempfile.TemporaryDirectory() as folder, threads(threads_):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:  # its memory is not ours
-            source = writer.submit(write_store, Path(folder) / "store", count, shape).result()
-        labels = np.arange(count) % 10
-        nested_neighbors(source.read(0, 256), labels[:256], [256], 20)  # libraries and first calls
-        before, start, start_cpu = peak_memory_mib(), time.perf_counter(), time.process_time()
-        search = nested_neighbors(source, labels, [count // 10, count], 20)
-        wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    return {
-        "ours": {"wall": wall, "cpu": cpu},
-        "theirs": {},
-        "ratio": {},
-        "precision": search.precision,
-        "pairs_per_cpu_second": count**2 / 2 / cpu,
-        "data_mib": count * int(np.prod(shape)) / 2**20,
-        "memory_grown_mib": peak_memory_mib() - before,
-        "peak_memory_mib": peak_memory_mib(),
-    }
-
-
-class StoredRows(ShardedRows):
-    """Rows as a source of blocks."""
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows ``start`` to ``stop`` (exclusive)."""
-        return self.read_rows(range(start, stop))
-
-
-def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> StoredRows:
-    step = create_store(folder, num_images=num_rows, image_shape=shape, dtype="uint8")
-    rng = np.random.default_rng(0)
-    for start in range(0, num_rows, step):
-        size = (min(step, num_rows - start), *shape)
-        write_rows(folder, "images", start, rng.integers(0, 256, size, np.uint8))
-    chunk, shard = rows_per_shard(int(np.prod(shape)), num_rows)
-    return StoredRows(folder / "images" / "c", num_rows, shape, np.dtype(np.uint8), chunk, shard)
-
-
 OURS = ("mle", "twonn", "gride")
 FAST = ("MLE", "TwoNN", "lPCA", "CorrInt", "MOM", "KNN", "FisherS", "TLE", "MADA", "MiND_ML")
 SLOW = ("DANCo", "ESS")
@@ -349,4 +294,4 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
 
 
 if __name__ == "__main__":
-    run(command, products, nested, neighbors, streaming, accuracy, digits)
+    run(command, products, nested, neighbors, accuracy, digits)
