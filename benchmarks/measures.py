@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -61,8 +60,7 @@ def products(*, num_rows: int = 512, num_features: int = 16_384, threads_: int =
     """Exact 8-bit products: billions of multiply-adds a second, by each way that is exact here."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    on_cpu = partial(ways.torch_product, device="cpu")
-    known = {"torch": on_cpu, "numkong": ways.numkong_product, "BLAS": ways.blas_product}
+    known = {"torch": ways.torch_product, "numkong": ways.numkong_product, "BLAS": ways.blas_product}
     exact = {name: way for name, way in known.items() if ways.is_exact(name, way)}
     with threads(threads_):
         timing = take_turns(*(lambda way=way: way(a, b) for way in exact.values()), repeats=5)

@@ -249,7 +249,7 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held = max(held // piece, 1) * piece
-    product = choose_product(job.precision.device)
+    product = choose_product(job.work, job.precision.device)
     norms: dict[Span, npt.NDArray[np.int64]] = {}  # of the pieces that pass by several times
     with ThreadPoolExecutor(1) as pool:
         for i in _spans(*rows, held):

@@ -6,20 +6,21 @@ All ways give the same bits. Billions of multiply-adds a second on one core of a
 =================  ============  =========================  ==================
 way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
 =================  ============  =========================  ==================
-torch._int_mm      230           wrong: sums saturate       1.1 s to import
-numkong            170           38                         nothing
-float32 by BLAS    50            55 (AVX2: 33)              nothing
+torch._int_mm      310           wrong: sums saturate       1.1 s to import
+numkong            120 to 170    37                         nothing
+float32 by BLAS    60            60 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
-So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and any other multiplies float32; torch
-(whose ``_int_mm`` is private) has the GPU. Each way is checked against products known to be right before it
-is used, and left aside where it is missing or wrong.
+So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch (``_int_mm`` is private)
+where the work pays for importing it; any other multiplies float32. Each way is checked against products known
+to be right before it is used, and left aside where it is missing or wrong.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -45,6 +46,10 @@ apart. Of rows with themselves, ``a is b``, what is below the diagonal may be mi
 MAX_FEATURES, FLOAT32_FEATURES = 131_071, 1_024
 # What numkong multiplies fastest: pieces of rows, and columns of the product, that stay in the cache.
 NUMKONG_FEATURES, NUMKONG_COLUMNS = 4_096, 64
+# Columns of a product of rows with themselves that torch forms at a time, down to the diagonal.
+TORCH_COLUMNS = 256
+# Multiply-adds per thread from which on torch's products save more than its import takes, and its 190 MiB.
+IMPORT_PAYS = 4e11
 # numkong's names of what multiplies 8-bit integers in one step.
 BYTE_INSTRUCTIONS = {"icelake", "alder", "sierra", "sapphireamx", "graniteamx", "neonsdot", "svesdot", "sme"}
 # Shapes of the products that are checked, odd and round, small and large, since they take other code paths.
@@ -118,28 +123,44 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="product")
 
 
-def torch_product(a: Bytes, b: Bytes, device: str) -> npt.NDArray[np.int32]:
-    """The product by a GPU, which takes 17 rows at least and multiples of 8: zeros are added and cut off."""
+def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
+    """The product by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
+
+    A GPU takes 17 rows at least, and both want multiples of 8: zeros are added, and cut off again. Of one
+    feature torch 2.13 multiplies the wrong pairs on a processor.
+    """
     import torch
 
-    def padded(rows: Bytes) -> torch.Tensor:
-        num_rows, num_features = rows.shape
-        there = torch.from_numpy(signed(rows)).to(device)
-        return torch.nn.functional.pad(there, (0, -num_features % 32, 0, -num_rows % 32))
+    on_cpu = torch.device(device).type == "cpu"
 
-    left = padded(a)
-    right = left if a is b else padded(b)
-    product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
-    return product
+    def there(rows: Bytes) -> torch.Tensor:
+        more = 0, -rows.shape[1] % 32, 0, 0 if on_cpu else -len(rows) % 32
+        found = torch.from_numpy(signed(rows)).to(device)
+        return torch.nn.functional.pad(found, more) if any(more) else found
+
+    left = there(a)
+    right = left if a is b else there(b)
+    if not on_cpu or a is not b:
+        product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
+        return product
+    total = np.zeros((len(a), len(a)), np.int32)
+    for column in range(0, len(a), TORCH_COLUMNS):
+        some = slice(column, column + TORCH_COLUMNS)
+        total[: some.stop, some] = torch._int_mm(left[: some.stop], left[some].T).numpy()
+    return total
 
 
-def choose_product(device: str = "cpu") -> Product:
-    """The fastest exact product, see the table above."""
+def choose_product(work: float, device: str = "cpu") -> Product:
+    """The fastest exact product, see the table above; by torch only where it is loaded, or where ``work``
+    (multiply-adds of this process) is worth importing it.
+    """
     ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
     if device != "cpu":
         ways.insert(0, (f"torch on {device}", partial(torch_product, device=device)))
     elif has_byte_instructions():
         ways.insert(0, ("numkong", numkong_product))
+        if "torch" in sys.modules or work / num_threads() >= IMPORT_PAYS:
+            ways.insert(0, ("torch", torch_product))
     return next((product for name, product in ways if is_exact(name, product)), wide_product)
 
 

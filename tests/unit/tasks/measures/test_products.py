@@ -12,6 +12,7 @@ from tasks.measures.distances import Precision
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import (
     FLOAT32_FEATURES,
+    IMPORT_PAYS,
     MAX_FEATURES,
     blas_product,
     choose_product,
@@ -31,7 +32,7 @@ PRODUCTS = [
         pytest.param(product, id=name, marks=pytest.mark.skipif(not is_exact(name, product), reason="wrong"))
         for name, product in [
             ("BLAS", blas_product),
-            ("torch", partial(torch_product, device="cpu")),
+            ("torch", torch_product),
             ("numkong", numkong_product),
         ]
     ),
@@ -100,15 +101,16 @@ def new_processor(monkeypatch):
     ids=["raises", "broken", "long rows", "saturates", "swaps", "cuts", "one entry", "many rows"],
 )
 def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
+    monkeypatch.setattr(products, "torch_product", broken)
     monkeypatch.setattr(products, "numkong_product", broken)
-    assert choose_product() is blas_product
+    assert choose_product(1e15) is blas_product
 
 
 @pytest.mark.usefixtures("new_processor")
 def test_a_product_that_is_wrong_is_said_so(monkeypatch, caplog):
-    monkeypatch.setattr(products, "numkong_product", lambda a, b: blas_product(a, b) + 1)
-    assert choose_product() is blas_product
-    assert "products by numkong are wrong on this machine and left aside" in caplog.text
+    monkeypatch.setattr(products, "torch_product", lambda a, b: blas_product(a, b) + 1)
+    assert choose_product(1e15) is numkong_product
+    assert "products by torch are wrong on this machine and left aside" in caplog.text
 
 
 def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
@@ -116,16 +118,26 @@ def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
         return np.float32(np.float16(a / 256) @ np.float16(b / 256).T).astype(np.int32)
 
     monkeypatch.setattr(products, "has_byte_instructions", lambda: False)
-    assert choose_product() is products.blas_product is blas_product
+    assert choose_product(1e15) is products.blas_product is blas_product
     monkeypatch.setattr(products, "_checked", {})
     monkeypatch.setattr(products, "blas_product", rounds)
-    assert choose_product() is wide_product
+    assert choose_product(1e15) is wide_product
 
 
 @pytest.mark.usefixtures("new_processor")
-def test_works_where_numkong_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "numkong", None)  # importing it raises ImportError
-    assert choose_product() is blas_product
+def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
+    work = IMPORT_PAYS * num_threads()
+    assert choose_product(work / 2) is torch_product  # it is loaded here
+    monkeypatch.delitem(sys.modules, "torch")
+    assert choose_product(work / 2) is numkong_product
+    assert choose_product(work) is torch_product
+
+
+@pytest.mark.parametrize(("missing", "other"), [("torch", numkong_product), ("numkong", torch_product)])
+@pytest.mark.usefixtures("new_processor")
+def test_works_where_one_is_not_installed(monkeypatch, missing, other):
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it raises ImportError
+    assert choose_product(1e15) is other
 
 
 @pytest.mark.parametrize(("asked", "found"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)])
@@ -151,7 +163,7 @@ def test_a_device_that_is_not_there_is_said_so():
 
 def test_another_device_is_used_where_it_is_exact():
     a = random_rows(40, 100, 0)
-    product = choose_product("cpu:0")
+    product = choose_product(1e3, "cpu:0")
     assert product.func is torch_product
     np.testing.assert_array_equal(product(a, a), blas_product(a, a))
 
