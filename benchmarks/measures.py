@@ -20,7 +20,6 @@ from tasks.measures.estimators import estimate
 from tasks.measures.measure import intrinsic_dimension, measure_nested
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.records import MeasureSettings
-from tasks.remote import Executor, InlineExecutor, RayExecutor
 
 SIZES = [500, 750, 1000, 1250, 1500, 1750]
 Kind = Literal["uint8", "float32", "floats"]
@@ -126,24 +125,21 @@ def neighbors(
     *,
     images: Path = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"),
     num_rows: int = 60_000,
-    workers: int = 1,
     threads_: int = CORES,
     repeats: int = 1,
 ) -> Found:
     """Exact 20 nearest neighbours of 60,000 x 784 against faiss, and the memory it takes.
 
-    Fashion-MNIST where its idx file is there, random bytes otherwise. ``workers``: Ray workers of one thread
-    each; memory is that of this process then.
+    Fashion-MNIST where its idx file is there, random bytes otherwise.
     """
     rows = load_idx(images)[:num_rows]
-    executor = connect(workers)
-    nested_neighbors(rows[:1024], None, [1024], 20, executor=executor)  # libraries, and workers
+    nested_neighbors(rows[:1024], None, [1024], 20)  # loads libraries
     libraries = peak_memory_mib()
     found: dict[str, np.ndarray] = {}
     peak: list[float] = []
 
     def ours() -> None:
-        found["ours"] = nested_neighbors(rows, None, [len(rows)], 20, executor=executor).tables[0].distances
+        found["ours"] = nested_neighbors(rows, None, [len(rows)], 20).tables[0].distances
         peak.append(peak_memory_mib())
 
     def theirs() -> None:
@@ -165,15 +161,6 @@ def neighbors(
         "peak_memory_mib_with_libraries_and_images_only": libraries,
         "largest_error": errors,
     }
-
-
-def connect(num_workers: int) -> Executor:
-    if num_workers == 1:
-        return InlineExecutor()
-    import ray
-
-    ray.init(address="local", num_cpus=num_workers, include_dashboard=False, log_to_driver=False)
-    return RayExecutor(num_workers)
 
 
 def load_idx(path: Path) -> np.ndarray:

@@ -1,10 +1,8 @@
-"""What running a sweep costs besides training: a trial, a look at many results, and the demo."""
+"""What running a sweep costs besides training: a trial, and a look at many results."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -249,20 +247,16 @@ def command(*words: str) -> dict[str, Any]:
     return found
 
 
-def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
+def looks(*, cells: int = 50_000) -> Found:
     """`isweep status` and `isweep plan` over a store of many results, with and without its index.
 
     A first look that reads every record, as every look did before there was an index, and the looks after
-    it. The records are as large as those of the paper's grid, and are sealed by the product. ``filled`` is
-    the folder of a store; filled where it is empty, and kept.
+    it. The records are as large as those of the paper's grid, and are sealed by the product.
     """
-    folder = filled or Path(tempfile.mkdtemp(prefix="isweep-look-"))
-    folder.mkdir(exist_ok=True)
-    try:
-        root, sweep = folder / "root", sweep_file(folder, cells)
+    with tempfile.TemporaryDirectory(prefix="isweep-look-") as folder:
+        root, sweep = Path(folder, "root"), sweep_file(Path(folder), cells)
         index = root / "sweeps" / "many" / "index.sqlite"
-        if not root.exists():
-            fill(sweep, root)
+        fill(sweep, root)
         index.unlink(missing_ok=True)
         places = (sweep, "--root", str(root))
         first = command("status", *places)
@@ -278,24 +272,7 @@ def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
             "index_known": known,
             "index_seconds": time.perf_counter() - began,
         }
-    finally:
-        if filled is None:
-            shutil.rmtree(folder)
-
-
-def demo() -> Found:
-    """`isweep run demo` in a fresh root, by the clock, and again when all of it is done: minutes."""
-    with tempfile.TemporaryDirectory(prefix="isweep-demo-") as root:
-        words = [sys.executable, "-m", "orchestrator.cli", "run", "demo", "--quiet", "--root", root]
-        seconds = []
-        for _ in range(2):
-            began = time.perf_counter()
-            subprocess.run(words, check=True, capture_output=True, env=os.environ | {"COLUMNS": "80"})
-            seconds.append(round(time.perf_counter() - began, 1))
-        assert Path(root, "sweeps", "demo", "report", "report.html").stat().st_size > 0
-    ours = {"first_s": seconds[0], "again_s": seconds[1]}
-    return {"ours": ours, "theirs": {"first_s at most": 90}, "ratio": seconds[0] / 90}
 
 
 if __name__ == "__main__":
-    run(overhead, looks, parts=[demo])
+    run(overhead, looks)
