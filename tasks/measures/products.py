@@ -113,9 +113,10 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
         add(shares[0])
     else:
         list(_threads(len(shares)).map(add, shares))
+    product: npt.NDArray[np.int32] = totals[0]
     for total in totals[1:]:
-        totals[0] += total
-    return totals[0]
+        product += total
+    return product
 
 
 @cache
