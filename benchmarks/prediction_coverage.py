@@ -23,7 +23,7 @@ from harness import Found, run
 
 from orchestrator.analysis.prediction import Curve, PilotPoint, growth_of
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import SharpnessScale, fitted_points, normalise, usable_trials
+from orchestrator.analysis.table import SharpnessScale, fitted_points, normalise
 
 SCALE = SharpnessScale(comparable=True, policy="ignore", note="")
 PILOTS = {"without a pilot": 0, "pilot of 2": 2, "pilot of 3": 3, "pilot of 5": 5}
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 
 
 def points_of(table: pd.DataFrame) -> pd.DataFrame:
-    return fitted_points(usable_trials(normalise(table)[0])[0])
+    return fitted_points(normalise(table)[0])[0]
 
 
 def predicted(others: pd.DataFrame, mine: pd.DataFrame, *, extrapolate: bool = False) -> dict[str, Outcome]:

@@ -40,11 +40,7 @@ PACKAGED = tuple(DATASETS[name] for name, row in _TABLE.items() if row.get("pack
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Return the row of ``name``.
-
-    Raises:
-        ConfigError: for a name that is in no table, with the nearest and all known names.
-    """
+    """Return the row of ``name``; for one in no table a ConfigError says the nearest and all known names."""
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
     return DATASETS[name]

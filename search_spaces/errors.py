@@ -62,11 +62,7 @@ class SetupError(SweepError):
 
 
 def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
-    """Raise all problems as one error, or return when there are none.
-
-    Raises:
-        SweepError: of type ``error``, with one line per problem.
-    """
+    """Raise all problems as one ``error`` with a line each, or return when there are none."""
     found = list(problems)
     if not found:
         return
@@ -91,6 +87,8 @@ def nearest_path(path: Path) -> str:
         near = difflib.get_close_matches(wanted, sorted(os.listdir(there)), n=1)
     except (OSError, ValueError, StopIteration, IndexError):
         return ""
+    if near and near[0] == wanted:
+        return f"{there / wanted} is a link to nothing"
     return f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
 
 

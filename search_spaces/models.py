@@ -58,11 +58,7 @@ def source_texts(reference: str) -> dict[str, str]:
 
 
 def code_hash(reference: str) -> str:
-    """Return a hash of the source of ``reference``: 16 hex digits that change with any of its lines.
-
-    Raises:
-        ConfigError: see :func:`source_files`; also when a file is no Python.
-    """
+    """Return a hash of the source of ``reference``: 16 hex digits that change with any of its lines."""
     digest = hashlib.sha256()
     for name, path in sorted(source_files(reference).items()):
         digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")

@@ -63,11 +63,7 @@ RECIPES: dict[str, tuple[str, dict[str, object], tuple[RecipeOverride, ...]]] = 
 
 
 def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
-    """Return the recipe ``name`` as it holds for one model on one dataset.
-
-    Raises:
-        ConfigError: for an unknown recipe, with the nearest and all known names.
-    """
+    """Return the recipe ``name`` for one model on one dataset; an unknown one is a ConfigError."""
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     _, fields, exceptions = RECIPES[name]
@@ -87,9 +83,6 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
     """Return the recipes of ``choice`` for one model on one dataset: one per point of its axes.
 
     A recipe that differs in nothing from the one it starts from is that one: same name, same identity.
-
-    Raises:
-        ConfigError: see :func:`recipe_spec`.
     """
     base = recipe_spec(choice.from_, model, dataset)
     fields = choice.changes

@@ -356,11 +356,7 @@ class MadeArm:
 
 
 def made_arms(worlds: Iterable[WorldSpec], arms: Iterable[ArmSpec]) -> tuple[MadeArm, ...]:
-    """Return the datasets of an experiment: each world's base, then its arms.
-
-    Raises:
-        ValueError: where an arm turns a dial that a world does not have, or too far.
-    """
+    """Return each world's base, then its arms; a dial that is not there, or too far, is a ValueError."""
     found = []
     arms = tuple(arms)
     for world in worlds:

@@ -149,10 +149,8 @@ _FAMILIES: tuple[tuple[str, SearchSpace], ...] = (
 def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: int) -> SearchSpace:
     """Return the space of one model, narrowed or widened by what the sweep says.
 
-    Batches larger than ``num_train``, the images that a trial is trained on, are left out of a family's.
-
-    Raises:
-        ConfigError: when the sweep names a batch larger than the set, or no batch is small enough.
+    Batches larger than ``num_train``, the images that a trial is trained on, are left out of a family's; one
+    that the sweep names, or none that is small enough, is a ConfigError.
     """
     families = (space for prefix, space in _FAMILIES if model.architecture.startswith(prefix))
     family = _SGD if optimizer == "sgd" else next(families, _DEFAULT)

@@ -9,7 +9,7 @@ that the table had or with what is missing. p-values are Holm's over all claims 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from textwrap import wrap
 from typing import Any, Literal, get_args
@@ -22,7 +22,7 @@ from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 
@@ -43,8 +43,8 @@ class LedgerEntry:
         null: the value that the claim excludes; ``side`` says on which side of it the claim lies.
         value: ours, with ``interval`` (95 %, over datasets).
         p_value: of ``null``, two-sided (of a correlation one-sided); ``adjusted_p`` by Holm over the ledger.
-        power: how often at most a table with this scatter would establish ``power_of``: by t (or Fisher's z),
-            at 0.05 over the number of claims tested, as Holm asks of the first; permutations ask for more.
+        power: how often at most a table with this scatter would establish ``power_of``: by t (or Fisher's z)
+            for this claim alone; permutation and Holm ask for more.
         num_datasets: that it rests on.
         reason: why it cannot be told.
     """
@@ -67,8 +67,7 @@ class LedgerEntry:
     @property
     def verdict(self) -> Verdict:
         """What is established, if anything: the value on the claimed side of ``null``, or on the other."""
-        bounds, p = self.interval, 1.0 if self.adjusted_p is None else self.adjusted_p
-        if self.value is None or bounds is None or p > i.LEVEL or bounds[0] <= self.null <= bounds[1]:
+        if self.value is None or not established(self.adjusted_p, self.interval, self.null):
             return "cannot be told"
         return "reproduced" if (self.value - self.null) * self.side > 0 else "refuted"
 
@@ -85,7 +84,7 @@ class LedgerEntry:
         said = f"{self.verdict.upper()}  {self.number} {self.claim}"
         if self.value is not None:
             numbers = [f"95 % interval {interval(self.interval)}"] if self.interval else []
-            numbers += [decided(self.adjusted_p, self.interval, self.null)]
+            numbers += [decided(self.p_value, self.adjusted_p, self.interval, self.null)]
             measured = self.estimand.split(";")[0]
             said += f" {measured[:1].upper()}{measured[1:]}: {number(self.value)} ({', '.join(numbers)})."
         return f"{said} {self.why[:1].upper()}{self.why[1:]}." if self.why else said
@@ -104,7 +103,7 @@ class Ledger:
         """The claims, and the scorecard where there is one."""
         note = (
             "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
-            "Intervals are over datasets. Power: at most, at what Holm asks of the first claim."
+            "Intervals are over datasets. Power: at most, of the claim alone."
         )
         claims = laid_out(
             "claims", f"The study's claims against {self.sweep}", note, self.entries,
@@ -175,42 +174,30 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     ]
     if arms:
         untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
-        found = [(replace(entry, reason=entry.reason or SHARED, **untold), None) for entry, _ in found]
-    adjusted = i.holm({entry.number: entry.p_value for entry, _ in found if entry.p_value is not None})
-    level = i.LEVEL / max(1, len(adjusted))
-    entries = [
-        replace(entry, adjusted_p=adjusted.get(entry.number), power=power(level) if power else None)
-        for entry, power in found
-    ]
+        found = [replace(entry, reason=entry.reason or SHARED, power=None, **untold) for entry in found]
+    adjusted = i.holm({entry.number: entry.p_value for entry in found if entry.p_value is not None})
+    entries = [replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
     scores = scorecard(table) if compare else ()
     return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)
 
 
-#: A claim, and how often at most a test at a level would establish what its ``power_of`` says.
-_Decided = tuple[LedgerEntry, Callable[[float], float | None] | None]
-
-
 def _decided(
     entry: LedgerEntry, fit: f.Fit, name: str, degrees: float, effect: float, reason: str = ""
-) -> _Decided:
-    """Return a claim with the estimate that decides it, or with the reason why there is none."""
+) -> LedgerEntry:
+    """Return a claim with the estimate that decides it and the power for ``effect``, or why there is none."""
     estimate = fit.estimate(name)
     if reason or fit.status != "ok" or estimate is None:
-        return replace(entry, reason=reason or fit.reason or NOT_MEASURED), None
+        return replace(entry, reason=reason or fit.reason or NOT_MEASURED)
     if not estimate.is_tested:
-        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}"), None
-    found = replace(
-        entry,
-        value=estimate.value,
-        interval=estimate.interval,
-        p_value=estimate.p,
-        num_datasets=fit.num_datasets,
-    )
-    return found, lambda level: i.t_power(effect, estimate.std_error, degrees, level)
+        return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
+    return replace(
+        entry, value=estimate.value, interval=estimate.interval, p_value=estimate.p,
+        num_datasets=fit.num_datasets, power=i.t_power(effect, estimate.std_error, degrees),
+    )  # fmt: skip
 
 
-def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
+def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]:
     """Claims about the height of losses at equal model and train size, and about K_F itself."""
     headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
@@ -221,11 +208,11 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
         return f", given {listing(others)}" if others else ""
 
     steeper = LedgerEntry(
-        number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of="a slope of −7",
+        number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of=f.TWICE_AS_HIGH,
         estimand=f"slope of log loss on 1/d_data{given(t.INVERSE_D)}; t and permutation",
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )  # fmt: skip
-    yield _decided(steeper, headline, t.INVERSE_D, degrees, 7.0)
+    yield _decided(steeper, headline, t.INVERSE_D, degrees, fits.twice_as_high)
     sharper = LedgerEntry(
         number="Eq. 2", claim="Loss rises with K_F at equal d_data.",
         estimand=f"slope of log loss on log K_F{given(t.LOG_SHARPNESS)} (law: 1); t and permutation",
@@ -235,8 +222,7 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
     offset = LedgerEntry(
         number="Fig. 2b", claim="Medical sets have a higher loss than natural ones.",
         estimand="log loss, medical less natural, at equal model and N; t and exact permutation",
-        published="1.3 to 1.8, once the prostate set is left out",
-        power_of="a loss 2.7 times as high",
+        published="1.3 to 1.8, once the prostate set is left out", power_of="a loss 2.7 times as high",
     )  # fmt: skip
     yield _decided(offset, gap, t.IS_MEDICAL, gap.num_datasets - 2, 1.0)
     labels = LedgerEntry(
@@ -248,10 +234,9 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
     logs = pd.Series(np.log(known[c.LABEL_SHARPNESS].astype(float))).groupby(known[c.DATASET]).mean()
     domains = known.groupby(c.DATASET)[c.DOMAIN].first()
     medical = np.asarray(domains == c.MEDICAL, dtype=np.float64)[:, None]
-    reason = fits.why_no_sharpness
+    reason, estimates = fits.why_no_sharpness, None
     if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
         reason = "it needs datasets of both domains"
-    estimates = None
     if not reason:
         y, tested = np.asarray(logs, dtype=np.float64), {t.IS_MEDICAL}
         estimates = f.slope_estimates(y, medical, (t.IS_MEDICAL,), [""] * len(logs), tested=tested)
@@ -259,7 +244,7 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[_Decided]:
     yield _decided(labels, fit, t.IS_MEDICAL, len(logs) - 2, 0.5, reason)
 
 
-def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> _Decided:
+def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> LedgerEntry:
     """A claim about the fall with N: in units of 1/d, 1 is the bound, and 0 no fall."""
     entry = LedgerEntry(
         number=number_, claim=f"Loss falls with N at least as fast as N^(−1/{name}).", null=1.0,
@@ -267,18 +252,18 @@ def _of_size(number_: str, name: str, column: str, ready: f.Prepared) -> _Decide
         published="not tested", power_of="telling no fall at all from the bound",
     )  # fmt: skip
     if not ready.points[column or c.D_DATA_MLE].notna().any():
-        return replace(entry, reason=f"{name} was not measured"), None
+        return replace(entry, reason=f"{name} was not measured")
     fit, past = f.fit_exponents(ready, dimension=column)
-    found, power = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
-    if found.value is not None:
-        exponent = fit.estimates[0]
-        above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
-        slower = max(1.0 if p is None else p for p in (fit.bound_p, past.bound_p))
-        found = replace(found, p_value=slower if exponent.value < 1 else float(above))
-    return found, power
+    found = _decided(entry, fit, "exponent", fit.num_datasets - 1, 1.0)
+    if found.value is None:
+        return found
+    exponent = fit.estimates[0]
+    above = i.t_p_values(exponent.value - 1, exponent.std_error or 0.0, fit.num_datasets - 1)
+    slower = max(1.0 if p is None else p for p in (fit.bound_p, past.bound_p))
+    return replace(found, p_value=slower if exponent.value < 1 else float(above))
 
 
-def _of_attacks(fits: f.ScalingFits) -> _Decided:
+def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
     """Claims about robustness."""
     entry = LedgerEntry(
         number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
@@ -288,13 +273,13 @@ def _of_attacks(fits: f.ScalingFits) -> _Decided:
     tried = fits.attacks
     best = max((fit for fit in tried if fit.estimates), key=lambda fit: fit.estimates[0].value, default=None)
     if best is None:
-        return replace(entry, reason=tried[0].reason if tried else "no attack was run"), None
-    found, power = _decided(entry, best, "r", 0, 0.0)
-    given = len({d.domain for d in fits.datasets}) - 1
-    return found, power and (lambda level: i.correlation_power(best.num_datasets, given, level))
+        return replace(entry, reason=tried[0].reason if tried else "no attack was run")
+    found = _decided(entry, best, "r", 0, 0.0)
+    power = i.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
+    return found if found.reason else replace(found, power=power)
 
 
-def _of_representations(fits: f.ScalingFits) -> _Decided:
+def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
     """Theorem 5, an approximate bound: it is taken to claim that most points keep to it."""
     entry = LedgerEntry(
         number="Thm 5", claim="d_repr stays at or below d_data.", null=0.5, published="most",
@@ -303,15 +288,16 @@ def _of_representations(fits: f.ScalingFits) -> _Decided:
     )  # fmt: skip
     fit = fits.find("representation")
     if fit.status != "ok":
-        return replace(entry, reason=fit.reason), None
-    share, degrees = fit.estimates[0], fit.num_datasets - 1
-    found = replace(entry, value=share.value, interval=share.interval, num_datasets=fit.num_datasets)
+        return replace(entry, reason=fit.reason)
+    share, num, p, reason = fit.estimates[0], fit.num_datasets, None, ""
     if share.std_error:
-        p, error = float(i.t_p_values(share.value - 0.5, share.std_error, degrees)), share.std_error
-        return replace(found, p_value=p), lambda level: i.t_power(0.5, error, degrees, level)
-    few = degrees < i.MIN_DATASETS - 1
-    reason = f"{plural(fit.num_datasets, 'dataset')}, too few for an interval" if few else ""
-    return replace(found, reason=reason), None
+        p = float(i.t_p_values(share.value - 0.5, share.std_error, num - 1))
+    elif num < i.MIN_DATASETS:
+        reason = f"{plural(num, 'dataset')}, too few for an interval"
+    return replace(
+        entry, value=share.value, interval=share.interval, num_datasets=num, p_value=p, reason=reason,
+        power=i.t_power(0.5, share.std_error, num - 1),
+    )  # fmt: skip
 
 
 def _unmeasured() -> list[LedgerEntry]:

@@ -20,7 +20,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
-from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
@@ -99,18 +99,28 @@ def seen(fits: ScalingFits) -> str:
     return "; ".join([text, *rest]) + ". That is what was seen, not a test."
 
 
-def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list[str]:
-    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them."""
+def summary(
+    fits: ScalingFits, pairs: Sequence[Finding] = (), *, width: int = 80, most_lines: int = 23
+) -> list[str]:
+    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them.
+
+    Of a sweep whose class pairs answer, what cannot be tested between its datasets is a line.
+    """
     head = (
         f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} with a loss: "
         f"{plural(len(fits.datasets), 'dataset')}, {plural(len(fits.models), 'model')}. "
         f"{family(fits).split(';')[0]}."
     )
+    asked, limits = findings(fits), [*fits.caveats, *(f"Left out: {one}." for one in fits.excluded)]
+    if pairs:
+        told = [finding for finding in asked if finding.verdict != "cannot be tested"]
+        limits = [f"{len(asked) - len(told)} questions ask for several datasets.", *limits]
+        head += " What its class pairs say, with intervals by a jackknife over classes:"
+        asked = (*told, *pairs)
     lines = wrap(head, width)
-    for finding in findings(fits):
+    for finding in asked:
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
-    limits = [*fits.caveats, *(f"Left out: {exclusion}." for exclusion in fits.excluded)]
     for k, text in enumerate(limits):
         wrapped = wrap(f"- {text}", width, subsequent_indent="  ")
         if len(lines) + len(wrapped) > most_lines - (k + 1 < len(limits)):
@@ -130,19 +140,19 @@ def _scaled(estimate: Estimate, by: float) -> str:
 
 
 def _established(claim: Claim | None, estimate: Estimate) -> bool:
-    bounds = estimate.interval
-    return claim is not None and claim.established and bounds is not None and not bounds[0] <= 0 <= bounds[1]
+    return claim is not None and established(claim.adjusted_p, estimate.interval)
 
 
 def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
-    return decided(None if claim is None else claim.adjusted_p, estimate.interval, null)
+    p, adjusted_p = (claim.p_value, claim.adjusted_p) if claim else (None, None)
+    return decided(p, adjusted_p, estimate.interval, null)
 
 
-def _power(fits: ScalingFits, estimate: Estimate, degrees: int, effect: float, words: str) -> str:
-    """Say how often at most a table with this scatter would establish an effect: what permutations and Holm's
-    later steps ask for is left out.
+def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
+    """Say how often at most a table with this scatter would establish an effect: what permutations and Holm
+    ask for is left out.
     """
-    power = t_power(effect, estimate.std_error, degrees, LEVEL / max(1, len(fits.claims)))
+    power = t_power(effect, estimate.std_error, degrees)
     return "" if power is None else f" {words} would be established in at most {power:.0%} of such tables."
 
 
@@ -206,25 +216,22 @@ def _of_height(
     claim, term = fits.claim(key), t.WORDS[name]
     factor = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}"
     held = _established(claim, estimate)
-    decides = _decides(claim, estimate)
-    slope = f"slope on {term} {number(estimate.value)} ({interval(estimate.interval)}), {decides}"
+    short = f"{factor}; {_decides(claim, estimate)}"
+    slope = f"The slope on {term} is {number(estimate.value)} ({interval(estimate.interval)})."
     others = ["K_F" if one == t.LOG_SHARPNESS else t.WORDS[one] for one in fit.terms if one != name]
     given = f", given {listing(others)}" if others else ""
     where = f"At equal model and train size{given}, over {plural(fit.num_datasets, 'dataset')}"
-    if held:
-        way = "rises" if estimate.value * by > 0 else "falls"
-        answer = f"{where}, log test loss {way} with {what}: {factor}; {slope}."
-    else:
-        power = _power(fits, estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
-        answer = f"{where}, no change of log test loss with {what} is established: {factor}; {slope}.{power}"
+    way, power = "rises" if estimate.value * by > 0 else "falls", ""
+    found = f"log test loss {way} with {what}"
+    if not held:
+        found = f"no change of log test loss with {what} is established"
+        power = _power(estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
-    return Finding(question, _VERDICT[held], f"{factor}; {decides}", answer, notes)
+    return Finding(question, _VERDICT[held], short, f"{where}, {found}: {short}. {slope}{power}", notes)
 
 
 def _dimension(fits: ScalingFits) -> Finding:
-    known = sorted(d.d_data for d in fits.datasets if d.d_data is not None and d.loss is not None)
-    low, high = (known[0], known[-1]) if known else (1.0, 1.0)
-    by = 1 / high - 1 / low
+    low, high = fits.d_data_range
     gap = fits.find("height", t.IS_MEDICAL)
     caveats = []
     if gap.status == "ok":
@@ -236,9 +243,9 @@ def _dimension(fits: ScalingFits) -> Finding:
         )
     return _of_height(
         fits, f.DIMENSION, t.INVERSE_D, "Is a dataset of higher intrinsic dimension harder to learn?",
-        what="d_data", by=by, law="", effect=np.log(2) / max(abs(by), 1e-12), caveats=caveats,
+        what="d_data", by=1 / high - 1 / low, law="", effect=fits.twice_as_high, caveats=caveats,
         meaning=f"going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
-        effect_words="A loss twice as high at the highest d_data as at the lowest",
+        effect_words=f.TWICE_AS_HIGH.capitalize(),
     )  # fmt: skip
 
 
@@ -267,7 +274,6 @@ def _train_size(fits: ScalingFits) -> Finding:
         clear = f" ({kept} of {plural(fit.num_curves, 'curve')}: the others lie near guessing)"
     times = _scaled(estimate, -np.log(2) / middle)
     factor = f"doubling N multiplies the loss by {times} at d_data {number(middle)}"
-    bound = f"the bound asks for {number(float(2 ** (-1 / middle)))} or less"
     slope = f"log test loss on −log N / d has slope {number(estimate.value)} ({interval(estimate.interval)})"
     within = f"Within {plural(fit.num_datasets, 'dataset')}"
     notes = (*_hangs_on(estimate, "the slope"), *caveats)
@@ -287,11 +293,10 @@ def _train_size(fits: ScalingFits) -> Finding:
     elif _established(falls, estimate):
         way = "falls with N, and nothing contradicts the bound" if low > 0 else "rises with N"
         held, said = True, f"the loss {way}"
-    power = "" if held else _power(fits, estimate, fit.num_datasets - 1, 1.0, "A fall as fast as the bound")
-    where = f"{within}{clear}, {factor}; {bound}. There {slope}, the bound being 1"
+    power = "" if held else _power(estimate, fit.num_datasets - 1, 1.0, "A fall as fast as the bound")
     short = f"{factor}; {decides}: {said}"
-    answer = f"{where}; {decides}: {said}.{power}"
-    return Finding(question, _VERDICT[held], short, answer, notes)
+    bound = f"The bound asks for {number(float(2 ** (-1 / middle)))} or less; {slope}, the bound being 1."
+    return Finding(question, _VERDICT[held], short, f"{within}{clear}, {short}. {bound}{power}", notes)
 
 
 def _attacks(fits: ScalingFits) -> Finding:
@@ -312,20 +317,18 @@ def _attacks(fits: ScalingFits) -> Finding:
     found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
     held = _established(claim, strongest) and strongest.value > 0
     found += f"; {_decides(claim, strongest)}"
+    strongest_is, tail = "" if alone else "the strongest is ", ""
     if held:
         times = sum((fit.estimates[0].resampled_p or 1.0) <= LEVEL for fit in known)
         of = "" if alone else f" in {times} of {about}, adjusted for their number"
-        lead = f"The loss gained by an attack rises with K_F{of} ({means})"
-        answer = f"{lead}{':' if alone else '; the strongest is'} {found}."
+        lead = f"The loss gained by an attack rises with K_F{of}"
     else:
-        power = correlation_power(best.num_datasets, domains, LEVEL / max(1, len(fits.claims)))
+        power = correlation_power(best.num_datasets, domains)
         lead = "It is not established" if alone else f"For none of {about} is it established"
-        largest = "" if alone else "the largest correlation is "
-        opposed = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
-        answer = (
-            f"{lead} that the loss gained rises with K_F ({means}): {largest}{found}.{opposed} A correlation "
-            f"of {STRONG:g} would be established in at most {power:.0%} of such tables."
-        )
+        lead += " that the loss gained rises with K_F"
+        tail = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
+        tail += f" A correlation of {STRONG:g} would be established in at most {power:.0%} of such tables."
+    answer = f"{lead} ({means}): {strongest_is}{found}.{tail}"
     return Finding(question, _VERDICT[held], f"correlation {found}", answer)
 
 

@@ -26,9 +26,8 @@ from orchestrator.results import table as c
 Status = Literal["ok", "not_enough_data", "refused"]
 #: ``headline``: dataset effects of log loss on 1/d, log K_F and the label, as far as they can be told apart;
 #: ``height``: on other terms; ``exponent``: log loss on −log N / d within curves; ``attack``: the loss
-#: gained, with K_F; ``representation``: how often d_repr ≤ d_data; ``published``: points pooled over N, as
-#: the paper has it.
-Kind = Literal["headline", "height", "exponent", "attack", "representation", "published"]
+#: gained, with K_F; ``representation``: how often d_repr ≤ d_data.
+Kind = Literal["headline", "height", "exponent", "attack", "representation"]
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
 EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
@@ -40,6 +39,8 @@ QUESTIONS = {
     BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
     ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
 }
+#: What power is reckoned for in the question on 1/d; :attr:`ScalingFits.twice_as_high` has its slope.
+TWICE_AS_HIGH = "a loss twice as high at the highest d_data as at the lowest"
 #: A choice of points, see :func:`fit_exponents`.
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
@@ -120,7 +121,6 @@ class Fit:
     estimates: tuple[Estimate, ...] = ()
     bound_p: float | None = None
     by_dataset: dict[str, float] = field(default_factory=dict)
-    r_squared: float | None = None
 
     def estimate(self, name: str) -> Estimate | None:
         """Return the estimate called ``name``, None where the fit has none of it."""
@@ -170,9 +170,7 @@ def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingFits:
-    """All fits of one results table (those that no answer rests on too, where ``explored``), with what was
-    left out and what cannot be concluded.
-    """
+    """All fits of one results table, with what was left out and what cannot be concluded."""
 
     schema_version: int = 3
     num_trials: int
@@ -185,7 +183,6 @@ class ScalingFits:
     fits: tuple[Fit, ...]
     claims: tuple[Claim, ...]
     num_at_guessing: int
-    explored: bool
     caveats: tuple[str, ...] = ()
     interventions: Interventions | None = None
 
@@ -198,14 +195,25 @@ class ScalingFits:
             same = (fit.kind, fit.model, fit.subset, fit.variant) == (kind, model, subset, variant)
             if same and terms in (fit.terms, ()) and response in (fit.response, ""):
                 return fit
-        none = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
-        reason = none if self.explored or not self.models else "not asked for"
+        reason = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
         return Fit(kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason)
 
     @property
     def attacks(self) -> list[Fit]:
         """The fits of single models that the question about attacks rests on."""
         return [fit for fit in self.fits if fit.kind == "attack" and fit.model != t.POOLED]
+
+    @property
+    def d_data_range(self) -> Interval:
+        """The lowest and the highest d_data of a dataset with losses."""
+        known = [d.d_data for d in self.datasets if d.d_data is not None and d.loss is not None]
+        return min(known, default=1.0), max(known, default=1.0)
+
+    @property
+    def twice_as_high(self) -> float:
+        """The slope of log loss on 1/d at which the loss doubles over that range."""
+        low, high = self.d_data_range
+        return float(np.log(2)) / max(1 / low - 1 / high, 1e-12)
 
     @property
     def why_no_sharpness(self) -> str:
@@ -245,10 +253,9 @@ def prepare(
     reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"
     of_arms = (t.Exclusion(reason, int(copies.sum())),) if copies.any() else ()
     full = full[~copies].reset_index(drop=True)
-    trials, excluded = t.usable_trials(full)
-    num_used, scale = int(trials[t.LOG_LOSS].notna().sum()), t.sharpness_scale(full, sharpness_policy)
-    found = (*unusable, *of_arms, *excluded)
-    return Prepared(full, t.fitted_points(trials), scale, found, len(table), num_used)
+    points, excluded = t.fitted_points(full)
+    scale, num_used = t.sharpness_scale(full, sharpness_policy), len(full) - sum(e.count for e in excluded)
+    return Prepared(full, points, scale, (*unusable, *of_arms, *excluded), len(table), num_used)
 
 
 def fit_scaling_laws(
@@ -292,7 +299,6 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         fits=tuple(found),
         claims=adjusted(p_values_of(found)),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
-        explored=explore,
         caveats=g.limits_of(ready.full, points),
     )
 
@@ -339,21 +345,11 @@ def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
     return Fit(kind=kind, num_points=len(rows), num_datasets=rows[c.DATASET].nunique(), **about)
 
 
-def _too_few(rows: pd.DataFrame, needed: int) -> str:
-    """Say that these points are of fewer datasets than a fit needs; empty where they are not."""
-    names = sorted(map(str, rows[c.DATASET].unique()))
-    if not names or len(names) >= needed:
-        return "" if names else "no point has all the numbers this fit needs"
-    found = f" ({t.listing(names)})" if len(names) <= 4 else ""
-    return f"{len(names)} of the {needed} datasets that it needs{found}"
-
-
 def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
     """Regress dataset effects on 1/d, log K_F and the label together; K_F is left out where it was measured
     on unequal scales or not at all, and the label where there is one domain.
     """
-    names = _properties(points, scale)
-    rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *names))
+    rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *(names := _properties(points, scale))))
     terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
     return fit_height(points, scale, terms, model=model, kind="headline")
 
@@ -373,37 +369,40 @@ def fit_height(
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
     blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
-    if reason := _too_few(rows, needed):
-        return replace(blank, reason=reason)
+    if (num := blank.num_datasets) < needed:
+        found = f" ({t.listing(sorted(map(str, rows[c.DATASET].unique())))})" if num <= 4 else ""
+        some = f"{num} of the {needed} datasets that it needs{found}"
+        return replace(blank, reason=some if num else "no point has all the numbers this fit needs")
     if reason := g.flattened(rows):
         return replace(blank, status="refused", reason=reason)
-    reduced = _effects(rows, names)
-    if reduced is None:
+    effects = _effects(rows, names)
+    if effects is None:
         reason = "the datasets share no model, train size and data mode: none can be compared at equal N"
         return replace(blank, reason=reason)
-    datasets, effects = reduced
     if not effects[t.LOG_LOSS].any():
         return replace(blank, reason="the losses are the same for all datasets")
-    domains = rows.groupby(c.DATASET)[c.DOMAIN].first()[datasets].tolist()
+    domains = rows.groupby(c.DATASET)[c.DOMAIN].first()[effects.index].tolist()
     claimed = (kind, model) == ("headline", t.POOLED)
     tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
-    y, x = effects[t.LOG_LOSS], np.column_stack([effects[name] for name in terms])
+    y, x = effects[t.LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy()
     estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
         return replace(blank, reason=unidentified(rows, terms))
-    if claimed:
-        estimates = _with_left_out(rows, names, datasets, estimates)
-    return replace(blank, status="ok", estimates=estimates)
+    left_out: dict[str, Array] = {}
+    for dataset in effects.index if claimed else ():
+        less = _effects(rows[rows[c.DATASET] != dataset], names)
+        slopes = None if less is None else i.ols(less[t.LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
+        left_out |= {} if slopes is None else {dataset: slopes.values}
+    without = [{name: float(values[k]) for name, values in left_out.items()} for k in range(len(terms))]
+    refitted = (replace(one, left_out=own) for one, own in zip(estimates, without, strict=True))
+    return replace(blank, status="ok", estimates=tuple(refitted))
 
 
-def _effects(rows: pd.DataFrame, names: Sequence[str]) -> tuple[list[str], dict[str, Array]] | None:
-    values = rows[list(names)].to_numpy(dtype=float)
-    weights = rows[t.WEIGHT].to_numpy(dtype=float)
+def _effects(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
+    """Effects of these columns, a row per dataset."""
+    values, weights = rows[[*names]].to_numpy(dtype=float), rows[t.WEIGHT].to_numpy(dtype=float)
     found = i.dataset_effects(values, rows[t.CELL].to_numpy(), rows[c.DATASET].to_numpy(dtype=str), weights)
-    if found is None:
-        return None
-    datasets, effects = found
-    return datasets, dict(zip(names, effects.T, strict=True))
+    return None if found is None else pd.DataFrame(found[1], found[0], [*names])
 
 
 def slope_estimates(
@@ -418,13 +417,14 @@ def slope_estimates(
     slopes = i.ols(y, x)
     if slopes is None:
         return None
+    values, errors, degrees = slopes
+    p_values = i.t_p_values(values, errors, degrees).tolist()
     found = []
     for k, name in enumerate(terms):
-        estimate = Estimate(
-            name=name, value=float(slopes.values[k]), std_error=float(slopes.std_errors[k]),
-            interval=slopes.intervals[k], p_value=float(slopes.p_values[k]),
-        )  # fmt: skip
-        if name in tested and slopes.p_values[k] <= hopeless:
+        value, error = float(values[k]), float(errors[k])
+        bounds = i.t_interval(value, error, degrees)
+        estimate = Estimate(name=name, value=value, std_error=error, interval=bounds, p_value=p_values[k])
+        if name in tested and p_values[k] <= hopeless:
             others = set(terms) - {name}
             places = blocks if t.IS_MEDICAL in others else [""] * len(y)
             test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
@@ -433,23 +433,6 @@ def slope_estimates(
                 estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
         found.append(estimate)
     return tuple(found)
-
-
-def _with_left_out(
-    rows: pd.DataFrame, names: Sequence[str], datasets: Sequence[str], estimates: tuple[Estimate, ...]
-) -> tuple[Estimate, ...]:
-    """Add the slopes without each dataset, where they can be fitted."""
-    left_out: dict[str, Array] = {}
-    for dataset in datasets:
-        reduced = _effects(rows[rows[c.DATASET] != dataset], names)
-        if reduced is not None:
-            x = np.column_stack([reduced[1][estimate.name] for estimate in estimates])
-            slopes = i.ols(reduced[1][t.LOG_LOSS], x)
-            left_out |= {} if slopes is None else {dataset: slopes.values}
-    return tuple(
-        replace(found, left_out={name: float(values[k]) for name, values in left_out.items()})
-        for k, found in enumerate(estimates)
-    )
 
 
 def unidentified(rows: pd.DataFrame, terms: Sequence[str]) -> str:
@@ -496,19 +479,22 @@ def _curves(rows: pd.DataFrame) -> pd.DataFrame:
 
 def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     """Return a fit with the exponent that the sums of its datasets give."""
-    found, num = i.slope_within_curves(sums), len(sums.names)
-    p_zero, p_bound = i.t_p_values(found.value - np.array([0.0, 1.0]), found.std_error, num - 1).tolist()
-    bounds = found.interval()
+    names, xx, xy = sums
+    value, num = float(xy.sum() / xx.sum()), len(names)
+    left_out = (xy.sum() - xy) / (xx.sum() - xx)
+    error = i.jackknife_error(value, left_out)
+    bounds = i.t_interval(value, error, num - 1) if error > 0 else None
+    p_zero, p_bound = i.t_p_values(value - np.array([0.0, 1.0]), error, num - 1).tolist()
     estimate = Estimate(
-        name="exponent", value=found.value, std_error=found.std_error, interval=bounds,
+        name="exponent", value=value, std_error=error, interval=bounds,
         p_value=None if bounds is None else p_zero, resampled_p=i.wild_cluster_p(sums),
         num_resamples=len(i.wild_draws(num)),
-        left_out=dict(zip(sums.names, found.left_out.tolist(), strict=True)),
-        weights=dict(zip(sums.names, (sums.xx / sums.xx.sum()).tolist(), strict=True)),
+        left_out=dict(zip(names, left_out.tolist(), strict=True)),
+        weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
     )  # fmt: skip
-    own = {name: float(xy / xx) for name, xx, xy in zip(*sums, strict=True) if xx > 0}
+    own = {name: float(y / x) for name, x, y in zip(*sums, strict=True) if x > 0}
     bound_p = None if bounds is None else 1.0
-    if bounds is not None and found.value < 1:
+    if bounds is not None and value < 1:
         bound_p = max(p_bound, i.wild_cluster_p(sums, null=1.0) or 0.0)
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
@@ -530,7 +516,7 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
             counted = t.plural(blank.num_datasets, "dataset")
             yield replace(blank, reason=f"{counted} with K_F and attacks at equal N, at least 4 needed")
         else:
-            tried.append((blank, pd.Series(reduced[1][name], index=reduced[0])))
+            tried.append((blank, reduced[name]))
     if not tried:
         return
     gains = pd.DataFrame({k: gained for k, (_, gained) in enumerate(tried)}).sort_index()

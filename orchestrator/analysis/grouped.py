@@ -10,8 +10,7 @@ Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
@@ -22,8 +21,9 @@ from scipy import special
 
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
+from orchestrator.analysis.findings import Finding, Verdict
 from orchestrator.analysis.inference import LEVEL, Array, Interval
-from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
@@ -93,7 +93,7 @@ class Slope:
     p_value: float | None = None
     adjusted_p: float | None = None
     num_groups: int = 0
-    left_out: dict[str, float] | None = None
+    left_out: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
     def times(self, factor: float) -> Slope:
@@ -101,24 +101,29 @@ class Slope:
         if self.value is None:
             return self
         bounds = self.interval and (self.interval[0] * factor, self.interval[1] * factor)
-        left_out = self.left_out and {name: value * factor for name, value in self.left_out.items()}
+        left_out = {name: value * factor for name, value in self.left_out.items()}
         return replace(self, value=self.value * factor, interval=bounds, left_out=left_out)
 
     @property
     def hangs_on(self) -> str:
         """The group that the slope hangs on most, with the slope without it."""
-        if not self.left_out or self.value is None:
-            return ""
-        value, left_out = self.value, self.left_out
-        name = max(left_out, key=lambda group: abs(left_out[group] - value))
-        return f"{number(left_out[name])} without {name}"
+        value, left_out = self.value or 0.0, self.left_out
+        name = max(left_out, key=lambda group: abs(left_out[group] - value), default=None)
+        return "" if name is None else f"{number(left_out[name])} without {name}"
 
     @property
     def established(self) -> bool:
         """Whether the slope is claimed: the adjusted p-value holds, and the interval excludes zero."""
-        bounds = self.interval
-        held = self.adjusted_p is not None and self.adjusted_p <= LEVEL
-        return held and bounds is not None and not bounds[0] <= 0 <= bounds[1]
+        return established(self.adjusted_p, self.interval)
+
+    @property
+    def numbers(self) -> str:
+        """The slope, its interval, and what decides."""
+        parts = [f"slope {number(self.value)}"]
+        parts += [f"95 % interval {interval(self.interval)}"] if self.interval else []
+        if self.adjusted_p is not None:
+            parts.append(decided(self.p_value, self.adjusted_p, self.interval))
+        return ", ".join([*parts, *([self.reason] if self.reason else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,23 +157,20 @@ class GroupedFit:
     def sentence(self, on: str) -> str:
         """Say what can be said of one column: what is claimed at each level, and nothing else."""
         equal = f"At equal {listing(self.design.within)}: " if self.design.within else ""
-        parts = [self._said(self.find(level, on)) for level in LEVELS]
-        text = f"{equal}{'; '.join(parts)}."
+        text = f"{equal}{'; '.join(self._said(self.find(level, on)) for level in LEVELS)}."
         return text[:1].upper() + text[1:]
 
     def _said(self, slope: Slope) -> str:
-        units = f"{self.num_groups} {'groups' if len(self.design.groups) == 1 else 'pairs of groups'}"
-        where = {"within": f"within one {listing(self.design.groups)}", "between": f"between {units}"}
+        units = "groups" if len(self.design.groups) == 1 else "pairs of groups"
+        where = f"between {self.num_groups} {units}"
+        if slope.level == "within":
+            where = f"within one {listing(self.design.groups)}"
         if slope.value is None:
-            return f"{where[slope.level]}, nothing can be said of {slope.on} ({slope.reason})"
-        numbers = [f"slope {number(slope.value)}"]
-        numbers += [f"95 % interval {interval(slope.interval)}"] if slope.interval else []
-        numbers += [decided(slope.adjusted_p, slope.interval)] if slope.adjusted_p is not None else []
-        numbers += [slope.reason] if slope.reason else []
+            return f"{where}, nothing can be said of {slope.on} ({slope.reason})"
         found = f"no relation with {slope.on} is established"
         if slope.established:
             found = f"{self.design.response} {'rises' if slope.value > 0 else 'falls'} with {slope.on}"
-        return f"{where[slope.level]}, {found} ({', '.join(numbers)})"
+        return f"{where}, {found} ({slope.numbers})"
 
     def why_pooled_misleads(self, pooled: PooledCorrelation) -> str:
         """Say what the pooled correlation is, and what it mixes."""
@@ -195,8 +197,23 @@ class GroupedFit:
 
     def table(self) -> Table:
         """The slopes as a table of text."""
-        note = "G: groups that a slope rests on. Adjusted p: Holm's, over all slopes."
-        return _table(f"Slopes of {self.design.response}", note, self.slopes)
+        return laid_out(
+            "grouped",
+            f"Slopes of {self.design.response}",
+            "G: groups that a slope rests on. Adjusted p: Holm's, over all slopes.",
+            self.slopes,
+            {
+                "groups": lambda slope: slope.level,
+                "column": lambda slope: slope.on,
+                "G": lambda slope: str(slope.num_groups),
+                "slope": lambda slope: number(slope.value),
+                "95 % interval": lambda slope: interval(slope.interval),
+                "p": lambda slope: p_value(slope.p_value),
+                "adjusted p": lambda slope: p_value(slope.adjusted_p),
+                "remark": lambda slope: slope.reason or slope.hangs_on,
+            },
+            numeric_from=2,
+        )
 
     def to_json(self) -> dict[str, object]:
         """All numbers, with the sentences."""
@@ -234,7 +251,7 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     reasons = [(f"without {name}", mask) for name, mask in blank.items()]
     reasons += [("equal to an earlier row in every column", doubled)]
     lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
-    collect(chain(_not_numbers(odd), _too_many(1 - kept.mean(), lost), _too_few(own[kept], design)))
+    collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
     kept_rows.attrs["left_out"] = [f"Left out: {text}." for text in lost]
     return kept_rows
@@ -276,7 +293,10 @@ def _rows(mask: pd.Series) -> str:
     return f"row{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:_SHOWN_ROWS]))}{more}"
 
 
-def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
+def _faults(
+    own: pd.DataFrame, odd: pd.DataFrame, kept: pd.Series, lost: Sequence[str], design: Design
+) -> Iterator[ConfigError]:
+    """What is wrong with the rows of a table, and those of them that are kept."""
     for name, mask in odd.items():
         if mask.any():
             yield ConfigError(
@@ -284,18 +304,13 @@ def _not_numbers(odd: pd.DataFrame) -> Iterator[ConfigError]:
                 f"something else in {plural(int(mask.sum()), 'cell')} ({_rows(mask)} below the header)",
                 "write 1234.5, without comma, unit or word; leave a cell empty where the value is missing",
             )
-
-
-def _too_many(share: float, lost: Sequence[str]) -> Iterator[ConfigError]:
-    if share > MOST_LEFT_OUT:
+    if (share := 1 - kept.mean()) > MOST_LEFT_OUT:
         yield ConfigError(
             f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
             f"{share:.0%}: {'; '.join(lost)}",
             "drop those rows yourself where that is right, or add a column that tells them apart",
         )
-
-
-def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
+    own = own[kept]
     for name in design.groups:
         if (num_groups := own[name].nunique()) < 2:
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
@@ -306,10 +321,9 @@ def _too_few(own: pd.DataFrame, design: Design) -> Iterator[ConfigError]:
         if not own[name].std() > STEPS * np.spacing(own[name].abs().max()):
             found = f"{plural(own[name].nunique(), 'value')}, after rounding to 16 digits"
             yield ConfigError(f"Column {name} must vary", found, "name another one, or subtract a constant")
-    cells = own[list(design.within)].drop_duplicates() if design.within else ()
-    if len(cells) > MOST_CELLS:
+    if (num_cells := len(own[[*design.within]].drop_duplicates()) if design.within else 0) > MOST_CELLS:
         way_out = "name columns of fewer kinds"
-        yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{len(cells):,}", way_out)
+        yield ConfigError(f"--within may make at most {MOST_CELLS:,} kinds", f"{num_cells:,}", way_out)
 
 
 class _Groups:
@@ -383,86 +397,76 @@ def _standard(values: Array) -> tuple[Array, Array]:
 
 def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
     """Slopes with one intercept per unit and kind, by the products of each unit's centred columns."""
-    q = x.shape[1]
-    kinds = range(1, cells.max() + 1)  # the first kind's intercept is the unit's
-    dummies = (cells[:, None] == np.array(kinds, dtype=int)).astype(float)
-    centred = i.centred(np.column_stack([x, dummies, y]), groups.unit)
+    kinds = np.arange(1, cells.max() + 1)  # the first kind's intercept is the unit's
+    centred = i.centred(np.column_stack([y, x, cells[:, None] == kinds]), groups.unit)
     starts = np.cumsum(np.bincount(groups.unit))[:-1]
     parts = np.split(centred[np.argsort(groups.unit, kind="stable")], starts)
-    each = groups.sums(np.array([part.T @ part for part in parts]))
-    total, smallest = centred.T @ centred, MIN_RCOND * len(y)
-
-    def solve(products: Array) -> Array:
-        """Slopes (q,) at equal kinds; NaN for columns that do not vary, or only together."""
-        free, last = products[:-1, :-1], products[:-1, -1]
-        kinds_only = np.linalg.pinv(free[q:, q:], rcond=1e-12, hermitian=True)
-        own = free[:q, :q] - free[:q, q:] @ kinds_only @ free[q:, :q]
-        varying, slopes = np.flatnonzero(np.diag(own) > smallest), np.full(q, np.nan)
-        own = own[np.ix_(varying, varying)]
-        if len(varying) and np.linalg.eigvalsh(own)[0] > smallest:
-            moved = last[:q] - free[:q, q:] @ kinds_only @ last[q:]
-            slopes[varying] = np.linalg.solve(own, moved[varying])
-        return slopes
-
-    values, left_out = solve(total), np.array([solve(total - part) for part in each])
-    for k, name in enumerate(design.on):
-        if not np.isfinite(values[k]):
-            alone = total[k, k] > smallest and q > 1
+    each, total = groups.sums(np.array([part.T @ part for part in parts])), centred.T @ centred
+    smallest = MIN_RCOND * len(y)
+    for k, name in enumerate(design.on, 1):
+        value, rest = _partial(total, k, smallest)
+        if not np.isfinite(value):
+            alone = total[k, k] > smallest and len(design.on) > 1
             what = "varies only together with the others" if alone else "does not vary"
             equal = f" at equal {listing(design.within)}" if design.within else ""
             yield Slope("within", name, reason=f"{name} {what} within groups{equal}")
             continue
-        # A column that does not vary has no part in this one's slope.
-        others = [j for j in range(len(total) - 1) if j != k and (j >= q or np.isfinite(values[j]))]
-        weights, *_ = np.linalg.lstsq(total[np.ix_(others, others)], total[others, k], rcond=1e-12)
-        residual = (centred[:, k] - centred[:, others] @ weights) ** 2
-        carried = groups.sums(np.bincount(groups.unit, residual).astype(float))
-        varies = np.flatnonzero(carried > 1e-12 * carried.sum())
-        refits, degrees = left_out[varies, k], groups.degrees(carried)
-        slope = Slope("within", name, float(values[k]), num_groups=len(varies))
-        lost = np.flatnonzero(~np.isfinite(refits))
-        if len(varies) < i.MIN_DATASETS:
-            reason = f"no interval: it varies within {plural(len(varies), 'group')} only"
+        carried = groups.sums(np.bincount(groups.unit, (centred @ rest) ** 2).astype(float))
+        varies, degrees = np.flatnonzero(carried > 1e-12 * carried.sum()), groups.degrees(carried)
+        left_out = {str(groups.names[g]): _partial(total - each[g], k, smallest)[0] for g in varies}
+        slope = Slope("within", name, value, num_groups=len(left_out))
+        lost = [group for group, refit in left_out.items() if not np.isfinite(refit)]
+        if len(left_out) < i.MIN_DATASETS:
+            reason = f"no interval: it varies within {plural(len(left_out), 'group')} only"
             yield replace(slope, reason=reason)
-        elif len(lost) or degrees < 1:
-            alone = groups.names[varies[lost[0]] if len(lost) else carried.argmax()]
+        elif lost or degrees < 1:
+            alone = lost[0] if lost else groups.names[carried.argmax()]
             yield replace(slope, reason=f"no interval: it hangs on {alone} alone")
         else:
-            yield _judged(
-                slope, dict(zip(groups.names[varies].tolist(), refits.tolist(), strict=True)), degrees
-            )
+            yield _judged(slope, left_out, degrees)
+
+
+def _partial(products: Array, k: int, smallest: float) -> tuple[float, Array]:
+    """Slope of column 0 on column k at equal others, NaN where k hardly varies beside them, and the weights
+    of all columns in what varies of it; from their products.
+    """
+    others, rest = [j for j in range(1, len(products)) if j != k], np.zeros(len(products))
+    square, own = products[np.ix_(others, others)], products[others, k]
+    rest[k], rest[others] = 1.0, -np.linalg.lstsq(square, own, rcond=1e-12)[0]
+    varies = float(rest @ products[:, k])
+    return float(rest @ products[:, 0]) / varies if varies > smallest else np.nan, rest
 
 
 def _judged(slope: Slope, left_out: dict[str, float], degrees: float) -> Slope:
     """Return a slope with interval and p-value by t of the jackknife."""
-    value, error = i.jackknife(slope.value or 0.0, np.array([*left_out.values()]))[:2]
+    value = slope.value or 0.0
+    error = i.jackknife_error(value, np.array([*left_out.values()]))
     bounds, p = i.t_interval(value, error, degrees), float(i.t_p_values(value, error, degrees))
     return replace(slope, interval=bounds, p_value=p, num_groups=len(left_out), left_out=left_out)
 
 
 def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
     """Slopes over one effect per unit at equal cell."""
-    reduced = i.dataset_effects(np.column_stack([y, x]), cells, groups.unit, np.ones(len(y)))
     num = len(groups.units)
-    found = None if reduced is None else i.ols(reduced[1][:, 0], reduced[1][:, 1:])
-    if reduced is None or found is None:
+    reduced = i.dataset_effects(np.column_stack([y, x]), cells, groups.unit, np.ones(len(y)))
+    effects = np.zeros((num, 1 + len(design.on))) if reduced is None else reduced[1]
+    y, x = effects[:, 0], effects[:, 1:]
+    found = i.ols(y, x)
+    if found is None:
         reason = f"it needs {len(design.on) + 2} groups that differ in {listing(design.on)}"
         if reduced is None:
             reason = f"groups share no {listing(design.within)}"
-        elif num > len(design.on) + 1 and reduced[1][:, 1:].any(axis=0).all():
+        elif num > len(design.on) + 1 and x.any(axis=0).all():
             reason = f"{listing(design.on)} vary only together between groups"
         yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
         return
-    y, x = reduced[1][:, 0], reduced[1][:, 1:]
-    refits = [i.ols(y[~mine], x[~mine]) for mine in groups.member.T]
+    belongs = zip(groups.names.tolist(), groups.member.T, strict=True)
+    refits = {name: i.ols(y[~own], x[~own]) for name, own in belongs}
     for k, name in enumerate(design.on):
-        left_out = {
-            str(group): float(fit.values[k])
-            for group, fit in zip(groups.names, refits, strict=True) if fit is not None
-        }  # fmt: skip
-        value, bounds = float(found.values[k]), found.intervals[k]
+        left_out = {group: float(fit.values[k]) for group, fit in refits.items() if fit is not None}
+        value, others = float(found.values[k]), np.delete(x, k, axis=1)
+        bounds = i.t_interval(value, float(found.std_errors[k]), found.degrees)
         slope = Slope("between", name, value, bounds, num_groups=num, left_out=left_out)
-        others = np.delete(x, k, axis=1)
         test = None if groups.crossed else i.permutation_test(y, x[:, k], others, [""] * num)
         if not groups.crossed and (test is None or test.num < 1 / LEVEL):
             yield replace(slope, reason=f"too few groups for a p-value of {LEVEL:g}")
@@ -474,24 +478,9 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             judged = _judged(slope, left_out, max(1.0, groups.degrees(groups.sums(own**2))))
             if test is not None and judged.interval and judged.p_value is not None:
                 # Least squares and permutation take groups for equally uncertain; the jackknife does not.
-                ends = (*bounds, *judged.interval)
-                p = max(test.p_value, judged.p_value)
+                ends, p = (*bounds, *judged.interval), max(test.p_value, judged.p_value)
                 judged = replace(judged, interval=(min(ends), max(ends)), p_value=p)
             yield judged
-
-
-def _table(title: str, note: str, slopes: Sequence[Slope]) -> Table:
-    columns = {
-        "groups": lambda slope: slope.level,
-        "column": lambda slope: slope.on,
-        "G": lambda slope: str(slope.num_groups),
-        "slope": lambda slope: number(slope.value),
-        "95 % interval": lambda slope: interval(slope.interval),
-        "p": lambda slope: p_value(slope.p_value),
-        "adjusted p": lambda slope: p_value(slope.adjusted_p),
-        "remark": lambda slope: slope.reason or slope.hangs_on,
-    }
-    return laid_out("grouped", title, note, slopes, columns, numeric_from=2)
 
 
 def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
@@ -505,8 +494,8 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
     Returns:
         A slope per question; none of a table of several datasets or pairs of fewer than five classes.
     """
-    trials, _ = t.usable_trials(t.normalise(table)[0])
-    points = t.complete(t.fitted_points(trials), (t.LOG_LOSS, t.D_REFERENCE))
+    points, _ = t.fitted_points(t.normalise(table)[0])
+    points = t.complete(points, (t.LOG_LOSS, t.D_REFERENCE))
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
     if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
         return ()
@@ -522,15 +511,14 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
         r_hat=np.log(radius), drop=points[drops].mean(axis=1) if drops else np.nan,
     )  # fmt: skip
     crossed = ("first", "second")
-    asked = {f"slope of {words} on log K_F at equal 1/d": name for words, name in _OF_PAIRS.items()}
-    designs: dict[str, tuple[Level, Design]] = {
-        "exponent b in N^(-b/d)": ("within", Design("fall", ("x",), crossed)),
-        "exponent b against the law's 1": ("within", Design("beyond", ("x",), crossed)),
-        **{
-            question: ("between", Design(name, ("k", "inverse_d"), crossed, ("cell",)))
-            for question, name in asked.items()
-        },
-    }
+    heights = {"log loss": "loss", "log R̂": "r_hat", "accuracy lost to the attack": "drop"}
+    asked = {"exponent b in N^(-b/d)": "fall", "exponent b against the law's 1": "beyond"}
+    designs: dict[str, tuple[Level, Design]] = {}
+    for question, name in asked.items():
+        designs[question] = "within", Design(name, ("x",), crossed)
+    for words, name in heights.items():
+        design = Design(name, ("k", "inverse_d"), crossed, ("cell",))
+        designs[f"slope of {words} on log K_F at equal 1/d"] = "between", design
     found = []
     for question, (level, design) in designs.items():
         known = rows.dropna(subset=[*design.columns])
@@ -540,15 +528,16 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
     return adjusted(found)
 
 
-_OF_PAIRS = {"log loss": "loss", "log R̂": "r_hat", "accuracy lost to the attack": "drop"}
-
-
-def pairs_table(slopes: Sequence[Slope]) -> Table:
-    """Return the answers of :func:`fit_pairs` as text."""
-    note = (
-        "Intervals by a jackknife over classes, which pairs share. Adjusted p: Holm's, over these questions."
-    )
-    return _table("Within the dataset: what its class pairs say of the law", note, slopes)
+def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
+    """Return the answers of :func:`fit_pairs` as findings."""
+    found = []
+    for slope in slopes:
+        text = f"{slope.numbers}; {slope.hangs_on}" if slope.hangs_on else slope.numbers
+        verdict: Verdict = "established" if slope.established else "not established"
+        if slope.value is None:
+            verdict, text = "cannot be tested", slope.reason
+        found.append(Finding(slope.on, verdict, text, text))
+    return tuple(found)
 
 
 def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation:

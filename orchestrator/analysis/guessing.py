@@ -120,10 +120,6 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     found += [
         f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
     ]
-    if diverged := int((full[c.STATUS] != c.DONE).sum()):
-        found.append(
-            f"{t.plural(diverged, 'trial')} diverged and had no loss to fit; the fits describe the others."
-        )
     modes = sorted(full[c.DATA_MODE].unique())
     if len(modes) > 1:
         found.append(f"Trials of several data modes ({t.listing(modes)}) are fitted together.")

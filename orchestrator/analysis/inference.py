@@ -55,30 +55,30 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
     return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
 
 
-def t_power(effect: float, std_error: float | None, degrees: float, level: float) -> float | None:
-    """How often a two-sided t test at ``level`` finds an effect; None without a standard error."""
+def t_power(effect: float, std_error: float | None, degrees: float) -> float | None:
+    """How often a two-sided t test finds an effect; None without a standard error."""
     if not std_error:
         return None
-    shift, bound = abs(effect) / std_error, t_quantile(1 - level / 2, degrees)
+    shift, bound = abs(effect) / std_error, t_quantile(1 - LEVEL / 2, degrees)
     if shift > 30:
         return 1.0
     below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
     return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
 
 
-def correlation_interval(r: float, num_datasets: int, num_given: int = 0) -> Interval | None:
+def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interval | None:
     """95 % interval of a (partial) correlation by Fisher's z; None below four datasets or at |r| = 1."""
     spare = num_datasets - num_given - 3
     if spare < 1 or not abs(r) < 1:
         return None
-    half_width = float(special.ndtri(0.975)) / np.sqrt(spare)
+    half_width = float(special.ndtri(1 - LEVEL / 2)) / np.sqrt(spare)
     return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
 
 
-def correlation_power(num_datasets: int, num_given: int, level: float) -> float:
+def correlation_power(num_datasets: int, num_given: int) -> float:
     """How often at most a one-sided test finds a correlation of :data:`STRONG`, by Fisher's z."""
     shift = np.arctanh(STRONG) * np.sqrt(max(num_datasets - 3 - num_given, 0))
-    return float(special.ndtr(shift - special.ndtri(1 - level)))
+    return float(special.ndtr(shift - special.ndtri(1 - LEVEL)))
 
 
 def mean_interval(values: Array) -> tuple[float, Interval | None]:
@@ -97,23 +97,32 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(adjusted[name]) for name in p_values}
 
 
+def members(codes: Codes) -> tuple[list[str], csr_array]:
+    """Return the sorted names of codes (n,), and the matrix (names, n) that adds up the points of each."""
+    names, code = np.unique(codes, return_inverse=True)
+    return [*map(str, names)], csr_array((np.ones(len(code)), (code, np.arange(len(code)))))
+
+
+def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
+    """Columns (n, k) less their means of the same code; what is equal but for rounding becomes zero."""
+    member, weights = members(codes)[1], np.ones(len(values)) if weights is None else weights
+    means = member @ (weights[:, None] * values) / (member @ weights)[:, None]
+    moved = values - member.T @ means
+    return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(axis=0), 0.0, moved))
+
+
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
     """Reduce points (n, k) to one effect per dataset of ``groups`` (n,), at equal cell (model and train
-    size).
-
-    Weighted least squares of each column on cell and dataset indicators; where every dataset has every cell
-    these are the dataset means, less the grand mean.
+    size), by weighted least squares of each column on indicators of both.
 
     Returns:
         Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
         through others.
     """
-    cell_names, cell = np.unique(cells, return_inverse=True)
-    names, group = np.unique(groups, return_inverse=True)
-    together = np.zeros((len(cell_names), len(names)))
-    np.add.at(together, (cell, group), weights)
+    (_, in_cell), (names, in_group) = members(cells), members(groups)
+    together = (in_cell * weights @ in_group.T).toarray()
     if connected_components(csr_array(together.T @ together > 0), directed=False)[0] != 1:
         return None
     share = together / together.sum(axis=1, keepdims=True)
@@ -121,23 +130,19 @@ def dataset_effects(
     # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
     # rounding (1e-16) for a number and divide by it. A single dataset has nothing else.
     filled = laplacian + (laplacian.diagonal().mean() if len(names) > 1 else 1.0) / len(names)
-    by_group, by_cell = np.zeros((len(names), values.shape[1])), np.zeros((len(cell_names), values.shape[1]))
-    np.add.at(by_group, group, weights[:, None] * values)
-    np.add.at(by_cell, cell, weights[:, None] * values)
-    effects = np.linalg.solve(filled, by_group - share.T @ by_cell)
+    weighted = weights[:, None] * values
+    effects = np.linalg.solve(filled, in_group @ weighted - share.T @ (in_cell @ weighted))
     # Means of equal numbers differ in their last digits.
     even = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
-    return [str(name) for name in names], np.where(even, 0.0, effects - effects.mean(axis=0))
+    return names, np.where(even, 0.0, effects - effects.mean(axis=0))
 
 
 class Slopes(NamedTuple):
-    """Slopes (q,) of a regression over datasets, with standard errors, t p-values, 95 % intervals and R²."""
+    """Slopes (q,) of a regression over datasets with their standard errors and degrees of freedom."""
 
     values: Array
     std_errors: Array
-    p_values: Array
-    intervals: list[Interval]
-    r_squared: float
+    degrees: int
 
 
 def ols(y: Array, x: Array) -> Slopes | None:
@@ -150,11 +155,8 @@ def ols(y: Array, x: Array) -> Slopes | None:
     inverse = np.linalg.inv((design / scale).T @ (design / scale)) / np.outer(scale, scale)
     found = inverse @ design.T @ y
     rest = y - design @ found
-    values, errors = found[1:], np.sqrt(rest @ rest / degrees * np.diag(inverse))[1:]
-    intervals = [t_interval(*one, degrees) for one in zip(values.tolist(), errors.tolist(), strict=True)]
-    spread = max(float(np.square(y - y.mean()).sum()), 1e-300)
-    p_values = t_p_values(values, errors, degrees)
-    return Slopes(values, errors, p_values, intervals, 1 - float(rest @ rest) / spread)
+    errors = np.sqrt(rest @ rest / degrees * np.diag(inverse))
+    return Slopes(found[1:], errors[1:], degrees)
 
 
 class Permutation(NamedTuple):
@@ -165,9 +167,7 @@ class Permutation(NamedTuple):
     exact: bool
 
 
-def permutation_test(
-    y: Array, x: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
-) -> Permutation | None:
+def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -> Permutation | None:
     """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q); by
     |t|.
 
@@ -184,7 +184,7 @@ def permutation_test(
     # Of a regressor of two values only matters which datasets have the lower one.
     near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * np.ptp(x)) for end in (x.min(), x.max()))
     marked = tuple(near.tolist()) if others.shape[1] == 0 and (near | far).all() else None
-    order, exact = rearrangements(tuple(blocks), marked, seed)
+    order, exact = rearrangements(tuple(blocks), marked)
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)
@@ -195,7 +195,7 @@ def permutation_test(
 
 @lru_cache(maxsize=32)
 def rearrangements(
-    blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None, seed: int = 0
+    blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None
 ) -> tuple[NDArray[np.intp], bool]:
     """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all. Where
     only matters which datasets are ``marked``, C(G, k) choices are all there is.
@@ -209,25 +209,17 @@ def rearrangements(
         order = np.empty((len(chosen), size), dtype=np.intp)
         order[:, np.argsort(~np.array(marked), kind="stable")] = np.argsort(free, axis=1, kind="stable")
         return order, True
-    if prod(factorial(len(block)) for block in places) <= MOST_EXACT:
+    if exact := prod(factorial(len(block)) for block in places) <= MOST_EXACT:
         each = [np.array(list(permutations(block))) for block in places]
         index = np.indices([len(rows) for rows in each]).reshape(len(each), -1)
-        order = np.empty((index.shape[1], size), dtype=np.intp)
-        for block, rows, taken in zip(places, each, index, strict=True):
-            order[:, block] = rows[taken]
-        return order, True
-    rng = np.random.default_rng([seed, size])
-    order = np.tile(np.arange(size), (NUM_DRAWN + 1, 1))
-    for block in places:
-        order[1:, block] = rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1)
-    return order, False
-
-
-def within_blocks(values: Array, blocks: Codes) -> Array:
-    """Centre the columns of (..., G) within every block of datasets."""
-    _, codes = np.unique(blocks, return_inverse=True)
-    member = np.eye(codes.max() + 1)[codes]
-    return np.asarray(values - (values @ member / member.sum(axis=0)) @ member.T)
+        moved = [rows[taken] for rows, taken in zip(each, index, strict=True)]
+    else:
+        rng = np.random.default_rng([0, size])
+        drawn = [rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1) for block in places]
+        moved = [np.vstack([block, rows]) for block, rows in zip(places, drawn, strict=True)]
+    order = np.empty((len(moved[0]), size), dtype=np.intp)
+    order[:, np.concatenate(places)] = np.hstack(moved)
+    return order, exact
 
 
 def max_correlation_test(
@@ -248,36 +240,28 @@ def max_correlation_test(
     moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
     for k, response in enumerate(responses.T):
         has = np.isfinite(response)
-        mine = np.array(blocks)[has]
-        pair = np.stack([response[has], x[has]])
-        lengths = np.linalg.norm(within_blocks(pair, mine), axis=1) if len(mine) >= 4 else np.zeros(2)
-        if (lengths <= 1e-12 * np.abs(pair).max(axis=1, initial=0)).any():
+        mine, pair = np.array(blocks)[has], np.column_stack([response, x])[has]
+        lengths = np.linalg.norm(centred(pair, mine), axis=0) if len(mine) >= 4 else np.zeros(2)
+        if (lengths <= 1e-12 * np.abs(pair).max(axis=0, initial=0)).any():
             continue
-        own, other = within_blocks(pair, mine) / lengths[:, None]
+        own, other = (centred(pair, mine) / lengths).T
         found[k] = own @ other
-        if k not in tested:
-            continue
-        if (key := has.tobytes()) not in moved:
-            centred = within_blocks(x[order][:, has], mine)
-            size = np.linalg.norm(centred, axis=1, keepdims=True)
-            moved[key] = np.divide(centred, size, out=np.zeros_like(centred), where=size > 0)
-        strongest = np.maximum(strongest, moved[key] @ own)
+        if k in tested and (key := has.tobytes()) not in moved:
+            turned = centred(x[order][:, has].T, mine)
+            moved[key] = turned / np.maximum(np.linalg.norm(turned, axis=0), 1e-300)
+        if k in tested:
+            strongest = np.maximum(strongest, own @ moved[key])
     p = [np.mean(strongest >= r - 1e-9) if k in tested and r == r else np.nan for k, r in enumerate(found)]
     return found, np.array(p), len(order)
 
 
-def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
-    """Columns (n, k) less their means of the same code; what is equal but for rounding becomes zero."""
-    _, code = np.unique(codes, return_inverse=True)
-    weights = np.ones(len(values)) if weights is None else weights
-    total = np.bincount(code, weights)
-    means = np.stack([np.bincount(code, weights * column) / total for column in values.T], axis=1)
-    moved = values - means[code]
-    return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(axis=0), 0.0, moved))
+def jackknife_error(value: float, left_out: Array) -> float:
+    """Standard error (CR3; Bell & McCaffrey 2002) of a value from its refits without each dataset (G,)."""
+    return float(np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - value) ** 2).sum()))
 
 
 class Sums(NamedTuple):
-    """What a slope within curves needs of each dataset: names (G), Σx² and Σxy (G,)."""
+    """What a slope Σxy / Σx² within curves needs of each dataset: names (G), Σx² and Σxy (G,)."""
 
     names: list[str]
     xx: Array
@@ -286,34 +270,9 @@ class Sums(NamedTuple):
 
 def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
     """Reduce points (n,) to sums per dataset; y and x are centred within every curve."""
-    names, group = np.unique(groups, return_inverse=True)
+    names, member = members(groups)
     x, y = centred(np.column_stack([x, y]), curves, weights).T
-    xx, xy = (np.bincount(group, weights * x * other).astype(float) for other in (x, y))
-    return Sums([str(name) for name in names], xx, xy)
-
-
-class Jackknife(NamedTuple):
-    """A slope, its jackknife standard error (CR3; Bell & McCaffrey 2002) and refits without each dataset."""
-
-    value: float
-    std_error: float
-    left_out: Array
-
-    def interval(self) -> Interval | None:
-        """Return the 95 % interval by t with G − 1 degrees of freedom; None where nothing scatters."""
-        return t_interval(self.value, self.std_error, len(self.left_out) - 1) if self.std_error > 0 else None
-
-
-def jackknife(value: float, left_out: Array) -> Jackknife:
-    """Return a value with its standard error from its refits without each dataset."""
-    num = len(left_out)
-    return Jackknife(value, float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum())), left_out)
-
-
-def slope_within_curves(sums: Sums) -> Jackknife:
-    """Return Σxy / Σx² over all datasets, and without each."""
-    left_out = (sums.xy.sum() - sums.xy) / (sums.xx.sum() - sums.xx)
-    return jackknife(float(sums.xy.sum() / sums.xx.sum()), left_out)
+    return Sums(names, member @ (weights * x * x), member @ (weights * x * y))
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:

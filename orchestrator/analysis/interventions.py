@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -108,8 +108,7 @@ RESPONSES = (
 def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions:
     """Gate the arms (every dataset of the experiment), estimate the effects and say what came out."""
     full, _ = t.normalise(table)
-    trials, excluded = t.usable_trials(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
-    points = t.fitted_points(trials)
+    points, excluded = t.fitted_points(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
     bases = {arm.world: arm.dataset for arm in arms if arm.moves == "base"}
     moved = sorted((arm for arm in arms if arm.moves != "base"), key=lambda arm: (arm.world, arm.dataset))
@@ -175,30 +174,26 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
 
 
 def _effects(changes: pd.DataFrame, response: Response) -> Iterator[Effect]:
-    sharper = changes[changes["moves"] == "sharpness"]
-    names = sorted(sharper["name"].unique())
-    for arm in ("", *(names if len(names) > 1 else ())):
-        mine = sharper if not arm else sharper[sharper["name"] == arm]
-        yield _over_worlds(f"Δ log {response.name} / Δ log K_F", response, mine, response.theory, arm=arm)
+    sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
+    slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
+    yield _over_worlds(slope, response, sharper, response.theory)
+    for arm in names if len(names) > 1 else ():
+        yield _over_worlds(slope, response, sharper[sharper["name"] == arm], response.theory, arm=arm)
     if response.has_control:
-        controls = changes[changes["moves"] == "nothing"]
         yield _over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0)
 
 
 def _over_worlds(
-    estimand: str, response: Response, changes: pd.DataFrame, theory: float, *, arm: str = ""
+    estimand: str, response: Response, changes: pd.DataFrame, theory: float, arm: str = ""
 ) -> Effect:
     """Average pairs within an arm, arms within a world, then worlds: none outweighs another."""
     at_chance, without = changes["at_chance"].astype(bool), changes[response.column].isna()
     kept = changes[~at_chance & ~without]
     slopes = (kept[response.column] / kept["by"]).astype(float)
-    by_arm = slopes.groupby([kept["world"], kept["dataset"]]).mean()
-    return replace(
-        _effect(estimand, response, dict(by_arm.groupby("world").mean()), theory, arm=arm),
-        num_cells=len(kept),
-        num_at_chance=int(at_chance.sum()),
-        num_without=int((without & ~at_chance).sum()),
-    )
+    by_world = slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean()
+    left_out = {"num_at_chance": int(at_chance.sum()), "num_without": int((without & ~at_chance).sum())}
+    about = {"estimand": estimand, "response": response.name, "arm": arm, "num_cells": len(kept)}
+    return _effect(dict(by_world), theory=theory, **about, **left_out)
 
 
 def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:
@@ -208,22 +203,22 @@ def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) 
         names, xx, xy = t.sums_of(rows, response.column)
         own = dict(zip(names, (xy / xx).tolist(), strict=True))
         worlds = {world: own[base] for world, base in bases.items() if base in own}
-        yield replace(_effect("exponent · d", response, worlds, 1.0), num_cells=len(rows))
+        about = {"estimand": "exponent · d", "response": response.name, "num_cells": len(rows)}
+        yield _effect(worlds, theory=1.0, arm="", **about)
 
 
-def _effect(
-    estimand: str, response: Response, worlds: dict[str, float], theory: float, *, arm: str = ""
-) -> Effect:
-    by_world = dict(sorted(worlds.items()))
-    values, num = np.array([*by_world.values()]), len(worlds)
+def _effect(worlds: dict[str, float], *, theory: float, **about: Any) -> Effect:
+    """Return the mean over worlds, with what else there is to say about it."""
+    by_world, num = dict(sorted(worlds.items())), len(worlds)
+    values = np.array([*by_world.values()])
     mean, bounds = mean_interval(values) if num else (None, None)
     p_zero = p_theory = None
     if mean is not None and bounds is not None:
         error = values.std(ddof=1) / np.sqrt(num)
         p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
     return Effect(
-        estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=num, value=mean,
-        interval=bounds, by_world=by_world, p_zero=p_zero, p_theory=p_theory,
+        theory=theory, num_worlds=num, by_world=by_world, value=mean, interval=bounds, p_zero=p_zero,
+        p_theory=p_theory, **about,
     )  # fmt: skip
 
 

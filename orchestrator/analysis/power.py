@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.analysis import fits as f
+from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import (
-    LEVEL,
-    Array,
-    Sums,
-    curve_sums,
-    dataset_effects,
-    t_power,
-    t_quantile,
-)  # fmt: skip
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
 from orchestrator.planning.estimate import DEFAULT_GPU, amount
@@ -42,15 +34,13 @@ WORLD_STD, TRIAL_STD = 0.8, 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What decides the losses: log L = −exponent · log N / d + sharpness · log K_F + label · medical +
-    d_slope · d + errors.
+    """What decides the losses: log L = −exponent · log N / d + sharpness · log K_F + d_slope · d + errors.
 
     The standard deviations are of the published residuals: most of what is unexplained belongs to datasets.
     """
 
     exponent: float = 1.0
     sharpness: float = 1.0
-    label: float = 0.0
     d_slope: float = 0.0
     dataset_std: float = 0.8
     pair_std: float = 0.3
@@ -94,73 +84,54 @@ class Design:
         self.curve = self.subset * len(models) + self.model
 
 
-class Sample:
-    """One drawn table: d at the largest N (n,), log K_F (n,) and log loss (n,); properties of datasets and
-    pairs with their errors of measurement.
+def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit]:
+    """Draw one table, its properties with errors of measurement, and fit the headline questions (attacks are
+    not drawn).
+
+    p-values above the level may be too small: where the t test finds nothing no permutation is tried.
     """
+    num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(at.models), len(at.train_sizes)
 
-    def __init__(self, at: Design, truth: Truth, rng: np.random.Generator) -> None:
-        num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(at.models), len(at.train_sizes)
+    def shared(std: float, codes: NDArray[np.intp]) -> i.Array:
+        return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
 
-        def shared(std: float, codes: NDArray[np.intp]) -> Array:
-            return np.asarray(rng.normal(0, std, int(codes.max()) + 1)[codes])
+    d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
+    log_k = -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
+    log_loss = (
+        -truth.exponent * at.log_size / d
+        + truth.sharpness * log_k
+        + truth.d_slope * d
+        + shared(truth.dataset_std, at.dataset)
+        + shared(truth.pair_std, at.subset)
+        + shared(0.1, at.model)
+        + shared(truth.model_std, at.dataset * num_models + at.model)
+        + shared(truth.subset_std, at.subset * num_sizes + at.size)
+        + rng.normal(0, truth.trial_std, len(d))
+    )
+    # Estimates of d grow with the number of points they are made from.
+    grown = 0.05 * (at.log_size.max() - np.log(1000.0)) + rng.normal(0, truth.d_error, num_subsets)
+    d = d * np.exp(grown[at.subset])
+    log_k = log_k + rng.normal(0, truth.sharpness_error, num_subsets)[at.subset]
 
-        d = rng.uniform(6, 20, len(at.domains))[at.dataset] * np.exp(shared(0.1, at.subset))
-        log_k = -9.2 + truth.sharpness_gap * at.medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
-        self.design = at
-        self.log_loss = (
-            -truth.exponent * at.log_size / d
-            + truth.sharpness * log_k
-            + truth.label * at.medical
-            + truth.d_slope * d
-            + shared(truth.dataset_std, at.dataset)
-            + shared(truth.pair_std, at.subset)
-            + shared(0.1, at.model)
-            + shared(truth.model_std, at.dataset * num_models + at.model)
-            + shared(truth.subset_std, at.subset * num_sizes + at.size)
-            + rng.normal(0, truth.trial_std, len(d))
-        )
-        # Estimates of d grow with the number of points they are made from.
-        grown = 0.05 * (at.log_size.max() - np.log(1000.0)) + rng.normal(0, truth.d_error, num_subsets)
-        self.d_reference = d * np.exp(grown[at.subset])
-        self.log_sharpness = log_k + rng.normal(0, truth.sharpness_error, num_subsets)[at.subset]
-
-    def sums(self) -> Sums:
-        """The sums from which the exponent is fitted."""
-        at, x = self.design, -self.design.log_size / self.d_reference
-        return curve_sums(self.log_loss, x, at.curve, at.dataset, at.weights)
-
-    def heights(self) -> tuple[Array, Array]:
-        """Dataset effects of log loss (G,) and of 1/d, log K_F and, with two domains, the label (G, q)."""
-        at = self.design
-        columns = [self.log_loss, 1 / self.d_reference, self.log_sharpness, at.medical]
-        values = np.column_stack(columns)[:, : 3 + (len(set(at.domains)) > 1)]
-        cells = at.model * len(at.train_sizes) + at.size
-        reduced = dataset_effects(values, cells, at.dataset, at.weights)
-        assert reduced is not None  # noqa: S101 - every dataset has every cell
-        return reduced[1][:, 0], reduced[1][:, 1:]
-
-    def p_values(self) -> dict[str, float]:
-        """p-values of the headline questions, before Holm's adjustment (attacks are not drawn).
-
-        Those above :data:`LEVEL` may be too small: where the t test finds nothing no permutation is tried.
-        """
-        found = []
-        domains, tested = self.design.domains, (t.INVERSE_D, t.LOG_SHARPNESS)
-        y, x = self.heights()
-        terms = (*tested, t.IS_MEDICAL)[: x.shape[1]]
-        if len(domains) >= len(terms) + 2:
-            estimates = f.slope_estimates(y, x, terms, domains, tested=tested, hopeless=LEVEL)
-            found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
-        if len(self.design.train_sizes) > 1:
-            found.append(f.with_exponent(f.Fit(kind="exponent"), self.sums()))
-        return f.p_values_of(found)
+    found, terms, columns = list[f.Fit](), [t.INVERSE_D, t.LOG_SHARPNESS], [log_loss, 1 / d, log_k]
+    tested = {*terms}
+    if len(set(at.domains)) > 1:
+        columns, terms = [*columns, at.medical], [*terms, t.IS_MEDICAL]
+    cells = at.model * num_sizes + at.size
+    reduced = i.dataset_effects(np.column_stack(columns), cells, at.dataset, at.weights)
+    if reduced is not None and len(at.domains) >= len(terms) + 2:
+        y, x = reduced[1][:, 0], reduced[1][:, 1:]
+        estimates = f.slope_estimates(y, x, terms, at.domains, tested=tested, hopeless=i.LEVEL)
+        found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
+    if num_sizes > 1:
+        sums = i.curve_sums(log_loss, -at.log_size / d, at.curve, at.dataset, at.weights)
+        found.append(f.with_exponent(f.Fit(kind="exponent"), sums))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions are answered with a claim, if the effect is what it is said to
-    be.
+    """How often a design's headline questions get a claim, if the effect is what it is said to be.
 
     ``alone`` counts p ≤ 0.05, ``adjusted`` claims that hold after Holm's adjustment; the standard error of
     each is at most ``0.5 / √num_tables``. Of a plan: what it costs, and the power of its experiment.
@@ -228,8 +199,8 @@ def power(
     if num_tables < 1:
         raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
     rng, truth = np.random.default_rng(seed), truth or EFFECTS[effect][0]
-    drawn = [Sample(design, truth, rng).p_values() for _ in range(num_tables)]
-    alone = Counter(name for p_values in drawn for name, p in p_values.items() if p <= LEVEL)
+    drawn = [f.p_values_of(drawn_fits(design, truth, rng)) for _ in range(num_tables)]
+    alone = Counter(name for p_values in drawn for name, p in p_values.items() if p <= i.LEVEL)
     held = Counter(claim.key for p_values in drawn for claim in f.adjusted(p_values) if claim.established)
     asked = dict.fromkeys(name for p_values in drawn for name in p_values)
     return Power(
@@ -262,9 +233,9 @@ def experiment_power(
     return {
         "slope": slope,
         "num_worlds": num,
-        "from_none": t_power(slope, error, num - 1, LEVEL) or 0.0,
-        "from_law": t_power(slope - 1, error, num - 1, LEVEL) or 0.0,
-        "half_width": t_quantile(0.975, num - 1) * error,
+        "from_none": i.t_power(slope, error, num - 1) or 0.0,
+        "from_law": i.t_power(slope - 1, error, num - 1) or 0.0,
+        "half_width": i.t_quantile(0.975, num - 1) * error,
     }
 
 

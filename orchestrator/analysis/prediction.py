@@ -107,10 +107,8 @@ class Prediction:
 
     def lines(self) -> list[str]:
         """Return the answer in words, and what a reader should know of it."""
-        what, unit = {"loss": ("test loss", " nat"), "train_size": ("number of images", " images")}[
-            self.quantity
-        ]
-        said = f"no {what}" if self.value is None else f"{what} {t.number(self.value)}{unit}"
+        what, unit = ("test loss", "nat") if self.quantity == "loss" else ("number of images", "images")
+        said = f"no {what}" if self.value is None else f"{what} {t.number(self.value)} {unit}"
         low, high = (t.number(bound) or "no bound" for bound in self.interval or (None, None))
         lines = [f"{said}, " + (f"{LEVEL:.0%} interval {low} to {high}" if self.interval else "no interval")]
         if self.shorter is not None:
@@ -151,9 +149,7 @@ def fit_growth(
             return replace(found, doubts=(*doubts, *found.doubts))
         reason = found
         doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
-    way_out = (
-        "add datasets (isweep datasets) and train sizes, or ask a sweep that has them: isweep predict demo"
-    )
+    way_out = "add datasets (isweep datasets) and train sizes, or ask a sweep with both, as demo"
     raise DataError("A prediction needs a fit of how losses grow", reason, way_out)
 
 
@@ -213,11 +209,11 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
     identified.
     """
     size = rows[t.LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
-    own = {EXPONENT: -size / rows[t.D_REFERENCE].to_numpy(dtype=float), SLOPE: size}
+    known = {EXPONENT: -size / rows[t.D_REFERENCE].to_numpy(dtype=float), SLOPE: size}
     models, codes = np.unique(rows[c.MODEL].to_numpy(dtype=str), return_inverse=True)
     # Contrasts of models, so that the first column is their mean.
     contrasts = np.vstack([np.eye(len(models) - 1), -np.ones(len(models) - 1)])[codes]
-    columns = [own[name] if name in own else rows[name].to_numpy(dtype=float) for name in terms]
+    columns = [known[name] if name in known else rows[name].to_numpy(dtype=float) for name in terms]
     x = np.column_stack([np.ones(len(rows)), *columns, contrasts])
     if np.linalg.cond(x / np.sqrt((x**2).mean(axis=0))) > 1e7:
         return None
@@ -226,15 +222,7 @@ def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior |
     values, covariance, residual, ratios = _restricted(x, y, z, groups)
     keep, free = 1 + len(terms), int(groups.max()) - sum(name in HEIGHT for name in terms)
     height, slope = (ratios * residual).tolist()
-    return Prior(
-        terms,
-        values[:keep],
-        covariance[:keep, :keep],
-        residual,
-        height,
-        slope,
-        degrees_of_freedom=max(1, free),
-    )
+    return Prior(terms, values[:keep], covariance[:keep, :keep], residual, height, slope, max(1, free))
 
 
 def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple[Array, Array, float, Array]:
@@ -280,10 +268,9 @@ def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informe
     """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
 
     A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses are
-    none of this, so every dataset is left out in turn (``refits``) and the curves of its class pairs
-    (``rows``) are predicted from their own smallest sizes. The factor is the root mean square, over datasets,
-    of error over predicted standard error at the largest N; at least 1. A prior that is not informed takes no
-    pilot.
+    none of this, so the curves (``rows``) of every dataset are predicted without it (``refits``), from their
+    own smallest sizes: the root mean square, over datasets, of error over predicted standard error at the
+    largest N, at least 1. A prior that is not informed takes no pilot.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
@@ -409,13 +396,9 @@ class Curve:
         ends = [self.at(size) for size in sizes]
         if ends[0][1] is None:
             return float(np.exp(log_size)), None
-        low, high = (
-            next(
-                (n for n, (value, half) in zip(sizes, ends, strict=True)
-                 if value + sign * (half or 0.0) <= np.log(target)), None,
-            )
-            for sign in (-1, 1)
-        )  # fmt: skip
+        bounds = np.array([[value - (half or 0.0), value + (half or 0.0)] for value, half in ends])
+        reached = bounds <= np.log(target)
+        low, high = (sizes[int(one.argmax())] if one.any() else None for one in reached.T)
         if low is None or high is None or high / low > WIDEST_ANSWER:
             least = "1" if low is None else f"{low:.2g}"
             most = "no bound" if high is None else f"{high:.2g}"

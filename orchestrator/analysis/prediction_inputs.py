@@ -168,14 +168,14 @@ def check_numbers(
     asked: list[tuple[str, Any, str]] = [
         ("d_data", d_data, measured),
         ("label_sharpness", label_sharpness, measured),
-        ("train_size", train_size, "give a number of images, e.g. 1000"),
-        ("target_loss", target_loss, "give a test loss in nat, e.g. 0.3"),
         *(("pilot train size", point.train_size, "give what was trained") for point in pilot),
         *(("pilot loss", point.test_loss, "give the test loss of a finished training") for point in pilot),
     ]
+    if target_loss is None:
+        asked.append(("train_size", train_size, "give a number of images, e.g. 1000"))
+    else:
+        asked.append(("target_loss", target_loss, "give a test loss in nat, e.g. 0.3"))
     for name, given, way_out in asked:
-        if given is None and name in ("train_size", "target_loss"):
-            continue
         is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
         if not is_number or not 0 < given <= sys.float_info.max:
             raise ConfigError(f"{name} must be a positive finite number", repr(given), way_out)

@@ -1,5 +1,5 @@
-"""A sweep beside others: the published study's numbers as a results table, what they say, how a sweep agrees
-with them, and two sweeps on what both have.
+"""A sweep beside others: the published study's numbers as a results table, how a sweep agrees with them, and
+two sweeps on what both have.
 
 The numbers were recovered from the authors' poster and figures (``search_spaces/published/README.md`` says
 how far each can be trusted). A quantity agrees where ours lies within a factor of the published one: what the
@@ -11,17 +11,16 @@ the corrected one need not agree where a fault of the released code made the pub
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import fits as f
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.table import interval, number, p_value
+from orchestrator.analysis.table import interval, number
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
@@ -172,97 +171,6 @@ def score_table(scores: Sequence[Score]) -> Table:
             ),
         },
         numeric_from=2,
-    )
-
-
-#: The study's own regressions, pooled over N, although d_data's estimate grows with N while the loss falls,
-#: which gives the slope on d_data a wrong sign: for comparison with the paper alone.
-LOSS_ON_D_DATA, PREDICTED_FORM = (c.D_DATA_MLE,), (t.SCALED_LOG_TRAIN_SIZE, t.LOG_SHARPNESS)
-
-
-def fit_published(points: pd.DataFrame, terms: tuple[str, ...], *, model: str, subset: str = t.ALL) -> f.Fit:
-    """Regress a model's log loss over points pooled over N, as the paper does; jackknife intervals."""
-    rows = f.rows_of(points, model, subset, (t.LOG_LOSS, *terms))
-    y, x = rows[t.LOG_LOSS].to_numpy(dtype=float), rows[list(terms)].to_numpy(dtype=float)
-    names = sorted(map(str, rows[c.DATASET].unique()))
-    blank = f.Fit(
-        kind="published",
-        model=model,
-        subset=subset,
-        terms=terms,
-        num_points=len(rows),
-        num_datasets=len(names),
-    )
-    if (whole := i.ols(y, x)) is None:
-        return replace(blank, reason=f.unidentified(rows, terms))
-    kept = {name: (rows[c.DATASET] != name).to_numpy() for name in names}
-    refits = {name: refit for name, mask in kept.items() if (refit := i.ols(y[mask], x[mask])) is not None}
-    estimates = []
-    for k, (name, value) in enumerate(zip(terms, whole.values.tolist(), strict=True)):
-        left_out = {dataset: float(refit.values[k]) for dataset, refit in refits.items()}
-        slope = i.jackknife(value, np.array([*left_out.values()]))
-        bounds = slope.interval() if len(refits) == len(names) >= i.MIN_DATASETS else None
-        estimates.append(f.Estimate(name=name, value=value, interval=bounds, left_out=left_out))
-    return replace(blank, status="ok", estimates=tuple(estimates), r_squared=whole.r_squared)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedReport:
-    """What the published numbers say: the answers to the headline questions (K_F compared as it stands), and
-    the paper's own regressions of every model, with and without the prostate set.
-    """
-
-    fits: f.ScalingFits
-    regressions: tuple[dict[str, Any], ...]
-
-    def table(self) -> Table:
-        """The regressions, what they hang on, and the exact permutation tests, as text."""
-        return laid_out(
-            "published-regressions",
-            "The study's regressions on its published numbers",
-            "Log test loss pooled over N, as published: on d_data over medical datasets (95 % jackknife "
-            "interval over datasets), and the predicted form over all. The gap is of medical against natural "
-            "datasets at equal N, with a t interval over datasets and the exact permutation p of the label.",
-            self.regressions,
-            {
-                "model": lambda row: row["model"],
-                "datasets": lambda row: row["datasets"],
-                "on d_data": lambda row: number(row["slope"]),
-                "interval": lambda row: interval(row["interval"]),
-                "R²": lambda row: number(row["r_squared"]),
-                "form: −log N / d": lambda row: number(row["form"][0]),
-                "form: log K_F": lambda row: number(row["form"][1]),
-                "form: R²": lambda row: number(row["form_r_squared"]),
-                "gap": lambda row: interval(row["gap_interval"]),
-                "exact p": lambda row: p_value(row["permutation_p"]),
-            },
-            numeric_from=2,
-        )
-
-
-def published_report() -> PublishedReport:
-    """Redo the published regressions from the published numbers: what they say, and what they hang on."""
-    table = published_table()
-    redone = []
-    for name, rows in (("all", table), ("without prostate", table[table[c.DATASET] != "prostate"])):
-        ready = f.prepare(rows, sharpness_policy="ignore")
-        for model in sorted(set(rows[c.MODEL]) - {NOT_STATED}):
-            slope = fit_published(ready.points, LOSS_ON_D_DATA, model=model, subset=c.MEDICAL)
-            form = fit_published(ready.points, PREDICTED_FORM, model=model)
-            label = f.fit_height(ready.points, ready.scale, (t.IS_MEDICAL,), model=model).estimates[0]
-            redone.append(
-                {
-                    "model": model, "datasets": name,
-                    "slope": slope.estimates[0].value, "interval": slope.estimates[0].interval,
-                    "r_squared": slope.r_squared,
-                    "form": [estimate.value for estimate in form.estimates],
-                    "form_r_squared": form.r_squared,
-                    "gap": label.value, "gap_interval": label.interval,
-                    "permutation_p": label.resampled_p, "exact": label.exact,
-                }
-            )  # fmt: skip
-    return PublishedReport(
-        fits=f.fit_scaling_laws(table, sharpness_policy="ignore"), regressions=tuple(redone)
     )
 
 

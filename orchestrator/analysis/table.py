@@ -83,17 +83,27 @@ def interval(bounds: Interval | None) -> str:
     return " to ".join(apart) if apart else f"{number(bounds[0])}, without scatter"
 
 
-def decided(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
+def established(adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> bool:
+    """Whether a number is claimed: its adjusted p-value holds, and its interval excludes the null."""
+    held = adjusted_p is not None and adjusted_p <= LEVEL
+    return held and bounds is not None and not bounds[0] <= null <= bounds[1]
+
+
+def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, null: float = 0.0) -> str:
     """Spell the adjusted p-value, and why it establishes nothing where it does not."""
-    if adjusted_p is None:
+    if p is None or adjusted_p is None:
         return "not tested"
     said = p_value(adjusted_p)
     text = f"adjusted p {said if said.startswith('<') else f'= {said}'}"
-    if adjusted_p > LEVEL:
-        return f"{text}, above {LEVEL:g}"
-    if bounds is None:
-        return f"{text}, but without an interval"
-    return f"{text}, but the interval holds {null:g}" if bounds[0] <= null <= bounds[1] else text
+    if established(adjusted_p, bounds, null):
+        return text
+    if adjusted_p <= LEVEL:
+        return text + (f", but the interval holds {null:g}" if bounds else ", but without an interval")
+    text += f", above {LEVEL:g}"
+    if not established(0.0, bounds, null):
+        return text
+    by = ", by resampling, as the interval is not" if p > LEVEL else ""
+    return f"p = {p_value(p)} alone{by}; {text}, decides"
 
 
 def all_equal(values: Collection[float]) -> bool:
@@ -222,7 +232,9 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
     """Tell models apart by what their recipes vary within one cell, ``vgg13 (learning_rate=0.0003)``."""
     if c.RECIPE not in table:
         return table
-    parts = pd.Series([_changes(text) for text in table[c.RECIPE].fillna("")], index=table.index)
+    texts = [f"recipe={text}".split("+") for text in table[c.RECIPE].fillna("")]
+    changes = [dict(change.split("=", 1) for change in text if "=" in change) for text in texts]
+    parts = pd.Series(changes, index=table.index)
     keys = [n for n in (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED, c.DATA_MODE) if n in table]
     axes = set()
     for _, cell in parts.groupby([table[key].fillna("") for key in keys]):
@@ -232,10 +244,6 @@ def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
         return table
     labels = parts.map(lambda own: ", ".join(f"{name}={own.get(name, 'as given')}" for name in sorted(axes)))
     return table.assign(**{c.MODEL: table[c.MODEL].astype(str) + " (" + labels + ")"})
-
-
-def _changes(recipe: str) -> dict[str, str]:
-    return dict(change.split("=", 1) for change in f"recipe={recipe}".split("+") if "=" in change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,9 +368,12 @@ def spell_scale(key: object) -> str:
     return ", ".join(said)
 
 
-def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Return the trials that can enter any fit, with log loss, and how many could not (or have none, but stay
-    for fits that need no loss), each under its first reason.
+def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
+
+    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
+    Also returned is how many trials have no loss to fit, each under its first reason; those that are trials
+    at all stay for fits that need none.
     """
     no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
     reasons = no_trial | {
@@ -375,14 +386,7 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
             exclusions.append(Exclusion(reason, count))
         usable &= ~affected
     trials = full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(usable))})
-    return trials[~pd.DataFrame(no_trial).any(axis=1)], tuple(exclusions)
-
-
-def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
-    """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
-
-    Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
-    """
+    trials = trials[~pd.DataFrame(no_trial).any(axis=1)]
     names = [n for n in trials.columns if n not in c.TEXT_COLUMNS and n not in _POINT]
     numbers = [name for name in names if pd.api.types.is_numeric_dtype(trials[name])]
     grouped = trials.groupby(_POINT, sort=True)
@@ -406,7 +410,7 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
         INVERSE_D: 1.0 / reference,
     }
     # Copied, since columns added lie apart in memory, and every selection of rows would pay for it.
-    return points.assign(**added).copy()
+    return points.assign(**added).copy(), tuple(exclusions)
 
 
 def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import QUESTIONS, Estimate, Fit, ScalingFits
 from orchestrator.analysis.guessing import is_guessing
 from orchestrator.analysis.interventions import Interventions
@@ -276,12 +277,11 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
         the models share none, no model is named.
     """
     cell = [c.CLASS_PAIR, c.SEED]
-    rows = table.reindex(columns=sorted({*table.columns, *cell, c.STATUS, c.TEST_ACCURACY, c.RECIPE}))
+    rows = t.split_by_recipe(table)
+    rows = rows.reindex(columns=sorted({*rows, *cell, c.STATUS, c.TEST_ACCURACY}))
     rows = rows[rows[c.TEST_LOSS].notna() & rows[c.STATUS].isin([c.DONE])].fillna(
         {c.CLASS_PAIR: "", c.SEED: 0}
     )
-    if rows[c.RECIPE].nunique() > 1:
-        rows[c.MODEL] = rows[c.MODEL] + " (" + rows[c.RECIPE].astype(str) + ")"
     found = []
     for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
         num_models = group[c.MODEL].nunique()

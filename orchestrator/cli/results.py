@@ -226,7 +226,7 @@ def fit(
     """
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
-    from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pairs_table
+    from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pair_findings
     from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
@@ -234,8 +234,7 @@ def fit(
         return own.fit(Path(sweep), place)
     table = read_table(sweep, place, from_store=from_store)
     fits, pairs = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_), fit_pairs(table)
-    answers: list[Shown] = [*summary(fits, width=min(80, stdout.width))]
-    answers += [*report_tables(pairs_table(pairs))] if pairs else []
+    answers = summary(fits, pair_findings(pairs), width=min(80, stdout.width))
     document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
     if not all_:
         return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
@@ -245,11 +244,10 @@ def fit(
 
 
 def report(
-    sweep: o.Sweep | None = None,
+    sweep: o.Sweep,
     /,
     *,
     from_store: o.FromStore = False,
-    published: bool = False,
     figures: tuple[Literal["pdf", "png"], ...] = (),
     place: o.Place = o.Place(),
 ) -> None:
@@ -257,16 +255,10 @@ def report(
 
     Args:
         figures: Write the figures in this format too; may be given twice.
-        published: Print the study's own regressions redone on its published numbers, and how this sweep
-            agrees with every published quantity; needs no SWEEP.
     """
     from orchestrator.commands import written_report
     from orchestrator.results.state import read_state
 
-    if published:
-        return _published(None if sweep is None else read_table(sweep, place, from_store=from_store), place)
-    if sweep is None:
-        raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
     workspace = place.open(sweep)
     state = read_state(workspace)
     path = written_report(workspace, state, figures)
@@ -276,25 +268,6 @@ def report(
     if not from_store:
         compare_with_mlflow(sweep, workspace, state, place)
     return emit(place, {"report": str(path)}, str(path))
-
-
-def _published(table: pd.DataFrame | None, place: o.Place) -> None:
-    """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
-    from orchestrator.analysis.findings import summary
-    from orchestrator.analysis.published import published_report, score_table, scorecard
-    from orchestrator.analysis.table import finished_trials
-
-    redone = published_report()
-    scores = () if table is None else scorecard(table)
-    left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
-    tables = [redone.table(), *([] if table is None else [score_table(scores)])]
-    found = {
-        "claims": [asdict(claim) for claim in redone.fits.claims],
-        "regressions": [*redone.regressions],
-        "scorecard": [asdict(score) for score in scores],
-        "left_out": left_out,
-    }
-    emit(place, found, summary(redone.fits), report_tables(*tables), (f"Left out: {it}" for it in left_out))
 
 
 def compare(

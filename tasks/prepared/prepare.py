@@ -300,11 +300,7 @@ def _results(
 def write_shard(
     folder: Path, stems: Sequence[Path], start: int, places: np.ndarray, digests: np.ndarray
 ) -> None:
-    """Copy one shard's images from their parts, checking that they are those that were read.
-
-    Raises:
-        CorruptStoreError: when a part file has changed since.
-    """
+    """Copy one shard's images from their parts; one that changed since it was read is a CorruptStoreError."""
     opened: dict[int, np.ndarray] = {}
     rows = []
     for (part, row), expected in zip(places.tolist(), digests, strict=True):

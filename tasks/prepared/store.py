@@ -70,14 +70,13 @@ class ShardedRows:
                     first = int(ordered[done]) // self.chunk_rows * self.chunk_rows
                     entry = index[first % self.shard_rows // self.chunk_rows]
                     stop = bisect_left(ordered, first + self.chunk_rows, done)
-                    if order is None and stop - done == self.chunk_rows:
-                        self._read_chunk(file, entry, rows[done:stop])
+                    if order is None:
+                        before = ordered[done] - first
+                        after = self.chunk_rows - before - (stop - done)
+                        self._read_chunk(file, entry, buffer[:before], rows[done:stop], buffer[:after])
                     else:
                         self._read_chunk(file, entry, buffer)
-                        if order is None:
-                            rows[done:stop] = buffer[ordered[done] - first : ordered[stop - 1] - first + 1]
-                        else:
-                            rows[order[done:stop]] = buffer[np.asarray(ordered[done:stop]) - first]
+                        rows[order[done:stop]] = buffer[np.asarray(ordered[done:stop]) - first]
                     done = stop
         return rows
 
@@ -92,29 +91,34 @@ class ShardedRows:
             yield file, index.reshape(-1, 2)
 
     @staticmethod
-    def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], into: NDArray[np.generic]) -> None:
+    def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], *into: NDArray[np.generic]) -> None:
         offset, length = map(int, entry)
         if offset == ABSENT:
-            into[...] = 0
-        elif length != into.nbytes + CRC_BYTES:
+            for part in into:
+                part[...] = 0
+        elif length != sum(part.nbytes for part in into) + CRC_BYTES:
             raise ValueError("a chunk has another length")
         else:
             file.seek(offset)
-            _fill_and_check(file, into)
+            _fill_and_check(file, *into)
 
 
-def _fill_and_check(file: IO[bytes], into: NDArray[np.generic]) -> None:
+def _fill_and_check(file: IO[bytes], *into: NDArray[np.generic]) -> None:
+    """Fill arrays one after another with what they share a checksum with."""
     import google_crc32c
 
-    checked = into.view(np.uint8).reshape(-1)
-    view, done = checked.data, 0
-    while done < len(view):
-        count = file.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            raise OSError("file ends early")
-        done += count
-    checked.flags.writeable = False
-    if google_crc32c.value(checked).to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
+    checksum = 0
+    for part in filter(len, into):
+        checked = part.view(np.uint8).reshape(-1)
+        view, done = checked.data, 0
+        while done < len(view):
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise OSError("file ends early")
+            done += count
+        checked.flags.writeable = False
+        checksum = google_crc32c.extend(checksum, checked)
+    if checksum.to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
         raise ValueError("stored and computed checksum do not match")
 
 
@@ -192,11 +196,7 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, path: Path | str) -> PreparedDataset:
-        """Open the prepared dataset in folder ``path``.
-
-        Raises:
-            CorruptStoreError: naming the file, when the store is half written, damaged or of another schema.
-        """
+        """Open a prepared dataset; half written, damaged or of another schema is a CorruptStoreError."""
         folder = Path(path)
         record, files = _read_marker(folder)
         for name, (size, _) in files.items():
@@ -267,11 +267,7 @@ class PreparedDataset:
             return self._images.read_rows(wanted)
 
     def verify(self) -> None:
-        """Check every byte of every file against the marker.
-
-        Raises:
-            CorruptStoreError: naming the first file that differs.
-        """
+        """Check every byte of every file against the marker; one that differs is a CorruptStoreError."""
         for name, (_, digest) in self._files.items():
             with (self.path / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:

@@ -97,11 +97,7 @@ class Subset:
         return tuple(np.bincount(self.train_labels[:train_size], minlength=self.num_classes).tolist())
 
     def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
-        """Read the test images and the first ``train_size`` training images; smaller sets are prefixes of it.
-
-        Raises:
-            CorruptStoreError: when a shard is damaged.
-        """
+        """Read the test images and the first ``train_size`` training images."""
         images = prepared.read_rows(np.concatenate([self.train_order[:train_size], self.test_rows]))
         return TrialData(
             train_images=images[:train_size],
@@ -250,11 +246,7 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
 
 
 def _pool(targets: NDArray[np.int64], spec: SubsetSpec, train_size: int) -> NDArray[np.int64]:
-    """Return the places of the first (N + test size) / 2 images of each class, in stored order.
-
-    Raises:
-        DataError: when a class has fewer, as the released code would.
-    """
+    """Return the places of the first (N + test size) / 2 images of each class; fewer are a DataError."""
     num_classes = int(targets.max()) + 1
     per_class = (train_size + spec.test_size) // num_classes
     chosen = [np.flatnonzero(targets == label)[:per_class] for label in range(num_classes)]

@@ -8,6 +8,7 @@ keyed hash, and a row of a table, which is no secret, by its number.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -94,7 +95,7 @@ def check_raw_folder(request: RawRequest, *, needed: bool = False) -> None:
 
 
 ENDINGS = {
-    "table": (".csv", ".tsv", ".xlsx", ".jsonl", ".parquet"),
+    "table": (".csv", ".tsv", ".xlsx", ".jsonl", ".ndjson", ".json", ".parquet"),
     "hdf5": (".h5", ".hdf5"),
     "npz": (".npz",),
 }
@@ -126,9 +127,9 @@ def check_own_options(dataset: DatasetSpec) -> None:
 
 def own_kind_of(path: Path) -> str | None:
     """Return the kind of your own data at a path, by endings and a table's first line; None if unclear."""
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's raises where a folder above may not be entered
         return _folder_kind(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         return None
     name = path.name.lower()
     if is_archive_name(name):
@@ -148,8 +149,9 @@ def _folder_kind(path: Path) -> str:
     if (tables and not folders) or any(map(_lists_images, tables[:1] + of_splits[:1])):
         return "table"
     below = [entry.name.lower() for entry in inner]
-    # Splits of Parquet files two deep: <config>/train/0000.parquet
-    deep = [entry for entry in inner if split_of(entry.name) != "" and next(entry.glob("*.parquet"), None)]
+    # Parquet files two deep: <config>/train/0000.parquet, label=cat/split=train/0.parquet
+    splits = [entry for entry in inner if split_of(entry.name) != "" or "=" in entry.name]
+    deep = any(next(entry.glob("*.parquet"), None) for entry in splits)
     if deep or any(name.endswith(".parquet") for name in names + below):
         return "table"
     shards = below if any(split_of(folder.name) != "" for folder in folders) else []

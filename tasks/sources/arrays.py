@@ -323,11 +323,17 @@ def _range(
     raise DataError(rule, f"[{low:.9g}, {high:.9g}]", way_out)
 
 
+def _array_file(request: RawRequest) -> Path:
+    if (root := request.root()).is_dir():
+        raise DataError(f"{request.dataset.name}: the source must be a file of arrays", "a folder")
+    return root
+
+
 class NpzFile:
     """The arrays of an ``.npz``."""
 
     def __init__(self, request: RawRequest) -> None:
-        self._name, self._path = request.dataset.name, request.root()
+        self._name, self._path = request.dataset.name, _array_file(request)
         try:
             with open_zip(self._path, MAX_MEMBERS) as archive:
                 found = archive.infolist()
@@ -445,7 +451,7 @@ class Hdf5File:
 
     def __init__(self, request: RawRequest) -> None:
         self._name = request.dataset.name
-        self._file = open_hdf5(request.root(), self._name)
+        self._file = open_hdf5(_array_file(request), self._name)
 
     def names(self) -> list[str]:
         """Return the names in the root group."""

@@ -105,6 +105,8 @@ class RawRequest:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             rule = f"The raw download of {name} must be a folder or a plain file"
             raise DataError(rule, "a FIFO, socket or device", "save it as a file first")
+        if not os.access(self.raw, os.R_OK):
+            raise DataError(f"The raw download of {name} must be readable", "Permission denied")
         return self.raw
 
     def base(self) -> Path:

@@ -52,6 +52,7 @@ HINTS = {
     ),
     ".arrow": "write what datasets' save_to_disk made with to_parquet",
     **dict.fromkeys((".npz", ".h5", ".hdf5"), "give the array file itself"),
+    **dict.fromkeys((".nii", ".gz"), "NIfTI volumes are read by a table of path and label (kind table)"),
     "": "files without an ending are looked at on a disk, and taken when they are DICOM",
 }
 """Ending of a file that lies in a folder without class folders -> the way out."""
@@ -77,7 +78,8 @@ def list_folder(request: RawRequest) -> Listing:
     """Return all images, classes in the order of their names."""
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
-        raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
+        way_out = "unpack it, or pack it as .zip or .tar"
+        raise DataError(f"{request.dataset.name}: the source must be a folder", "a file", way_out)
     tree = RawTree(request)
     images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
     packed = _packed_beside(images, tree)

@@ -11,7 +11,8 @@ Parquet with the images in it (``datasets`` documentation, "Image dataset" and `
 ``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand in the schema's
 metadata under ``huggingface``, the same in all files. It is one file or a folder of them; the split is that
 of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its folder's
-(``<config>/train/0000.parquet``, as the Hub converts a set).
+(``<config>/train/0000.parquet``, as the Hub converts a set). A folder ``split=train`` is a column of files
+in it, as pandas and Spark write partitions.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from search_spaces.errors import DataError, SweepError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
+from tasks.sources.labels import plain_id
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
 from tasks.sources.own import (
     FROM_ZERO,
@@ -51,6 +54,7 @@ from tasks.sources.pictures import decode_image
 from tasks.sources.raw import MARK, plain_name, walk
 from tasks.sources.tables import (
     MANIFESTS,
+    SEVERAL,
     cell_text,
     counting,
     header_names,
@@ -62,6 +66,7 @@ from tasks.sources.tables import (
 ROWS_AT_ONCE = 32
 LABELS_AT_ONCE = 1024
 WANTED = ("image", "label", "group", "split")
+DAMAGED = "damaged or unreadable Parquet file"
 SLICE = re.compile(r"[0-9]{0,9}")
 
 
@@ -229,6 +234,10 @@ def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str
     """Return paths as seen from the raw folder."""
     name, base, found = request.dataset.name, request.base().resolve(), []
     absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
+    if SEVERAL in cells:
+        rule, found_there = f"{name}: a row must name one file, as text", "several values, or bytes, in "
+        way_out = "images themselves are read from a column of bytes or of struct<bytes, path>"
+        raise DataError(rule, found_there + table.counted_row(cells.index(SEVERAL)), way_out)
     for place, cell in enumerate(cells):
         inside = plain_name(cell)
         if absolute:
@@ -294,6 +303,8 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
         bare = not any(PurePosixPath(name).suffix for name in absent)
         way_out = "paths are relative to the table" + (", with their ending such as .jpg" if bare else "")
         missing = rows.named(row for row, path in enumerate(paths) if path in absent)
+        if near := len({*map(plain_id, absent)} & {*map(plain_id, found)}):
+            way_out += f"; {near} there in other letter case or Unicode form (Macs have one of their own)"
         raise DataError(rule, f"missing: {missing}", way_out)
     reads = is_nifti_name if volumes else is_single_image_name
     extra = sum(name not in known and reads(name) for name in found)
@@ -316,12 +327,12 @@ def _other_folders(cells: Cells) -> dict[str, int]:
 # Parquet files with the images in them.
 
 
-def parquet_files(request: RawRequest, hidden: list[str] | None = None) -> list[str]:
+def parquet_files(request: RawRequest) -> list[str]:
     """Return the Parquet files that hold images, of one config: configs are one set in several forms."""
     root = request.root()
     if root.is_file():
         return [root.name] if _is_parquet(root.name) and holds_images(root) else []
-    names = [name for name in walk(root, request, hidden=hidden) if _is_parquet(name)]
+    names = [name for name in walk(root, request) if _is_parquet(name)]
     folders = {PurePosixPath(name).parent for name in names if split_of_file(name, request) != ""}
     configs = {folder.parent if split_of(folder.name) != "" else folder for folder in folders}
     if len(configs) > 1:
@@ -337,8 +348,8 @@ def _is_parquet(name: str) -> bool:
 
 def _list_images(request: RawRequest) -> Listing:
     """Return one item per row, in the order of file names and rows; damaged files are a DataError."""
-    hidden = list[str]()
-    files = parquet_files(request, hidden)
+    root, hidden, files = request.root(), list[str](), parquet_files(request)
+    names_there = list(walk(root, request, hidden=hidden)) if root.is_dir() else files
     read = [_read_parquet(file, request) for file in files]
     columns, names = _common([columns for columns, *_ in read], request), read[0][2]
     for file, (_, _, others) in zip(files, read, strict=True):
@@ -355,6 +366,7 @@ def _list_images(request: RawRequest) -> Listing:
         side=lambda row: sides[place(row)[0]],
     )
     excluded = hidden_count(hidden, _is_parquet)
+    excluded["not a .parquet by its ending"] = len(names_there) - len(files)
     return own_listing(
         rows, request, names=names, flags=columns.flags, excluded=excluded, intensity=INTENSITY
     )
@@ -367,7 +379,9 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
     where = f"{request.dataset.name}: {request.hashed(name)}"
     try:
         file = _open(request.base() / name)
-        header = file.schema_arrow.names
+        # pandas and Spark write what is one for a whole file as a folder around it.
+        around = dict(part.split("=", 1) for part in name.split("/")[:-1] if "=" in part)
+        header = [*file.schema_arrow.names, *around]
         columns = find_columns(header, WANTED, request)
         if not {*columns.labels, columns.of.get("image", "")} <= set(header) or not columns.labels:
             shown = ", ".join(header[:10])
@@ -377,11 +391,15 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
             raise DataError(f"{where} must have each column once", f"{', '.join(sorted(repeated))} repeated")
         read = [theirs for ours, theirs in columns.of.items() if ours not in ("image", "label")]
         found: dict[str, list[str]] = {column: [] for column in (*columns.labels, *read)}
-        for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=list(found)):
+        stored = [column for column in found if column not in around]
+        for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=stored):
             for column, cells in batch.to_pydict().items():
                 found[column] += map(cell_text, cells)
+        for column in found.keys() & around.keys():
+            value = unquote(around[column]).replace("__HIVE_DEFAULT_PARTITION__", "")
+            found[column] = [value] * file.metadata.num_rows
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
-        raise DataError(f"{where} must be whole", "damaged Parquet file") from None
+        raise DataError(f"{where} must be whole", DAMAGED) from None
     cells = columns.cells(found, request, lambda row: f"row {row} ({FROM_ZERO})")
     return columns, cells, _class_names(file, columns.labels[0])
 
@@ -393,7 +411,7 @@ def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path, memory_map=False)
     except (OSError, pa.ArrowException, ValueError):
-        raise SkipItem("damaged Parquet file") from None
+        raise SkipItem(DAMAGED) from None
 
 
 def _class_names(file: Any, label: str) -> tuple[str, ...]:
@@ -429,7 +447,7 @@ def parquet_reader(request: RawRequest) -> Reader:
             value = next(itertools.islice(values, int(row) - place, None))
         except (StopIteration, OSError, pa.ArrowException, MemoryError):
             opened = ("", 0, iter(()))
-            raise SkipItem("damaged Parquet file") from None
+            raise SkipItem(DAMAGED) from None
         opened = (name, int(row) + 1, values)
         body = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(body, bytes) or not body:

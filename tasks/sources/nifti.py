@@ -66,8 +66,8 @@ def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
             raise SkipItem("no NIfTI volume") from None
         if len(shape) == 4 and shape[3] == 1:
             image, shape = nibabel.squeeze_image(image), shape[:3]
-        if len(shape) != 3 or header.get_data_dtype().fields:
-            raise SkipItem("not a 3-D volume of numbers")
+        if len(shape) != 3 or header.get_data_dtype().kind not in "uif":
+            raise SkipItem("not a 3-D volume of real numbers")
         voxels = int(np.prod(shape, dtype=object))
         if voxels > max_voxels or voxels * header.get_data_dtype().itemsize > MAX_RAW_BYTES or min(shape) < 1:
             raise SkipItem("too many voxels")

@@ -153,17 +153,16 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
     if values.dtype == np.uint8 and top == 255:
         return np.asarray(values, dtype=np.uint8), ""
     pixels = np.empty(values.shape, np.uint8)
-    # In strips: an index or a float takes eight times a pixel's byte.
+    # Exact, in a fifth of the time of floats: a value times 255 fits into 32 bits.
+    is_whole = values.dtype.kind in "ui" and top < 1 << 24
+    # In strips: a float takes eight times a pixel's byte.
     step = max(1, STRIP_VALUES // max(1, values[:1].size))
-    if values.dtype.kind in "ui" and top < 1 << 16:
-        # Exact, and one pass instead of four. Whole numbers below 2**16 cannot round across an integer.
-        shades = (np.arange(int(top) + 1, dtype=np.int64) * 255 // int(top)).astype(np.uint8)
-        for start in range(0, len(values), step):
-            pixels[start : start + step] = shades[np.maximum(values[start : start + step], 0)]
-        return pixels, OWN_MAXIMUM
     for start in range(0, len(values), step):
-        strip = np.clip(values[start : start + step], 0, None).astype(np.float64)
-        pixels[start : start + step] = (strip * 255 / float(top)).astype(np.uint8)
+        strip = np.maximum(values[start : start + step], 0)
+        if is_whole:
+            pixels[start : start + step] = strip.astype(np.uint32) * 255 // int(top)
+        else:
+            pixels[start : start + step] = (strip.astype(np.float64) * 255 / float(top)).astype(np.uint8)
     return pixels, OWN_MAXIMUM
 
 

@@ -197,12 +197,16 @@ def plain_name(name: str) -> str | None:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _checked_member(name: str) -> tuple[str, bool]:
-    """Return a member's name in normal form, and whether it is hidden or what file managers leave behind."""
+def _checked_member(name: str) -> tuple[str, str]:
+    """Return a member's name in normal form, and what of it :func:`walk` would call hidden, or nothing."""
     found = plain_name(name)
     if found is None:
         raise RefusedArchive("an archive with names that lead elsewhere")
-    return found, any(map(is_noise, found.split("/")))
+    parts = found.split("/")
+    for place, part in enumerate(parts, 1):
+        if is_noise(part):
+            return found, "/".join(parts[:place]) + "/" * (place < len(parts))
+    return found, ""
 
 
 def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
@@ -210,8 +214,6 @@ def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.
     try:
         archive = zipfile.ZipFile(file)
         size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
-    except PermissionError:
-        raise RefusedArchive(GONE) from None
     except DAMAGE:
         raise RefusedArchive("damaged archive") from None
     members = archive.infolist()
@@ -239,13 +241,13 @@ class ZipArchive:
     def __init__(self, file: IO[bytes]) -> None:
         self._archive = open_zip(file)
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self.hidden: list[str] = []
+        self.hidden: dict[str, None] = {}
         for info in self._archive.infolist():
-            name, is_hidden = _checked_member(info.filename)
+            name, hidden = _checked_member(info.filename)
             if name in self._members:  # a//b and a\\b are one place, too
                 raise RefusedArchive("an archive with repeated names")
-            if is_hidden:
-                self.hidden.append(name)
+            if hidden:
+                self.hidden[hidden] = None
             elif name and not info.is_dir():
                 self._members[name] = info
 
@@ -282,7 +284,7 @@ class TarArchive:
         self._file = unpacked(file, name.lower()) if self._packed else file
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
-        self.hidden: list[str] = []
+        self.hidden: dict[str, None] = {}
         self._whole = False
         self._lock = threading.RLock()
 
@@ -296,9 +298,11 @@ class TarArchive:
                 raise RefusedArchive("damaged archive")
             self._whole = True
             return False
-        name, is_hidden = _checked_member(info.name)
+        name, hidden = _checked_member(info.name)
         if info.size < 0:  # tarfile would read to the end, or go round in circles
             raise RefusedArchive("an archive with a negative size")
+        if len(self._archive.members) > MAX_MEMBERS:  # type: ignore[attr-defined]
+            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         if info.isdir():
             return True
         self._left -= info.size
@@ -308,12 +312,10 @@ class TarArchive:
             raise RefusedArchive("an archive with links, devices or sparse files")
         if name in self._members:
             raise RefusedArchive("an archive with repeated names")
-        if is_hidden:
-            self.hidden.append(name)
+        if hidden:
+            self.hidden[hidden] = None
         elif name:
             self._members[name] = info
-        if len(self._members) + len(self.hidden) > MAX_MEMBERS:
-            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         return True
 
     def members(self) -> list[str]:
@@ -398,6 +400,8 @@ def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archi
         return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
     except SkipItem as skip:
         raise RefusedArchive(skip.reason) from None
+    except PermissionError:
+        raise RefusedArchive(GONE) from None
     except DAMAGE:
         raise RefusedArchive("damaged archive") from None
 

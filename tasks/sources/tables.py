@@ -112,7 +112,7 @@ def read_sas(body: bytes) -> Lines:
 def read_jsonl(body: bytes) -> Lines:
     """Return JSON objects, one a line, as a header of all their keys and rows of text."""
     records, numbers = [], [0]
-    for number, line in enumerate(body.decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(body.decode("utf-8-sig").split("\n"), 1):
         try:
             if not line.strip():
                 continue
@@ -166,9 +166,9 @@ def read_text(body: bytes) -> Lines:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise TableError("must be UTF-8 text", "other bytes; save it as UTF-8") from None
+        raise TableError("must be UTF-8 text", "other bytes; save it as .csv in UTF-8") from None
     if "\0" in text:
-        raise TableError("must be UTF-8 text", "zero bytes; save it as UTF-8")
+        raise TableError("must be UTF-8 text", "zero bytes; save it as .csv in UTF-8")
     written = [line for line in text.splitlines() if line.strip()]
     first = next((line for line in written if not line.startswith("#")), "".join(written[:1]))
     delimiter = max(DELIMITERS, key=first.count)
@@ -192,7 +192,7 @@ def read_text(body: bytes) -> Lines:
 READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
     ".xlsx": (read_xlsx, "an xlsx workbook"),
     ".sas7bdat": (read_sas, "a SAS table"),
-    ".jsonl": (read_jsonl, "UTF-8 text with one JSON object a line"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), (read_jsonl, "UTF-8 text with one JSON object a line")),
     ".parquet": (read_parquet, "a whole Parquet file"),
 }
 SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"

@@ -41,15 +41,18 @@ class _Sample:
 def list_samples(request: RawRequest) -> Listing:
     """Return one item per sample, in the order of shards and of their place in them."""
     root, hidden = request.root(), list[str]()
-    names = walk(root, request, hidden=hidden) if root.is_dir() else [root.name]
+    names = list(walk(root, request, hidden=hidden)) if root.is_dir() else [root.name]
     shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
         raise DataError(f"{request.dataset.name}: the folder must hold .tar shards", "none")
-    samples = {key: sample for shard in shards for key, sample in _samples(shard, request)}
+    members = list[str]()
+    samples = {key: sample for shard in shards for key, sample in _samples(shard, request, members)}
     header = list(dict.fromkeys(name for sample in samples.values() for name in sample.values))
     columns = find_columns(header, ("label", "group", "split"), request)
     label = columns.labels[0] if columns.labels else ""
     excluded = Counter(hidden_count(hidden, _is_shard))
+    excluded.update(hidden_count(members, is_single_image_name))
+    excluded["not a .tar by its ending"] = len(names) - len(shards)
     skipped: list[tuple[str, str]] = []
     found: list[_Sample] = []
     for key, sample in samples.items():
@@ -83,8 +86,8 @@ def _is_shard(name: str) -> bool:
 webdataset = Source(list_samples, single_reader)
 
 
-def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
-    """Return the samples of a shard with their locators, in stored order."""
+def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[str, _Sample]]:
+    """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what is."""
     where = f"{request.dataset.name}: shard {request.hashed(shard)} must be whole and safe"
     samples: dict[str, _Sample] = {}
     member = ""
@@ -105,8 +108,11 @@ def _samples(shard: str, request: RawRequest) -> list[tuple[str, _Sample]]:
                     sample.values = {str(name): cell_text(value) for name, value in values.items()}
             elif is_single_image_name("x." + ending):
                 if sample.image:
-                    raise DataError(where, "a sample with two images", "one image per key")
+                    rule = f"{request.dataset.name}: a sample must have one image"
+                    found = f"two in {request.hashed(sample.locator)}"
+                    raise DataError(rule, found, "files are one sample up to the first dot of their names")
                 sample.image = member
+        hidden += archive.hidden
     except SkipItem as skip:
         raise DataError(where, skip.reason) from None
     except (ValueError, RecursionError):

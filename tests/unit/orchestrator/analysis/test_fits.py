@@ -7,9 +7,9 @@ import statsmodels.api as sm
 from mlflow.utils.validation import _validate_metric_name
 
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.fits import fit_height, fit_scaling_laws, prepare
 from orchestrator.analysis.guessing import flattened
-from orchestrator.analysis.published import LOSS_ON_D_DATA, PREDICTED_FORM, fit_published, published_table
+from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
 from orchestrator.analysis.tables import fit_tables, not_fitted
 from tests.synthetic import synthetic_table
@@ -17,10 +17,6 @@ from tests.synthetic import synthetic_table
 
 def explored(table, **options):
     return fit_scaling_laws(table, explore=True, **options)
-
-
-def as_published(table, terms=PREDICTED_FORM, **which):
-    return fit_published(prepare(table).points, terms, model="resnet18", **which)
 
 
 def test_an_exact_law_is_recovered_exactly():
@@ -73,7 +69,6 @@ def test_what_no_answer_rests_on_is_fitted_on_request_alone_and_changes_no_answe
     assert asked.claims == everything.claims
     assert set(map(repr, asked.fits)) <= set(map(repr, everything.fits))
     assert len(asked.fits) < len(everything.fits) / 1.5
-    assert asked.find("exponent", model="a").reason == "not asked for"
     assert everything.find("exponent", model="a").status == "ok"
 
 
@@ -99,11 +94,8 @@ def test_too_little_is_refused_in_words_with_what_is_needed():
     assert one.find("exponent").reason == "1 dataset with two train sizes and d_data, at least 3 needed"
 
 
-def test_few_datasets_are_said_in_words_and_two_give_no_interval():
+def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
-    for subset, has_interval in (("natural", False), ("medical", True)):
-        slope = as_published(table, LOSS_ON_D_DATA, subset=subset).estimates[0]
-        assert (slope.interval is not None) == has_interval
     assert fit_scaling_laws(table).caveats == (
         "2 natural datasets: a trend over natural datasets cannot be told from the peculiarities of these; "
         "at least 5 are needed.",
@@ -116,10 +108,8 @@ def test_measures_equal_up_to_rounding_explain_nothing():
     assert fits.find("headline").reason == (
         "1/d and the domain label do not vary enough, or only together, to tell coefficients apart"
     )
-    assert (
-        as_published(table, ("log_sharpness",)).reason == "log K_F does not vary enough over these datasets"
-    )
-    assert "do not vary enough" in as_published(table.assign(train_size=500, seed=range(len(table)))).reason
+    sharpness = fit_height(prepare(table).points, fits.sharpness_scale, ("log_sharpness",))
+    assert sharpness.reason == "log K_F does not vary enough over these datasets"
 
 
 def test_nothing_to_fit_is_said_without_the_names_of_our_fits():
@@ -201,12 +191,10 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
 
 def test_what_limits_the_whole_sweep_is_listed():
     table = synthetic_table(num_natural=5, num_medical=0)
-    table["status"] = "done"
-    table.loc[0, ["status", "test_loss"]] = ["diverged", np.nan]
     table.loc[1, "data_mode"] = "as_released"
     table.loc[2, "num_conflicts"] = 1
     words = " ".join(fit_scaling_laws(table).caveats)
-    for part in ("No medical dataset", "1 trial diverged", "as_released and corrected", "in natural0"):
+    for part in ("No medical dataset", "as_released and corrected", "in natural0"):
         assert part in words
 
 

@@ -8,7 +8,9 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs, pairs_table
+from orchestrator.analysis.findings import summary
+from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs, pair_findings
 
 CLASSES, SIZES = range(6), (20, 60, 180)
 
@@ -99,6 +101,19 @@ def test_what_follows_k_f_is_established_and_its_sign_is_told():
     assert not slopes[BEYOND_LAW].established
 
 
+def test_answers_of_pairs_stand_where_those_between_datasets_would():
+    rows = table(on_k=1.0, noise=0.05)
+    slopes = fit_pairs(rows)
+    found = pair_findings(slopes)
+    assert [finding.verdict == "established" for finding in found] == [one.established for one in slopes]
+    assert found[2].short.startswith(f"slope {slopes[2].value:.3g}, 95 % interval ")
+    said = summary(fit_scaling_laws(rows), found)
+    assert not any("CANNOT BE TESTED" in line for line in said)
+    assert "- 5 questions ask for several datasets." in said
+    assert len(said) <= 23
+    assert max(map(len, said)) <= 80
+
+
 def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
     slopes = [found(table(noise=0.1, class_noise=0.5, seed=seed))[SHARPER_LOSS] for seed in range(20)]
     assert sum(slope.established for slope in slopes) <= 1
@@ -108,4 +123,3 @@ def test_tables_that_are_not_pairs_of_one_set_have_no_such_answer():
     both = pd.concat([table(), table().assign(dataset="other", trial_id=lambda rows: rows["trial_id"] + "o")])
     for rows in (table(classes=range(4)), both, table().assign(class_pair="")):
         assert fit_pairs(rows) == ()
-    assert len(pairs_table(fit_pairs(table(noise=0.1))).rows) == 4

@@ -1,19 +1,15 @@
 import numpy as np
 import pytest
 
-from orchestrator.analysis.inference import (
-    mean_interval,
-    ols,
-    slope_within_curves,
-)
+from orchestrator.analysis.inference import mean_interval
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.power import (
     TRIAL_STD,
     WORLD_STD,
     Design,
-    Sample,
     Truth,
     design_of,
+    drawn_fits,
     experiment_power,
     planned_power,
     power,
@@ -34,12 +30,11 @@ EXACT = dict.fromkeys(
 
 
 def test_without_errors_the_truth_is_found_exactly():
-    truth = Truth(exponent=1.3, sharpness=0.7, label=0.4, **EXACT)
-    sample = Sample(SMALL, truth, np.random.default_rng(0))
-    _, sharpness, offset = ols(*sample.heights()).values
-    assert (sharpness, offset) == pytest.approx((0.7, 0.4))
+    truth = Truth(exponent=1.3, sharpness=0.7, **EXACT)
+    headline, exponent = drawn_fits(SMALL, truth, np.random.default_rng(0))
+    assert headline.estimate("log_sharpness").value == pytest.approx(0.7)
     grown = np.exp(0.05 * np.log(2))
-    assert slope_within_curves(sample.sums()).value == pytest.approx(1.3 * grown)
+    assert exponent.estimates[0].value == pytest.approx(1.3 * grown)
 
 
 def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():

@@ -9,8 +9,7 @@ from tests.synthetic import synthetic_table
 
 
 def points_of(table):
-    full, _ = t.normalise(table)
-    return t.fitted_points(t.usable_trials(full)[0])
+    return t.fitted_points(t.normalise(table)[0])[0]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +126,10 @@ def test_every_unusable_loss_is_counted_under_its_first_reason():
     table.loc[1, "test_loss"] = np.nan
     table.loc[2, "test_loss"] = 0.0
     table.loc[3, "test_loss"] = -1.0
-    trials, excluded = t.usable_trials(t.normalise(table)[0])
+    points, excluded = t.fitted_points(t.normalise(table)[0])
     assert {e.reason.split(" ")[0]: e.count for e in excluded} == {"diverged": 1, "no": 1, "test": 2}
-    assert len(trials) == len(table) - 1
-    assert trials[t.LOG_LOSS].isna().sum() == 3
+    assert len(points) == len(table) - 1
+    assert points[t.LOG_LOSS].isna().sum() == 3
 
 
 def test_seeds_are_averaged_as_logarithms():

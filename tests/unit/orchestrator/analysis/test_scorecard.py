@@ -5,7 +5,6 @@ import pytest
 from orchestrator.analysis.published import (
     QUANTITIES,
     compare,
-    published_report,
     published_table,
     score_table,
     scorecard,
@@ -57,11 +56,6 @@ def test_a_partial_sweep_is_scored_on_what_it_has_by_data_mode():
 
 def test_datasets_the_study_never_saw_are_not_compared():
     assert all(score.num_compared == 0 for score in scorecard(synthetic_table()))
-
-
-def test_the_published_regressions_are_a_table_of_every_model_with_and_without_prostate():
-    table = published_report().table()
-    assert len(table.rows) == len({row[:2] for row in table.rows}) == 2 * 6
 
 
 def test_two_sweeps_are_compared_on_shared_cells_with_datasets_as_replicates():

@@ -104,6 +104,11 @@ def test_verdict(prepare, tmp_path, name, kind):
     check_verdict(verdict, lambda: prepare(kind, path, **options))
 
 
+@BOTH
+def test_a_folder_is_no_file_of_arrays(prepare, tmp_path, kind):
+    check_verdict("must be a file of arrays; found: a folder", lambda: prepare(kind, tmp_path))
+
+
 LAYOUTS = {
     "as they are": (IMAGES, None),
     "0..1": (IMAGES / 255, None),

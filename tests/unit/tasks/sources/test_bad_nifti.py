@@ -55,6 +55,7 @@ SKIPPED: dict[str, tuple[np.ndarray, Change, str]] = {
     "B61 lying header": (VALUES, declared(30_000, 30_000, 4, 3), "not a 3-D"),
     "B61 lying 3-D header": (VALUES, declared(30_000, 30_000, 4), "too many voxels"),
     "B63 4-D": (np.stack([VALUES] * 2, -1), bytes, "not a 3-D volume"),
+    "complex": (VALUES.astype(np.complex64), bytes, "volume of real numbers"),
     "B63 2-D": (VALUES[0], bytes, "not a 3-D volume"),
     "axis of no length": (VALUES, affine_of(0.0), "no orientation in the header"),
     "NaN affine": (VALUES, affine_of(np.nan), "no orientation in the header"),

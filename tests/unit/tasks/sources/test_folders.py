@@ -97,6 +97,7 @@ CASES = {
         "cats.zip": "there are archives: give one archive", "train/metadata.jsonl": TABLE,
         "train/metadata.csv": TABLE, "a/x.h5": "give the array file itself",
         "train/data-00000-of-00001.arrow": "write what datasets' save_to_disk made with to_parquet",
+        "a/x.nii.gz": "NIfTI volumes are read by a table",
         "a/IM0001": "files without an ending are looked at on a disk, and taken when"}.items()},
 }  # fmt: skip
 

@@ -59,6 +59,12 @@ CASES: dict[str, tuple[tuple[str, ...], Parts, dict[str, list[object]], str | di
         for config in ("default", "data")},
     **{f"two configs, {form}": (("table",), {form.format(config): slice(12) for config in ("full", "small")},
         {}, ONE_CONFIG) for form in ("{}/train/0000", "{}/train-00000-of-00001")},
+    # As pandas and Spark write partitions: dropped in silence at first, with the owner's split and patients.
+    "folders of a column": (("table",), named("year=2020/split={}/0"), {}, SIDES | {
+        "flags": {"columns not used: year": 12}}),
+    "folders of patients": (("table",), {f"patient_id=p%20{n}/0": slice(3 * n, 3 * n + 3)
+        for n in range(4)}, {}, {"groups": 4, "flags": {"column patient_id read as group": 12}}),
+    "folders of a column that is in the files": (("table",), named("label={}/0"), {}, "label repeated"),
     "several shards of a split": (BOTH,
         {"test-0": slice(9, 12), "train-0": slice(0, 6), "train-1": slice(6, 9)},
         {"group": PATIENTS}, {"splits": [2] * 3 + [1] * 9, "groups": 4}),
@@ -84,6 +90,13 @@ def test_verdict(prepare, tmp_path, name, kind):
     check_verdict(verdict, lambda: prepare(kind, raw, for_training=False))
 
 
+@pytest.mark.parametrize(("kind", "ending"), [("table", "parquet"), ("webdataset", "tar")])
+def test_other_files_are_counted(prepare, tmp_path, kind, ending):
+    raw = write_parts(kind, tmp_path / "raw", WHOLE)
+    (raw / f"b.{ending}.zst").write_bytes(b"x")
+    assert prepare(kind, raw).record.excluded == {f"not a .{ending} by its ending": 1}
+
+
 @pytest.mark.parametrize("form", ["a.parquet", "a.tar", "a.tar.gz"])
 def test_pixels_of_one_file(prepare, tmp_path, form):
     if form == "a.parquet":
@@ -101,6 +114,8 @@ NUMBERS = "numbers of the class names, 0 to "
 PARQUET: dict[str, tuple[dict[str, list[object]], list[str] | None, dict, str | dict[str, object]]] = {
     "no label": ({"image": [b"x", b"y"]}, None, {}, "must have columns image and label.*it has image"),
     "no image": ({"label": [0, 1]}, None, {}, "must have the columns path, label; found: no path"),
+    "several images in a row": (ROWS | {"image": [[cell] for cell in image_cells()]}, None, {},
+        "a row must name one file, as text; found: several values, or bytes, in row 0"),
     "several labels": ({"image": [b"x"], "label": [[0, 1]]}, None, {}, "one label, as text or number"),
     "named classes": (ROWS, ["no", "yes"], {}, {"classes": ("no", "yes"), "labels": LABELS}),
     # datasets writes -1 where there is no label.
@@ -155,7 +170,10 @@ TARS = {
     "a label without an image": ([("y.cls", b"1"), ("about.json", b"{}"), ("README", b"x")], {
         "skipped": {"no image": 1}, "excluded": {"neither image nor label": 2}}),
     "an image without a label": ([("x.png", png(picture(3)))], "every row needs a label; found: blank in 1"),
+    "hidden members": ([(name, b"x") for name in (".x.png", ".x.cls", "a/._y.JPG", ".git/z.png", ".git/0.png",
+        "__MACOSX/._0.png")], {"images": 12, "excluded": {HIDDEN: 3}}),
     "two labels of a sample": ([("000000.json", b'{"label": 1}')], "must give one label; found: two in "),
+    "two images of a sample": ([("000000.seg.jpg", b"x")], "must have one image; found: two in .*first dot"),
     "one key twice": ([("000000.json", b'{"group": 1, "group": 2}')], "hold JSON, each key once"),
 }  # fmt: skip
 

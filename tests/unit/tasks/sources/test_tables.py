@@ -78,6 +78,8 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
         rf"row 3 {HEADER}1\)"),
     "not there": (TEXT + "cat/secret.png,1\n", {}, "missing: 1: row 12"),
     "no endings": (TEXT.replace(".png", ""), {}, "missing: 10: row 2, .*with their ending such as .jpg"),
+    "in other letters": (TEXT.replace("cat/0", "Cat/0") + "cat/é.png,1\n", {},
+        "missing: 2: row 2, row 12 .*; 2 there in other letter case or Unicode form"),
     "longer than any file": (TEXT + f"{'x' * 5000}.png,2\n", {}, "missing: 1: row 12"),
     "up": (TEXT + "../secret.png,1\n", {}, OUT),
     "absolute beside relative": (TEXT + "/etc/passwd,1\n", {}, OUT),
@@ -115,7 +117,9 @@ CASES: dict[str, tuple[str | bytes, dict[str, object], str | dict[str, object]]]
 @pytest.mark.parametrize("name", CASES)
 def test_verdict(prepare, tmp_path, name):
     text, options, verdict = CASES[name]
-    table = write_tree(tmp_path / "raw", *NAMES, "cat/.x.png", ".DS_Store") / "manifest.csv"
+    decomposed = ["cat/e\u0301.png"] if name == "in other letters" else []
+    raw = write_tree(tmp_path / "raw", *NAMES, "cat/.x.png", ".DS_Store", *decomposed)
+    table = raw / "manifest.csv"
     table.write_bytes(text if isinstance(text, bytes) else text.encode())
     message = check_verdict(verdict, lambda: prepare("table", table, **options))
     assert "secret" not in message
@@ -161,7 +165,10 @@ def test_absolute_paths(prepare, class_folder, tmp_path, inside):
 
 FORMATS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     "csv": lambda table, path: table.to_csv(path, index=False),
-    "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
+    # Line separators of Unicode end no line of JSON.
+    "jsonl": lambda table, path: table.assign(note="a\u2028b\x85").to_json(
+        path, orient="records", lines=True, force_ascii=False
+    ),
     "parquet": lambda table, path: table.to_parquet(path),
 }
 
