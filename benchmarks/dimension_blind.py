@@ -13,7 +13,7 @@ hold the truth in 85 to 95 %.
 Beside our estimators, written here from its paper: L2N2 (Ong, Bobrowski, Reinert & Skraba 2026, in its plain
 form: E ln ln(T2/T1) = −γ − ln d).
 
-Usage: python benchmarks/dimension_blind.py [--json] [--draws 2] [--num-points 500 1750]
+Usage: python benchmarks/dimension_blind.py blind [--json] [--draws 2] [--num-points 500 1750]
 """
 
 from __future__ import annotations

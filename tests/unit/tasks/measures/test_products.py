@@ -44,8 +44,8 @@ def random_rows(num_rows, num_features, seed):
 
 
 def wide(a, b):
-    """What a product must be, and of rows with themselves on and above the diagonal."""
-    found = signed(a).astype(np.int64) @ signed(b).astype(np.int64).T
+    """What a product must be, and of rows with themselves on and above the diagonal; exact in float64."""
+    found = signed(a).astype(np.float64) @ signed(b).astype(np.float64).T
     return np.triu(found) if a is b else found
 
 
