@@ -169,6 +169,14 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
             assert share == 1.0
 
 
+def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
+    large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
+    there = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
+    refuse([there], plan.trials, share=1.0, alone=True)
+    found = expected([there], plan.sweep.resources, ())
+    assert (found.gpu.name, found.gpu.memory_gib, found.share) == (MIG.name, 9.5, 1.0)
+
+
 def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere(plan, tmp_path):
     summary = {"pair_gain": 1.3, "pair_gain_mps": 1.3, "row": None}
     record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
