@@ -109,13 +109,9 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
                 total[: len(above), some] += np.asarray(found)
 
     shares = list(pairs_of(range(by_features), range(by_columns)))
-    if len(shares) == 1:
-        add(shares[0])
-    else:
-        list(_threads(len(shares)).map(add, shares))
-    product: npt.NDArray[np.int32] = totals[0]
-    for total in totals[1:]:
-        product += total
+    run = map if len(shares) == 1 else _threads(len(shares)).map
+    list(run(add, shares))
+    product: npt.NDArray[np.int32] = totals.sum(axis=0, dtype=np.int32)
     return product
 
 
