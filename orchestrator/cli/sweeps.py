@@ -87,13 +87,10 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
 
     if "/" in sweep or not os.path.isfile(file := f"{sweep}.yaml") or sweep in preset_names():
         return
-    paths = work.paths
     with suppress(ConfigError):
-        if load_sweep(paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=paths.recipes):
+        if load_sweep(work.paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=work.paths.recipes):
             way = work.again(command, f"./{file}")
-            tell(
-                f"{sweep} is the sweep as it last ran; what ./{file} says now differs, and is used by: {way}"
-            )
+            tell(f"{sweep} is the sweep as it last ran; ./{file} says otherwise, and is run by: {way}")
 
 
 def _tell_behind(num: int, command: str) -> None:

@@ -131,7 +131,7 @@ def _parted(address: str) -> tuple[str, str]:
     return host, port
 
 
-def looked_up(address: str) -> str:
+def reached(address: str) -> str:
     """Return an address that answers, where Ray would wait, with its host's name looked up for gRPC."""
     host, port = _parted(address)
     if not host:
@@ -259,7 +259,7 @@ def connect(
     os.environ.update(_ALWAYS)
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
-    head = None if address is None else looked_up(address)
+    head = None if address is None else reached(address)
     with contextlib.ExitStack() as stack:
         if head is None:
             if shutil.which("bash") is None:

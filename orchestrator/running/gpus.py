@@ -380,7 +380,7 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     for reference, node in asked_of_nodes(offers, lambda node: node["Resources"].get("GPU", 0) > 0).items():
         with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
             found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
-    return found
+    return [said for said in found if not said.logical]
 
 
 def asked_of_nodes(

@@ -113,9 +113,7 @@ def test_what_a_row_says_is_what_the_trial_and_the_measure_found(root, sweep):
 
 
 def test_status_plan_and_results_as_json(root, sweep):
-    status, plan, rows = (
-        json.loads(isweep(name, sweep, "--json", root=root).stdout) for name in ("status", "plan", "results")
-    )
+    status, plan, rows = (isweep_json(name, sweep, root=root) for name in ("status", "plan", "results"))
     assert {key: status[key] for key in ("planned", "done", "failed", "running", "pending", "failures")} == {
         "planned": NUM_TRIALS,
         "done": NUM_TRIALS,

@@ -218,8 +218,9 @@ class Tuning:
 
     def judged(self, hit: bool) -> tuple[dict[str, SearchRecord], list[str]]:
         search, earlier = self._search, self._earlier
-        # What was asked for decides nothing once it is found.
-        unread = [bad for bad in earlier.unreadable if bad.path.endswith(self.file)]
+        # What was asked for decides nothing once it is found, and a result of other data may stay as it is.
+        asked_for = {f"{FOLDER}/{name}/{self.file}" for name in earlier.asked}
+        unread = [bad for bad in earlier.unreadable if bad.path in asked_for]
         found = [f"{bad.path} is not believed: {bad.reason}" for bad in unread]
         for one in search.cells.values():
             (name, dataset), asked = one.cell.key, one.tune
@@ -232,8 +233,8 @@ class Tuning:
                 found.append(f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing")
             if len(one.study.study.trials) != sum(run == 0 for _, run in one.results):
                 found.append(f"the study of {name} on {dataset} has not every point once")
-        asked_for = [one for one in earlier.asked.values() if one.role == Role.SAMPLED]
-        if strange := [one.trial_id for one in asked_for if one.point not in self._proposals[one.key]]:
+        sampled = [one for one in earlier.asked.values() if one.role == Role.SAMPLED]
+        if strange := [one.trial_id for one in sampled if one.point not in self._proposals[one.key]]:
             found.append(f"{strange} were asked for, and an unbroken search asks for others")
         waits = [name for name, one in earlier.asked.items() if not one.run and name not in earlier.records]
         if waits and not hit:

@@ -139,6 +139,30 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
     assert err == f"Stopped. 3 of 8 trials are kept; continue with: isweep run smoke --root {root} "
 
 
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_a_name_says_which_sweep_is_meant_where_a_file_says_otherwise(
+    run, root, tmp_path, monkeypatch, command
+):
+    from orchestrator.planning.plan import Workspace
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        f"orchestrator.{'running' if command == 'run' else 'tuning'}.run.{command}_sweep", stopped
+    )
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    file.write_text(SWEEP, encoding="utf-8")
+    Workspace.open(str(file), root).record()
+    assert "as it last ran" not in run(command, "mine")[2]
+    file.write_text(SWEEP.replace("20, 40", "20, 60"), encoding="utf-8")
+    way = f"isweep {command} ./mine.yaml --root {root}"
+    told = f"mine is the sweep as it last ran; ./mine.yaml says otherwise, and is run by: {way}"
+    assert told in run(command, "mine")[2]
+    assert "as it last ran" not in run(command, "./mine.yaml")[2]
+
+
 def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
     from orchestrator.planning.plan import Workspace
 

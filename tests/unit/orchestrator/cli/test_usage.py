@@ -45,6 +45,7 @@ reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
 predict smoke --measured absent.json --train-size 100 | A measured record must be a readable JSON file
 pln smoke | Unknown command "pln". Did you mean "plan"?
+resume smoke | Unknown command: resume; isweep run SWEEP does what is left
 plan a b | isweep: unrecognized arguments: b; see: isweep plan --help.
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?

@@ -17,7 +17,7 @@ from orchestrator.planning.predict import gpu_model_there, packing_pays, peak_by
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES, classify, ends_process
-from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse
+from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
 from search_spaces.errors import SetupError, SweepError
 from tasks.trials.records import CAPTURE_FAILED
@@ -257,3 +257,12 @@ def test_a_sweep_s_own_share_is_taken_as_it_is():
     sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
     assert expected([node(A100)], sweep.resources, ()).gpu is None
+
+
+def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):
+    """They say so themselves: whoever types the command need not."""
+    said = {"tests packing": NodeGpus("tests packing", logical=True), "real": NodeGpus("real", (A100,))}
+    nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
+    monkeypatch.setattr("orchestrator.running.gpus.asked_of_nodes", lambda *_: nodes)
+    monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
+    assert survey(2, local=False) == [replace(said["real"], offered=1.0)]
