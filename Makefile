@@ -25,19 +25,19 @@ demo: $(STAMP)
 	  '  isweep ui demo                # MLflow, with links to the best models' \
 	  '  isweep init ./my-images       # a sweep file for your own images'
 
-# Four workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones
+# Five workers, since much of a test is waiting; a file stays whole, since its tests share fixtures; the long ones
 # come first (tests/conftest.py), and files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds
 # of processes import the same modules, so their bytecode is kept also where the environment says otherwise.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos"
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos"
 
 # The same with the oldest and with the newest releases that pyproject.toml allows, in environments of their own.
 test-oldest test-newest: export PYTHONDONTWRITEBYTECODE :=
 test-oldest test-newest: test-%:
 	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[dev]' $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
-	$(VENV)-$*/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos"
+	$(VENV)-$*/bin/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder -m "not chaos"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

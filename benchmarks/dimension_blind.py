@@ -10,12 +10,10 @@ random smooth displacement fields. Sheets: x_j = sin(w_j · u + b_j) of uniform 
 three of them in the same space, which cross. The goal: mean relative error at most 0.10, 90 % intervals that
 hold the truth in 85 to 95 %.
 
-Beside our estimators, written here from their papers: L2N2 (Ong, Bobrowski, Reinert & Skraba 2026, in its
-plain form: E ln ln(T2/T1) = −γ − ln d), ABIDE (Di Noia, Macocco, Glielmo, Laio & Mira 2024: a binomial
-estimate within the largest neighbourhoods of even density) and CA-PCA (Gilbert & O'Neill 2023) with 20 and
-50 neighbours.
+Beside our estimators, written here from its paper: L2N2 (Ong, Bobrowski, Reinert & Skraba 2026, in its plain
+form: E ln ln(T2/T1) = −γ − ln d).
 
-Usage: python benchmarks/dimension_blind.py [--json] [--draws 2] [--num-points 500 1750]
+Usage: python benchmarks/dimension_blind.py blind [--json] [--draws 2] [--num-points 500 1750]
 """
 
 from __future__ import annotations
@@ -32,14 +30,13 @@ from scipy import ndimage
 
 from tasks.measures import calibration
 from tasks.measures.measure import intrinsic_dimension
+from tasks.measures.neighbors import nested_neighbors
 
 OURS = ("mle", "twonn", "gride")
 LATENTS, SIDES = (4, 8, 16, 32), (32, 64)
 DEFORMATIONS, SHEETS, TANGLED = (4, 8, 16), (5, 10, 30, 100), (5, 20)
 #: Younger than the calibration and its interval's width, for fresh runs alone.
 NEW = ("generator", "rendered balls")
-#: 1 − 1e-6 point of chi-square with one degree of freedom, ABIDE's threshold for even density.
-UNEVEN = 23.928
 
 
 def decoder_images(num: int, latent: int, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -153,59 +150,12 @@ def l2n2(distances: np.ndarray) -> float:
     return float(np.exp(-np.euler_gamma - np.log(np.log(distances[:, 1] / distances[:, 0])).mean()))
 
 
-def abide(distances: np.ndarray, order: np.ndarray, start: float, *, rounds: int = 5) -> float:
-    """Binomial estimate within each point's largest neighbourhood of even density, again and again."""
-    d, most = start, distances.shape[1]
-    counts = np.arange(1, most + 1)
-    for _ in range(rounds):
-        mine = d * np.log(distances)
-        theirs = d * np.log(distances[order, counts[None, :] - 1])
-        both = np.logaddexp(mine, theirs)
-        test = -2 * counts * (mine + theirs - 2 * both + np.log(4))
-        uneven = test[:, 3:] > UNEVEN
-        kept = np.where(uneven.any(axis=1), uneven.argmax(axis=1) + 3, most) - 1
-        ratio = min(0.95, 0.2032 ** (1 / d))
-        reach = distances[np.arange(len(distances)), kept]
-        inner = (distances < ratio * reach[:, None]).sum()
-        if not inner or inner == kept.sum():
-            return d
-        d = float(np.log(inner / kept.sum()) / np.log(ratio))
-    return d
-
-
-def ca_pca(points: np.ndarray, distances: np.ndarray, order: np.ndarray, k: int) -> float:
-    """Mean over 200 points of the d whose ball has the local spectrum, corrected for curvature."""
-    found = []
-    for i in range(0, len(points), max(1, len(points) // 200)):
-        near = points[order[i, :k]]
-        near = near - near.mean(axis=0)
-        spectrum = np.linalg.eigvalsh(near @ near.T / (k - 1))[::-1]
-        spectrum = np.maximum(spectrum, 0) / ((distances[i, k - 1] + distances[i, k]) / 2) ** 2
-        misfit = []
-        for d in range(1, k):
-            rest = spectrum[d:].sum()
-            ours = spectrum[:d] + (3 * d + 4) / (d * (d + 4)) * rest
-            misfit.append(float(np.linalg.norm(1 / (d + 2) - ours)) + 2 * rest)
-        found.append(1 + int(np.argmin(misfit)))
-    return float(np.mean(found))
-
-
 def estimates(points: np.ndarray) -> dict[str, Any]:
     ours = {name: record.value for name, record in intrinsic_dimension(points, estimators=OURS).items()}
     corrected = calibration.calibrate(points)
-    flat = points.reshape(len(points), -1).astype(float)
-    flat -= flat.mean(axis=0).round()  # bytes stay whole numbers, and their products exact
-    lengths = (flat**2).sum(axis=1)
-    apart = np.sqrt(np.maximum(lengths[:, None] + lengths - 2 * flat @ flat.T, 0))
-    np.fill_diagonal(apart, np.inf)
-    order = np.argsort(apart, axis=1, kind="stable")[:, :101]
-    distances = np.take_along_axis(apart, order, axis=1)
-    theirs = {
-        "L2N2": l2n2(distances), "ABIDE": abide(distances, order, ours["twonn"]),
-        **{f"CA-PCA, k = {k}": ca_pca(flat, distances, order, k) for k in (20, 50)},
-    }  # fmt: skip
+    table = nested_neighbors(points, None, [len(points)], 2).tables[0]
     said = {"calibrated": corrected.value, "interval": corrected.interval, "notes": corrected.notes}
-    return said | ours | theirs
+    return said | ours | {"L2N2": l2n2(table.distances)}
 
 
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:

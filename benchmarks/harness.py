@@ -146,11 +146,11 @@ def take_turns(*sides: Callable[[], Any], repeats: int, warm: bool = False) -> T
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Hold our products, BLAS, OpenMP and torch to ``count`` threads."""
-    import torch
+    """Hold our products, BLAS, OpenMP and torch, where it is loaded, to ``count`` threads."""
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(count)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
     with threadpool_limits(count), mock.patch.dict(os.environ, OMP_NUM_THREADS=str(count)):
         yield
 

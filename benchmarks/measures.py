@@ -6,17 +6,13 @@ import gzip
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from harness import CORES, Found, peak_memory_mib, run, take_turns, threads
-from threadpoolctl import threadpool_limits
 
 from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
@@ -24,8 +20,6 @@ from tasks.measures.estimators import estimate
 from tasks.measures.measure import intrinsic_dimension, measure_nested
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.records import MeasureSettings
-from tasks.prepared.store import ShardedRows, create_store, rows_per_shard, write_rows
-from tasks.remote import Executor, InlineExecutor, RayExecutor
 
 SIZES = [500, 750, 1000, 1250, 1500, 1750]
 Kind = Literal["uint8", "float32", "floats"]
@@ -42,7 +36,7 @@ def images_of(kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
 def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -> Found:
     """`isweep measure` of images in a file, from the shell's prompt back to it, and the product alone."""
     images = images_of("uint8", (num_images, 3, side, side))
-    flat = (images.reshape(num_images, -1) ^ 128).view(np.int8)
+    flat = images.reshape(num_images, -1)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder, "images.npy"), images)
         np.save(Path(folder, "labels.npy"), np.arange(num_images) % 2)
@@ -53,8 +47,8 @@ def command(*, side: int = 224, num_images: int = SIZES[-1], repeats: int = 3) -
             subprocess.run(command, check=True, capture_output=True)
 
         def product() -> None:
-            for start in range(0, num_images, 256):  # each pair once
-                ways.numkong_product(flat[: start + 256], flat[start : start + 256])
+            for part in (flat[:, : flat.shape[1] // 2], flat[:, flat.shape[1] // 2 :]):
+                ways.numkong_product(part, part)  # each pair once
 
         timing = take_turns(ours, product, repeats=repeats)
     wall, alone = timing.seconds(0)["wall"], timing.seconds(1)["wall"]
@@ -79,14 +73,13 @@ def nested(
     side: int = 224,
     data: Kind = "uint8",
     faiss: bool = False,
-    skdim: bool = False,
     threads_: int = CORES,
     repeats: int = 3,
 ) -> Found:
     """All six nested sizes with the default estimators, against one float32 product and libraries.
 
     The product is all N² entries of the data with itself. ``faiss``: exact search for each size, and
-    torch.cdist for nearest opposites. ``skdim``: its MLE and TwoNN for each size (minutes).
+    torch.cdist for nearest opposites.
     """
     import torch
 
@@ -100,8 +93,6 @@ def nested(
     }
     if faiss:
         peers["faiss exact search + torch.cdist"] = lambda: by_faiss_and_cdist(flat, labels)
-    if skdim:
-        peers["scikit-dimension + torch.cdist"] = lambda: by_skdim(flat, labels)
 
     def ours() -> object:
         return measure_nested(images, labels, SIZES)
@@ -130,46 +121,31 @@ def by_faiss_and_cdist(flat: np.ndarray, labels: np.ndarray) -> None:
         sharpness_by_torch(flat, labels, size)
 
 
-def by_skdim(flat: np.ndarray, labels: np.ndarray) -> None:
-    import skdim
-
-    for size in SIZES:
-        skdim.id.MLE(neighborhood_based=True).fit(flat[:size], n_neighbors=20, comb="mle")
-        skdim.id.TwoNN().fit(flat[:size])
-        sharpness_by_torch(flat, labels, size)
-
-
 def neighbors(
     *,
     images: Path = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz"),
     num_rows: int = 60_000,
-    with_torch: bool = False,
-    workers: int = 1,
     threads_: int = CORES,
     repeats: int = 1,
 ) -> Found:
     """Exact 20 nearest neighbours of 60,000 x 784 against faiss, and the memory it takes.
 
-    Fashion-MNIST where its idx file is there, random bytes otherwise. ``with_torch``: as where a process has
-    loaded torch. ``workers``: Ray workers of one thread each; memory is that of this process then.
+    Fashion-MNIST where its idx file is there, random bytes otherwise.
     """
     rows = load_idx(images)[:num_rows]
-    executor = connect(workers)
-    nested_neighbors(rows[:1024], None, [1024], 20, executor=executor)  # libraries, and workers
-    if with_torch:
-        import torch  # noqa: F401
+    nested_neighbors(rows[:1024], None, [1024], 20)  # loads libraries
     libraries = peak_memory_mib()
     found: dict[str, np.ndarray] = {}
     peak: list[float] = []
 
     def ours() -> None:
-        found["ours"] = nested_neighbors(rows, None, [len(rows)], 20, executor=executor).tables[0].distances
+        found["ours"] = nested_neighbors(rows, None, [len(rows)], 20).tables[0].distances
         peak.append(peak_memory_mib())
 
     def theirs() -> None:
         found["faiss"] = by_faiss(rows, threads_)
 
-    with threads(threads_) if with_torch else threadpool_limits(threads_):
+    with threads(threads_):
         timing = take_turns(ours, theirs, repeats=repeats, warm=True)
     # Where the two differ most, and elsewhere: which of them is right?
     apart = np.abs(found["ours"] / np.maximum(found["faiss"], 1e-9) - 1).max(axis=1)
@@ -187,15 +163,6 @@ def neighbors(
     }
 
 
-def connect(num_workers: int) -> Executor:
-    if num_workers == 1:
-        return InlineExecutor()
-    import ray
-
-    ray.init(address="local", num_cpus=num_workers, include_dashboard=False, log_to_driver=False)
-    return RayExecutor(num_workers)
-
-
 def load_idx(path: Path) -> np.ndarray:
     if not path.exists():
         return np.random.default_rng(0).integers(0, 256, (60_000, 784), dtype=np.uint8)
@@ -211,57 +178,6 @@ def by_faiss(images: np.ndarray, num_threads: int) -> np.ndarray:
     index = faiss.IndexFlatL2(rows.shape[1])
     index.add(rows)
     return np.sqrt(np.maximum(index.search(rows, 21)[0][:, 1:], 0))
-
-
-STORES = {"cifar10": (60_000, (3, 32, 32)), "chexpert": (20_000, (1, 224, 224))}
-
-
-def streaming(
-    *, case: Literal["cifar10", "chexpert"] = "cifar10", num_rows: int | None = None, threads_: int = CORES
-) -> Found:
-    """Neighbours and nearest opposites of rows that are read from a store: time, rate, and memory.
-
-    Random bytes are written as a prepared dataset writes them (zarr shards, checksums), then searched in one
-    process that never holds more than a few blocks. The memory is what the process grew by.
-    """
-    count, shape = STORES[case]
-    count = num_rows or count
-    with tempfile.TemporaryDirectory() as folder, threads(threads_):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:  # its memory is not ours
-            source = writer.submit(write_store, Path(folder) / "store", count, shape).result()
-        labels = np.arange(count) % 10
-        nested_neighbors(source.read(0, 256), labels[:256], [256], 20)  # libraries and first calls
-        before, start, start_cpu = peak_memory_mib(), time.perf_counter(), time.process_time()
-        search = nested_neighbors(source, labels, [count // 10, count], 20)
-        wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    return {
-        "ours": {"wall": wall, "cpu": cpu},
-        "theirs": {},
-        "ratio": {},
-        "precision": search.precision,
-        "pairs_per_cpu_second": count**2 / 2 / cpu,
-        "data_mib": count * int(np.prod(shape)) / 2**20,
-        "memory_grown_mib": peak_memory_mib() - before,
-        "peak_memory_mib": peak_memory_mib(),
-    }
-
-
-class StoredRows(ShardedRows):
-    """Rows as a source of blocks."""
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows ``start`` to ``stop`` (exclusive)."""
-        return self.read_rows(range(start, stop))
-
-
-def write_store(folder: Path, num_rows: int, shape: tuple[int, ...]) -> StoredRows:
-    step = create_store(folder, num_images=num_rows, image_shape=shape, dtype="uint8")
-    rng = np.random.default_rng(0)
-    for start in range(0, num_rows, step):
-        size = (min(step, num_rows - start), *shape)
-        write_rows(folder, "images", start, rng.integers(0, 256, size, np.uint8))
-    chunk, shard = rows_per_shard(int(np.prod(shape)), num_rows)
-    return StoredRows(folder / "images" / "c", num_rows, shape, np.dtype(np.uint8), chunk, shard)
 
 
 OURS = ("mle", "twonn", "gride")
@@ -363,4 +279,4 @@ def measure_pair(images: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
 
 
 if __name__ == "__main__":
-    run(command, products, nested, neighbors, streaming, accuracy, digits)
+    run(command, products, nested, neighbors, accuracy, digits)

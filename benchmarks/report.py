@@ -1,4 +1,4 @@
-"""From tracked runs to table, fits, figures and the report: seconds, how they grow, and the page itself."""
+"""From tracked runs to table, fits, figures and the report: seconds, and how they grow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 from harness import Found, run
@@ -16,7 +15,7 @@ from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.results.table import COLUMNS, FlatRun
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tables and browser lie beside the tests
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tables lie beside the tests
 from tests.synthetic import synthetic_table
 
 SIZES = (500, 750, 1000, 1250, 1500, 1750)
@@ -102,62 +101,5 @@ def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
     return runs
 
 
-LIMITS = {"bytes": 5_000_000, "open_s": 2.0, "sort_s": 0.2, "filter_s": 0.2}
-"""Of 1,000 trials; a fifth of a second is no noticeable pause. 10,000 need only open."""
-OPENED = """const done = arguments[0];
-    const end = () => requestAnimationFrame(() => setTimeout(() => done(performance.now() / 1000)));
-    document.readyState === "complete" ? end() : window.addEventListener("load", end)"""
-TIMED = """const [act, done] = [new Function(arguments[0]), arguments[1]];
-    const start = performance.now();
-    act();
-    requestAnimationFrame(() => setTimeout(() => done((performance.now() - start) / 1000)))"""
-SORT = """[...document.querySelectorAll("#trial-table th")]
-    .find(head => head.textContent === "test loss").click()"""
-FILTER = """const box = document.querySelector("#trial-table input");
-    box.value = box.value ? "" : "model01 medical"; box.dispatchEvent(new Event("input"))"""
-
-
-def page(*, repeats: int = 5) -> Found:
-    """Size of the report of 1,000 and 10,000 trials, and how long opening, sorting and filtering take.
-
-    Opening is Chromium's own time from the start of the navigation to the first frame after the load event;
-    sorting and filtering from the click or the key to the end of the next frame. The other side are the
-    promised limits. Medians, in a headless Chromium; needs chromedriver and selenium.
-    """
-    ours: Found = {}
-    for num_trials in (1000, 10_000):
-        with tempfile.TemporaryDirectory() as folder:
-            ours[f"{num_trials}_trials"] = seen(written(num_trials, Path(folder)), repeats)
-    ratio = {name: ours["1000_trials"][name] / limit for name, limit in LIMITS.items()}
-    return {"ours": ours, "theirs": LIMITS, "ratio": ratio}
-
-
-def written(num_trials: int, folder: Path) -> Path:
-    """Write the report of that many trials: above 1,000 under further seeds, for the page alone."""
-    table = study_table(min(num_trials, 1000))
-    fits = fit_scaling_laws(table)
-    copies = [
-        table.assign(trial_id=table["trial_id"] + f"-{seed}", seed=seed)
-        for seed in range(-(-num_trials // len(table)))
-    ]
-    return write_report(pd.concat(copies).head(num_trials), fits, folder, sweep="benchmark", summary={})
-
-
-def seen(path: Path, repeats: int) -> dict[str, float]:
-    """Open a page several times; returns medians of what a reader waits for."""
-    from tests.browser.chromium import chromium
-
-    times: dict[str, list[float]] = {"open_s": [], "sort_s": [], "filter_s": []}
-    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as driver:
-        driver.set_script_timeout(120)
-        for _ in range(repeats):
-            driver.get("about:blank")
-            driver.get(path.as_uri())
-            times["open_s"].append(driver.execute_async_script(OPENED))
-            times["sort_s"].append(driver.execute_async_script(TIMED, SORT))
-            times["filter_s"].append(driver.execute_async_script(TIMED, FILTER))
-    return {"bytes": path.stat().st_size, **{name: median(found) for name, found in times.items()}}
-
-
 if __name__ == "__main__":
-    run(scale, page)
+    run(scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -248,20 +247,16 @@ def command(*words: str) -> dict[str, Any]:
     return found
 
 
-def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
+def looks(*, cells: int = 50_000) -> Found:
     """`isweep status` and `isweep plan` over a store of many results, with and without its index.
 
     A first look that reads every record, as every look did before there was an index, and the looks after
-    it. The records are as large as those of the paper's grid, and are sealed by the product. ``filled`` is
-    the folder of a store; filled where it is empty, and kept.
+    it. The records are as large as those of the paper's grid, and are sealed by the product.
     """
-    folder = filled or Path(tempfile.mkdtemp(prefix="isweep-look-"))
-    folder.mkdir(exist_ok=True)
-    try:
-        root, sweep = folder / "root", sweep_file(folder, cells)
+    with tempfile.TemporaryDirectory(prefix="isweep-look-") as folder:
+        root, sweep = Path(folder, "root"), sweep_file(Path(folder), cells)
         index = root / "sweeps" / "many" / "index.sqlite"
-        if not root.exists():
-            fill(sweep, root)
+        fill(sweep, root)
         index.unlink(missing_ok=True)
         places = (sweep, "--root", str(root))
         first = command("status", *places)
@@ -277,9 +272,6 @@ def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
             "index_known": known,
             "index_seconds": time.perf_counter() - began,
         }
-    finally:
-        if filled is None:
-            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,16 @@ import csv
 import statistics
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from harness import Found, run
-from numpy.typing import NDArray
-from optuna.samplers import BaseSampler, TPESampler
 
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning import search as study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome
 from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
@@ -34,95 +29,40 @@ from tests.search_table import TabulatedCell, read_table, replay
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
 SEEDS_OF_TABLE = 3
-PLAIN: dict[str, tuple[bool, bool]] = {
-    "tpe without constant liar": (True, False),
-    "univariate tpe": (False, True),
-}
-"""Whether TPE is multivariate, and whether it counts what runs as bad: ``isweep tune`` has both."""
-SAMPLERS = ("tpe", "tpe without constant liar", "univariate tpe", "gp", "random")
+Table = dict[CellKey, TabulatedCell]
+SAMPLERS: tuple[Sampler, ...] = ("tpe", "gp", "random")
 TWICE = 0.4
 """Budget at which samplers differ: at the default one the first four points of five are drawn at random."""
 
 
-def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKey, TuningCell]:
+def cells_of(table: Table, tune: TuneSpec) -> dict[CellKey, TuningCell]:
     """Return the cells of a table, on the demo's own recipe."""
     models = sorted({model for model, _ in table})
     plan = plan_sweep(load_sweep("demo", {"models": models, "tune": tune.model_dump(mode="json")}))
     return {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
 
 
-@contextmanager
-def told(options: tuple[bool, bool] | None) -> Iterator[None]:
-    """Have searches use TPE with other options; None leaves them as they are."""
-    ours = study.make_sampler
-
-    def plain(name: Sampler, seed: int) -> BaseSampler:
-        if options is None:
-            return ours(name, seed)
-        multivariate, liar = options
-        startup = study.STARTUP_TRIALS
-        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=multivariate, constant_liar=liar)
-
-    study.make_sampler = plain
-    try:
-        yield
-    finally:
-        study.make_sampler = ours
-
-
-def search(
-    table: dict[CellKey, TabulatedCell], sampler: str, budget: float, seed: int
-) -> dict[CellKey, CellOutcome]:
+def search(table: Table, sampler: Sampler, budget: float, seed: int) -> dict[CellKey, CellOutcome]:
     """Return what one search finds."""
-    plain = PLAIN.get(sampler)
     # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
-    tune = TuneSpec(
-        batch_size=(32,),
-        budget=budget,
-        seeds=SEEDS_OF_TABLE,
-        sampler="tpe" if plain else cast("Sampler", sampler),
-        seed=seed,
-    )
-    with told(plain):
-        return replay(cells_of(table, tune), table, tune)
+    tune = TuneSpec(batch_size=(32,), budget=budget, seeds=SEEDS_OF_TABLE, sampler=sampler, seed=seed)
+    return replay(cells_of(table, tune), table, tune)
 
 
-@dataclass
-class Searches:
-    """Searches on one table, each run once.
-
-    Attributes:
-        table: Trainings.
-        seeds: Searches with one sampler; half as many at the larger budget.
-        processes: Searches at the same time.
-    """
-
-    table: dict[CellKey, TabulatedCell]
-    seeds: int
-    processes: int = 2
-    _found: dict[tuple[str, float], list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
-
-    def run(self, sampler: str, budget: float) -> list[dict[CellKey, CellOutcome]]:
-        """Return what was found, seed by seed."""
-        if (sampler, budget) not in self._found:
-            seeds = range(self.seeds if budget < TWICE else self.seeds // 2)
-            # Forked anew: a worker has the table already.
-            with get_context("fork").Pool(self.processes) as pool:
-                found = pool.map(partial(search, self.table, sampler, budget), seeds, chunksize=1)
-            self._found[sampler, budget] = found
-        return self._found[sampler, budget]
-
-    def regrets(self, found: list[dict[CellKey, CellOutcome]]) -> NDArray[np.float64]:
-        """Return them, in nat: ``(num_seeds, num_cells)``."""
-        return np.array([[self.table[key].regret(o) for key, o in one.items()] for one in found])
-
-
-def measure(searches: Searches, samplers: Iterable[str], budget: float) -> list[dict[str, Any]]:
-    """Return a row per sampler."""
+def measure(
+    table: dict[CellKey, TabulatedCell],
+    samplers: Iterable[Sampler],
+    budget: float,
+    seeds: int,
+    processes: int,
+) -> list[dict[str, Any]]:
+    """Return a row per sampler, of ``seeds`` searches; ``processes`` of them at the same time."""
     rows = []
     for name in samplers:
-        found = searches.run(name, budget)
-        regrets = searches.regrets(found)
+        # Forked anew: a worker has the table already.
+        with get_context("fork").Pool(processes) as pool:
+            found = pool.map(partial(search, table, name, budget), range(seeds), chunksize=1)
+        regrets = np.array([[table[key].regret(outcome) for key, outcome in one.items()] for one in found])
         every = [outcome for one in found for outcome in one.values()]
         costs = [outcome.spent / GRID_RATES for outcome in every]
         whole = GRID_RATES * SEEDS_OF_TABLE
@@ -147,34 +87,6 @@ def measure(searches: Searches, samplers: Iterable[str], budget: float) -> list[
     return rows
 
 
-QUESTIONS: dict[str, tuple[str, str, tuple[float, ...]]] = {
-    "tpe_for_random": ("tpe", "random", (0.2, TWICE)),
-    "gp_for_tpe": ("gp", "tpe", (TWICE,)),
-    "constant_liar": ("tpe", "tpe without constant liar", (TWICE,)),
-    "multivariate": ("tpe", "univariate tpe", (TWICE,)),
-}
-"""Whether something pays: with it, without it, and at which budgets."""
-
-
-def answer(searches: Searches, question: str) -> list[dict[str, float]]:
-    """Return mean regret with less mean regret without, paired by seed, by budget."""
-    *samplers, budgets = QUESTIONS[question]
-    rows = []
-    for budget in budgets:
-        means = [searches.regrets(searches.run(name, budget)).mean(axis=1) for name in samplers]
-        changes = np.subtract(*means)
-        rows.append(
-            {
-                "budget": budget,
-                "mean_regret_with": float(means[0].mean()),
-                "mean_regret_without": float(means[1].mean()),
-                "change": float(changes.mean()),
-                "std_error": float(changes.std(ddof=1) / np.sqrt(len(changes))),
-            }
-        )
-    return rows
-
-
 def policy(*, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: float = 0.2) -> Found:
     """Regret and cost of the search, against the grid and other searches.
 
@@ -184,15 +96,15 @@ def policy(*, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: 
     best of 25 rates is itself the luckiest of 25 means of three trainings, so the means are too high where
     trainings of one rate differ much.
     """
-    searches = Searches(read_table(table), seeds, processes)
-    ours, *theirs = measure(searches, ("tpe", "random"), budget)
+    known = read_table(table)
+    ours, *theirs = measure(known, ("tpe", "random"), budget, seeds, processes)
+    at_twice = measure(known, SAMPLERS, TWICE, seeds // 2, processes)
     return {
         "seeds": seeds,
         "ours": ours,
         "theirs": theirs,
         "ratio": {row["sampler"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
-        "samplers": {"budget": TWICE, "seeds": seeds // 2, "rows": measure(searches, SAMPLERS, TWICE)},
-        **{question: answer(searches, question) for question in QUESTIONS},
+        "samplers": {"budget": TWICE, "seeds": seeds // 2, "rows": at_twice},
     }
 
 

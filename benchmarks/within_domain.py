@@ -3,12 +3,13 @@
 ``within-domain``: fits the committed table of ``isweep run digit-pairs`` or ``mnist-pairs``. ``--keep CSV``
 first takes the columns that the fit needs out of a table of ``isweep results --csv``, and out of the images
 below ``--root`` the tails of their covariance spectra. ``drawn``: the same fit on tables of known laws and
-nulls, drawn here without the analysis: two-way effects of classes on heights, slopes, d and K_F. ``figure``
-and ``worlds-figure`` draw those of docs/findings.md.
+nulls, drawn here without the analysis: two-way effects of classes on heights, slopes, d and K_F.
+``interventions`` fits the committed worlds; ``figure`` and ``worlds-figure`` draw those of docs/findings.md.
 """
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +21,8 @@ from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
 from orchestrator.analysis.grouped import Slope, fit_pairs
+from orchestrator.analysis.interventions import fit_interventions
+from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
 from orchestrator.planning.plan import Workspace
 from tasks.prepared.store import PreparedDataset
@@ -48,6 +51,15 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
         tail_path = stem.with_name(f"{stem.name}_tail.csv")
         tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
     return {"answers": [asdict(slope) for slope in fit_pairs(read_csv(table_path))]}
+
+
+def interventions(preset: str = "interventions-digits") -> Found:
+    """Fit the committed table of a preset's worlds as the report does."""
+    rows = read_csv(next(RESULTS.glob(f"{preset.replace('-', '_')}.csv*")))
+    with tempfile.TemporaryDirectory() as root:
+        workspace = Workspace.open(preset, root)
+    found = {"trials": len(rows), "planned": len(workspace.plan.trials)}
+    return found | asdict(fit_interventions(rows, arms_of(workspace)))
 
 
 def tails(preset: str, root: str) -> pd.DataFrame:
@@ -215,4 +227,4 @@ def draw(world: dict[str, dict[str, float]], rng: np.random.Generator, num_class
 
 
 if __name__ == "__main__":
-    run(within_domain, parts=(drawn, figure, worlds_figure))
+    run(within_domain, interventions, parts=(drawn, figure, worlds_figure))

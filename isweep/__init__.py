@@ -7,6 +7,8 @@
 >>> found = isweep.tune("demo")          # searched learning rates: found.table, found.recipe, found.report
 >>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
 >>> isweep.predict(record, sweep, target_loss=0.3)
+
+A mistake that can be mended is a SweepError with the way out; whatever finished is kept.
 """
 
 import lazy_loader

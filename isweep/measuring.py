@@ -150,9 +150,6 @@ def measure(
         own: What own data leave open, as in a sweep file: ``label_map``, ``label_columns``, ``layout``.
         root: Where prepared datasets are looked for; see :func:`isweep.run`.
         settings: See :class:`tasks.measures.records.MeasureSettings`: ``num_neighbors``, ``seed``, ...
-
-    Raises:
-        SweepError: for images, labels or settings that cannot be used.
     """
     for name in settings:
         if name not in MeasureSettings.__dataclass_fields__:

@@ -44,9 +44,6 @@ def predict(
         target_loss: Test loss in nat to reach: how many images are needed?
         pilot: Small trainings of ``model`` on the dataset: pairs of train size and test loss, or a CSV file.
         root: See :func:`isweep.run`.
-
-    Raises:
-        SweepError: when the numbers, or the fits, do not allow a prediction.
     """
     from isweep.sweeps import Fits, Sweep, open
     from orchestrator.analysis.prediction import fit_growth

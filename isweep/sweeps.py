@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isweep.measuring import Shown, root_text
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from search_spaces.errors import ConfigError, DataError, invalid, plural, unknown_name
+from search_spaces.errors import DataError, invalid, plural, unknown_name
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
 
@@ -200,9 +200,6 @@ def run(
         changes: Values by dotted key that hold over the source's: ``{"recipe.epochs": 3}``.
         progress: Show what happens.
         options: See :class:`orchestrator.RunOptions`: ``address``, ``num_cpus``, ``tracking``, ...
-
-    Raises:
-        SweepError: for a mistake that can be mended; whatever finished is kept.
     """
     from orchestrator import run_sweep
 
@@ -212,11 +209,7 @@ def run(
 
 
 def open(source: SweepSource, *, root: str | Path | None = None, storage: str | None = None) -> Sweep:
-    """Return a sweep as it stands, a preset as it ran; nothing is run or made. Arguments as of :func:`run`.
-
-    Raises:
-        SweepError: for a name or file that does not make sense.
-    """
+    """Return a sweep as it stands, a preset as it ran; nothing is run or made. See :func:`run`."""
     return Sweep(Workspace.open(source, root_text(root), storage, as_run=True))
 
 
@@ -227,11 +220,7 @@ def plan(
     storage: str | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> Plan:
-    """Return the grid of a sweep, what is done and what the rest will cost; arguments as of :func:`run`.
-
-    Raises:
-        SweepError: for a sweep that does not make sense, or data that cannot give it.
-    """
+    """Return the grid of a sweep, what is done and what the rest will cost; see :func:`run`."""
     from orchestrator.commands import planned
 
     found = planned(Workspace.open(source, root_text(root), storage, changes=changes))
@@ -267,11 +256,7 @@ def tune(
     progress: bool = True,
     **options: object,
 ) -> Tuned:
-    """Search what is left of a sweep's learning rates; again resumes or extends. Arguments as of :func:`run`.
-
-    Raises:
-        SweepError: for a mistake that can be mended; whatever finished is kept.
-    """
+    """Search what is left of a sweep's learning rates; again resumes or extends. See :func:`run`."""
     from orchestrator.tuning.outcome import outcome_rows
     from orchestrator.tuning.run import tune_sweep
 
@@ -300,12 +285,10 @@ def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOpti
         raise invalid(error) from None
 
 
-def _progress(progress: object) -> Progress:
+def _progress(progress: bool) -> Progress:
     """Return what shows how far a run is, or what shows nothing."""
     from rich.console import Console
 
     from orchestrator.running.progress import Progress
 
-    if not isinstance(progress, bool):
-        raise ConfigError("progress must be True or False", repr(progress), "leave it out to see it")
     return Progress(console=Console() if progress else None)

@@ -11,25 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import Workspace, plan_sweep
-from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.cluster import RunOptions, connect
-from orchestrator.running.locks import exclusive
-from orchestrator.running.measuring import Measured
-from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.published import read_published
 from search_spaces.sweeps import DatasetChoice, SweepSpec
 from tasks.measures.records import MeasureResult
 from tasks.measures.sharpness import SharpnessConvention, conversion
-from tasks.prepared.prepare import save_montage
 from tasks.prepared.store import PreparedDataset
-from tasks.remote import RayExecutor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from orchestrator.running.cluster import RunOptions
+    from orchestrator.running.measuring import Measured
+    from orchestrator.running.progress import Progress
 
 
 def measured_document(measured: Measured) -> dict[str, Any]:
@@ -164,6 +159,15 @@ def prepare_one(
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
     """
+    # Measuring, which prepares nothing, does without these.
+    from orchestrator.planning.plan import Workspace, plan_sweep
+    from orchestrator.planning.sweep_file import load_sweep
+    from orchestrator.running.cluster import connect
+    from orchestrator.running.locks import exclusive
+    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
+    from tasks.prepared.prepare import save_montage
+    from tasks.remote import RayExecutor
+
     sweep = load_sweep(preset)
     # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})

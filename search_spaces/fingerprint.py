@@ -102,7 +102,7 @@ def _plain_model(model: BaseModel, where: str) -> dict[str, object]:
     defaults = _defaults(type(model))
     for name in type(model).model_fields:
         spelled = _plain(getattr(model, name), f"{where}.{name}")
-        if _text(spelled) != defaults.get(name):  # 1, 1.0 and True are different values here
+        if name not in defaults or _text(spelled) != defaults[name]:  # 1, 1.0 and True are different values
             plain[name] = spelled
     return plain
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("isweep")
 
 
-FIRST = ("tests/integration/", "tests/simulation/", "tests/unit/isweep/test_sweeps.py")
-"""Of the files that share no cluster, those that take a minute or so."""
+# Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+FIRST = (
+    "tests/integration/",
+    "tests/simulation/",
+    "tests/unit/tasks/trials/test_fidelity.py",
+    "tests/unit/orchestrator/running/",
+    "tests/unit/tasks/sources/test_hostile_sources.py",
+    "tests/unit/orchestrator/analysis/",
+)
+"""Of the files that share no cluster, those that take longest."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         if group_of(item.nodeid).startswith("Ray"):
             return 0
-        return 1 if item.nodeid.startswith(FIRST) else 2
+        return next((at for at, start in enumerate(FIRST, 1) if item.nodeid.startswith(start)), 99)
 
     items.sort(key=place)
 

@@ -20,6 +20,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
+from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
@@ -126,7 +127,7 @@ def summary(
         if len(lines) + len(wrapped) > most_lines - (k + 1 < len(limits)):
             return [*lines[: most_lines - 1], f"- {plural(len(limits) - k, 'remark')} more, in the report."]
         lines += wrapped
-    return lines
+    return lines if len(lines) <= most_lines else [*lines[: most_lines - 1], "  … The rest is in the report."]
 
 
 def _scaled(estimate: Estimate, by: float) -> str:
@@ -368,12 +369,6 @@ def _experiment(fits: ScalingFits) -> Finding:
         )
     if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
-    told = [
-        f"log {one.response} {number(one.value)} (95 % interval {interval(one.interval)}; the law says "
-        f"{number(one.theory)})"
-        for one in whole
-        if "Δ log K_F" in one.estimand and one.interval is not None
-    ]
-    short = f"per unit of log K_F moved: {listing(told)}" if told else found.answer.split(". ")[0]
+    short = followed(found.effects).rstrip(".")
     question = "When only one property is moved, what follows?"
     return Finding(question, "described", short, found.answer, tuple(caveats))

@@ -221,7 +221,7 @@ class ScalingFits:
         known = [d.label_sharpness for d in self.datasets if d.label_sharpness is not None]
         if not known:
             return "K_F was not measured"
-        same = t.SAME_SHARPNESS if len(known) > 1 and t.all_equal(known) else ""
+        same = t.SAME_SHARPNESS if len(known) > 1 and np.ptp(known) <= 1e-12 * max(known) else ""
         return same if self.sharpness_scale.comparable else t.UNEQUAL_SCALES
 
     def claim(self, key: str) -> Claim | None:

@@ -228,7 +228,7 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     passed = sum(gate.counts for gate in tried)
     arms = t.plural(len(tried), "arm")
     parts = [f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."]
-    parts += [_follows(effect) for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm]
+    parts.append(followed(effects))
     for effect in effects:
         if "controls" in effect.estimand and effect.interval is not None:
             moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]
@@ -242,6 +242,13 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     if off := sorted({gate.arm.dataset for gate in tried if not gate.counts}):
         parts.append(f"Left out by the gate: {t.listing(off)}.")
     return " ".join(parts)
+
+
+def followed(effects: Sequence[Effect]) -> str:
+    """Say of every response whether it follows K_F when only that is moved."""
+    return " ".join(
+        _follows(effect) for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm
+    )
 
 
 def _follows(effect: Effect) -> str:

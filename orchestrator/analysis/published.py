@@ -231,7 +231,8 @@ def compare(
     """
     kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
     notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
-    scales, quantities = [t.scales_of(table) for table in kept], [*COMPARED]
+    measured, quantities = [t.sharpness_scale(table, "ignore").scales for table in kept], [*COMPARED]
+    scales = [[scale for scale, _ in found if t.UNRECORDED not in scale] for found in measured]
     if scales[0] != scales[1] and all(scales):
         quantities.remove(c.LABEL_SHARPNESS)
         where = [f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)]

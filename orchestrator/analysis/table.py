@@ -20,14 +20,14 @@ from tasks.trials.records import TrialStatus
 
 #: Derived columns of the fitted points.
 LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
-LOG_TRAIN_SIZE, SCALED_LOG_TRAIN_SIZE = "log_train_size", "scaled_log_train_size"
+LOG_TRAIN_SIZE = "log_train_size"
 #: d_data at the largest train size of the dataset and class pair, since the estimate itself grows with N.
 D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
 IS_MEDICAL = "is_medical"
 #: What has to be equal for two points to be compared at equal N, and what one curve over N is: codes.
 CELL, CURVE = "cell", "curve"
-WEIGHT, NUM_SEEDS, SEED_STD = "weight", "num_seeds", "seed_std"
+WEIGHT, SEED_STD = "weight", "seed_std"
 
 #: How columns are called in sentences, tables and figures.
 WORDS = {
@@ -35,7 +35,6 @@ WORDS = {
     c.TRAIN_SIZE: "N", c.SEED: "seed", c.TEST_LOSS: "test loss", c.TEST_ACCURACY: "accuracy", c.AUC: "AUC",
     SEED_STD: "seed spread", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "K_F", c.WALL_TIME_S: "time (s)",
     D_REFERENCE: "d_data", INVERSE_D: "1/d", LOG_SHARPNESS: "log K_F", IS_MEDICAL: "the domain label",
-    SCALED_LOG_TRAIN_SIZE: "−log N / d",
 }  # fmt: skip
 #: All models together, each with its own intercept; both domains together.
 POOLED, ALL = "pooled", "all"
@@ -104,11 +103,6 @@ def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, 
         return text
     by = ", by resampling, as the interval is not" if p > LEVEL else ""
     return f"p = {p_value(p)} alone{by}; {text}, decides"
-
-
-def all_equal(values: Collection[float]) -> bool:
-    """Tell whether numbers differ by rounding alone."""
-    return float(np.ptp([*values])) <= 1e-12 * float(np.abs([*values]).max())
 
 
 # A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading apostrophe
@@ -328,7 +322,8 @@ class SharpnessScale:
 
 def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     """Tell whether K_F, which depends on pixel range, side and channels, may be compared over datasets."""
-    measured = table[table[c.LABEL_SHARPNESS].notna()]
+    measured = table.reindex(columns=[*table.columns.union([c.LABEL_SHARPNESS, *_SCALE])])
+    measured = measured[measured[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
     found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
     listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
@@ -346,14 +341,6 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     elif measured[_SCALE].isna().any(axis=None):
         note = "The scale of K_F is not fully recorded; it is taken to be one."
     return SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
-
-
-def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the scales of a table's K_F that are recorded in full."""
-    if not {c.LABEL_SHARPNESS, *_SCALE} <= set(table.columns):
-        return ()
-    known = table.loc[table[c.LABEL_SHARPNESS].notna(), _SCALE].dropna().drop_duplicates()
-    return tuple(sorted(spell_scale(row) for row in known.itertuples(index=False, name=None)))
 
 
 def spell_scale(key: object) -> str:
@@ -389,19 +376,16 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     trials = trials[~pd.DataFrame(no_trial).any(axis=1)]
     names = [n for n in trials.columns if n not in c.TEXT_COLUMNS and n not in _POINT]
     numbers = [name for name in names if pd.api.types.is_numeric_dtype(trials[name])]
-    grouped = trials.groupby(_POINT, sort=True)
-    points = grouped[numbers].mean().assign(**{NUM_SEEDS: grouped.size()}).reset_index()
+    points = trials.groupby(_POINT, sort=True)[numbers].mean().reset_index()
     pairs = points.groupby([c.MODEL, c.DATASET, c.TRAIN_SIZE])[c.CLASS_PAIR].transform("size")
 
-    log_size = np.log(points[c.TRAIN_SIZE].astype(float))
-    sharpness, d_data = points[c.LABEL_SHARPNESS], points[c.D_DATA_MLE]
-    errors, reference = 1.0 - points[c.TEST_ACCURACY], at_largest_size(points, c.D_DATA_MLE)
+    sharpness, errors = points[c.LABEL_SHARPNESS], 1.0 - points[c.TEST_ACCURACY]
+    reference = at_largest_size(points, c.D_DATA_MLE)
     added = {
         WEIGHT: 1.0 / pairs,
         c.TEST_LOSS: np.exp(points[LOG_LOSS]),
         LOG_ERROR: np.log(errors.where(errors > 0)),
-        LOG_TRAIN_SIZE: log_size,
-        SCALED_LOG_TRAIN_SIZE: -log_size / d_data.where(d_data > 0),
+        LOG_TRAIN_SIZE: np.log(points[c.TRAIN_SIZE].astype(float)),
         LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
         IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
         CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),

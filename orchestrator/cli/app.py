@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import logging
 import logging.handlers
 import os
@@ -13,10 +12,11 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
 from rich.markup import escape
@@ -41,10 +41,10 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         data.recipes: ("", "isweep recipes"),
     },
     "Sweeps": {
-        sweeps.run: ("", "isweep run demo", "isweep run ./mine.yaml --set recipe.epochs=3"),
+        sweeps.run: ("reading the sweep", "isweep run demo", "isweep run ./mine.yaml --set recipe.epochs=3"),
         sweeps.plan: ("planning", "isweep plan ./mine.yaml"),
-        sweeps.status: ("", "isweep status", "isweep status demo --watch"),
-        sweeps.tune: ("", "isweep tune demo"),
+        sweeps.status: ("looking at the root", "isweep status", "isweep status demo --watch"),
+        sweeps.tune: ("reading the sweep", "isweep tune demo"),
         sweeps.reconcile: ("sending to MLflow", "isweep reconcile demo"),
     },
     "Results": {
@@ -67,8 +67,8 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         results.power: ("simulating sweeps", "isweep power paper"),
     },
     "Your data": {
-        data.datasets: ("", "isweep datasets mnist"),
-        data.prepare: ("", "isweep prepare mnist --raw /data/mnist"),
+        data.datasets: ("looking at the root", "isweep datasets mnist"),
+        data.prepare: ("looking for the data", "isweep prepare mnist --raw /data/mnist"),
         data.measure: (
             "reading and measuring images",
             "isweep measure ./my-images --image-size 32",
@@ -88,19 +88,6 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
 examples that end its help."""
 
 
-class Command(NamedTuple):
-    """A command with its options, ready to be run."""
-
-    function: Callable[..., int | None]
-    bound: inspect.BoundArguments
-
-    @property
-    def root(self) -> str | None:
-        """The root that the options name."""
-        places = (value for value in self.bound.arguments.values() if isinstance(value, Place))
-        return next(places, Place()).root
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a bug."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -109,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(words)
     except ConfigError as error:
         return _failed(error)
-    with root_log(command.root):
+    given = (*command.args, *command.keywords.values())
+    place = next((value for value in given if isinstance(value, Place)), Place())
+    with root_log(place.root):
         log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
         code = _run(command)
         log.info("ends with exit code %d", code)
@@ -127,8 +116,8 @@ def entry() -> NoReturn:
     sys.exit(code)
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """Read a command line without running it.
+def parse(arguments: Sequence[str]) -> partial[int | None]:
+    """Read a command line: the command with its options, ready to be called.
 
     Raises:
         ConfigError: when it is none.
@@ -140,7 +129,7 @@ def parse(arguments: Sequence[str]) -> Command:
         function, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
-    return Command(function, bound)
+    return partial(function, *bound.args, **bound.kwargs)
 
 
 def explained(error: CycloptsError, words: Sequence[str]) -> ConfigError:
@@ -190,11 +179,11 @@ class _App(App):
         return super().generate_completion(**how).replace("complete -F ", "complete -o default -F ")
 
 
-def _run(command: Command) -> int:
+def _run(command: partial[int | None]) -> int:
     waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
     try:
-        with waiting(wait) if (wait := waits.get(command.function)) else nullcontext():
-            code = command.function(*command.bound.args, **command.bound.kwargs) or 0
+        with waiting(wait) if (wait := waits.get(command.func)) else nullcontext():
+            code = command() or 0
         sys.stdout.flush()
         return code
     except SweepError as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.measures.records import MeasureSettings
     from tasks.measures.sharpness import LabelSharpness
 
-Side = o.whole(4, 1025, "from 4 to 1024 pixels")
+Side = o.whole(4, 1025)
 DRAFT, METHOD = Group("Sweep file", sort_key=1), Group("Method", sort_key=1)
 
 
@@ -83,7 +83,7 @@ def recipes(*, place: o.Place = o.Place()) -> None:
     names, rows = ("recipe", "epochs", "rate", "batch", "pixels", "about"), list[dict[str, Any]]()
     for name, (about, *_) in RECIPES.items():
         usual = recipe_spec(name, "", "")
-        pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
+        pixels = f"0 to {255 * usual.input_scale:.4g}"
         values = (name, usual.epochs, f"{usual.learning_rate:g}", usual.batch_size, pixels, about)
         rows.append(dict(zip(names, values, strict=True)))
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
@@ -108,8 +108,6 @@ def presets(*, place: o.Place = o.Place()) -> None:
 
 def _listed(rows: Sequence[Mapping[str, Any]], names: Sequence[str], more: str) -> Iterator[Shown]:
     table = grid(*names)
-    for column in table.columns:
-        column.no_wrap = column.header != "about"
     for row in rows:
         table.add_row(*(cell(row[name]) for name in names))
     yield table
@@ -125,15 +123,13 @@ def datasets(name: str | None = None, /, *, place: o.Place = o.Place()) -> None:
     from orchestrator.data_commands import dataset_rows
 
     rows = dataset_rows(place.root, name)
-    emit(place, rows, (text for row in rows for text in _described(row)))
-
-
-def _described(row: Mapping[str, Any]) -> Iterator[Shown]:
-    yield Text.assemble((row["name"], "bold"), f"  {row['title']} ({row['domain']}, {row['modality']})")
-    yield f"  {row['description']}"
-    yield f"  terms: {row['terms']}"
-    yield f"  files: {row['raw_layout']}"
-    yield f"  groups: {row['groups']}; {', '.join(row['prepared']) or 'not prepared'}"
+    said = []
+    for row in rows:
+        title = f"  {row['title']} ({row['domain']}, {row['modality']})\n  {row['description']}\n"
+        prepared = f"  groups: {row['groups']}; {', '.join(row['prepared']) or 'not prepared'}"
+        text = f"{title}  terms: {row['terms']}\n  files: {row['raw_layout']}\n{prepared}"
+        said.append(Text.assemble((row["name"], "bold"), text))
+    emit(place, rows, said)
 
 
 def prepare(
@@ -257,12 +253,12 @@ def measure(
     given = {**vars(images), **vars(reading), "said": own.said(), "settings": method.settings()}
     request = MeasureRequest(source=source, **given)
 
-    def connected() -> AbstractContextManager[Cluster]:
+    connected: AbstractContextManager[Cluster | None] = nullcontext()
+    if address is not None or num_cpus > 1:
         from orchestrator.running.cluster import connect
 
-        return connect(address, num_cpus=num_cpus, dashboard=False)
-
-    with nullcontext() if address is None and num_cpus == 1 else connected() as cluster:
+        connected = connect(address, num_cpus=num_cpus, dashboard=False)
+    with connected as cluster:
         # The source and the prepared images lie on this node.
         executor = InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
         measured = measure_source(request, executor, place.paths)

@@ -27,11 +27,9 @@ def ls(*, place: Place = Place()) -> None:
     table = grid("what", "name", "size", "")
     for row in rows:
         table.add_row(row["what"], cell(row["name"]), decimal(row["bytes"]), row["about"])
-    if rows:
-        remove = place.hint("rm", "NAME")
-        emit(place, rows, table, f"In {paths.root}; remove a sweep or prepared data with: {remove}")
-    else:
-        emit(place, rows, f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}")
+    remove = f"In {paths.root}; remove a sweep or prepared data with: {place.hint('rm', 'NAME')}"
+    begin = f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}"
+    emit(place, rows, (table, remove) if rows else begin)
 
 
 def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> None:
@@ -67,7 +65,7 @@ def ui(
     sweep: Annotated[str | None, Parameter(name="SWEEP")] = None,
     /,
     *,
-    port: Annotated[int | None, whole(1, 65536, "from 1 to 65535"), Parameter(metavar="PORT")] = None,
+    port: Annotated[int | None, whole(1, 65536), Parameter(metavar="PORT")] = None,
     place: Place = Place(),
 ) -> None:
     """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends it.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from orchestrator.running.cluster import RunOptions
 
 
-def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
-    """Return how to read whole numbers from ``least`` to ``below``; ``rule`` words what is allowed."""
+def whole(least: int, below: int = 2**63) -> Parameter:
+    """Return how to read whole numbers from ``least`` to ``below``."""
 
     def check(text: str) -> int:
         try:
@@ -29,8 +29,8 @@ def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
             parted = "; put blanks, not commas, between numbers" if "," in text else ""
             raise ValueError(f"must be a whole number, got {text!r}{parted}") from None
         if not least <= value < below:
-            limits = f"at least {least}" + (" and below 2^63" if value >= below else "")
-            raise ValueError(f"must be {rule or limits}, got {value}")
+            limits = f"at least {least}" if value < least else f"at most {below - 1:,}"
+            raise ValueError(f"must be {limits}, got {value}")
         return value
 
     return _each(check)

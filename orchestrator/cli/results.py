@@ -44,8 +44,6 @@ SHORT = {
 """Short names of columns, which people see and may give to --where and --sort."""
 CELL = ("model", "dataset", "class_pair", "train_size")
 NUMBERS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat_pred")
-WHERE_MEASURED = "r_hat_pred"
-"""The column that people see only where some row has it."""
 BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_up", "runner_up_loss")
 SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
 TEXT = ("model", "dataset", "class_pair")
@@ -100,8 +98,7 @@ class RowOptions:
         columns = [*CELL, "num_seeds" if self.mean else "seed", *NUMBERS]
         if self.best or self.search:
             columns = [*BEST] if self.best else [*SEARCH, "validation_loss"]
-        if not any(row.get(WHERE_MEASURED) is not None for row in rows):
-            columns = [name for name in columns if name != WHERE_MEASURED]
+        columns = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
         first_number = next(place for place, name in enumerate(columns) if name not in TEXT)
         table = grid(*(SHORT.get(name, name) for name in columns), numeric_from=first_number)
         for row in rows:
@@ -146,7 +143,7 @@ def results(
     if chosen.search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
-        return write_predictions(sweep, predictions, place)
+        return _write_predictions(place.open(sweep), predictions, place)
     table = read_search(sweep, place) if chosen.search else read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     what = f"{plural(len(table), 'row')} to "
@@ -160,13 +157,11 @@ def results(
     return emit(place, rows, chosen.shown(rows))
 
 
-def write_predictions(sweep: str, path: Path, place: o.Place) -> None:
-    """Write every network's logits of the test images as one Parquet file."""
+def _write_predictions(workspace: Workspace, path: Path, place: o.Place) -> None:
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
     from orchestrator.results.table import predictions_table
 
-    workspace = place.open(sweep)
     results = read_state(workspace).records
     table = predictions_table(results, ResultStore(workspace.results_url))
     num_trials = table["trial_id"].nunique()
@@ -257,17 +252,9 @@ def report(
         figures: Write the figures in this format too; may be given twice.
     """
     from orchestrator.commands import written_report
-    from orchestrator.results.state import read_state
 
-    workspace = place.open(sweep)
-    state = read_state(workspace)
-    path = written_report(workspace, state, figures)
-    if path is None:
-        raise no_results(sweep, workspace, place)
-    tell_what_is_absent(sweep, workspace, state, place)
-    if not from_store:
-        compare_with_mlflow(sweep, workspace, state, place)
-    return emit(place, {"report": str(path)}, str(path))
+    path = str(written_report(*read_results(sweep, place, from_store=from_store), figures))
+    emit(place, {"report": path}, path)
 
 
 def compare(
@@ -474,33 +461,25 @@ def power(
 
 
 def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep, one row at least, compared with MLflow unless ``from_store``.
-
-    Where the store cannot be reached and MLflow can, the table is MLflow's.
-    """
+    """Return the tidy table of a sweep, one row at least, compared with MLflow unless ``from_store``."""
     from orchestrator.analysis.report import results_table
+
+    workspace, state = read_results(sweep, place, from_store=from_store)
+    return results_table(workspace, state=state)
+
+
+def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:
+    """Return a sweep and what its store holds, one result at least; compares it with MLflow."""
     from orchestrator.results.state import read_state
-    from orchestrator.results.tracking import tracked_rows
 
     workspace = place.open(sweep)
-    try:
-        state = read_state(workspace)
-    except SetupError as error:
-        if from_store:
-            raise
-        table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
-        if table.empty:
-            raise
-        why = f"nothing vouches for them: the result store cannot be read ({error})"
-        tell(f"These numbers are MLflow's, and {why}")
-        return table
+    state = read_state(workspace)
     tell_what_is_absent(sweep, workspace, state, place)
-    table = results_table(workspace, state=state)
-    if table.empty:
+    if not (state.results or state.partial):
         raise no_results(sweep, workspace, place)
     if not from_store:
         compare_with_mlflow(sweep, workspace, state, place)
-    return table
+    return workspace, state
 
 
 def tell_what_is_absent(sweep: str, workspace: Workspace, state: State, place: o.Place) -> None:
@@ -538,20 +517,19 @@ def read_search(sweep: str, place: o.Place) -> pd.DataFrame:
 
     from orchestrator.tuning.cells import search_rows
 
-    rows = search_rows(place.open(sweep))
-    if not rows:
-        way_out = f"run: {place.hint('tune', sweep)}"
-        raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
-    return pd.DataFrame(rows)
+    if rows := search_rows(place.open(sweep)):
+        return pd.DataFrame(rows)
+    way_out = f"run: {place.hint('tune', sweep)}"
+    raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
 
 
 def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:
     """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
     from orchestrator.running.progress import read_run
 
+    way_out = f"run it: {place.hint('run', sweep)}"
     if read_run(workspace) is not None:
         way_out = f"a run works on it; see: {place.hint('status', sweep)}"
-    else:
-        absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
-        way_out = f"run it: {place.hint('run', sweep)}{absent}"
+    elif not workspace.paths.exist:
+        way_out += f"; there is no root {workspace.paths.root} yet"
     return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)

@@ -17,7 +17,18 @@ from rich.markup import escape
 from rich.text import Text
 
 from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
-from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stderr, stdout, tell
+from orchestrator.cli.printing import (
+    Shown,
+    cell,
+    emit,
+    grid,
+    progress,
+    report_tables,
+    stderr,
+    stdout,
+    tell,
+    waited,
+)
 from orchestrator.cli.results import no_results
 from search_spaces.errors import ConfigError, SweepError, collect, plural
 
@@ -76,13 +87,10 @@ def _tell_which(sweep: str, work: SweepWork, command: str) -> None:
 
     if "/" in sweep or not os.path.isfile(file := f"{sweep}.yaml") or sweep in preset_names():
         return
-    paths = work.paths
     with suppress(ConfigError):
-        if load_sweep(paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=paths.recipes):
+        if load_sweep(work.paths.sweep(sweep).sweep_file) != load_sweep(file, recipes=work.paths.recipes):
             way = work.again(command, f"./{file}")
-            tell(
-                f"{sweep} is the sweep as it last ran; what ./{file} says now differs, and is used by: {way}"
-            )
+            tell(f"{sweep} is the sweep as it last ran; ./{file} says otherwise, and is run by: {way}")
 
 
 def _tell_behind(num: int, command: str) -> None:
@@ -116,7 +124,7 @@ def plan(
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
     gpu: str | None = None,
-    gpus: Annotated[int | None, whole(1, MOST_GPUS + 1, f"from 1 to {MOST_GPUS:,}")] = None,
+    gpus: Annotated[int | None, whole(1, MOST_GPUS + 1)] = None,
     changes: Changes = (),
     place: Place = Place(),
 ) -> None:
@@ -307,6 +315,7 @@ def _watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
     Raises:
         KeyboardInterrupt: when it is stopped, which stops no run.
     """
+    waited()  # it has a display of its own
     said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)
     try:
         with shown if stdout.is_terminal else nullcontext():

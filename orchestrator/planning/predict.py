@@ -340,6 +340,12 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
     )
 
 
+def was_built(network: NetworkSpec, num_outputs: int) -> bool:
+    """Tell whether a network is of a preset, whose costs are kept: it was built to count them."""
+    sizes = network.subset.prepared.channels, network.subset.prepared.image_size, num_outputs
+    return cost_key(network.model, recipe_of_costs(network), *sizes) in _walked()
+
+
 def has_cost(network: NetworkSpec) -> bool:
     """Tell whether :func:`cost_of` counts a network, rather than guesses from its weights."""
     try:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import to_json
 
 from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
@@ -344,8 +345,7 @@ class ResultStore:
     def save(self, record: SealedRecord) -> None:
         """Write a record; a trial's result is its completion marker, and its earlier failure is forgotten."""
         plain = record.plain()
-        sealed = {"sha256": fingerprint(plain), "record": plain}
-        data = json.dumps(sealed, indent=1, allow_nan=False).encode()
+        data = to_json({"sha256": fingerprint(plain), "record": plain}, indent=1)
         self._files.write(self._path(record.folder, record.record_id, record.file), data)
         if isinstance(record, TrialRecord):
             self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))

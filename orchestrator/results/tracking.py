@@ -103,9 +103,10 @@ class Tracker:
 
     def check(self) -> None:
         """Wait a few seconds for MLflow's first answer; SetupError when it refuses us, and always will."""
-        asked = self._open_runs and not self._waits
+        if self._waits or not self._open_runs:
+            return
         with self._changed:
-            self._changed.wait_for(lambda: self._progress or self._error or not asked, FIRST_TRY_S)
+            self._changed.wait_for(lambda: self._progress or self._error, FIRST_TRY_S)
         if self._error and self._runs is None and self._refused:
             raise self._error
 

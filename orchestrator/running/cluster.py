@@ -24,7 +24,14 @@ from pydantic import Field
 
 from orchestrator.planning.estimate import LOOK_AHEAD
 from orchestrator.running import ending
-from orchestrator.running.gpus import check_driver, check_gpu, gpus_here, is_logical, visible_gpus
+from orchestrator.running.gpus import (
+    check_driver,
+    check_gpu,
+    gpus_here,
+    has_devices,
+    is_logical,
+    visible_gpus,
+)
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -124,7 +131,7 @@ def _parted(address: str) -> tuple[str, str]:
     return host, port
 
 
-def looked_up(address: str) -> str:
+def reached(address: str) -> str:
     """Return an address that answers, where Ray would wait, with its host's name looked up for gRPC."""
     host, port = _parted(address)
     if not host:
@@ -252,7 +259,7 @@ def connect(
     os.environ.update(_ALWAYS)
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
-    head = None if address is None else looked_up(address)
+    head = None if address is None else reached(address)
     with contextlib.ExitStack() as stack:
         if head is None:
             if shutil.which("bash") is None:
@@ -275,8 +282,9 @@ def connect(
                 context = _attach(ray, str(address), address=head, **settings)
         else:
             settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
-            # Ray counts slices (MIG) as their one GPU, and one where CUDA_VISIBLE_DEVICES=-1 hides all.
-            if not is_logical() and ((there := gpus_here()) or visible_gpus() == []):
+            # Ray counts slices (MIG) as their one GPU, one where CUDA_VISIBLE_DEVICES=-1 hides all, and hangs
+            # with a driver that hangs.
+            if not is_logical() and ((there := gpus_here()) or visible_gpus() == [] or has_devices()):
                 settings["num_gpus"] = len(there)
             context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
         stack.enter_context(_watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S))

@@ -12,13 +12,14 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from search_spaces.errors import SetupError
 from tasks.clock import SYSTEM, Clock
@@ -31,6 +32,11 @@ log = logging.getLogger(__name__)
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN_S = 5.0
 """How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
+
+ANSWER_TIMEOUT_S = 60.0
+"""Of a tool that is asked."""
+KILLED_WITHIN_S = 5.0
+"""How long a process that was killed may take to end: one that waits in a driver never does."""
 
 PREFIX = "isweep-ray-"
 OWNER_FILE, RAYS = "owner", "r"
@@ -231,6 +237,52 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+_stuck: set[str] = set()
+"""Programs that could not be killed: they wait in the driver, as they would every time."""
+
+
+def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_S) -> tuple[str, str]:
+    """Return what a command prints, and its complaint where it fails: then it has said nothing.
+
+    It sees all GPUs, or those that ``visible`` names. One that hangs in the kernel, where no signal ends it,
+    is left behind, and its program is not asked again.
+    """
+    if command[0] in _stuck:
+        return "", "it hangs in the driver"
+    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    try:
+        process = subprocess.Popen(command, env=env, **pipes)
+    except FileNotFoundError:
+        return "", "it is not there"
+    except OSError as error:
+        return "", error.strerror or type(error).__name__
+    try:
+        said, complaint = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        if not end(process):
+            _stuck.add(command[0])
+        return "", f"no answer in {timeout:g} s"
+    except BaseException:  # a stop must not leave it behind
+        end(process)
+        raise
+    if process.returncode == 0:
+        return str(said).strip(), ""
+    lines = (complaint.strip() or said.strip()).splitlines()
+    return "", lines[-1][:300] if lines else f"exit code {process.returncode}"
+
+
+def end(process: subprocess.Popen[str]) -> bool:
+    """Kill a process, and tell whether it ended: nothing kills one that waits in the driver."""
+    process.kill()
+    try:
+        process.wait(KILLED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def remove_orphans(paths: RootPaths) -> None:

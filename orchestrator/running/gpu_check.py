@@ -48,7 +48,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import provenance
 from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
-from orchestrator.running.ending import environment
+from orchestrator.running.ending import end, environment
 from orchestrator.running.failures import classify
 from orchestrator.running.gpus import BFLOAT16_FROM, Gpu, describe, is_logical, mps_runs, nvidia_smi
 from search_spaces.errors import ConfigError, SetupError
@@ -349,7 +349,7 @@ def _gain(bench: Bench, model: str) -> dict[str, Any]:
             break
         finally:
             for process in started:
-                end(process)
+                end_group(process)
     return row | ({"gain": row["2"] / row["1"]} if "2" in row else {})
 
 
@@ -527,18 +527,17 @@ def _answer(process: subprocess.Popen[str]) -> Any:
     try:
         said, complaint = process.communicate(timeout=PART_TIMEOUT_S)
     finally:
-        end(process)
+        end_group(process)
     if process.returncode:
         raise ChildProcessError((complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
     return json.loads(said.splitlines()[-1])
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end_group(process: subprocess.Popen[str]) -> None:
     """End a part's process and what it started: what it leaves would compute beside the next part."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.wait()
+    end(process)
 
 
 def without_names(text: str) -> str:

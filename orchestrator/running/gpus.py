@@ -6,13 +6,14 @@ a :class:`~search_spaces.errors.SweepError`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from typing import Any
 
 from orchestrator.planning.paths import user_cache
 from orchestrator.planning.predict import GpuModel, gpu_model_there, read_checks
+from orchestrator.running.ending import answer_of
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -48,8 +50,16 @@ NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 BFLOAT16_FROM = (8, 0)
 """Compute capability: PyTorch tells older GPUs to compute in bfloat16 and emulates it."""
 DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
-ANSWER_TIMEOUT_S, IMPORT_TIMEOUT_S = 60.0, 300.0
-"""Of a tool; of one that imports torch, which a network's file system may take minutes to give."""
+WSL = Path("/usr/lib/wsl/lib")
+"""Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without files of devices."""
+WAYS_OUT = {
+    "stub library": "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
+    "system not yet initialized": "start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
+}
+"""By words of why torch reaches no GPU: cudaErrorStubLibrary, cudaErrorSystemNotReady."""
+IMPORT_TIMEOUT_S = 300.0
+"""Of a process that imports torch, which a network's file system may take minutes to give."""
+MPS_TIMEOUT_S = 5.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S = 300.0
@@ -104,6 +114,7 @@ class NodeGpus:
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
         offered: GPUs that Ray hands out there.
         logical: whether these are for scheduling only.
+        complaint: why torch reaches none, in its words; empty where it reaches one.
         error: why torch could not be asked there; empty where it answered.
     """
 
@@ -116,6 +127,7 @@ class NodeGpus:
     visible: str = ""
     offered: float = 0.0
     logical: bool = False
+    complaint: str = ""
     error: str = ""
 
 
@@ -125,49 +137,48 @@ def is_logical() -> bool:
 
 
 def mps_runs() -> bool:
-    """Tell whether NVIDIA's multi-process service answers on this node."""
-    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
+    """Tell whether NVIDIA's multi-process service answers on this node: one that died leaves its socket."""
+    path = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(MPS_TIMEOUT_S)
+        try:
+            client.connect(str(path))
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE  # it listens, by another type of socket
+    return True
 
 
-def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_S) -> tuple[str, str]:
-    """Return what a command prints, and its complaint where it fails: then it has said nothing.
-
-    It sees all GPUs, or those that ``visible`` names.
-    """
-    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, check=False)
-    except FileNotFoundError:
-        return "", "it is not there"
-    except OSError as error:
-        return "", error.strerror or type(error).__name__
-    except subprocess.TimeoutExpired:
-        return "", f"no answer in {timeout:g} s"
-    if done.returncode == 0:
-        return done.stdout.strip(), ""
-    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return "", lines[-1][:300] if lines else f"exit code {done.returncode}"
+def ask_smi(*options: str) -> tuple[str, str]:
+    """Return what ``nvidia-smi`` says, and its complaint where it fails."""
+    return answer_of(shutil.which("nvidia-smi") or str(WSL / "nvidia-smi"), *options)
 
 
 def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
     """Return what ``nvidia-smi`` says of each GPU, field by field; nothing where there is none."""
-    text, _ = answer_of("nvidia-smi", *options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-    return [[word.strip() for word in line.split(",")] for line in text.splitlines()]
+    text, _ = ask_smi(*options, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    rows = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
+    return [row for row in rows if len(row) == fields.count(",") + 1]  # others are warnings
+
+
+def has_devices() -> bool:
+    """Tell whether this machine has NVIDIA's GPUs, by its kernel or by Windows below it."""
+    return any(DEVICES.glob("nvidia[0-9]*")) or (WSL / "libcuda.so.1").exists()
 
 
 def driver_version() -> str:
     """Return the version of this machine's NVIDIA driver, where ``nvidia-smi`` fails too; empty without."""
-    if said := next((row[0] for row in nvidia_smi("driver_version")), ""):
-        return said
-    with suppress(OSError):
-        found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", DRIVER.read_text(encoding="utf-8"))
-        return found[1] if found else ""
-    return ""
+    said = next((row[0] for row in nvidia_smi("driver_version")), "")
+    if not re.fullmatch(r"\d+(\.\d+)+", said):
+        with suppress(OSError):
+            said = f" {DRIVER.read_text(encoding='utf-8')} "
+    found = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", said)
+    return found[0] if found else ""
 
 
-def driver_way_out(driver: str, cuda: str | None) -> str:
-    """Return how a driver and a torch that was built for ``cuda`` are brought together."""
+def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
+    """Return how a driver and a torch that was built for ``cuda`` and says so are brought together."""
+    if known := next((way_out for words, way_out in WAYS_OUT.items() if words in complaint), ""):
+        return known
     if not driver:
         return "install NVIDIA's driver"
     if not cuda:
@@ -201,14 +212,10 @@ def gpus_here() -> list[Gpu]:
     if is_logical() or words == []:
         return []
     rows = nvidia_smi("name,uuid,memory.total,mig.mode.current")
-    if not rows:
-        there = any(DEVICES.glob("nvidia[0-9]*"))
-        return list(describe(",".join(words or ())).gpus) if there else []
-    gpus = [
-        Gpu(name, uuid, int(size) * 2**20, mig=cut == "Enabled")
-        for name, uuid, size, cut in rows
-        if size.isdigit()
-    ]
+    # Nothing is known of the memory of GPUs that share the machine's (GB10).
+    if not rows or not all(row[2].isdigit() for row in rows):
+        return list(describe(",".join(words or ())).gpus) if rows or has_devices() else []
+    gpus = [Gpu(name, uuid, int(size) * 2**20, mig=cut == "Enabled") for name, uuid, size, cut in rows]
     slices = _slices() if any(gpu.mig for gpu in gpus) else {}
     gpus = [
         replace(gpu, name=f"{gpu.name} MIG {profile}", uuid=uuid, memory_bytes=size) if uuid else gpu
@@ -217,18 +224,18 @@ def gpus_here() -> list[Gpu]:
     ]
     if words is None:
         return gpus
+    words = list(takewhile(lambda word: not word.isdigit() or int(word) < len(rows), words))
     if not all(map(str.isdigit, words)):
         return [gpu for word in words for gpu in gpus if gpu.uuid.startswith(word)]
-    return (
-        gpus[: len(words)] if len({gpu.name for gpu in gpus}) == 1 else list(describe(",".join(words)).gpus)
-    )
+    of_one_kind = len({gpu.name for gpu in gpus}) == 1
+    return gpus[: len(words)] if of_one_kind else list(describe(",".join(words)).gpus)
 
 
 def _slices() -> dict[str, list[tuple[str, str, int]]]:
     """Return profile, UUID and bytes of all slices (MIG), by the UUID of their GPU."""
     found: dict[str, list[tuple[str, str, int]]] = {}
     whole = ""
-    for line in answer_of("nvidia-smi", "-L")[0].splitlines():
+    for line in ask_smi("-L")[0].splitlines():
         if gpu := re.match(r"GPU \d+: .*\(UUID: (GPU-[^)]+)\)", line):
             whole = gpu[1]
         elif cut := re.match(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)", line):
@@ -239,9 +246,9 @@ def _slices() -> dict[str, list[tuple[str, str, int]]]:
 
 def check_driver() -> None:
     """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without a word."""
-    if is_logical() or visible_gpus() == [] or not any(DEVICES.glob("nvidia[0-9]*")) or gpus_here():
+    if is_logical() or visible_gpus() == [] or not has_devices() or gpus_here():
         return
-    _, complaint = answer_of("nvidia-smi", "-L")
+    _, complaint = ask_smi("-L")
     raise SetupError(
         "NVIDIA's driver must answer where there is a GPU",
         f"nvidia-smi: {complaint or 'it lists none'}; driver {driver_version() or 'absent'}",
@@ -285,6 +292,24 @@ def describe(visible: str | None = None) -> NodeGpus:
     return NodeGpus(socket.gethostname(), gpus, **found)
 
 
+def offers(visible: str | None = None) -> NodeGpus:
+    """Return this node's GPUs as its trials meet them; see :func:`describe`.
+
+    CUDA shows a process the first slice (MIG) alone: ``nvidia-smi`` tells of the others that are named.
+    """
+    node = describe(visible)
+    words = node.visible.split(",")
+    if len(node.gpus) != 1 or len(words) < 2 or not node.visible.startswith("MIG-"):
+        return node
+    known = {uuid: (profile, size) for slices in _slices().values() for profile, uuid, size in slices}
+    gpus = list(node.gpus)
+    for word in filter(known.__contains__, words[1:]):
+        profile, size = known[word]
+        name = re.sub(r"MIG \S+", f"MIG {profile}", gpus[0].name)
+        gpus.append(replace(gpus[0], name=name, uuid=word, memory_bytes=size))
+    return replace(node, gpus=tuple(gpus))
+
+
 def print_gpus() -> None:
     """Print, as JSON, what torch and ``nvidia-smi`` say of this node's GPUs."""
     said = {row[0]: row[1:] for row in nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")}
@@ -310,7 +335,19 @@ def print_gpus() -> None:
             )
         )
     found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version()}
+    found["complaint"] = "" if gpus else no_gpu()
     print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
+
+
+def no_gpu() -> str:
+    """Return why torch reaches no GPU, in its words."""
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # without CUDA it asserts
+        return (str(error).strip().splitlines() or [""])[0][:300]
+    return ""
 
 
 def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> bool:
@@ -335,15 +372,15 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     if is_logical():
         return []
     if local:
-        here = describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
+        here = offers(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
         return [replace(here, offered=num_gpus)] if here else []
     import ray
 
     found = []
-    for reference, node in asked_of_nodes(describe, lambda node: node["Resources"].get("GPU", 0) > 0).items():
+    for reference, node in asked_of_nodes(offers, lambda node: node["Resources"].get("GPU", 0) > 0).items():
         with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
             found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
-    return found
+    return [said for said in found if not said.logical]
 
 
 def asked_of_nodes(
@@ -406,8 +443,9 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
     if len(node.gpus) < node.offered and not (slices and node.gpus):  # CUDA shows a process one slice at most
         yield (
             f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA {node.cuda or 'none'} "
-            f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}",
-            driver_way_out(node.driver, node.cuda),
+            f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}"
+            + (f": {node.complaint}" if node.complaint else ""),
+            driver_way_out(node.driver, node.cuda, node.complaint),
         )
     for gpu in node.gpus:
         its = f"{where}: {gpu.name} {gpu.uuid}"
@@ -457,12 +495,12 @@ def check_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        driver = driver_version()
+        driver, complaint = driver_version(), no_gpu()
         raise SetupError(
             f"{NO_GPU}, and never computes on CPUs instead",
             f"{named()}: NVIDIA driver {driver or 'absent'}, "
-            f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
-            f"{driver_way_out(driver, torch.version.cuda)}, or run with --device cpu",
+            f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
+            f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
 
 
@@ -547,15 +585,10 @@ def self_test(uuid: str) -> dict[str, Any]:
 
 def _tested() -> dict[str, Any]:
     command = (sys.executable, "-m", "orchestrator.running.self_test", "cuda")
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"graphs": False, "finished": False, "reason": "the self-test did not end in five minutes"}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    said, complaint = answer_of(*command, visible=visible, timeout=SELF_TEST_TIMEOUT_S)
     with suppress(ValueError, IndexError):
-        verdict = dict(json.loads(done.stdout.splitlines()[-1]))
+        verdict = dict(json.loads(said.splitlines()[-1]))
         # One that an error ended may go on another time: the GPU may have been full, or another's.
         return verdict | {"finished": not verdict["error"]}
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return {"graphs": False, "finished": False, "reason": f"the self-test died: {last[:300]}"}
+    return {"graphs": False, "finished": False, "reason": f"the self-test died: {complaint}"}

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.sweep_file import load_sweep, read_text
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural, unknown_name
 from search_spaces.models import model_spec
@@ -285,6 +284,8 @@ def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
     if of_array := path.suffix.lower() == ".npy":
         values = _load_npy(path)
     else:
+        from orchestrator.planning.sweep_file import read_text
+
         lines = read_text(path, "file of labels", MAX_HELD_BYTES).rstrip().splitlines()
         values = np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
     if values.ndim != 1 or values.dtype.kind not in "uibfUS":
@@ -339,7 +340,9 @@ def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object])
     if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
     flat = images.reshape(len(images), -1)
-    if blank := int((flat == flat[:, :1]).all(axis=1).sum()):
+    some = flat[:, :: flat.shape[1] // 64 or 1]  # most images have two values among them
+    candidates = flat[(some == some[:, :1]).all(axis=1)]
+    if blank := int((candidates == candidates[:, :1]).all(axis=1).sum()):
         lines.append(f"  doubtful: images of one value, {blank:,}")
     return [*lines, f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {values}, not scaled"]
 
@@ -418,6 +421,7 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     Its name is that of all pilots of these data and this model: asked again, it trains nothing.
     """
     from orchestrator.analysis.table import POOLED
+    from orchestrator.planning.sweep_file import load_sweep
 
     models = {model_spec(choice).name: choice for choice in sweep.models}
     if request.model == POOLED:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.predict import cost_of
+from orchestrator.planning.predict import cost_of, was_built
 from orchestrator.results.store import MeasureRecord, TrialRecord, provenance
 from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
@@ -78,8 +78,9 @@ def check_models(plan: SweepPlan, known: Collection[str]) -> None:
             network, prepared = trial.network, trial.network.subset.prepared
             outputs, dropout = plan.num_outputs(network), network.recipe.dropout
             asked[network.model, outputs, prepared.channels, prepared.image_size, dropout] = network
+    asked = {key: network for key, network in asked.items() if not was_built(network, key[1])}
     if not asked:
-        return
+        return  # without torch, which takes seconds
     from tasks.trials.models import check_buildable
 
     problems: list[SweepError] = []
@@ -221,32 +222,33 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
 
 
 class Meanwhile:
-    """A process that prepares the datasets which packages bring while networks are checked and Ray starts.
+    """A process that prepares the datasets which packages bring while Ray starts.
 
     What is read of one that is cut off is kept. What cannot be prepared is left to be tried, and told, after.
     """
 
     def __init__(self, workspace: Workspace, options: RunOptions, monitor: Progress) -> None:
-        self._workspace, self._monitor = workspace, monitor
-        brought = {choice.name for choice in workspace.plan.sweep.datasets if choice.own} | options.raw.keys()
+        self._workspace, self._monitor, plan = workspace, monitor, workspace.plan
+        brought = {choice.name for choice in plan.sweep.datasets if choice.own} | options.raw.keys()
         asked = [
-            (str(workspace.paths.prepared(spec)), spec.model_dump_json(), dataset.model_dump_json())
-            for spec in workspace.plan.prepared
-            if spec.prepared_id not in workspace.prepared
-            and (dataset := workspace.plan.datasets[spec.dataset]).name not in brought
+            (spec.model_dump_json(), plan.datasets[spec.dataset].model_dump_json())
+            for spec in plan.prepared
+            if spec.prepared_id not in workspace.prepared and spec.dataset not in brought
         ]
         self._process: Any = None
         if asked:
             code = "from tasks.prepared.prepare import prepare_asked; prepare_asked()"
-            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-P", "-c", code],  # whatever lies in the working directory
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                text=True,
                 env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                 process_group=0,  # Ctrl-C is for this one, which ends it
-                **pipes,
             )
-            threading.Thread(target=self._tell, args=(self._process, json.dumps(asked)), daemon=True).start()
+            told = json.dumps([str(workspace.paths.root / "prepared"), options.max_skipped_share, asked])
+            threading.Thread(target=self._tell, args=(self._process, told), daemon=True).start()
 
     def end(self, patience_s: float = 0.0) -> None:
         """Wait for its end, and then for that of the block of images that is read."""

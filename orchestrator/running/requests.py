@@ -26,7 +26,8 @@ from orchestrator.planning.predict import (
 )
 from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
-from orchestrator.running.gpus import NodeGpus, answer_of
+from orchestrator.running.ending import answer_of
+from orchestrator.running.gpus import NodeGpus
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec

@@ -24,15 +24,7 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, TrialRecord, provenance
 from orchestrator.results.tracking import Tracker, log_sweep, make_tracker, mlflow_uri, open_tracker
 from orchestrator.running import preparation
-from orchestrator.running.cluster import (
-    Cluster,
-    Device,
-    RunOptions,
-    connect,
-    looked_up,
-    this_machine,
-    trial_resources,
-)
+from orchestrator.running.cluster import Cluster, RunOptions, connect, reached, this_machine, trial_resources
 from orchestrator.running.ending import at_forced_end, remove_orphans, stop_heard
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked
@@ -89,14 +81,14 @@ def run_sweep(
     options, monitor = options or RunOptions(), progress or Progress()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     with ExitStack() as stack:
-        stored, meanwhile = _begin(workspace, options, monitor, stack)
+        stored = _begin(workspace, options, monitor, stack)
         state, uri = judge(workspace, stored), options.mlflow_uri
         tracker = make_tracker(workspace, stored.store, uri, used=options.tracking, say=monitor.note)
         with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
-                _start(sweep, meanwhile)
+                _start(sweep)
                 _prepare(sweep)
                 _measure(sweep)
                 _train(sweep)
@@ -151,9 +143,7 @@ class _Sweep:
         return RayExecutor(driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note)
 
 
-def _begin(
-    workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack
-) -> tuple[StoredResults, preparation.Meanwhile]:
+def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack) -> StoredResults:
     """Take the root's lock, remove what a killed run left, and refuse at once what cannot run."""
     if options.tracking:
         mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
@@ -179,15 +169,14 @@ def _begin(
         check_feasible(workspace, options.raw)
         done = judge(workspace, stored).results
         if options.address is not None and len(done) < len(workspace.plan.trials):
-            looked_up(options.address)
+            reached(options.address)
         elif len(done) < len(workspace.plan.trials):
             there = 0 if options.device == "cpu" else len(gpus_here())
-            device: Device = "cpu" if there or is_logical() else options.device
-            trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
+            machine = this_machine(options.num_cpus)
+            on_cpus = there or is_logical()
+            trial_resources(workspace.plan.sweep.resources, machine, "cpu" if on_cpus else options.device)
             if there:
                 check_gpus(workspace, options, survey(there, local=True))
-        meanwhile = preparation.Meanwhile(workspace, options, monitor)
-        stack.callback(meanwhile.end)
         preparation.check_models(workspace.plan, stored.trials)
         preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
@@ -197,7 +186,7 @@ def _begin(
         if both := len(others.keys() & waiting):
             monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
     stored.patience = Patience(monitor.note)
-    return stored, meanwhile
+    return stored
 
 
 def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus]) -> None:
@@ -209,12 +198,14 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
-def _start(sweep: _Sweep, meanwhile: preparation.Meanwhile) -> None:
+def _start(sweep: _Sweep) -> None:
     """Fetch what networks start from; start Ray, where trials wait, while MLflow gives its first answer."""
     workspace, known = sweep.workspace, sweep.state.results
     weights = preparation.fetch_pretrained(workspace.plan, known, workspace.paths, sweep.monitor.note)
     preparation.check_same_start(sweep.stored.trials, workspace.plan, weights)
     sweep.pretrained = weights
+    meanwhile = preparation.Meanwhile(workspace, sweep.options, sweep.monitor)
+    sweep.stack.callback(meanwhile.end)
     if len(known) < len(workspace.plan.trials):
         trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:

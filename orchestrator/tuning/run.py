@@ -15,7 +15,7 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance
 from orchestrator.results.tracking import Tracker, make_tracker, mlflow_uri, open_tracker
-from orchestrator.running.cluster import Cluster, RunOptions, looked_up, trial_resources
+from orchestrator.running.cluster import Cluster, RunOptions, reached, trial_resources
 from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
@@ -130,7 +130,7 @@ class _Tuning:
         search.go_on(earlier.trainings())
         records, num_known = earlier.records, len(earlier.records)
         if self.options.address is not None and not search.done:
-            looked_up(self.options.address)
+            reached(self.options.address)
         uri, used = self.options.mlflow_uri, self.options.tracking
         tracker = make_tracker(self._as_sweep, stored.store, uri, used=used, say=self.monitor.note)
         with open_tracker(tracker, map(flat_search, records.values())):

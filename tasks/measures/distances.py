@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.products import MAX_FEATURES, Product, SignedBytes
+from tasks.measures.products import MAX_FEATURES, Bytes, Product
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -232,7 +232,7 @@ def _close_pairs(
 
 # Images are bytes: as uint8, or as floats that are whole numbers up to 255, or such numbers divided by 255.
 # Then ``|a-b|² = |a|² + |b|² - 2ab`` can be formed in integers: nothing is rounded, so nothing depends on
-# block size, order, threads or machine. Bytes are shifted by 128, to fit signed 8-bit products.
+# block size, order, threads or machine.
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -329,27 +329,13 @@ def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float
     return True
 
 
-def signed(rows: npt.NDArray[Any], buffer: SignedBytes | None = None) -> SignedBytes:
-    """Rows of bytes shifted into int8, in ``buffer`` if there is one; their differences stay the same."""
-    out = np.empty(rows.shape, np.int8) if buffer is None else buffer[: len(rows)]
-    if rows.dtype == np.uint8:
-        np.bitwise_xor(rows, 128, out=out.view(np.uint8))  # x - 128 in two's complement
-    else:
-        out[...] = rows
-    return out
-
-
-def squared_norms(rows: SignedBytes, product: Product) -> npt.NDArray[np.int64]:
+def squared_norms(rows: Bytes, product: Product) -> npt.NDArray[np.int64]:
     """``|a|²`` of every row."""
-    norms = np.zeros(len(rows), np.int64)
-    for part in _feature_parts(rows.shape[1]):
-        for start in range(0, len(rows), _NORM_ROWS):
-            strip = rows[start : start + _NORM_ROWS, part]
-            norms[start : start + _NORM_ROWS] += product(strip, strip).diagonal()
-    return norms
+    strips = [rows[start : start + _NORM_ROWS] for start in range(0, len(rows), _NORM_ROWS)]
+    return np.concatenate([gram(strip, strip, product).diagonal() for strip in strips], dtype=np.int64)
 
 
-def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
+def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
     """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else int64."""
     dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
     total: IntArray | None = None

@@ -6,8 +6,8 @@ to every size above ``max(i, j)``, so it is filed once, under the smallest train
 serves both sides. What it finds is merged by "keep the k smallest" and "keep the minimum", of equal distances
 the one to the earlier row, so any division of the blocks over workers gives the same tables.
 
-Rows of bytes go the exact way: one large block of rows is held in int8, and columns stream past it in pieces,
-the next piece being read and shifted while one is multiplied. All else goes the float way, in square blocks.
+Rows of bytes go the exact way: one large block of rows is held, and columns stream past it in pieces, the
+next piece being read while one is multiplied. All else goes the float way, in square blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import cycle, islice, pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,10 @@ from tasks.measures.distances import (
     flatten,
     gram,
     is_byte_dtype,
-    signed,
     squared_distances,
     squared_norms,
 )
-from tasks.measures.products import Product, SignedBytes, check_device, choose_product, num_threads
+from tasks.measures.products import Bytes, check_device, choose_product
 from tasks.remote import Executor, InlineExecutor
 
 # The product of two such blocks hides all else, and the working set stays near 200 MB per worker.
@@ -199,28 +198,14 @@ class Job:
             )
         return flatten(block if len(block) == len(wanted) else block[wanted - first])
 
-    def hold(self, span: Span, piece: int, buffer: SignedBytes, pool: ThreadPoolExecutor) -> SignedBytes:
-        """Rows of bytes in ``buffer``, read piece by piece: a source's own copy of all would double them."""
-        held = buffer[: span[1] - span[0]]
-        for start, stop in _spans(*span, piece):
-            rows, out = self.read(start, stop), held[start - span[0] : stop - span[0]]
-            list(pool.map(signed, np.array_split(rows, num_threads()), np.array_split(out, num_threads())))
-        return held
-
-    def stream(
-        self, spans: Iterator[Span], buffers: tuple[SignedBytes, SignedBytes], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Span, SignedBytes]]:
-        """Rows of bytes, span after span, each until the next is asked for, which is read meanwhile."""
-        free = cycle(buffers)
-
-        def load(span: Span) -> tuple[Span, SignedBytes]:
-            return span, signed(self.read(*span), next(free))
-
-        ahead = [pool.submit(load, span) for span in islice(spans, 1)]
+    def stream(self, spans: Iterator[Span], pool: ThreadPoolExecutor) -> Iterator[tuple[Span, Bytes]]:
+        """Rows, span after span, of which the next is read meanwhile."""
+        ahead = [(span, pool.submit(self.read, *span)) for span in islice(spans, 1)]
         while ahead:
-            loaded = ahead.pop().result()
-            ahead += [pool.submit(load, span) for span in islice(spans, 1)]
-            yield loaded
+            span, rows = ahead.pop()
+            loaded = rows.result()
+            ahead += [(later, pool.submit(self.read, *later)) for later in islice(spans, 1)]
+            yield span, loaded
 
     def partial(self, start: int, stop: int) -> Partial:
         """An empty result for positions ``start`` to ``stop``."""
@@ -264,37 +249,34 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
     held = min(job.block_rows, max(HELD_BYTES // num_features, 1))
     held = max(held // piece, 1) * piece
-    product = choose_product(num_features, job.work, job.precision.device)
+    product = choose_product(job.work, job.precision.device)
     norms: dict[Span, npt.NDArray[np.int64]] = {}  # of the pieces that pass by several times
-    held_buffer = np.empty((min(held, rows[1] - rows[0]), num_features), np.int8)
-    buffers = np.empty((2, min(piece, columns[1] - columns[0]), num_features), np.int8)
-    with ThreadPoolExecutor(num_threads()) as pool:
+    with ThreadPoolExecutor(1) as pool:
         for i in _spans(*rows, held):
-            a = job.hold(i, piece, held_buffer, pool)
+            a = job.read(*i)
             if rows == columns:
-                norms_a = np.empty(len(a), np.int64)
-                yield from _blocks_within(a, i, piece, norms_a, product)
+                products = gram(a, a, product)
+                norms_a = products.diagonal().astype(np.int64)
+                yield from _blocks_within(products, norms_a, i, piece)
             else:
                 norms_a = squared_norms(a, product)
             beside = _spans(i[1] if rows == columns else columns[0], columns[1], piece)
-            for j, b in job.stream(beside, (buffers[0], buffers[1]), pool):
+            for j, b in job.stream(beside, pool):
                 if j not in norms:
                     norms[j] = squared_norms(b, product)
                 yield i, j, expand(gram(a, b, product), norms_a, norms[j]), EXACT
 
 
 def _blocks_within(
-    a: SignedBytes, i: Span, piece: int, norms: npt.NDArray[np.int64], product: Product
+    products: IntArray, norms: npt.NDArray[np.int64], i: Span, piece: int
 ) -> Iterator[tuple[Span, Span, Block, str]]:
-    """The distances of rows ``i`` to each other; their norms, seen on the way, are written to ``norms``."""
+    """The distances of rows ``i`` to each other, whose ``products`` may miss what is below the diagonal."""
     for j in _spans(*i, piece):
         above, inside = slice(j[0] - i[0]), slice(j[0] - i[0], j[1] - i[0])
-        b = a[inside]
-        own = gram(b, b, product)
-        norms[inside] = own.diagonal()
         if j[0] > i[0]:
-            squared = expand(gram(a[above], b, product), norms[above], norms[inside])
-            yield (i[0], j[0]), j, squared, EXACT
+            yield (i[0], j[0]), j, expand(products[above, inside], norms[above], norms[inside]), EXACT
+        own = np.triu(products[inside, inside])
+        own += np.triu(own, 1).T
         yield j, j, expand(own, norms[inside], norms[inside]), EXACT
 
 

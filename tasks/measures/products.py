@@ -1,4 +1,4 @@
-"""Exact products of 8-bit rows, ``a @ b.T`` in whole numbers, by the library that is fastest here.
+"""Exact products of rows of bytes, ``a @ b.T`` in whole numbers, by the library that is fastest here.
 
 All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with AVX-512 VNNI
 (``benchmarks/measures.py products``; older instructions by switching newer ones off in each library):
@@ -6,9 +6,9 @@ All ways give the same bits. Billions of multiply-adds a second on one core of a
 =================  ============  =========================  ==================
 way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
 =================  ============  =========================  ==================
-torch._int_mm      290           wrong: sums saturate       1.4 s to import
-numkong            130           38                         nothing
-float32 by BLAS    50            55 (AVX2: 33)              nothing
+torch._int_mm      310           wrong: sums saturate       1.1 s to import
+numkong            120 to 170    37                         nothing
+float32 by BLAS    60            60 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
 So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch (``_int_mm`` is private)
@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import pairwise
+from itertools import product as pairs_of
 from typing import Any
 
 import numpy as np
@@ -34,24 +34,26 @@ from search_spaces.errors import SetupError
 
 logger = logging.getLogger(__name__)
 
+Bytes = npt.NDArray[np.integer[Any] | np.bool_]
+"""Rows of uint8, int8 or bool, ``(num_rows, num_features)``."""
 SignedBytes = npt.NDArray[np.int8]
-Product = Callable[[SignedBytes, SignedBytes], npt.NDArray[np.int32]]
-"""``a @ b.T`` of ``(num_a, num_features)`` and ``(num_b, num_features)``, ``MAX_FEATURES`` at most."""
+Product = Callable[[Bytes, Bytes], npt.NDArray[np.int32]]
+"""``a @ b.T`` of rows of at most ``MAX_FEATURES`` bytes, shifted as `signed` does, which moves no two rows
+apart. Of rows with themselves, ``a is b``, what is below the diagonal may be missing.
+"""
 
 # Sums of that many products of signed bytes stay below 2³¹, and below 2²⁴, to which float32 is exact.
 MAX_FEATURES, FLOAT32_FEATURES = 131_071, 1_024
-# torch._int_mm (2.13, CPU) returns wrong products for rows of one feature; short rows gain nothing anyway.
-MIN_FEATURES = 16
+# What numkong multiplies fastest: pieces of rows, and columns of the product, that stay in the cache.
+NUMKONG_FEATURES, NUMKONG_COLUMNS = 4_096, 64
+# Columns of a product of rows with themselves that torch forms at a time, down to the diagonal.
+TORCH_COLUMNS = 256
 # Multiply-adds per thread from which on torch's products save more than its import takes, and its 190 MiB.
 IMPORT_PAYS = 4e11
-# numkong multiplies rows of this length fastest: a block of them stays in the cache.
-NUMKONG_FEATURES = 4_096
-# Less of a row, or fewer rows, are not worth a thread of their own.
-LEAST_FEATURES, LEAST_ROWS = 1_024, 128
 # numkong's names of what multiplies 8-bit integers in one step.
 BYTE_INSTRUCTIONS = {"icelake", "alder", "sierra", "sapphireamx", "graniteamx", "neonsdot", "svesdot", "sme"}
 # Shapes of the products that are checked, odd and round, small and large, since they take other code paths.
-CHECKED = [(1, 1, MIN_FEATURES), (3, 5, 17), (70, 33, 1000), (2, 3, MAX_FEATURES), (512, 256, 4096)]
+CHECKED = [(1, 1, 1), (3, 5, 17), (2, 3, MAX_FEATURES), (133, 70, 9000)]
 
 
 def num_threads() -> int:
@@ -60,44 +62,57 @@ def num_threads() -> int:
     return max(int(asked), 1) if asked.isdecimal() else len(os.sched_getaffinity(0))
 
 
-def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact."""
+def signed(rows: Bytes) -> SignedBytes:
+    """A copy of rows of bytes as int8, those of uint8 less 128: their differences stay the same."""
+    if rows.dtype == np.uint8:
+        return np.bitwise_xor(rows, 128, order="C").view(np.int8)  # x - 128 in two's complement
+    return rows.astype(np.int8, order="C")
+
+
+def blas_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
+    """The product by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact."""
     total = np.zeros((len(a), len(b)), np.int32)
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
-        left = a[:, start : start + FLOAT32_FEATURES].astype(np.float32)
-        right = left if a is b else b[:, start : start + FLOAT32_FEATURES].astype(np.float32)
+        part = slice(start, start + FLOAT32_FEATURES)
+        left = signed(a[:, part]).astype(np.float32)
+        right = left if a is b else signed(b[:, part]).astype(np.float32)
         total += np.matmul(left, right.T).astype(np.int32)
     return total
 
 
-def wide_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` in integers throughout: slow, for a machine where all else is wrong."""
-    product: npt.NDArray[np.int32] = np.matmul(a, b.T, dtype=np.int32)
+def wide_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
+    """The product in integers throughout: slow, for a machine where all else is wrong."""
+    product: npt.NDArray[np.int32] = np.matmul(signed(a), signed(b).T, dtype=np.int32)
     return product
 
 
-def numkong_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by the 8-bit instructions of a processor, the features shared out over all threads."""
+def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
+    """The product by the 8-bit instructions of a processor, features and columns shared out over threads."""
     import numkong
 
-    def some(strip: slice, first: int) -> npt.NDArray[np.int32]:
-        total = np.zeros((strip.stop - strip.start, len(b)), np.int32)
-        for start in range(first * width, a.shape[1], by_features * width):
-            part = slice(start, start + width)
-            total += np.asarray(numkong.dots_packed(a[strip, part], numkong.dots_pack(b[:, part])))
-        return total
+    features, columns = a.shape[1], -(-len(b) // NUMKONG_COLUMNS)
+    by_features = max(min(num_threads(), features // NUMKONG_FEATURES), 1)
+    by_columns = max(min(num_threads() // by_features, columns), 1)
+    rounds = -(-features // (by_features * NUMKONG_FEATURES))
+    width = -(-features // (by_features * rounds * 64)) * 64
+    totals = np.zeros((by_features, len(a), len(b)), np.int32)
 
-    # Long rows are cut, which packs nothing twice; of short ones each thread takes some.
-    by_features = max(min(num_threads(), a.shape[1] // LEAST_FEATURES), 1)
-    by_rows = max(min(num_threads() // by_features, len(a) // LEAST_ROWS), 1)
-    width = min(NUMKONG_FEATURES, -(-a.shape[1] // by_features))
-    edges = [len(a) * strip // by_rows for strip in range(by_rows + 1)]
-    shares = [(slice(*edge), first) for edge in pairwise(edges) for first in range(by_features)]
-    if len(shares) == 1:
-        return some(*shares[0])
-    found = list(_threads(len(shares)).map(some, *zip(*shares, strict=True)))
-    sums = [sum(found[at + 1 : at + by_features], found[at]) for at in range(0, len(found), by_features)]
-    return np.concatenate(sums)
+    def add(share: tuple[int, int]) -> None:
+        total, first = totals[share[0]], share[1]
+        for start in range(share[0] * width, features, by_features * width):
+            left = signed(a[:, start : start + width])
+            right = left if a is b else signed(b[:, start : start + width])
+            for column in range(first * NUMKONG_COLUMNS, len(b), by_columns * NUMKONG_COLUMNS):
+                some = slice(column, column + NUMKONG_COLUMNS)
+                above = left[: some.stop] if a is b else left
+                found = numkong.dots_packed(above, numkong.dots_pack(right[some]))
+                total[: len(above), some] += np.asarray(found)
+
+    shares = list(pairs_of(range(by_features), range(by_columns)))
+    run = map if len(shares) == 1 else _threads(len(shares)).map
+    list(run(add, shares))
+    product: npt.NDArray[np.int32] = totals.sum(axis=0, dtype=np.int32)
+    return product
 
 
 @cache
@@ -105,34 +120,41 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="product")
 
 
-def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
+def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
+    """The product by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
 
-    ``"cuda"`` takes 17 rows at least and multiples of 8: zeros are added and cut off again.
+    A GPU takes 17 rows at least, and both want multiples of 8: zeros are added, and cut off again. Of one
+    feature torch 2.13 multiplies the wrong pairs on a processor.
     """
     import torch
 
-    def padded(rows: torch.Tensor) -> torch.Tensor:
-        num_rows, num_features = rows.shape
-        return torch.nn.functional.pad(rows, (0, -num_features % 32, 0, -num_rows % 32))
+    on_cpu = torch.device(device).type == "cpu"
 
-    left, right = torch.from_numpy(a), torch.from_numpy(b)
-    if torch.device(device).type == "cpu":
-        return torch._int_mm(left, right.T).numpy()
-    left = padded(left.to(device))
-    right = left if a is b else padded(right.to(device))
-    product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
-    return product
+    def there(rows: Bytes) -> torch.Tensor:
+        more = 0, -rows.shape[1] % 32, 0, 0 if on_cpu else -len(rows) % 32
+        found = torch.from_numpy(signed(rows)).to(device)
+        return torch.nn.functional.pad(found, more) if any(more) else found
+
+    left = there(a)
+    right = left if a is b else there(b)
+    if not on_cpu or a is not b:
+        product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
+        return product
+    total = np.zeros((len(a), len(a)), np.int32)
+    for column in range(0, len(a), TORCH_COLUMNS):
+        some = slice(column, column + TORCH_COLUMNS)
+        total[: some.stop, some] = torch._int_mm(left[: some.stop], left[some].T).numpy()
+    return total
 
 
-def choose_product(num_features: int, work: float, device: str = "cpu") -> Product:
-    """The fastest exact product for rows of this length, see the table above; by torch only where it is
-    loaded, or where ``work`` (multiply-adds of this process) is worth importing it.
+def choose_product(work: float, device: str = "cpu") -> Product:
+    """The fastest exact product, see the table above; by torch only where it is loaded, or where ``work``
+    (multiply-adds of this process) is worth importing it.
     """
     ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
-    if num_features >= MIN_FEATURES and device != "cpu":
+    if device != "cpu":
         ways.insert(0, (f"torch on {device}", partial(torch_product, device=device)))
-    elif num_features >= MIN_FEATURES and has_byte_instructions():
+    elif has_byte_instructions():
         ways.insert(0, ("numkong", numkong_product))
         if "torch" in sys.modules or work / num_threads() >= IMPORT_PAYS:
             ways.insert(0, ("torch", torch_product))

@@ -128,11 +128,13 @@ def prepare_asked() -> None:
         if waiting.select([sys.stdin], [], [], 0)[0]:
             sys.exit()
 
-    for destination, spec, dataset in json.loads(sys.stdin.readline()):
-        asked = PreparedSpec.model_validate_json(spec), DatasetSpec.model_validate_json(dataset)
-        print(asked[0].dataset, flush=True)  # noqa: T201
+    folder, share, asked = json.loads(sys.stdin.readline())
+    how: dict[str, Any] = {"raw": None, "executor": InlineExecutor(go_on), "max_skipped_share": share}
+    for specs in asked:
+        spec, dataset = PreparedSpec.model_validate_json(specs[0]), DatasetSpec.model_validate_json(specs[1])
+        print(spec.dataset, flush=True)  # noqa: T201
         with suppress(SweepError):
-            prepare_dataset(*asked, raw=None, destination=Path(destination), executor=InlineExecutor(go_on))
+            prepare_dataset(spec, dataset, destination=Path(folder) / spec.prepared_id, **how)
 
 
 def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:

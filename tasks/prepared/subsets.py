@@ -349,7 +349,7 @@ def choose_test(
         rows = order[targets[order] == label]
         if len(rows) < quota:
             raise DataError(
-                f"Class {names[label]} needs {quota} test images",
+                f"Class {names[label]} needs {plural(quota, 'test image')}",
                 f"{len(rows)} that may be used for testing",
                 f"lower test_size, or add images{more}",
             )

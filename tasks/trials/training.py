@@ -76,6 +76,7 @@ class Step:
         self.model, self.images, self.labels, self.micro_batch = model, images, labels, micro_batch
         self.optimizer = make_optimizer(model, recipe, capturable=capturable)
         self.recipe = recipe
+        self._parameters = list(model.parameters())
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
         self._num_hits = torch.zeros((), dtype=torch.int64, device=images.device)
         self._num_examples = 0
@@ -87,17 +88,18 @@ class Step:
 
     def take(self, rows: Tensor) -> None:
         """Do what a captured graph replays: nothing here waits for the device or asks it for a number."""
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = split_batches(rows, self.micro_batch or len(rows))
-        for part in parts:
-            pixels = as_pixels(self.images[part])
+        # In a small network's step what Python does counts: this is zero_grad without its records and hooks.
+        for parameter in self._parameters:
+            parameter.grad = None
+        for part in [rows] if self.micro_batch is None else split_batches(rows, self.micro_batch):
+            pixels = as_pixels(self.images.index_select(0, part))
             with autocast(self.recipe.precision, pixels.device):
                 logits = self.model(pixels)
-            labels = self.labels[part]
+            labels = self.labels.index_select(0, part)
             loss = F.cross_entropy(logits.float(), labels)
             # The mean over the batch is the mean over its parts, weighted by their sizes.
             torch.autograd.backward(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
-            self._loss_sum += loss.detach().double() * len(part)
+            self._loss_sum.add_(loss.detach(), alpha=len(part))
             self._num_hits += (logits.argmax(1) == labels).sum()
         self.optimizer.step()
 

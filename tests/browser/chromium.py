@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+
+from tests.integration.sweeps import command
 
 FLAGS = (
     "--headless=new",
@@ -46,6 +51,28 @@ def chromium(profile: Path, width: int = 1280, height: int = 900) -> Iterator[An
         yield opened
     finally:
         opened.quit()
+
+
+def trials_told(stderr: IO[str]) -> tuple[str, str]:
+    """Read what a run says until it tells the address of its trials, and the function that they run."""
+    said = ""
+    while not (told := re.search(r"Trials there: (\S+), Task Table, .* Name: (\S+)\n", said)):
+        said += stderr.readline() or pytest.fail(said)
+    return told[1], told[2]
+
+
+@contextmanager
+def mlflow_pages(sweep: str, root: Path) -> Iterator[dict[str, Any]]:
+    """Yield what ``isweep ui`` prints while it serves; it is ended as by Ctrl-C."""
+    words = command("ui", sweep, "--json", "--root", str(root))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, **pipes) as served:
+        said = ""
+        while not said.endswith("\n}\n"):  # the document's end; the page is served beyond it
+            said += served.stdout.readline() or pytest.fail(served.stderr.read())
+        yield json.loads(said)
+        served.send_signal(signal.SIGINT)
+        assert served.wait(60) == 130
 
 
 def requests(driver: Any) -> list[str]:

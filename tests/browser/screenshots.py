@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import io
-import json
-import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.browser.chromium import chromium, ray_trials, wait_for
+from tests.browser.chromium import chromium, mlflow_pages, ray_trials, trials_told, wait_for
 from tests.integration.sweeps import command
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -44,10 +41,8 @@ def ray_dashboard(driver: Any, root: Path) -> None:
     """Run the demo, and show its trials when some have ended."""
     words = command("run", "demo", "--root", str(root))
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
-        said = ""
-        while not (printed := re.search(r"Trials there: (\S+), Task Table, .* Name: (\S+)\n", said)):
-            said += run.stderr.readline()
-        ray_trials(driver, printed[1], (root / "ray-token").read_text(encoding="utf-8").strip(), printed[2])
+        address, function = trials_told(run.stderr)
+        ray_trials(driver, address, (root / "ray-token").read_text(encoding="utf-8").strip(), function)
         wait_for(driver, "FINISHED", "RUNNING", seconds=240)
         _save(driver, "ray-tasks")
         run.stderr.read()
@@ -55,22 +50,16 @@ def ray_dashboard(driver: Any, root: Path) -> None:
 
 def mlflow_page(driver: Any, root: Path) -> None:
     """The views of the demo, at the addresses that `isweep ui` prints."""
-    words = command("ui", "demo", "--json", "--root", str(root))
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as served:
-        said = ""
-        while not said.endswith("\n}\n"):
-            said += served.stdout.readline()
-        pages = json.loads(said)["pages"]["isweep/demo"]
+    with mlflow_pages("demo", root) as shown:
         for question, picture in PAGES.items():
             driver.get("about:blank")
-            driver.get(pages[question])
+            driver.get(shown["pages"]["isweep/demo"][question])
             for _ in range(4):  # on a busy machine the assistant opens late
                 time.sleep(SETTLE_S)
                 if driver.execute_script(CLOSE_ASSISTANT):
                     break
             time.sleep(SETTLE_S)
             _save(driver, picture)
-        served.send_signal(signal.SIGINT)
 
 
 def _save(driver: Any, name: str) -> None:

@@ -1,14 +1,12 @@
 """MLflow's page and Ray's dashboard as a user opens them, at the addresses that `isweep` prints."""
 
-import json
 import re
-import signal
 import subprocess
 import time
 
 import pytest
 
-from tests.browser.chromium import chromium, ray_trials, text, wait_for
+from tests.browser.chromium import chromium, mlflow_pages, ray_trials, text, trials_told, wait_for
 from tests.integration.sweeps import command
 
 pytestmark = pytest.mark.chaos
@@ -67,11 +65,9 @@ def seen(folder, browser):
     words = command("run", str(folder / "windows.yaml"), "--root", str(folder / "root"))
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(words, cwd=folder, text=True, **pipes) as run:
-        said = ""
-        while not (printed := re.search(r"Trials there: (\S+), Task Table, .* Name: (\S+)\n", said)):
-            said += run.stderr.readline() or pytest.fail(said)
+        address, function = trials_told(run.stderr)
         token = (folder / "root" / "ray-token").read_text(encoding="utf-8").strip()
-        ray_trials(browser, printed[1], token, printed[2])
+        ray_trials(browser, address, token, function)
         tables, error = [], ""
         while run.poll() is None:
             tables.append(text(browser))
@@ -101,14 +97,8 @@ def test_rays_task_table_shows_trials_alone_and_failed_ones_with_their_message(s
 @pytest.fixture(scope="module")
 def pages(seen, folder):
     """Addresses that `isweep ui` prints, by question, while it serves."""
-    words = command("ui", "windows", "--json", "--root", str(folder / "root"))
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as served:
-        said = ""
-        while not said.endswith("\n}\n"):
-            said += served.stdout.readline() or pytest.fail(said)
-        yield json.loads(said)["pages"]["isweep/windows"]
-        served.send_signal(signal.SIGINT)
-        assert served.wait(60) == 130
+    with mlflow_pages("windows", folder / "root") as shown:
+        yield shown["pages"]["isweep/windows"]
 
 
 @pytest.mark.parametrize("question", ["Best model", "Best on manifold_d4"])

@@ -27,8 +27,9 @@ def run(sweep: str, root: Path, cpus: str, *, until: int | None = None, send: in
         text=True,
     )
     if until is not None:
-        while driver.poll() is None and len(stored(root)) < until:
-            time.sleep(0.005)
+        results = root / "sweeps" / "small" / "trials"
+        while driver.poll() is None and len([*results.glob("*/result.json")]) < until:
+            time.sleep(0.01)
         os.kill(driver.pid, send)
         sent = time.time()
     out, err = driver.communicate(timeout=200)

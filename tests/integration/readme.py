@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def readme_python() -> list[str]:
     """Return the Python blocks."""
     texts = [text for language, text in blocks(README) if language == "python"]
     return [text.replace('"smoke"', '"small"') for text in texts]
+
+
+def notebook_python() -> str:
+    """Return the code of all cells of the notebook."""
+    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 8
+    return "\n".join(cells).replace('"smoke"', '"small"')
 
 
 def write_own_files(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted, continued."""
 
 import json
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -17,8 +16,9 @@ from orchestrator.cli import main
 from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from orchestrator.running.measuring import PilotRequest, run_pilot
+from tests.browser.chromium import mlflow_pages
 from tests.integration.dashboard import Seen, watched_run
-from tests.integration.readme import readme_commands, readme_python, write_own_files
+from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
     NUM_CURVES,
     NUM_TRIALS,
@@ -113,9 +113,7 @@ def test_what_a_row_says_is_what_the_trial_and_the_measure_found(root, sweep):
 
 
 def test_status_plan_and_results_as_json(root, sweep):
-    status, plan, rows = (
-        json.loads(isweep(name, sweep, "--json", root=root).stdout) for name in ("status", "plan", "results")
-    )
+    status, plan, rows = (isweep_json(name, sweep, root=root) for name in ("status", "plan", "results"))
     assert {key: status[key] for key in ("planned", "done", "failed", "running", "pending", "failures")} == {
         "planned": NUM_TRIALS,
         "done": NUM_TRIALS,
@@ -240,12 +238,7 @@ def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, ca
 
 
 def test_mlflows_page_is_served_with_addresses_of_its_answers_until_it_is_stopped(root):
-    words = command("ui", "small", "--json", "--root", str(root))
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        text = ""
-        while not text.endswith("\n}\n"):  # the document's end; the page is served beyond it
-            text += process.stdout.readline() or pytest.fail(process.stderr.read())
-        shown = json.loads(text)
+    with mlflow_pages("small", root) as shown:
         address = shown["address"]
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(address, timeout=60) as page:
@@ -253,20 +246,26 @@ def test_mlflows_page_is_served_with_addresses_of_its_answers_until_it_is_stoppe
         links = shown["pages"]["isweep/small"]
         assert all(link.startswith(f"{address}/#/experiments/") for link in links.values())
         assert all("workflowType=machine_learning" in link for link in links.values())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(address, timeout=5)
 
 
-def test_the_readmes_python_runs(root, tmp_path, monkeypatch, on_ray_local):
+LOOKED_AT = f"""
+assert sweep.counts == {{"planned": {NUM_TRIALS}, "done": {NUM_TRIALS}, "failed": 0, "left": 0}}
+rows = sweep.table.query("dataset == 'manifold_d4' and train_size == 80")
+best = sweep.best(dataset="manifold_d4", train_size=80)
+assert best["test_loss"].tolist() == [rows["test_loss"].mean()]
+assert isweep.open("small").table.equals(sweep.table)
+assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
+"""
+
+
+@pytest.mark.parametrize("text", [*readme_python(), notebook_python()], ids=["readme", "notebook"])
+def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, on_ray_local, text):
     write_own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISWEEP_ROOT", str(root))
-    (text,) = readme_python()
-    names = {}
-    exec(text, names)
-    assert len(names["sweep"].table) == NUM_TRIALS
+    exec(text + LOOKED_AT, {})
 
 
 def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path, on_ray_local):

@@ -14,7 +14,6 @@ from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
 from tasks.measures.neighbors import Partial, improve, nested_neighbors
 from tasks.measures.products import (
-    MIN_FEATURES,
     blas_product,
     is_exact,
     numkong_product,
@@ -107,7 +106,7 @@ def as_type(rows, kind):
 def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     seed, num_features, levels, sizes, block_rows, num_workers, kind, product
 ):
-    if num_features < MIN_FEATURES or not is_exact(product.__name__, product):
+    if not is_exact(product.__name__, product):
         product = blas_product
     sizes = sorted({*sizes, NUM_BYTE_ROWS})
     rows, labels = byte_rows_of(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3
@@ -248,8 +247,8 @@ def partial_of(seed):
 def test_merging_is_associative_and_commutative(a, b, c):
     def merged(*order):
         first, *rest = [partial_of(seed) for seed in order]
-        for partial in rest:
-            first.merge(partial)
+        for other in rest:
+            first.merge(other)
         return first
 
     tail = merged(b, c)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _thread
 import math
-import threading
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -64,13 +63,12 @@ class Task:
         self.done, self.error = False, None
         self._turn = _closed()
         self._target = target
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Be among those that may get the turn."""
         self.until = self.scheduler.now
         self.scheduler.tasks.append(self)
-        self._thread.start()
+        _thread.start_new_thread(self._run, ())
 
     def is_alive(self) -> bool:
         return not self.done

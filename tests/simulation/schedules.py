@@ -131,6 +131,11 @@ FOUND = {
         *_repeated("second driver", (30,)),
         *_repeated("driver frozen", (34,), 150.0),
     ],
+    "a cell dies of something else while MLflow is away": [
+        *_repeated("worker dies", range(6, 20, 2)),
+        *_repeated("server away", (20,), 15.0),
+        *_repeated("network error", range(21, 29)),
+    ],
     "a machine that sleeps costs no cell": _repeated("driver frozen", (40, 100), 400.0),
     "a server restored in the middle": _repeated("server restored", (60, 120), 0.1),
     "a cell that waits for its worker when Tune breaks loses no attempt": _repeated("Tune breaks", (40, 60)),

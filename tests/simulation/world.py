@@ -12,9 +12,9 @@ from typing import Any
 
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, STORAGE_TAG, SweepRuns
-from orchestrator.results.state import StoredResults
-from orchestrator.results.storage import Patience, StorageAway
-from orchestrator.results.store import ResultStore
+from orchestrator.results.state import Records, StoredResults, TrialOutline
+from orchestrator.results.storage import Found, Patience, StorageAway
+from orchestrator.results.store import R, ResultStore, Scan, SealedRecord, TrialRecord
 from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import remove_leftovers
@@ -73,6 +73,11 @@ class World:
         self.folder, self.roots, self.num_taken = Path(), set[str](), 0
         self.looked_at: tuple[str, int, int, int] | None = None
         self.foreign = self._foreign() if random.random() < 0.5 else {}
+        self.quiet = SimulatedStorage(
+            Outside(self.scheduler, Random(0), files=self.outside.files), Process("reader")
+        )
+        self.quiet._asked = lambda *_, **__: None  # type: ignore[method-assign]
+        self.reader = Reader(self.quiet)
 
     def _foreign(self) -> dict[str, Any]:
         """A sweep of this name, of another store, is on this server, and works on this machine."""
@@ -171,8 +176,9 @@ class World:
         state = (root, self.outside.num_written, len(self.outside.hit), self.outside.met["index damaged"])
         if self.of is Grid and state != self.looked_at:
             self.looked_at = state
-            seen = StoredResults.read(self._quiet(), self._index(root), look=True).trials.outlines
-            there = StoredResults.read(self._quiet()).trials.outlines
+            seen = StoredResults.read(self.quiet, self._index(root), look=True).trials.outlines
+            found = self.reader.scan(TrialRecord).records
+            there = {name: TrialOutline.of(record) for name, record in found.items()}
             for name in sorted(seen.keys() | there.keys()):
                 path = f"{FOLDER}/{name}/result.json"
                 if seen.get(name) != there.get(name) and path not in self.outside.hit_at_once:
@@ -183,13 +189,6 @@ class World:
     def _index(self, root: str) -> Path:
         self.outside.index = self.folder / f"{root}.sqlite"
         return self.outside.index
-
-    def _quiet(self) -> SimulatedStorage:
-        """The storage of somebody who only reads, and meets no faults."""
-        outside = Outside(self.scheduler, Random(0), files=self.outside.files)
-        quiet = SimulatedStorage(outside, Process("reader"))
-        quiet._asked = lambda *_, **__: None  # type: ignore[method-assign]
-        return quiet
 
     def _driver(self, process: Process, root: str) -> None:
         """Take the locks, remove orphans and do the stages, as ``run_sweep`` and ``tune_sweep`` do."""
@@ -332,9 +331,9 @@ class World:
 
     def _check_end(self) -> None:
         """What must hold when a sweep has ended well."""
-        quiet, met, kills = self._quiet(), self.outside.met, len(self.killed_at)
-        sweep, store = self.of(self.size, self.data, StoredResults.read(quiet)), ResultStore(quiet)
-        records, problems = sweep.judged(store, bool(self.outside.hit))
+        met, kills, store = self.outside.met, len(self.killed_at), self.reader
+        sweep = self.of(self.size, self.data, StoredResults(store, Records(store, {}, {}), {}, {}, []))
+        records, problems = sweep.judged(bool(self.outside.hit))
         failed = Counter(name for name, *_ in self.told)
         same = self.of is Grid and not self.outside.hit and not met["data changed"] and not self.num_taken
         for name, record in records.items():
@@ -399,6 +398,24 @@ class World:
                 found.append(f"{said}{name} has runs {[run.info.status for run in runs]}")
             elif runs[0].data.metrics.get(metric) != loss:
                 found.append(f"{said}{name} shows another loss")
+        return found
+
+
+class Reader(ResultStore):
+    """The store as somebody sees it who only reads, meets no fault, and reads no content twice."""
+
+    def __init__(self, storage: SimulatedStorage) -> None:
+        super().__init__(storage)
+        self._known: dict[tuple[type[SealedRecord], str, bytes], Scan[Any]] = {}
+
+    def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
+        found = Scan[R]()
+        for file in self.listing(kind).values() if files is None else files:
+            key = kind, file.path, self._files.read(file.path)
+            if key not in self._known:
+                self._known[key] = super().scan(kind, [file])
+            found.records.update(self._known[key].records)
+            found.unreadable.extend(self._known[key].unreadable)
         return found
 
 

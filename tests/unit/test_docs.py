@@ -127,6 +127,8 @@ def test_the_table_of_long_fault_runs_is_that_of_its_results():
 def test_readme_tells_of_the_demo_what_its_committed_run_found():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_block(text, "demo-found", sentence(json.loads(RESULT.read_text(encoding="utf-8")))) == text
+    quiet = json.loads((RESULT.parent / "front_demo.json").read_text(encoding="utf-8"))["ours"]
+    assert f"runs `isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
 
 
 RECORDS = ("preregistration.md", "findings.md")

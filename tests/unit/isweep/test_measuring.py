@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import isweep
+from orchestrator.analysis.fits import fit_scaling_laws
 from search_spaces.errors import SweepError
 from tasks import measure_array
+from tests.synthetic import synthetic_table
 
 
 @pytest.fixture(scope="module")
@@ -62,36 +64,24 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
 
 
 MASKED = np.ma.masked_equal(np.arange(8).reshape(2, 2, 2), 1)
-
-
 FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("absent",), "The source must be a folder, a file or the name of a dataset"),
-        (("x.npy", [1, 2]), "Labels of a file of images must be a file too"),
-        ((FOUR, [1]), "There must be one label per image"),
-        ((FOUR, [None] * 4), "every row needs a label; found: blank in 4: row "),
-        ((FOUR, [float("nan"), 1.0] * 2), "every row needs a label; found: blank in 2: row "),
-        ((FOUR, ["Cat", "cat", "dog", "dog"]), "every class must be spelt one way; found: 'Cat' / 'cat'"),
-        ((FOUR[:3], [-1, 0, 1]), "often means unknown; change those labels, or leave their"),
-        ((MASKED, [0, 1]), "Images must have a value everywhere; found: a masked array; say .*filled"),
-        (([MASKED[0], MASKED[1]], [0, 1]), "Images must have a value everywhere; found: a masked array; say"),
-        ((FOUR[:2], np.ma.masked_equal([0, 1], 1)), "Labels must have a value everywhere; found: a masked"),
-        (([[1, 2], [3]],), "Images must make one array"),
-        ((np.array([["a"]]), None), "[Ii]mages must"),
-    ],
-)
-def test_mistakes_about_images_and_labels(arguments, message):
-    with pytest.raises(isweep.SweepError, match=message):
-        isweep.measure(*arguments)
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "options", "message"),
     [
+        ("absent", None, {}, "The source must be a folder, a file or the name of a dataset"),
+        ("x.npy", [1, 2], {}, "Labels of a file of images must be a file too"),
+        (FOUR, [1], {}, "There must be one label per image"),
+        (FOUR, [None] * 4, {}, "every row needs a label; found: blank in 4: row "),
+        (FOUR, [float("nan"), 1.0] * 2, {}, "every row needs a label; found: blank in 2: row "),
+        (FOUR, ["Cat", "cat", "dog", "dog"], {}, "every class must be spelt one way; found: 'Cat' / 'cat'"),
+        (FOUR[:3], [-1, 0, 1], {}, "often means unknown; change those labels, or leave their"),
+        (MASKED, [0, 1], {}, "Images must have a value everywhere; found: a masked array; say .*filled"),
+        ([MASKED[0], MASKED[1]], [0, 1], {}, "Images must have a value everywhere; found: a masked array"),
+        (FOUR[:2], np.ma.masked_equal([0, 1], 1), {}, "Labels must have a value everywhere; found: a masked"),
+        ([[1, 2], [3]], None, {}, "Images must make one array"),
+        (np.array([["a"]]), None, {}, "[Ii]mages must"),
         (FOUR, None, {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         (FOUR, None, {"num_neighbors": "a"}, "num_neighbors must be a whole number, 3 or more; found: 'a'"),
         (FOUR, None, {"num_neighbors": 1}, "num_neighbors must be a whole number, 3 or more"),
@@ -110,7 +100,7 @@ def test_mistakes_about_images_and_labels(arguments, message):
         (".", None, {"root": 3}, "root must be the path of a folder; found: 3"),
     ],
 )
-def test_mistakes_about_options(images, labels, options, message):
+def test_mistakes(images, labels, options, message):
     with pytest.raises(isweep.SweepError, match=message):
         isweep.measure(images, labels, **options)
 
@@ -134,20 +124,17 @@ def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
     assert isweep.predict(larger, fits, label_sharpness=1e-4, train_size=500).value is not None
 
 
-def test_labels_that_are_numbers_are_named_by_numbers(images):
+def test_classes_that_are_numbers_are_named_by_numbers_of_arrays_and_files(images, tmp_path):
     labels = np.arange(len(images)) % 3 + 3
     by_number = isweep.measure(images, labels, class_pair=(3, 5))
     assert by_number.to_json() == isweep.measure(images, labels, class_pair=("3", "5")).to_json()
     assert by_number.num_images == np.isin(labels, [3, 5]).sum()
     assert by_number.label_names == ("3", "5")
     assert "2 classes" in repr(by_number)  # of three
-
-
-def test_a_pair_of_a_file_has_two_classes(images, tmp_path):
-    path = tmp_path / "three.npz"
-    np.savez(path, images=images, labels=np.arange(len(images)) % 3 + 3)
-    record = isweep.measure(path, class_pair=("3", "5"), image_size=8, root=tmp_path / "root")
-    assert record.label_names == ("3", "5")
+    np.savez(tmp_path / "three.npz", images=images, labels=labels)
+    how = {"class_pair": ("3", "5"), "image_size": 8, "root": tmp_path / "root"}
+    of_file = isweep.measure(tmp_path / "three.npz", **how)
+    assert of_file.label_names == ("3", "5")
 
 
 @pytest.mark.parametrize(
@@ -194,9 +181,6 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
 
 @pytest.fixture(scope="module")
 def fits():
-    from orchestrator.analysis.fits import fit_scaling_laws
-    from tests.synthetic import synthetic_table
-
     # Of the side of the images above, as a prediction asks.
     table = synthetic_table(num_natural=6, num_medical=6).assign(image_size=8)
     return isweep.Fits(fit_scaling_laws(table, explore=True), table)
@@ -210,9 +194,6 @@ def test_fits_are_a_table(fits):
 
 
 def test_a_refused_fit_is_a_row_with_its_reason():
-    from orchestrator.analysis.fits import fit_scaling_laws
-    from tests.synthetic import synthetic_table
-
     table = synthetic_table(num_natural=1, num_medical=0)
     few = isweep.Fits(fit_scaling_laws(table), table).to_frame()
     assert few["reason"].astype(bool).any()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ import pytest
 import isweep
 from orchestrator.planning.sweep_file import load_sweep, preset_names, sweep_text
 
-ROOT = Path(__file__).parents[3]
 SMALL = {
     "name": "small",
     "models": ["small_mlp", "small_cnn"],
@@ -76,7 +74,6 @@ def test_a_sweep_that_never_ran(root):
         (SMALL, {"changes": {"models.7": "x"}}, "the list has places 0 to 1"),
         (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
         (SMALL, {"changes": {"train_size": [10]}}, "train_size: unknown key; did you mean 'train_sizes'"),
-        (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
         (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
         (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
         (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),
@@ -91,7 +88,7 @@ def test_a_sweep_that_never_ran(root):
         (SMALL, {"changes": {"seeds": {1, 2}}}, "plain values only; found: .*; use numbers, text, lists"),
     ],
 )
-def test_mistakes(root, source, options, message):
+def test_mistakes_about_a_run(root, source, options, message):
     with pytest.raises(isweep.SweepError, match=message):
         isweep.run(source, root=root, **options)
 
@@ -110,25 +107,6 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
     monkeypatch.setitem(vars(sweep), "table", table)
     with pytest.raises(isweep.SweepError, match=r"Unknown .* of these results; found: "):
         sweep.best(**wrong)
-
-
-@pytest.mark.ray
-@pytest.mark.filterwarnings("default")
-def test_the_notebook_runs(tmp_path, monkeypatch, on_ray_local):
-    """All cells, with their results looked at."""
-    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert len(cells) >= 8
-    checks = """
-assert sweep.counts == {"planned": 8, "done": 8, "failed": 0, "left": 0}
-rows = sweep.table[(sweep.table["dataset"] == "manifold_d4") & (sweep.table["train_size"] == 80)]
-best = sweep.best(dataset="manifold_d4", train_size=80)
-assert best["model"].tolist() == [rows.set_index("model")["test_loss"].idxmin()]
-assert isweep.open("smoke").table.equals(sweep.table)
-assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
-"""
-    monkeypatch.setenv("ISWEEP_ROOT", str(tmp_path / "root"))
-    exec("\n".join([*cells, checks]), {})
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ def test_the_first_lines_tell_what_followed_with_its_interval():
     )
     found = effect(fit_interventions(table(2.0), ARMS), "Δ log K_F")
     low, high = (number(bound) for bound in found.interval)
-    words = f"log loss {number(found.value)} (95 % interval {low} to {high}; the law says 1)"
+    words = (
+        f"/ Δ log K_F = {number(found.value)}, 95 % interval {low} to {high} over 4 worlds; the law says 1"
+    )
     assert words in told.short
 
 

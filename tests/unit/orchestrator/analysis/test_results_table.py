@@ -137,7 +137,6 @@ def test_seeds_are_averaged_as_logarithms():
     table["test_loss"] = [0.1, 10.0]
     points = points_of(table)
     assert points["test_loss"].tolist() == pytest.approx([1.0])
-    assert points[t.NUM_SEEDS].tolist() == [2]
 
 
 def test_the_pairs_of_a_dataset_weigh_as_much_as_one_without_pairs():

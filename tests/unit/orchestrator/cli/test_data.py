@@ -4,6 +4,8 @@ import json
 import os
 import re
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,10 +61,7 @@ def features(tmp_path):
 
 @pytest.fixture
 def measure(run):
-    def go(*words: str):
-        return run("measure", *words)
-
-    return go
+    return partial(run, "measure")
 
 
 @pytest.fixture
@@ -166,9 +165,12 @@ def test_what_would_not_be_used_is_refused(measure, own, words, message):
     assert (code, message in err) == (2, True)
 
 
-def test_a_correction_that_cannot_be_told_says_why(measure, features):
+def test_features_without_labels_and_a_correction_that_cannot_be_told(measure, measured, features):
+    found = measured(features(np.random.default_rng(0).normal(size=(80, 5)), [])[0])
+    assert found["label_sharpness"] is None
+    assert 3 < found["d_data"]["mle"]["value"] < 7
     code, out, _ = measure(features(pixels(40), [])[0], "--calibrate")
-    assert code == 0
+    assert (code, "No label sharpness: there are no labels" in out) == (0, True)
     assert "undefined: needs at least 80 distinct points, has 40" in " ".join(out.split())
 
 
@@ -240,12 +242,6 @@ def test_pictures_of_class_folders_of_which_bad_ones_can_be_found_and_allowed(ru
     assert os.listdir(f"{source}/../root/prepared") == [".hash_key"]
 
 
-def test_features_without_labels(measured, features):
-    found = measured(features(np.random.default_rng(0).normal(size=(80, 5)), [])[0])
-    assert found["label_sharpness"] is None
-    assert 3 < found["d_data"]["mle"]["value"] < 7
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -265,13 +261,12 @@ def test_arrays_that_cannot_be_measured(measure, tmp_path, make, message):
 @pytest.mark.parametrize("form", ["csv", "npz", "npy"])
 def test_labels_mean_what_the_map_says(measured, own, features, pictures, tmp_path, form):
     labels = np.array(["cat", "CAT", "dog"])[PLACES % 3]
+    words = (own(labels),) if form == "npz" else features(pixels(60), labels)
     if form == "csv":
-        pictures([""] * 60)
+        table = Path(pictures([""] * 60), "own.csv")
         rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
-        (tmp_path / "raw" / "own.csv").write_text("\n".join(("path,label", *rows)))
-        words = (str(tmp_path / "raw" / "own.csv"), "--image-size", "12")
-    else:
-        words = (own(labels),) if form == "npz" else features(pixels(60), labels)
+        table.write_text("\n".join(("path,label", *rows)))
+        words = (str(table), "--image-size", "12")
     found = measured(*words, "--label-map", "CAT=cat")
     assert found["label_names"] == ["cat", "dog"]
     assert found["label_sharpness"]["num_pairs"] == 40 * 20

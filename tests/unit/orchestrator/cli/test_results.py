@@ -47,6 +47,7 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
         raise OSError(30, "Read-only file system", "results.csv")
 
     monkeypatch.setattr("orchestrator.analysis.report.report_sweep", refused)
+    monkeypatch.setattr(results, "read_results", lambda *_, **__: (Workspace.open("smoke", root), None))
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert "below the root; found: results.csv: Read-only file system; copy the root, or ask for the" in err

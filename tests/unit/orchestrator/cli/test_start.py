@@ -128,7 +128,7 @@ class TestInit:
         [
             (("absent",), "The images must exist; found: absent"),
             (("fw.npz",), "fw.npz; give a folder, a table or a file of arrays; did you mean {here}/few.npz?"),
-            (("train.npz",), "train: Class cat needs 1 test images; found: 0 that may be used for testing"),
+            (("train.npz",), "train: Class cat needs 1 test image; found: 0 that may be used for testing"),
             (("train.npz",), "name others test, or no split"),
             (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
             (("cut",), "cut: images must be readable; found: none of the first 2 is (not an image: 2); mend"),
@@ -163,18 +163,15 @@ class TestInit:
         assert (code, out) == (0, f"{link.relative_to(tmp_path / 'raw')}\n"), said
 
 
-def test_lists_name_all_that_can_be_named(run):
-    for command, key, names in (
-        ("models", "model", MODELS),
-        ("recipes", "recipe", RECIPES),
-        ("presets", "preset", preset_names()),
-    ):
-        code, out, _ = run(command, "--json")
-        rows = json.loads(out)
-        assert code == 0
-        assert [row[key] for row in rows] == list(names)
-        assert all(row["about"] for row in rows)
-        assert all(name in run(command)[1] for name in names)
+@pytest.mark.parametrize(
+    ("command", "names"), [("models", MODELS), ("recipes", RECIPES), ("presets", preset_names())]
+)
+def test_lists_name_all_that_can_be_named(run, command, names):
+    code, out, _ = run(command, "--json")
+    rows, shown = json.loads(out), run(command)[1]
+    assert (code, [row[command[:-1]] for row in rows]) == (0, list(names))
+    assert all(row["about"] for row in rows)
+    assert all(name in shown for name in names)
 
 
 class TestRoot:

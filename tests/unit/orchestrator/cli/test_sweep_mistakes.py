@@ -1,4 +1,4 @@
-"""Mistakes in a sweep file, as somebody makes them, told by the first command that meets them."""
+"""Mistakes in a sweep file, told by the first command that meets them; planning's tests have many more."""
 
 import os
 
@@ -26,29 +26,17 @@ def changed(old, new):
     ("text", "message"),
     [
         ("", "mine.yaml must not be empty; see README, 'Your own images'"),
-        ("- a\n- b\n", "mine.yaml must be a mapping of keys to values; found: list"),
         ("name: m\n\tmodels: x\n", "found: line 2, column 1: a tab; indent with blanks."),
         ("models: [small_cnn]\n", "5 problems found: - name: this key is required. - train_sizes"),
         (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
-        (changed("small_cnn", "timm:resnet99"), "Unknown timm architecture; found: 'resnet99'"),
-        (changed("small_cnn", "nowhere.at:all"), "nowhere"),
         (changed("[20, 40]", "many"), "train_sizes: must be a list, e.g. [a, b]; found: 'many'"),
-        (changed("[20, 40]", "[20, 20]"), "mine.yaml: train_sizes names 20 more than once."),
-        (changed("smoke", "{from: smoke, epoch: 3}"), "recipe.epoch: unknown key; did you mean 'epochs'?"),
         (
             changed("[manifold_d4]", PAIR.format("[cat, dog]")),
-            "Unknown class of mnist5k; found: 'cat'; known ",
+            "Unknown class of mnist5k; found: 'cat'; kno",
         ),
         (changed("[manifold_d4]", PAIR.format("[3, 3]")), "0: a class pair needs two different classes"),
-        (
-            changed("[manifold_d4]", PAIR.format("[3, 30]")),
-            "must name classes of the dataset; found: [3, 30]",
-        ),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path must exist; found: "),
-        (changed("[manifold_d4]", OWN.replace("folder", "foldr")), "Unknown kind; found: 'foldr'"),
-        (GOOD + "resources: {num_gpus: 1.5}\n", "resources.num_gpus: must be a fraction of one GPU or a"),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0: "),
-        (GOOD + "name: other\n", "name"),
     ],
 )
 def test_a_mistake_in_a_sweep_file_is_known_at_plan(run, root, tmp_path, text, message):

@@ -37,14 +37,15 @@ run smoke --no-tracking --address ray://x:1 | --address must be host:port
 results smoke --from-store | Sweep 'smoke' has no results yet; run it: isweep run smoke
 fit smoke --from-store | has no results yet
 measure digits --class-pair 3 | Command "measure" parameter --class-pair requires 2 positional arguments. On
-measure digits --class-pair 3 3 | class pair must name two different classes
+measure digits --image-size 8 --class-pair 3 3 | class pair must name two different classes
 measure digits --device cuda | --device must be a torch device of this machine
-plan smoke --gpus 0 | Invalid value for --gpus: must be from 1 to 100,000, got 0
+plan smoke --gpus 0 | Invalid value for --gpus: must be at least 1, got 0
 plan smoke --storage foo://x | --storage must be a folder or a store that keeps
 reconcile smoke --mlflow-uri foo://x | Sweep 'smoke' has no results yet
 predict smoke --d-data 9 --train-size 100 | A prediction needs d_data and label_sharpness; found: no label_s
 predict smoke --measured absent.json --train-size 100 | A measured record must be a readable JSON file
 pln smoke | Unknown command "pln". Did you mean "plan"?
+resume smoke | Unknown command: resume; isweep run SWEEP does what is left
 plan a b | isweep: unrecognized arguments: b; see: isweep plan --help.
 plan smoke --rot x | Unknown option: --rot. Did you mean --root?
 run smoke --no-quiet | Unknown option: --no-quiet. Did you mean --quiet?
@@ -79,7 +80,7 @@ power smoke --num-tables 20 | Power needs at least 3 datasets
 compare smoke smoke | compare needs two sweeps; found: smoke twice
 claims | claims needs one source; name a sweep, or ask for --published
 ui | MLflow has nothing to show yet; found: no
-ui --port 0 | must be from 1 to 65535, got 0
+ui --port 70000 | must be at most 65,535, got 70000
 reconcile smoke | no results yet; run it: isweep run smoke --root
 status smoke --cell small_mlp | --cell must name one cell, not 4; found: small_mlp: small_mlp-
 status smoke --cell small_mlp-manifold_d5 | --cell must name a cell of the sweep; found: 'sm
@@ -112,7 +113,7 @@ measure absent
 measure digits --raw absent
 measure digits --raw .
 prepare digits --raw .
-measure digits --class-pair 3 x
+measure digits --image-size 8 --class-pair 3 x
 measure digits --image-size 2
 measure digits --train-sizes 9,20
 measure digits --seed -1

@@ -91,7 +91,7 @@ def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, 
 
 
 @pytest.mark.parametrize(("said", "message"), [
-    ({"test_size": 100_000}, "digits, classes 3 and 8: Class 3 needs 50000 test images; found: 183"),
+    ({"test_size": 100_000}, "digits, classes 3 and 8: Class 3 needs 50,000 test images; found: 183"),
     ({"train_sizes": [60, 99_999]}, r"digits, classes 3 and 8: Train size 99999 needs .* at most 2"),
 ])  # fmt: skip
 def test_sizes_that_a_packaged_set_cannot_have_are_refused_before_it_is_prepared(tmp_path, said, message):

@@ -3,14 +3,14 @@
 import json
 import re
 import socket
-import subprocess
 import time
 from dataclasses import replace
+from subprocess import Popen
 
 import pytest
 import torch
 
-from orchestrator.running import doctor, gpus
+from orchestrator.running import doctor, ending, gpus
 from orchestrator.running.cluster import this_machine, trial_resources
 from orchestrator.running.failures import classify, gpu_named
 from search_spaces.errors import SetupError
@@ -105,11 +105,109 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
 
 
 def test_a_command_that_is_absent_or_fails_says_nothing():
-    assert gpus.answer_of("no-such-command-anywhere") == ("", "it is not there")
-    assert gpus.answer_of("false") == ("", "exit code 1")
-    assert gpus.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
-    assert gpus.answer_of("sleep", "9", timeout=0.1) == ("", "no answer in 0.1 s")
-    assert gpus.answer_of("echo", "570.1") == ("570.1", "")
+    assert ending.answer_of("no-such-command-anywhere") == ("", "it is not there")
+    assert ending.answer_of("false") == ("", "exit code 1")
+    assert ending.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
+    assert ending.answer_of("echo", "570.1") == ("570.1", "")
+    for _ in range(2):  # one that is slow may answer another time
+        assert ending.answer_of("sleep", "9", timeout=0.1) == ("", "no answer in 0.1 s")
+
+
+@pytest.fixture
+def unkillable(tmp_path, monkeypatch, a_device):
+    """An nvidia-smi that no signal ends, as one that waits in the driver; the processes that it became."""
+    nvidia_smi(tmp_path, monkeypatch)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 30\n")
+    started, kill, start = list[Popen[str]](), Popen.kill, ending.answer_of
+    monkeypatch.setattr(Popen, "kill", lambda process: started.append(process))
+    monkeypatch.setattr(ending, "KILLED_WITHIN_S", 0.1)
+    monkeypatch.setattr(ending, "_stuck", set())
+    monkeypatch.setattr(
+        gpus, "answer_of", lambda *command, **more: start(*command, **more | {"timeout": 0.1})
+    )
+    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))  # torch hangs as well
+    yield started
+    for process in started:
+        kill(process)
+        process.wait()
+
+
+def test_an_nvidia_smi_that_hangs_in_the_driver_is_left_behind_and_asked_once(unkillable):
+    assert gpus.nvidia_smi("name") == []
+    assert (gpus.gpus_here(), gpus.driver_version()) == ([], "580.95.05")
+    with pytest.raises(
+        SetupError, match=r"answer where there is a GPU; found: nvidia-smi: it hangs in the dr"
+    ):
+        trial_resources(ResourceSpec(), this_machine(), "auto")
+    assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
+    (process,) = unkillable
+    assert process.poll() is None
+
+
+def mps_daemon(folder):
+    """Return a socket that listens where CUDA looks for MPS: "Starting control daemon using socket"."""
+    daemon = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    daemon.bind(str(folder / "control"))
+    daemon.listen()
+    return daemon
+
+
+def test_mps_runs_while_it_listens_and_what_a_dead_one_leaves_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not gpus.mps_runs()
+    with mps_daemon(tmp_path):
+        assert gpus.mps_runs()
+    assert (tmp_path / "control").is_socket()
+    assert not gpus.mps_runs()
+    (tmp_path / "control").unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(str(tmp_path / "control"))
+        other.listen()
+        assert gpus.mps_runs()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / ("far" * 50)))
+    assert not gpus.mps_runs()
+
+
+def test_windows_gpus_are_found_without_a_path_and_without_files_of_devices(tmp_path, monkeypatch):
+    """In WSL there is no /dev/nvidia*, and PATH ends with the login shell."""
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    monkeypatch.setattr(gpus, "WSL", tmp_path)
+    nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GeForce RTX 4090, GPU-1, 24564, [N/A]"])
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert gpus.gpu_models_here(())[0].name == "rtx4090"
+    (tmp_path / "nvidia-smi").unlink()
+    gpus.check_driver()  # no GPU, no driver
+    (tmp_path / "libcuda.so.1").touch()
+    reached = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA GeForce RTX 4090", "GPU-1", 2**34),))
+    monkeypatch.setattr(gpus, "describe", lambda visible: reached)
+    assert gpus.gpus_here() == list(reached.gpus)
+    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
+    with pytest.raises(SetupError, match="nvidia-smi: it is not there"):
+        gpus.check_driver()
+
+
+@pytest.mark.parametrize(
+    ("said", "way_out"),
+    [
+        ("Error 34: CUDA driver is a stub library", "take the folder of CUDA's stubs out of LD_LIBRARY_PATH"),
+        ("Error 802: system not yet initialized", "start nvidia-fabricmanager"),
+        ("CUDA unknown error", "see what nvidia-smi says"),
+    ],
+)
+def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch, said, way_out):
+    def init():
+        raise RuntimeError(f"Unexpected error from cudaGetDeviceCount(). {said}\nmore")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
+    with pytest.raises(SetupError, match=rf"{said}; {way_out}"):
+        gpus.check_gpu()
+    node = gpus.NodeGpus("a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu())
+    ((what, how),) = gpus.gpu_problems(node)
+    assert what.endswith(
+        f"reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). {said}"
+    )
+    assert how.startswith(way_out)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +271,7 @@ def test_a_self_test_that_an_error_ended_is_tried_again_and_one_that_dies_takes_
     with monkeypatch.context() as patch:
         for error in (False, True):
             said = json.dumps({"graphs": False, "reason": "vgg13: OutOfMemoryError", "error": error})
-            done = subprocess.CompletedProcess((), 0, f"a warning\n{said}\n", "")
-            patch.setattr(gpus.subprocess, "run", lambda *words, done=done, **options: done)
+            patch.setattr(gpus, "answer_of", lambda *words, said=said, **more: (f"a warning\n{said}", ""))
             assert gpus._tested()["finished"] is not error
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus._tested()
@@ -200,6 +297,8 @@ def test_nvidia_smi_tells_of_gpus_without_torch(tmp_path, monkeypatch):
     gpu, number = gpus.gpu_models_here(())
     assert (gpu.name, gpu.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert len(gpus.gpus_here()) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,7,0")  # CUDA reads up to the first that is not there
     assert len(gpus.gpus_here()) == 1
     for hidden in ("", "-1", "NoDevFiles", "-1,0"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -235,6 +334,28 @@ def test_a_slice_is_planned_for_as_what_it_is(tmp_path, monkeypatch):
     model, number = gpus.gpu_models_here(())
     assert (model.name, model.memory_gib, model.timed) == ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10, False)
     assert number == 2
+    first = gpus.Gpu("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "MIG-1", 39 * 2**30, mig=True)
+    shown = gpus.NodeGpus("a", (first,), visible="MIG-1,MIG-2", offered=2.0)
+    monkeypatch.setattr(gpus, "describe", lambda visible: shown)
+    told = [(gpu.name.partition("MIG ")[2], gpu.memory_gib) for gpu in gpus.offers().gpus]
+    assert told == [("3g.40gb", 39), ("1g.10gb", 10)]
+    assert [*gpus.gpu_problems(gpus.offers())] == []
+
+
+def test_a_gpu_that_shares_the_machine_s_memory_is_described_by_torch(tmp_path, monkeypatch):
+    """nvidia-smi knows no memory of a GB10."""
+    nvidia_smi(tmp_path, monkeypatch, ["NVIDIA GB10, GPU-1, [N/A], [N/A]"])
+    reached = gpus.NodeGpus("a", (gpus.Gpu("NVIDIA GB10", "GPU-1", 119 * 2**30),))
+    monkeypatch.setattr(gpus, "describe", lambda visible: reached)
+    assert gpus.gpu_models_here(())[0].memory_gib == 119
+
+
+def test_what_nvidia_smi_says_beside_its_rows_is_no_gpu(tmp_path, monkeypatch):
+    rows = ["NVIDIA L4, GPU-1, 23034, [N/A]", "WARNING: infoROM is corrupted at gpu 0000:0B:00.0"]
+    nvidia_smi(tmp_path, monkeypatch, rows)
+    assert len(gpus.gpus_here()) == 1
+    monkeypatch.setattr(gpus, "DRIVER", tmp_path / "absent")
+    assert gpus.driver_version() == ""
 
 
 @pytest.fixture

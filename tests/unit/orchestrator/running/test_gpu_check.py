@@ -25,6 +25,7 @@ from orchestrator.running import gpu_check
 from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part, without_names
 from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, gpu_check_folders
 from search_spaces.errors import ConfigError, SetupError
+from tests.unit.orchestrator.running.test_devices import mps_daemon
 
 
 @pytest.mark.parametrize("part", ["host", "step_times", "passes", "memory", "faults"])
@@ -112,7 +113,7 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
     """MPS is the folder that CUDA is told: without it a process computes as if there were none."""
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     if runs:
-        (tmp_path / "control").touch()
+        daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens while it is there)
     monkeypatch.setattr(gpu_check, "_gain", lambda bench, model: {"gain": 1.5 if gpu_check.mps_runs() else 1})
     found = gpu_check.pairs(bench_of("cpu"))
     with_mps = {"small_cnn": {"gain": 1.5}} if runs else {}
@@ -249,7 +250,7 @@ def test_what_a_part_started_ends_with_it():
     process = subprocess.Popen([sys.executable, "-c", code], **pipes, process_group=0)
     with process.stdin, process.stdout:
         assert process.stdout.readline() == "started\n"
-        gpu_check.end(process)
+        gpu_check.end_group(process)
         assert process.stdout.read() == ""  # ends when nobody holds the other end any more
 
 

@@ -17,7 +17,7 @@ from orchestrator.planning.predict import gpu_model_there, packing_pays, peak_by
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES, classify, ends_process
-from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse
+from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
 from search_spaces.errors import SetupError, SweepError
 from tasks.trials.records import CAPTURE_FAILED
@@ -169,6 +169,14 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
             assert share == 1.0
 
 
+def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
+    large = replace(MIG, name=MIG.name.replace("1g.10gb", "3g.40gb"), memory_bytes=39 * GIB)
+    there = node(large, MIG, visible="MIG-2,MIG-1", mps=True)
+    refuse([there], plan.trials, share=1.0, alone=True)
+    found = expected([there], plan.sweep.resources, ())
+    assert (found.gpu.name, found.gpu.memory_gib, found.share) == (MIG.name, 9.5, 1.0)
+
+
 def test_no_gpu_that_takes_one_process_is_shared_whatever_was_measured_elsewhere(plan, tmp_path):
     summary = {"pair_gain": 1.3, "pair_gain_mps": 1.3, "row": None}
     record = {"gpu": A100.name, "parts": {"summary": {"values": summary}}}
@@ -249,3 +257,12 @@ def test_a_sweep_s_own_share_is_taken_as_it_is():
     sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
     assert expected([node(A100)], sweep.resources, ()).gpu is None
+
+
+def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):
+    """They say so themselves: whoever types the command need not."""
+    said = {"tests packing": NodeGpus("tests packing", logical=True), "real": NodeGpus("real", (A100,))}
+    nodes = {name: {"Resources": {"GPU": 1.0}} for name in said}
+    monkeypatch.setattr("orchestrator.running.gpus.asked_of_nodes", lambda *_: nodes)
+    monkeypatch.setattr("ray.get", lambda name, timeout: said[name])
+    assert survey(2, local=False) == [replace(said["real"], offered=1.0)]

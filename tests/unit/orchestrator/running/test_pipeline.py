@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +132,22 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monke
     monkeypatch.setattr("tasks.prepared.prepare.prepare_dataset", None)
     with pytest.raises(ConfigError, match=r"resources.num_gpus must fit the machine; found: 0.1, it has 0"):
         run_sweep("smoke", RunOptions(root=root, device="gpu", tracking=False))
+
+
+CHECK = """
+import sys
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running.preparation import check_models
+check_models(plan_sweep(load_sweep("demo", {"image_size": int(sys.argv[1])})), ())
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("side", "built"), [("32", "False"), ("33", "True")])
+def test_networks_of_a_preset_are_not_built_again_before_a_start_and_others_are(side, built):
+    done = subprocess.run([sys.executable, "-c", CHECK, side], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == built
 
 
 def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
