@@ -203,7 +203,7 @@ def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_pat
     with tarfile.open(path) as archive:
         last = archive.getmembers()[-1].offset
     path.write_bytes(path.read_bytes()[:last])
-    with pytest.raises(DataError, match="must be whole and safe; .*an archive without its end, as if cut; "):
+    with pytest.raises(DataError, match=r"must be whole and safe; .*an archive without its end, as if cut; "):
         prepare(kind, path)
 
 

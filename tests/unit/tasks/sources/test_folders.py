@@ -76,8 +76,8 @@ CASES = {
     "a patient on both sides": case("train/cat/p1/", "train/dog/p2/", "test/cat/p1/", "test/dog/p3/",
         refused="no group may be in train and test; found: 1"),
     # A visit was a group of its own: a patient was on both sides, in silence.
-    "visits of patients": case(*cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")), groups=3, **TWO,
-        flags={"in a folder in a group's folder, and taken as that group's": 24}),
+    "visits of patients": case(*cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")), groups=3,
+        flags={"in a folder in a group's folder, and taken as that group's": 24}, **TWO),
     "a visit on each side": case("train/cat/p1/v1/", "train/dog/p2/", "test/cat/p1/v2/", "test/dog/p3/",
         refused="no group may be in train and test; found: 1"),
     "visits in patients' classes": case(*cross(("p1/cat", "p1/dog", "p2/cat", "p2/dog"), ("v1", "v2")),
