@@ -5,8 +5,9 @@ Layout: torchvision's ``ImageFolder`` and ``timm``'s folder reader; sets of Kagg
 ``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
 of a class (``<raw>/<class>/<group>/image.png``), however deep, share a group, and equal group names in
 different classes are the same group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one
-called ``masks`` is left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's ``x_mask.png`` beside
-``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted, too.
+called ``masks`` is left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's
+``x_mask.png`` beside ``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted,
+too.
 ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and
 counted. ``<raw>`` may be an archive of such folders. ``layout: group/class`` reads
 ``<raw>/<group>/<class>/image.png``: the two look alike where every folder on top has the same ones in it.
