@@ -316,7 +316,7 @@ def _faults(
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
             yield ConfigError(f"Column {name} must name at least two groups", f"{num_groups}", way_out)
     for name in (design.response, *design.on):
-        if not np.isfinite(own[name]).all():
+        if odd[name].any():
             continue  # as was told
         if not own[name].std() > STEPS * np.spacing(own[name].abs().max()):
             found = f"{plural(own[name].nunique(), 'value')}, after rounding to 16 digits"
@@ -372,7 +372,7 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
     scales = y_scale[0] / np.tile(x_scale, 2)
     slopes = adjusted([slope.times(scale) for slope, scale in zip(found, scales.tolist(), strict=True)])
-    pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on))
+    pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2)
     shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
     names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
     same = [f"{names} taken for the same group in each: write other names where it is not."] * bool(shared)
@@ -532,11 +532,14 @@ def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
     """Return the answers of :func:`fit_pairs` as findings."""
     found = []
     for slope in slopes:
-        text = f"{slope.numbers}; {slope.hangs_on}" if slope.hangs_on else slope.numbers
+        hangs_on = slope.hangs_on.replace("without", "without class", 1)
+        text = f"{slope.numbers}; {hangs_on}" if hangs_on else slope.numbers
         verdict: Verdict = "established" if slope.established else "not established"
         if slope.value is None:
             verdict, text = "cannot be tested", slope.reason
-        found.append(Finding(slope.on, verdict, text, text))
+        # The key of committed results; its slope is b − 1.
+        question = slope.on.replace("against the law's 1", "less the law's 1")
+        found.append(Finding(question, verdict, text, f"{text[:1].upper()}{text[1:]}."))
     return tuple(found)
 
 

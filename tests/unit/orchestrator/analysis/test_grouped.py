@@ -226,6 +226,7 @@ def written(tmp_path, table, name="t.csv"):
         (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
         (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
         (lambda t: t.assign(loss=t["loss"].where(t.index > 20)), ["21 rows without loss (rows 1, 2, 3, …)"]),
+        (lambda t: t.assign(loss=t["loss"] * 1e-300), ["Column loss must hold"]),
         (lambda t: t.assign(loss=np.inf, d="x"), ["Column loss must hold", "Column d must hold finite"]),
         (lambda t: t.drop(columns="d"), ["Unknown column of t.csv; found: 'd'"]),
     ],

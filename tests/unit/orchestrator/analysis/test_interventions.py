@@ -51,11 +51,11 @@ def effect(found, words):
 @pytest.mark.parametrize(
     ("follows", "verdict"),
     [
-        (1.0, "log loss follows it, at a rate that agrees with the law"),
+        (1.0, "log loss rises with it, at a rate that agrees with the law"),
         (0.0, "log loss does not follow it as the law says"),
-        (0.5, "log loss follows it more weakly than the law says"),
-        (2.0, "log loss follows it more strongly than the law says"),
-        (-1.0, "log loss moves against it"),
+        (0.5, "log loss rises with it, more weakly than the law says"),
+        (2.0, "log loss rises with it, more strongly than the law says"),
+        (-1.0, "log loss moves against the law"),
     ],
 )
 def test_the_report_says_whichever_way_it_came_out(follows, verdict):
