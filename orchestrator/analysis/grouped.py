@@ -24,7 +24,6 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.findings import Finding, Verdict
 from orchestrator.analysis.inference import LEVEL, Array, Interval
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
-from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
 from tasks.sources.tables import READERS, TableError, read_text
@@ -106,10 +105,11 @@ class Slope:
 
     @property
     def hangs_on(self) -> str:
-        """The group that the slope hangs on most, with the slope without it."""
+        """The group that the slope hangs on most, with the slope without it, where that shows."""
         value, left_out = self.value or 0.0, self.left_out
         name = max(left_out, key=lambda group: abs(left_out[group] - value), default=None)
-        return "" if name is None else f"{number(left_out[name])} without {name}"
+        without = "" if name is None else number(left_out[name])
+        return "" if without in ("", number(value)) else f"; {without} without {name}"
 
     @property
     def established(self) -> bool:
@@ -118,12 +118,12 @@ class Slope:
 
     @property
     def numbers(self) -> str:
-        """The slope, its interval, and what decides."""
+        """The slope, its interval, what decides, and what it hangs on."""
         parts = [f"slope {number(self.value)}"]
         parts += [f"95 % interval {interval(self.interval)}"] if self.interval else []
         if self.adjusted_p is not None:
             parts.append(decided(self.p_value, self.adjusted_p, self.interval))
-        return ", ".join([*parts, *([self.reason] if self.reason else [])])
+        return ", ".join([*parts, *([self.reason] if self.reason else [])]) + self.hangs_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,30 +190,10 @@ class GroupedFit:
         )
 
     def lines(self) -> Iterator[str]:
-        """What a terminal shows, beside the table."""
+        """What a terminal shows."""
         said = [*map(self.sentence, self.design.on), *map(self.why_pooled_misleads, self.pooled)]
         for text in (*said, *self.remarks):
             yield from wrap(text, 80, subsequent_indent="  ", break_long_words=False)
-
-    def table(self) -> Table:
-        """The slopes as a table of text."""
-        return laid_out(
-            "grouped",
-            f"Slopes of {self.design.response}",
-            "G: groups that a slope rests on. Adjusted p: Holm's, over all slopes.",
-            self.slopes,
-            {
-                "groups": lambda slope: slope.level,
-                "column": lambda slope: slope.on,
-                "G": lambda slope: str(slope.num_groups),
-                "slope": lambda slope: number(slope.value),
-                "95 % interval": lambda slope: interval(slope.interval),
-                "p": lambda slope: p_value(slope.p_value),
-                "adjusted p": lambda slope: p_value(slope.adjusted_p),
-                "remark": lambda slope: slope.reason or slope.hangs_on,
-            },
-            numeric_from=2,
-        )
 
     def to_json(self) -> dict[str, object]:
         """All numbers, with the sentences."""
@@ -532,8 +512,8 @@ def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
     """Return the answers of :func:`fit_pairs` as findings."""
     found = []
     for slope in slopes:
-        hangs_on = slope.hangs_on.replace("without", "without class", 1)
-        text = f"{slope.numbers}; {hangs_on}" if hangs_on else slope.numbers
+        without = {f"class {name}": value for name, value in slope.left_out.items()}
+        text = replace(slope, left_out=without).numbers
         verdict: Verdict = "established" if slope.established else "not established"
         if slope.value is None:
             verdict, text = "cannot be tested", slope.reason

@@ -97,6 +97,8 @@ def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
     )
     assert pooled.shares[0] == pytest.approx(between, rel=1e-9)
     assert f"{len(table)} rows of 6 groups for independent" in fit.why_pooled_misleads(pooled)
+    two = fit_groups(table.drop_duplicates("dataset").head(2), PLAIN)
+    assert two.pooled == ()  # two rows lie on a line
 
 
 def test_the_sentence_claims_each_level_for_itself():
@@ -237,6 +239,8 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         read_own_table(written(tmp_path, change(table)), PLAIN)
     for message in messages:
         assert message in str(told.value)
+    # What is no number is not said not to vary as well.
+    assert str(told.value).count("Column loss ") <= 1
 
 
 @pytest.mark.parametrize(
