@@ -174,7 +174,7 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     ]
     if arms:
         untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
-        found = [replace(entry, reason=entry.reason or SHARED, power=None, **untold) for entry in found]
+        found = [replace(entry, reason=SHARED, power=None, **untold) for entry in found]
     adjusted = i.holm({entry.number: entry.p_value for entry in found if entry.p_value is not None})
     entries = [replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 MOST_LEFT_OUT = 0.05
 """Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
-MIN_RCOND = 1e-10
-"""Below this share of what the regressors are, what varies of them is rounding."""
 MOST = 1e100
 """Larger numbers, and smaller ones than its inverse, have no square."""
 STEPS = 1e4
 """Steps of rounding that a column spreads over at least, so that its slope keeps four digits."""
 MOST_CELLS = 200
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
+MOST_PERMUTED = 1_000
+"""Of more groups a permutation says what t says, and takes a gigabyte."""
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
@@ -315,12 +315,14 @@ class _Groups:
         units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
         self.names, self.crossed = np.unique(units), columns.shape[1] > 1
-        self.member = (units[:, :, None] == self.names).any(axis=1)
+        self.member = np.zeros((len(units), len(self.names) if self.crossed else 0))
+        if self.crossed:
+            np.put_along_axis(self.member, np.searchsorted(self.names, units), 1.0, axis=1)
         self.of_column = np.array([np.isin(self.names, column) for column in columns.T])
 
     def sums(self, of_units: Array) -> Array:
         """Add up what units (U, ...) have, by group (G, ...)."""
-        return np.tensordot(self.member.T.astype(float), of_units, 1) if self.crossed else of_units
+        return np.tensordot(self.member.T, of_units, 1) if self.crossed else of_units
 
     def degrees(self, carried: Array) -> float:
         """Degrees of freedom, given what each group carries of what varies.
@@ -382,7 +384,7 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design)
     starts = np.cumsum(np.bincount(groups.unit))[:-1]
     parts = np.split(centred[np.argsort(groups.unit, kind="stable")], starts)
     each, total = groups.sums(np.array([part.T @ part for part in parts])), centred.T @ centred
-    smallest = MIN_RCOND * len(y)
+    smallest = i.MIN_RCOND * len(y)
     for k, name in enumerate(design.on, 1):
         value, rest = _partial(total, k, smallest)
         if not np.isfinite(value):
@@ -440,15 +442,18 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             reason = f"{listing(design.on)} vary only together between groups"
         yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
         return
-    belongs = zip(groups.names.tolist(), groups.member.T, strict=True)
-    refits = {name: i.ols(y[~own], x[~own]) for name, own in belongs}
+    rows = np.column_stack([np.ones(num), x, y])
+    products = rows[:, :, None] * rows[:, None, :]
+    refits = i.solved(products.sum(axis=0) - groups.sums(products))
     for k, name in enumerate(design.on):
-        left_out = {group: float(fit.values[k]) for group, fit in refits.items() if fit is not None}
+        pairs = zip(groups.names.tolist(), refits[:, k + 1].tolist(), strict=True)
+        left_out = {group: slope for group, slope in pairs if np.isfinite(slope)}
         value, others = float(found.values[k]), np.delete(x, k, axis=1)
         bounds = i.t_interval(value, float(found.std_errors[k]), found.degrees)
         slope = Slope("between", name, value, bounds, num_groups=num, left_out=left_out)
-        test = None if groups.crossed else i.permutation_test(y, x[:, k], others, [""] * num)
-        if not groups.crossed and (test is None or test.num < 1 / LEVEL):
+        permuted = not groups.crossed and num <= MOST_PERMUTED
+        test = i.permutation_test(y, x[:, k], others, [""] * num) if permuted else None
+        if permuted and (test is None or test.num < 1 / LEVEL):
             yield replace(slope, reason=f"too few groups for a p-value of {LEVEL:g}")
         elif len(left_out) < len(groups.names):
             yield replace(slope, interval=None, reason="it hangs on one group alone")

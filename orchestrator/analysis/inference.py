@@ -32,6 +32,8 @@ STRONG = 0.8
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
 #: Two datasets give one difference, and one difference has no spread.
 MIN_DATASETS = 3
+#: Below this share of what the regressors are, what varies of them is rounding.
+MIN_RCOND = 1e-10
 #: Webb's six points (2023): with few clusters two points leave too few different draws.
 _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 
@@ -123,15 +125,18 @@ def dataset_effects(
     """
     (_, in_cell), (names, in_group) = members(cells), members(groups)
     together = (in_cell * weights @ in_group.T).toarray()
-    if connected_components(csr_array(together.T @ together > 0), directed=False)[0] != 1:
+    if connected_components(csr_array(together @ together.T > 0), directed=False)[0] != 1:
         return None
-    share = together / together.sum(axis=1, keepdims=True)
-    laplacian = np.diag(together.sum(axis=0)) - together.T @ share
+    # Solved for cells, of which there are few, however many datasets.
+    share = together / together.sum(axis=0)
+    laplacian = np.diag(together.sum(axis=1)) - together @ share.T
     # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
-    # rounding (1e-16) for a number and divide by it. A single dataset has nothing else.
-    filled = laplacian + (laplacian.diagonal().mean() if len(names) > 1 else 1.0) / len(names)
+    # rounding (1e-16) for a number and divide by it. A single cell has nothing else.
+    filled = laplacian + (laplacian.diagonal().mean() if len(together) > 1 else 1.0) / len(together)
     weighted = weights[:, None] * values
-    effects = np.linalg.solve(filled, in_group @ weighted - share.T @ (in_cell @ weighted))
+    by_group = in_group @ weighted
+    of_cells = np.linalg.solve(filled, in_cell @ weighted - share @ by_group)
+    effects = (by_group - together.T @ of_cells) / together.sum(axis=0)[:, None]
     # Means of equal numbers differ in their last digits.
     even = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     return names, np.where(even, 0.0, effects - effects.mean(axis=0))
@@ -157,6 +162,19 @@ def ols(y: Array, x: Array) -> Slopes | None:
     rest = y - design @ found
     errors = np.sqrt(rest @ rest / degrees * np.diag(inverse))
     return Slopes(found[1:], errors[1:], degrees)
+
+
+def solved(products: Array) -> Array:
+    """Least squares of a last column on the others, by all products of columns (B, q + 2, q + 2), of which
+    the first holds ones: (B, q + 1), NaN where these do not tell the coefficients.
+    """
+    scale = np.sqrt(np.maximum(np.einsum("bkk->bk", products), 1e-200))
+    products = products / (scale[:, :, None] * scale[:, None, :])
+    free, last = products[:, :-1, :-1], products[:, :-1, -1:]
+    told = (np.linalg.eigvalsh(free)[:, 0] > MIN_RCOND) & (scale[:, 0] ** 2 > free.shape[1] + 0.5)
+    found = np.full(free.shape[:2], np.nan)
+    found[told] = np.linalg.solve(free[told], last[told])[..., 0] * scale[told, -1:] / scale[told, :-1]
+    return found
 
 
 class Permutation(NamedTuple):

@@ -341,3 +341,23 @@ def test_few_groups_of_one_column_are_not_made_up_for_by_many_of_another(nested)
         fit = fit_groups(table, Design("loss", ("d",), ("hospital", "patient")))
         num_found += any(slope.established for slope in fit.slopes)
     assert num_found <= 0.05 * 120 + 6
+
+
+@pytest.mark.parametrize("groups", [("dataset",), ("dataset", "other")])
+def test_as_many_groups_as_rows_are_fitted_as_by_hand(groups):
+    """5,000 patients of three rows, alone or crossed with others: no square of their number is held."""
+    rng, codes = np.random.default_rng(5), np.arange(5_000).repeat(3)
+    table = pd.DataFrame({"d": rng.normal(size=5_000)[codes] + rng.normal(size=len(codes)), "dataset": codes})
+    table = table.assign(
+        loss=0.1 * table["d"] + rng.normal(size=len(codes)), other=rng.integers(-9, 0, len(codes))
+    )
+    fit = fit_groups(table, Design("loss", ("d",), groups))
+    means = table.groupby(list(groups))[["loss", "d"]].mean()
+    by_hand = sm.OLS(means["loss"], sm.add_constant(means["d"])).fit().params["d"]
+    without = means.drop(index=17, level=0) if len(groups) > 1 else means.drop(17)
+    slope = fit.find("between", "d")
+    assert slope.value == pytest.approx(by_hand, rel=1e-9)
+    assert slope.left_out["17"] == pytest.approx(
+        sm.OLS(without["loss"], sm.add_constant(without["d"])).fit().params["d"], rel=1e-9
+    )
+    assert slope.established
