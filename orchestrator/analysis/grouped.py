@@ -513,17 +513,30 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
     return adjusted(found)
 
 
+#: What the keys of :func:`fit_pairs`, which committed results have, ask in plain words, by how they begin.
+_ASKED = {
+    "exponent b in": "Does the loss fall with N?",
+    "exponent b against": "Does it fall faster than the law's bound asks?",
+    "slope of log loss": "Do sharper labels go with a higher loss?",
+    "slope of log R̂": "Do sharper labels go with less robustness?",
+    "slope of accuracy": "Do attacks cost more accuracy where labels are sharper?",
+}
+
+
 def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
     """Return the answers of :func:`fit_pairs` as findings."""
     found = []
     for slope in slopes:
+        question = next(words for start, words in _ASKED.items() if slope.on.startswith(start))
         without = {f"class {name}": value for name, value in slope.left_out.items()}
-        text = replace(slope, left_out=without).numbers
+        numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
+        text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
         verdict: Verdict = "established" if slope.established else "not established"
+        if slope.established:
+            asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
+            text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
         if slope.value is None:
             verdict, text = "cannot be tested", slope.reason
-        # The key of committed results; its slope is b − 1.
-        question = slope.on.replace("against the law's 1", "less the law's 1")
         found.append(Finding(question, verdict, text, f"{text[:1].upper()}{text[1:]}."))
     return tuple(found)
 

@@ -107,9 +107,12 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     slopes = fit_pairs(rows)
     found = pair_findings(slopes)
     assert [finding.verdict == "established" for finding in found] == [one.established for one in slopes]
-    assert found[2].short.startswith(f"slope {slopes[2].value:.3g}, 95 % interval ")
+    assert found[2].short.startswith(f"yes: {SHARPER_LOSS} is {slopes[2].value:.3g}, 95 % interval ")
+    assert found[3].short.startswith("yes: slope of log R̂ on log K_F at equal 1/d is −")
+    reverse = pair_findings(fit_pairs(table(on_k=-1.0, noise=0.05)))
+    assert [one.short.startswith("no, the reverse: slope of log ") for one in reverse[2:4]] == [True, True]
     assert " without class " in found[2].short
-    assert found[1].question == "exponent b less the law's 1"
+    assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
     fits = fit_scaling_laws(rows)
     said = summary(fits, found)
     assert not any("CANNOT BE TESTED" in line for line in said)
