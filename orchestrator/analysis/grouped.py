@@ -162,7 +162,7 @@ class GroupedFit:
 
     def _said(self, slope: Slope) -> str:
         units = "groups" if len(self.design.groups) == 1 else "pairs of groups"
-        where = f"between {self.num_groups} {units}"
+        where = f"between {self.num_groups:,} {units}"
         if slope.level == "within":
             where = f"within one {listing(self.design.groups)}"
         if slope.value is None:
@@ -250,7 +250,8 @@ def _text_of(path: Path) -> pd.DataFrame:
     try:
         names, *rows = read(path.read_bytes()).rows or [[]]
     except TableError as error:
-        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {error.args[1]}", way_out) from None
+        found = str(error.args[1]).removesuffix("; save it as .csv in UTF-8")  # the way out says so
+        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {found}", way_out) from None
     except Exception as error:  # readers raise almost anything on damaged files
         raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
     names = [name.strip() for name in names]

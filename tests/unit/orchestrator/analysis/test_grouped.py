@@ -255,7 +255,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
-            "The table must be UTF-8 text; found: t.csv: other",
+            "The table must be UTF-8 text; found: t.csv: other bytes; save it as CSV in UTF-8 with one line",
         ),
         (
             "t.csv",

@@ -1,5 +1,6 @@
 """All pairs of a set's classes: against slow formulas, and on tables whose law is known."""
 
+from html import unescape
 from itertools import combinations
 
 import numpy as np
@@ -116,11 +117,11 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     fits = fit_scaling_laws(rows)
     said = summary(fits, found)
     assert not any("CANNOT BE TESTED" in line for line in said)
-    page = write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8")
+    page = unescape(write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8"))
     assert "cannot be tested" not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
     for finding in found:
-        assert finding.question.replace("'", "&#39;") in page
-        assert finding.line.replace("'", "&#39;") in page
+        assert finding.question in page
+        assert finding.line in page
     assert len(said) <= 23
     assert max(map(len, said)) <= 80
 
