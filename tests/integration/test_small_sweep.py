@@ -1,6 +1,7 @@
 """Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted, continued."""
 
 import json
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -17,6 +18,7 @@ from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from orchestrator.running.measuring import PilotRequest, run_pilot
 from tests.browser.chromium import mlflow_pages
+from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
@@ -268,32 +270,45 @@ def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, on_ray_lo
     exec(text + LOOKED_AT, {})
 
 
-def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path, on_ray_local):
+def test_an_extended_grid_runs_only_what_is_new_and_goes_on_after_an_interrupt(
+    root, sweep, tmp_path, on_ray_local
+):
     before = stored(root)
     extended = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2]", "[0, 1, 2, 3]"))
     status = isweep_json("status", extended, root=root)
     assert (status["planned"], status["done"], status["pending"]) == (NUM_TRIALS + 4, NUM_TRIALS, 4)
+    stopped = interrupted.run(extended, root, "1", until=NUM_TRIALS + 1, send=signal.SIGINT)
+    check_stopped(stopped)
+    kept = stored(root)
+    assert NUM_TRIALS < len(kept) < NUM_TRIALS + 4
     isweep_here("run", extended, "--no-dashboard", root=root)
     after = stored(root)
     assert len(after) == NUM_TRIALS + 4
-    assert {key: after[key] for key in before} == before
+    # What was finished before it was extended, or interrupted, is never trained again.
+    assert before.items() <= kept.items() <= after.items()
+    runs = mlflow_runs(root)
+    shown = runs[runs["tags.isweep.duplicate"] != "true"]  # curves of fewer seeds are set aside
+    assert sorted(shown[shown["tags.kind"] == "trial"]["tags.trial_id"]) == sorted(after)
+    assert set(shown["status"]) == {"FINISHED"}
     # The smaller plan still knows its own cells, and says what it does not use.
     status = isweep_json("status", sweep, root=root)
     assert (status["done"], len(status["foreign"])) == (NUM_TRIALS, 4)
 
 
+def check_stopped(stopped):
+    """See that a run that was asked to stop did, and said how it goes on."""
+    assert stopped["exit"] == 130, stopped["stderr"]
+    assert stopped["seconds_to_stop"] < 30
+    assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
+    assert "Traceback" not in stopped["stderr"]
+
+
+@pytest.mark.chaos
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
-@pytest.mark.parametrize(
-    ("cpus", "seeds", "signals"),
-    [
-        ("1", "[0]", ["SIGINT"]),
-        pytest.param("2", "[0, 1, 2]", ["SIGTERM", "SIGHUP", "SIGKILL"], marks=pytest.mark.chaos),
-    ],
-)
-def test_interrupted_killed_and_continued(root, tmp_path, cpus, seeds, signals):
-    part, num_trials = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2]", seeds)), 4 * len(json.loads(seeds))
+def test_interrupted_killed_and_continued(root, sweep, tmp_path):
+    signals = ["SIGTERM", "SIGHUP", "SIGKILL"]
     done = subprocess.run(
-        isolated(sys.executable, "-m", "tests.integration.interrupted", part, str(tmp_path), cpus, *signals),
+        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path), "2", *signals),
         capture_output=True,
         text=True,
         timeout=280,
@@ -302,19 +317,15 @@ def test_interrupted_killed_and_continued(root, tmp_path, cpus, seeds, signals):
     phases = json.loads(done.stdout)
     finished = phases["finished"]
     for name in signals:
-        stopped = phases[name]
         if name == "SIGKILL":
-            assert stopped["exit"] == -9
-            continue
-        assert stopped["exit"] == 130, stopped["stderr"]
-        assert stopped["seconds_to_stop"] < 30
-        assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
-        assert "Traceback" not in stopped["stderr"]
+            assert phases[name]["exit"] == -9
+        else:
+            check_stopped(phases[name])
     assert finished["exit"] == 0, finished["stderr"]
     counts = [len(phase["results"]) for phase in phases.values()]
     assert counts[0] >= 2
     assert all(earlier < later for earlier, later in pairwise(counts))
-    assert counts[-1] == num_trials
+    assert counts[-1] == NUM_TRIALS
     # What was finished before an interruption is never trained again.
     for earlier, later in pairwise(phases.values()):
         assert earlier["results"].items() <= later["results"].items()
