@@ -33,6 +33,7 @@ def measured_document(measured: Measured) -> dict[str, Any]:
         **measured.record.to_json(),
         "label_names": list(measured.label_names),
         "preparation": measured.preparation,
+        "taken": list(measured.taken),
         "published": published_rows(measured.record),
     }
 

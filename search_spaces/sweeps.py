@@ -202,11 +202,12 @@ class OwnSourceSpec(specs.Spec):
     pixel_range: tuple[float, float] | None = None
     """Values of floating-point or signed images that are black and white, where the data leave it open."""
 
-    @model_validator(mode="after")
-    def _check_pixel_range(self) -> Self:
-        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
-            raise ValueError("pixel_range must be two rising numbers, black and white")
-        return self
+    @field_validator("pixel_range")
+    @classmethod
+    def _check_pixel_range(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
+        if pair is not None and not pair[0] < pair[1]:
+            raise ValueError("must be two rising numbers, black and white")
+        return pair
 
 
 # Experiments that move one property of a dataset and hold the others. A *world* is a made dataset (generated,

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -298,16 +299,20 @@ def _with_patients(found: Counted, request: RawRequest, listing: Listing) -> Cou
 def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
     """Read images until one can be read; returns its channels, and whether its file is of a medical kind."""
     items, read = listing.items, source_for(request.dataset.source).reader(request)
+    reasons: Counter[str] = Counter()
     for item in islice(items, PEEKED):
         try:
             pixels = next(iter(read(item))).pixels
-        except (SkipItem, StopIteration):
+        except (SkipItem, StopIteration) as none:
+            reasons[none.reason if isinstance(none, SkipItem) else "no image"] += 1
             continue
         colour = pixels.ndim == 3 and bool((pixels[..., :1] != pixels).any())
         medical = item.locator.lower().endswith((".dcm", ".dicom", ".ima", ".nii", ".nii.gz"))
+        medical |= request.dataset.source == "folder" and not is_image_name(item.locator)  # DICOM, too
         return 3 if colour else 1, medical
     rule, tried = f"{request.dataset.name}: images must be readable", min(len(items), PEEKED)
-    raise DataError(rule, f"none of the first {tried} is")
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    raise DataError(rule, f"none of the first {tried} is ({why})", "mend or convert them")
 
 
 def _described(found: Counted) -> str:

@@ -3,10 +3,11 @@
 Layout: torchvision's ``ImageFolder`` and ``timm``'s folder reader; sets of Kaggle named below.
 
 ``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
-of a class (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are
-the same group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is
-left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's ``x_mask.png`` beside
-``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted, too.
+of a class (``<raw>/<class>/<group>/image.png``), however deep, share a group, and equal group names in
+different classes are the same group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one
+called ``masks`` is left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's
+``x_mask.png`` beside ``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted,
+too.
 ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and
 counted. ``<raw>`` may be an archive of such folders. ``layout: group/class`` reads
 ``<raw>/<group>/<class>/image.png``: the two look alike where every folder on top has the same ones in it.
@@ -68,10 +69,13 @@ class Placed:
     split: Split
 
     def as_class(self, layout: Layout) -> tuple[str, str] | None:
-        """Return class and group; None for what lies in a patient's folder, but in no class's."""
+        """Return class and group; None for what lies in a patient's folder, but in no class's.
+
+        Folders in a patient's are visits or series: all of them are that patient's.
+        """
         if layout == "class/group":
-            return self.top, "/".join(self.inside)
-        return (self.inside[0], "/".join((self.top, *self.inside[1:]))) if self.inside else None
+            return self.top, self.inside[0] if self.inside else ""
+        return (self.inside[0], self.top) if self.inside else None
 
 
 def list_folder(request: RawRequest) -> Listing:
@@ -102,6 +106,8 @@ def list_folder(request: RawRequest) -> Listing:
         found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
         raise DataError(f"{request.dataset.name}: {rule}", found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
+    if deeper := sum(len(one.inside) > 1 for one, _ in meant):
+        counts["in a folder in a group's folder, and taken as that group's"] = deeper
     if wrapper:
         counts["the one top folder taken as the source"] = 1
     locators = [tree.locator(one.name) for one, _ in meant]

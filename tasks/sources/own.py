@@ -61,8 +61,11 @@ def split_of(word: str) -> Split | None:
 def split_of_file(name: str, request: RawRequest) -> Split | None:
     """Return the split that a word of a file's name, or else a folder above it, means; one at most.
 
-    ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it.
+    ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it; a file given
+    alone says none, whatever it is called.
     """
+    if request.root().is_file():
+        return ""
     parts = name.split("/")
     for words in (re.split(r"[\W_]+", parts[-1]), *([part] for part in parts[-2::-1])):
         meant = {split_of(word) for word in words} - {""}

@@ -292,10 +292,11 @@ class TarArchive:
         """Read one more header; False at the end."""
         info = self._archive.next()
         if info is None:
-            # tarfile takes a damaged header for the end; a real end is zeros or nothing.
+            # tarfile takes a damaged header for the end, and a cut between two members; a real end is zeros.
             self._file.seek(self._archive.offset)
-            if self._file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise RefusedArchive("damaged archive")
+            end = self._file.read(tarfile.BLOCKSIZE)
+            if not end or end.strip(b"\0"):
+                raise RefusedArchive("damaged archive" if end else "an archive without its end, as if cut")
             self._whole = True
             return False
         name, hidden = _checked_member(info.name)
@@ -461,6 +462,7 @@ class RawTree:
             rule = f"{request.dataset.name}: archives of the raw download must be whole and safe"
             where = request.hashed(MARK.join((file, *inner)))
             way_out = "download it again, or unpack it beside the others and take it away"
+            way_out += "; its name must end as its format does" * (refused.reason == "damaged archive")
             raise DataError(rule, f"{where}: {refused.reason}", way_out) from None
         self.hidden += archive.hidden
         for name in names:

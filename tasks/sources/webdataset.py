@@ -114,7 +114,7 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[s
                 sample.image = member
         hidden += archive.hidden
     except SkipItem as skip:
-        raise DataError(where, skip.reason) from None
+        raise DataError(where, skip.reason, "copy it again; its name must end as its format does") from None
     except (ValueError, RecursionError):
         rule = f"{request.dataset.name}: .cls must be UTF-8 text, and .json hold JSON, each key once"
         raise DataError(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None

@@ -119,11 +119,14 @@ SPLITS = {
     ],
 )  # fmt: skip
 def test_what_was_taken_is_shown(measure, tmp_path, arrays, words, shown):
-    """Classes, what was left out and what is doubtful, without asking for it."""
+    """Classes, what was left out and what is doubtful, without asking for it; a script is told, too."""
     np.savez(tmp_path / "own.npz", **arrays)
     code, out, _ = measure(str(tmp_path / "own.npz"), *words.split())
     assert code == 0
     assert [line for line in shown if line not in out] == []
+    found = json.loads(measure(str(tmp_path / "own.npz"), *words.split(), "--json")[1])
+    taken = "\n".join(found["taken"])
+    assert [line for line in shown if line not in taken] == [] or found["preparation"]["excluded"]
 
 
 @pytest.mark.parametrize("kind", OWN_WRITERS)

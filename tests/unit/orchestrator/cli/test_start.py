@@ -93,6 +93,7 @@ class TestInit:
         assert code == 0, said
         assert "80 images, 10 groups (patients): a 40, b 40, by the patients of the DICOM headers" in said
         sweep = load_sweep(here / "scans.yaml")
+        assert sweep.datasets[0].own.domain == "medical"  # though the first file has no ending
         assert sweep.test_size == 20  # of three patients at least, who have 24
         assert max(sweep.train_sizes) <= 80 - 24
 
@@ -130,6 +131,7 @@ class TestInit:
             (("train.npz",), "train: Class cat needs 1 test image; found: 0 that may be used for testing"),
             (("train.npz",), "name others test, or no split"),
             (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
+            (("cut",), "cut: images must be readable; found: none of the first 2 is (not an image: 2); mend"),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
             (
                 ("few.npz", "--out", "few.txt"),
@@ -140,6 +142,9 @@ class TestInit:
     def test_mistakes(self, run, here, words, message):
         write_arrays(here / "few.npz", np.arange(8) % 2)
         write_arrays(here / "train.npz", np.array(["cat", "dog"] * 20), splits=["train"] * 40)
+        for name in "ab":
+            (here / "cut" / name).mkdir(parents=True)
+            (here / "cut" / name / "0.png").write_bytes(name.encode() * 99)
         code, _, said = run("init", *words)
         assert code == 2
         assert message.format(here=here) in said

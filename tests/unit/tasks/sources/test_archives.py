@@ -196,6 +196,17 @@ def test_a_cut_archive_is_refused(prepare, class_folder, tmp_path, ending, share
         prepare("folder", path)
 
 
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_a_tar_cut_between_two_members_is_refused(prepare, class_folder, tmp_path, kind):
+    """It read as a whole one with fewer images, in silence."""
+    path = pack(class_folder, tmp_path / "x.tar")
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1].offset
+    path.write_bytes(path.read_bytes()[:last])
+    with pytest.raises(DataError, match=r"must be whole and safe; .*an archive without its end, as if cut; "):
+        prepare(kind, path)
+
+
 def test_a_flipped_byte_is_one_damaged_member(prepare, class_folder, tmp_path):
     path = pack(class_folder, tmp_path / "x.zip")
     body = bytearray(path.read_bytes())

@@ -75,6 +75,13 @@ CASES = {
         refused="splits must be above the classes"),
     "a patient on both sides": case("train/cat/p1/", "train/dog/p2/", "test/cat/p1/", "test/dog/p3/",
         refused="no group may be in train and test; found: 1"),
+    # A visit was a group of its own: a patient was on both sides, in silence.
+    "visits of patients": case(*cross(("cat/p1", "cat/p2", "dog/p2", "dog/p3"), ("v1", "v2")), groups=3,
+        flags={"in a folder in a group's folder, and taken as that group's": 24}, **TWO),
+    "a visit on each side": case("train/cat/p1/v1/", "train/dog/p2/", "test/cat/p1/v2/", "test/dog/p3/",
+        refused="no group may be in train and test; found: 1"),
+    "visits in patients' classes": case(*cross(("p1/cat", "p1/dog", "p2/cat", "p2/dog"), ("v1", "v2")),
+        layout="group/class", groups=2, **TWO),
     # masks
     "folders of masks": case(*cross(("cat", "dog"), ("images", "masks")), images=6, groups=6,
         excluded={"in a folder of masks": 6}, **TWO),  # COVID-19 Radiography Database

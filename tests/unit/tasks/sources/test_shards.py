@@ -97,15 +97,16 @@ def test_other_files_are_counted(prepare, tmp_path, kind, ending):
     assert prepare(kind, raw).record.excluded == {f"not a .{ending} by its ending": 1}
 
 
-@pytest.mark.parametrize("form", ["a.parquet", "a.tar", "a.tar.gz"])
+@pytest.mark.parametrize("form", ["a.parquet", "train-0.parquet", "a.tar", "train-0.tar", "a.tar.gz"])
 def test_pixels_of_one_file(prepare, tmp_path, form):
-    if form == "a.parquet":
+    if form.endswith(".parquet"):
         path = save_parquet(tmp_path / form, {"image": image_cells(), "label": LABELS})
     else:
         path = write_webdataset(tmp_path, {"label": list(map(str, LABELS))}, name=form)
     kind = own_kind_of(path)
-    assert kind == ("table" if form == "a.parquet" else "webdataset")
-    np.testing.assert_array_equal(prepare(kind, path).read(0, 12)[:, 0], IMAGES)
+    assert kind == ("table" if form.endswith(".parquet") else "webdataset")
+    data = prepare(kind, path)  # that can be split, whatever the file is called
+    np.testing.assert_array_equal(data.read(0, 12)[:, 0], IMAGES)
 
 
 ROWS = {"image": image_cells(), "label": LABELS}
