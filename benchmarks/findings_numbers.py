@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from bisect import bisect_left
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -163,7 +164,8 @@ class PairTable:
 
         found = self.exponent(self.d)
         scale = (found["high"] - found["low"]) / expected(len(np.unique(self.classes)))
-        needed = next(num for num in range(10, 100_000) if scale * expected(num) <= width)
+        nums = range(10, 100_000)
+        needed = nums[bisect_left(nums, True, key=lambda num: scale * expected(num) <= width)]
         return {"classes": needed, "scale": scale, "of a class": of_class**0.5, "of a pair": of_pair**0.5}
 
     def after(self) -> dict[str, dict[str, float]]:
