@@ -53,19 +53,27 @@ class Finding:
         return f"{self.short[:1].upper()}{self.short[1:]}.{added}"
 
 
-def findings(fits: ScalingFits) -> tuple[Finding, ...]:
+def findings(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> tuple[Finding, ...]:
     """Return the answers of a sweep to the study's questions; of an experiment what followed, and no more.
 
     Its worlds share images and are chosen, so tests over them as if they were datasets would claim too much.
+    What class pairs answer stands first, and in place of what cannot be tested between datasets.
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
-    return tuple(answer(fits) for answer in ((_experiment,) if fits.interventions else asked))
+    found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
+    return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
 
 
-def family(fits: ScalingFits) -> str:
+def family(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> str:
     """Say over how many tests the claims are adjusted, and that the rest is exploratory."""
     if fits.interventions:
         return "Its worlds share images: no claim is made of what holds between them; see docs/fits.md."
+    if pairs:
+        return (
+            f"What follows from class pairs: intervals by a jackknife over classes, p adjusted over "
+            f"{plural(len(pairs), 'question')} (Holm); questions between datasets need several. "
+            "R̂ is how far an image must move to be decided otherwise."
+        )
     verdicts = Counter(finding.verdict for finding in findings(fits))
     held, num = verdicts["established"], verdicts["established"] + verdicts["not established"]
     if not num:
@@ -78,48 +86,19 @@ def family(fits: ScalingFits) -> str:
     )
 
 
-def seen(fits: ScalingFits) -> str:
-    """Say which dataset has the highest loss, and which the highest properties, without a test."""
-    known = [d for d in fits.datasets if d.loss is not None]
-    if len(known) < 2:
-        return ""
-    hardest = max(known, key=lambda d: d.loss or 0.0)
-    tops = {}
-    for words, name in (("has the sharpest labels", "label_sharpness"), ("has the highest d_data", "d_data")):
-        values = [getattr(d, name) for d in known]
-        if None not in values and len(set(values)) > 1:
-            tops[words] = known[int(np.argmax(values))].dataset
-    gained = [d for d in known if d.loss_gain is not None]
-    if len(gained) > 1:
-        most = max(gained, key=lambda d: d.loss_gain or 0.0)
-        tops[f"loses most under attack ({most.attack})"] = most.dataset
-    mine = [words for words, name in tops.items() if name == hardest.dataset]
-    rest = [f"{name} {words}" for words, name in tops.items() if name != hardest.dataset]
-    also = f", and {listing(mine)}" if mine else ""
-    text = f"Of {plural(len(known), 'dataset')}, {hardest.dataset} has the highest loss{also}"
-    return "; ".join([text, *rest]) + ". That is what was seen, not a test."
-
-
 def summary(
     fits: ScalingFits, pairs: Sequence[Finding] = (), *, width: int = 80, most_lines: int = 23
 ) -> list[str]:
-    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them.
-
-    Of a sweep whose class pairs answer, what cannot be tested between its datasets is a line.
-    """
+    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them."""
+    said = family(fits, pairs)
     head = (
-        f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} with a loss: "
+        f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} fitted: "
         f"{plural(len(fits.datasets), 'dataset')}, {plural(len(fits.models), 'model')}. "
-        f"{family(fits).split(';')[0]}."
+        f"{said if pairs else said.split(';')[0] + '.'}"
     )
-    asked, limits = findings(fits), [*fits.caveats, *(f"Left out: {one}." for one in fits.excluded)]
-    if pairs:
-        told = [finding for finding in asked if finding.verdict != "cannot be tested"]
-        limits = [f"{len(asked) - len(told)} questions ask for several datasets.", *limits]
-        head += " What its class pairs say, with intervals by a jackknife over classes:"
-        asked = (*told, *pairs)
+    limits = [*fits.caveats, *(f"Left out: {one}." for one in fits.excluded)]
     lines = wrap(head, width)
-    for finding in asked:
+    for finding in findings(fits, pairs):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
     for k, text in enumerate(limits):
@@ -341,17 +320,17 @@ def _representation(fits: ScalingFits) -> Finding:
     share = fit.estimates[0]
     tells = share.interval is not None and share.interval != (0.0, 1.0)
     span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
-    mean = f"each dataset counting once: {share.value:.0%}{span}"
+    mean = f" (each dataset counting once: {share.value:.0%}{span})" if fit.num_datasets > 1 else ""
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]
     if worst := sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]:
         named = listing([f"{name} ({part:.0%})" for name, part in worst])
         caveats.insert(0, f"Above it are most often {named}.")
     answer = (
-        f"d_repr is at or below d_data at {points} ({mean}); the approximate bound d_repr ≲ d_data expects "
+        f"d_repr is at or below d_data at {points}{mean}; the approximate bound d_repr ≲ d_data expects "
         "nearly all. Exploratory."
     )
-    short = f"at {points} d_repr is at or below d_data ({mean})"
+    short = f"at {points} d_repr is at or below d_data{mean}"
     return Finding(question, "described", short, answer, tuple(caveats))
 
 

@@ -250,7 +250,7 @@ def prepare(
     """Check a table and reduce it to the points that fits and figures see; arguments as for the fits."""
     full, unusable = t.normalise(table)
     copies = full[c.DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
-    reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"
+    reason = "arms of interventions, which are compared with their own bases"
     of_arms = (t.Exclusion(reason, int(copies.sum())),) if copies.any() else ()
     full = full[~copies].reset_index(drop=True)
     points, excluded = t.fitted_points(full)

@@ -24,7 +24,6 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.findings import Finding, Verdict
 from orchestrator.analysis.inference import LEVEL, Array, Interval
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
-from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
 from tasks.sources.tables import READERS, TableError, read_text
@@ -106,10 +105,11 @@ class Slope:
 
     @property
     def hangs_on(self) -> str:
-        """The group that the slope hangs on most, with the slope without it."""
+        """The group that the slope hangs on most, with the slope without it, where that shows."""
         value, left_out = self.value or 0.0, self.left_out
         name = max(left_out, key=lambda group: abs(left_out[group] - value), default=None)
-        return "" if name is None else f"{number(left_out[name])} without {name}"
+        without = "" if name is None else number(left_out[name])
+        return "" if without in ("", number(value)) else f"; {without} without {name}"
 
     @property
     def established(self) -> bool:
@@ -118,12 +118,12 @@ class Slope:
 
     @property
     def numbers(self) -> str:
-        """The slope, its interval, and what decides."""
+        """The slope, its interval, what decides, and what it hangs on."""
         parts = [f"slope {number(self.value)}"]
         parts += [f"95 % interval {interval(self.interval)}"] if self.interval else []
         if self.adjusted_p is not None:
             parts.append(decided(self.p_value, self.adjusted_p, self.interval))
-        return ", ".join([*parts, *([self.reason] if self.reason else [])])
+        return ", ".join([*parts, *([self.reason] if self.reason else [])]) + self.hangs_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class GroupedFit:
 
     def _said(self, slope: Slope) -> str:
         units = "groups" if len(self.design.groups) == 1 else "pairs of groups"
-        where = f"between {self.num_groups} {units}"
+        where = f"between {self.num_groups:,} {units}"
         if slope.level == "within":
             where = f"within one {listing(self.design.groups)}"
         if slope.value is None:
@@ -190,30 +190,10 @@ class GroupedFit:
         )
 
     def lines(self) -> Iterator[str]:
-        """What a terminal shows, beside the table."""
+        """What a terminal shows."""
         said = [*map(self.sentence, self.design.on), *map(self.why_pooled_misleads, self.pooled)]
         for text in (*said, *self.remarks):
             yield from wrap(text, 80, subsequent_indent="  ", break_long_words=False)
-
-    def table(self) -> Table:
-        """The slopes as a table of text."""
-        return laid_out(
-            "grouped",
-            f"Slopes of {self.design.response}",
-            "G: groups that a slope rests on. Adjusted p: Holm's, over all slopes.",
-            self.slopes,
-            {
-                "groups": lambda slope: slope.level,
-                "column": lambda slope: slope.on,
-                "G": lambda slope: str(slope.num_groups),
-                "slope": lambda slope: number(slope.value),
-                "95 % interval": lambda slope: interval(slope.interval),
-                "p": lambda slope: p_value(slope.p_value),
-                "adjusted p": lambda slope: p_value(slope.adjusted_p),
-                "remark": lambda slope: slope.reason or slope.hangs_on,
-            },
-            numeric_from=2,
-        )
 
     def to_json(self) -> dict[str, object]:
         """All numbers, with the sentences."""
@@ -270,7 +250,8 @@ def _text_of(path: Path) -> pd.DataFrame:
     try:
         names, *rows = read(path.read_bytes()).rows or [[]]
     except TableError as error:
-        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {error.args[1]}", way_out) from None
+        found = str(error.args[1]).removesuffix("; save it as .csv in UTF-8")  # the way out says so
+        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {found}", way_out) from None
     except Exception as error:  # readers raise almost anything on damaged files
         raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
     names = [name.strip() for name in names]
@@ -316,7 +297,7 @@ def _faults(
             way_out = "name the column whose rows belong together, e.g. dataset or patient"
             yield ConfigError(f"Column {name} must name at least two groups", f"{num_groups}", way_out)
     for name in (design.response, *design.on):
-        if not np.isfinite(own[name]).all():
+        if odd[name].any():
             continue  # as was told
         if not own[name].std() > STEPS * np.spacing(own[name].abs().max()):
             found = f"{plural(own[name].nunique(), 'value')}, after rounding to 16 digits"
@@ -374,7 +355,7 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
     scales = y_scale[0] / np.tile(x_scale, 2)
     slopes = adjusted([slope.times(scale) for slope, scale in zip(found, scales.tolist(), strict=True)])
-    pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on))
+    pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2)
     shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
     names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
     same = [f"{names} taken for the same group in each: write other names where it is not."] * bool(shared)
@@ -533,15 +514,31 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
     return adjusted(found)
 
 
+#: What the keys of :func:`fit_pairs`, which committed results have, ask in plain words, by how they begin.
+_ASKED = {
+    "exponent b in": "Does the loss fall with N?",
+    "exponent b against": "Does it fall faster than the law's bound asks?",
+    "slope of log loss": "Do sharper labels go with a higher loss?",
+    "slope of log R̂": "Do sharper labels go with less robustness?",
+    "slope of accuracy": "Do attacks cost more accuracy where labels are sharper?",
+}
+
+
 def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
     """Return the answers of :func:`fit_pairs` as findings."""
     found = []
     for slope in slopes:
-        text = f"{slope.numbers}; {slope.hangs_on}" if slope.hangs_on else slope.numbers
+        question = next(words for start, words in _ASKED.items() if slope.on.startswith(start))
+        without = {f"class {name}": value for name, value in slope.left_out.items()}
+        numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
+        text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
         verdict: Verdict = "established" if slope.established else "not established"
+        if slope.established:
+            asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
+            text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
         if slope.value is None:
             verdict, text = "cannot be tested", slope.reason
-        found.append(Finding(slope.on, verdict, text, text))
+        found.append(Finding(question, verdict, text, f"{text[:1].upper()}{text[1:]}."))
     return tuple(found)
 
 

@@ -246,33 +246,31 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
 
 def followed(effects: Sequence[Effect]) -> str:
     """Say of every response whether it follows K_F when only that is moved."""
-    return " ".join(
-        _follows(effect) for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm
-    )
+    moved = [effect for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm]
+    return f"When only K_F is moved, {'; '.join(map(_follows, moved))}." if moved else ""
 
 
 def _follows(effect: Effect) -> str:
     worlds = t.plural(effect.num_worlds, "world")
     if effect.interval is None:
         return (
-            f"Whether the {effect.response} follows K_F when only K_F is moved cannot be told: {worlds} with "
-            "such an arm, at least 3 with scatter needed."
+            f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least 3 "
+            "with scatter needed)"
         )
     # Turned so that the theory's direction is the positive one.
     low, high = sorted(bound / effect.theory for bound in effect.interval)
-    agrees = low <= 1 <= high
+    agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
     if low <= 0 <= high:
         verdict = (
             "may follow it as the law says or not at all" if agrees else "does not follow it as the law says"
         )
     elif agrees:
-        verdict = "follows it, at a rate that agrees with the law"
+        verdict = f"{way}, at a rate that agrees with the law"
     elif low > 1:
-        verdict = "follows it more strongly than the law says"
+        verdict = f"{way}, more strongly than the law says"
     else:
-        verdict = "moves against it" if high < 0 else "follows it more weakly than the law says"
+        verdict = "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
     return (
-        f"When only K_F is moved, log {effect.response} {verdict} ({effect.estimand} = "
-        f"{t.number(effect.value)}, 95 % interval {t.interval(effect.interval)} over {worlds}; the law says "
-        f"{t.number(effect.theory)})."
+        f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % interval "
+        f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
     )

@@ -376,8 +376,8 @@ class Curve:
         low, high = log_loss - half_width, log_loss + half_width
         if 2 * half_width > np.log(WIDEST_ANSWER):
             # Written by its exponents: the bounds themselves may lie beyond any number.
-            ends = " and ".join(f"10^{end / np.log(10):.0f}" for end in (low, high))
-            raise CannotBeTold(f"the loss could lie between {ends}, {self._too_wide()}")
+            ends = " and ".join(f"10^{end / np.log(10):.1f}" for end in (low, high))
+            raise CannotBeTold(f"the loss could lie between {ends}, {self._too_wide(train_size)}")
         return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high)))
 
     def size_for(self, target: float) -> tuple[float, Interval | None]:
@@ -403,12 +403,13 @@ class Curve:
             least = "1" if low is None else f"{low:.2g}"
             most = "no bound" if high is None else f"{high:.2g}"
             reach = f"between {least} and {most} images could reach a loss of {target:.3g}"
-            raise CannotBeTold(f"{reach}, {self._too_wide()}")
+            raise CannotBeTold(f"{reach}, {self._too_wide(self.growth.ranges[c.TRAIN_SIZE][1])}")
         return float(np.exp(log_size)), (low, high)
 
-    def _too_wide(self) -> str:
+    def _too_wide(self, train_size: float) -> str:
         pilot = "a larger pilot" if self.num_pilot else "a pilot of small trainings on the dataset itself"
-        return f"more than a factor {WIDEST_ANSWER:.0e}; {pilot} narrows it"
+        hint = "" if self.advice(train_size) else f"; {pilot} may narrow it"
+        return f"more than a factor {WIDEST_ANSWER:,.0f}{hint}"
 
 
 def predict(

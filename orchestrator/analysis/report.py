@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.findings import family, findings, seen
+from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
+from orchestrator.analysis.grouped import fit_pairs, pair_findings
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text, number
@@ -151,15 +152,14 @@ def write_report(
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
     figures = write_figures(ready.points, fits, directory / "figures", formats)
-    scores = scorecard(ready.full)
+    scores, pairs = scorecard(ready.full), pair_findings(fit_pairs(table))
     page = _template().render(
         sweep=sweep,
         summary=summary,
         fits=fits,
-        findings=findings(fits),
-        family=family(fits),
+        findings=findings(fits, pairs),
+        family=family(fits, pairs),
         seen=seen_table(fits),
-        seen_words=seen(fits),
         key_figures=figures[:2],
         figures=figures[2:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),

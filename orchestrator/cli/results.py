@@ -200,7 +200,7 @@ class TableOptions:
         design = grouped.Design(self.response, self.on, self.groups, self.within)
         table = grouped.read_own_table(path, design)
         found = grouped.fit_groups(table, design)
-        emit(place, found.to_json(), found.lines(), report_tables(found.table()))
+        emit(place, found.to_json(), found.lines())
         if self.figure:
             written(self.figure, grouped.draw(table, found).savefig)
 

@@ -94,9 +94,7 @@ def test_no_claim_is_decided_over_worlds_that_share_images(law):
     assert {one.verdict for one in ledger(law, sweep="made", compare=False).entries} > {"cannot be told"}
     assert {one.verdict for one in found.entries} == {"cannot be told"}
     assert "its worlds share images" in entry(found, "Eq. 2").reason
-    assert found.left_out == (
-        "arm of an intervention, a copy of its world's base: analysed beside it alone: 3",
-    )
+    assert found.left_out == ("arms of interventions, which are compared with their own bases: 3",)
 
 
 def test_a_ledger_adjusts_for_all_its_claims(published):

@@ -97,6 +97,8 @@ def test_the_pooled_number_stands_beside_and_says_what_it_mixes():
     )
     assert pooled.shares[0] == pytest.approx(between, rel=1e-9)
     assert f"{len(table)} rows of 6 groups for independent" in fit.why_pooled_misleads(pooled)
+    two = fit_groups(table.drop_duplicates("dataset").head(2), PLAIN)
+    assert two.pooled == ()  # two rows lie on a line
 
 
 def test_the_sentence_claims_each_level_for_itself():
@@ -226,6 +228,7 @@ def written(tmp_path, table, name="t.csv"):
         (lambda t: t.assign(dataset="a"), ["Column dataset must name at least two groups; found: 1"]),
         (lambda t: pd.concat([t, t]), ["found: 50%: 116 rows equal to an earlier row in every"]),
         (lambda t: t.assign(loss=t["loss"].where(t.index > 20)), ["21 rows without loss (rows 1, 2, 3, …)"]),
+        (lambda t: t.assign(loss=t["loss"] * 1e-300), ["Column loss must hold"]),
         (lambda t: t.assign(loss=np.inf, d="x"), ["Column loss must hold", "Column d must hold finite"]),
         (lambda t: t.drop(columns="d"), ["Unknown column of t.csv; found: 'd'"]),
     ],
@@ -236,6 +239,8 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         read_own_table(written(tmp_path, change(table)), PLAIN)
     for message in messages:
         assert message in str(told.value)
+    # What is no number is not said not to vary as well.
+    assert str(told.value).count("Column loss ") <= 1
 
 
 @pytest.mark.parametrize(
@@ -250,7 +255,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_message(tmp_path, change, me
         (
             "t.csv",
             "loss,d,dataset\n1,2,ä\n".encode("latin-1"),
-            "The table must be UTF-8 text; found: t.csv: other",
+            "The table must be UTF-8 text; found: t.csv: other bytes; save it as CSV in UTF-8 with one line",
         ),
         (
             "t.csv",

@@ -51,11 +51,11 @@ def effect(found, words):
 @pytest.mark.parametrize(
     ("follows", "verdict"),
     [
-        (1.0, "log loss follows it, at a rate that agrees with the law"),
+        (1.0, "log loss rises with it, at a rate that agrees with the law"),
         (0.0, "log loss does not follow it as the law says"),
-        (0.5, "log loss follows it more weakly than the law says"),
-        (2.0, "log loss follows it more strongly than the law says"),
-        (-1.0, "log loss moves against it"),
+        (0.5, "log loss rises with it, more weakly than the law says"),
+        (2.0, "log loss rises with it, more strongly than the law says"),
+        (-1.0, "log loss moves against the law"),
     ],
 )
 def test_the_report_says_whichever_way_it_came_out(follows, verdict):
@@ -101,7 +101,7 @@ def test_worlds_are_the_replicates_of_a_paired_t_test():
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     little = fit_interventions(table(1.0, contrast=1.9), ARMS)
     assert "0 of 4 arms" in little.answer
-    assert "cannot be told: 0 worlds" in little.answer
+    assert "whether log loss follows cannot be told (0 worlds" in little.answer
     assert "Left out by the gate: w0_contrast, w1_contrast" in little.answer
     gate = next(g for g in little.gates if g.arm.dataset == "w0_contrast")
     assert (gate.counts, gate.reason) == (False, "K_F moved too little")

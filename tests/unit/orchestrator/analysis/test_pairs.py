@@ -1,5 +1,6 @@
 """All pairs of a set's classes: against slow formulas, and on tables whose law is known."""
 
+from html import unescape
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 from orchestrator.analysis.findings import summary
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs, pair_findings
+from orchestrator.analysis.report import write_report
 
 CLASSES, SIZES = range(6), (20, 60, 180)
 
@@ -101,15 +103,25 @@ def test_what_follows_k_f_is_established_and_its_sign_is_told():
     assert not slopes[BEYOND_LAW].established
 
 
-def test_answers_of_pairs_stand_where_those_between_datasets_would():
+def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     rows = table(on_k=1.0, noise=0.05)
     slopes = fit_pairs(rows)
     found = pair_findings(slopes)
     assert [finding.verdict == "established" for finding in found] == [one.established for one in slopes]
-    assert found[2].short.startswith(f"slope {slopes[2].value:.3g}, 95 % interval ")
-    said = summary(fit_scaling_laws(rows), found)
+    assert found[2].short.startswith(f"yes: {SHARPER_LOSS} is {slopes[2].value:.3g}, 95 % interval ")
+    assert found[3].short.startswith("yes: slope of log R̂ on log K_F at equal 1/d is −")
+    reverse = pair_findings(fit_pairs(table(on_k=-1.0, noise=0.05)))
+    assert [one.short.startswith("no, the reverse: slope of log ") for one in reverse[2:4]] == [True, True]
+    assert " without class " in found[2].short
+    assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
+    fits = fit_scaling_laws(rows)
+    said = summary(fits, found)
     assert not any("CANNOT BE TESTED" in line for line in said)
-    assert "- 5 questions ask for several datasets." in said
+    page = unescape(write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8"))
+    assert "cannot be tested" not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
+    for finding in found:
+        assert finding.question in page
+        assert finding.line in page
     assert len(said) <= 23
     assert max(map(len, said)) <= 80
 
