@@ -351,6 +351,10 @@ class Retries:
     def finished(self, node: str = "") -> None:
         """A cell has its result, on ``node``: the sweep makes progress."""
         self.in_vain = 0
+        self.computes(node)
+
+    def computes(self, node: str) -> None:
+        """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are sound."""
         self.unfit[node] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
