@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isweep.measuring import Shown, root_text
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from search_spaces.errors import DataError, invalid, plural, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, plural, unknown_name
 from search_spaces.errors import SweepError as SweepError
 from search_spaces.sweeps import SweepSpec as SweepSpec
 
@@ -287,6 +287,8 @@ def _run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOpti
 
 def _progress(progress: bool) -> Progress:
     """Return what shows how far a run is, or what shows nothing."""
+    if not isinstance(progress, bool):
+        raise ConfigError("progress must be True or False", repr(progress))
     from rich.console import Console
 
     from orchestrator.running.progress import Progress

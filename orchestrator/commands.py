@@ -172,7 +172,8 @@ def rows_with(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame
     for name, value in wanted.items():
         values, asked = table[name].map(spelled), spelled(value)
         if asked not in set(values):
-            raise unknown_name(f"{name.replace('_', ' ')} of these results", asked, sorted(set(values)))
+            known = table[name].dropna().unique().tolist()
+            raise unknown_name(f"{name.replace('_', ' ')} of these results", asked, known)
         table = table[values == asked]
     return table
 

@@ -32,7 +32,8 @@ class SweepError(Exception):
     def __str__(self) -> str:
         """Render as one message: rule, then what was found, then the way out."""
         parts = (self.rule.rstrip("."), self.value and f"found: {self.value}", self.way_out.rstrip("."))
-        return "; ".join(filter(None, parts)) + "."
+        text = "; ".join(filter(None, parts))
+        return text if text.endswith("?") else f"{text}."
 
     def _render_traceback_(self) -> list[str]:
         """Show a notebook what the command line shows: IPython asks for this instead of a traceback."""
@@ -95,6 +96,12 @@ def nearest_path(path: Path) -> str:
 def plural(count: int, noun: str) -> str:
     """Return ``1 trial``, ``2 trials``, ``2 classes``."""
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the hint ``did you mean 'demo'?`` with a blank behind it, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) -> ConfigError:

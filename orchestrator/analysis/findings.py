@@ -89,7 +89,10 @@ def family(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> str:
 def summary(
     fits: ScalingFits, pairs: Sequence[Finding] = (), *, width: int = 80, most_lines: int = 23
 ) -> list[str]:
-    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them."""
+    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them.
+
+    Remarks beyond ``most_lines`` are counted; an answer is never cut.
+    """
     said = family(fits, pairs)
     head = (
         f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} fitted: "
@@ -104,9 +107,9 @@ def summary(
     for k, text in enumerate(limits):
         wrapped = wrap(f"- {text}", width, subsequent_indent="  ")
         if len(lines) + len(wrapped) > most_lines - (k + 1 < len(limits)):
-            return [*lines[: most_lines - 1], f"- {plural(len(limits) - k, 'remark')} more, in the report."]
+            return [*lines, f"- {plural(len(limits) - k, 'remark')} more, in the report."]
         lines += wrapped
-    return lines if len(lines) <= most_lines else [*lines[: most_lines - 1], "  … The rest is in the report."]
+    return lines
 
 
 def _scaled(estimate: Estimate, by: float) -> str:

@@ -116,7 +116,8 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         rule = "A measured record must be a readable JSON file"
-        raise ConfigError(rule, f"{path}: {error}", _MEASURED_WAY_OUT) from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(rule, f"{path}: {why}", _MEASURED_WAY_OUT) from None
     if not isinstance(record, dict) or "d_data" not in record:
         raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_WAY_OUT)
     return record

@@ -192,5 +192,6 @@ def written(path: Path, write: Callable[[Path], object], what: str = "") -> None
     try:
         write(path)
     except OSError as error:
-        raise ConfigError("The file must be one that can be written", f"{path}: {error}") from None
+        why = f"{path}: {error.strerror or error}"
+        raise ConfigError("The file must be one that can be written", why, "name one elsewhere") from None
     tell(f"wrote {what}{path}")

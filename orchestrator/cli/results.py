@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from cyclopts.validators import LimitedChoice
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, plural
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, nearest, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +57,6 @@ class RowOptions:
     Attributes:
         where: Only rows with this value, e.g. dataset=digits; may be given for several columns.
         sort: In the order of this column, e.g. loss; smallest first.
-        descending: Largest first.
         mean: One row per cell: means over its seeds.
         best: One row per dataset and N: the model of lowest mean test loss, and the next.
         search: The trials of isweep tune instead.
@@ -66,7 +64,6 @@ class RowOptions:
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
     sort: Annotated[str | None, Parameter(metavar="COLUMN")] = None
-    descending: bool = False
     mean: bool = False
     best: bool = False
     search: bool = False
@@ -78,8 +75,6 @@ class RowOptions:
 
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
-        if self.descending and not self.sort:
-            raise ConfigError("--descending turns an order round", "no --sort", "say by which column")
         wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
         table = rows_with(table, {_column(name, table): value for name, value in wanted.items()})
         if self.best:
@@ -87,8 +82,7 @@ class RowOptions:
         elif self.mean:
             table = mean_over_seeds(table)
         if self.sort:
-            by = _column(self.sort, table)
-            table = table.sort_values(by, ascending=not self.descending, kind="stable")
+            table = table.sort_values(_column(self.sort, table), kind="stable")
         return table
 
     def shown(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Shown]:
@@ -113,8 +107,7 @@ def _column(asked: str, table: pd.DataFrame) -> str:
     names = [*map(str, table.columns)]
     meant = [name for name in names if asked in (name, SHORT.get(name))]
     if not meant:
-        near = difflib.get_close_matches(asked, [*SHORT.values(), *names], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(asked, [*SHORT.values(), *names])
         raise ConfigError("Unknown column", repr(asked), f"{hint}docs/results-columns.md has all of them")
     return asked if asked in meant else meant[0]
 
@@ -143,8 +136,28 @@ def results(
     if chosen.search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
-        return _write_predictions(place.open(sweep), predictions, place)
-    table = read_search(sweep, place) if chosen.search else read_table(sweep, place, from_store=from_store)
+        from orchestrator.results.state import read_state
+        from orchestrator.results.store import ResultStore
+        from orchestrator.results.table import predictions_table
+
+        workspace = place.open(sweep)
+        records = read_state(workspace).records
+        table = predictions_table(records, ResultStore(workspace.results_url))
+        trials = table["trial_id"].nunique()
+        what = f"{plural(len(table), 'prediction')} of {trials} of {plural(len(records), 'trial')} to "
+        written(predictions, lambda path: table.to_parquet(path, index=False), what)
+        return emit(place, {"predictions": str(predictions), "rows": len(table), "trials": trials}, ())
+    if chosen.search:
+        import pandas as pd
+
+        from orchestrator.tuning.cells import search_rows
+
+        table = pd.DataFrame(search_rows(place.open(sweep)))
+        if table.empty:
+            way_out = f"run: {place.hint('tune', sweep)}"
+            raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
+    else:
+        table = read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     what = f"{plural(len(table), 'row')} to "
     if csv:
@@ -155,19 +168,6 @@ def results(
         return None
     rows = json.loads(table.to_json(orient="records", double_precision=15))
     return emit(place, rows, chosen.shown(rows))
-
-
-def _write_predictions(workspace: Workspace, path: Path, place: o.Place) -> None:
-    from orchestrator.results.state import read_state
-    from orchestrator.results.store import ResultStore
-    from orchestrator.results.table import predictions_table
-
-    results = read_state(workspace).records
-    table = predictions_table(results, ResultStore(workspace.results_url))
-    num_trials = table["trial_id"].nunique()
-    what = f"{plural(len(table), 'prediction')} of {num_trials} of {plural(len(results), 'trial')} to "
-    written(path, lambda path: table.to_parquet(path, index=False), what)
-    emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, ())
 
 
 @Parameter(name="*", group=OWN_TABLE)
@@ -509,18 +509,6 @@ def compare_with_mlflow(sweep: str, workspace: Workspace, state: State, place: o
         return
     for sentence in differences(state.rows(), tracked, place.hint("reconcile", sweep)):
         tell(sentence)
-
-
-def read_search(sweep: str, place: o.Place) -> pd.DataFrame:
-    """Return the stored trials of a sweep's search, one at least."""
-    import pandas as pd
-
-    from orchestrator.tuning.cells import search_rows
-
-    if rows := search_rows(place.open(sweep)):
-        return pd.DataFrame(rows)
-    way_out = f"run: {place.hint('tune', sweep)}"
-    raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
 
 
 def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import time
@@ -16,7 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from orchestrator.cli.options import Changes, Place, Positive, Sweep, SweepWork, whole
+from orchestrator.cli.options import Changes, Place, Sweep, SweepWork, whole
 from orchestrator.cli.printing import (
     Shown,
     cell,
@@ -30,7 +29,7 @@ from orchestrator.cli.printing import (
     waited,
 )
 from orchestrator.cli.results import no_results
-from search_spaces.errors import ConfigError, SweepError, collect, plural
+from search_spaces.errors import ConfigError, SweepError, collect, nearest, plural
 
 if TYPE_CHECKING:
     from orchestrator.commands import Planned
@@ -218,7 +217,6 @@ def status(
     /,
     *,
     watch: bool = False,
-    interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
     cell: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> None:
@@ -226,7 +224,6 @@ def status(
 
     Args:
         watch: Show it anew until nothing runs any more.
-        interval: Seconds between two looks (default 2).
         cell: Tell the story of one cell: attempts, nodes, failures, logs.
     """
     from orchestrator.commands import progress_of, story_of
@@ -241,7 +238,7 @@ def status(
         story, last_words = story_of(workspace, _cell_named(workspace, cell))
         return emit(place, story, _told(story, last_words))
     if watch:
-        _watch(lambda: progress_of(workspace), interval)
+        _watch(lambda: progress_of(workspace))
     if not workspace.paths.exist:
         way_in = f"start with: {place.hint('run', sweep)}, or name the right one with --root or ISWEEP_ROOT"
         tell(f"There is no root {workspace.paths.root} yet; {way_in}")
@@ -307,8 +304,8 @@ def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"running {name}  {trial.text(spelled(time.time() - trial.started_at))}"
 
 
-def _watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
-    """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep.
+def _watch(look: Callable[[], Mapping[str, Any]]) -> None:
+    """Show counts and running trials anew every two seconds, until no run works on the sweep.
 
     Into a pipe or file, a line whenever they have changed; on stderr, since stdout is for data.
 
@@ -326,7 +323,7 @@ def _watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
                 elif now != said:
                     tell(now)
                 said = now
-                time.sleep(interval)
+                time.sleep(2)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
 
@@ -372,8 +369,5 @@ def _cell_named(workspace: Workspace, asked: str) -> str:
     if matching:
         found = f"{asked}: {', '.join(matching[:3])}{' …' * (len(matching) > 3)}"
         raise ConfigError(f"--cell must name one cell, not {len(matching)}", found, "write more of the id")
-    near = difflib.get_close_matches(asked, planned, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(
-        "--cell must name a cell of the sweep", repr(asked), f"{hint}isweep plan --all lists them"
-    )
+    way_out = f"{nearest(asked, planned)}isweep plan --all lists them"
+    raise ConfigError("--cell must name a cell of the sweep", repr(asked), way_out)

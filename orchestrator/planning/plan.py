@@ -365,7 +365,7 @@ def _find(
         return load_sweep(source, changes, recipes=paths.recipes)
     path, known = paths.sweep(source).sweep_file, {*preset_names(), *paths.sweep_names()}
     if not os.path.lexists(path) or (source in preset_names() and not as_run):
-        if source not in known and not source.endswith((".yaml", ".yml")) and not os.path.isfile(source):
+        if source not in known and not source.endswith((".yaml", ".yml")) and not os.path.exists(source):
             if os.path.isfile(f"{source}.yaml"):
                 raise ConfigError("A sweep file has an ending", source, f"write ./{source}.yaml")
             raise unknown_name(f"preset or sweep of {paths.root}", source, known)

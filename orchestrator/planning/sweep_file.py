@@ -8,7 +8,6 @@ anchors, tags and dates, keys that stand twice, more nesting or values than any 
 from __future__ import annotations
 
 import copy
-import difflib
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import ScalarNode
 
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, SweepError, collect, nearest_path, unknown_name
+from search_spaces.errors import ConfigError, SweepError, collect, nearest, nearest_path, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
@@ -333,8 +332,7 @@ def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> 
             if isinstance(part, str) and part in model.model_fields:
                 model = _model_in(model.model_fields[part].annotation) or model
         known = [field.alias or name for name, field in model.model_fields.items()]
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = nearest(str(detail["loc"][-1]), known)
         if len(loc) == 1 and loc[0] in RecipeChoice.model_fields:
             return ConfigError(f"{where}: this key belongs into recipe", way_out=RECIPE)
         return ConfigError(f"{where}: unknown key", way_out=f"{hint}known keys: {', '.join(known)}")

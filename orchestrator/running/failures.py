@@ -103,12 +103,15 @@ GPU_ERRORS = (
     GpuError("OutOfMemoryError", "", MEMORY, False),  # PyTorch's allocator
     GpuError("MemoryError", "", MEMORY, False),  # the machine's memory
     GpuError("RuntimeError", "unable to find an engine", MEMORY, False),  # no workspace: pytorch#108645
+    # Of slices (MIG), where NVML does not say who holds it: pytorch#112377.
+    GpuError("RuntimeError", "NVML_SUCCESS ==", MEMORY, False),
     # cuBLAS and cuDNN allocate by themselves.
     GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False),
     GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False),  # cuDNN 9
     GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True),  # cublasCreate finds no room
     # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries again.
     GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True),  # cudaErrorMemoryAllocation
+    GpuError("RuntimeError", "CUDA driver error: out of memory", MEMORY, True),  # c10/cuda/driver_api.h
     GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True),  # hipErrorOutOfMemory
     GpuError("DeferredCudaCallError", "", DEVICE, True),
     GpuError("CaptureError", "", DEVICE, True),  # its memory is lost to the process: pytorch#190308
@@ -119,7 +122,8 @@ GPU_ERRORS = (
         for words in (
             # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
             *("CUDA unknown error", "No CUDA GPUs are available", "NVIDIA driver on your system"),
-            *("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error"),
+            *("CUDA error", "CUDA driver error", "HIP error", "NCCL error"),
+            *("cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS"),
         )
     ),
 )
@@ -347,6 +351,10 @@ class Retries:
     def finished(self, node: str = "") -> None:
         """A cell has its result, on ``node``: the sweep makes progress."""
         self.in_vain = 0
+        self.computes(node)
+
+    def computes(self, node: str) -> None:
+        """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are sound."""
         self.unfit[node] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:

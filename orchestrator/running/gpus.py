@@ -315,8 +315,9 @@ def print_gpus() -> None:
     said = {row[0]: row[1:] for row in nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")}
     import torch
 
-    gpus = []
-    for index in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
+    # Once it has begun torch counts what CUDA reaches; before, what NVML lists.
+    complaint, gpus = no_gpu(), list[Gpu]()
+    for index in range(0 if complaint else torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         uuid = _uuid(about)
         mode, cut, used = said.get(uuid, ("Default", "", ""))
@@ -334,8 +335,7 @@ def print_gpus() -> None:
                 has_kernels=_has_kernels((about.major, about.minor), torch.cuda.get_arch_list()),
             )
         )
-    found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version()}
-    found["complaint"] = "" if gpus else no_gpu()
+    found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version(), "complaint": complaint}
     print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
 
 
@@ -345,7 +345,7 @@ def no_gpu() -> str:
 
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
-    except (RuntimeError, AssertionError) as error:  # without CUDA it asserts
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
         return (str(error).strip().splitlines() or [""])[0][:300]
     return ""
 
@@ -441,11 +441,14 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         )
         return
     if len(node.gpus) < node.offered and not (slices and node.gpus):  # CUDA shows a process one slice at most
+        reached = ",".join(gpu.uuid for gpu in node.gpus)
         yield (
             f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA {node.cuda or 'none'} "
             f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}"
             + (f": {node.complaint}" if node.complaint else ""),
-            driver_way_out(node.driver, node.cuda, node.complaint),
+            f"run, or start Ray there, with CUDA_VISIBLE_DEVICES={reached}"
+            if reached
+            else driver_way_out(node.driver, node.cuda, node.complaint),
         )
     for gpu in node.gpus:
         its = f"{where}: {gpu.name} {gpu.uuid}"

@@ -111,6 +111,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
     if not path.exists():
         near = f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; ")
+        if "://" in request.source:
+            near = "download it, then name the folder or file here"
         rule = "The source must be a folder, a file or the name of a dataset"
         raise ConfigError(rule, request.source, near)
     of_npy = path.is_file() and path.suffix.lower() == ".npy"

@@ -37,7 +37,9 @@ from tasks.trials.records import CAPTURE_FAILED
 log = logging.getLogger(__name__)
 
 TIMES_OUT_OF_MEMORY = 4
-"""That a trial on CPUs may be with nothing more to get: others may have used the memory up."""
+"""That a trial may be with nothing more to get where others may have used the memory up."""
+OF_OTHERS = re.compile(r"Process \d+ has.*this process has|this process has.*Process \d+ has")
+"""Who PyTorch says holds a GPU's memory; a container's only process may be listed by a number too."""
 PATIENCE_S = 60.0
 """How long no trial may start before it is said what is missing, and then until it is looked at again."""
 ENDS_AFTER_S = 180.0
@@ -126,11 +128,14 @@ class Requests:
             return ""
         before = self.of(cell)
         self.out_of_memory[cell.trial_id] += 1
-        on_gpu = before.num_gpus > 0
-        if self.of(cell) != before or not (on_gpu or self.out_of_memory[cell.trial_id] > TIMES_OUT_OF_MEMORY):
+        on_gpu, others = before.num_gpus > 0, bool(OF_OTHERS.search(failure.message))
+        may_wait = others or not on_gpu
+        if self.of(cell) != before or (may_wait and self.out_of_memory[cell.trial_id] <= TIMES_OUT_OF_MEMORY):
             return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
         there = "a whole GPU has: choose a larger GPU" if on_gpu else "its machine gave: choose a larger one"
+        if on_gpu and others:
+            there = "others leave of its GPU: end what runs there, or choose another GPU"
         cut = "; resources.micro_batches: on cuts batches, which changes what batch norm sees"
         return (
             f"{name} at batch {batch} needs more memory than {there} or a smaller recipe.batch_size"

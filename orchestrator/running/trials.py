@@ -349,6 +349,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             elif isinstance(said, Note):
                 self._run.monitor.note(f"{said.trial_id}: {said.text}")
             elif said.trial_id in self._queue.running:
+                self._retries.computes(self._nodes.get(said.trial_id, ""))
                 cell = self._work.cells[said.trial_id]
                 self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
                 if points := self._work.points(said.epoch, said.score, at):

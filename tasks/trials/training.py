@@ -238,7 +238,8 @@ class Checkpoints:
     """Saves a training's state now and then, between epochs, and gives it back.
 
     It holds weights, the optimiser's state, the generators of batch order and dropout, and the epochs so far.
-    What comes after is the same to the last bit on a CPU.
+    What comes after is the same to the last bit on a CPU. A training begun on a CPU does not go on on a GPU,
+    nor the other way: its numbers would be those of neither.
 
     Args:
         read: returns the latest state; None where there is none that is whole.
@@ -271,8 +272,11 @@ class Checkpoints:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError):
             return []
+        if (state["dropout_cuda"] is None) == (device.type == "cuda"):
+            return []
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        # Moments alone: whether a graph captures the steps is this attempt's, not the last one's.
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state["optimizer"]["state"]})
         order.set_state(state["order"])
         torch.set_rng_state(state["dropout"])
         if device.type == "cuda":

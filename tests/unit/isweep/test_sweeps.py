@@ -84,6 +84,7 @@ def test_a_sweep_that_never_ran(root):
         (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4: input is not a valid path"),
         (SMALL, {"raw": {"manifold_d4": "/absent"}}, "The raw download of manifold_d4 must exist"),
         (SMALL, {"max_skipped_share": 2}, "max_skipped_share: input should be less than or equal to 1"),
+        (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
         (SMALL, {"changes": {3: 4}}, "changes must have dotted keys; found: 3; e.g. "),
         (SMALL, {"changes": {"seeds": {1, 2}}}, "plain values only; found: .*; use numbers, text, lists"),
     ],
@@ -102,11 +103,14 @@ def test_numbers_of_numpy_are_numbers(root):
 
 @pytest.mark.parametrize("wrong", [{"dataset": ["a"]}, {"train_size": 11}, {"model": 3}])
 def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
-    table = pd.DataFrame({"dataset": ["a"], "train_size": [10], "model": ["m"], "test_loss": [1.0]})
+    table = pd.DataFrame({"dataset": ["a"], "train_size": [240], "model": ["m"], "test_loss": [1.0]})
     sweep = isweep.open(SMALL, root=root)
     monkeypatch.setitem(vars(sweep), "table", table)
     with pytest.raises(isweep.SweepError, match=r"Unknown .* of these results; found: "):
         sweep.best(**wrong)
+    monkeypatch.setitem(vars(sweep), "table", pd.concat([table, table.assign(train_size=60)]))
+    with pytest.raises(isweep.SweepError, match=r"known train sizes of these results: 60, 240\.$"):
+        sweep.best(train_size=11)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def test_errors_survive_pickling(error):
 
 def test_a_notebook_shows_the_message_alone_and_a_shell_the_code():
     assert ConfigError("a rule", "a value")._render_traceback_() == ["ConfigError: a rule; found: a value."]
+    assert str(ConfigError("a rule", "b", "did you mean c?")) == "a rule; found: b; did you mean c?"
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
 

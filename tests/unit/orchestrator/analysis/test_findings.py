@@ -226,9 +226,13 @@ def test_a_summary_never_needs_more_than_its_lines(num):
     lines = summary(fit_scaling_laws(table.assign(data_mode=["x", "y"] * (len(table) // 2))))
     assert len(lines) <= 23
     assert max(map(len, lines)) <= 80
-    bare = fit_scaling_laws(clear_law())
-    assert not bare.caveats + bare.excluded
-    assert summary(bare, most_lines=9)[8:] == ["  … The rest is in the report."]
+
+
+def test_a_narrow_summary_counts_remarks_and_cuts_no_answer(published):
+    lines = summary(published, width=50)
+    text = "".join("".join(lines).split())
+    assert all("".join(finding.line.split()) in text for finding in findings(published))
+    assert lines[-1].endswith("more, in the report.")
 
 
 def test_what_was_seen_is_a_row_a_dataset():

@@ -148,7 +148,7 @@ def test_rows_are_chosen_sorted_averaged_and_compared(asked):
     assert [row["trial_id"] for row in found] == ["a-x-2", "b-x-2"]
     losses = [row["test_loss"] for row in rows("--sort", "loss")]
     assert losses == sorted(losses)
-    assert [row["test_loss"] for row in rows("--sort", "test_loss", "--descending")] == losses[::-1]
+    assert [row["test_loss"] for row in rows("--sort", "test_loss")] == losses
     means = {(row["model"], row["dataset"]): row for row in rows("--mean")}
     assert len(means) == 4
     assert means["b", "x"]["test_loss"] == pytest.approx(0.4)

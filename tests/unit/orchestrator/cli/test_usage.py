@@ -16,7 +16,6 @@ plan | Command "plan" parameter SWEEP requires an argument
 plan smoke --set seeds | --set must be KEY=VALUE; found: seeds
 plan smoke --set 'seed=[1]' | seed: unknown key; did you mean 'seeds'?
 plan smoke --set 'seeds=[1' | --set seeds must be valid YAML
-status smoke --interval 0 | Invalid value for --interval: must be at least 1, got 0
 status --watch | --watch needs a sweep; found: none; e.g. isweep status paper --watch
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
@@ -53,6 +52,7 @@ plan smoke -j | Unknown option: -j
 plan smoke --storage '' | Invalid value for --storage: must not be empty; leave the option out to take its
 plan smoke --preset x | Unknown option: --preset. Did you mean --set?
 plan '' | ; found: ''; known presets or sweeps of
+measure https://a.org/b.zip | ; found: https://a.org/b.zip; download it, then name the folder
 plan / | A sweep file must be a file; found: / is a folder
 run smoke --device tpu | Invalid value "tpu" for --device. Choose from: "auto", "cpu", "gpu". Did you mea
 run smoke --max-skipped-share 2 | must be between 0 and 1, got 2

@@ -6,6 +6,7 @@ import socket
 import time
 from dataclasses import replace
 from subprocess import Popen
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -208,6 +209,39 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
         f"reaches 0 with NVIDIA driver 580.65.06: Unexpected error from cudaGetDeviceCount(). {said}"
     )
     assert how.startswith(way_out)
+
+
+def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(monkeypatch, capsys):
+    """torch.cuda.device_count asks NVML before CUDA has begun, and CUDA after."""
+    begun, names = [], ("name", "uuid", "total_memory", "major", "minor", "multi_processor_count")
+    about = SimpleNamespace(**dict(zip(names, ("NVIDIA H100 80GB HBM3", "1", 2**36, 9, 0, 132), strict=True)))
+    fakes = {
+        "init": lambda: begun.append(1),
+        "is_available": lambda: True,
+        "device_count": lambda: 1 if begun else 2,
+        "get_device_properties": lambda index: about if index < 1 else pytest.fail("Invalid device id"),
+        "get_arch_list": lambda: ["sm_90"],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    gpus.print_gpus()
+    found = json.loads(capsys.readouterr().out)
+    assert ([gpu["uuid"] for gpu in found["gpus"]], found["complaint"]) == (["GPU-1"], "")
+    reached = gpus.Gpu(about.name, "GPU-1", 2**36, capability=(9, 0))
+    node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
+    ((what, how),) = gpus.gpu_problems(node)
+    assert "offers 2 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 1" in what
+    assert how == "run, or start Ray there, with CUDA_VISIBLE_DEVICES=GPU-1"
+
+
+def test_a_gpu_that_fails_as_torch_begins_is_told_in_its_words(monkeypatch, capsys):
+    def init():
+        raise torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization\nmore")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    gpus.print_gpus()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["gpus"], found["complaint"]) == ([], "CUDA call failed lazily at initialization")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ BY_KIND = {
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         Cuda("GET was unable to find an engine to execute this computation"),
         Cuda("FIND was unable to find an engine to execute this computation"),
+        Cuda('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1154'),
         Cuda("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         Cuda("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         Cuda("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
@@ -69,6 +70,7 @@ BY_KIND = {
     ("out_of_memory", True): [
         Cuda("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         Accelerator("CUDA error: out of memory\nCUDA kernel errors might be"),
+        Cuda("CUDA driver error: out of memory"),
         Accelerator("HIP error: out of memory"),
     ],
     ("device_error", True): [
@@ -82,6 +84,7 @@ BY_KIND = {
         Accelerator("CUDA error: no kernel image is available for execution"),
         Accelerator("CUDA error: CUDA-capable device(s) is/are busy"),
         Cuda("CUDA error: device-side assert triggered"),
+        Cuda("CUDA driver error: unknown error"),
         Cuda("HIP error: invalid device function"),
         Cuda("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
         Cuda("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`"),

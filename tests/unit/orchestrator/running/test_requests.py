@@ -71,6 +71,27 @@ def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
     assert "small_cnn at batch 16 needs more memory than its machine gave: choose a larger one or" in said[4]
 
 
+# As c10/cuda/CUDACachingAllocator.cpp tells it.
+HELD = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB of which "
+HELD += "1.10 GiB is free. {}Including non-PyTorch memory, this process has 3.10 GiB memory in use."
+
+
+def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_theirs(cells):
+    requests = Requests(Resources(1, 1.0))
+    cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
+    others, alone = (
+        TrialFailure(kind="out_of_memory", message=HELD.format(who))
+        for who in ("Process 4711 has 35.19 GiB memory in use. ", "")
+    )
+    said = [requests.failed(cell, others) for _ in range(5)]
+    assert said[:4] == [""] * 4
+    assert "needs more memory than others leave of its GPU: end what runs there" in said[4]
+    assert "than a whole GPU has" in Requests(Resources(1, 1.0)).failed(cell, alone)
+    in_container = "CUDA out of memory. Process 4711 has 39.1 GiB memory in use."
+    itself = TrialFailure(kind="out_of_memory", message=in_container)
+    assert "than a whole GPU has" in Requests(Resources(1, 1.0)).failed(cell, itself)
+
+
 @pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
     requests = Requests(Resources(1, 2, 100), node_memory_bytes=lambda: there)

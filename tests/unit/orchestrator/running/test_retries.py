@@ -1,6 +1,7 @@
 """Who is tried again: a death counts against a trial only when it dies again and again while others live."""
 
 import heapq
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from orchestrator.running.failures import (
     classify,
 )
 from orchestrator.running.gpus import NO_GPU, REST_S
+from orchestrator.running.trials import Trials
 from search_spaces.errors import SetupError
 
 CRASH, LOST, DEVICE = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE, FailureKind.DEVICE_ERROR
@@ -107,6 +109,25 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
         for _ in range(MOST_ON_UNFIT):
             retries.check_nodes("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
+
+
+def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
+    """Trials may take longer than the dead one rests four times: it is the epochs of the others that tell."""
+    retries, failure = Retries(), classify(NONE)
+    epoch = SimpleNamespace(trial_id="cell", epoch=1, score=None)
+    there = SimpleNamespace(
+        _clock=SimpleNamespace(time=float),
+        _execution=SimpleNamespace(heard=lambda wait: [epoch]),
+        _hangs=SimpleNamespace(heard=str),
+        _queue=SimpleNamespace(running={"cell"}),
+        _retries=retries,
+        _nodes={"cell": "a"},
+        _work=SimpleNamespace(cells={"cell": 0}, trained_on=int, points=lambda *said: {}),
+        _run=SimpleNamespace(monitor=SimpleNamespace(trial_epoch=lambda *said: None)),
+    )
+    for _ in range(5 * MOST_ON_UNFIT):
+        retries.check_nodes("a", failure, {"a"})
+        Trials._hear(there)
 
 
 def given_up(num_gpus, *, num_cells=972, trial_s=125.0, fails_after_s=12.0):

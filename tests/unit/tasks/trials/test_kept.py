@@ -7,8 +7,8 @@ from torch import nn
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, RobustnessSpec
-from tasks.trials.records import epochs_to_look_at
-from tasks.trials.training import Checkpoints
+from tasks.trials.records import EpochRecord, epochs_to_look_at
+from tasks.trials.training import Checkpoints, make_optimizer
 from tasks.trials.trial import measure_trial, run_trial
 from tasks.trials.weights import load_into, to_bytes
 from tests.unit.tasks.trials.conftest import Killed, Shelf, equal, killed_at, numbers, trial_spec
@@ -36,6 +36,22 @@ def test_a_broken_checkpoint_is_a_fresh_start_and_a_short_trial_writes_none(data
     result = run_trial(spec, data, checkpoints=Checkpoints(shelf.read, shelf.save))
     assert numbers(result) == numbers(run_trial(spec, data))
     assert shelf.num_saved == 0
+
+
+def test_a_training_goes_on_by_graphs_where_it_was_plain_and_begins_anew_on_another_kind_of_device():
+    model, shelf, order, cpu = nn.Linear(2, 2), Shelf(), torch.Generator(), torch.device("cpu")
+    plain, captured = (
+        make_optimizer(model, trial_spec().network.recipe, capturable=graphs) for graphs in (False, True)
+    )
+    model(torch.ones(1, 2)).sum().backward()
+    plain.step()
+    checkpoints = Checkpoints(shelf.read, shelf.save, interval_s=0.0)
+    checkpoints.offer([EpochRecord(1, 0.5, 0.5, 1.0)], model, plain, order, cpu)
+    assert checkpoints.restore(model, captured, order, torch.device("cuda")) == []
+    assert not captured.state
+    assert len(checkpoints.restore(model, captured, order, cpu)) == 1
+    assert captured.param_groups[0]["capturable"]
+    assert torch.equal(captured.state[model.weight]["exp_avg"], plain.state[model.weight]["exp_avg"])
 
 
 def test_what_is_measured_later_equals_what_is_measured_at_once_and_trains_nothing(data, monkeypatch):
