@@ -159,13 +159,11 @@ class PairTable:
         of_pair = max(0.0, float(apart[~shared].mean()) - 2 * of_class)
 
         def expected(num: int) -> float:
-            variance = 4 * of_class / num + of_pair * 2 / (num * (num - 1))
-            return float(2 * t_quantile(num - 1) * np.sqrt(variance))
+            return float(2 * t_quantile(num - 1) * np.sqrt(4 * of_class / num + 2 * of_pair / (num**2 - num)))
 
         found = self.exponent(self.d)
         scale = (found["high"] - found["low"]) / expected(len(np.unique(self.classes)))
-        nums = range(10, 100_000)
-        needed = nums[bisect_left(nums, True, key=lambda num: scale * expected(num) <= width)]
+        needed = 10 + bisect_left(range(10, 10**5), True, key=lambda num: scale * expected(num) <= width)
         return {"classes": needed, "scale": scale, "of a class": of_class**0.5, "of a pair": of_pair**0.5}
 
     def after(self) -> dict[str, dict[str, float]]:
