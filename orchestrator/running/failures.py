@@ -339,35 +339,36 @@ class Retries:
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
         of_gpus: The cells that each GPU failed, by its UUID and node.
-        unfit: By address of a node, trials in a row that reached no GPU there, or found other code.
+        unfit: Trials in a row that a node was unfit for, by its address and whether it has other code or no GPU.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
     of_gpus: dict[str, set[str]] = field(default_factory=dict)
-    unfit: Counter[str] = field(default_factory=Counter)
+    unfit: Counter[tuple[str, bool]] = field(default_factory=Counter)
 
     def finished(self, node: str = "") -> None:
         """A cell has its result, on ``node``: the sweep makes progress."""
-        self.in_vain = 0
+        self.in_vain = self.unfit[node, True] = 0
         self.computes(node)
 
     def computes(self, node: str) -> None:
         """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are sound."""
-        self.unfit[node] = 0
+        self.unfit[node, False] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
         """Raise :class:`SetupError` when none of the nodes ``offered``, by address, can run its trials."""
-        if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_GPU)):
+        other_code = failure.kind == FailureKind.OTHER_CODE
+        if not (other_code or failure.message.startswith(NO_GPU)):
             return
-        self.unfit[node] += 1
-        if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
+        self.unfit[node, other_code] += 1
+        if not offered or any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered):
             return
         last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
         rule, what = "Some node must give trials a GPU that they can compute on", "had none"
         way_out = "mend a node, or use --device cpu"
-        if failure.kind == FailureKind.OTHER_CODE:
+        if other_code:
             rule, what = "Some node must run the code of the driver", "found other code"
             way_out = "install the same everywhere, and leave it as it is while a sweep runs"
         raise SetupError(
