@@ -339,7 +339,7 @@ class Retries:
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
         of_gpus: The cells that each GPU failed, by its UUID and node.
-        unfit: Trials in a row that a node was unfit for, by its address and whether it has other code or no GPU.
+        unfit: Trials in a row that a node was unfit for, by its address and whether of other code or no GPU.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
