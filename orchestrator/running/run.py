@@ -263,8 +263,17 @@ def _train(sweep: _Sweep) -> None:
     if bound:
         monitor.note(bound)
     monitor.stage("train")
-    told = (sweep.stored, sweep.tracker, monitor, expectation, sweep.desk)
-    run = Run(plan, workspace.paths, cluster, resources, *told)
+    run = Run(
+        plan,
+        workspace.paths,
+        cluster,
+        resources,
+        sweep.stored,
+        sweep.tracker,
+        monitor,
+        expectation,
+        sweep.desk,
+    )
     load, url = partial(preparation.load_arrays, workspace), workspace.results_url
     work = GridWork(run, pending, load, state=state, keep_url=url, pretrained=sweep.pretrained)
     Trials(run, work).run()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
+from tasks.sources import demo
 from tasks.sources.base import RawRequest
 from tasks.sources.demo import brain_mask, lesions, render_slice, template
 from tasks.sources.made import MARGIN, embed, latent_points, manifold
@@ -63,3 +65,11 @@ def test_lesions_are_half_of_every_variation():
     labels = np.array([item.label for item in items]).reshape(-1, 4)
     assert (labels.sum(axis=1) == 2).all()
     assert len({item.group for item in items}) == len(labels)
+
+
+def test_lesions_are_moved_as_scipy_moves_images():
+    rng = np.random.default_rng(0)
+    plane = rng.random((9, 7)).astype(np.float32)
+    edges = [np.array([[0.0, 8.0, 8.0, -0.5, 8.5, 3.25]]), np.array([[0.0, 6.0, 6.5, 2.0, 2.0, 6.0]])]
+    for places in (edges, [rng.uniform(-1, size, (40, 30)) for size in plane.shape]):
+        np.testing.assert_array_equal(demo._between(plane, places), map_coordinates(plane, places, order=1))
