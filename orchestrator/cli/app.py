@@ -234,23 +234,19 @@ def root_log(root: str | None) -> Iterator[None]:
     with suppress(SweepError):  # the command says what is wrong with the root
         handler = _RootLog(RootPaths.at(root).log)
     handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
-    top, fonts = logging.getLogger(), logging.getLogger("fontTools")
-    levels = {top: top.level, fonts: fonts.level}
+    top = logging.getLogger()
+    before = top.level
     top.addHandler(handler)
     top.setLevel(logging.INFO)
-    fonts.setLevel(logging.WARNING)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     logging.captureWarnings(True)
     try:
         yield
-    except BaseException:
-        top.exception("ends with a bug")
-        raise
     finally:
         logging.captureWarnings(False)
         top.removeHandler(handler)
         handler.close()
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        top.setLevel(before)
 
 
 class _Discreet(logging.Formatter):

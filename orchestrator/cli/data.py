@@ -32,7 +32,7 @@ def init(
     source: Path | None = None,
     /,
     *,
-    out: Annotated[o.File, Parameter(group=DRAFT)] = None,
+    out: Annotated[Path | None, o.ending(".yaml", ".yml"), Parameter(group=DRAFT)] = None,
     domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
     own: o.OwnOptions = o.OwnOptions(),
@@ -49,11 +49,9 @@ def init(
     """
     from orchestrator.planning.checks import draft_sweep
 
-    to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
+    to = out or o.writable(Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml"))
     if to.exists():
         raise ConfigError("No file is written over", f"{to} exists", "name another with --out, or remove it")
-    if to.suffix not in (".yaml", ".yml") or not to.absolute().parent.is_dir():
-        raise ConfigError("--out must be a .yaml file in a folder that exists", str(to), "e.g. mine.yaml")
     gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said(), root=place.paths.root)
     to.write_text(text, encoding="utf-8")
@@ -153,8 +151,6 @@ def prepare(
     from orchestrator.data_commands import prepare_one
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
-    if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
-        raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
     record = prepare_one(
         name,
         preset=sweep,

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.options import Address, File, Place, whole
+from orchestrator.cli.options import Address, File, Place, whole, writable
 from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, unknown_name
 
 
 def ls(*, place: Place = Place()) -> None:
@@ -84,8 +84,7 @@ def ui(
             "MLflow has nothing to show yet", f"no {paths.mlflow_database}", "run a sweep first"
         )
     if sweep is not None and sweep not in names:
-        known = ", ".join(names) or "none"
-        raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
+        raise unknown_name(f"sweep of {paths.root}", sweep, names)
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
@@ -167,7 +166,8 @@ def gpu_check(
     """
     from orchestrator.running.gpu_check import check, devices
 
-    found = [check(its, into or place.paths.root / "gpu", tell) for its in devices(device)]
+    folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
+    found = [check(its, folder, tell) for its in devices(device)]
     files, ok = [str(path) for path, _ in found], all(ok for _, ok in found)
     said = (f"{path}: send this file back, or keep it for plans" for path in files)
     emit(place, {"files": files, "ok": ok}, said)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
-from cyclopts.validators import LimitedChoice
+from cyclopts.validators import LimitedChoice, MutuallyExclusive
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
@@ -46,7 +46,9 @@ NUMBERS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat
 BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_up", "runner_up_loss")
 SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
 TEXT = ("model", "dataset", "class_pair")
-ROWS, OWN_TABLE = Group("Rows", sort_key=1), Group("A table of your own, in place of a sweep", sort_key=2)
+ROWS = Group("Rows", sort_key=1)
+ONE_VIEW = Parameter(group=(ROWS, Group(validator=MutuallyExclusive(), show=False)))
+OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
 
 
 @Parameter(name="*", group=ROWS)
@@ -64,17 +66,15 @@ class RowOptions:
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
     sort: Annotated[str | None, Parameter(metavar="COLUMN")] = None
-    mean: bool = False
-    best: bool = False
-    search: bool = False
+    mean: Annotated[bool, ONE_VIEW] = False
+    best: Annotated[bool, ONE_VIEW] = False
+    search: Annotated[bool, ONE_VIEW] = False
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
         from orchestrator.analysis.tables import best_models
         from orchestrator.commands import mean_over_seeds, rows_with
 
-        if self.best and self.mean:
-            raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
         wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
         table = rows_with(table, {_column(name, table): value for name, value in wanted.items()})
         if self.best:
@@ -133,8 +133,6 @@ def results(
     """
     from orchestrator.analysis.table import write_csv
 
-    if chosen.search and (chosen.mean or chosen.best):
-        raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
         from orchestrator.results.state import read_state
         from orchestrator.results.store import ResultStore
@@ -280,8 +278,7 @@ def claims(
     /,
     *,
     published: bool = False,
-    markdown: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    latex: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    markdown: Annotated[Path | None, o.ending(".md")] = None,
     from_store: o.FromStore = False,
     place: o.Place = o.Place(),
 ) -> None:
@@ -290,12 +287,10 @@ def claims(
     Args:
         published: From the study's own published numbers, in place of a sweep's.
         markdown: Write the ledger as Markdown too, with how the sweep agrees with every published quantity.
-        latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
     from orchestrator.analysis.published import published_table
     from orchestrator.analysis.report import arms_of
-    from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
@@ -307,9 +302,6 @@ def claims(
     emit(place, found.to_json(), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
-    if latex:
-        text = "\n".join(map(to_latex, found.tables()))
-        written(latex, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # Looking ahead.

@@ -246,15 +246,18 @@ def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
     return array
 
 
+SHAPES = "give (num_images, height, width), or (num_images, num_features)"
+
+
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """Images as a source of rows that have at least one axis and one pixel, or a DataError."""
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         found = f"shape ({source.num_rows},)"
-        raise DataError("Images must have at least one axis besides their number", found)
+        raise DataError("Images must have at least one axis besides their number", found, SHAPES)
     if source.num_rows == 0 or 0 in source.row_shape:
         found = f"{source.num_rows} rows of shape {source.row_shape}"
-        raise DataError("There must be at least one image, with at least one pixel", found)
+        raise DataError("There must be at least one image, with at least one pixel", found, SHAPES)
     return source
 
 
