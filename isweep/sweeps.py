@@ -329,6 +329,7 @@ def predict(
         root: See :func:`isweep.run`.
     """
     from orchestrator.analysis.prediction import fit_growth
+    from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.commands import predicted
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
@@ -342,8 +343,14 @@ def predict(
         fits = whose.fits if isinstance(whose, Sweep) else whose
         return fit_growth(fits.table, model=model, domain=domain, arms=fits.arms)
 
-    trained, record = _pilot(pilot, model), _record(measured)
-    return predicted(record, growth, trained, **asked)[0]
+    if isinstance(measured, (str, Path)):
+        measured = read_record(Path(measured))
+    elif isinstance(measured, Measurement):
+        measured = measured.to_json()
+    elif not isinstance(measured, (dict, NoneType)):
+        rule = "measured must be a measurement, a record or the path of one"
+        raise ConfigError(rule, type(measured).__name__, "isweep.measure(images, labels) makes one")
+    return predicted(measured or {}, growth, _pilot(pilot, model), **asked)[0]
 
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
@@ -357,16 +364,3 @@ def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Cal
         rule = "pilot must be pairs of train size and test loss, or a file of them"
         raise ConfigError(rule, repr(pilot)[:200], "e.g. [(50, 0.6), (100, 0.5)]") from None
     return (lambda: Pilot(points)) if points else None
-
-
-def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:
-    from orchestrator.analysis.prediction_inputs import read_record
-
-    if isinstance(measured, (str, Path)):
-        return read_record(Path(measured))
-    if isinstance(measured, Measurement):
-        return measured.to_json()
-    if not isinstance(measured, (dict, NoneType)):
-        rule = "measured must be a measurement, a record or the path of one"
-        raise ConfigError(rule, type(measured).__name__, "isweep.measure(images, labels) makes one")
-    return measured or {}

@@ -107,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """Entry point of the ``isweep`` command."""
-    # A sweep of 50,000 cells is millions of objects that live to the end: by its default, the collector goes
-    # through all of them again and again, a third of the time of a look (benchmarks/running.py looks), and
-    # once more, for up to a second, on the way out.
+    # By its default the collector goes through a sweep's millions of objects, which live to the end, again
+    # and again: a third of the time of a look at 50,000 cells (benchmarks/running.py looks).
     gc.set_threshold(100_000, 20, 20)
     code = main()
     gc.freeze()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,9 +80,8 @@ def ui(
     paths = place.paths
     uri, names = mlflow_uri(paths, place.mlflow_uri), paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
-        raise ConfigError(
-            "MLflow has nothing to show yet", f"no {paths.mlflow_database}", "run a sweep first"
-        )
+        found = f"no {paths.mlflow_database}"
+        raise ConfigError("MLflow has nothing to show yet", found, "run a sweep first")
     if sweep is not None and sweep not in names:
         raise unknown_name(f"sweep of {paths.root}", sweep, names)
     try:
@@ -124,13 +123,13 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
         mark, style = ("ok", "green") if check["ok"] else ("no", "red")
         fix = "" if check["ok"] else f"\n    fix: {check['fix']}"
         verdicts.append(Text.assemble((mark, style), f"  {check['name']}: {check['detail']}{fix}"))
-    emit(place, checks, node_table(nodes), verdicts)
+    emit(place, checks, [node_table(nodes)] if nodes else (), verdicts)
     failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
     return 0 if not failed else 3 if False in failed else 2
 
 
-def node_table(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Table]:
-    """Lay out a row per node, if there is one."""
+def node_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
+    """Lay out a row per node."""
     versions = ("isweep", "ray", "torch")
     table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill")
     for node in nodes:
@@ -145,8 +144,7 @@ def node_table(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Table]:
             *(node["versions"].get(name, "?") for name in versions),
             *(sizes if node["versions"] else ("?", "?")),
         )
-    if table.rows:
-        yield table
+    return table
 
 
 def gpu_check(

@@ -68,7 +68,7 @@ def ending(*endings: str) -> Parameter:
 
 
 def writable(path: Path, *, into_new: bool = False) -> Path:
-    """Return the path of a file that can be written, in a new folder if so; refused before any work is done."""
+    """Return the path of a file that can be written, in a new folder if asked; checked before any work."""
     try:
         if into_new:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
-from cyclopts.validators import LimitedChoice, MutuallyExclusive
+from cyclopts.validators import LimitedChoice
 
 from orchestrator.cli import options as o
 from orchestrator.cli.printing import Shown, cell, emit, grid, progress, report_tables, stdout, tell, written
@@ -18,6 +18,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, nea
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.plan import Workspace
@@ -47,7 +48,7 @@ BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_
 SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
 TEXT = ("model", "dataset", "class_pair")
 ROWS = Group("Rows", sort_key=1)
-ONE_VIEW = Parameter(group=(ROWS, Group(validator=MutuallyExclusive(), show=False)))
+ONE_VIEW = Parameter(group=(ROWS, Group(validator=LimitedChoice(0, 1), show=False)))
 OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
 
 
@@ -155,7 +156,7 @@ def results(
             way_out = f"run: {place.hint('tune', sweep)}"
             raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
     else:
-        table = read_table(sweep, place, from_store=from_store)
+        table, _ = read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     what = f"{plural(len(table), 'row')} to "
     if csv:
@@ -220,13 +221,12 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pair_findings
-    from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    table = read_table(sweep, place, from_store=from_store)
-    fits, pairs = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_), fit_pairs(table)
+    table, arms = read_table(sweep, place, from_store=from_store)
+    fits, pairs = fit_scaling_laws(table, arms=arms, explore=all_), fit_pairs(table)
     answers = summary(fits, pair_findings(pairs), width=min(80, stdout.width))
     document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
     if not all_:
@@ -268,7 +268,7 @@ def compare(
     if first == second:
         way_out = "name another one; isweep status lists those of the root"
         raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
-    tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
+    tables = [read_table(name, place, from_store=from_store)[0] for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
     emit(place, asdict(found), report_tables(found.table()))
 
@@ -290,14 +290,13 @@ def claims(
     """
     from orchestrator.analysis import claims as c
     from orchestrator.analysis.published import published_table
-    from orchestrator.analysis.report import arms_of
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
     if sweep is None:
         found = c.ledger(published_table(), sweep="the published numbers", compare=False)
     else:
-        table, arms = read_table(sweep, place, from_store=from_store), arms_of(place.open(sweep))
+        table, arms = read_table(sweep, place, from_store=from_store)
         found = c.ledger(table, sweep=sweep, arms=arms)
     emit(place, found.to_json(), found.lines())
     if markdown:
@@ -355,15 +354,14 @@ def predict(
         target_loss: Test loss to reach.
     """
     from orchestrator.analysis.prediction import fit_growth
-    from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.table import number
     from orchestrator.commands import predicted
 
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
 
     def growth() -> Growth:
-        table = read_table(sweep, work, from_store=from_store)
-        return fit_growth(table, model=model, domain=domain, arms=arms_of(work.open(sweep)))
+        table, arms = read_table(sweep, work, from_store=from_store)
+        return fit_growth(table, model=model, domain=domain, arms=arms)
 
     found, pilot = predicted(
         record,
@@ -414,11 +412,8 @@ def _record(
     from tasks.remote import InlineExecutor
 
     if None not in given:
-        raise ConfigError(
-            "--measured is for numbers that are not given",
-            f"--d-data and --label-sharpness beside --measured {source}",
-            "leave the one or the other out",
-        )
+        found = f"--d-data and --label-sharpness beside --measured {source}"
+        raise ConfigError("--measured is for numbers that are not given", found, "leave one out")
     if source.endswith(".json"):
         return read_record(Path(source))
     spec = work.open(sweep).plan.sweep
@@ -452,16 +447,16 @@ def power(
 # What several commands read.
 
 
-def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep, one row at least, compared with MLflow unless ``from_store``."""
-    from orchestrator.analysis.report import results_table
+def read_table(sweep: str, place: o.Place, *, from_store: bool) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
+    """Return the tidy table of a sweep, one row at least, and its arms; see :func:`read_results`."""
+    from orchestrator.analysis.report import arms_of, results_table
 
     workspace, state = read_results(sweep, place, from_store=from_store)
-    return results_table(workspace, state=state)
+    return results_table(workspace, state=state), arms_of(workspace)
 
 
 def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:
-    """Return a sweep and what its store holds, one result at least; compares it with MLflow."""
+    """Return a sweep and what its store holds, one result at least; told where MLflow differs, if asked."""
     from orchestrator.results.state import read_state
 
     workspace = place.open(sweep)
