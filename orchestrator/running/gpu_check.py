@@ -34,13 +34,13 @@ from torch import Tensor
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
+    BFLOAT16_FROM,
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     PACKING_PAYS,
     GpuModel,
     array_bytes,
     cost_of,
-    gpu_model_there,
     pass_time,
     peak_bytes,
 )
@@ -50,7 +50,7 @@ from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import end, environment
 from orchestrator.running.failures import classify
-from orchestrator.running.gpus import BFLOAT16_FROM, Gpu, describe, is_logical, mps_runs, nvidia_smi
+from orchestrator.running.gpus import Gpu, capability, describe, is_logical, mps_runs, nvidia_smi
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec
@@ -184,7 +184,7 @@ def gpu(bench: Bench) -> dict[str, Any]:
         **asdict(its),
         "nvidia_smi": {field: rows[0][0] for field, rows in said.items() if rows},
         "mps": mps_runs(),
-        "planned_as": asdict(gpu_model_there(its.name, its.memory_gib)),
+        "planned_as": asdict(its.model()),
     }
 
 
@@ -434,7 +434,7 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
     if "gpu" not in values or "step_times" not in values:
         return found
     gpu = GpuModel(**values["gpu"]["planned_as"])
-    bench = replace(bench, half=tuple(values["gpu"]["capability"]) >= BFLOAT16_FROM)
+    bench = replace(bench, half=gpu.bfloat16)
     interval, measured = (GRAPH_INTERVAL_S, "graph_ms") if graphs else (EAGER_INTERVAL_S, "eager_ms")
     speed = statistics.median(
         pass_time(cost_of(bench.trial(model).network).step, gpu, interval=interval, half=bench.half).seconds
@@ -587,6 +587,6 @@ def main() -> None:
     bench = bench_of(device)
     if bench.on_gpu:
         torch.cuda.set_device(bench.device)  # a graph captures the current device's work
-        bench = replace(bench, half=torch.cuda.get_device_capability() >= BFLOAT16_FROM)
+        bench = replace(bench, half=capability() >= BFLOAT16_FROM)
     found = rate(bench, *model) if model else PARTS[part](bench)
     print(json.dumps(found, default=str))  # noqa: T201

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.running.gpus import BFLOAT16_FROM
+from orchestrator.planning.predict import BFLOAT16_FROM
+from orchestrator.running.gpus import capability
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import contained, deterministic, trial_memory
@@ -103,7 +104,7 @@ def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
 def run_case(case: Case, device: torch.device) -> CaseResult:
     """Train one network three times and compare."""
     images, labels = noise(case.num_images, case.image_size)
-    half = device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_FROM
+    half = device.type != "cuda" or capability() >= BFLOAT16_FROM
     recipe = RecipeSpec(
         name="self-test",
         epochs=NUM_EPOCHS,

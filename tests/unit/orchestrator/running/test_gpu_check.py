@@ -227,7 +227,7 @@ def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
     (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
     checks = read_checks([tmp_path])
     assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is known
-    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, checks).memory_gib == 79.3
+    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
     assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
 
 
@@ -270,7 +270,7 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
         half = 500 * pass_time(step, gpu, interval=gpu_check.EAGER_INTERVAL_S).seconds
         times[model] = {"eager_ms": half, "graph_ms": half}
     parts = {
-        "gpu": {"planned_as": asdict(gpu), "capability": [8, 0]},
+        "gpu": {"planned_as": asdict(gpu), "capability": 8.0},
         "step_times": times,
         "pairs": {
             "mps": mps,
@@ -288,7 +288,7 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     assert found["verdict"] == "PASS"
     broken = told | {"faults": {"ok": False, "values": None}}
     assert gpu_check.summary(bench, broken)["verdict"] == "FAIL: faults"
-    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
+    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found})
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
