@@ -1,7 +1,6 @@
 """The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a trial.
 
-No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts, as
-a :class:`~search_spaces.errors.SweepError`.
+No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ NO_GPU = "A trial that is given a GPU must be able to compute on it"
 """How the failure of a trial begins that cannot."""
 
 REST_S = 120.0
-"""Before a trial fails for its GPU in a process that has not finished one: a GPU that fails at once would be
-free first, be given, and fail, every cell of a sweep while the sound ones compute."""
-
+"""Before a failure is told in a process that has finished no trial: a GPU that fails at once would be free
+first, be given, and fail, every cell of a sweep while the sound ones compute."""
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 """The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
 (NVIDIA, "CUDA Compatibility", table 1)."""
@@ -66,10 +64,9 @@ IMPORT_TIMEOUT_S = 300.0
 MPS_TIMEOUT_S = 5.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
-SELF_TEST_TIMEOUT_S = 300.0
-"""Below what a trial may take without a word before it counts as hung."""
-UNFINISHED_S = 86_400.0
-"""How long a self-test that did not come to its end is not tried again."""
+SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
+"""The first is below what a trial may take without a word before it counts as hung; for the second a
+self-test that did not come to its end is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,7 @@ class NodeGpus:
         cuda: that torch was built for; empty for a build without.
         mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
-        offered: GPUs that Ray hands out there.
-        logical: whether these are for scheduling only.
+        offered: GPUs that Ray hands out there; ``logical`` ones are for scheduling only.
         complaint: why torch reaches none, in its words; empty where it reaches one.
         error: why torch could not be asked there; empty where it answered.
     """
@@ -200,15 +196,10 @@ def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
 
 
 def visible_gpus() -> list[str] | None:
-    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to the first word that names none.
-
-    None where it is not set.
-    """
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to a word that names none; or None."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None:
-        return None
-    names_one = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
-    return list(takewhile(names_one, (word.strip() for word in said.split(","))))
+    words = (word.strip() for word in (said or "").split(","))
+    return None if said is None else list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, words))
 
 
 def gpus_here() -> list[Gpu]:
@@ -237,7 +228,7 @@ def gpus_here() -> list[Gpu]:
     return list(describe(",".join(words or ())).gpus) or gpus if rows or has_devices() else []
 
 
-def _slices() -> dict[str, tuple[str, int]]:
+def slices() -> dict[str, tuple[str, int]]:
     """Return profile, as 3g.40gb, and bytes of all slices (MIG), by UUID."""
     line = r"MIG (\S*?(\d+)gb\S*)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)"
     return {uuid: (name, int(size) * 2**30) for name, size, uuid in re.findall(line, ask_smi("-L")[0])}
@@ -264,10 +255,7 @@ def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
-    """Return where records of ``isweep gpu-check`` lie: in a checkout among its results, and in a root.
-
-    What was measured here goes last, and counts over what others sent.
-    """
+    """Return where records of ``isweep gpu-check`` lie: others', then a root's own, which count."""
     return Path(__file__).parents[2] / "benchmarks" / "results" / "gpu", root / "gpu"
 
 
@@ -294,7 +282,8 @@ def describe(visible: str | None = None) -> NodeGpus:
 def print_gpus() -> None:
     """Print, as JSON, what torch, NVML and ``nvidia-smi`` say of this node's GPUs."""
     said = {row[0]: row[1:] for row in nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")}
-    sizes = _slices() if (named := [word for word in visible_gpus() or () if word.startswith("MIG-")]) else {}
+    named = [word for word in visible_gpus() or () if word.startswith("MIG-")]
+    sizes = slices() if named else {}
     import torch
 
     from tasks.trials.isolation import NvmlGpu
@@ -390,7 +379,7 @@ def asked_of_nodes(
 def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
     """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
 
-    ``alone`` tells that nobody's trials run there yet: what is held of a GPU is then somebody else's.
+    Where none of ours run yet, ``alone``, what is held of a GPU is somebody else's.
     """
     problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
     if problems:
@@ -460,18 +449,12 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
 
 
 def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why not by graphs.
-
-    Steps of somebody's own network, whose code need not replay as a graph, are captured only where
-    ``resources.fast`` is ``on``.
-    """
+    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no graphs."""
     share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
     if share and not is_logical():
-        check_gpu()
-        if cell["precision"] == "bfloat16":
-            check_bfloat16()
-        is_asked = fast == "auto" and not cell["own_network"]
+        check_gpu(cell["precision"])
+        is_asked = fast == "auto" and not cell["own_network"]  # whose code need not replay as a graph
         note = graphs_off() if is_asked else ""
         graphs = fast == "on" or (is_asked and not note)
         # A whole GPU needs no limit: nobody else is there.
@@ -479,10 +462,8 @@ def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return options, note
 
 
-def check_gpu() -> None:
-    """See that torch reaches a GPU of this machine, unless they are logical ones."""
-    if is_logical():
-        return
+def check_gpu(precision: str) -> None:
+    """See that torch reaches a GPU here, which has bfloat16 where that is asked for: a node may come late."""
     import torch
 
     if not torch.cuda.is_available():
@@ -493,19 +474,7 @@ def check_gpu() -> None:
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
             f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
-
-
-def capability() -> float:
-    """Return the compute capability of this process's GPU."""
-    import torch
-
-    major, minor = torch.cuda.get_device_capability()
-    return (10 * major + minor) / 10
-
-
-def check_bfloat16() -> None:
-    """See that this process's GPU has bfloat16: its node may have come after the sweep began."""
-    if (its := capability()) < BFLOAT16_FROM:
+    if precision == "bfloat16" and (its := capability()) < BFLOAT16_FROM:
         name, uuid = gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",
@@ -514,10 +483,12 @@ def check_bfloat16() -> None:
         )
 
 
-def rest(has_finished: bool) -> None:
-    """Wait before a GPU's failure is told, in a process that has not finished a trial on it."""
-    if not has_finished:
-        time.sleep(REST_S)
+def capability() -> float:
+    """Return the compute capability of this process's GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return (10 * major + minor) / 10
 
 
 def gpu_in_use() -> tuple[str, str]:

@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from dataclasses import replace
+from itertools import product
 from subprocess import Popen
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 from orchestrator.running import doctor, ending, gpus
 from orchestrator.running.cluster import this_machine, trial_resources
 from orchestrator.running.failures import classify, gpu_named
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials import isolation
@@ -101,8 +103,10 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypa
 def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a_trial(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    for num_finished in (0, 1, 5):
-        gpus.rest(num_finished)
+    for error, has_run in product(
+        (SetupError(gpus.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
+    ):
+        TrialTrainable._failure(SimpleNamespace(_has_run=has_run), error)
     assert pauses == [gpus.REST_S]
 
 
@@ -203,7 +207,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
     with pytest.raises(SetupError, match=rf"{said}; {way_out}"):
-        gpus.check_gpu()
+        gpus.check_gpu("float32")
     node = gpus.NodeGpus("a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu())
     ((what, how),) = gpus.gpu_problems(node)
     assert what.endswith(
