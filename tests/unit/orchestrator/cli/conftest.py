@@ -9,7 +9,7 @@ from orchestrator.cli import main, printing
 
 @pytest.fixture
 def run(capsys, root, monkeypatch):
-    """Run a command in this process, as into a pipe; returns its exit code, stdout and stderr with line breaks folded."""
+    """Run a command in this process, as into a pipe; returns code, stdout, and stderr without line breaks."""
 
     monkeypatch.setattr(printing.stdout, "width", printing.PIPE_WIDTH)
 
