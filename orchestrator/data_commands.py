@@ -192,7 +192,7 @@ def prepare_one(
     only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
     plan = plan_sweep(sweep.model_copy(update=only))
     check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
-    paths = RootPaths.create(run_options.root)
+    paths = RootPaths.at(run_options.root).make()
     workspace = Workspace(plan, paths)
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
         prepare_own(workspace, run_options, progress)
