@@ -75,11 +75,11 @@ def sentence(numbers: dict[str, Any]) -> str:
     claims, settled = numbers["claims"], len(numbers["established"])
     verdict = f"{settled or 'none'} of {len(claims)} tests settles a question"
     lines = (
-        f"*The demo's {numbers['num_datasets']} datasets, and what attacks cost its networks: "
-        "this rises with K_F,",
-        f"at most r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}; {numbers['attack']}). "
-        f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie at guessing, and",
-        f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
+        f"*The demo's {numbers['num_datasets']} datasets. What attacks cost its networks rises with K_F, "
+        "most clearly",
+        f"for {numbers['attack']}: r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}). But "
+        f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie",
+        f"at guessing, and {verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
     )
     return "\n".join(lines)
 
