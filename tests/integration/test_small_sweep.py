@@ -79,7 +79,7 @@ def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
     named = {f"trial {trial_id}" for trial_id in plan.trials_by_id}
     assert len(seen.tasks & named) >= NUM_TRIALS // 2, (seen, troubles)
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
-    assert seen.job["job_name"] == "isweep small"
+    assert seen.job["job_name"] == "isweep run small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
     assert sum(seen.states.values()) == NUM_TRIALS
     assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
