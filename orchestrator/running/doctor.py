@@ -182,10 +182,7 @@ def _ray_access(address: str | None) -> tuple[bool, str, str]:
 
 
 def look_at_nodes() -> list[Check]:
-    """Check every node of the connected cluster by a task that runs there, the head first.
-
-    Free bytes are those where Ray keeps its session, and where objects go that do not fit into memory.
-    """
+    """Check every node of the connected cluster by a task that runs there, the head first."""
     found = [_checked(answer, node) for answer, node in _answers(asked_of_nodes(look_here))]
     return sorted(found, key=lambda check: (not check["node"]["head"], check["name"]))
 
@@ -217,17 +214,11 @@ def look_here() -> dict[str, Any]:
 
     # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
-    session = spill = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    option, words = "--fallback_directory=", list[str]()
-    with suppress(OSError):  # of this node's raylet, our parent
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
-    for told in [word.removeprefix(option) for word in words if word.startswith(option)]:
-        spill = Path(told) if Path(told).is_dir() else spill
+    session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     return {
         "gpus": offers(),
         "versions": versions_here(),
         "free_disk_bytes": _room(session),
-        "free_spill_bytes": _room(spill),
     }
 
 
@@ -256,11 +247,10 @@ def _problems(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, here in versions_here().items():
         if row["versions"][name] != here:
             yield f"has {name} {row['versions'][name]}, the driver {here}", SAME
-    for what, free in (("disk", row["free_disk_bytes"]), ("spill space", row["free_spill_bytes"])):
-        if free < MIN_FREE_BYTES:
-            wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-            read_only = "" if free else ", or mount it for writing: it takes nothing"
-            yield f"{what}: {free / 2**30:.1f} GiB free", wanted + read_only
+    if (free := row["free_disk_bytes"]) < MIN_FREE_BYTES:
+        wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
+        read_only = "" if free else ", or mount it for writing: it takes nothing"
+        yield f"disk: {free / 2**30:.1f} GiB free", wanted + read_only
 
 
 def _room(folder: Path) -> int:

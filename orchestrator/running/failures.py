@@ -260,8 +260,11 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
     that are not an actor's or a task's, such as the memory killer's, the text alone. A worker dies a moment
     before its node, which the head counts as alive for a while; so the node itself is asked.
     """
-    # Private: with a Ray that has these no more, each death is a crash of its worker.
-    error = _pickled(getattr(trial, "pickled_error_file", None))
+    error: Any = None
+    # Private: with a Ray that has these no more, each death is a crash of its worker. Our own driver wrote it
+    # a moment ago, below its own scratch folder.
+    with suppress(Exception):
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, CellFailed):
         return CellReport.model_validate_json(cause.report)
@@ -281,18 +284,6 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
     if actor is not None and place is not None and place.node_id in dead:
         dead.append(actor)
     return classify_lost_worker(error, text, dead)
-
-
-def _pickled(path: str | None) -> BaseException | None:
-    """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        error = cloudpickle.loads(Path(path).read_bytes())
-    except Exception as problem:
-        log.warning("Tune's error file %s cannot be read: %s", path, problem)
-        return None
-    return error if isinstance(error, BaseException) else None
 
 
 def fit_nodes(failure: TrialFailure) -> set[str]:

@@ -21,7 +21,7 @@ from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
 from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code
-from orchestrator.running.progress import Progress, Series, offer_board
+from orchestrator.running.progress import Progress, Series
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
 from orchestrator.running.worker import TrialTrainable, equipped
 from search_spaces.errors import DataError, SweepError
@@ -43,12 +43,14 @@ the newer one and 400 names the driver grew by 0.15 MB a second at rest, against
 class CellQueue:
     """Ids of cells that wait (``ready``), run, or are tried again ``later``: after ready ones, by a clock.
 
-    ``error`` says why no more are given out, where something ended the sweep.
+    Those that ``begun`` have their worker. ``error`` says why no more are given out, where something ended
+    the sweep.
     """
 
     ready: deque[str]
     later: dict[str, float] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     error: SweepError | None = None
 
     @property
@@ -68,6 +70,7 @@ class CellQueue:
         else:
             return None
         self.running.add(taken)
+        self.begun.discard(taken)
         return taken
 
     def settle(self, trial_id: str) -> None:
@@ -221,7 +224,6 @@ class TuneExecution:
         self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
         self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
-        offer_board(run.cluster.session)
 
     def fit(self, trials: tune.Callback, feed: Feed) -> None:
         """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of each."""
