@@ -99,7 +99,14 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 
     Image files are prepared in the root and removed afterwards; the key of hashed file names stays.
     """
-    _check_device(request.settings.device)
+    if (device := request.settings.device) != "cpu":
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            rule, found = "--device must be a torch device of this machine", str(error).splitlines()[0]
+            raise ConfigError(rule, f"{device}: {found}", "e.g. cpu or cuda:0") from None
     if request.settings.pixel_range is not None:
         request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
     path = Path(request.source)
@@ -146,18 +153,6 @@ def measure_arrays(
     sizes = request.train_sizes or None
     record = measure_array(images, labels, train_sizes=sizes, executor=executor, settings=request.settings)
     return _measured(record, images.__getitem__, labels, label_names)
-
-
-def _check_device(name: str) -> None:
-    if name == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        rule = "--device must be a torch device of this machine"
-        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
 
 
 def _options(said: Iterable[str]) -> str:

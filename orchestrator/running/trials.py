@@ -36,10 +36,10 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
-from orchestrator.running.failures import HangWatch, Place, Retries, classify_broken_fit, gpu_named
+from orchestrator.running.failures import Place, Retries, TrialWatch, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
-from orchestrator.running.requests import Requests, StartWatch
+from orchestrator.running.requests import Requests
 from orchestrator.running.worker import REPORT, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec
@@ -217,9 +217,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run, self._work, self._queue, self._num_broken = run, work, work.queue, 0
         self._execution, self._clock = execution or TuneExecution(run, work), clock
         self._requests = Requests(run.resources, run.expectation, self._execution.node_memory_bytes)
-        why, note = self._execution.why_nothing_starts, run.monitor.note
-        self._starts = StartWatch(why, note, ends=run.cluster.local, clock=clock)
-        self._hangs = HangWatch(note, self._execution.process, clock)
+        why, process = self._execution.why_nothing_starts, self._execution.process
+        self._watch = TrialWatch(run.monitor.note, process, why, ends=run.cluster.local, clock=clock)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
         self._noted = {""}
@@ -275,17 +274,16 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         tags = trial_tags(cell, self._work.domain_of(cell), CellStatus.RUNNING, self._attempt(trial_id))
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
-        self._hangs.started(trial_id, self._work.seconds_allowed(cell))
+        self._watch.started(trial_id, self._work.seconds_allowed(cell))
         self._tell(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End what hangs; say where the sweep stands; raise what ends it, or Tune would go on for hours."""
         raise_if_asked()
         with self._ends_on_error():
-            self._starts.look(trials, waiting=bool(self._queue.running))
+            self._watch.look(trials, self._queue.running)
         if self._queue.error is not None:
             raise self._queue.error
-        self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._hear()
         running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
         self._execution.show(self._run.monitor, running)
@@ -300,7 +298,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        failure = self._hangs.failure(trial_id) or self._execution.failure_of(
+        failure = self._watch.failure(trial_id) or self._execution.failure_of(
             trial, self._places.get(trial_id)
         )
         if isinstance(failure, CellReport):
@@ -345,7 +343,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Take what running trials said: where they run, and of their epochs."""
         at = round(self._clock.time() * 1000)
         for said in self._execution.heard(wait=wait):
-            self._hangs.heard(said.trial_id)
+            self._watch.heard(said.trial_id)
             if isinstance(said, Place):
                 self._places[said.trial_id], self._nodes[said.trial_id] = said, said.node
             elif isinstance(said, Note):
@@ -427,12 +425,12 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
         self._queue.settle(trial_id)
-        self._hangs.ended(trial_id)
+        self._watch.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
         self._queue.again(trial_id, self._clock.monotonic() + pause_s)
-        self._hangs.ended(trial_id)
+        self._watch.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:

@@ -19,7 +19,7 @@ from orchestrator.running.cluster import RunOptions, reached
 from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import Stages
-from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
+from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcome_rows, outcomes, write_report
 from orchestrator.tuning.search import Earlier, Search, open_storage
 from search_spaces.errors import DataError, SetupError, SweepError, collect
@@ -133,12 +133,11 @@ class _Tuning(Stages):
 
     def _check_splits(self) -> None:
         """Find every subset without a validation split, and batches too large, before anything is trained."""
-        problems: list[SweepError] = []
+        problems: dict[str, SweepError] = {}
         num_train: dict[str, int] = {}
         runs = range(self.workspace.plan.sweep.tune.seeds)
         trials = [cell.trial(cell.own, run) for cell in self.cells for run in runs]
         asked = {(trial.network.subset.subset_id, trial.validation): trial for trial in trials}
-        refused: set[str] = set()
         for (subset_id, validation), trial in asked.items():
             subset = trial.network.subset
             data = self.workspace.prepared[subset.prepared.prepared_id]
@@ -147,11 +146,9 @@ class _Tuning(Stages):
                 size = split.max_train_size
                 num_train[subset_id] = min(size, num_train.get(subset_id, size))
             except SweepError as error:
-                if subset_id not in refused:
-                    problems.append(error)
-                refused.add(subset_id)
-        collect(problems, DataError)
-        self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
+                problems.setdefault(subset_id, error)
+        collect(problems.values(), DataError)
+        self.cells = tuning_cells(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> Earlier:
         """Return what is stored of these very cells; says how much is of others."""

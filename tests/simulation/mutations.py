@@ -115,8 +115,8 @@ MUTATIONS = (
     ),
     Mutation(
         "hung trials are ended", FAILURES,
-        "            kill()\n",
-        "            continue\n",
+        "        kill()\n",
+        "        return\n",
     ),
     Mutation(
         "a worker that does not answer is ended within a minute", FAILURES,
@@ -403,7 +403,7 @@ MUTATIONS = (
         "True",
     ),
     Mutation(
-        "a shared cluster that has no room is waited for", REQUESTS,
+        "a shared cluster that has no room is waited for", FAILURES,
         "if self._ends and now",
         "if now",
     ),
