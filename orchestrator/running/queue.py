@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
@@ -113,16 +114,6 @@ def trial_name(trial: Any) -> str:
     return str(trial.config["cell"]["trial_id"])
 
 
-class _Named:
-    """An actor whose next call has a name."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor, self._name = actor, name
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self._actor, method).options(name=self._name)
-
-
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]:
     """Name the tasks of trials after them inside the block, of ``named``, which grows, and ``most`` others.
@@ -143,7 +134,7 @@ def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]
                 handle, resources = held = live[actor]
-                live[actor] = (_Named(handle, f"trial {name}"), resources)
+                live[actor] = (SimpleNamespace(train=handle.train.options(name=f"trial {name}")), resources)
         try:
             return schedule(controller, trial, method_name, *rest, **options)
         finally:

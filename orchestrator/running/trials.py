@@ -123,7 +123,7 @@ class Work:
             **{name: getattr(report, name) for name in names},
         }
 
-    def domain_of(self, cell: TrialSpec) -> Domain:
+    def domain_of(self, cell: TrialSpec) -> Domain | None:
         """Return the domain of a cell's images."""
         return self.run.plan.datasets[cell.network.subset.prepared.dataset].domain
 

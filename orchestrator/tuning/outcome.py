@@ -123,11 +123,6 @@ class TuneSummary:
     num_behind: int = 0
 
     @property
-    def not_tuned(self) -> tuple[CellOutcome, ...]:
-        """Cells for which nothing was found."""
-        return tuple(cell for cell in self.cells if cell.chosen is None)
-
-    @property
     def problems(self) -> tuple[str, ...]:
         """What a person should know of cells; see :attr:`CellOutcome.problem`."""
         return tuple(cell.problem for cell in self.cells if cell.problem)
@@ -135,7 +130,7 @@ class TuneSummary:
     @property
     def exit_code(self) -> int:
         """0 when every cell has a recipe, 1 otherwise."""
-        return 1 if self.not_tuned else 0
+        return int(any(cell.chosen is None for cell in self.cells))
 
     def document(self) -> dict[str, Any]:
         """Return what ``isweep tune --json`` prints."""
