@@ -308,9 +308,6 @@ def _watch(look: Callable[[], Mapping[str, Any]]) -> None:
     """Show counts and running trials anew every two seconds, until no run works on the sweep.
 
     Into a pipe or file, a line whenever they have changed; on stderr, since stdout is for data.
-
-    Raises:
-        KeyboardInterrupt: when it is stopped, which stops no run.
     """
     waited()  # it has a display of its own
     said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)

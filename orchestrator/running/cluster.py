@@ -156,12 +156,9 @@ def answers(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that a command is connected to: amounts are logical ones, over all nodes.
+    """The cluster that a command is connected to, which is ``local`` where the command started it.
 
-    Attributes:
-        object_store_bytes: Smallest of any node: what one wave of shared arrays must fit in.
-        dashboard: Address of the Ray dashboard, or empty.
-        local: Whether we started it.
+    Amounts are logical ones, over all nodes; the object store is the smallest of any node.
     """
 
     num_cpus: float

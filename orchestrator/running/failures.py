@@ -465,11 +465,7 @@ class TrialWatch:
         return self._failures.get(trial_id)
 
     def look(self, trials: Collection[Any], running: Collection[str]) -> None:
-        """Look at Tune's ``trials``, of which those of the cells ``running`` should run.
-
-        Raises:
-            SetupError: when none could start for long on a private cluster.
-        """
+        """Look at Tune's ``trials``, of which those of the cells ``running`` should run."""
         now, before = self._clock.monotonic(), self._looked_at
         self._looked_at = now
         if now - before > HELD_UP_S:

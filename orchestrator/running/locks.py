@@ -1,8 +1,4 @@
-"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease.
-
-What is held by another process, which is named, or cannot be held raises a
-:class:`~search_spaces.errors.SetupError`.
-"""
+"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease."""
 
 from __future__ import annotations
 

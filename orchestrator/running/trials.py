@@ -227,11 +227,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         return {}
 
     def run(self) -> None:
-        """Run until nothing more may be tried.
-
-        Raises:
-            SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
-        """
+        """Run until nothing more may be tried; SweepError when nothing can be stored or run."""
         try:
             while not self._queue.empty:
                 try:
