@@ -338,7 +338,7 @@ def pilot_sweep(
         if not path.exists():
             rule = "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of results"
             raise ConfigError(rule, source, "give a path that exists")
-        own = {"kind": known_kind(path), "path": str(path)}
+        own: dict[str, Any] = {"kind": known_kind(path), "path": str(path)}
         own |= {"domain": domain or "natural", "channels": sweep.channels or 1}
         # Prepared images of a root are found by this name: two folders need two.
         dataset = {"name": f"pilot-{_mark(str(path))}", "own": own}
