@@ -149,7 +149,7 @@ def _root(root: str | None) -> tuple[bool, str, str]:
     if kind in NETWORK_FILE_SYSTEMS:
         fix = "keep SQLite off it: pass --mlflow-uri of a server"
         return False, f"{paths.root} lies on a network file system ({kind})", fix
-    free, made = shutil.disk_usage(base).free, "" if paths.exist else ", not made yet"
+    free, made = shutil.disk_usage(base).free, "" if paths.root.is_dir() else ", not made yet"
     fix = f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
     return free >= MIN_FREE_BYTES, f"{paths.root}{made}, {free / 2**30:.1f} GiB free", fix
 
