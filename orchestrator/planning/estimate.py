@@ -313,12 +313,10 @@ def estimate(
 
     Returns:
         ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``cpu_hours`` until the last trial has
-        ended on ``num_cpus``; ``measured_share`` of trials whose models were measured; ``memory_bytes`` of
-        the largest trial; ``cluster``, see :func:`on_gpus`;
+        ended on ``num_cpus``; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
         ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
     """
     corrections = corrections_for(gpu, measured_trials)
-    known = {*corrections.core_seconds, *corrections.seconds}
     memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
     rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
     where = "where this sweep has no finished trial of the model yet"
@@ -330,7 +328,6 @@ def estimate(
         "cpu_core_hours": sum(seconds) / 3600,
         "cpu_hours": max(sum(seconds) / num_cpus, max(seconds, default=0.0)) / 3600,
         "num_cpus": num_cpus,
-        "measured_share": sum(t.network.model.name in known for t in left) / len(left) if left else 1.0,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
         "hours_one_at_a_time": None,
