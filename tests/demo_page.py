@@ -25,7 +25,6 @@ from orchestrator.results.table import attack_columns
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
 RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
-NONE = Image.Dither.NONE
 FIGURES = {"dataset_properties": "demo-properties", "loss_gain_on_sharpness": "demo-robustness"}
 
 
@@ -35,13 +34,19 @@ def main(root: Path, output: Path) -> None:
     said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
     numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8"))) | {"said": brief(said)}
     RESULT.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_figures(report / "figures")
+    text = README.read_text(encoding="utf-8")
+    README.write_text(filled(text, numbers), encoding="utf-8")
+
+
+def save_figures(folder: Path) -> None:
+    """Save the report's figures that README shows, in 256 colours, with what their numbers are from."""
     drawn_with = PngInfo()
     drawn_with.add_text("Source", source(RESULT))
     for figure, name in FIGURES.items():
-        picture = Image.open(report / "figures" / f"{figure}.png").convert("RGB").quantize(64, dither=NONE)
-        picture.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, pnginfo=drawn_with)
-    text = README.read_text(encoding="utf-8")
-    README.write_text(filled(text, numbers), encoding="utf-8")
+        picture = Image.open(folder / f"{figure}.png").convert("RGB")
+        few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, pnginfo=drawn_with)
 
 
 def found(fits: dict[str, Any]) -> dict[str, Any]:
