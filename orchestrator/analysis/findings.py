@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import factorial, prod
 from textwrap import wrap
 from typing import Literal
@@ -19,6 +19,7 @@ import numpy as np
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
+from orchestrator.analysis.grouped import PAIR_QUESTIONS, Slope
 from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
@@ -53,7 +54,7 @@ class Finding:
         return f"{self.short[:1].upper()}{self.short[1:]}.{added}"
 
 
-def findings(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> tuple[Finding, ...]:
+def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the answers of a sweep to the study's questions; of an experiment what followed, and no more.
 
     Its worlds share images and are chosen, so tests over them as if they were datasets would claim too much.
@@ -61,17 +62,18 @@ def findings(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> tuple[Finding,
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
+    pairs = [_of_pairs(slope) for slope in fits.class_pairs]
     return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
 
 
-def family(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> str:
+def family(fits: ScalingFits) -> str:
     """Say over how many tests the claims are adjusted, and that the rest is exploratory."""
     if fits.interventions:
         return "Its worlds share images: no claim is made of what holds between them; see docs/fits.md."
-    if pairs:
+    if fits.class_pairs:
         return (
             f"What follows from class pairs: intervals by a jackknife over classes, p adjusted over "
-            f"{plural(len(pairs), 'question')} (Holm); questions between datasets need several. "
+            f"{plural(len(fits.class_pairs), 'question')} (Holm); questions between datasets need several. "
             "R̂ is how far an image must move to be decided otherwise."
         )
     verdicts = Counter(finding.verdict for finding in findings(fits))
@@ -86,22 +88,20 @@ def family(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> str:
     )
 
 
-def summary(
-    fits: ScalingFits, pairs: Sequence[Finding] = (), *, width: int = 80, most_lines: int = 23
-) -> list[str]:
+def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list[str]:
     """Return what a terminal shows: verdicts, each with its answer in short, and what limits them.
 
     Remarks beyond ``most_lines`` are counted; an answer is never cut.
     """
-    said = family(fits, pairs)
+    said = family(fits)
     head = (
         f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} fitted: "
         f"{plural(len(fits.datasets), 'dataset')}, {plural(len(fits.models), 'model')}. "
-        f"{said if pairs else said.split(';')[0] + '.'}"
+        f"{said if fits.class_pairs else said.split(';')[0] + '.'}"
     )
     limits = [*fits.caveats, *(f"Left out: {one}." for one in fits.excluded)]
     lines = wrap(head, width)
-    for finding in findings(fits, pairs):
+    for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
     for k, text in enumerate(limits):
@@ -315,6 +315,19 @@ def _attacks(fits: ScalingFits) -> Finding:
     return Finding(question, _VERDICT[held], f"correlation {found}", answer)
 
 
+def _of_pairs(slope: Slope) -> Finding:
+    without = {f"class {name}": value for name, value in slope.left_out.items()}
+    numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
+    text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
+    verdict = _VERDICT[slope.established]
+    if slope.established:
+        asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
+        text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
+    if slope.value is None:
+        verdict, text = "cannot be tested", slope.reason
+    return Finding(PAIR_QUESTIONS[slope.on][0], verdict, text, f"{text[:1].upper()}{text[1:]}.")
+
+
 def _representation(fits: ScalingFits) -> Finding:
     question = "Does a network compress its data below their intrinsic dimension?"
     fit = fits.find("representation")
@@ -325,6 +338,7 @@ def _representation(fits: ScalingFits) -> Finding:
     span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
     mean = f" (each dataset counting once: {share.value:.0%}{span})" if fit.num_datasets > 1 else ""
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
+    points += f" with both, of {fits.num_points:,}," if fit.num_points < fits.num_points else ""
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]
     if worst := sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]:
         named = listing([f"{name} ({part:.0%})" for name, part in worst])
@@ -341,7 +355,8 @@ def _experiment(fits: ScalingFits) -> Finding:
     found = fits.interventions
     assert found is not None  # noqa: S101 - its caller asked
     caveats = [
-        "Worlds are the replicates; intervals are over them, for these kinds of images and these networks.",
+        "Worlds are the replicates; intervals are over them, for these kinds of images and these networks. "
+        "Where they share classes, an interval is the wider of t over worlds and a jackknife over classes.",
         "Arms with exchanged labels also raise the loss that no network can go below.",
     ]
     whole = [effect for effect in found.effects if not effect.arm]

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
+from orchestrator.analysis.grouped import Slope, fit_pairs
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
 from orchestrator.results import table as c
@@ -172,7 +173,7 @@ def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
 class ScalingFits:
     """All fits of one results table, with what was left out and what cannot be concluded."""
 
-    schema_version: int = 3
+    schema_version: int = 4
     num_trials: int
     num_used: int
     num_points: int
@@ -184,6 +185,7 @@ class ScalingFits:
     claims: tuple[Claim, ...]
     num_at_guessing: int
     caveats: tuple[str, ...] = ()
+    class_pairs: tuple[Slope, ...] = ()
     interventions: Interventions | None = None
 
     def find(
@@ -300,6 +302,7 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         claims=adjusted(p_values_of(found)),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         caveats=g.limits_of(ready.full, points),
+        class_pairs=fit_pairs(points),
     )
 
 

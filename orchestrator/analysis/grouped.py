@@ -21,7 +21,6 @@ from scipy import special
 
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.findings import Finding, Verdict
 from orchestrator.analysis.inference import LEVEL, Array, Interval
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
@@ -44,8 +43,9 @@ MOST_PERMUTED = 1_000
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
-MIN_CLASSES = 5
-"""Pairs of fewer classes are too few to leave one out."""
+#: Codes for a missing value, and names of rows that sum up others: fitted as they stand, and told.
+CODES = (-99.0, *(sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1)))
+SUMMARIES = frozenset({"all", "average", "grand total", "mean", "overall", "subtotal", "sum", "total"})
 
 Level = Literal["within", "between"]
 LEVELS: tuple[Level, Level] = ("within", "between")
@@ -205,8 +205,8 @@ class GroupedFit:
 
 
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
-    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["left_out"]``
-    says which rows are not in it, and why.
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["remarks"]``
+    says which rows are not in it, and why, and what looks like none.
 
     Raises:
         ConfigError: one message with everything that is wrong: no such file or column, text among numbers, a
@@ -233,8 +233,26 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
     collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
-    kept_rows.attrs["left_out"] = [f"Left out: {text}." for text in lost]
+    kept_rows.attrs["remarks"] = [*(f"Left out: {text}." for text in lost), *_doubts(kept_rows, design)]
     return kept_rows
+
+
+def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
+    """What is fitted as it stands, and may be no measurement or no group."""
+    for name in (design.response, *design.on):
+        for end in (own[name].min(), own[name].max()):
+            count, rest = int((own[name] == end).sum()), own[name][own[name] != end]
+            if end in CODES and (count > 1 or (rest - end).abs().min() > np.ptp(rest)):
+                yield (
+                    f"Beware: {name} is {end:g} in {plural(count, 'row')}, fitted as a number; leave the "
+                    "cell empty where it stands for a missing value."
+                )
+    for name in (*design.groups, *design.within):
+        for group, count in own[name][own[name].str.casefold().isin(SUMMARIES)].value_counts().items():
+            yield (
+                f"Beware: {name} is {group} in {plural(int(count), 'row')}, fitted like any other; leave "
+                "them out where they sum up the rest."
+            )
 
 
 def _text_of(path: Path) -> pd.DataFrame:
@@ -359,7 +377,7 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
     names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
     same = [f"{names} taken for the same group in each: write other names where it is not."] * bool(shared)
-    remarks = (*table.attrs.get("left_out", ()), *same)
+    remarks = (*table.attrs.get("remarks", ()), *same)
     return GroupedFit(design, len(table), len(groups.units), slopes, pooled, remarks)
 
 
@@ -469,8 +487,20 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             yield judged
 
 
-def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
-    """Ask of the class pairs of the one dataset of a results table what the law says of them.
+#: What is asked of class pairs: estimand -> the question in plain words, and the column that is explained.
+PAIR_QUESTIONS = {
+    "exponent b in N^(-b/d)": ("Does the loss fall with N?", "fall"),
+    "exponent b against the law's 1": ("Does it fall faster than the law's bound asks?", "beyond"),
+    "slope of log loss on log K_F at equal 1/d": ("Do sharper labels go with a higher loss?", "loss"),
+    "slope of log R̂ on log K_F at equal 1/d": ("Do sharper labels go with less robustness?", "r_hat"),
+    "slope of accuracy lost to the attack on log K_F at equal 1/d": (
+        "Do attacks cost more accuracy where labels are sharper?", "drop",
+    ),
+}  # fmt: skip
+
+
+def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
+    """Ask of the class pairs of the one dataset of fitted points what the law says of them.
 
     Pairs that share a class share its images, so 45 pairs of 10 classes are not 45 replicates: every number
     is computed anew without each class (jackknife, t with classes − 1 degrees of freedom; Holm over all
@@ -478,14 +508,13 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
     pair's height at equal network and N, given 1/d; d and K_F are those of the pair's largest N.
 
     Returns:
-        A slope per question; none of a table of several datasets or pairs of fewer than five classes.
+        A slope per question; none of points of several datasets or pairs of fewer than five classes.
     """
-    points, _ = t.fitted_points(t.normalise(table)[0])
     points = t.complete(points, (t.LOG_LOSS, t.D_REFERENCE))
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
     if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
         return ()
-    if len(set(classes.to_numpy().ravel())) < MIN_CLASSES:
+    if len(set(classes.to_numpy().ravel())) < i.MIN_CLASSES:
         return ()
     x = -points[t.LOG_TRAIN_SIZE] / points[t.D_REFERENCE]
     own = pd.DataFrame({"x": x, "fall": points[t.LOG_LOSS], "beyond": points[t.LOG_LOSS] - x})
@@ -496,50 +525,16 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
         k=np.log(t.at_largest_size(points, c.LABEL_SHARPNESS)), loss=points[t.LOG_LOSS],
         r_hat=np.log(radius), drop=points[drops].mean(axis=1) if drops else np.nan,
     )  # fmt: skip
-    crossed = ("first", "second")
-    heights = {"log loss": "loss", "log R̂": "r_hat", "accuracy lost to the attack": "drop"}
-    asked = {"exponent b in N^(-b/d)": "fall", "exponent b against the law's 1": "beyond"}
-    designs: dict[str, tuple[Level, Design]] = {}
-    for question, name in asked.items():
-        designs[question] = "within", Design(name, ("x",), crossed)
-    for words, name in heights.items():
-        design = Design(name, ("k", "inverse_d"), crossed, ("cell",))
-        designs[f"slope of {words} on log K_F at equal 1/d"] = "between", design
     found = []
-    for question, (level, design) in designs.items():
+    for estimand, (_, name) in PAIR_QUESTIONS.items():
+        level, on, within = LEVELS[1], ("k", "inverse_d"), ("cell",)
+        if name in own:
+            level, on, within = LEVELS[0], ("x",), ()
+        design = Design(name, on, ("first", "second"), within)
         known = rows.dropna(subset=[*design.columns])
         if len(known):
-            slope = fit_groups(known, design).find(level, design.on[0])
-            found.append(replace(slope, on=question))
+            found.append(replace(fit_groups(known, design).find(level, on[0]), on=estimand))
     return adjusted(found)
-
-
-#: What the keys of :func:`fit_pairs`, which committed results have, ask in plain words, by how they begin.
-_ASKED = {
-    "exponent b in": "Does the loss fall with N?",
-    "exponent b against": "Does it fall faster than the law's bound asks?",
-    "slope of log loss": "Do sharper labels go with a higher loss?",
-    "slope of log R̂": "Do sharper labels go with less robustness?",
-    "slope of accuracy": "Do attacks cost more accuracy where labels are sharper?",
-}
-
-
-def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
-    """Return the answers of :func:`fit_pairs` as findings."""
-    found = []
-    for slope in slopes:
-        question = next(words for start, words in _ASKED.items() if slope.on.startswith(start))
-        without = {f"class {name}": value for name, value in slope.left_out.items()}
-        numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
-        text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
-        verdict: Verdict = "established" if slope.established else "not established"
-        if slope.established:
-            asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
-            text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
-        if slope.value is None:
-            verdict, text = "cannot be tested", slope.reason
-        found.append(Finding(question, verdict, text, f"{text[:1].upper()}{text[1:]}."))
-    return tuple(found)
 
 
 def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation:

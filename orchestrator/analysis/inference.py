@@ -32,6 +32,8 @@ STRONG = 0.8
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
 #: Two datasets give one difference, and one difference has no spread.
 MIN_DATASETS = 3
+#: Fewer classes that replicates share are too few to leave one out.
+MIN_CLASSES = 5
 #: Below this share of what the regressors are, what varies of them is rounding.
 MIN_RCOND = 1e-10
 #: Webb's six points (2023): with few clusters two points leave too few different draws.

@@ -7,16 +7,23 @@ moved what it was meant to move, and that alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import Interval, mean_interval, t_p_values
+from orchestrator.analysis.inference import (
+    MIN_CLASSES,
+    Interval,
+    jackknife_error,
+    mean_interval,
+    t_interval,
+    t_p_values,
+)
 from orchestrator.results import table as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
@@ -24,12 +31,15 @@ Moves = Literal["base", "sharpness", "dimension", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One dataset of an intervention: which world it belongs to, what was moved in it, and by which dial."""
+    """One dataset of an intervention: which world it belongs to, what was moved in it, by which dial, and of
+    which classes it shows images that other worlds may show too.
+    """
 
     dataset: str
     world: str
     moves: Moves
     name: str = ""
+    shows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +55,14 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one response does when one property moves: mean over worlds with its 95 % t interval.
+    """What one response does when one property moves: mean over worlds with its 95 % interval, the wider of t
+    over worlds and of a jackknife over the classes that they share.
 
     Attributes:
         arm: empty for all arms together.
         theory: the law's value.
-        p_zero, p_theory: paired t tests over worlds.
+        num_classes: that worlds share; 0 where they share none, or too few to leave one out.
+        p_zero, p_theory: by the same two, the larger.
         num_cells: pairs of equal model and N that entered.
         num_at_chance: pairs left out because their base learned nothing.
         num_without: pairs left out because one side lacks the response (an error of 0 has no logarithm).
@@ -61,6 +73,7 @@ class Effect:
     arm: str
     theory: float
     num_worlds: int
+    num_classes: int = 0
     value: float | None = None
     interval: Interval | None = None
     p_zero: float | None = None
@@ -115,8 +128,9 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     gates = tuple(_gate(points, arm, bases.get(arm.world)) for arm in moved)
     changes = _changes(points, gates, bases)
     known = [response for response in RESPONSES if points[response.column].notna().any()]
+    shows = {arm.world: arm.shows for arm in arms}
     effects = tuple(
-        effect
+        _judged(effect, shows)
         for response in known
         for effect in (*_effects(changes, response), *_exponents(points, bases, response))
     )
@@ -169,7 +183,8 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
             moved, start = of_arm.droplevel(0).align(of_base.droplevel(0), join="inner", axis=0)
             at_chance = start[t.LOG_LOSS] >= np.log(g.CHANCE_LOSS)
             by = gate.sharpness_moved if arm.moves == "sharpness" else 1.0
-            parts.append((moved - start).assign(**asdict(arm), by=by, at_chance=at_chance))
+            about = {"dataset": arm.dataset, "world": arm.world, "name": arm.name, "moves": arm.moves}
+            parts.append((moved - start).assign(**about, by=by, at_chance=at_chance))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
@@ -193,7 +208,7 @@ def _over_worlds(
     by_world = slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean()
     left_out = {"num_at_chance": int(at_chance.sum()), "num_without": int((without & ~at_chance).sum())}
     about = {"estimand": estimand, "response": response.name, "arm": arm, "num_cells": len(kept)}
-    return _effect(dict(by_world), theory=theory, **about, **left_out)
+    return Effect(theory=theory, num_worlds=len(by_world), by_world=dict(by_world), **about, **left_out)
 
 
 def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:
@@ -202,24 +217,33 @@ def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) 
         rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
         names, xx, xy = t.sums_of(rows, response.column)
         own = dict(zip(names, (xy / xx).tolist(), strict=True))
-        worlds = {world: own[base] for world, base in bases.items() if base in own}
+        worlds = {world: own[base] for world, base in sorted(bases.items()) if base in own}
         about = {"estimand": "exponent · d", "response": response.name, "num_cells": len(rows)}
-        yield _effect(worlds, theory=1.0, arm="", **about)
+        yield Effect(theory=1.0, arm="", num_worlds=len(worlds), by_world=worlds, **about)
 
 
-def _effect(worlds: dict[str, float], *, theory: float, **about: Any) -> Effect:
-    """Return the mean over worlds, with what else there is to say about it."""
-    by_world, num = dict(sorted(worlds.items())), len(worlds)
-    values = np.array([*by_world.values()])
-    mean, bounds = mean_interval(values) if num else (None, None)
-    p_zero = p_theory = None
-    if mean is not None and bounds is not None:
-        error = values.std(ddof=1) / np.sqrt(num)
-        p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
-    return Effect(
-        theory=theory, num_worlds=num, by_world=by_world, value=mean, interval=bounds, p_zero=p_zero,
-        p_theory=p_theory, **about,
-    )  # fmt: skip
+def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
+    """Return an effect with its mean over worlds, and by which interval and p-values that is judged."""
+    if not effect.by_world:
+        return effect
+    values = np.array([*effect.by_world.values()])
+    mean, bounds = mean_interval(values)
+    if bounds is None:
+        return replace(effect, value=mean)
+    judges = [(float(values.std(ddof=1) / np.sqrt(len(values))), len(values) - 1)]
+    shown = {name for world in effect.by_world for name in shows[world]}
+    without = [values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown)]
+    without = [kept for kept in without if len(kept)]
+    num_classes = len(without) if len(without) >= MIN_CLASSES else 0
+    if num_classes:
+        error = jackknife_error(mean, np.array([kept.mean() for kept in without]))
+        judges.append((error, num_classes - 1))
+    p_values = [t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
+    p_zero, p_theory = np.max(p_values, axis=0).tolist()
+    widest = max((t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
+    return replace(
+        effect, value=mean, interval=widest, num_classes=num_classes, p_zero=p_zero, p_theory=p_theory
+    )
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
@@ -252,6 +276,7 @@ def followed(effects: Sequence[Effect]) -> str:
 
 def _follows(effect: Effect) -> str:
     worlds = t.plural(effect.num_worlds, "world")
+    worlds += f" that share {effect.num_classes} classes" if effect.num_classes else ""
     if effect.interval is None:
         return (
             f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least 3 "

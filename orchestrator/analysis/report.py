@@ -17,7 +17,6 @@ import pandas as pd
 
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
-from orchestrator.analysis.grouped import fit_pairs, pair_findings
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text, number
@@ -57,7 +56,8 @@ def results_table(
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """Return the datasets of the sweep's experiment for the analysis; none where it has no worlds."""
-    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
+    arms = workspace.plan.sweep.experiment
+    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows) for arm in arms)
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
@@ -152,13 +152,13 @@ def write_report(
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
     figures = write_figures(ready.points, fits, directory / "figures", formats)
-    scores, pairs = scorecard(ready.full), pair_findings(fit_pairs(table))
+    scores = scorecard(ready.full)
     page = _template().render(
         sweep=sweep,
         summary=summary,
         fits=fits,
-        findings=findings(fits, pairs),
-        family=family(fits, pairs),
+        findings=findings(fits),
+        family=family(fits),
         seen=seen_table(fits),
         key_figures=figures[:2],
         figures=figures[2:],

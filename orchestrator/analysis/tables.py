@@ -145,7 +145,8 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
     """Return the tables of all fits, the headline questions first; those without a row are left out."""
-    tables = [claim_table(fits), *(intervention_tables(fits.interventions) if fits.interventions else [])]
+    tables = [claim_table(fits), pair_table(fits)]
+    tables += intervention_tables(fits.interventions) if fits.interventions else []
     for key, (kinds, title, note, columns, numeric_from) in _OF_FITS.items():
         made = [fit for fit in fits.fits if fit.kind in kinds and fit.status == "ok"]
         rows = [(fit, estimate) for fit in made for estimate in fit.estimates]
@@ -182,6 +183,24 @@ def claim_table(fits: ScalingFits) -> Table:
             "answer": lambda row: (
                 f"{'' if row[1].established else 'not '}established" if row[1] else "cannot be tested"
             ),
+        },
+    )
+
+
+def pair_table(fits: ScalingFits) -> Table:
+    """Return what class pairs answer."""
+    return laid_out(
+        "class-pairs",
+        "Class pairs",
+        "95 % intervals and p by a jackknife over classes, which pairs share; p adjusted by Holm.",
+        fits.class_pairs,
+        {
+            "estimand": lambda slope: slope.on,
+            "value": lambda slope: number(slope.value),
+            "interval": lambda slope: interval(slope.interval),
+            "p": lambda slope: p_value(slope.p_value),
+            "adjusted p": lambda slope: p_value(slope.adjusted_p),
+            "classes": lambda slope: str(slope.num_groups),
         },
     )
 
@@ -224,13 +243,15 @@ def intervention_tables(found: Interventions) -> list[Table]:
         laid_out(
             "interventions",
             "What follows when one property is moved",
-            "Mean over worlds with its 95 % t interval; every arm against the base of its own world at equal "
-            "model and N. Only arms that pass the gate. Rows of single arms are exploratory.",
+            "Mean over worlds with its 95 % interval, by t or by a jackknife over the classes that worlds "
+            "share: the wider; every arm against the base of its own world at equal model and N. Only arms "
+            "that pass the gate. Rows of single arms are exploratory.",
             found.effects,
             {
                 "effect": lambda e: e.estimand + (f", {e.response}" if e.estimand == "exponent · d" else ""),
                 "arms": lambda e: e.arm or "all",
                 "worlds": lambda e: str(e.num_worlds),
+                "classes": lambda e: str(e.num_classes or ""),
                 "value": lambda e: number(e.value),
                 "interval": lambda e: interval(e.interval),
                 "the law says": lambda e: number(e.theory),

@@ -28,6 +28,38 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
     return pd.concat(parts, ignore_index=True).astype({"model": str})
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("loss", -999, "loss is -999 in 3 rows, fitted as a number; leave the cell empty"),
+        ("d", -9999, "d is -9999 in 3 rows"),
+        ("d", 999, "d is 999 in 3 rows"),
+        ("dataset", "Total", "dataset is Total in 3 rows, fitted like any other; leave them out"),
+        ("dataset", "all", "dataset is all in 3 rows"),
+        ("model", "Mean", "model is Mean in 3 rows"),
+    ],
+)
+def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, column, value, said):
+    table = rows()
+    table[column] = table[column].astype(object)
+    table.loc[[3, 40, 70], column] = value
+    table.to_csv(tmp_path / "own.csv", index=False)
+    design = Design("loss", ("d",), ("dataset",), ("model",))
+    read = read_own_table(tmp_path / "own.csv", design)
+    assert len(read) == len(table)
+    found = fit_groups(read, design)
+    assert [remark for remark in found.remarks if said in remark] == list(found.remarks)
+    assert f"Beware: {said}" in " ".join(found.lines())
+
+
+def test_numbers_that_only_look_like_codes_are_not_told(tmp_path):
+    table = rows().assign(
+        d=lambda own: np.linspace(0, 999, len(own)).round(), loss=lambda own: own["loss"] - 99
+    )
+    table.to_csv(tmp_path / "own.csv", index=False)
+    assert fit_groups(read_own_table(tmp_path / "own.csv", PLAIN), PLAIN).remarks == ()
+
+
 def dummies(table, *names):
     return pd.get_dummies(table[list(names)], drop_first=True, dtype=float)
 
