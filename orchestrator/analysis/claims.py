@@ -175,8 +175,8 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     if arms:
         untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
         found = [replace(entry, reason=SHARED, power=None, **untold) for entry in found]
-    adjusted = i.holm({entry.number: entry.p_value for entry in found if entry.p_value is not None})
-    entries = [replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found]
+    adjusted = i.holm([entry.p_value for entry in found])
+    entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
     scores = scorecard(table) if compare else ()
     return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)
@@ -268,14 +268,14 @@ def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
     entry = LedgerEntry(
         number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
         estimand="largest r of loss gained with K_F, over attacks and models; max-r permutation",
-        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {i.STRONG:g}",
+        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {f.STRONG:g}",
     )  # fmt: skip
     tried = fits.attacks
     best = max((fit for fit in tried if fit.estimates), key=lambda fit: fit.estimates[0].value, default=None)
     if best is None:
         return replace(entry, reason=tried[0].reason if tried else "no attack was run")
     found = _decided(entry, best, "r", 0, 0.0)
-    power = i.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
+    power = f.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
     return found if found.reason else replace(found, power=power)
 
 

@@ -20,7 +20,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.grouped import PAIR_QUESTIONS, Slope
-from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
+from orchestrator.analysis.inference import LEVEL, t_power
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
@@ -306,11 +306,11 @@ def _attacks(fits: ScalingFits) -> Finding:
         of = "" if alone else f" in {times} of {about}, adjusted for their number"
         lead = f"The loss gained by an attack rises with K_F{of}"
     else:
-        power = correlation_power(best.num_datasets, domains)
+        power = f.correlation_power(best.num_datasets, domains)
         lead = "It is not established" if alone else f"For none of {about} is it established"
         lead += " that the loss gained rises with K_F"
         tail = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
-        tail += f" A correlation of {STRONG:g} would be established in at most {power:.0%} of such tables."
+        tail += f" A correlation of {f.STRONG:g} would be established in at most {power:.0%} of such tables."
     answer = f"{lead} ({means}): {strongest_is}{found}.{tail}"
     return Finding(question, _VERDICT[held], f"correlation {found}", answer)
 
@@ -338,7 +338,7 @@ def _representation(fits: ScalingFits) -> Finding:
     span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
     mean = f" (each dataset counting once: {share.value:.0%}{span})" if fit.num_datasets > 1 else ""
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
-    points += f" with both, of {fits.num_points:,}," if fit.num_points < fits.num_points else ""
+    points += f" ({lack} more lack one of the two)" if (lack := fits.num_points - fit.num_points) else ""
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]
     if worst := sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]:
         named = listing([f"{name} ({part:.0%})" for name, part in worst])

@@ -383,8 +383,8 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
 
 def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of slopes for their number."""
-    found = i.holm({str(k): slope.p_value for k, slope in enumerate(slopes) if slope.p_value is not None})
-    return tuple(replace(slope, adjusted_p=found.get(str(k))) for k, slope in enumerate(slopes))
+    found = i.holm([slope.p_value for slope in slopes])
+    return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, found, strict=True))
 
 
 def _standard(values: Array) -> tuple[Array, Array]:
@@ -461,14 +461,20 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             reason = f"{listing(design.on)} vary only together between groups"
         yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
         return
-    rows = np.column_stack([np.ones(num), x, y])
+    rows = np.column_stack([y, x, np.ones(num)])
     products = rows[:, :, None] * rows[:, None, :]
-    refits = i.solved(products.sum(axis=0) - groups.sums(products))
+    total, each = products.sum(axis=0), groups.sums(products)
+    values, errors, degrees = found
     for k, name in enumerate(design.on):
-        pairs = zip(groups.names.tolist(), refits[:, k + 1].tolist(), strict=True)
-        left_out = {group: slope for group, slope in pairs if np.isfinite(slope)}
-        value, others = float(found.values[k]), np.delete(x, k, axis=1)
-        bounds = i.t_interval(value, float(found.std_errors[k]), found.degrees)
+        smallest = i.MIN_RCOND * total[k + 1, k + 1]
+        refits = {
+            str(group): _partial(total - own, k + 1, smallest)[0]
+            for group, own in zip(groups.names, each, strict=True)
+            if total[-1, -1] - own[-1, -1] > len(design.on) + 1.5
+        }
+        left_out = {group: slope for group, slope in refits.items() if np.isfinite(slope)}
+        value, others = float(values[k]), np.delete(x, k, axis=1)
+        bounds = i.t_interval(value, float(errors[k]), degrees)
         slope = Slope("between", name, value, bounds, num_groups=num, left_out=left_out)
         permuted = not groups.crossed and num <= MOST_PERMUTED
         test = i.permutation_test(y, x[:, k], others, [""] * num) if permuted else None

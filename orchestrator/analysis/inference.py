@@ -9,7 +9,7 @@ Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from math import comb, factorial, prod
@@ -24,10 +24,10 @@ from scipy.sparse.csgraph import connected_components
 Array = NDArray[np.float64]
 Codes = NDArray[Any]
 Interval = tuple[float, float]
+#: Of datasets: names (G), Σx² and Σxy (G,).
+Sums = tuple[list[str], Array, Array]
 
 LEVEL = 0.05
-#: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
-STRONG = 0.8
 #: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
 #: Two datasets give one difference, and one difference has no spread.
@@ -70,35 +70,25 @@ def t_power(effect: float, std_error: float | None, degrees: float) -> float | N
     return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
 
 
-def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interval | None:
-    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets or at |r| = 1."""
-    spare = num_datasets - num_given - 3
-    if spare < 1 or not abs(r) < 1:
-        return None
-    half_width = float(special.ndtri(1 - LEVEL / 2)) / np.sqrt(spare)
-    return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
-
-
-def correlation_power(num_datasets: int, num_given: int) -> float:
-    """How often at most a one-sided test finds a correlation of :data:`STRONG`, by Fisher's z."""
-    shift = np.arctanh(STRONG) * np.sqrt(max(num_datasets - 3 - num_given, 0))
-    return float(special.ndtr(shift - special.ndtri(1 - LEVEL)))
-
-
-def mean_interval(values: Array) -> tuple[float, Interval | None]:
-    """Mean over datasets with its 95 % t interval; none below three datasets or where nothing varies."""
+def mean_interval(values: Array) -> tuple[float, float, Interval | None]:
+    """Mean over datasets, its standard error and 95 % t interval; none, and an error of 0, below three
+    datasets or where nothing varies.
+    """
     mean, num = float(values.mean()), len(values)
     if num < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
-        return mean, None
-    return mean, t_interval(mean, float(values.std(ddof=1) / np.sqrt(num)), num - 1)
+        return mean, 0.0, None
+    error = float(values.std(ddof=1) / np.sqrt(num))
+    return mean, error, t_interval(mean, error, num - 1)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p-values (name -> p) for their number by Holm's method (1979)."""
-    names = sorted(p_values, key=p_values.__getitem__)
-    raised = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
-    adjusted = dict(zip(names, np.minimum(np.maximum.accumulate([0.0, *raised])[1:], 1.0), strict=True))
-    return {name: float(adjusted[name]) for name in p_values}
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p-values for their number by Holm's method (1979); what has none was not tested."""
+    adjusted, largest = list(p_values), 0.0
+    ranked = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    for rank, (p, place) in enumerate(ranked):
+        largest = max(largest, min(1.0, p * (len(ranked) - rank)))
+        adjusted[place] = largest
+    return adjusted
 
 
 def members(codes: Codes) -> tuple[list[str], csr_array]:
@@ -144,16 +134,10 @@ def dataset_effects(
     return names, np.where(even, 0.0, effects - effects.mean(axis=0))
 
 
-class Slopes(NamedTuple):
-    """Slopes (q,) of a regression over datasets with their standard errors and degrees of freedom."""
-
-    values: Array
-    std_errors: Array
-    degrees: int
-
-
-def ols(y: Array, x: Array) -> Slopes | None:
-    """Least squares of y (G,) on x (G, q) with an intercept; None where slopes are not identified."""
+def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
+    """Slopes (q,) of y (G,) on x (G, q) beside an intercept, their standard errors and degrees of freedom;
+    None where slopes are not identified.
+    """
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
     scale = np.sqrt((design**2).mean(axis=0))
@@ -163,20 +147,7 @@ def ols(y: Array, x: Array) -> Slopes | None:
     found = inverse @ design.T @ y
     rest = y - design @ found
     errors = np.sqrt(rest @ rest / degrees * np.diag(inverse))
-    return Slopes(found[1:], errors[1:], degrees)
-
-
-def solved(products: Array) -> Array:
-    """Least squares of a last column on the others, by all products of columns (B, q + 2, q + 2), of which
-    the first holds ones: (B, q + 1), NaN where these do not tell the coefficients.
-    """
-    scale = np.sqrt(np.maximum(np.einsum("bkk->bk", products), 1e-200))
-    products = products / (scale[:, :, None] * scale[:, None, :])
-    free, last = products[:, :-1, :-1], products[:, :-1, -1:]
-    told = (np.linalg.eigvalsh(free)[:, 0] > MIN_RCOND) & (scale[:, 0] ** 2 > free.shape[1] + 0.5)
-    found = np.full(free.shape[:2], np.nan)
-    found[told] = np.linalg.solve(free[told], last[told])[..., 0] * scale[told, -1:] / scale[told, :-1]
-    return found
+    return found[1:], errors[1:], degrees
 
 
 class Permutation(NamedTuple):
@@ -201,10 +172,13 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     varies = own @ own > 1e-20 * max(float(x @ x), 1e-300) and residual @ residual != 0
     if not varies or len(y) - reduced.shape[1] < 2:
         return None
+    num_near = int((near := np.isclose(x, x.min(), rtol=0, atol=1e-9 * np.ptp(x))).sum())
+    two_valued = (near | np.isclose(x, x.max(), rtol=0, atol=1e-9 * np.ptp(x))).all()
     # Of a regressor of two values only matters which datasets have the lower one.
-    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * np.ptp(x)) for end in (x.min(), x.max()))
-    marked = tuple(near.tolist()) if others.shape[1] == 0 and (near | far).all() else None
-    order, exact = rearrangements(tuple(blocks), marked)
+    if others.shape[1] == 0 and two_valued and len(set(blocks)) == 1 and comb(len(y), num_near) <= MOST_EXACT:
+        sums = np.abs(residual[np.array(list(combinations(range(len(y)), num_near)))].sum(axis=1))
+        return Permutation(float(np.mean(sums >= abs(residual[near].sum()) * (1 - 1e-9))), len(sums), True)
+    order, exact = rearrangements(tuple(blocks))
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)
@@ -214,31 +188,20 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
 
 
 @lru_cache(maxsize=32)
-def rearrangements(
-    blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None
-) -> tuple[NDArray[np.intp], bool]:
-    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all. Where
-    only matters which datasets are ``marked``, C(G, k) choices are all there is.
-    """
-    size, names = len(blocks), np.array(blocks)
+def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.intp], bool]:
+    """Orders (B, G) of datasets within blocks, the present one first, and whether they are all."""
+    names = np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
-    if marked is not None and len(places) == 1 and comb(size, sum(marked)) <= MOST_EXACT:
-        chosen = np.array(list(combinations(range(size), sum(marked))))
-        free = np.ones((len(chosen), size), dtype=bool)
-        np.put_along_axis(free, chosen, False, axis=1)
-        order = np.empty((len(chosen), size), dtype=np.intp)
-        order[:, np.argsort(~np.array(marked), kind="stable")] = np.argsort(free, axis=1, kind="stable")
-        return order, True
     if exact := prod(factorial(len(block)) for block in places) <= MOST_EXACT:
         each = [np.array(list(permutations(block))) for block in places]
         index = np.indices([len(rows) for rows in each]).reshape(len(each), -1)
-        moved = [rows[taken] for rows, taken in zip(each, index, strict=True)]
+        moved = np.hstack([rows[taken] for rows, taken in zip(each, index, strict=True)])
     else:
-        rng = np.random.default_rng([0, size])
+        rng = np.random.default_rng([0, len(blocks)])
         drawn = [rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1) for block in places]
-        moved = [np.vstack([block, rows]) for block, rows in zip(places, drawn, strict=True)]
-    order = np.empty((len(moved[0]), size), dtype=np.intp)
-    order[:, np.concatenate(places)] = np.hstack(moved)
+        moved = np.vstack([np.concatenate(places), np.hstack(drawn)])
+    order = np.empty_like(moved)
+    order[:, np.concatenate(places)] = moved
     return order, exact
 
 
@@ -246,10 +209,8 @@ def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], tested: Collection[int]
 ) -> tuple[Array, Array, int]:
     """Correlate responses (G, m; NaN where there is none) with x (G,) within blocks, and adjust those
-    ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993).
-
-    The regressor changes places the same way for all responses, so that their dependence is kept. One-sided:
-    only responses that rise with it count.
+    ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993). x
+    changes places the same way for all, so that their dependence is kept; only a rise with it counts.
 
     Returns:
         r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four datasets,
@@ -280,26 +241,19 @@ def jackknife_error(value: float, left_out: Array) -> float:
     return float(np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - value) ** 2).sum()))
 
 
-class Sums(NamedTuple):
-    """What a slope Σxy / Σx² within curves needs of each dataset: names (G), Σx² and Σxy (G,)."""
-
-    names: list[str]
-    xx: Array
-    xy: Array
-
-
 def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
-    """Reduce points (n,) to sums per dataset; y and x are centred within every curve."""
+    """Reduce points (n,), centred within every curve, to what a slope Σxy / Σx² needs of each dataset."""
     names, member = members(groups)
     x, y = centred(np.column_stack([x, y]), curves, weights).T
-    return Sums(names, member @ (weights * x * x), member @ (weights * x * y))
+    return names, member @ (weights * x * x), member @ (weights * x * y)
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:
     """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
     & Miller 2008), from Σx² and Σx(y − x · null) of each dataset; None with fewer than three datasets.
     """
-    scores, weights = sums.xy - null * sums.xx, sums.xx
+    _, weights, xy = sums
+    scores = xy - null * weights
     if len(scores) < MIN_DATASETS or weights.sum() <= 0:
         return None
     draws = wild_draws(len(scores))

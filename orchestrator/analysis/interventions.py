@@ -227,10 +227,10 @@ def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     if not effect.by_world:
         return effect
     values = np.array([*effect.by_world.values()])
-    mean, bounds = mean_interval(values)
+    mean, error, bounds = mean_interval(values)
     if bounds is None:
         return replace(effect, value=mean)
-    judges = [(float(values.std(ddof=1) / np.sqrt(len(values))), len(values) - 1)]
+    judges = [(error, len(values) - 1)]
     shown = {name for world in effect.by_world for name in shows[world]}
     without = [values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown)]
     without = [kept for kept in without if len(kept)]

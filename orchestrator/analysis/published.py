@@ -247,7 +247,7 @@ def compare(
     for name in (name for name in quantities if name in one and name in two):
         moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()
         values = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
-        mean, bounds = i.mean_interval(values) if len(values) else (None, None)
+        mean, _, bounds = i.mean_interval(values) if len(values) else (None, None, None)
         if name != c.TEST_ACCURACY and mean is not None:
             mean = float(np.exp(mean))
             bounds = bounds and (float(np.exp(bounds[0])), float(np.exp(bounds[1])))

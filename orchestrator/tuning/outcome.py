@@ -314,7 +314,7 @@ def gains(cells: Iterable[CellOutcome]) -> str:
             by_dataset.setdefault(cell.dataset, []).append(cell.gain)
     if not by_dataset:
         return "No cell has both a chosen recipe and its own to compare."
-    mean, bounds = mean_interval(np.array([statistics.fmean(values) for values in by_dataset.values()]))
+    mean, _, bounds = mean_interval(np.array([statistics.fmean(values) for values in by_dataset.values()]))
     return (
         f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
         f"{len(by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that both had. The "
