@@ -33,20 +33,13 @@ SHARED = "its worlds share images, so they are no datasets of their own; isweep 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One numbered claim.
+    """One numbered claim, in the paper's sense: ``number`` is the theorem or the figure.
 
-    Attributes:
-        number: as it is cited here: the theorem or the figure.
-        claim: in the paper's sense.
-        estimand: the number that decides, and the test.
-        published: the paper's number, recomputed where its values could be recovered.
-        null: the value that the claim excludes; ``side`` says on which side of it the claim lies.
-        value: ours, with ``interval`` (95 %, over datasets).
-        p_value: of ``null``, two-sided (of a correlation one-sided); ``adjusted_p`` by Holm over the ledger.
-        power: how often at most a table with this scatter would establish ``power_of``: by t (or Fisher's z)
-            for this claim alone; permutation and Holm ask for more.
-        num_datasets: that it rests on.
-        reason: why it cannot be told.
+    ``estimand`` is the number that decides, and the test; ``published`` the paper's, recomputed where its
+    values could be recovered; ``value`` ours, with its 95 % interval over datasets. The claim excludes
+    ``null`` and lies on ``side`` of it; ``p_value`` is of the null, two-sided (of a correlation one-sided),
+    ``adjusted_p`` Holm's over the ledger. ``power``: how often at most a table with this scatter would
+    establish ``power_of``, by t (or Fisher's z) for this claim alone. ``reason``: why it cannot be told.
     """
 
     number: str
@@ -151,14 +144,11 @@ class Ledger:
 
 
 def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
-    """Decide every claim from a results table.
+    """Decide every claim from a results table, called ``sweep``: one row per trial, the columns of
+    :mod:`orchestrator.results.table`.
 
-    Args:
-        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
-        sweep: how to call it.
-        compare: whether to score it against every published quantity as well; the published table itself has
-            nothing to be compared with, and its K_F cannot be, being measured on three channels and on one.
-        arms: datasets of an experiment: its worlds share images, so no claim is decided over them.
+    ``compare`` scores it against every published quantity as well; the published table itself has nothing to
+    be compared with. No claim is decided over ``arms`` of an experiment, whose worlds share images.
 
     Raises:
         DataError: if the table lacks a required column or contradicts itself.

@@ -31,13 +31,9 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, its verdict, and what this sweep says to it.
-
-    Attributes:
-        short: the answer in a line, for a terminal and the strip on top of the report.
-        answer: in full sentences.
-        caveats: what belongs to the answer.
-        to_add: what would make it testable, where it cannot be tested.
+    """A question, its verdict, and what this sweep says to it: ``short`` in a line, for a terminal and the
+    strip on top of the report, ``answer`` in full sentences, with what belongs to it, and what to add where
+    it cannot be tested.
     """
 
     question: str

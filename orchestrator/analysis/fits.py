@@ -53,17 +53,13 @@ OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One number of a fit; datasets are the replicates throughout.
+    """One number of a fit with its 95 % interval; datasets are the replicates throughout.
 
-    Attributes:
-        name: a column of the points, ``exponent``, ``r`` or ``share``.
-        interval: 95 %.
-        p_value: two-sided, by t.
-        resampled_p: by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``,
-            one-sided and adjusted for the number of attacks, epsilons and models.
-        exact: all rearrangements were tried and datasets are exchangeable under the null.
-        left_out: the value without each dataset, where that can be fitted.
-        weights: the share of each dataset in the value, where they differ by design.
+    ``name`` is a column of the points, ``exponent``, ``r`` or ``share``. ``p_value`` is two-sided, by t;
+    ``resampled_p`` by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``
+    one-sided and adjusted for the number of attacks, epsilons and models. ``exact``: all rearrangements were
+    tried, and datasets are exchangeable under the null. ``left_out`` has the value without each dataset,
+    ``weights`` the share of each in the value, where they differ by design.
     """
 
     name: str
@@ -99,13 +95,10 @@ class Fit:
     """One fit of one model (or all, pooled) over one domain (or both); without estimates where it could not
     be made, for the reason given.
 
-    Attributes:
-        variant: which choice of d or of points, where there are several.
-        num_curves, num_at_guessing: of an exponent: curves with two train sizes and d, and those of them left
-            out since guessing holds their losses down.
-        num_held: of a representation: points at which d_repr ≤ d_data.
-        bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
-        by_dataset: an exponent's own values; of a representation, the share of points above the bound.
+    ``variant`` is a choice of d or of points. Of an exponent: ``num_curves`` with two train sizes and d,
+    ``num_at_guessing`` of them left out since guessing holds their losses down, the p-value ``bound_p`` of
+    "not slower than the bound", which only a slower fall can refute, and ``by_dataset`` its own values. Of a
+    representation: ``num_held`` points at which d_repr ≤ d_data, and ``by_dataset`` the share above.
     """
 
     kind: Kind
@@ -270,15 +263,13 @@ def fit_scaling_laws(
     arms: Sequence[Arm] = (),
     explore: bool = False,
 ) -> ScalingFits:
-    """Fit the law of the study to a results table.
+    """Fit the law of the study to a results table: one row per trial, the columns of
+    :mod:`orchestrator.results.table`.
 
-    Args:
-        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
-        sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
-            ``refuse`` fits that compare it, or ``ignore`` that.
-        arms: datasets of an experiment that moves one property. Copies of one world are not independent
-            datasets, so every other fit takes the worlds' bases alone.
-        explore: fit what no answer rests on as well: single models and domains, other d.
+    Where K_F was measured on unequal scales (side, channels, pixel range), ``sharpness_policy`` says whether
+    to ``refuse`` fits that compare it, or to ``ignore`` that. ``arms`` are datasets of an experiment that
+    moves one property: copies of one world are not independent, so every other fit takes the worlds' bases
+    alone. ``explore``: fit what no answer rests on as well (single models and domains, other d).
 
     Raises:
         DataError: if the table lacks a required column or contradicts itself.
@@ -289,10 +280,23 @@ def fit_scaling_laws(
 
 
 def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
-    """Fit what :func:`prepare` returned."""
-    points = ready.points
+    """Fit what the answers rest on, all models together; on ``explore`` single models, domains, other d."""
+    points, scale = ready.points, ready.scale
     models = tuple(sorted(points[c.MODEL].unique()))
-    found = [*_fits(ready, models, explore)] if models else []
+    found: list[Fit] = []
+    if models:
+        found = [
+            fit_headline(points, scale),
+            fit_height(points, scale, (t.IS_MEDICAL,)),
+            *fit_exponents(ready),
+        ]
+        found += [*fit_attacks(points, scale, models), fit_representation(points)]
+    for model in models if explore else ():
+        found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
+        found.append(fit_representation(points, model=model))
+    if models and explore:
+        found += [fit_exponent(points, subset=domain) for domain in c.DOMAINS]
+        found += [fit_exponent(points, dimension=d, variant=name) for name, d in OTHER_D.items()]
     return ScalingFits(
         num_trials=ready.num_trials,
         num_used=ready.num_used,
@@ -300,31 +304,13 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         excluded=ready.excluded,
         datasets=t.summaries_of(ready.full, points),
         models=models,
-        sharpness_scale=ready.scale,
+        sharpness_scale=scale,
         fits=tuple(found),
         claims=adjusted(p_values_of(found)),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         caveats=g.limits_of(ready.full, points),
         class_pairs=fit_pairs(points),
     )
-
-
-def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit]:
-    """What the answers rest on, all models together; on ``explore`` single models, domains and other d."""
-    points, scale = ready.points, ready.scale
-    yield fit_headline(points, scale)
-    yield fit_height(points, scale, (t.IS_MEDICAL,))
-    yield from fit_exponents(ready)
-    yield from fit_attacks(points, scale, models)
-    yield fit_representation(points)
-    for model in models if explore else ():
-        yield fit_headline(points, scale, model=model)
-        yield fit_exponent(points, model=model)
-        yield fit_representation(points, model=model)
-    for domain in c.DOMAINS if explore else ():
-        yield fit_exponent(points, subset=domain)
-    for variant, column in OTHER_D.items() if explore else ():
-        yield fit_exponent(points, dimension=column, variant=variant)
 
 
 def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
@@ -393,7 +379,13 @@ def fit_height(
     y, x = effects[t.LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy()
     estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
-        return replace(blank, reason=unidentified(rows, terms))
+        named = t.listing([t.WORDS[name] for name in terms])
+        reason = f"{named} do not vary enough, or only together, to tell coefficients apart"
+        if t.IS_MEDICAL in terms and len(set(domains)) < 2:
+            reason = f"only {domains[0]} datasets: an offset between domains needs both"
+        elif len(terms) == 1:
+            reason = f"{named} does not vary enough over these datasets"
+        return replace(blank, reason=reason)
     left_out: dict[str, Array] = {}
     for dataset in effects.index if claimed else ():
         less = _effects(rows[rows[c.DATASET] != dataset], names)
@@ -439,16 +431,6 @@ def slope_estimates(
                 estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
         found.append(estimate)
     return tuple(found)
-
-
-def unidentified(rows: pd.DataFrame, terms: Sequence[str]) -> str:
-    """Say why the slopes on these terms cannot be told."""
-    if t.IS_MEDICAL in terms and rows[c.DOMAIN].nunique() < 2:
-        return f"only {rows[c.DOMAIN].iloc[0]} datasets: an offset between domains needs both"
-    named = t.listing([t.WORDS[name] for name in terms])
-    if len(terms) == 1:
-        return f"{named} does not vary enough over these datasets"
-    return f"{named} do not vary enough, or only together, to tell coefficients apart"
 
 
 def fit_exponent(

@@ -71,18 +71,13 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the response goes with one column, within groups or between them.
+    """How the response goes with one column ``on``, within groups (at equal group) or between them (of one
+    effect per group), at equal other columns; without a value, or an interval, for the reason given.
 
-    Attributes:
-        level: ``within``: at equal group; ``between``: of one effect per group.
-        on: the column.
-        value: slope of the response, at equal other columns; None where it cannot be estimated.
-        interval: 95 %, by t of the jackknife over groups (CR3); between, and of least squares: the wider.
-        p_value: of no slope, by the same t; between, also by permutation of groups: the larger.
-        adjusted_p: Holm's, over all slopes of both levels that have one.
-        num_groups: that the slope rests on.
-        left_out: the slope without each group.
-        reason: why there is no value, or no interval.
+    The 95 % interval is by t of the jackknife over groups (CR3), ``p_value`` of no slope by the same; between
+    groups by least squares and permutation of groups too: the wider interval and the larger p. ``adjusted_p``
+    is Holm's over all slopes of both levels that have one; ``num_groups`` that the slope rests on;
+    ``left_out`` has it without each group.
     """
 
     level: Level
@@ -205,12 +200,12 @@ class GroupedFit:
 
 
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
-    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["remarks"]``
-    says which rows are not in it, and why, and what looks like none.
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text. ``attrs["remarks"]``
+    says which rows are not in it, and why, and what looks like no measurement.
 
     Raises:
         ConfigError: one message with everything that is wrong: no such file or column, text among numbers, a
-            column that does not vary, fewer than two groups, too many rows without a value or doubled.
+        column that does not vary, fewer than two groups, too many rows without a value or doubled.
     """
     table = _text_of(path)
     absent = [name for name in design.columns if name not in table]
@@ -344,11 +339,9 @@ class _Groups:
         return np.tensordot(self.member.T, of_units, 1) if self.crossed else of_units
 
     def degrees(self, carried: Array) -> float:
-        """Degrees of freedom, given what each group carries of what varies.
-
-        A group that carries most of it leaves few groups to judge by, however many there are: those of groups
-        of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017). Of several columns, the one of
-        fewest; of pairs, whose columns name the same groups: G − 1.
+        """Degrees of freedom, given what each group carries of what varies: those of groups of equal parts, 1
+        / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017), since one that carries most leaves few to judge
+        by. Of several columns, the one of fewest; of pairs, whose columns name the same groups: G − 1.
         """
         if (self.of_column.sum(axis=0) > 1).any():
             return len(self.names) - 1.0
@@ -506,15 +499,13 @@ PAIR_QUESTIONS = {
 
 
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
-    """Ask of the class pairs of the one dataset of fitted points what the law says of them.
+    """Ask of the class pairs of the one dataset of fitted points what the law says of them: a slope per
+    question; none of several datasets, or of fewer than five classes.
 
     Pairs that share a class share its images, so 45 pairs of 10 classes are not 45 replicates: every number
     is computed anew without each class (jackknife, t with classes − 1 degrees of freedom; Holm over all
     questions). The exponent b of N^(−b/d) has an intercept per pair and network; slopes on log K_F are of a
     pair's height at equal network and N, given 1/d; d and K_F are those of the pair's largest N.
-
-    Returns:
-        A slope per question; none of points of several datasets or pairs of fewer than five classes.
     """
     points = t.complete(points, (t.LOG_LOSS, t.D_REFERENCE))
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
@@ -559,11 +550,13 @@ def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation
 
 def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:
     """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
-    from orchestrator.analysis.figures import BLACK, VERMILLION, panels, styled
+    import matplotlib as mpl
+
+    from orchestrator.analysis.figures import BLACK, STYLE, VERMILLION, panels
 
     design = fit.design
     codes = table.groupby(list(design.groups)).ngroup()
-    with styled():
+    with mpl.rc_context(STYLE):
         figure, axes = panels(len(design.on), width=4.0, height=3.4)
         for ax, name in zip(axes, design.on, strict=True):
             x, y = table[name], table[design.response]

@@ -1,10 +1,9 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
 
 All points of a dataset share its d_data and its K_F, so 66 points of 11 datasets carry the information of
-about 11. Either points are reduced to one effect per dataset at equal model and train size
-(:func:`dataset_effects`), or whole datasets are left out and exchanged.
-
-Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m responses.
+about 11. Either points are reduced to one effect per dataset at equal model and train size, or whole datasets
+are left out and exchanged. Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m
+responses.
 """
 
 from __future__ import annotations
@@ -108,12 +107,9 @@ def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
-    """Reduce points (n, k) to one effect per dataset of ``groups`` (n,), at equal cell (model and train
-    size), by weighted least squares of each column on indicators of both.
-
-    Returns:
-        Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
-        through others.
+    """Reduce points (n, k) to sorted names (G) and one effect per dataset of ``groups`` (n,), (G, k) that sum
+    to zero, at equal cell (model and train size), by weighted least squares of each column on indicators of
+    both; None where datasets share no cells, directly or through others.
     """
     (_, in_cell), (names, in_group) = members(cells), members(groups)
     together = (in_cell * weights @ in_group.T).toarray()
@@ -162,9 +158,9 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q); by
     |t|.
 
-    Exact with no others, or with others that are constant within the blocks; otherwise residuals of the
-    others' fit are permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not
-    vary beside the others, or nothing is left to permute.
+    Exact where no others vary within blocks; otherwise residuals of their fit are permuted (Freedman & Lane
+    1983), which is exact in the limit alone. None where x does not vary beside them, or nothing is left to
+    permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
@@ -212,9 +208,8 @@ def max_correlation_test(
     ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993). x
     changes places the same way for all, so that their dependence is kept; only a rise with it counts.
 
-    Returns:
-        r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four datasets,
-        and the number of rearrangements.
+    Return r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four
+    datasets, and the number of rearrangements.
     """
     order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)

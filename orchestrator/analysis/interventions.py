@@ -56,16 +56,12 @@ class Gate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
     """What one response does when one property moves: mean over worlds with its 95 % interval, the wider of t
-    over worlds and of a jackknife over the classes that they share.
+    over worlds and of a jackknife over the classes that they share; p-values by the same two, the larger.
 
-    Attributes:
-        arm: empty for all arms together.
-        theory: the law's value.
-        num_classes: that worlds share; 0 where they share none, or too few to leave one out.
-        p_zero, p_theory: by the same two, the larger.
-        num_cells: pairs of equal model and N that entered.
-        num_at_chance: pairs left out because their base learned nothing.
-        num_without: pairs left out because one side lacks the response (an error of 0 has no logarithm).
+    ``arm`` is empty for all together, ``theory`` the law's value, ``num_classes`` 0 where worlds share none
+    or too few to leave one out. Of pairs of equal model and N, ``num_cells`` entered; ``num_at_chance`` did
+    not because their base learned nothing, ``num_without`` because one side lacks the response (an error of 0
+    has no logarithm).
     """
 
     estimand: str
@@ -169,9 +165,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
     """Change of every logged response from base to arm, a row per arm that counts, model and train size.
 
-    Where the base is at chance nothing could get worse; where only the arm is, its loss is a lower bound of
-    the change. Not from the level of guessing.py on: leaving cells out by their own loss moves the effect, so
-    as few as can be go, those in which nothing was learned at all.
+    Where the base is at chance nothing could get worse. Not from the level of guessing.py on: leaving cells
+    out by their own loss moves the effect, so only those go in which nothing was learned at all.
     """
     columns = [response.column for response in RESPONSES]
     means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
@@ -189,26 +184,24 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
 
 
 def _effects(changes: pd.DataFrame, response: Response) -> Iterator[Effect]:
+    """Average pairs within an arm, then arms within a world: none outweighs another."""
     sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
     slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
-    yield _over_worlds(slope, response, sharper, response.theory)
-    for arm in names if len(names) > 1 else ():
-        yield _over_worlds(slope, response, sharper[sharper["name"] == arm], response.theory, arm=arm)
+    asked = [(slope, sharper, response.theory, "")]
+    if len(names) > 1:
+        asked += [(slope, sharper[sharper["name"] == arm], response.theory, arm) for arm in names]
     if response.has_control:
-        yield _over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0)
-
-
-def _over_worlds(
-    estimand: str, response: Response, changes: pd.DataFrame, theory: float, arm: str = ""
-) -> Effect:
-    """Average pairs within an arm, arms within a world, then worlds: none outweighs another."""
-    at_chance, without = changes["at_chance"].astype(bool), changes[response.column].isna()
-    kept = changes[~at_chance & ~without]
-    slopes = (kept[response.column] / kept["by"]).astype(float)
-    by_world = slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean()
-    left_out = {"num_at_chance": int(at_chance.sum()), "num_without": int((without & ~at_chance).sum())}
-    about = {"estimand": estimand, "response": response.name, "arm": arm, "num_cells": len(kept)}
-    return Effect(theory=theory, num_worlds=len(by_world), by_world=dict(by_world), **about, **left_out)
+        asked.append((f"Δ log {response.name} of controls", controls, 0.0, ""))
+    for estimand, rows, theory, arm in asked:
+        at_chance, without = rows["at_chance"].astype(bool), rows[response.column].isna()
+        kept = rows[~at_chance & ~without]
+        slopes = (kept[response.column] / kept["by"]).astype(float)
+        by_world = dict(slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean())
+        yield Effect(
+            estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=len(by_world),
+            by_world=by_world, num_cells=len(kept), num_at_chance=int(at_chance.sum()),
+            num_without=int((without & ~at_chance).sum()),
+        )  # fmt: skip
 
 
 def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:

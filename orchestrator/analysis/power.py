@@ -131,10 +131,9 @@ def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions get a claim, if the effect is what it is said to be.
-
-    ``alone`` counts p ≤ 0.05, ``adjusted`` claims that hold after Holm's adjustment; the standard error of
-    each is at most ``0.5 / √num_tables``. Of a plan: what it costs, and the power of its experiment.
+    """How often a design's headline questions get a claim, if the effect is what it is said to be: ``alone``
+    with p ≤ 0.05, ``adjusted`` after Holm, each with a standard error of at most ``0.5 / √num_tables``. Of a
+    plan: what it costs, and the power of its experiment.
     """
 
     effect: str
@@ -183,13 +182,10 @@ class Power:
 def power(
     design: Design, *, effect: str = "law", truth: Truth | None = None, num_tables: int = 400, seed: int = 0
 ) -> Power:
-    """Simulate a design's own analysis.
-
-    ``effect`` is one of :data:`EFFECTS`; ``truth`` says it in full. ``seed`` is of the draws.
+    """Simulate a design's own analysis of an effect of :data:`EFFECTS`, or of a ``truth`` said in full.
 
     Raises:
-        ConfigError: if the effect is unknown, or the design has fewer than three datasets or no table is
-            asked.
+        ConfigError: if the effect is unknown, the design has fewer than three datasets or no table is asked.
     """
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))

@@ -123,14 +123,12 @@ class Prediction:
 def fit_growth(
     table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None, arms: Sequence[Arm] = ()
 ) -> Growth:
-    """Fit what predictions start from: one model's losses in a sweep (or all models').
-
-    ``domain`` uses the datasets of this domain alone where that can be fitted, else all, with a doubt;
-    ``arms`` as for the fits.
+    """Fit what predictions start from: one model's losses in a sweep (or all models'), of the datasets of one
+    ``domain`` where that can be fitted, else of all, with a doubt; ``arms`` as for the fits.
 
     Raises:
-        ConfigError: for a model that the table does not have, or an unknown domain.
-        DataError: if the sweep has too little data, with the reason.
+        ConfigError: for a model that the table does not have, or an unknown domain. DataError: if the sweep
+        has too little data, with the reason.
     """
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
@@ -265,12 +263,13 @@ def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple
 
 
 def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:
-    """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
+    """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings (none, where
+    not informed).
 
     A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses are
-    none of this, so the curves (``rows``) of every dataset are predicted without it (``refits``), from their
+    none of this, so the curves (``rows``) of every dataset are predicted without it (``refits``) from their
     own smallest sizes: the root mean square, over datasets, of error over predicted standard error at the
-    largest N, at least 1. A prior that is not informed takes no pilot.
+    largest N, at least 1.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
@@ -416,15 +415,11 @@ def predict(
     growth: Growth, *, d_data: float, label_sharpness: float, train_size: float | None = None,
     target_loss: float | None = None, pilot: Sequence[PilotPoint] = (),
 ) -> Prediction:  # fmt: skip
-    """Predict from how losses grew in a sweep, and from a pilot where there is one.
+    """Predict, from how losses grew in a sweep (:func:`fit_growth`), the loss at ``train_size`` images, or
+    the images that ``target_loss`` (nat) needs.
 
-    Args:
-        growth: what :func:`fit_growth` returned for the sweep's table.
-        d_data: intrinsic dimension of the dataset, maximum-likelihood estimate.
-        label_sharpness: K_F of the dataset, on the scale of the fitted ones.
-        train_size: number of images to predict the loss for; or
-        target_loss: loss in nat to predict the needed number of images for.
-        pilot: losses of small trainings of this model on the dataset itself.
+    ``d_data`` is the dataset's intrinsic dimension by maximum likelihood, ``label_sharpness`` its K_F on the
+    scale of the fitted ones, ``pilot`` losses of small trainings of this model on the dataset itself.
 
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.

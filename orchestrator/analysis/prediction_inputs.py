@@ -64,8 +64,8 @@ def read_pilot(path: Path, model: str) -> Pilot:
 
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
-    """Take a pilot out of a results table, which messages call ``where``. Trainings of other models than the
-    one that the prediction is for are left out; ``pooled`` takes one model's, if there is no other.
+    """Take a pilot out of a results table, which messages call ``where``: trainings of the predicted model;
+    ``pooled`` takes one model's, if there is no other.
 
     Raises:
         ConfigError: where nothing usable is left, or what is left is of several models or datasets.

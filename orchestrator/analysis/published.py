@@ -224,10 +224,8 @@ class SweepComparison:
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
 ) -> SweepComparison:
-    """Compare two results tables on the cells (model, dataset, class pair, train size) that both have.
-
-    Raises:
-        DataError: if they share no cell.
+    """Compare two results tables on the cells (model, dataset, class pair, train size) that both have;
+    DataError if they share none.
     """
     kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
     notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]

@@ -124,21 +124,15 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures, results and ``fits.json``.
+    """Write ``report.html``, whose path is returned, figures, results and ``fits.json`` into ``directory``.
 
     The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
-
-    Args:
-        table: the results table that ``fits`` came from.
-        fits: what :func:`~orchestrator.analysis.fits.fit_scaling_laws` returned for it.
-        directory: made if absent.
-        sweep: name of the sweep, the page's title.
-        summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
-        formats: of figures beside what the page shows: ``pdf``, ``png``.
+    ``table`` is what ``fits`` came from, ``sweep`` the page's title, ``summary`` what only the caller knows,
+    as :func:`report_summary` has it (every key is optional), ``formats`` those of figures beside what the
+    page shows: ``pdf``, ``png``.
 
     Raises:
-        DataError: if the table contradicts itself.
-        OSError: if the directory cannot be written.
+        DataError: if the table contradicts itself. OSError: if the directory cannot be written.
     """
     from orchestrator.analysis.figures import write_figures
 

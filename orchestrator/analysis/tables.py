@@ -286,16 +286,12 @@ BEST_COLUMNS = (
 
 
 def best_models(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the model of lowest mean test loss per dataset and train size, with its runner-up.
+    """Return the model of lowest mean test loss per dataset and train size, with its runner-up: a row each,
+    columns :data:`BEST_COLUMNS`.
 
-    Args:
-        table: One row per trial; see :mod:`orchestrator.results.table`. Trials that diverged or have no loss
-            are no candidates, and their cells are compared for no model.
-
-    Returns:
-        One row per dataset and train size, columns :data:`BEST_COLUMNS`. Means are over the ``num_compared``
-        class pairs and seeds that every model has, ``seed_std`` over seeds (of means over class pairs). Where
-        the models share none, no model is named.
+    Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std`` over seeds
+    (of means over class pairs). Where the models share none, no model is named. Trials that diverged or have
+    no loss are no candidates, and their cells are compared for no model.
     """
     cell = [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)
