@@ -1,9 +1,8 @@
 """A ledger of the study's claims: what decides each, what was published, what a sweep finds, and the verdict.
 
-The claims are those of Konz & Mazurowski (ICLR 2024, arXiv 2401.08865) and of their later paper on dimensions
-of representations (arXiv 2408.08381). A verdict is ``reproduced`` where the sweep's own test establishes what
-was claimed, ``refuted`` where it establishes the contrary, and otherwise ``cannot be told``, with the power
-that the table had or with what is missing. p-values are Holm's over all claims that could be tested.
+The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). A verdict is ``reproduced`` or
+``refuted`` where the sweep's own test establishes that, else ``cannot be told``, with the table's power or
+what is missing. p-values are Holm's over all claims that could be tested.
 """
 
 from __future__ import annotations

@@ -313,9 +313,7 @@ PNG_DPI = 150
 def write_figures(
     points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Draw every figure that has data, as SVG (above :data:`MAX_SVG_POINTS` as PNG) and in ``formats``, and
-    remove those of an earlier report; return files, captions and what a page embeds.
-    """
+    """Draw every figure that has data, and remove earlier ones; return what a page shows of them."""
     folder.mkdir(parents=True, exist_ok=True)
     shown: list[dict[str, Any]] = []
     embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"

@@ -1,8 +1,8 @@
-"""The findings in plain words, each with what it does not show; written from the fits, never by hand.
+"""The findings in plain words, written from the fits, never by hand.
 
-A sentence claims something only where a headline claim is established and its interval excludes the null.
-Otherwise it says that nothing is, with the estimate, its interval, the p-value that decides, and how often
-such a table would have shown what the law says.
+A sentence claims something only where a headline claim is established and its interval excludes the null;
+otherwise it says that nothing is, with the estimate, what decides, and how often such a table would have
+shown what the law says.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, its verdict, and what this sweep says to it: ``short`` in a line, for a terminal and the
-    strip on top of the report, ``answer`` in full sentences, with what belongs to it, and what to add where
-    it cannot be tested.
+    """A question, its verdict, the answer in a line (``short``) and in full, what belongs to it, and what to
+    add where it cannot be tested.
     """
 
     question: str
@@ -51,10 +50,9 @@ class Finding:
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
-    """Return the answers of a sweep to the study's questions; of an experiment what followed, and no more.
-
-    Its worlds share images and are chosen, so tests over them as if they were datasets would claim too much.
-    What class pairs answer stands first, and in place of what cannot be tested between datasets.
+    """Return the answers of a sweep to the study's questions; of an experiment, whose worlds share images and
+    are chosen, what followed and no more. What class pairs answer stands first, and in place of what cannot
+    be tested.
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
@@ -85,10 +83,7 @@ def family(fits: ScalingFits) -> str:
 
 
 def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list[str]:
-    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them.
-
-    Remarks beyond ``most_lines`` are counted; an answer is never cut.
-    """
+    """Return what a terminal shows; remarks beyond ``most_lines`` are counted, an answer is never cut."""
     said = family(fits)
     head = (
         f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} fitted: "
@@ -128,9 +123,7 @@ def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
 
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
-    """Say how often at most a table with this scatter would establish an effect: what permutations and Holm
-    ask for is left out.
-    """
+    """How often at most such a table would establish an effect: permutations and Holm ask for more."""
     power = t_power(effect, estimate.std_error, degrees)
     return "" if power is None else f" {words} would be established in at most {power:.0%} of such tables."
 
@@ -181,9 +174,7 @@ def _of_height(
     fits: ScalingFits, key: str, name: str, question: str, *, what: str, meaning: str, by: float, law: str,
     effect: float, effect_words: str, caveats: Sequence[str],
 ) -> Finding:  # fmt: skip
-    """Answer one of the two questions about heights: ``meaning`` says what is done to the property, which
-    moves the term by ``by``; ``effect`` is the slope that power is reckoned for.
-    """
+    """``meaning`` is done to the property and moves the term by ``by``; power is reckoned for ``effect``."""
     fit = fits.find("headline")
     estimate, reason = fit.estimate(name), fit.reason
     if estimate is None and fit.status == "ok":

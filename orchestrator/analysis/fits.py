@@ -139,9 +139,7 @@ class Claim:
 
 
 def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
-    """Return the p-value of every headline question that could be tested: the larger of two, so that a claim
-    needs both.
-    """
+    """Return the p-value of every headline question that could be tested: the larger of two."""
     p_values: dict[str, float] = {}
     pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
     for fit in pooled:
@@ -314,9 +312,7 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
 
 
 def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
-    """Return the exponent, and the one of N past guessing, which a claim of a slower fall must hold for too:
-    curves start flat at guessing, so what is slower only there is not slower than the bound.
-    """
+    """Return the exponent, and that of N past guessing, where curves start flat whatever their law."""
     past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
     return (
         fit_exponent(ready.points, dimension=dimension),
@@ -325,9 +321,7 @@ def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
 
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
-    """Return the points of a model (or all, pooled) and a domain (or both) that have all of ``names``, with
-    these columns and the keys alone.
-    """
+    """Return these columns, and the keys, of the points of a model and domain that have all of them."""
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
     return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
 
@@ -338,9 +332,7 @@ def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
 
 
 def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
-    """Regress dataset effects on 1/d, log K_F and the label together; K_F is left out where it was measured
-    on unequal scales or not at all, and the label where there is one domain.
-    """
+    """Regress dataset effects on 1/d, log K_F and the label, as far as they can be told apart."""
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *(names := _properties(points, scale))))
     terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
     return fit_height(points, scale, terms, model=model, kind="headline")
@@ -355,8 +347,8 @@ def fit_height(
     points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
     kind: Kind = "height",
 ) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all. The
-    headline of all models together is tested by permutation too, and fitted without each dataset.
+    """Regress dataset effects of log loss at equal model and N on ``terms``; the headline of all models is
+    tested by permutation too, and fitted without each dataset.
     """
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
@@ -407,10 +399,9 @@ def slope_estimates(
     y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
     hopeless: float = 1.0,
 ) -> tuple[Estimate, ...] | None:  # fmt: skip
-    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``, unless the t
-    test's p-value is above ``hopeless``; None where the slopes are not identified.
-
-    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable.
+    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested`` unless t's p is
+    above ``hopeless``; None where slopes are not identified. At equal label only datasets of one of the
+    ``blocks`` (G,) are exchangeable.
     """
     slopes = i.ols(y, x)
     if slopes is None:
@@ -437,10 +428,9 @@ def fit_exponent(
     points: pd.DataFrame, *, model: str = t.POOLED, subset: str = t.ALL, dimension: str = "",
     variant: str = "",
 ) -> Fit:  # fmt: skip
-    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve.
-
-    d is what ``dimension`` has at the largest N, d_data by maximum likelihood where that is empty;
-    ``variant`` is how to call this choice of d or of points.
+    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve; d
+    is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant`` what this choice is
+    called.
     """
     if dimension:
         points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension)})
@@ -488,8 +478,8 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
 
 
 def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
-    """Correlate what every attack adds to the loss with K_F (Theorem 3), over dataset effects at equal train
-    size, within domains; for all models together and for each, whose p-values are adjusted together.
+    """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal train size,
+    within domains; the p-values of all attacks and models are adjusted together.
     """
     tried: list[tuple[Fit, pd.Series]] = []
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]

@@ -123,9 +123,7 @@ class Slope:
 
 @dataclass(frozen=True, slots=True)
 class PooledCorrelation:
-    """What is usually printed: r over all rows, with p as if they were independent; how much of the spread of
-    response and column lies between groups; and r within each group of three rows in which both vary.
-    """
+    """r over all rows as if independent, shares of spread between groups, and r within groups."""
 
     on: str
     r: float
@@ -321,9 +319,7 @@ def _faults(
 
 
 class _Groups:
-    """Units (n,), the groups of a row in whichever order, and what they are called (U); the names of the
-    groups (G,), and to which of them each unit belongs (U, G): to itself where there is one column.
-    """
+    """Units of rows (n,) and their names (U); groups' names (G,), and which of them a unit has (U, G)."""
 
     def __init__(self, columns: i.Codes) -> None:
         units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
@@ -350,10 +346,8 @@ class _Groups:
 
 
 def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
-    """Fit a table of :func:`read_own_table`.
-
-    Within: least squares with one intercept per unit and one per kind of ``within``; every row weighs the
-    same. Between: one effect per unit at equal kinds, and least squares over these.
+    """Fit a table of :func:`read_own_table`: within groups by least squares with an intercept per unit and
+    per kind of ``within``; between by one effect per unit at equal kinds, and least squares over these.
     """
     groups = _Groups(table[list(design.groups)].to_numpy(dtype=str))
     cells = np.zeros(len(table), dtype=int)
@@ -421,8 +415,8 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design)
 
 
 def _partial(products: Array, k: int, smallest: float) -> tuple[float, Array]:
-    """Slope of column 0 on column k at equal others, NaN where k hardly varies beside them, and the weights
-    of all columns in what varies of it; from their products.
+    """Slope of column 0 on column k at equal others from products of columns, NaN where k hardly varies
+    beside them, and the weights of all columns in what varies of it.
     """
     others, rest = [j for j in range(1, len(products)) if j != k], np.zeros(len(products))
     square, own = products[np.ix_(others, others)], products[others, k]

@@ -70,9 +70,7 @@ def t_power(effect: float, std_error: float | None, degrees: float) -> float | N
 
 
 def mean_interval(values: Array) -> tuple[float, float, Interval | None]:
-    """Mean over datasets, its standard error and 95 % t interval; none, and an error of 0, below three
-    datasets or where nothing varies.
-    """
+    """Mean, standard error and 95 % t interval; 0 and None below three values or where nothing varies."""
     mean, num = float(values.mean()), len(values)
     if num < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, 0.0, None
@@ -131,9 +129,7 @@ def dataset_effects(
 
 
 def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
-    """Slopes (q,) of y (G,) on x (G, q) beside an intercept, their standard errors and degrees of freedom;
-    None where slopes are not identified.
-    """
+    """Slopes (q,) of y (G,) on x (G, q), standard errors, degrees of freedom; None where not identified."""
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
     scale = np.sqrt((design**2).mean(axis=0))

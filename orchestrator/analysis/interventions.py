@@ -15,15 +15,8 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import guessing as g
+from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import (
-    MIN_CLASSES,
-    Interval,
-    jackknife_error,
-    mean_interval,
-    t_interval,
-    t_p_values,
-)
 from orchestrator.results import table as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
@@ -31,9 +24,7 @@ Moves = Literal["base", "sharpness", "dimension", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One dataset of an intervention: which world it belongs to, what was moved in it, by which dial, and of
-    which classes it shows images that other worlds may show too.
-    """
+    """One dataset of a world: what was moved in it, by which dial, and the classes that it shows."""
 
     dataset: str
     world: str
@@ -71,7 +62,7 @@ class Effect:
     num_worlds: int
     num_classes: int = 0
     value: float | None = None
-    interval: Interval | None = None
+    interval: i.Interval | None = None
     p_zero: float | None = None
     p_theory: float | None = None
     by_world: dict[str, float]
@@ -97,9 +88,7 @@ LOG_R_HAT = "log_r_hat"
 
 
 class Response(NamedTuple):
-    """A logged response: its column, its slope on log K_F in the paper's bounds, and whether it has a
-    control: not R, a length in pixels, which a control of the pixels' scale moves by itself.
-    """
+    """A logged response and its slope on log K_F in the paper; controls move R's unit, so it has none."""
 
     name: str
     column: str
@@ -220,20 +209,20 @@ def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     if not effect.by_world:
         return effect
     values = np.array([*effect.by_world.values()])
-    mean, error, bounds = mean_interval(values)
+    mean, error, bounds = i.mean_interval(values)
     if bounds is None:
         return replace(effect, value=mean)
     judges = [(error, len(values) - 1)]
     shown = {name for world in effect.by_world for name in shows[world]}
     without = [values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown)]
     without = [kept for kept in without if len(kept)]
-    num_classes = len(without) if len(without) >= MIN_CLASSES else 0
+    num_classes = len(without) if len(without) >= i.MIN_CLASSES else 0
     if num_classes:
-        error = jackknife_error(mean, np.array([kept.mean() for kept in without]))
+        error = i.jackknife_error(mean, np.array([kept.mean() for kept in without]))
         judges.append((error, num_classes - 1))
-    p_values = [t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
+    p_values = [i.t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
-    widest = max((t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
+    widest = max((i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
     return replace(
         effect, value=mean, interval=widest, num_classes=num_classes, p_zero=p_zero, p_theory=p_theory
     )

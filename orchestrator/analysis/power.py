@@ -1,9 +1,5 @@
-"""What a design could detect: its own analysis on tables drawn in its own shape with a known truth.
-
-Only arrays are drawn and only the inference is run on them, by the functions of the fits. An experiment that
-moves one property has worlds for replicates, and a power of its own, by the noncentral t distribution.
-
-Shape letters: n points, G datasets, q terms.
+"""What a design could detect: its own analysis on arrays drawn in its own shape with a known truth; of
+worlds, whose replicates they are, by the noncentral t. Shape letters: n points, G datasets, q terms.
 """
 
 from __future__ import annotations
@@ -63,9 +59,7 @@ EFFECTS = {
 
 
 class Design:
-    """Which cells there are: (dataset, domain, number of class pairs), models and train sizes, with the codes
-    of every point (n,). Every dataset and class pair has every model and train size; seeds are averaged.
-    """
+    """All (dataset, domain, number of class pairs) at all models and train sizes, as codes of points (n,)."""
 
     def __init__(
         self, datasets: Sequence[tuple[str, str, int]], models: Sequence[str], train_sizes: Sequence[int]
@@ -85,10 +79,8 @@ class Design:
 
 
 def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit]:
-    """Draw one table, its properties with errors of measurement, and fit the headline questions (attacks are
-    not drawn).
-
-    p-values above the level may be too small: where the t test finds nothing no permutation is tried.
+    """Draw one table and fit the headline questions but that on attacks. p-values above the level may be too
+    small: where the t test finds nothing no permutation is tried.
     """
     num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(at.models), len(at.train_sizes)
 
@@ -236,9 +228,7 @@ def experiment_power(
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return the shape of a sweep's plan, as if every dataset had every model and size. A dataset without a
-    domain counts as natural. Arms of an experiment are copies of their worlds' bases, so bases alone count.
-    """
+    """Return a plan's shape, as if full: no domain is natural, and of an experiment bases alone count."""
     copies = {arm.dataset for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:

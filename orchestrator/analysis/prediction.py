@@ -53,9 +53,8 @@ class CannotBeTold(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """Fixed effects of a sweep's losses, (p,) and (p, p), of (mean intercept, ``terms``...), and variances of
-    single points, of a dataset's own height and of its own slope in log N. ``stretch`` is what intervals are
-    made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left out were.
+    """Fixed effects (p,) and (p, p) of (mean intercept, ``terms``...), variances of points and of a dataset's
+    own height and slope in log N; ``stretch``, by pilot size, is how much further off datasets left out were.
     """
 
     terms: tuple[str, ...]
@@ -70,9 +69,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one (model and N alone), and
-    what a reader of every prediction should know.
-    """
+    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one, and what to doubt."""
 
     num_datasets: int
     centre: float
@@ -203,9 +200,7 @@ def _fitted(means: pd.DataFrame, height: Sequence[str], scale: t.SharpnessScale)
 
 
 def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
-    """Fit the fixed effects (mean intercept, then terms) and the variances; None where terms are not
-    identified.
-    """
+    """Fit fixed effects (mean intercept, then terms) and variances; None where terms are not identified."""
     size = rows[t.LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
     known = {EXPONENT: -size / rows[t.D_REFERENCE].to_numpy(dtype=float), SLOPE: size}
     models, codes = np.unique(rows[c.MODEL].to_numpy(dtype=str), return_inverse=True)
@@ -290,9 +285,7 @@ def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informe
 
 
 class Curve:
-    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), or where not ``informed``
-    the one that knows nothing of it, moved by its pilot.
-    """
+    """Log loss against N of one dataset: the sweep's prior, informed or plain, moved by its pilot."""
 
     def __init__(
         self, growth: Growth, d_data: float, label_sharpness: float, pilot: Sequence[PilotPoint] = (), *,

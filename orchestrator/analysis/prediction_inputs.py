@@ -32,9 +32,7 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Losses of small trainings (one per train size, a geometric mean), d_data and K_F at the largest that
-    has them, and what was left out.
-    """
+    """Mean losses by train size, d_data and K_F at the largest that has them, and what was left out."""
 
     points: tuple[PilotPoint, ...]
     d_data: float | None = None

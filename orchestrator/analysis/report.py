@@ -1,6 +1,4 @@
-"""The report: one self-contained HTML page that answers first, with figures, tables and fits as files beside
-it.
-"""
+"""The report: a self-contained HTML page that answers first, with figures, tables and fits beside it."""
 
 from __future__ import annotations
 
@@ -15,19 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.analysis import tables as tb
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text, number
-from orchestrator.analysis.tables import (
-    Table,
-    best_table,
-    fit_tables,
-    laid_out,
-    not_fitted,
-    seen_table,
-)
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
@@ -44,10 +35,7 @@ ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures joined.
-
-    ``rows`` are MLflow's, where nothing else can be reached; else the result store's, of ``state`` if given.
-    """
+    """Return a row per planned trial with a result that holds: MLflow's ``rows``, or the result store's."""
     rows = (state or read_state(workspace)).rows() if rows is None else rows
     kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
     kept.sort(key=lambda row: [row[name] for name in ROW_ORDER])
@@ -153,14 +141,14 @@ def write_report(
         fits=fits,
         findings=findings(fits),
         family=family(fits),
-        seen=seen_table(fits),
+        seen=tb.seen_table(fits),
         key_figures=figures[:2],
         figures=figures[2:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),
-        fit_tables=fit_tables(fits),
-        not_fitted=not_fitted(fits),
+        fit_tables=tb.fit_tables(fits),
+        not_fitted=tb.not_fitted(fits),
         published=score_table(scores) if any(score.num_compared for score in scores) else None,
-        best=best_table(ready.full),
+        best=tb.best_table(ready.full),
         columns=[*c.describe(table.columns)],
         **_of_trials(ready, summary),
     )
@@ -206,14 +194,14 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
+def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> tb.Table:
     def describe(name: str) -> str:
         title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
         # A title says itself that a set is derived.
         description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
         return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
-    return laid_out(
+    return tb.laid_out(
         "datasets",
         "Datasets",
         "",
@@ -232,11 +220,11 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
     )
 
 
-def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
+def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: lambda record, name=name: _cell(record.get(name)) for name in names}
-    return laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
+    return tb.laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
 
 
 def _cell(value: object) -> str:
@@ -255,9 +243,7 @@ _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 def trial_data(
     full: pd.DataFrame, devices: Mapping[str, str], runs: Mapping[str, str] | None = None, pages: str = ""
 ) -> dict[str, Any]:
-    """Return header and rows of all trials, ready for JSON. ``devices`` and ``runs`` say, by trial id, what
-    they ran on and what the tracker calls their runs; ``pages`` stands before that in the address.
-    """
+    """Return all trials for JSON, with what they ran on and their runs (by trial id) below ``pages``."""
     keys = [name for name in _CELL if name in full]
     rows = full.sort_values([*keys, *({c.SEED} & {*full})], kind="stable")
     if c.RECIPE in keys and rows[c.RECIPE].nunique() < 2:

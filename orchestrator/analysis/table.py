@@ -1,6 +1,4 @@
-"""Results tables: read and written, checked, and reduced to the points that are fitted; and what columns and
-numbers are called in words.
-"""
+"""Results tables: read, written, checked, and reduced to points; what columns and numbers are called."""
 
 from __future__ import annotations
 
@@ -137,11 +135,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> Path:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_csv` wrote: text columns stay text, empty text stays empty.
-
-    Raises:
-        DataError: if the file is missing or holds no table.
-    """
+    """Read a table that :func:`write_csv` wrote, empty text staying empty; DataError if there is none."""
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
@@ -253,10 +247,8 @@ class Exclusion:
 
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Check the table, add the columns it lacks and make stored infinities missing.
-
-    Returns:
-        The table sorted by ``trial_id``, and the number of unusable values per column.
+    """Check the table, add columns it lacks, and make stored infinities missing; return it sorted by
+    ``trial_id``, and the number of unusable values per column.
     """
     _check(table)
     full, exclusions = _with_numbers(split_by_recipe(table).copy())

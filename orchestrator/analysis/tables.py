@@ -1,8 +1,4 @@
-"""Tables as plain cells: declared as columns over fits and other records, and written as LaTeX; terminals and
-pages lay them out themselves.
-
-A fit that could not be made is no row: :func:`not_fitted` says in one line how many there are, and why.
-"""
+"""Tables as plain cells, declared as columns over records; a fit that could not be made is no row."""
 
 from __future__ import annotations
 
