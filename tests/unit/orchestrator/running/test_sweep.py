@@ -179,7 +179,7 @@ class Unfit(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        worker.gpus.rest = lambda has_run: None
+        gpus.REST_S = 0.0  # of this process, which ends
 
 
 class WithoutGpu(Unfit):
