@@ -21,7 +21,7 @@ from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, established, interval, listing, number, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 
@@ -32,13 +32,12 @@ SHARED = "its worlds share images, so they are no datasets of their own; isweep 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One numbered claim, in the paper's sense: ``number`` is the theorem or the figure.
+    """One numbered claim: the theorem or figure, what the paper says, the number that decides, and the
+    paper's own.
 
-    ``estimand`` is the number that decides, and the test; ``published`` the paper's, recomputed where its
-    values could be recovered; ``value`` ours, with its 95 % interval over datasets. The claim excludes
-    ``null`` and lies on ``side`` of it; ``p_value`` is of the null, two-sided (of a correlation one-sided),
-    ``adjusted_p`` Holm's over the ledger. ``power``: how often at most a table with this scatter would
-    establish ``power_of``, by t (or Fisher's z) for this claim alone. ``reason``: why it cannot be told.
+    Ours is ``value``, with its 95 % interval. The claim excludes ``null`` and lies on ``side`` of it;
+    ``p_value`` is of the null, two-sided (of a correlation one-sided). ``power``: how often at most a table
+    with this scatter would establish ``power_of``, for this claim alone. ``reason``: why it cannot be told.
     """
 
     number: str
@@ -82,6 +81,26 @@ class LedgerEntry:
         return f"{said} {self.why[:1].upper()}{self.why[1:]}." if self.why else said
 
 
+_LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
+#: Claims that no number of a sweep decides, with what would.
+UNMEASURED = (
+    LedgerEntry(
+        number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
+        estimand="ratio K_f / K_F against N", published="proved, never measured",
+        reason=f"the Lipschitz constant of a network is {NOT_MEASURED}",
+    ),
+    LedgerEntry(
+        number="2408.08381, 1", claim="Medical networks reach their peak dimension in earlier layers.",
+        estimand="depth of the layer of highest d_repr, medical less natural",
+        published="relative depth 0.35 against 0.57", reason=_LAYERS,
+    ),
+    LedgerEntry(
+        number="2408.08381, 2", claim="The peak dimension follows d_data.", published="strong",
+        estimand="correlation of the peak of d_repr over layers with d_data", reason=_LAYERS,
+    ),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """All claims, how a sweep agrees with every published quantity, and which cells count for nothing."""
@@ -100,14 +119,10 @@ class Ledger:
         claims = laid_out(
             "claims", f"The study's claims against {self.sweep}", note, self.entries,
             {
-                "no.": lambda e: e.number,
-                "claim": lambda e: e.claim,
-                "decided by": lambda e: e.estimand,
-                "published": lambda e: e.published,
-                "here": lambda e: number(e.value),
+                "no.": "number", "claim": "claim", "decided by": "estimand", "published": "published",
+                "here": "value",
                 "95 % interval": lambda e: interval(e.interval) if e.value is not None else "",
-                "adjusted p": lambda e: p_value(e.adjusted_p),
-                "datasets": lambda e: str(e.num_datasets or ""),
+                "adjusted p": "adjusted_p", "datasets": lambda e: str(e.num_datasets or ""),
                 "verdict": lambda e: e.verdict + (f": {e.why}" if e.why else ""),
             },
             numeric_from=4,
@@ -143,14 +158,9 @@ class Ledger:
 
 
 def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
-    """Decide every claim from a results table, called ``sweep``: one row per trial, the columns of
-    :mod:`orchestrator.results.table`.
-
-    ``compare`` scores it against every published quantity as well; the published table itself has nothing to
-    be compared with. No claim is decided over ``arms`` of an experiment, whose worlds share images.
-
-    Raises:
-        DataError: if the table lacks a required column or contradicts itself.
+    """Decide every claim from a results table; ``compare`` it with every published quantity too (not the
+    published one with itself). ``arms``: worlds share images, so no claim is decided over them. DataError as
+    for the fits.
     """
     ready = f.prepare(table, arms=arms)
     fits = f.fits_of(ready)
@@ -168,7 +178,7 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
     entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
     scores = scorecard(table) if compare else ()
-    return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)
+    return Ledger(sweep=sweep, entries=(*entries, *UNMEASURED), scores=scores, left_out=left_out)
 
 
 def _decided(
@@ -182,7 +192,7 @@ def _decided(
         return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
     return replace(
         entry, value=estimate.value, interval=estimate.interval, p_value=estimate.p,
-        num_datasets=fit.num_datasets, power=i.t_power(effect, estimate.std_error, degrees),
+        num_datasets=fit.num_datasets, power=f.t_power(effect, estimate.std_error, degrees),
     )  # fmt: skip
 
 
@@ -285,23 +295,5 @@ def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
         reason = f"{plural(num, 'dataset')}, too few for an interval"
     return replace(
         entry, value=share.value, interval=share.interval, num_datasets=num, p_value=p, reason=reason,
-        power=i.t_power(0.5, share.std_error, num - 1),
+        power=f.t_power(0.5, share.std_error, num - 1),
     )  # fmt: skip
-
-
-def _unmeasured() -> list[LedgerEntry]:
-    """Claims that no number of a sweep decides, with what would."""
-    lipschitz, layers = "the Lipschitz constant of a network", "the dimension of layers before the last"
-    rows = (
-        ("Thm 2", "A network's sharpness K_f approaches K_F as N grows.", "ratio K_f / K_F against N",
-         "proved, never measured", lipschitz),
-        ("2408.08381, 1", "Medical networks reach their peak dimension in earlier layers.",
-         "depth of the layer of highest d_repr, medical less natural", "relative depth 0.35 against 0.57",
-         layers),
-        ("2408.08381, 2", "The peak dimension follows d_data.",
-         "correlation of the peak of d_repr over layers with d_data", "strong", layers),
-    )  # fmt: skip
-    return [
-        LedgerEntry(number=no, claim=claim, estimand=by, published=said, reason=f"{what} is {NOT_MEASURED}")
-        for no, claim, by, said, what in rows
-    ]

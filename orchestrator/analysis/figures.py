@@ -322,12 +322,19 @@ def write_figures(
         for name, draw in DRAWINGS.items():
             if (found := draw(points, fits)) is None:
                 continue
-            drawn = {kind: _rendered(found[0], kind) for kind in dict.fromkeys((embedded, *formats))}
-            for kind, data in drawn.items():
-                write_atomic(folder / f"{name}.{kind}", data, durable=False)
+            figure, caption = found
+            # Laid out once, by hand: every save would do it again, and change nothing.
+            if (engine := figure.get_layout_engine()) is not None:
+                engine.execute(figure)
+            figure.set_layout_engine(None)
+            drawing = Markup()
+            for kind in dict.fromkeys((embedded, *formats)):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=_NAMELESS[kind])
+                write_atomic(folder / f"{name}.{kind}", buffer.getvalue(), durable=False)
                 written.add(f"{name}.{kind}")
-            drawing = _embedded(drawn[embedded], embedded, name)
-            shown.append({"file": f"{name}.{embedded}", "caption": found[1], "drawing": drawing})
+                drawing = drawing or _embedded(buffer.getvalue(), kind, name)
+            shown.append({"file": f"{name}.{embedded}", "caption": caption, "drawing": drawing})
     for path in folder.iterdir():
         if path.stem in DRAWINGS and path.name not in written:
             path.unlink()
@@ -340,16 +347,6 @@ _NAMELESS: dict[str, dict[str, None]] = {
     "pdf": dict.fromkeys(("CreationDate", "Producer", "Creator")),
     "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
 }
-
-
-def _rendered(figure: Figure, kind: str) -> bytes:
-    # Laid out once, by hand: every save would do it again, and change nothing.
-    if (engine := figure.get_layout_engine()) is not None:
-        engine.execute(figure)
-    figure.set_layout_engine(None)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=_NAMELESS[kind])
-    return buffer.getvalue()
 
 
 def _embedded(data: bytes, kind: str, name: str) -> Markup:

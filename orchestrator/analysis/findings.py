@@ -1,8 +1,6 @@
-"""The findings in plain words, written from the fits, never by hand.
-
-A sentence claims something only where a headline claim is established and its interval excludes the null;
-otherwise it says that nothing is, with the estimate, what decides, and how often such a table would have
-shown what the law says.
+"""The findings in plain words, written from the fits, never by hand: a sentence claims something only where a
+headline claim is established and its interval excludes the null; else it says what decides, and with which
+power.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.grouped import PAIR_QUESTIONS, Slope
-from orchestrator.analysis.inference import LEVEL, t_power
+from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
@@ -124,7 +122,7 @@ def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
     """How often at most such a table would establish an effect: permutations and Holm ask for more."""
-    power = t_power(effect, estimate.std_error, degrees)
+    power = f.t_power(effect, estimate.std_error, degrees)
     return "" if power is None else f" {words} would be established in at most {power:.0%} of such tables."
 
 

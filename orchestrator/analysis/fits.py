@@ -1,9 +1,9 @@
 """All fits of one results table, and the one record of a number and of a fit that everything else reads.
 
-The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound
-with a free constant. **Exponent**: every curve (model, dataset, class pair) keeps its own height, and d is
-one number per dataset and class pair. **Height**: 1/d enters beside log K_F by itself, since a covering
-argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of the loss changes a slope.
+The law (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound.
+**Exponent**: every curve keeps its own height, with one d per dataset and class pair. **Height**: 1/d enters
+beside log K_F by itself, since a covering argument has (V/N)^(1/d) with an unknown volume V. So no unit of N,
+pixels or loss changes a slope.
 """
 
 from __future__ import annotations
@@ -261,16 +261,13 @@ def fit_scaling_laws(
     arms: Sequence[Arm] = (),
     explore: bool = False,
 ) -> ScalingFits:
-    """Fit the law of the study to a results table: one row per trial, the columns of
+    """Fit the law of the study to a results table: one row per trial, columns of
     :mod:`orchestrator.results.table`.
 
-    Where K_F was measured on unequal scales (side, channels, pixel range), ``sharpness_policy`` says whether
-    to ``refuse`` fits that compare it, or to ``ignore`` that. ``arms`` are datasets of an experiment that
-    moves one property: copies of one world are not independent, so every other fit takes the worlds' bases
-    alone. ``explore``: fit what no answer rests on as well (single models and domains, other d).
-
-    Raises:
-        DataError: if the table lacks a required column or contradicts itself.
+    Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that compare it,
+    or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other fit takes the bases
+    alone. ``explore``: single models and domains, and other d, too. DataError if the table lacks a column or
+    contradicts itself.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     fits = fits_of(ready, explore=explore)
@@ -323,7 +320,7 @@ def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
     """Return these columns, and the keys, of the points of a model and domain that have all of them."""
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
-    return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
+    return t.select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(subset=[*names])
 
 
 def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
@@ -418,8 +415,9 @@ def slope_estimates(
             places = blocks if t.IS_MEDICAL in others else [""] * len(y)
             test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
             if test is not None:
-                exact = test.exact and others <= {t.IS_MEDICAL}
-                estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
+                p, num, every = test
+                exact = every and others <= {t.IS_MEDICAL}
+                estimate = replace(estimate, resampled_p=p, num_resamples=num, exact=exact)
         found.append(estimate)
     return tuple(found)
 
@@ -520,6 +518,17 @@ def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interva
         return None
     half_width = float(special.ndtri(1 - i.LEVEL / 2)) / np.sqrt(spare)
     return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
+
+
+def t_power(effect: float, std_error: float | None, degrees: float) -> float | None:
+    """How often a two-sided t test finds an effect; None without a standard error."""
+    if not std_error:
+        return None
+    shift, bound = abs(effect) / std_error, i.t_quantile(1 - i.LEVEL / 2, degrees)
+    if shift > 30:
+        return 1.0
+    below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
+    return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
 
 
 def correlation_power(num_datasets: int, num_given: int) -> float:

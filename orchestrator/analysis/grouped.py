@@ -1,9 +1,7 @@
 """Anybody's table: does a response go with a column, within groups and between them?
 
-Rows of one group (a dataset, a patient, a hospital) share what is peculiar to it. So both slopes are
-estimated, each with an interval that counts groups and not rows, beside the pooled number and why it
-misleads. Groups may cross: a pair of classes belongs to both, and leaving out a class takes all its pairs.
-
+Rows of one group share what is peculiar to it, so both slopes are estimated, with intervals that count
+groups, beside the pooled number and why it misleads. Groups may cross: a pair of classes belongs to both.
 Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 """
 
@@ -71,13 +69,12 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the response goes with one column ``on``, within groups (at equal group) or between them (of one
-    effect per group), at equal other columns; without a value, or an interval, for the reason given.
+    """How the response goes with ``on`` within groups, or between them (one effect per group), at equal
+    others; without a value, or an interval, for the ``reason`` given.
 
-    The 95 % interval is by t of the jackknife over groups (CR3), ``p_value`` of no slope by the same; between
-    groups by least squares and permutation of groups too: the wider interval and the larger p. ``adjusted_p``
-    is Holm's over all slopes of both levels that have one; ``num_groups`` that the slope rests on;
-    ``left_out`` has it without each group.
+    Interval and p are by t of the jackknife over groups (CR3); between groups by least squares and
+    permutation too: the wider interval, the larger p. ``adjusted_p`` is Holm's over all slopes of both
+    levels.
     """
 
     level: Level
@@ -198,14 +195,37 @@ class GroupedFit:
 
 
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
-    """Read the columns of a design: numbers as float64, groups and ``within`` as text. ``attrs["remarks"]``
-    says which rows are not in it, and why, and what looks like no measurement.
-
-    Raises:
-        ConfigError: one message with everything that is wrong: no such file or column, text among numbers, a
-        column that does not vary, fewer than two groups, too many rows without a value or doubled.
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["remarks"]``
+    says which rows are left out, and what looks like no measurement. ConfigError with everything that is
+    wrong in one: file, columns, text among numbers, what does not vary, one group, too many rows blank or
+    doubled.
     """
-    table = _text_of(path)
+    if not path.is_file():
+        way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
+        raise ConfigError("The table must be a file that exists", str(path), way_out)
+    if path.suffix.lower() not in SUFFIXES:
+        rule, way_out = "The table must be a file of a known kind", f"known: {', '.join(SUFFIXES)}"
+        raise ConfigError(rule, path.name, way_out)
+    read, what = READERS.get(path.suffix.lower(), (read_text, "UTF-8 text"))
+    way_out = "save it as CSV in UTF-8 with one line of column names"
+    try:
+        names, *rows = read(path.read_bytes()).rows or [[]]
+    except TableError as error:
+        found = str(error.args[1]).removesuffix("; save it as .csv in UTF-8")  # the way out says so
+        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {found}", way_out) from None
+    except Exception as error:  # readers raise almost anything on damaged files
+        raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
+    names = [name.strip() for name in names]
+    if not names:
+        raise ConfigError("The table must have a line of column names", f"{path.name} is empty", way_out)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
+    uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
+    if uneven.any():
+        found = f"{plural(int(uneven.sum()), 'row')} of another length ({_rows(uneven)})"
+        rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
+        raise ConfigError(rule, found, way_out)
+    table = pd.DataFrame(rows, columns=names, dtype=str)
     absent = [name for name in design.columns if name not in table]
     collect(unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent)
     if len(set(design.columns)) < len(design.columns):
@@ -246,36 +266,6 @@ def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
                 f"Beware: {name} is {group} in {plural(int(count), 'row')}, fitted like any other; leave "
                 "them out where they sum up the rest."
             )
-
-
-def _text_of(path: Path) -> pd.DataFrame:
-    """Every cell of a file as text, with one name per column."""
-    if not path.is_file():
-        way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
-        raise ConfigError("The table must be a file that exists", str(path), way_out)
-    if path.suffix.lower() not in SUFFIXES:
-        rule, way_out = "The table must be a file of a known kind", f"known: {', '.join(SUFFIXES)}"
-        raise ConfigError(rule, path.name, way_out)
-    read, what = READERS.get(path.suffix.lower(), (read_text, "UTF-8 text"))
-    way_out = "save it as CSV in UTF-8 with one line of column names"
-    try:
-        names, *rows = read(path.read_bytes()).rows or [[]]
-    except TableError as error:
-        found = str(error.args[1]).removesuffix("; save it as .csv in UTF-8")  # the way out says so
-        raise ConfigError(f"The table {error.args[0]}", f"{path.name}: {found}", way_out) from None
-    except Exception as error:  # readers raise almost anything on damaged files
-        raise ConfigError(f"The table must be {what}", f"{path.name}: {error}", way_out) from None
-    names = [name.strip() for name in names]
-    if not names:
-        raise ConfigError("The table must have a line of column names", f"{path.name} is empty", way_out)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError("Column names must differ", f"{listing(twice)} more than once", "rename one")
-    uneven = pd.Series([len(row) != len(names) for row in rows], dtype=bool)
-    if uneven.any():
-        found = f"{plural(int(uneven.sum()), 'row')} of another length ({_rows(uneven)})"
-        rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
-        raise ConfigError(rule, found, way_out)
-    return pd.DataFrame(rows, columns=names, dtype=str)
 
 
 def _rows(mask: pd.Series) -> str:
@@ -353,13 +343,16 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     cells = np.zeros(len(table), dtype=int)
     if design.within:
         cells = table.groupby(list(design.within)).ngroup().to_numpy()
-    (y, y_scale), (x, x_scale) = (
-        _standard(table[list(n)].to_numpy(dtype=float)) for n in ((design.response,), design.on)
-    )
-    y = y[:, 0]
+    # Of mean 0 and deviation 1, whatever their unit.
+    values = table[[design.response, *design.on]].to_numpy(dtype=float)
+    largest = np.maximum(np.abs(values).max(axis=0), 1 / MOST)
+    moved = values / largest - (values / largest).mean(axis=0)
+    deviations = np.sqrt((moved**2).mean(axis=0))
+    deviations[deviations == 0] = 1.0
+    y, *others = (moved / deviations).T
+    x, (y_scale, *x_scale) = np.column_stack(others), (deviations * largest).tolist()
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
-    scales = y_scale[0] / np.tile(x_scale, 2)
-    slopes = adjusted([slope.times(scale) for slope, scale in zip(found, scales.tolist(), strict=True)])
+    slopes = adjusted([slope.times(y_scale / scale) for slope, scale in zip(found, x_scale * 2, strict=True)])
     pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2)
     shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
     names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
@@ -372,15 +365,6 @@ def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of slopes for their number."""
     found = i.holm([slope.p_value for slope in slopes])
     return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, found, strict=True))
-
-
-def _standard(values: Array) -> tuple[Array, Array]:
-    """Return columns (n, k) of mean 0 and deviation 1, and their deviations, whatever their unit."""
-    largest = np.maximum(np.abs(values).max(axis=0), 1 / MOST)
-    moved = values / largest - (values / largest).mean(axis=0)
-    deviations = np.sqrt((moved**2).mean(axis=0))
-    deviations[deviations == 0] = 1.0
-    return moved / deviations, deviations * largest
 
 
 def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
@@ -465,17 +449,16 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
         slope = Slope("between", name, value, bounds, num_groups=num, left_out=left_out)
         permuted = not groups.crossed and num <= MOST_PERMUTED
         test = i.permutation_test(y, x[:, k], others, [""] * num) if permuted else None
-        if permuted and (test is None or test.num < 1 / LEVEL):
+        if permuted and (test is None or test[1] < 1 / LEVEL):
             yield replace(slope, reason=f"too few groups for a p-value of {LEVEL:g}")
         elif len(left_out) < len(groups.names):
             yield replace(slope, interval=None, reason="it hangs on one group alone")
         else:
-            basis = np.column_stack([np.ones(num), others])
-            own = x[:, k] - basis @ np.linalg.lstsq(basis, x[:, k], rcond=None)[0]
-            judged = _judged(slope, left_out, max(1.0, groups.degrees(groups.sums(own**2))))
+            carried = groups.sums((rows @ _partial(total, k + 1, smallest)[1]) ** 2)
+            judged = _judged(slope, left_out, max(1.0, groups.degrees(carried)))
             if test is not None and judged.interval and judged.p_value is not None:
                 # Least squares and permutation take groups for equally uncertain; the jackknife does not.
-                ends, p = (*bounds, *judged.interval), max(test.p_value, judged.p_value)
+                ends, p = (*bounds, *judged.interval), max(test[0], judged.p_value)
                 judged = replace(judged, interval=(min(ends), max(ends)), p_value=p)
             yield judged
 
@@ -493,15 +476,14 @@ PAIR_QUESTIONS = {
 
 
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
-    """Ask of the class pairs of the one dataset of fitted points what the law says of them: a slope per
-    question; none of several datasets, or of fewer than five classes.
+    """Ask of the class pairs of one dataset's points what the law says: none of several, or of under five
+    classes.
 
-    Pairs that share a class share its images, so 45 pairs of 10 classes are not 45 replicates: every number
-    is computed anew without each class (jackknife, t with classes − 1 degrees of freedom; Holm over all
-    questions). The exponent b of N^(−b/d) has an intercept per pair and network; slopes on log K_F are of a
-    pair's height at equal network and N, given 1/d; d and K_F are those of the pair's largest N.
+    Pairs that share a class share its images, so every number is computed anew without each class (jackknife,
+    t with classes − 1 degrees of freedom). The exponent has an intercept per pair and network; slopes on log
+    K_F are of a pair's height at equal network and N, given 1/d; d and K_F are of the pair's largest N.
     """
-    points = t.complete(points, (t.LOG_LOSS, t.D_REFERENCE))
+    points = points.dropna(subset=[t.LOG_LOSS, t.D_REFERENCE])
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
     if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
         return ()

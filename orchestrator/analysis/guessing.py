@@ -76,10 +76,9 @@ def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
 
 def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Leave out, of every dataset and class pair, all N up to the last at which its models guess on the
-    whole, and of every curve all N up to the last at which a trial of ``full`` diverged.
-
-    A loss cannot stay far above guessing, so a curve starts flat there, whatever its law. Whole N go, by
-    their mean over models: dropping single high losses would flatten what is left.
+    whole, and of every curve all N up to the last diverged trial: a loss cannot stay far above guessing, so a
+    curve starts flat there. Whole N go, by their mean over models: dropping single high losses would flatten
+    what is left.
     """
     means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")
     last = points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])

@@ -1,9 +1,8 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
 
-All points of a dataset share its d_data and its K_F, so 66 points of 11 datasets carry the information of
-about 11. Either points are reduced to one effect per dataset at equal model and train size, or whole datasets
-are left out and exchanged. Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m
-responses.
+66 points of 11 datasets carry the information of about 11: they are reduced to one effect per dataset, or
+whole datasets are left out and exchanged. Shape letters: n points, G datasets, q regressors, B rearrangements
+or draws, m responses.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from math import comb, factorial, prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,8 @@ Codes = NDArray[Any]
 Interval = tuple[float, float]
 #: Of datasets: names (G), Σx² and Σxy (G,).
 Sums = tuple[list[str], Array, Array]
+#: A p-value, of how many rearrangements, and whether those are all there are.
+Permutation = tuple[float, int, bool]
 
 LEVEL = 0.05
 #: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
@@ -56,17 +57,6 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 2 * special.stdtr(degrees, -np.abs(values / std_errors))
     return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
-
-
-def t_power(effect: float, std_error: float | None, degrees: float) -> float | None:
-    """How often a two-sided t test finds an effect; None without a standard error."""
-    if not std_error:
-        return None
-    shift, bound = abs(effect) / std_error, t_quantile(1 - LEVEL / 2, degrees)
-    if shift > 30:
-        return 1.0
-    below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
-    return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
 
 
 def mean_interval(values: Array) -> tuple[float, float, Interval | None]:
@@ -142,17 +132,8 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     return found[1:], errors[1:], degrees
 
 
-class Permutation(NamedTuple):
-    """A permutation p-value, of how many rearrangements, and whether those are all there are."""
-
-    p_value: float
-    num: int
-    exact: bool
-
-
 def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -> Permutation | None:
-    """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q); by
-    |t|.
+    """Permute the response y (G,) within blocks against x (G,) at given others (G, q); by |t|.
 
     Exact where no others vary within blocks; otherwise residuals of their fit are permuted (Freedman & Lane
     1983), which is exact in the limit alone. None where x does not vary beside them, or nothing is left to
@@ -169,14 +150,14 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     # Of a regressor of two values only matters which datasets have the lower one.
     if others.shape[1] == 0 and two_valued and len(set(blocks)) == 1 and comb(len(y), num_near) <= MOST_EXACT:
         sums = np.abs(residual[np.array(list(combinations(range(len(y)), num_near)))].sum(axis=1))
-        return Permutation(float(np.mean(sums >= abs(residual[near].sum()) * (1 - 1e-9))), len(sums), True)
+        return float(np.mean(sums >= abs(residual[near].sum()) * (1 - 1e-9))), len(sums), True
     order, exact = rearrangements(tuple(blocks))
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)
     share = along[:, -1] / float(own @ own) / np.maximum(squares, 1e-300)
     found = float((residual @ own) ** 2 / float(own @ own) / float(residual @ residual))
-    return Permutation(float(np.mean(share >= found * (1 - 1e-9))), len(order), exact)
+    return float(np.mean(share >= found * (1 - 1e-9))), len(order), exact
 
 
 @lru_cache(maxsize=32)

@@ -1,8 +1,7 @@
 """Experiments that move one property of a dataset and hold the others: what losses do when only K_F is moved.
 
-A world is a dataset in several arms: its base, and copies in which one dial was turned. Worlds are the
-replicates; an arm is compared with the base of its own world, and counts only where the measures say that it
-moved what it was meant to move, and that alone.
+Worlds (a base, and arms in which one dial was turned) are the replicates; an arm is compared with its own
+base, and counts only where the measures say that it moved what it was meant to move, and that alone.
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ class Gate:
     """What the measures say of one arm against its base (log ratios), and whether it counts."""
 
     arm: Arm
-    sharpness_moved: float | None
-    dimension_moved: float | None
-    counts: bool
+    sharpness_moved: float | None = None
+    dimension_moved: float | None = None
+    counts: bool = False
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one response does when one property moves: mean over worlds with its 95 % interval, the wider of t
-    over worlds and of a jackknife over the classes that they share; p-values by the same two, the larger.
+    """What one response does when one property moves: mean over worlds, with the wider interval and the
+    larger p of t over worlds and a jackknife over the classes that they share (``num_classes``, 0 for none or
+    too few).
 
-    ``arm`` is empty for all together, ``theory`` the law's value, ``num_classes`` 0 where worlds share none
-    or too few to leave one out. Of pairs of equal model and N, ``num_cells`` entered; ``num_at_chance`` did
-    not because their base learned nothing, ``num_without`` because one side lacks the response (an error of 0
-    has no logarithm).
+    ``arm`` is empty for all together. Of pairs of equal model and N ``num_cells`` entered; the base of
+    ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an error of 0 has no
+    logarithm).
     """
 
     estimand: str
@@ -117,7 +116,7 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     effects = tuple(
         _judged(effect, shows)
         for response in known
-        for effect in (*_effects(changes, response), *_exponents(points, bases, response))
+        for effect in _effects(changes, response, points[points[c.DATASET].isin(bases.values())], bases)
     )
     answer = " ".join([_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)])
     return Interventions(gates=gates, effects=effects, answer=answer)
@@ -125,16 +124,14 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
 
 def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
     """Judge an arm by its measures at the largest train size that it and its base have."""
-    blank = Gate(arm=arm, sharpness_moved=None, dimension_moved=None, counts=False)
     if base is None:
-        return replace(blank, reason=f"world {arm.world} has no base")
+        return Gate(arm=arm, reason=f"world {arm.world} has no base")
     ratios = []
     for column in (c.LABEL_SHARPNESS, c.D_DATA_MLE):
         means = points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
         both = means.reindex(columns=[arm.dataset, base]).dropna().sort_index()
         if both.empty:
-            reason = "d_data or K_F was not measured at a train size that both have"
-            return replace(blank, reason=reason)
+            return Gate(arm=arm, reason="d_data or K_F was not measured at a train size that both have")
         of_arm, of_base = both.to_numpy(dtype=float)[-1]
         ratios.append(float(np.log(of_arm / of_base)))
     sharpness, dimension = ratios
@@ -172,8 +169,10 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def _effects(changes: pd.DataFrame, response: Response) -> Iterator[Effect]:
-    """Average pairs within an arm, then arms within a world: none outweighs another."""
+def _effects(
+    changes: pd.DataFrame, response: Response, of_bases: pd.DataFrame, bases: Mapping[str, str]
+) -> Iterator[Effect]:
+    """Average pairs within an arm, arms within a world: none outweighs another. Exponents are of bases."""
     sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
     slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
     asked = [(slope, sharper, response.theory, "")]
@@ -191,17 +190,15 @@ def _effects(changes: pd.DataFrame, response: Response) -> Iterator[Effect]:
             by_world=by_world, num_cells=len(kept), num_at_chance=int(at_chance.sum()),
             num_without=int((without & ~at_chance).sum()),
         )  # fmt: skip
-
-
-def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:
     if response.has_control:
-        rows = t.complete(points[points[c.DATASET].isin(bases.values())], (response.column, t.D_REFERENCE))
+        rows = of_bases.dropna(subset=[response.column, t.D_REFERENCE])
         rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
-        names, xx, xy = t.sums_of(rows, response.column)
-        own = dict(zip(names, (xy / xx).tolist(), strict=True))
+        own = {name: float(xy / xx) for name, xx, xy in zip(*t.sums_of(rows, response.column), strict=True)}
         worlds = {world: own[base] for world, base in sorted(bases.items()) if base in own}
-        about = {"estimand": "exponent · d", "response": response.name, "num_cells": len(rows)}
-        yield Effect(theory=1.0, arm="", num_worlds=len(worlds), by_world=worlds, **about)
+        yield Effect(
+            estimand="exponent · d", response=response.name, arm="", theory=1.0, num_worlds=len(worlds),
+            by_world=worlds, num_cells=len(rows),
+        )  # fmt: skip
 
 
 def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
@@ -252,32 +249,35 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
 
 def followed(effects: Sequence[Effect]) -> str:
     """Say of every response whether it follows K_F when only that is moved."""
-    moved = [effect for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm]
-    return f"When only K_F is moved, {'; '.join(map(_follows, moved))}." if moved else ""
-
-
-def _follows(effect: Effect) -> str:
-    worlds = t.plural(effect.num_worlds, "world")
-    worlds += f" that share {effect.num_classes} classes" if effect.num_classes else ""
-    if effect.interval is None:
-        return (
-            f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least 3 "
-            "with scatter needed)"
+    said = []
+    for effect in effects:
+        if "Δ log K_F" not in effect.estimand or effect.arm:
+            continue
+        worlds = t.plural(effect.num_worlds, "world")
+        worlds += f" that share {effect.num_classes} classes" if effect.num_classes else ""
+        if effect.interval is None:
+            said.append(
+                f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least "
+                "3 with scatter needed)"
+            )
+            continue
+        # Turned so that the theory's direction is the positive one.
+        low, high = sorted(bound / effect.theory for bound in effect.interval)
+        agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
+        if low <= 0 <= high:
+            verdict = (
+                "may follow it as the law says or not at all"
+                if agrees
+                else "does not follow it as the law says"
+            )
+        elif agrees:
+            verdict = f"{way}, at a rate that agrees with the law"
+        elif low > 1:
+            verdict = f"{way}, more strongly than the law says"
+        else:
+            verdict = "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
+        said.append(
+            f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % interval "
+            f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
         )
-    # Turned so that the theory's direction is the positive one.
-    low, high = sorted(bound / effect.theory for bound in effect.interval)
-    agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
-    if low <= 0 <= high:
-        verdict = (
-            "may follow it as the law says or not at all" if agrees else "does not follow it as the law says"
-        )
-    elif agrees:
-        verdict = f"{way}, at a rate that agrees with the law"
-    elif low > 1:
-        verdict = f"{way}, more strongly than the law says"
-    else:
-        verdict = "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
-    return (
-        f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % interval "
-        f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
-    )
+    return f"When only K_F is moved, {'; '.join(said)}." if said else ""

@@ -174,11 +174,7 @@ class Power:
 def power(
     design: Design, *, effect: str = "law", truth: Truth | None = None, num_tables: int = 400, seed: int = 0
 ) -> Power:
-    """Simulate a design's own analysis of an effect of :data:`EFFECTS`, or of a ``truth`` said in full.
-
-    Raises:
-        ConfigError: if the effect is unknown, the design has fewer than three datasets or no table is asked.
-    """
+    """Simulate a design's own analysis of an effect, or of a ``truth``; ConfigError if it cannot be."""
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < 3:
@@ -204,11 +200,9 @@ def power(
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> dict[str, float]:
-    """Reckon how often an experiment's t test over worlds tells the slope of log loss on log K_F from 0
-    (``from_none``) and from the law's 1 (``from_law``), with the ``half_width`` of its 95 % interval.
-
-    A world's slope is the mean over its arms of Δ log loss / Δ log K_F. Every arm moves K_F by a factor 2,
-    the least that counts; the base, which the arms of a world share, is as noisy as an arm.
+    """How often a t test over worlds tells the slope of log loss on log K_F from 0 (``from_none``) and from
+    the law's 1 (``from_law``), and the ``half_width`` of its 95 % interval. Every arm moves K_F by a factor
+    2, the least that counts; the base, which the arms of a world share, is as noisy as an arm.
     """
     per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
     num = len(per_world)
@@ -221,8 +215,8 @@ def experiment_power(
     return {
         "slope": slope,
         "num_worlds": num,
-        "from_none": i.t_power(slope, error, num - 1) or 0.0,
-        "from_law": i.t_power(slope - 1, error, num - 1) or 0.0,
+        "from_none": f.t_power(slope, error, num - 1) or 0.0,
+        "from_law": f.t_power(slope - 1, error, num - 1) or 0.0,
         "half_width": i.t_quantile(0.975, num - 1) * error,
     }
 

@@ -62,12 +62,9 @@ def read_pilot(path: Path, model: str) -> Pilot:
 
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
-    """Take a pilot out of a results table, which messages call ``where``: trainings of the predicted model;
-    ``pooled`` takes one model's, if there is no other.
-
-    Raises:
-        ConfigError: where nothing usable is left, or what is left is of several models or datasets.
-        DataError: if a name is blank, a status unknown, or a train size no whole number.
+    """Take a pilot of the predicted model (``pooled``: of the only one) out of a results table called
+    ``where``. ConfigError where nothing usable is left, or what is left is of several models or datasets;
+    DataError if a name is blank, a status unknown, or a train size no whole number.
     """
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:

@@ -18,7 +18,7 @@ from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
-from orchestrator.analysis.table import SEED_STD, WORDS, csv_text, number
+from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
@@ -29,8 +29,6 @@ from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import HEADLINE
 from tasks.atomic import write_atomic
 
-ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
-
 
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
@@ -38,7 +36,7 @@ def results_table(
     """Return a row per planned trial with a result that holds: MLflow's ``rows``, or the result store's."""
     rows = (state or read_state(workspace)).rows() if rows is None else rows
     kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
-    kept.sort(key=lambda row: [row[name] for name in ROW_ORDER])
+    kept.sort(key=lambda row: [row[k] for k in ("dataset", "class_pair", "model", "train_size", "seed")])
     return pd.DataFrame(kept)
 
 
@@ -112,15 +110,10 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures, results and ``fits.json`` into ``directory``.
-
-    The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
-    ``table`` is what ``fits`` came from, ``sweep`` the page's title, ``summary`` what only the caller knows,
-    as :func:`report_summary` has it (every key is optional), ``formats`` those of figures beside what the
-    page shows: ``pdf``, ``png``.
-
-    Raises:
-        DataError: if the table contradicts itself. OSError: if the directory cannot be written.
+    """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and ``fits.json``.
+    The same input gives the same bytes, and every file is replaced whole. Every key of ``summary``
+    (:func:`report_summary`) is optional. DataError if the table contradicts itself, OSError if the directory
+    cannot be written.
     """
     from orchestrator.analysis.figures import write_figures
 
@@ -207,28 +200,22 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
         "",
         fits.datasets,
         {
-            "dataset": lambda d: d.dataset,
-            "domain": lambda d: d.domain,
-            "what it is": lambda d: describe(d.dataset),
-            "trials": lambda d: f"{d.num_trials:,}",
-            "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
+            "dataset": "dataset", "domain": "domain", "what it is": lambda d: describe(d.dataset),
+            "trials": "num_trials", "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
             "side² × channels": lambda d: (
                 f"{d.image_size}² × {d.channels}" if d.image_size and d.channels else "mixed"
             ),
         },
         numeric_from=3,
-    )
+    )  # fmt: skip
 
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: lambda record, name=name: _cell(record.get(name)) for name in names}
-    return tb.laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
-
-
-def _cell(value: object) -> str:
-    return number(value) if isinstance(value, float) else "" if value is None else str(value)
+    return tb.laid_out(
+        "", "", "", records, {name: name for name in names}, numeric_from=numeric_from or len(names)
+    )
 
 
 #: Columns of the table of trials; those that a sweep does not have, or that are empty, are left out.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,6 @@ POOLED, ALL = "pooled", "all"
 
 #: MLflow keeps 1.797e308 for infinity; nothing measured comes near this bound, whose square is a number.
 LARGEST_VALUE = 1e50
-#: Why a trial that diverged is left out.
 DIVERGED = "diverged (loss stopped being a finite number)"
 SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 
@@ -178,33 +177,6 @@ def _refuse(rule: str, found: str, way_out: str) -> None:
         raise DataError(rule, found, way_out)
 
 
-def _check(table: pd.DataFrame) -> None:
-    """Refuse what a whole table must not be; a later rule takes it that the earlier ones hold."""
-    missing = [name for name in c.REQUIRED if name not in table]
-    rule, way_out = (
-        f"A results table needs the columns {', '.join(c.REQUIRED)}",
-        "see docs/results-columns.md",
-    )
-    _refuse(rule, f"without {', '.join(missing)}" if missing else "", way_out)
-    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-    found = f"{', '.join(repeated)} repeated" if repeated else ""
-    _refuse("A results table has every column once", found, "keep one")
-    check_values(table)
-    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
-    found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}" if len(twice) else ""
-    _refuse("A results table has one row per trial", found, "keep the last attempt of each trial")
-    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
-    _refuse("A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec")
-    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
-    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
-    first = table.loc[wrong.index, c.TRIAL_ID].head(1).to_list()
-    found = f"{wrong.iloc[0]:g} at trial {first[0]!r}, {len(wrong)} in all" if first else ""
-    _refuse("An accuracy is a share from 0 to 1", found, "divide percentages by 100")
-    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
-    found = f"{domains.idxmax()!r} has two" if (domains > 1).any() else ""
-    _refuse("A dataset has one domain", found, "correct the dataset's spec")
-
-
 def _truth_values(values: pd.Series) -> pd.Series:
     """Tell True and False, which pandas takes for 1 and 0, from numbers."""
     if values.dtype != object and not pd.api.types.is_bool_dtype(values):
@@ -250,7 +222,29 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     """Check the table, add columns it lacks, and make stored infinities missing; return it sorted by
     ``trial_id``, and the number of unusable values per column.
     """
-    _check(table)
+    missing = [name for name in c.REQUIRED if name not in table]
+    rule, way_out = (
+        f"A results table needs the columns {', '.join(c.REQUIRED)}",
+        "see docs/results-columns.md",
+    )
+    _refuse(rule, f"without {', '.join(missing)}" if missing else "", way_out)
+    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    found = f"{', '.join(repeated)} repeated" if repeated else ""
+    _refuse("A results table has every column once", found, "keep one")
+    check_values(table)
+    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
+    found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}" if len(twice) else ""
+    _refuse("A results table has one row per trial", found, "keep the last attempt of each trial")
+    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
+    _refuse("A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec")
+    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
+    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
+    first = table.loc[wrong.index, c.TRIAL_ID].head(1).to_list()
+    found = f"{wrong.iloc[0]:g} at trial {first[0]!r}, {len(wrong)} in all" if first else ""
+    _refuse("An accuracy is a share from 0 to 1", found, "divide percentages by 100")
+    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
+    found = f"{domains.idxmax()!r} has two" if (domains > 1).any() else ""
+    _refuse("A dataset has one domain", found, "correct the dataset's spec")
     full, exclusions = _with_numbers(split_by_recipe(table).copy())
     absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
     full = full.assign(**absent)
@@ -297,7 +291,6 @@ Policy = Literal["refuse", "ignore"]
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
 SAME_SHARPNESS = "K_F is the same for all datasets"
-#: What a part of a scale is called that no record states.
 UNRECORDED = "unrecorded"
 _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
@@ -338,12 +331,13 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
 def spell_scale(key: object) -> str:
     """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
     range_, side, channels = np.asarray(key, dtype=float)
-    parts = {
-        "size": (side, f"{side:g}×{side:g} pixels"),
-        "channels": (channels, f"{channels:g} channel{'' if channels == 1 else 's'}"),
-        "range": (range_, f"range {range_:g}"),
-    }
-    said = (f"{UNRECORDED} {name}" if np.isnan(value) else text for name, (value, text) in parts.items())
+    said = [
+        f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels",
+        f"{UNRECORDED} channels"
+        if np.isnan(channels)
+        else f"{channels:g} channel{'' if channels == 1 else 's'}",
+        f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}",
+    ]
     return ", ".join(said)
 
 
@@ -396,11 +390,6 @@ def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
     reference = known[last].groupby(SUBSET)[name].mean()
     keys = pd.MultiIndex.from_frame(points[SUBSET])
     return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
-
-
-def complete(points: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
-    """Return the points that have all of ``names``."""
-    return points[points[list(names)].notna().all(axis=1)]
 
 
 def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:

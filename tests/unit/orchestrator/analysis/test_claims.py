@@ -10,8 +10,7 @@ from scipy import stats
 
 from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
-from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.inference import t_power
+from orchestrator.analysis.fits import fit_scaling_laws, t_power
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import UNEQUAL_SCALES
