@@ -8,6 +8,7 @@ import base64
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle
 from operator import itemgetter
 from pathlib import Path
@@ -145,6 +146,11 @@ def _ticks(axes: Axes, which: Literal["x", "y"], locator: Locator, spelled: str)
     axis.set_major_locator(locator)
     axis.set_major_formatter(FuncFormatter(lambda value, _: spelled.format(value)))
     axis.set_minor_locator(NullLocator())
+
+
+def styled() -> AbstractContextManager[None]:
+    """Return the context in which figures are drawn and saved."""
+    return mpl.rc_context(STYLE)
 
 
 Drawn = tuple[Figure, str]
@@ -318,7 +324,7 @@ def write_figures(
     shown: list[dict[str, Any]] = []
     embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"
     written = set()
-    with mpl.rc_context(STYLE):
+    with styled():
         for name, draw in DRAWINGS.items():
             if (found := draw(points, fits)) is None:
                 continue

@@ -500,13 +500,13 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
     )  # fmt: skip
     found = []
     for estimand, (_, name) in PAIR_QUESTIONS.items():
-        level, on, within = LEVELS[1], ("k", "inverse_d"), ("cell",)
+        design = Design(name, ("k", "inverse_d"), ("first", "second"), ("cell",))
         if name in own:
-            level, on, within = LEVELS[0], ("x",), ()
-        design = Design(name, on, ("first", "second"), within)
+            design = replace(design, on=("x",), within=())
         known = rows.dropna(subset=[*design.columns])
         if len(known):
-            found.append(replace(fit_groups(known, design).find(level, on[0]), on=estimand))
+            slope = fit_groups(known, design).find(LEVELS[name not in own], design.on[0])
+            found.append(replace(slope, on=estimand))
     return adjusted(found)
 
 
@@ -526,13 +526,11 @@ def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation
 
 def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:
     """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
-    import matplotlib as mpl
-
-    from orchestrator.analysis.figures import BLACK, STYLE, VERMILLION, panels
+    from orchestrator.analysis.figures import BLACK, VERMILLION, panels, styled
 
     design = fit.design
     codes = table.groupby(list(design.groups)).ngroup()
-    with mpl.rc_context(STYLE):
+    with styled():
         figure, axes = panels(len(design.on), width=4.0, height=3.4)
         for ax, name in zip(axes, design.on, strict=True):
             x, y = table[name], table[design.response]

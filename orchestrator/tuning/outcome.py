@@ -398,26 +398,21 @@ def loss_against_rate(
         for panel, model in zip(axes, models, strict=True):
             panel.set_title(model)
             for search in (one for one in cells if one.cell.key[0] == model):
-                mark = marks[search.cell.dataset]
+                colour, marker = marks[search.cell.dataset]
                 rows = table[(table["model"] == model) & (table["dataset"] == search.cell.dataset)]
-                for status, shape in ((SearchStatus.COMPLETE, mark.marker), (SearchStatus.DIVERGED, "x")):
+                for status, shape in ((SearchStatus.COMPLETE, marker), (SearchStatus.DIVERGED, "x")):
                     some = rows[rows["status"] == str(status)]
                     x, y = some["learning_rate"], some["shown"]
                     drawn = panel.scatter(x, y, s=22, linewidths=1, marker=shape)
-                    drawn.set(edgecolor=mark.colour, facecolor=mark.colour)
+                    drawn.set(edgecolor=colour, facecolor=colour)
                 panel.axvline(search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1)
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
-                    star: dict[str, Any] = {
-                        "color": mark.colour,
-                        "markersize": 13,
-                        "markeredgecolor": "black",
-                    }
+                    star: dict[str, Any] = {"color": colour, "markersize": 13, "markeredgecolor": "black"}
                     panel.plot([rate], [best.min()], "*", **star)
             palette.log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
-        palette.label_outer(figure, "learning rate", "validation loss (nat)")
         grey: dict[str, Any] = {"color": palette.GREY}
         no_line: dict[str, Any] = {"linestyle": "none", "markersize": 4}
         extra = [
@@ -426,7 +421,8 @@ def loss_against_rate(
             Line2D([], [], marker="o", label="to the end", **grey, **no_line),
             Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]
-        palette.legend(figure, palette.mark_handles(marks, table["dataset"]) + extra)
+        handles = palette.mark_handles(marks, table["dataset"]) + extra
+        palette.frame(figure, "learning rate", "validation loss (nat)", handles)
         text = io.BytesIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(text, format="svg", metadata=metadata)
