@@ -21,7 +21,7 @@ from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.table import decided, established, interval, listing, number, plural
+from orchestrator.analysis.table import decided, established, interval, number, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 
@@ -200,21 +200,15 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
     """Claims about the height of losses at equal model and train size, and about K_F itself."""
     headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
-    words = {t.INVERSE_D: "1/d_data", t.LOG_SHARPNESS: "K_F", t.IS_MEDICAL: "domain"}
-
-    def given(name: str) -> str:
-        others = [words[one] for one in headline.terms if one != name]
-        return f", given {listing(others)}" if others else ""
-
     steeper = LedgerEntry(
         number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of=f.TWICE_AS_HIGH,
-        estimand=f"slope of log loss on 1/d_data{given(t.INVERSE_D)}; t and permutation",
+        estimand=f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t and permutation",
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )  # fmt: skip
     yield _decided(steeper, headline, t.INVERSE_D, degrees, fits.twice_as_high)
     sharper = LedgerEntry(
         number="Eq. 2", claim="Loss rises with K_F at equal d_data.",
-        estimand=f"slope of log loss on log K_F{given(t.LOG_SHARPNESS)} (law: 1); t and permutation",
+        estimand=f"slope of log loss on log K_F{t.given(headline.terms, t.LOG_SHARPNESS)}; t and permutation",
         published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
     )  # fmt: skip
     yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
@@ -230,9 +224,8 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
         published="0.90; 0.54 at equal channels", power_of="a K_F 1.6 times as high",
     )  # fmt: skip
     known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
-    logs = pd.Series(np.log(known[c.LABEL_SHARPNESS].astype(float))).groupby(known[c.DATASET]).mean()
-    domains = known.groupby(c.DATASET)[c.DOMAIN].first()
-    medical = np.asarray(domains == c.MEDICAL, dtype=np.float64)[:, None]
+    logs = np.log(known[c.LABEL_SHARPNESS]).groupby([known[c.DATASET], known[c.DOMAIN]]).mean()
+    medical = np.asarray(logs.index.get_level_values(1) == c.MEDICAL, dtype=np.float64)[:, None]
     reason, estimates = fits.why_no_sharpness, None
     if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
         reason = "it needs datasets of both domains"

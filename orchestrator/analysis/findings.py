@@ -142,8 +142,8 @@ def _hangs_on(estimate: Estimate, words: str) -> list[str]:
 
 
 def _untested(question: str, reason: str, to_add: str = "", caveats: Sequence[str] = ()) -> Finding:
-    text = f"This cannot be tested: {reason}."
-    return Finding(question, "cannot be tested", reason, text, tuple(caveats), to_add)
+    answer = f"This cannot be tested: {reason}."
+    return Finding(question, "cannot be tested", reason, answer, tuple(caveats), to_add)
 
 
 def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
@@ -186,9 +186,9 @@ def _of_height(
     held = _established(claim, estimate)
     short = f"{factor}; {_decides(claim, estimate)}"
     slope = f"The slope on {term} is {number(estimate.value)} ({interval(estimate.interval)})."
-    others = ["K_F" if one == t.LOG_SHARPNESS else t.WORDS[one] for one in fit.terms if one != name]
-    given = f", given {listing(others)}" if others else ""
-    where = f"At equal model and train size{given}, over {plural(fit.num_datasets, 'dataset')}"
+    where = (
+        f"At equal model and train size{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
+    )
     way, power = "rises" if estimate.value * by > 0 else "falls", ""
     found = f"log test loss {way} with {what}"
     if not held:

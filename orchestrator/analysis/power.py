@@ -139,32 +139,27 @@ class Power:
 
     def lines(self) -> list[str]:
         """Return lines for a plan: how often each question about the effect gets its claim."""
+        lines, error = [], 0.5 / self.num_tables**0.5
+        if found := self.experiment:
+            lines.append(
+                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} worlds in "
+                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the law's 1 in "
+                f"{found['from_law']:.0%} of such experiments (interval about ±{found['half_width']:.2f})."
+            )
         asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
         claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
         shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
-        lines = [
+        lines.append(
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
-            f"datasets would claim it (± {self.error:.0%}): {shares or 'no question can be tested'}."
-        ]
-        if found := self.experiment:
-            lines.insert(
-                0,
-                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} worlds in "
-                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the law's 1 in "
-                f"{found['from_law']:.0%} of such experiments (interval about ±{found['half_width']:.2f}).",
-            )
+            f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
+        )
         return lines
-
-    @property
-    def error(self) -> float:
-        """The largest standard error of a share."""
-        return 0.5 / float(np.sqrt(self.num_tables))
 
     def table(self) -> Table:
         """Return how often every question is answered."""
         cost = "" if self.gpu_hours is None else f", {amount(self.gpu_hours)} GPU-hours"
         title = f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} trials{cost}"
-        note = f"Share of {self.num_tables} drawn tables; standard error at most {self.error:.1%}."
+        note = f"Share of {self.num_tables} drawn tables; standard error at most {50 / self.num_tables**0.5:.1f}%."
         if untested := [words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
         rows = [(f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone]

@@ -45,12 +45,17 @@ SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 #: Measures that are positive by what they mean, and texts that stand for a missing number.
 _ABOVE_ZERO, _MISSING = ("d_data_", "label_sharpness"), ("", "nan", "none")
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
-_CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 
 
 def listing(names: Sequence[str]) -> str:
     """Return ``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def given(terms: Sequence[str], name: str) -> str:
+    """Say which other terms a coefficient holds equal, if any."""
+    others = [WORDS[one].removeprefix("log ") for one in terms if one != name]
+    return f", given {listing(others)}" if others else ""
 
 
 def number(value: float | None, figures: int = 3) -> str:
@@ -375,7 +380,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
         IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
         CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),
-        CURVE: points.groupby(_CURVE).ngroup(),
+        CURVE: points.groupby([c.MODEL, *SUBSET]).ngroup(),
         D_REFERENCE: reference,
         INVERSE_D: 1.0 / reference,
     }
