@@ -56,6 +56,7 @@ def laid_out(
     return Table(key, title, note, tuple(columns), rows, numeric_from)
 
 
+<<<<<<< HEAD
 _SPECIAL: dict[str, str | int | None] = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
@@ -86,6 +87,8 @@ def to_latex(table: Table) -> str:
     )  # fmt: skip
 
 
+=======
+>>>>>>> main
 #: What a table of fits shows of one estimate.
 Cell = Callable[[tuple[Fit, Estimate]], str]
 

@@ -313,12 +313,10 @@ def estimate(
 
     Returns:
         ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``cpu_hours`` until the last trial has
-        ended on ``num_cpus``; ``measured_share`` of trials whose models were measured; ``memory_bytes`` of
-        the largest trial; ``cluster``, see :func:`on_gpus`;
+        ended on ``num_cpus``; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
         ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
     """
     corrections = corrections_for(gpu, measured_trials)
-    known = {*corrections.core_seconds, *corrections.seconds}
     memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
     rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
     where = "where this sweep has no finished trial of the model yet"
@@ -330,7 +328,6 @@ def estimate(
         "cpu_core_hours": sum(seconds) / 3600,
         "cpu_hours": max(sum(seconds) / num_cpus, max(seconds, default=0.0)) / 3600,
         "num_cpus": num_cpus,
-        "measured_share": sum(t.network.model.name in known for t in left) / len(left) if left else 1.0,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
         "hours_one_at_a_time": None,
@@ -463,11 +460,11 @@ COLUMN_BYTES = 650
 """Of a Parquet file's column beside its values: measured, 520 to 670 at 20 to 750 images."""
 
 
-def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
+def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
     """Return what a plan costs beside training: of done trials, on disk, by attacks over training.
 
-    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept: it
-    is only measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
+    ``incomplete`` says of every done trial that lacks a measurement whether its weights are kept: it is only
+    measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
@@ -482,8 +479,8 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
         if t.predictions
     ]
     return {
-        "num_retrained": sum(not kept for kept in incomplete.values()),
-        "num_measured": sum(incomplete.values()),
+        "num_retrained": sum(not kept for kept in incomplete),
+        "num_measured": sum(incomplete),
         "weights_bytes": sum(
             predict.cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)
         ),

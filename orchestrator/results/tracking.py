@@ -55,7 +55,8 @@ PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
 HEADLINE = "headline.json"
 """Of a report: best losses and the headline claims by name, as the sweep's own run shows them."""
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SCHEMES = ("http", "https", *DATABASES, "databricks")
 """What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
 _REPORT, _END = "sweep report", "sweep end"

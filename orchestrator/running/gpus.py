@@ -23,14 +23,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning import predict
 from orchestrator.planning.paths import user_cache
-from orchestrator.planning.predict import (
-    BFLOAT16_FROM,
-    GpuModel,
-    gpu_model_like,
-    gpu_model_there,
-    read_checks,
-)
 from orchestrator.running.ending import answer_of
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -98,9 +92,10 @@ class Gpu:
         """All of its memory."""
         return self.memory_bytes / 2**30
 
-    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
-        """Return what is planned with for it; ``checks`` of :func:`read_checks`."""
-        return gpu_model_there(self.name, self.memory_gib, self.capability, self.num_processors, checks)
+    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> predict.GpuModel:
+        """Return what is planned with for it; ``checks`` as :func:`predict.read_checks` gives them."""
+        about = self.name, self.memory_gib, self.capability, self.num_processors
+        return predict.gpu_model_there(*about, checks)
 
     @property
     def is_exclusive(self) -> bool:
@@ -172,11 +167,10 @@ def has_devices() -> bool:
 
 def driver_version() -> str:
     """Return the version of this machine's NVIDIA driver, where ``nvidia-smi`` fails too; empty without."""
-    said = next((row[0] for row in nvidia_smi("driver_version")), "")
-    if not re.fullmatch(r"\d+(\.\d+)+", said):
-        with suppress(OSError):
-            said = f" {DRIVER.read_text(encoding='utf-8')} "
-    found = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", said)
+    said = [row[0] for row in nvidia_smi("driver_version")]
+    with suppress(OSError):
+        said.append(DRIVER.read_text(encoding="utf-8"))
+    found = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", "\n".join(said))
     return found[0] if found else ""
 
 
@@ -215,8 +209,8 @@ def gpus_here() -> list[Gpu]:
     rows = nvidia_smi("name,uuid,memory.total,mig.mode.current")
     # Nothing is known of the memory of GPUs that share the machine's (GB10).
     gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size, _ in rows if size.isdigit()]
-    known = [gpu_model_like(name) and size.isdigit() and cut != "Enabled" for name, _, size, cut in rows]
-    if rows and all(known):
+    whole = len(gpus) == len(rows) and not any(row[3] == "Enabled" for row in rows)
+    if rows and whole and all(predict.gpu_model_like(gpu.name) for gpu in gpus):
         if words is None:
             return gpus
         words = list(takewhile(lambda word: not word.isdigit() or int(word) < len(rows), words))
@@ -247,9 +241,9 @@ def check_driver() -> None:
     )
 
 
-def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
+def gpu_models_here(folders: Iterable[Path]) -> tuple[predict.GpuModel | None, int]:
     """Return this machine's GPU, of several that with least memory, and how many there are."""
-    checks = read_checks(folders)
+    checks = predict.read_checks(folders)
     found = [gpu.model(checks) for gpu in gpus_here()]
     return min(found, key=lambda its: its.memory_gib, default=None), len(found)
 
@@ -389,7 +383,7 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
             what,
             f"{way_out}, or run with --device cpu",
         )
-    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
+    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM]
     recipes = {trial.network.recipe.name for trial in trials if trial.network.recipe.precision == "bfloat16"}
     if without and recipes:
         node, gpu = without[0]
@@ -474,7 +468,7 @@ def check_gpu(precision: str) -> None:
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
             f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
-    if precision == "bfloat16" and (its := capability()) < BFLOAT16_FROM:
+    if precision == "bfloat16" and (its := capability()) < predict.BFLOAT16_FROM:
         name, uuid = gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",
@@ -520,11 +514,11 @@ def graphs_off() -> str:
     """
     name, uuid = gpu_in_use()
     verdict = self_test(uuid)
-    if verdict["graphs"]:
-        return ""
-    said = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
-    log.warning("%s%s", said, verdict["reason"])
-    return said + str(verdict["reason"])
+    off = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken"
+    said = "" if verdict["graphs"] else f"{off}: {verdict['reason']}"
+    if said:
+        log.warning("%s", said)
+    return said
 
 
 def self_test(uuid: str) -> dict[str, Any]:

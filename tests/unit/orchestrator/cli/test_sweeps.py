@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from orchestrator.cli import parse
+from orchestrator.cli import parse, printing
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.locks import exclusive
 
@@ -77,6 +77,15 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
 
 
+@pytest.mark.parametrize("width", [80, 60])
+def test_what_is_told_folds_between_words_and_commands_stay_whole(run, root, monkeypatch, width):
+    monkeypatch.setattr(printing.stdout, "width", width)
+    lines = run("plan", "paper")[1].splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("isweep datasets NAME" in line for line in lines)
+    assert any(line.endswith(f"isweep run demo --root {root}") for line in run("status")[1].splitlines())
+
+
 def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):
     short, whole = run("plan", "paper")[1], run("plan", "paper", "--all")[1]
     assert "972 trials: 0 done; 27 measures: 0 done" in short
@@ -118,13 +127,13 @@ def test_a_root_that_cannot_be_made(run, tmp_path):
 
 
 def test_a_second_run_on_one_root_says_who_holds_it(run, root):
-    with exclusive(RootPaths.create(root).lock, "isweep run other"):
+    with exclusive(RootPaths.at(root).make().lock, "isweep run other"):
         code, _, err = run("run", "smoke", "--no-tracking")
     assert code == 3
     assert "Only one isweep command may work on a root at a time" in err
     assert f"process {os.getpid()} (isweep run other, since" in err
     # The lock went with its holder.
-    with exclusive(RootPaths.create(root).lock, "again"):
+    with exclusive(RootPaths.at(root).make().lock, "again"):
         pass
 
 

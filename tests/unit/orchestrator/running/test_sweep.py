@@ -93,7 +93,7 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
 @pytest.fixture
 def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
     def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Run:
-        paths = RootPaths.create(root)
+        paths = RootPaths.at(root).make()
         fields: dict[str, Any] = {
             "plan": plan,
             "cluster": ray_local,
@@ -216,7 +216,7 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(
     monkeypatch.setattr(queue, "fit_nodes", lambda failure: {ray.util.get_node_ip_address()})
     monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
-    url = str(RootPaths.create(root).sweep(plan.sweep.name).folder)
+    url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
     with pytest.raises(SetupError, match=message) as caught:
         run(plan, trainable=trainable, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
@@ -290,7 +290,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.requests.PATIENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.failures.PATIENCE_S", 1.0)
     with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 
