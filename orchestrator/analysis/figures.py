@@ -328,25 +328,12 @@ def write_figures(
         for name, draw in DRAWINGS.items():
             if (found := draw(points, fits)) is None:
                 continue
-<<<<<<< HEAD
-            figure, caption = found
-            # Laid out once, by hand: every save would do it again, and change nothing.
-            if (engine := figure.get_layout_engine()) is not None:
-                engine.execute(figure)
-            figure.set_layout_engine(None)
-            drawing = Markup()
-            for kind in dict.fromkeys((embedded, *formats)):
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=_NAMELESS[kind])
-                write_atomic(folder / f"{name}.{kind}", buffer.getvalue(), durable=False)
-=======
             drawn = {kind: rendered(found[0], kind) for kind in dict.fromkeys((embedded, *formats))}
             for kind, data in drawn.items():
                 write_atomic(folder / f"{name}.{kind}", data, durable=False)
->>>>>>> main
                 written.add(f"{name}.{kind}")
-                drawing = drawing or _embedded(buffer.getvalue(), kind, name)
-            shown.append({"file": f"{name}.{embedded}", "caption": caption, "drawing": drawing})
+            drawing = _embedded(drawn[embedded], embedded, name)
+            shown.append({"file": f"{name}.{embedded}", "caption": found[1], "drawing": drawing})
     for path in folder.iterdir():
         if path.stem in DRAWINGS and path.name not in written:
             path.unlink()
@@ -361,8 +348,6 @@ _NAMELESS: dict[str, dict[str, None]] = {
 }
 
 
-<<<<<<< HEAD
-=======
 def rendered(figure: Figure, kind: str) -> bytes:
     """Return a figure as a file of ``kind``."""
     # Laid out once, by hand: every save would do it again, and change nothing.
@@ -374,7 +359,6 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
->>>>>>> main
 def _embedded(data: bytes, kind: str, name: str) -> Markup:
     """What the page embeds: SVG, whose points tell what they are, or a PNG."""
     if kind == "png":

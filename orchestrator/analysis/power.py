@@ -159,7 +159,8 @@ class Power:
         """Return how often every question is answered."""
         cost = "" if self.gpu_hours is None else f", {amount(self.gpu_hours)} GPU-hours"
         title = f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} trials{cost}"
-        note = f"Share of {self.num_tables} drawn tables; standard error at most {50 / self.num_tables**0.5:.1f}%."
+        error = 0.5 / self.num_tables**0.5
+        note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
         if untested := [words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
         rows = [(f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone]

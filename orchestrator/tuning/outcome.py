@@ -388,13 +388,8 @@ def loss_against_rate(
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
-<<<<<<< HEAD
-                    star: dict[str, Any] = {"color": colour, "markersize": 13, "markeredgecolor": "black"}
-                    panel.plot([rate], [best.min()], "*", **star)
-=======
                     star: dict[str, Any] = {"markersize": 13, "markeredgecolor": "black"}
-                    panel.plot([rate], [best.min()], "*", color=mark.colour, **star)
->>>>>>> main
+                    panel.plot([rate], [best.min()], "*", color=colour, **star)
             palette.log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
         grey: dict[str, Any] = {"color": palette.GREY}
@@ -405,14 +400,6 @@ def loss_against_rate(
             Line2D([], [], marker="o", label="to the end", **grey, **no_line),
             Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]
-<<<<<<< HEAD
         handles = palette.mark_handles(marks, table["dataset"]) + extra
         palette.frame(figure, "learning rate", "validation loss (nat)", handles)
-        text = io.BytesIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(text, format="svg", metadata=metadata)
-    return base64.b64encode(text.getvalue()).decode("ascii")
-=======
-        palette.legend(figure, palette.mark_handles(marks, table["dataset"]) + extra)
         return base64.b64encode(palette.rendered(figure, "svg")).decode("ascii")
->>>>>>> main
