@@ -172,8 +172,8 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         _of_representations(fits),
     ]
     if arms:
-        untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
-        found = [replace(entry, reason=SHARED, power=None, **untold) for entry in found]
+        untold = {"value": None, "interval": None, "p_value": None, "power": None}
+        found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]
     adjusted = i.holm([entry.p_value for entry in found])
     entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
     left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)

@@ -30,6 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.grouped import LEVELS, GroupedFit
 from orchestrator.analysis.table import interval, number
 from orchestrator.results import table as c
 from tasks.atomic import write_atomic
@@ -300,6 +301,33 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
     handles = mark_handles(marks, points[c.DATASET])
     frame(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)", handles)
     return figure, caption
+
+
+def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:
+    """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
+    design = fit.design
+    codes = table.groupby(list(design.groups)).ngroup()
+    with styled():
+        figure, axes = panels(len(design.on), width=4.0, height=3.4)
+        for ax, name in zip(axes, design.on, strict=True):
+            x, y = table[name], table[design.response]
+            ax.scatter(x, y, c=codes, cmap="viridis", s=8, alpha=0.5, linewidths=0, rasterized=len(y) > 2_000)
+            own = pd.DataFrame({"x": x, "y": y}).groupby(codes)
+            centres, low, high = own.mean(), own["x"].min(), own["x"].max()
+            ax.plot(centres["x"], centres["y"], "s", color=BLACK, markersize=4, label="mean of a group")
+            within, between = (fit.find(level, name) for level in LEVELS)
+            if within.value is not None:
+                ends = np.array([low, high])
+                heights = centres["y"].to_numpy() + within.value * (ends - centres["x"].to_numpy())
+                lines = ax.plot(ends, heights, color=BLACK, lw=0.8)
+                lines[0].set_label("slope within groups")
+            if between.value is not None:
+                ends = np.array([x.min(), x.max()])
+                heights = centres["y"].mean() + between.value * (ends - centres["x"].mean())
+                ax.plot(ends, heights, "--", color=VERMILLION, label="slope between groups")
+            ax.set(xlabel=name, ylabel=design.response)
+            ax.legend(fontsize=7)
+    return figure
 
 
 #: By file stem, in the order of the report; the first two are the key ones.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,6 @@ from orchestrator.analysis.table import decided, established, interval, listing,
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
 from tasks.sources.tables import READERS, TableError, read_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_LEFT_OUT = 0.05
 """Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
@@ -522,32 +519,3 @@ def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation
     p = float(2 * special.stdtr(len(y) - 2, -statistic))
     shares = (max(0.0, 1 - float(yy.sum()) / len(y)), max(0.0, 1 - float(xx.sum()) / len(y)))
     return PooledCorrelation(name, r, p, shares, by_group)
-
-
-def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:
-    """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
-    from orchestrator.analysis.figures import BLACK, VERMILLION, panels, styled
-
-    design = fit.design
-    codes = table.groupby(list(design.groups)).ngroup()
-    with styled():
-        figure, axes = panels(len(design.on), width=4.0, height=3.4)
-        for ax, name in zip(axes, design.on, strict=True):
-            x, y = table[name], table[design.response]
-            ax.scatter(x, y, c=codes, cmap="viridis", s=8, alpha=0.5, linewidths=0, rasterized=len(y) > 2_000)
-            own = pd.DataFrame({"x": x, "y": y}).groupby(codes)
-            centres, low, high = own.mean(), own["x"].min(), own["x"].max()
-            ax.plot(centres["x"], centres["y"], "s", color=BLACK, markersize=4, label="mean of a group")
-            within, between = (fit.find(level, name) for level in LEVELS)
-            if within.value is not None:
-                ends = np.array([low, high])
-                heights = centres["y"].to_numpy() + within.value * (ends - centres["x"].to_numpy())
-                lines = ax.plot(ends, heights, color=BLACK, lw=0.8)
-                lines[0].set_label("slope within groups")
-            if between.value is not None:
-                ends = np.array([x.min(), x.max()])
-                heights = centres["y"].mean() + between.value * (ends - centres["x"].mean())
-                ax.plot(ends, heights, "--", color=VERMILLION, label="slope between groups")
-            ax.set(xlabel=name, ylabel=design.response)
-            ax.legend(fontsize=7)
-    return figure

@@ -228,11 +228,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     ``trial_id``, and the number of unusable values per column.
     """
     missing = [name for name in c.REQUIRED if name not in table]
-    rule, way_out = (
-        f"A results table needs the columns {', '.join(c.REQUIRED)}",
-        "see docs/results-columns.md",
-    )
-    _refuse(rule, f"without {', '.join(missing)}" if missing else "", way_out)
+    rule, found = f"A results table needs the columns {', '.join(c.REQUIRED)}", ", ".join(missing)
+    _refuse(rule, f"without {found}" if found else "", "see docs/results-columns.md")
     repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
     found = f"{', '.join(repeated)} repeated" if repeated else ""
     _refuse("A results table has every column once", found, "keep one")

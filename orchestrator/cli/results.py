@@ -201,7 +201,9 @@ class TableOptions:
         found = grouped.fit_groups(table, design)
         emit(place, found.to_json(), found.lines())
         if self.figure:
-            written(self.figure, grouped.draw(table, found).savefig)
+            from orchestrator.analysis import figures
+
+            written(self.figure, figures.draw_groups(table, found).savefig)
 
 
 def fit(

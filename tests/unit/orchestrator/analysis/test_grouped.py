@@ -8,7 +8,8 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis.grouped import Design, draw, fit_groups, read_own_table
+from orchestrator.analysis.figures import draw_groups
+from orchestrator.analysis.grouped import Design, fit_groups, read_own_table
 from search_spaces.errors import ConfigError
 
 PLAIN = Design("loss", ("d",), ("dataset",))
@@ -337,7 +338,7 @@ def test_few_rows_without_a_value_or_twice_are_left_out_and_counted(tmp_path):
 def test_the_figure_has_a_panel_per_column():
     table = rows()
     design = Design("loss", ("d", "k"), ("dataset",))
-    figure = draw(table, fit_groups(table, design))
+    figure = draw_groups(table, fit_groups(table, design))
     assert [ax.get_xlabel() for ax in figure.axes] == ["d", "k"]
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
         "mean of a group", "slope within groups", "slope between groups"
