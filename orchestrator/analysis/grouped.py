@@ -226,10 +226,9 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     absent = [name for name in design.columns if name not in table]
     collect(unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent)
     if len(set(design.columns)) < len(design.columns):
-        twice = next(name for name in design.columns if design.columns.count(name) > 1)
-        raise ConfigError(
-            "A column has one part in a design", f"{twice} twice", "name another column for one"
-        )
+        found = next(name for name in design.columns if design.columns.count(name) > 1)
+        rule, way_out = "A column has one part in a design", "name another column for one"
+        raise ConfigError(rule, f"{found} twice", way_out)
     doubled = table.duplicated()
     own: pd.DataFrame = table[list(design.columns)].apply(lambda column: column.str.strip())
     blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
