@@ -131,9 +131,8 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
 def node_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
     """Lay out a row per node."""
     versions = ("isweep", "ray", "torch")
-    table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill")
+    table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk")
     for node in nodes:
-        sizes = (f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes"))
         table.add_row(
             escape(node["address"]) + (" (head)" if node["head"] else ""),
             f"{node['num_cpus']:g}",
@@ -142,7 +141,7 @@ def node_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
             node["driver"] or "-",
             node["cuda"] or "-",
             *(node["versions"].get(name, "?") for name in versions),
-            *(sizes if node["versions"] else ("?", "?")),
+            f"{node['free_disk_bytes'] / 2**30:.0f} GiB" if node["versions"] else "?",
         )
     return table
 

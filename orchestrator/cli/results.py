@@ -395,10 +395,11 @@ def _pilot(
         return lambda: read_pilot(path, model)
 
     def train() -> Pilot:
-        from orchestrator.running.measuring import PilotRequest, run_pilot
+        from orchestrator.commands import run_pilot
 
-        request = PilotRequest(source, model, trained.pilot_sizes, trained.pilot_test_size, domain)
-        return run_pilot(work.open(sweep).plan.sweep, request, work.options({}), progress(work))
+        asked = {"train_sizes": trained.pilot_sizes, "test_size": trained.pilot_test_size, "domain": domain}
+        opened = work.open(sweep).plan.sweep
+        return run_pilot(opened, source, model, work.options({}), progress(work), **asked)
 
     return train
 

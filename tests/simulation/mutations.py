@@ -115,8 +115,8 @@ MUTATIONS = (
     ),
     Mutation(
         "hung trials are ended", FAILURES,
-        "            kill()\n",
-        "            continue\n",
+        "        kill()\n",
+        "        return\n",
     ),
     Mutation(
         "a worker that does not answer is ended within a minute", FAILURES,
@@ -256,7 +256,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a cell that waits for its worker when Tune breaks loses no attempt", TRIALS,
-        "if trial_id in (killed or self._begun):",
+        "if trial_id in (killed or self._queue.begun):",
         "if not killed or trial_id in killed:",
     ),
     Mutation(
@@ -266,8 +266,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a memory kill that ends Tune costs its own cell alone", TRIALS,
-        "if trial_id in (killed or self._begun):",
-        "if trial_id in self._begun:",
+        "if trial_id in (killed or self._queue.begun):",
+        "if trial_id in self._queue.begun:",
     ),
     Mutation(
         "a report that comes twice counts once", TRIALS,
@@ -394,16 +394,16 @@ MUTATIONS = (
     ),
     Mutation(
         "other code here and there ends no sweep", FAILURES,
-        "        self.unfit[node] = 0\n",
+        "        self.in_vain = self.unfit[node, True] = 0\n",
         "",
     ),
     Mutation(
         "other code on every node ends a sweep", FAILURES,
-        "any(self.unfit[other] < MOST_ON_UNFIT for other in offered)",
+        "any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered)",
         "True",
     ),
     Mutation(
-        "a shared cluster that has no room is waited for", REQUESTS,
+        "a shared cluster that has no room is waited for", FAILURES,
         "if self._ends and now",
         "if now",
     ),
