@@ -406,13 +406,11 @@ def _text(result: dict[str, Any]) -> str:
     hours, cluster, cpus = result["cpu_hours"], result["cluster"], result["num_cpus"]
     until = f"{roughly(hours)} h" if hours >= 2 else f"{roughly(max(1.0, 60 * hours))} min"
     cores = f"{until} on {plural(cpus, 'CPU')}"
+    begin, assumed = f"left: {left}, {cores}; {largest}", f" ({result['assumptions']})"
     if not result["trials_left"]:
         return "left: 0 trials"
     if cluster is None:
-        return (
-            f"left: {left}, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
-            "was named: --gpu h100 plans for one"
-        )
+        return f"{begin}{assumed}. No GPU is here, and none was named: --gpu h100 plans for one"
     gpus = f"{cluster['num_gpus']} {cluster['gpu']}" + ("s" if cluster["num_gpus"] > 1 else "")
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     named = ", ".join(
@@ -428,21 +426,19 @@ def _text(result: dict[str, Any]) -> str:
     if result["refused"]:
         name = result["refused"][0]
         return (
-            f"left: {left}, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
-            f"bfloat16, which it has not: recipe: {{from: {name}, precision: float32}}, or another GPU"
+            f"{begin}. On {gpus} a run is refused: recipe {name} computes in bfloat16, which it has not: "
+            f"recipe: {{from: {name}, precision: float32}}, or another GPU"
         )
     if not cluster["gpu_data"]["timed"]:
-        return (
-            f"left: {left}, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
-            f"measures it ({result['assumptions']}){too_large}"
-        )
+        unknown = "the time cannot be known: isweep gpu-check measures it"
+        return f"{begin}. On {gpus} {unknown}{assumed}{too_large}"
     return (
         f"left: {left}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
         f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
         f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
         f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "
         f"{roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
-        f"share of a GPU: {shares or 'none'} ({result['assumptions']}){too_large}"
+        f"share of a GPU: {shares or 'none'}{assumed}{too_large}"
     )
 
 

@@ -490,14 +490,9 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
     code = f"from {__name__} import main; main()"  # not -m: Ray's workers must be able to import it
+    pipe, group = subprocess.PIPE, None if arguments[0] == "rate" else 0  # a rate's is its part's
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=None if arguments[0] == "rate" else 0,  # a rate's is its part's
-    )
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=group)
 
 
 def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:

@@ -59,8 +59,7 @@ MPS_TIMEOUT_S = 5.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
-"""The first is below what a trial may take without a word before it counts as hung; for the second a
-self-test that did not come to its end is not tried again."""
+"""Less than a trial may take without a word; how long a test that came to no end is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Gpu:
         uuid: GPU-..., or MIG-... for a slice, as ``CUDA_VISIBLE_DEVICES`` takes it.
         held_bytes: what processes held of its memory when it was asked.
         capability: CUDA's.
-        num_processors: streaming ones; 0 where torch was not asked.
+        processors: streaming ones; 0 where torch was not asked.
         compute_mode: ``Default``, or in whose way it stands.
         mig: whether it is cut into slices, or is one.
         has_kernels: whether the installed torch has kernels for it.
@@ -82,7 +81,7 @@ class Gpu:
     memory_bytes: int
     held_bytes: int = 0
     capability: float = 8.0
-    num_processors: int = 0
+    processors: int = 0
     compute_mode: str = "Default"
     mig: bool = False
     has_kernels: bool = True
@@ -94,13 +93,7 @@ class Gpu:
 
     def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> predict.GpuModel:
         """Return what is planned with for it; ``checks`` as :func:`predict.read_checks` gives them."""
-        about = self.name, self.memory_gib, self.capability, self.num_processors
-        return predict.gpu_model_there(*about, checks)
-
-    @property
-    def is_exclusive(self) -> bool:
-        """Whether it takes one process at a time, but for MPS."""
-        return self.compute_mode.startswith("Exclusive")
+        return predict.gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
 
 
 @dataclass(frozen=True)
@@ -242,10 +235,11 @@ def check_driver() -> None:
 
 
 def gpu_models_here(folders: Iterable[Path]) -> tuple[predict.GpuModel | None, int]:
-    """Return this machine's GPU, of several that with least memory, and how many there are."""
+    """Return this machine's GPU, of several the smallest with the least capability, and how many."""
     checks = predict.read_checks(folders)
     found = [gpu.model(checks) for gpu in gpus_here()]
-    return min(found, key=lambda its: its.memory_gib, default=None), len(found)
+    least = min(found, key=lambda its: (its.memory_gib, its.half_tflops), default=None)
+    return least and replace(least, capability=min(its.capability for its in found)), len(found)
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
@@ -300,7 +294,7 @@ def print_gpus() -> None:
                 memory_bytes=about.total_memory,
                 held_bytes=int(used) * 2**20 if used.isdigit() and not mig else held.get(uuid, 0),
                 capability=(10 * about.major + about.minor) / 10,
-                num_processors=about.multi_processor_count,
+                processors=about.multi_processor_count,
                 compute_mode=mode,
                 mig=mig,
                 has_kernels=_has_kernels((10 * about.major + about.minor) / 10, torch.cuda.get_arch_list()),
@@ -430,7 +424,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
                 "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
             )
         shared = share < 1 and not node.mps
-        if gpu.compute_mode == "Prohibited" or (gpu.is_exclusive and shared):
+        if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and shared):
             yield (
                 f"{its}: its compute mode is {gpu.compute_mode}, for shares of {share:g}",
                 "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",

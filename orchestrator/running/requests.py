@@ -180,7 +180,9 @@ def expected(
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
     known = [gpu.model(checks) for gpu, _ in gpus]
     shared = all(
-        packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig and (node.mps or not gpu.is_exclusive)
+        (node.mps or "Exclusive" not in gpu.compute_mode)
+        and not gpu.mig
+        and packing_pays(gpu.name, checks, mps=node.mps)
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))

@@ -232,10 +232,8 @@ MUTATIONS = (
     ),
     Mutation(
         "results are flushed", STORE,
-        "        self._files.write(self._path(record.folder, record.record_id, record.file), data)\n",
-        "        self._files.write(\n"
-        "            self._path(record.folder, record.record_id, record.file), data, durable=False\n"
-        "        )\n",
+        "record.record_id, record.file), data)\n",
+        "record.record_id, record.file), data, durable=False)\n",
     ),
     Mutation(
         "results of other data are stale", STATE,
