@@ -47,7 +47,7 @@ def laid_out(
         value = record.get(column) if isinstance(record, Mapping) else getattr(record, column)
         if column == "interval":
             return interval(value)
-        if isinstance(value, Integral):
+        if isinstance(value, Integral) and not isinstance(value, bool):
             return f"{value:,}"
         spelled = p_value if column.startswith(("p_", "adjusted_p")) else number
         return spelled(value) if value is None or isinstance(value, float) else str(value)
@@ -58,8 +58,6 @@ def laid_out(
 
 #: What a table of fits shows of one estimate.
 Cell = Callable[[tuple[Fit, Estimate]], str]
-
-
 _WHOSE: dict[str, Cell] = {
     "model": lambda row: row[0].model,
     "datasets": lambda row: f"{row[0].subset} ({row[0].num_datasets})",
