@@ -201,7 +201,9 @@ class TableOptions:
         found = grouped.fit_groups(table, design)
         emit(place, found.to_json(), found.lines())
         if self.figure:
-            written(self.figure, grouped.draw(table, found).savefig)
+            from orchestrator.analysis import figures
+
+            written(self.figure, figures.draw_groups(table, found).savefig)
 
 
 def fit(
@@ -220,15 +222,14 @@ def fit(
     """
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
-    from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pair_findings
+    from orchestrator.analysis.grouped import SUFFIXES
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
     table, arms = read_table(sweep, place, from_store=from_store)
-    fits, pairs = fit_scaling_laws(table, arms=arms, explore=all_), fit_pairs(table)
-    answers = summary(fits, pair_findings(pairs), width=min(80, stdout.width))
-    document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
+    fits = fit_scaling_laws(table, arms=arms, explore=all_)
+    answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
         return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
     left_out = (f"Left out: {found}." for found in fits.excluded)
