@@ -75,10 +75,10 @@ def to_latex(table: Table) -> str:
     broken = rf"p{{{0.5 / max(1, sum(size > 24 for size in longest)):.2f}\linewidth}}"
     sides = ["l" if k < table.numeric_from else "r" for k in range(len(longest))]
     columns = "".join(broken if n > 24 else side for n, side in zip(longest, sides, strict=True))
-    caption = ". ".join(part.rstrip(".") for part in (table.title, table.note) if part)
+    caption = escape(". ".join(part.rstrip(".") for part in (table.title, table.note) if part)) + "."
     rows = pd.DataFrame(table.rows, columns=[*map(escape, table.header)], dtype=str).map(escape)
-    about = {"caption": f"{escape(caption)}.", "label": f"tab:{table.key}", "column_format": columns}
-    text = rows.to_latex(index=False, escape=False, **about)
+    label = f"tab:{table.key}"
+    text = rows.to_latex(index=False, escape=False, caption=caption, label=label, column_format=columns)
     return text.replace(r"\begin{table}", r"\begin{table}\small", 1)
 
 
