@@ -112,12 +112,10 @@ class Ledger:
 
     def tables(self) -> list[Table]:
         """The claims, and the scorecard where there is one."""
-        note = (
-            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
-            "Intervals are over datasets. Power: at most, of the claim alone."
-        )
         claims = laid_out(
-            "claims", f"The study's claims against {self.sweep}", note, self.entries,
+            "claims", f"The study's claims against {self.sweep}",
+            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
+            "Intervals are over datasets. Power: at most, of the claim alone.", self.entries,
             {
                 "no.": "number", "claim": "claim", "decided by": "estimand", "published": "published",
                 "here": "value",
@@ -176,8 +174,7 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]
     adjusted = i.holm([entry.p_value for entry in found])
     entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
-    left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
-    scores = scorecard(table) if compare else ()
+    scores, left_out = scorecard(table) if compare else (), tuple(map(str, ready.excluded))
     return Ledger(sweep=sweep, entries=(*entries, *UNMEASURED), scores=scores, left_out=left_out)
 
 

@@ -51,8 +51,7 @@ MODEL_COLOURS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99
 #: More panels than this are unreadable; the rest is in the tables.
 MAX_PANELS = 12
 
-#: Applied while drawing only, through a context, so that no global setting is touched. A name with dollars is
-#: a name, not a formula.
+#: Applied while drawing only. A name with dollars is a name, not a formula.
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,

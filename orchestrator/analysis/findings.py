@@ -182,20 +182,18 @@ def _of_height(
     if estimate is None or reason:
         return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
     claim, term = fits.claim(key), t.WORDS[name]
-    factor = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}"
-    held = _established(claim, estimate)
-    short = f"{factor}; {_decides(claim, estimate)}"
+    held, decides = _established(claim, estimate), _decides(claim, estimate)
+    short = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}; {decides}"
     slope = f"The slope on {term} is {number(estimate.value)} ({interval(estimate.interval)})."
-    where = (
-        f"At equal model and train size{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
-    )
+    over = f"{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
     way, power = "rises" if estimate.value * by > 0 else "falls", ""
     found = f"log test loss {way} with {what}"
     if not held:
         found = f"no change of log test loss with {what} is established"
         power = _power(estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
-    return Finding(question, _VERDICT[held], short, f"{where}, {found}: {short}. {slope}{power}", notes)
+    answer = f"At equal model and train size{over}, {found}: {short}. {slope}{power}"
+    return Finding(question, _VERDICT[held], short, answer, notes)
 
 
 def _dimension(fits: ScalingFits) -> Finding:

@@ -25,10 +25,8 @@ from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
 from orchestrator.results import table as c
 
-Status = Literal["ok", "not_enough_data", "refused"]
-#: ``headline``: dataset effects of log loss on 1/d, log K_F and the label, as far as they can be told apart;
-#: ``height``: on other terms; ``exponent``: log loss on −log N / d within curves; ``attack``: the loss
-#: gained, with K_F; ``representation``: how often d_repr ≤ d_data.
+#: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log loss on
+#: −log N / d within curves; the loss gained by an attack, with K_F; how often d_repr ≤ d_data.
 Kind = Literal["headline", "height", "exponent", "attack", "representation"]
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
@@ -45,7 +43,6 @@ QUESTIONS = {
 STRONG = 0.8
 #: What power is reckoned for in the question on 1/d; :attr:`ScalingFits.twice_as_high` has its slope.
 TWICE_AS_HIGH = "a loss twice as high at the highest d_data as at the lowest"
-#: A choice of points, see :func:`fit_exponents`.
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
 OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
@@ -107,7 +104,7 @@ class Fit:
     response: str = c.TEST_LOSS
     terms: tuple[str, ...] = ()
     variant: str = ""
-    status: Status = "not_enough_data"
+    status: Literal["ok", "not_enough_data", "refused"] = "not_enough_data"
     reason: str = ""
     num_datasets: int = 0
     num_needed: int = 0

@@ -90,10 +90,10 @@ def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
 
 def few_of_domain(domain: str, number: int) -> str:
     """Say that so many datasets of a domain are too few to conclude from."""
-    whose = "that one" if number == 1 else "these"
     return (
         f"{t.plural(number, f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
-        f"peculiarities of {whose}; at least {MIN_CONVINCING_DATASETS} are needed."
+        f"peculiarities of {'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are "
+        "needed."
     )
 
 

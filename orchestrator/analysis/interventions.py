@@ -150,9 +150,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
     """Change of every logged response from base to arm, a row per arm that counts, model and train size.
-
-    Where the base is at chance nothing could get worse. Not from the level of guessing.py on: leaving cells
-    out by their own loss moves the effect, so only those go in which nothing was learned at all.
+    Where the base is at chance nothing could get worse; leaving cells out by their own loss moves the effect,
+    so only those go.
     """
     columns = [response.column for response in RESPONSES]
     means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
@@ -211,12 +210,11 @@ def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
         return replace(effect, value=mean)
     judges = [(error, len(values) - 1)]
     shown = {name for world in effect.by_world for name in shows[world]}
-    without = [values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown)]
-    without = [kept for kept in without if len(kept)]
+    kept = (values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown))
+    without = [float(some.mean()) for some in kept if len(some)]
     num_classes = len(without) if len(without) >= i.MIN_CLASSES else 0
     if num_classes:
-        error = i.jackknife_error(mean, np.array([kept.mean() for kept in without]))
-        judges.append((error, num_classes - 1))
+        judges.append((i.jackknife_error(mean, np.array(without)), num_classes - 1))
     p_values = [i.t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     widest = max((i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
@@ -230,8 +228,8 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     tried = [gate for gate in gates if gate.arm.moves == "sharpness"]
     passed = sum(gate.counts for gate in tried)
     arms = t.plural(len(tried), "arm")
-    parts = [f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."]
-    parts.append(followed(effects))
+    moved_k = f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."
+    parts = [moved_k, followed(effects)]
     for effect in effects:
         if "controls" in effect.estimand and effect.interval is not None:
             moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]

@@ -48,8 +48,7 @@ class Truth:
     sharpness_gap: float = 0.9
 
 
-#: What is asked of a design, the law itself or a part of it alone: its truth, and the questions whose answer
-#: is a claim then.
+#: The law itself, or a part of it alone: its truth, and the questions whose answer is a claim then.
 EFFECTS = {
     "law": (Truth(), (f.SHARPNESS, f.EXPONENT)),
     "sharpness": (Truth(exponent=0.0), (f.SHARPNESS,)),
@@ -123,9 +122,8 @@ def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions get a claim, if the effect is what it is said to be: ``alone``
-    with p ≤ 0.05, ``adjusted`` after Holm, each with a standard error of at most ``0.5 / √num_tables``. Of a
-    plan: what it costs, and the power of its experiment.
+    """How often a design's headline questions get a claim: ``alone`` with p ≤ 0.05, ``adjusted`` after Holm
+    (standard error at most ``0.5 / √num_tables``); of a plan also its cost, and its experiment's power.
     """
 
     effect: str

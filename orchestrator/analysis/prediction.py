@@ -79,11 +79,9 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted loss (nat) or needed train size (images), with a 90 % interval for a dataset not yet seen.
-
-    ``value`` is None where it cannot be told, with the reason in ``warning``; ``interval`` where the fit has
-    too few datasets for one as well. ``shorter`` says by which share the interval (in log loss) is shorter
-    than one that knows nothing of the dataset.
+    """A predicted loss (nat) or needed train size (images), with a 90 % interval for a dataset not yet seen;
+    None where it cannot be told (``warning`` says why). ``shorter``: by which share the interval (in log
+    loss) is shorter than one that knows nothing of the dataset.
     """
 
     quantity: str

@@ -128,9 +128,6 @@ def score_table(scores: Sequence[Score]) -> Table:
     )  # fmt: skip
 
 
-COMPARED = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN)
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
     """Of one quantity, second over first, datasets counting once; of an accuracy the difference."""
@@ -176,7 +173,8 @@ def compare(
     """Compare two tables on the cells (model, dataset, pair, train size) of both; DataError if none."""
     kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
     notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
-    measured, quantities = [t.sharpness_scale(table, "ignore").scales for table in kept], [*COMPARED]
+    quantities = [c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN]
+    measured = [t.sharpness_scale(table, "ignore").scales for table in kept]
     scales = [[scale for scale, _ in found if t.UNRECORDED not in scale] for found in measured]
     if scales[0] != scales[1] and all(scales):
         quantities.remove(c.LABEL_SHARPNESS)

@@ -47,7 +47,7 @@ def laid_out(
         value = record.get(column) if isinstance(record, Mapping) else getattr(record, column)
         if column == "interval":
             return interval(value)
-        if isinstance(value, Integral):
+        if isinstance(value, Integral) and not isinstance(value, bool):
             return f"{value:,}"
         spelled = p_value if column.startswith(("p_", "adjusted_p")) else number
         return spelled(value) if value is None or isinstance(value, float) else str(value)
@@ -64,36 +64,26 @@ _SPECIAL: dict[str, str | int | None] = {
 }  # fmt: skip
 
 
-#: Columns with longer cells than this are broken into lines, and share this part of a line's width.
-_LONGEST, _WIDTH = 24, 0.5
-
-
 def escape(text: str) -> str:
     """Return text that LaTeX sets as it reads."""
     return text.translate(str.maketrans(_SPECIAL))
 
 
 def to_latex(table: Table) -> str:
-    """Render a table as a ``table`` environment with caption and label; needs the package booktabs."""
+    """Render a table for the package booktabs; columns of long cells are broken and share half a line."""
     longest = [max(map(len, cells)) for cells in zip(*table.rows, strict=True)] or [0] * len(table.header)
-    broken = rf"p{{{_WIDTH / max(1, sum(size > _LONGEST for size in longest)):.2f}\linewidth}}"
+    broken = rf"p{{{0.5 / max(1, sum(size > 24 for size in longest)):.2f}\linewidth}}"
     sides = ["l" if k < table.numeric_from else "r" for k in range(len(longest))]
-    columns = "".join(broken if n > _LONGEST else side for n, side in zip(longest, sides, strict=True))
-    caption = ". ".join(part.rstrip(".") for part in (table.title, table.note) if part)
-    header, *rows = (" & ".join(map(escape, cells)) + r" \\" for cells in (table.header, *table.rows))
-    return "\n".join(
-        [
-            r"\begin{table}\small", rf"\caption{{{escape(caption)}.}}", rf"\label{{tab:{table.key}}}",
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule",
-            r"\end{tabular}", r"\end{table}", "",
-        ]
-    )  # fmt: skip
+    columns = "".join(broken if n > 24 else side for n, side in zip(longest, sides, strict=True))
+    caption = escape(". ".join(part.rstrip(".") for part in (table.title, table.note) if part)) + "."
+    rows = pd.DataFrame(table.rows, columns=[*map(escape, table.header)], dtype=str).map(escape)
+    label = f"tab:{table.key}"
+    text = rows.to_latex(index=False, escape=False, caption=caption, label=label, column_format=columns)
+    return text.replace(r"\begin{table}", r"\begin{table}\small", 1)
 
 
 #: What a table of fits shows of one estimate.
 Cell = Callable[[tuple[Fit, Estimate]], str]
-
-
 _WHOSE: dict[str, Cell] = {
     "model": lambda row: row[0].model,
     "datasets": lambda row: f"{row[0].subset} ({row[0].num_datasets})",
