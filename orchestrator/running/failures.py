@@ -23,6 +23,7 @@ from orchestrator.running.cluster import answers
 from orchestrator.running.gpus import NO_GPU
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
+from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
 
@@ -150,8 +151,8 @@ def gpu_error(error: BaseException) -> GpuError | None:
 
 
 def gpu_named(message: str) -> str:
-    """Return the GPU that a failure names, by its UUID and node; empty where it names none."""
-    found = GPU_NAMED.search(message)
+    """Return the GPU that a failure names, and is of, by its UUID and node; empty where it is of none."""
+    found = None if CAPTURE_FAILED in message else GPU_NAMED.search(message)
     return found[0] if found else ""
 
 
