@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
-    FailureKind.OUT_OF_MEMORY: 7,  # with twice the share up to a whole GPU, then with a batch in parts
+    FailureKind.OUT_OF_MEMORY: 12,  # with twice the share up to a whole GPU, then with a batch in parts
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,

@@ -20,6 +20,7 @@ from orchestrator.planning.predict import (
     has_batch_norm,
     need_of,
     packing_pays,
+    peak_bytes,
     read_checks,
 )
 from orchestrator.results.store import FailureKind, TrialFailure
@@ -78,6 +79,7 @@ class Requests:
         out_of_memory: How often each trial ran out of memory, at least as others like it had to.
         needed: The same of a network in its recipe, where it was not others who held the memory.
         given: How often it had when its last attempt began.
+        waited: How often each trial found a whole GPU's memory held by others.
         not_captured: Networks in their recipes whose steps could not be captured.
     """
 
@@ -87,6 +89,7 @@ class Requests:
     out_of_memory: Counter[str] = field(default_factory=Counter)
     needed: Counter[Hashable] = field(default_factory=Counter)
     given: dict[str, int] = field(default_factory=dict)
+    waited: Counter[str] = field(default_factory=Counter)
     not_captured: set[Hashable] = field(default_factory=set)
 
     def of(self, cell: TrialSpec) -> Resources:
@@ -133,13 +136,18 @@ class Requests:
             return ""
         times = self.given.pop(cell.trial_id, self.out_of_memory[cell.trial_id])
         before, after = self._after(cell, times), self._after(cell, times + 1)
-        self.out_of_memory[cell.trial_id] = times + 1
-        on_gpu, others = before.num_gpus > 0, bool(OF_OTHERS.search(failure.message))
-        may_wait = others or not on_gpu
-        if not may_wait:
-            self.needed[_network(cell)] = max(self.needed[_network(cell)], times + 1)
-        if after != before or (may_wait and self.out_of_memory[cell.trial_id] <= TIMES_OUT_OF_MEMORY):
-            return ""
+        on_gpu = before.num_gpus > 0
+        others = bool(OF_OTHERS.search(failure.message)) or self._fits(cell, before.num_gpus)
+        if others and before.num_gpus >= 1:  # nothing of the trial's own is too large
+            self.waited[cell.trial_id] += 1
+            if self.waited[cell.trial_id] <= TIMES_OUT_OF_MEMORY:
+                return ""
+        else:
+            self.out_of_memory[cell.trial_id] = times + 1
+            if on_gpu and not others:
+                self.needed[_network(cell)] = max(self.needed[_network(cell)], times + 1)
+            if after != before or (not on_gpu and times < TIMES_OUT_OF_MEMORY):
+                return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
         there = "a whole GPU has: choose a larger GPU" if on_gpu else "its machine gave: choose a larger one"
         if on_gpu and others:
@@ -161,6 +169,13 @@ class Requests:
             return self.resources.micro_batches == "on"
         with suppress(SweepError):
             return not has_batch_norm(cell.network)
+        return False
+
+    def _fits(self, cell: TrialSpec, share: float) -> bool:
+        """Tell whether a trial needs less than half of the GPU that it has: others hold the rest."""
+        gpu = self.expectation.gpu
+        with suppress(SweepError):
+            return gpu is not None and share == 1 and 2 * peak_bytes(cell.network) < gpu.memory_gib * 2**30
         return False
 
     def _share(self, cell: TrialSpec, gpu: GpuModel) -> float:

@@ -48,7 +48,7 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
         for cell in ("a", "b", "c"):
             assert retries.failed(cell, memory, died=True).pause_s is not None
     more = retries.failed("a", memory, died=True)
-    assert more.reason == "attempt 6 of 12 in 16 s: other trials died 8 times too"
+    assert more.reason == "attempt 6 of 17 in 16 s: other trials died 8 times too"
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, memory)
