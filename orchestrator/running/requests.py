@@ -76,11 +76,11 @@ class Requests:
         resources: What the sweep asks for every trial.
         expectation: Of the cluster's kind of GPU; without one all trials get the same share.
         node_memory_bytes: What the largest node has: a trial that asks for more would never start.
-        out_of_memory: How often each trial ran out of memory, at least as others like it had to.
-        needed: The same of a network in its recipe, where it was not others who held the memory.
-        given: How often it had when its last attempt began.
-        waited: How often each trial found a whole GPU's memory held by others.
-        not_captured: Networks in their recipes whose steps could not be captured.
+        out_of_memory: How often each trial ran out of memory.
+        needed: The same by network and recipe: what one of its trials needed all get.
+        given: How often each had when its last attempt began.
+        waited: How often each found a whole GPU's memory held by others.
+        not_captured: Networks and recipes whose steps could not be captured.
     """
 
     resources: Resources

@@ -52,8 +52,8 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, memory)
-    decisions = [alone.failed("a", memory, died=True) for _ in range(8)]
-    assert [decision.pause_s is None for decision in decisions] == [False] * 7 + [True]
+    decisions = [alone.failed("a", memory, died=True) for _ in range(13)]
+    assert [decision.pause_s is None for decision in decisions] == [False] * 12 + [True]
 
 
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
