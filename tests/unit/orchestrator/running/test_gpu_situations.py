@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.planning.estimate import estimate
+from orchestrator.planning.estimate import HANG_FACTOR, MIN_LIMIT_S, Expectation, estimate, time_limit
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import GPU_MODELS, need_of, packing_pays, peak_bytes
+from orchestrator.planning.predict import GPU_MODELS, core_seconds, need_of, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import gpus
 from orchestrator.running.cluster import Resources
@@ -306,6 +306,17 @@ def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials)
     assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (1.0, 0.6)
     requests.failed(second, classify(CaptureError(f"{CAPTURE_FAILED}: RuntimeError: .item()")))
     assert (requests.of(third).fast, requests.of(trials["vgg16"]).fast) == ("off", "auto")
+
+
+def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
+    """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
+    known = Expectation(GPU_MODELS["rtx4090"])
+    for trial in trials.values():
+        assert time_limit(trial, (), known) == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial)) < 4 * 3600
+        on_core = HANG_FACTOR * core_seconds(trial)
+        assert (
+            time_limit(trial, (), Expectation(ADA.model())) == time_limit(trial, (), Expectation()) == on_core
+        )
 
 
 def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
