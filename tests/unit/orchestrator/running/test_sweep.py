@@ -149,7 +149,7 @@ def test_each_kind_of_failure_has_its_own_policy(run):
 
 
 def test_a_trial_that_hangs_is_ended_and_run_again(run, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.trials.time_limit", lambda trial, measured: 8.0)
+    monkeypatch.setattr("orchestrator.running.trials.time_limit", lambda *_: 8.0)
     records = by_size(run(make_plan(10, 32, 36)).stored.store.scan(TrialRecord).records)
     assert {size: record.attempt for size, record in records.items()} == {10: 1, 32: 2, 36: 1}
 
