@@ -83,8 +83,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
-"""By group: what each command says while one waits for it ("" where it shows its own progress), and the
-examples that end its help."""
+"""By group: what a command says while one waits ("" where it shows its own progress), and its examples."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
