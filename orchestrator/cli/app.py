@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import logging.handlers
 import os
@@ -185,7 +186,9 @@ def _run(command: partial[int | None]) -> int:
         log.exception("the machine did not do what was asked")
         where = f" ({error.filename})" if error.filename else ""
         reason = (error.strerror or str(error) or type(error).__name__) + where
-        return _failed(SetupError("The machine must do what is asked of it", reason, "mend it and try again"))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "free some space, and the same command goes on" if full else "mend it and try again"
+        return _failed(SetupError("The machine must do what is asked of it", reason, way_out))
     except Exception as error:
         if is_stop(error):
             log.exception("on the way out of a stop")
@@ -262,3 +265,8 @@ class _RootLog(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""
+
+    def close(self) -> None:
+        """Close the file, silently too."""
+        with suppress(OSError):
+            super().close()
