@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import logging.handlers
 import os
@@ -186,8 +185,7 @@ def _run(command: partial[int | None]) -> int:
         log.exception("the machine did not do what was asked")
         where = f" ({error.filename})" if error.filename else ""
         reason = (error.strerror or str(error) or type(error).__name__) + where
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "free some space, and the same command goes on" if full else "mend it and try again"
+        way_out = "mend that (free some space on a full disk), and run the same command again"
         return _failed(SetupError("The machine must do what is asked of it", reason, way_out))
     except Exception as error:
         if is_stop(error):
@@ -235,7 +233,8 @@ def root_log(root: str | None) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         top.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # of the same full disk
+            handler.close()
         top.setLevel(before)
 
 
@@ -265,8 +264,3 @@ class _RootLog(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""
-
-    def close(self) -> None:
-        """Close the file, silently too."""
-        with suppress(OSError):
-            super().close()
