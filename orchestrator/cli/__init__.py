@@ -7,8 +7,7 @@ from typing import NoReturn
 
 def entry() -> NoReturn:
     """Entry point of the ``isweep`` command."""
-    # By default the collector's walks take a third of a look at 50,000 cells (benchmarks/running.py looks).
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)  # or a third of a look at 50,000 cells is the collector's
     try:
         from orchestrator.cli.app import main
 
