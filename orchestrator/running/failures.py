@@ -386,7 +386,7 @@ class Retries:
         mine = self.failures.setdefault(trial_id, Counter())
         mine[kind] += 1
         self.deaths[trial_id] += died
-        self.in_vain += 1
+        self.in_vain += kind != FailureKind.LOST_NODE  # which says nothing about trials
         if self.in_vain > MOST_IN_VAIN:
             return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
         if hopeless:
