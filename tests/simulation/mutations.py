@@ -394,12 +394,12 @@ MUTATIONS = (
     ),
     Mutation(
         "other code here and there ends no sweep", FAILURES,
-        "        self.unfit[node] = 0\n",
-        "",
+        "self.in_vain = self.unfit[node, True] = 0",
+        "self.in_vain = 0",
     ),
     Mutation(
         "other code on every node ends a sweep", FAILURES,
-        "any(self.unfit[other] < MOST_ON_UNFIT for other in offered)",
+        "any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered)",
         "True",
     ),
     Mutation(
