@@ -85,7 +85,7 @@ class MemoryLog(Progress):
 
 def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, monitor: Progress) -> float:
     """Seconds of a sweep of no-op trials."""
-    paths, stored = RootPaths.create(folder), StoredResults.read(str(folder / "store"))
+    paths, stored = RootPaths.at(folder).make(), StoredResults.read(str(folder / "store"))
     start = time.perf_counter()
     run = Run(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
     Trials(run, GridWork(run, plan.trials, load)).run()

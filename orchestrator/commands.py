@@ -63,7 +63,7 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
     share = workspace.plan.sweep.resources.num_gpus
     here = len(os.sched_getaffinity(0))
     cost = estimate(left, state.measured_trials(), gpu=kind, num_gpus=num_gpus, share=share, num_cpus=here)
-    beside = extras(workspace.plan, state.incomplete)
+    beside = extras(workspace.plan, [one.has_weights for one in state.partial.values()])
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in trials})
     measures = [
         {

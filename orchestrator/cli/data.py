@@ -47,7 +47,7 @@ def init(
         device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
         own: What own data leave open.
     """
-    from orchestrator.planning.checks import draft_sweep
+    from orchestrator.data_commands import draft_sweep
 
     to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
     if to.exists():

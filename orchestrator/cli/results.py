@@ -518,6 +518,6 @@ def no_results(sweep: str, workspace: Workspace, place: o.Place) -> ConfigError:
     way_out = f"run it: {place.hint('run', sweep)}"
     if read_run(workspace) is not None:
         way_out = f"a run works on it; see: {place.hint('status', sweep)}"
-    elif not workspace.paths.exist:
+    elif not workspace.paths.root.is_dir():
         way_out += f"; there is no root {workspace.paths.root} yet"
     return ConfigError(f"Sweep {sweep!r} has no results yet", way_out=way_out)

@@ -103,7 +103,7 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     from orchestrator.results.state import StoredResults
 
     workspace = place.open(sweep)
-    if not workspace.paths.exist and not StoredResults.read(workspace.results_url).trials:
+    if not workspace.paths.root.is_dir() and not StoredResults.read(workspace.results_url).trials:
         raise no_results(sweep, workspace, place)
     counts = reconciled(workspace, place.mlflow_uri, tell)
     emit(place, counts, "  ".join(f"{name} {count}" for name, count in counts.items()))
@@ -239,7 +239,7 @@ def status(
         return emit(place, story, _told(story, last_words))
     if watch:
         _watch(lambda: progress_of(workspace))
-    if not workspace.paths.exist:
+    if not workspace.paths.root.is_dir():
         way_in = f"start with: {place.hint('run', sweep)}, or name the right one with --root or ISWEEP_ROOT"
         tell(f"There is no root {workspace.paths.root} yet; {way_in}")
     document = progress_of(workspace)

@@ -463,11 +463,11 @@ COLUMN_BYTES = 650
 """Of a Parquet file's column beside its values: measured, 520 to 670 at 20 to 750 images."""
 
 
-def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
+def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
     """Return what a plan costs beside training: of done trials, on disk, by attacks over training.
 
-    ``incomplete`` says of every done trial that lacks a measurement, by id, whether its weights are kept: it
-    is only measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
+    ``incomplete`` says of every done trial that lacks a measurement whether its weights are kept: it is only
+    measured then, else trained again. Costs of ``uncounted`` networks are guessed, and why.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
@@ -482,8 +482,8 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
         if t.predictions
     ]
     return {
-        "num_retrained": sum(not kept for kept in incomplete.values()),
-        "num_measured": sum(incomplete.values()),
+        "num_retrained": sum(not kept for kept in incomplete),
+        "num_measured": sum(incomplete),
         "weights_bytes": sum(
             predict.cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)
         ),

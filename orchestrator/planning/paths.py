@@ -95,15 +95,8 @@ class RootPaths:
             raise _no_root(named, error) from None
         return cls(path)
 
-    @classmethod
-    def create(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths of ``root``, see :meth:`at`, with its folder made, see :meth:`make`."""
-        paths = cls.at(root)
-        paths.make()
-        return paths
-
-    def make(self) -> None:
-        """Make the folder, for this user alone, and see that it can be written and will stay.
+    def make(self) -> RootPaths:
+        """Make the folder, for this user alone, and see that it can be written and will stay; returns itself.
 
         ConfigError where it lies in a session folder of Ray, which goes with the cluster; else SetupError.
         """
@@ -116,16 +109,12 @@ class RootPaths:
             probe.unlink()
         except OSError as error:
             raise _no_root(self.root, error) from None
+        return self
 
     @property
     def folder(self) -> Path:
         """The root."""
         return self.root
-
-    @property
-    def exist(self) -> bool:
-        """Whether the folder has been made."""
-        return self.root.is_dir()
 
     def prepared(self, spec: PreparedSpec) -> Path:
         """Folder of one prepared dataset."""

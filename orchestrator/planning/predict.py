@@ -31,6 +31,8 @@ from tasks.atomic import write_atomic
 from tasks.trials import records
 from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
+BFLOAT16_FROM = 8.0
+"""Compute capability."""
 STREAM_EFFICIENCY = 0.85
 """Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
 EAGER_INTERVAL_S, GRAPH_INTERVAL_S = 10e-6, 3e-6
@@ -63,13 +65,15 @@ SHARE_STEP = 100
 class GpuModel:
     """One model of GPU, by its name on the command line.
 
-    Of the data sheet, in 1e12 operations per second, are ``half_tflops`` (dense bfloat16, else float16) and
-    ``single_tflops`` (float32 without TensorFloat-32), in GB/s the memory's ``bandwidth``; efficiencies are
-    the shares of these that training reaches. ``price`` is an assumed hour's in US dollars, November 2026.
-    Where it is not ``timed``, its hours are unknown.
+    ``capability`` is CUDA's, ``processors`` are the streaming ones. In 1e12 operations per second are
+    ``half_tflops`` (dense bfloat16, else float16) and ``single_tflops`` (float32 without TensorFloat-32), in
+    GB/s the memory's ``bandwidth``; efficiencies are the shares of these that training reaches. ``price`` is
+    an assumed hour's in US dollars, November 2026. Where it is not ``timed``, its hours are unknown.
     """
 
     name: str
+    capability: float
+    processors: int
     half_tflops: float
     single_tflops: float
     bandwidth: float
@@ -79,33 +83,36 @@ class GpuModel:
     watts: float
     price: float
     origin: str = "data sheet; shares fitted to published training"
-    bfloat16: bool = True
     timed: bool = True
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16: PyTorch tells older GPUs to as well, and emulates it."""
+        return self.capability >= BFLOAT16_FROM
 
-ASSUMED = "data sheet; shares assumed as those of "
+
+LIKE = "data sheet; shares as those of "
 GPU_MODELS = {
     gpu.name: gpu
     for gpu in (
-        GpuModel("rtx3090", 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
-        GpuModel("a100-40", 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
-        GpuModel("a100", 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
-        GpuModel("h100-pcie", 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
-        GpuModel("h100", 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
-        GpuModel("h200", 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
-        GpuModel("rtx4090", 165, 82.6, 1008, 24, 0.65, 0.65, 450, 0.6, ASSUMED + "a 3090 and an H100"),
-        GpuModel("l4", 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, ASSUMED + "an A100 and an H100"),
-        GpuModel("l40s", 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, ASSUMED + "an A100"),
-        GpuModel("a10g", 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, ASSUMED + "a 3090 and an A100"),
-        GpuModel("a6000", 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, ASSUMED + "a 3090, of the same chip"),
-        GpuModel("t4", 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, ASSUMED + "an A100", bfloat16=False),
-        GpuModel("v100", 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, ASSUMED + "an A100", bfloat16=False),
-        GpuModel("v100-32", 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, ASSUMED + "an A100", bfloat16=False),
-        GpuModel("b200", 2250, 75, 8000, 180, 0.50, 0.38, 1000, 5.0, ASSUMED + "an H100"),
+        GpuModel("rtx3090", 8.6, 82, 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
+        GpuModel("a100-40", 8.0, 108, 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
+        GpuModel("a100", 8.0, 108, 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
+        GpuModel("h100-pcie", 9.0, 114, 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
+        GpuModel("h100", 9.0, 132, 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
+        GpuModel("h200", 9.0, 132, 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
+        GpuModel("rtx4090", 8.9, 128, 165, 82.6, 1008, 24, 0.65, 0.65, 450, 0.6, LIKE + "a 3090 and an H100"),
+        GpuModel("l4", 8.9, 58, 121, 30.3, 300, 24, 0.50, 0.65, 72, 0.8, LIKE + "an A100 and an H100"),
+        GpuModel("l40s", 8.9, 142, 362, 91.6, 864, 48, 0.34, 0.65, 350, 1.5, LIKE + "an A100"),
+        GpuModel("a10g", 8.6, 80, 70, 31.5, 600, 24, 0.65, 0.65, 300, 1.0, LIKE + "a 3090 and an A100"),
+        GpuModel("a6000", 8.6, 84, 155, 38.7, 768, 48, 0.41, 0.65, 300, 0.8, LIKE + "a 3090, its chip"),
+        GpuModel("t4", 7.5, 40, 65, 8.1, 320, 16, 0.34, 0.65, 70, 0.4, LIKE + "an A100"),
+        GpuModel("v100", 7.0, 80, 125, 15.7, 900, 16, 0.34, 0.65, 300, 1.0, LIKE + "an A100"),
+        GpuModel("v100-32", 7.0, 80, 125, 15.7, 900, 32, 0.34, 0.65, 300, 1.2, LIKE + "an A100"),
+        GpuModel("rtx5090", 12.0, 170, 209, 105, 1792, 32, 0.65, 0.65, 575, 0.9, LIKE + "a 4090"),
+        GpuModel("b200", 10.0, 148, 2250, 75, 8000, 180, 0.50, 0.38, 1000, 5.0, LIKE + "an H100"),
     )
 }
-UNKNOWN_RATES = GPU_MODELS["a10g"]
-"""Whose rates stand in for those of a GPU that the table lacks, to tell long trials from short ones."""
 
 
 def gpu_model(name: str) -> GpuModel:
@@ -132,10 +139,25 @@ def gpu_model_like(name: str) -> GpuModel | None:
 
 
 def gpu_model_there(
-    name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None
+    name: str,
+    memory_gib: float,
+    capability: float,
+    processors: int,
+    checks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> GpuModel:
-    """Return the GPU that a node's driver calls so, with its memory; ``checks`` of :func:`read_checks`."""
-    gpu = gpu_model_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
+    """Return the GPU that a node's driver describes so; ``checks`` of :func:`read_checks`.
+
+    One that the table lacks, as a slice (MIG), has the rates per processor of the slowest GPU of the table
+    of its capability, or of the last before it.
+    """
+    gpu = gpu_model_like(name)
+    if gpu is None:
+        older = [gpu for gpu in GPU_MODELS.values() if gpu.capability <= capability] or [GPU_MODELS["v100"]]
+        like = max(older, key=lambda gpu: (gpu.capability, -gpu.half_tflops / gpu.processors))
+        part = processors / like.processors if processors else 1.0
+        rates = {rate: part * getattr(like, rate) for rate in ("half_tflops", "single_tflops", "bandwidth")}
+        gpu = replace(like, **rates, name=name, capability=capability, processors=processors, timed=False)
+        gpu = replace(gpu, origin=f"unknown: no hours; per processor as {like.name}")
     found = (checks or {}).get(name, {}).get("row", {})
     measured = {field.name: found[field.name] for field in fields(GpuModel) if field.name in found}
     return replace(gpu, **{**measured, "name": gpu.name, "memory_gib": memory_gib})

@@ -475,31 +475,26 @@ def _check_plain(text: str, origin: str) -> None:
     """Refuse what a sweep file has no use for, before anything is made of it."""
     reader, depth = YAML(typ="safe", pure=True), 0
     for number, event in enumerate(reader.parse(text)):
-        found = _not_plain(event, reader.resolver)
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MAX_NESTING:
-            found = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
+        resolved = ""
+        if isinstance(event, ScalarEvent) and event.implicit[0]:
+            resolved = str(reader.resolver.resolve(ScalarNode, event.value, event.implicit))
         if number > 2 * MAX_VALUES:
-            found = f"more than {MAX_VALUES:,} values", "split it"
-        if found is not None:
-            what, way_out = found
-            place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
-            raise ConfigError(f"{origin} must hold plain values only", place, way_out)
-
-
-def _not_plain(event: Any, resolver: Any) -> tuple[str, str] | None:
-    """Return what is no plain value, and the way out; None for what is."""
-    if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-        return "an anchor or alias", "write it out"
-    if getattr(event, "version", None) is not None:
-        return "a %YAML line", "take it out: the file is read as YAML 1.2"
-    if (tag := getattr(event, "tag", None)) is not None:
-        return f"the tag {str(tag)[:60]}", "take it out"
-    if isinstance(event, ScalarEvent) and event.implicit[0]:
-        resolved = str(resolver.resolve(ScalarNode, event.value, event.implicit))
-        if resolved.endswith((":timestamp", ":merge", ":value")):
-            return repr(event.value[:60]), "put text in quotes"
-    return None
+            what, way_out = f"more than {MAX_VALUES:,} values", "split it"
+        elif depth > MAX_NESTING:
+            what, way_out = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
+        elif isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+            what, way_out = "an anchor or alias", "write it out"
+        elif getattr(event, "version", None) is not None:
+            what, way_out = "a %YAML line", "take it out: the file is read as YAML 1.2"
+        elif (tag := getattr(event, "tag", None)) is not None:
+            what, way_out = f"the tag {str(tag)[:60]}", "take it out"
+        elif resolved.endswith((":timestamp", ":merge", ":value")):
+            what, way_out = repr(event.value[:60]), "put text in quotes"
+        else:
+            continue
+        place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
+        raise ConfigError(f"{origin} must hold plain values only", place, way_out)
 
 
 def _plain_json(document: object, origin: str) -> bytes:

@@ -71,6 +71,7 @@ class SweepRuns:
         self.client, self._page = client, page
         experiment = claim_experiment(client, page.sweep, storage, artifacts)
         self._experiment, self.name = str(experiment.experiment_id), str(experiment.name)
+        self._sweep_tags = page.sweep_tags(self._experiment)
         for tag, text in page.experiment_tags(self._experiment).items():
             if experiment.tags.get(tag) != text:
                 client.set_experiment_tag(self._experiment, tag, text)
@@ -97,7 +98,7 @@ class SweepRuns:
         if failed and tags.items() <= self.client.get_run(failed.run_id).data.tags.items():
             return
         if key == SWEEP_KEY and live.tags is not None:
-            tags = self._sweep_tags()
+            tags = self._sweep_tags
         new = [point for point in live.points if known is None or point[:3] not in known.live]
         known = self._open(key, tags, live.at_ms, [Metric(n, value, at, step) for n, step, value, at in new])
         known.live.update(point[:3] for point in new)
@@ -109,7 +110,10 @@ class SweepRuns:
 
         A run that never can, since MLflow keeps params and metrics for ever, is set aside for a new one.
         """
-        wanted, known, history = expected_metrics(run), self._find(run.run_key), dict[str, list[Metric]]()
+        # MLflow shows the last point of a series.
+        series = sorted(run.series, key=lambda point: (point[1], point[3]))
+        wanted = run.metrics | {name: value for name, _, value, _ in series if math.isfinite(value)}
+        known, history = self._find(run.run_key), dict[str, list[Metric]]()
         digest = _digest(run.tags, run.params, wanted)
         if known is not None:
             finished = known.status == "FINISHED"
@@ -153,7 +157,7 @@ class SweepRuns:
                 old = self.client.get_metric_history(own, name) if name in data.metrics else []
                 last = max(old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0))
                 points.append(Metric(name, value, last.timestamp + 1, last.step))
-        tags = {name: text for name, text in self._sweep_tags().items() if data.tags.get(name) != text}
+        tags = {name: text for name, text in self._sweep_tags.items() if data.tags.get(name) != text}
         self._log(own, points, {}, tags)
         paths = sorted(filter(Path.is_file, folder.rglob("*"))) if folder else []
         files = {str(path.relative_to(folder or "")): _hash(path.read_bytes()) for path in paths}
@@ -193,10 +197,7 @@ class SweepRuns:
 
     def _own(self) -> _Known:
         """Return the sweep's own run, as it ended until something is done: a start may yet be refused."""
-        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags(), milliseconds(time.time()))
-
-    def _sweep_tags(self) -> dict[str, str]:
-        return self._page.sweep_tags(self._experiment)
+        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags, milliseconds(time.time()))
 
     def _load(self) -> None:
         self._runs, self._extra = dict[str, _Known](), []
@@ -302,12 +303,6 @@ def _missing_points(
 def _shown_last(point: Metric) -> tuple[int, int, float]:
     """Return a key by which the greatest point is the one that MLflow shows of a metric."""
     return point.step, point.timestamp, point.value
-
-
-def expected_metrics(run: FlatRun) -> dict[str, float]:
-    """Return the values that MLflow shows of a run: of a series its last point."""
-    series = sorted(run.series, key=lambda point: (point[1], point[3]))
-    return run.metrics | {name: value for name, _, value, _ in series if math.isfinite(value)}
 
 
 def _digest(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
@@ -417,7 +412,14 @@ def connect(uri: str) -> MlflowClient:
     is_file = uri.startswith(SQLITE) and path.name not in ("", ":memory:") and "?" not in uri
     try:
         if is_file and not path.exists():
-            _make_database(path)
+            # Half of MLflow's tables, by a driver that is killed, nobody can use: they are made beside, by a
+            # name of its own at every try, since MLflow keeps connections by the name of the file.
+            draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+            try:
+                _client(f"{SQLITE}{draft}")
+                place_once(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
         return _client(uri)
     except Exception as error:
         said = first_line(error, uri)
@@ -439,14 +441,3 @@ def _client(uri: str) -> MlflowClient:
     client = MlflowClient(uri)
     client.search_experiments(max_results=1)
     return client
-
-
-def _make_database(path: Path) -> None:
-    """Make MLflow's tables beside ``path``: half of them, by a driver that is killed, nobody can use."""
-    # A name of its own at every try: MLflow keeps connections by the name of the file.
-    draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-    try:
-        _client(f"{SQLITE}{draft}")
-        place_once(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

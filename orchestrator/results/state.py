@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -104,8 +105,8 @@ class Index:
         )
         return {outline.trial_id: (stamp, outline) for stamp, outline in found}
 
-    def add(self, found: Iterable[Stamped], *, anew: bool = False) -> None:
-        """Keep outlines that have a stamp, ``anew`` in place of all others; without them looks are slower."""
+    def add(self, found: Iterable[Stamped]) -> None:
+        """Keep outlines that have a stamp; without them looks are slower."""
         texts = ((outline.trial_id, stamp, outline.text()) for stamp, outline in found if stamp)
         rows = [(*row, zlib.crc32(f"{row[1]} {row[2]}".encode())) for row in texts]
         if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
@@ -113,8 +114,6 @@ class Index:
         for again in (True, False):
             try:
                 with self._opened() as database:
-                    if anew:
-                        database.execute("DELETE FROM outlines")
                     database.executemany("INSERT OR REPLACE INTO outlines VALUES (?, ?, ?, ?)", rows)
                 return
             except sqlite3.Error as error:
@@ -198,8 +197,8 @@ class StoredResults:
         believed = {n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp}
         scan = store.scan(TrialRecord, [file for name, file in files.items() if name not in believed])
         new = {name: TrialOutline.of(record) for name, record in scan.records.items()}
-        if kept is not None and (new or not look):
-            kept.add(((files[name].stamp, outline) for name, outline in new.items()), anew=not look)
+        if kept is not None and new:
+            kept.add((files[name].stamp, outline) for name, outline in new.items())
         found, measures, failures = believed | new, store.scan(MeasureRecord), store.scan(FailureRecord)
         outlines = {name: found[name] for name in files if name in found}
         trials = Records(store, outlines, {} if look else scan.records)
@@ -246,14 +245,12 @@ class StoredResults:
 
     def save(self, record: SealedRecord) -> None:
         """Seal a record, and know it without reading again; one that cannot be stored changes nothing."""
-        if self.patience is None:
-            self.store.save(record)
-        else:
-            self.patience.until_done(lambda: self.store.save(record))
+        write = partial(self.store.save, record)
+        stamp = write() if self.patience is None else self.patience.until_done(write)
         if isinstance(record, TrialRecord):
             self.trials[record.trial_id] = record
             if self.index is not None:
-                self.index.add([(self.store.stamp(record), self.trials.outlines[record.trial_id])])
+                self.index.add([(stamp, self.trials.outlines[record.trial_id])])
             self.failures.pop(record.trial_id, None)
         elif isinstance(record, MeasureRecord):
             self.measures[record.measure_id] = record
@@ -282,11 +279,6 @@ class State:
     partial: dict[str, TrialOutline] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
-
-    @property
-    def incomplete(self) -> dict[str, bool]:
-        """Whether weights of partial results are kept: then they are measured on them, else trained again."""
-        return {trial_id: outline.has_weights for trial_id, outline in self.partial.items()}
 
     def status(self, trial_id: str) -> CellStatus:
         """Return where a planned trial stands."""

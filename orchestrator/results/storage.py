@@ -98,10 +98,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Found:
-    """A file that is there.
-
-    ``stamp`` changes whenever it is replaced: its size and time, and its number where it has one.
-    """
+    """A file that is there; its ``stamp``, of size and time or tag, changes whenever it is replaced."""
 
     path: str
     stamp: str
@@ -182,10 +179,11 @@ class Folder:
             except OSError as error:
                 yield found, error
 
-    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        """Replace a file, whole or not at all; ``durable``: a power cut must not take it."""
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
+        """Replace a file, whole or not at all; returns its stamp. No power cut takes a ``durable`` one."""
         try:
             write_atomic(path, data, durable=durable)
+            return _file_stamp(path)
         except OSError as error:
             rule, way_out = UNWRITABLE
             free = "free space unknown"
@@ -198,12 +196,6 @@ class Folder:
     def remove(self, path: str) -> None:
         """Remove a file, if there is one."""
         Path(path).unlink(missing_ok=True)
-
-    def stamp(self, path: str) -> str:
-        """Return a file's stamp; empty where there is none, or none can be had now."""
-        with contextlib.suppress(OSError):
-            return _file_stamp(path)
-        return ""
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
@@ -252,9 +244,9 @@ class Bucket:
         with ThreadPoolExecutor(READ_TOGETHER) as pool:
             yield from chain.from_iterable(pool.map(content, files))
 
-    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        """Replace a file; what a store has taken is always durable."""
-        self.put(path, data, "overwrite")
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
+        """Replace a file; returns its stamp. What a store has taken is always durable."""
+        return f"{len(data)}-{self.put(path, data, 'overwrite')}"
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         """Write a file where ``mode`` lets it; returns its tag, None where it does not.
@@ -283,14 +275,6 @@ class Bucket:
         with contextlib.suppress(FileNotFoundError), self._told(path):
             obstore.delete(self._store, _key(path))
 
-    def stamp(self, path: str) -> str:
-        """Return a file's stamp; empty where there is none, or none can be had now."""
-        import obstore
-
-        with contextlib.suppress(SetupError, FileNotFoundError), self._told(path):
-            return _stamp(obstore.head(self._store, _key(path)))
-        return ""
-
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
         import obstore
@@ -304,7 +288,7 @@ class Bucket:
         for one in sorted(listed, key=lambda one: str(one["path"])):
             path = f"{bucket}/{one['path']}"
             if posixpath.basename(path) == name and path.count("/") == depth:
-                yield Found(path, _stamp(one))
+                yield Found(path, f"{one['size']}-{one['e_tag']}")
 
     def _no_bucket(self) -> SetupError:
         name = self.base.partition("/")[0]
@@ -348,10 +332,6 @@ def unconditional(url: str) -> SetupError:
 def _file_stamp(path: str) -> str:
     about = os.stat(path)
     return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
-
-
-def _stamp(about: Any) -> str:
-    return f"{about['size']}-{about['last_modified'].timestamp():.0f}-{about['e_tag']}"
 
 
 def _key(path: str) -> str:

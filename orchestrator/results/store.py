@@ -342,21 +342,18 @@ class ResultStore:
         self.url = url
         self._files = open_storage(url)
 
-    def save(self, record: SealedRecord) -> None:
-        """Write a record; a trial's result is its completion marker, and its earlier failure is forgotten."""
+    def save(self, record: SealedRecord) -> str:
+        """Write a record; returns its file's stamp. A trial that has its result has no failure any more."""
         plain = record.plain()
         data = to_json({"sha256": fingerprint(plain), "record": plain}, indent=1)
-        self._files.write(self._path(record.folder, record.record_id, record.file), data)
+        stamp = self._files.write(self._path(record.folder, record.record_id, record.file), data)
         if isinstance(record, TrialRecord):
             self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))
+        return stamp
 
     def listing(self, kind: type[SealedRecord]) -> dict[str, Found]:
         """Return the files of ``kind``, by id, without reading them."""
         return {_id(file): file for file in self._files.find(self._path(kind.folder), kind.file)}
-
-    def stamp(self, record: SealedRecord) -> str:
-        """Return the stamp of a record's file as it is now; empty where it cannot be asked."""
-        return self._files.stamp(self._path(record.folder, record.record_id, record.file))
 
     def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
         """Read all records of ``kind``, or those in ``files`` alone, by id."""

@@ -1,9 +1,9 @@
 """The results table: its columns, and how a stored trial becomes a flat row of it.
 
 A column is entered once, with name, meaning, unit, type and origin. Rows, MLflow, CSV files and the report
-take names and kinds from here, and ``docs/results-columns.md`` is :func:`markdown_table`. The same flat form
-goes to MLflow (tags, params, metrics) and comes back from it, so that the table read from MLflow and the one
-read from the store are equal.
+take names and kinds from here, and so does ``docs/results-columns.md``. The same flat form goes to MLflow
+(tags, params, metrics) and comes back from it, so that the table read from MLflow and the one read from the
+store are equal.
 """
 
 from __future__ import annotations
@@ -228,17 +228,6 @@ def _described(name: str) -> Column:
             words = f"{m['dimension']} by the estimator `{estimator}` (docs/measures.md)"
         return Column(name, words, origin=origin)
     return Column(name, "not part of the standard table")
-
-
-def markdown_table() -> str:
-    """Return the table of ``docs/results-columns.md``; columns of all attacks are told once."""
-    attacks = _attack_columns("{attack}_{eps}", "that attack at epsilon {eps}/255")
-    columns = [column for column in _ENTERED.values() if column.origin != "attack"]
-    lines = ["| column | meaning (unit) |", "|---|---|"]
-    for column in (*columns, *attacks):
-        unit = f" ({column.unit})" if column.unit != "–" else ""
-        lines.append(f"| `{column.name}` | {column.meaning}{unit} |")
-    return "\n".join(lines) + "\n"
 
 
 Row = dict[str, str | int | float]

@@ -26,7 +26,6 @@ from orchestrator.planning.estimate import LOOK_AHEAD
 from orchestrator.running import ending
 from orchestrator.running.gpus import (
     check_driver,
-    check_gpu,
     gpus_here,
     has_devices,
     is_logical,
@@ -222,8 +221,6 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
                 rule, found = f"resources.{name} must fit the machine", f"{asked:,g}, it has {there:,g}"
                 way_out = "ask for less, run with --device cpu, or run on a larger cluster"
                 raise ConfigError(rule, found, way_out)
-        if wanted.num_gpus:
-            check_gpu()  # or each trial would fail for it, one after the other
     return wanted
 
 

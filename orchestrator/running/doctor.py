@@ -35,7 +35,7 @@ from orchestrator.results.store import provenance
 from orchestrator.results.tracking import check_tracker
 from orchestrator.running import gpus
 from orchestrator.running.cluster import connect
-from orchestrator.running.gpus import NodeGpus, asked_of_nodes, gpu_problems, gpus_here, offers
+from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
 from search_spaces.errors import ConfigError, SweepError
 from tasks.atomic import read_whole
 
@@ -132,7 +132,7 @@ def _gpus(address: str | None) -> tuple[bool, str, str]:
     gpus.check_driver()
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
-    here = replace(offers(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
+    here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
     what, way_out = ("; ".join(texts) for texts in zip(*[*gpu_problems(here)] or [("", "")], strict=True))
     return not what, what or ", ".join(gpu.name for gpu in there), way_out
 
@@ -149,7 +149,7 @@ def _root(root: str | None) -> tuple[bool, str, str]:
     if kind in NETWORK_FILE_SYSTEMS:
         fix = "keep SQLite off it: pass --mlflow-uri of a server"
         return False, f"{paths.root} lies on a network file system ({kind})", fix
-    free, made = shutil.disk_usage(base).free, "" if paths.exist else ", not made yet"
+    free, made = shutil.disk_usage(base).free, "" if paths.root.is_dir() else ", not made yet"
     fix = f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
     return free >= MIN_FREE_BYTES, f"{paths.root}{made}, {free / 2**30:.1f} GiB free", fix
 
@@ -224,7 +224,7 @@ def look_here() -> dict[str, Any]:
     for told in [word.removeprefix(option) for word in words if word.startswith(option)]:
         spill = Path(told) if Path(told).is_dir() else spill
     return {
-        "gpus": offers(),
+        "gpus": describe(),
         "versions": versions_here(),
         "free_disk_bytes": _room(session),
         "free_spill_bytes": _room(spill),

@@ -1,8 +1,8 @@
 """``isweep gpu-check``: what a GPU really does, part by part, in one file to send back.
 
-Each part runs in a process of its own, so that none stops the next, and what it found is written before the
-next begins. On a CPU (``--device cpu``) the parts that need no GPU run in small, which tries the check
-itself. Nothing names the machine or its user.
+Each part runs in a process of its own, which sees one GPU or slice (MIG), so that none stops the next. It
+yields names and values, and what it has yielded is kept, however it ends. On a CPU (``--device cpu``) the
+parts that need no GPU run in small, which tries the check itself. Nothing names the machine or its user.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from torch import Tensor
@@ -34,13 +35,13 @@ from torch import Tensor
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
+    BFLOAT16_FROM,
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     PACKING_PAYS,
     GpuModel,
     array_bytes,
     cost_of,
-    gpu_model_there,
     pass_time,
     peak_bytes,
 )
@@ -50,11 +51,12 @@ from orchestrator.running import self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import end, environment
 from orchestrator.running.failures import classify
-from orchestrator.running.gpus import BFLOAT16_FROM, Gpu, describe, is_logical, mps_runs, nvidia_smi
+from orchestrator.running.gpus import Gpu, capability, describe, is_logical, mps_runs, nvidia_smi, slices
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.models import PAPER_MODELS
 from search_spaces.specs import TrialSpec
 from tasks.atomic import write_atomic
+from tasks.measures.products import MAX_FEATURES, blas_product, choose_product, torch_product
 from tasks.prepared.subsets import TrialData
 from tasks.trials import isolation
 from tasks.trials.attacks import attack_pass, pass_clean
@@ -65,6 +67,8 @@ from tasks.trials.training import evaluate, record_graph, train
 from tasks.trials.trial import run_trial
 
 PART_TIMEOUT_S = 600.0
+RAGGED = ((1, 1, 1), (3, 5, 17), (16, 17, 33), (33, 70, 1025), (130, 257, 63), (2, 3, MAX_FEATURES))
+"""Rows of both sides and features: around what torch asks of CUDA, 17 rows and multiples of 8."""
 SMI_FIELDS = (
     *("driver_version", "compute_mode", "mig.mode.current", "persistence_mode", "power.limit"),
     *("clocks.current.sm", "clocks_throttle_reasons.active", "clocks_event_reasons.active"),
@@ -146,74 +150,75 @@ def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
     return tuple(plan_sweep(load_sweep("paper" if on_gpu else "demo", changes=changes)).trials)
 
 
-def bench_of(device: str) -> Bench:
-    """Return what is measured on a device: ``cuda:<index>`` or ``cpu``."""
+def bench_of(device: str, *, half: bool = True) -> Bench:
+    """Return what is measured on a device: ``cuda`` or ``cpu``."""
     if device == "cpu":
         return Bench(torch.device(device), ("small_cnn",), 16)
-    return Bench(torch.device(device), tuple(PAPER_MODELS), 224)
+    return Bench(torch.device(device), tuple(PAPER_MODELS), 224, half)
 
 
-def host(bench: Bench) -> dict[str, Any]:
+Found = Iterator[tuple[str, Any]]
+
+
+def host(bench: Bench) -> Found:
     """What the machine is."""
     about, cpus = provenance(), Path("/proc/cpuinfo")
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": "".join(re.findall(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")[:1]),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(this_machine().memory_bytes / 2**30, 1),
-        "container": Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ,
-        "home_writable": os.access(Path.home(), os.W_OK),
-        "python": platform.python_version(),
-        "isweep": about.code_version,
-        "packages": about.packages,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-    }
+    yield "system", f"{platform.system()} {platform.release()}"
+    yield "cpu", "".join(re.findall(r"model name\s*: (.*)", cpus.read_text() if cpus.exists() else "")[:1])
+    yield "cores", len(os.sched_getaffinity(0))
+    yield "memory_gib", round(this_machine().memory_bytes / 2**30, 1)
+    yield "container", Path("/.dockerenv").exists() or "KUBERNETES_SERVICE_HOST" in os.environ
+    yield "home_writable", os.access(Path.home(), os.W_OK)
+    yield "python", platform.python_version()
+    yield "isweep", about.code_version
+    yield "packages", about.packages
+    yield "cuda", torch.version.cuda
+    yield "cudnn", torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
 
 
 def _seen() -> tuple[Gpu, ...]:
-    return describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")).gpus
+    return describe(os.environ.get("CUDA_VISIBLE_DEVICES", "") or ",".join(slices())).gpus
 
 
-def gpu(bench: Bench) -> dict[str, Any]:
+def gpu(bench: Bench) -> Found:
     """What the GPU says of itself, and what the planner makes of it."""
-    its = _seen()[bench.device.index]
+    (its,) = _seen()
+    yield from asdict(its).items()
     # One by one: a driver that has dropped a field answers nothing at all where it is among others.
     said = {field: nvidia_smi(field, f"--id={its.uuid}") for field in SMI_FIELDS}
-    return {
-        **asdict(its),
-        "nvidia_smi": {field: rows[0][0] for field, rows in said.items() if rows},
-        "mps": mps_runs(),
-        "planned_as": asdict(gpu_model_there(its.name, its.memory_gib)),
-    }
+    yield "nvidia_smi", {field: rows[0][0] for field, rows in said.items() if rows}
+    yield "mps", mps_runs()
+    yield "planned_as", asdict(its.model())
 
 
-def context(bench: Bench) -> dict[str, Any]:
+def context(bench: Bench) -> Found:
     """Bytes that the process holds beside its tensors: after its start, and after a step of each network."""
-    held = _seen()[bench.device.index].held_bytes  # by others: this process holds none yet
+    (its,) = _seen()  # what others hold: this process holds nothing yet
 
     def beside() -> int:
         free, total = torch.cuda.mem_get_info(bench.device)
-        return total - free - held - bench.left_bytes()
+        return total - free - its.held_bytes - bench.left_bytes()
 
     torch.zeros(1, device=bench.device)
-    found = {"start": beside()}
+    yield "start", beside()
     for model in bench.models:
         with bench.as_trials():
             bench.epochs(model, *bench.images(4), 1)
-            found[model] = beside()
-    return found
+            yield model, beside()
 
 
-def correctness(bench: Bench) -> dict[str, Any]:
-    """The self-test, float32 that is float32, FGSM and features as the CPU's."""
+def correctness(bench: Bench) -> Found:
+    """The self-test, products of bytes, float32 that is float32, FGSM and features as the CPU's."""
     cases = [self_test.Case(model, 6 if model.startswith("vgg") else 40) for model in bench.models]
     verdict = self_test.run(bench.device, cases if bench.on_gpu else self_test.SMALL_CASES)
+    yield "self_test", asdict(verdict)
+    yield "products_that_differ", (products := list(wrong_products(bench)))
     with bench.as_trials():
         draw = torch.Generator().manual_seed(0)
         left, right = (torch.randn(512, 512, generator=draw) for _ in range(2))
         exact, product = left.double() @ right.double(), left.to(bench.device) @ right.to(bench.device)
         float32_error = float((product.cpu().double() - exact).abs().max() / exact.abs().max())
+        yield "float32_error", float32_error
         small = replace(bench, image_size=32)
         model, (images, labels) = small.built(bench.models[0]), small.images(16)
         (clean, features), (clean_cpu, features_cpu) = (
@@ -224,40 +229,47 @@ def correctness(bench: Bench) -> dict[str, Any]:
             for where in (bench.device, "cpu")
         )
     signs = float((clean.gradient_sign.cpu() == clean_cpu.gradient_sign).double().mean())
+    yield "fgsm_signs_equal", signs
     features_error = float(abs(features - features_cpu).max() / max(abs(features_cpu).max(), 1e-30))
+    yield "features_error", features_error
     wrong = {
         "TensorFloat-32 is on": float32_error >= 1e-5,
+        "products of bytes differ from the CPU's": products,
         "signs of FGSM differ from the CPU's": signs < 0.99,
         "features differ from the CPU's": features_error > 1e-3,
         "the first loss differs from the CPU's": "first loss" in verdict.reason,
         f"the self-test ended in an error: {verdict.reason}": verdict.error,
     }
-    return {
-        "self_test": asdict(verdict),
-        "float32_error": float32_error,
-        "fgsm_signs_equal": signs,
-        "features_error": features_error,
-        "fails": [name for name, bad in wrong.items() if bad],
-    }
+    yield "fails", [name for name, bad in wrong.items() if bad]
 
 
-def step_times(bench: Bench) -> dict[str, Any]:
-    """Milliseconds of a training step, started by Python and replayed as a graph."""
-    found: dict[str, Any] = {}
-    for model in bench.models:
-        size = bench.trial(model).network.recipe.batch_size
-        found[model] = {"batch_size": size}
-        for name, graphs in (("eager_ms", False), ("graph_ms", True)):
-            if bench.on_gpu or not graphs:
-                with bench.as_trials():
-                    epochs = bench.epochs(model, *bench.images(10 * size), 8, graphs=graphs)
-                found[model][name] = 1000 * statistics.median(epochs[4:]) / 10
-    return found
+def wrong_products(bench: Bench) -> Iterator[tuple[int, ...]]:
+    """Yield the sizes of ragged products of bytes that are not those of float32 by BLAS, which are exact."""
+    draw = np.random.default_rng(0)
+    product = partial(torch_product, device=str(bench.device)) if bench.on_gpu else choose_product(1e15)
+    for sizes in RAGGED:
+        a, b = (draw.integers(-128, 128, (number, sizes[2]), np.int8) for number in sizes[:2])
+        a[0] = b[0] = -128
+        # Of rows with themselves only what is on and above the diagonal counts.
+        itself = np.array_equal(np.triu(product(a, a)), np.triu(blas_product(a, a)))
+        if not (itself and np.array_equal(product(a, b), blas_product(a, b))):
+            yield sizes
 
 
-def passes(bench: Bench) -> dict[str, Any]:
+def step_times(bench: Bench) -> Found:
+    """Milliseconds of a training step, started by Python and, after all of these, replayed as a graph."""
+    rows: dict[str, dict[str, float]] = {model: {} for model in bench.models}
+    for name, graphs in (("eager_ms", False), ("graph_ms", True))[: 1 + bench.on_gpu]:
+        for model, row in rows.items():
+            row["batch_size"] = size = bench.trial(model).network.recipe.batch_size
+            with bench.as_trials():
+                epochs = bench.epochs(model, *bench.images(10 * size), 8, graphs=graphs)
+            row[name] = 1000 * statistics.median(epochs[4:]) / 10
+            yield model, row
+
+
+def passes(bench: Bench) -> Found:
     """Images per second in float32: evaluated 64 and 16 at once, in the other layout, and FGSM's gradient."""
-    found: dict[str, Any] = {}
     for model in bench.models:
         with bench.as_trials():
             network, (images, labels) = bench.built(model), bench.images(64)
@@ -269,8 +281,7 @@ def passes(bench: Bench) -> dict[str, Any]:
                 "nchw_16": partial(_forward, plain, torch.split(images.float(), 16)),
                 "fgsm": partial(pass_clean, network, images, labels, pass_size=size),
             }
-            found[model] = {name: 64 / _seconds(bench, work) for name, work in works.items()}
-    return found
+            yield model, {name: 64 / _seconds(bench, work) for name, work in works.items()}
 
 
 @torch.no_grad()
@@ -287,21 +298,20 @@ def _seconds(bench: Bench, work: Callable[[], object]) -> float:
     return statistics.median(timeit.repeat(finished, number=1, repeat=4)[1:])
 
 
-def memory(bench: Bench) -> dict[str, Any]:
+def memory(bench: Bench) -> Found:
     """Peak of a small trial of each network, against the prediction, and the least share that it needs."""
-    found: dict[str, Any] = {}
     for model in bench.models:
         network = bench.trial(model).network
         with bench.as_trials():
             _small_trial(bench, model, graphs=True)
             peak = isolation.peak_bytes(bench.device)
         predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
-        found[model] = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
+        row = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
+        yield model, row
         if bench.on_gpu:
             # Plain steps: after a capture without memory the process would have to end.
             ends = partial(bench.failure, partial(_small_trial, bench, model, graphs=False))
-            found[model] |= smallest_share(ends, bench.share_of(1.25 * peak))
-    return found
+            yield model, row | smallest_share(ends, bench.share_of(1.25 * peak))
 
 
 def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
@@ -327,52 +337,49 @@ def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, An
     return {"smallest_share": runs, "dies_with": dies, "kind": kind}
 
 
-def pairs(bench: Bench) -> dict[str, Any]:
+def pairs(bench: Bench) -> Found:
     """Images per second of several processes on one GPU, over those of one, without MPS and where it runs."""
-    found: dict[str, Any] = {"mps": mps_runs(), "with_mps": {}}
-    if found["mps"]:
-        found["with_mps"] = {model: _gain(bench, model) for model in bench.two}
-    with tempfile.TemporaryDirectory() as nobody, environment(CUDA_MPS_PIPE_DIRECTORY=nobody):
-        return found | {"without_mps": {model: _gain(bench, model) for model in bench.two}}
+    yield "mps", (mps := mps_runs())
+    for way in ("without_mps", "with_mps")[: 1 + mps]:
+        rows = {}
+        for model in bench.two:
+            with tempfile.TemporaryDirectory() as nobody:
+                hidden = {"CUDA_MPS_PIPE_DIRECTORY": nobody} if way == "without_mps" else {}
+                with environment(**hidden):
+                    rows[model] = _gain(bench, model)
+            yield way, rows
 
 
 def _gain(bench: Bench, model: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for number in (1, 2, 4) if bench.on_gpu else (1, 2):
-        started = [_start("rate", str(bench.device), model) for _ in range(number)]
-        try:
-            row[str(number)] = sum(_answer(process) for process in started)
-        except (ChildProcessError, subprocess.TimeoutExpired) as error:
+        started = [_start("rate", bench.device.type, model) for _ in range(number)]
+        told = [_answer(process) for process in started]
+        if error := next((error for _, error in told if error), ""):
             if number == 1:
-                raise
-            row["error"] = without_names(f"{number} processes: {error}")
-            break
-        finally:
-            for process in started:
-                end_group(process)
-    return row | ({"gain": row["2"] / row["1"]} if "2" in row else {})
+                raise ChildProcessError(error)
+            return row | {"error": without_names(f"{number} processes: {error}")}
+        row[str(number)] = sum(found["images_per_second"] for found, _ in told)
+        row["gain"] = row[str(min(number, 2))] / row["1"]
+    return row
 
 
-def rate(bench: Bench, model: str) -> float:
-    """Return images per second of training for about four seconds, after a first epoch; in short on a CPU."""
+def rate(bench: Bench, model: str) -> Found:
+    """Images per second of training for about four seconds, after a first epoch; in short on a CPU."""
     images, labels = bench.images(10 * bench.trial(model).network.recipe.batch_size)
     with bench.as_trials():
         first = bench.epochs(model, images, labels, 2)
         number = max(3, int((12 if bench.on_gpu else 1) / max(first[-1], 1e-4)))
         epochs = bench.epochs(model, images, labels, min(number, 2000))
-    return len(images) * (len(epochs) - 1) / sum(epochs[1:])
+    yield "images_per_second", len(images) * (len(epochs) - 1) / sum(epochs[1:])
 
 
-def trial(bench: Bench) -> dict[str, Any]:
+def trial(bench: Bench) -> Found:
     """Real trials through Ray on a private cluster, each twice in one process."""
-    words, visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","), {}
-    if bench.on_gpu:  # of a slice (MIG) torch knows no name that CUDA takes
-        index = bench.device.index
-        visible = {"CUDA_VISIBLE_DEVICES": words[index] if any(words) else _seen()[index].uuid}
-    there = replace(bench, device=torch.device(bench.device.type))
-    with environment(**visible), connect(None, num_cpus=1, dashboard=False):
+    with connect(None, num_cpus=1, dashboard=False):
         work = ray.remote(num_cpus=1, num_gpus=int(bench.on_gpu), max_retries=0)(_two_trials)
-        return {model: ray.get(work.remote(there, model), timeout=PART_TIMEOUT_S) for model in bench.two}
+        for model in bench.two:
+            yield model, ray.get(work.remote(bench, model), timeout=PART_TIMEOUT_S)
 
 
 def _two_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
@@ -388,7 +395,7 @@ def _two_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
     return found
 
 
-def faults(bench: Bench) -> dict[str, Any]:
+def faults(bench: Bench) -> Found:
     """Memory that runs out on purpose: the kind that it is taken for, and whether the next training runs."""
     model = bench.models[0]
     images, labels = bench.images(bench.trial(model).network.recipe.batch_size)
@@ -399,63 +406,61 @@ def faults(bench: Bench) -> dict[str, Any]:
         "evaluation": lambda: evaluate(bench.built(model), images, labels),
     }
     kinds = {"allocation": bench.failure(allocation)}
+    yield "kinds", kinds
     for name, work in works.items() if bench.on_gpu else ():  # a CPU limits no share
         with bench.as_trials():
             work()
             half = isolation.peak_bytes(bench.device) / 2
         kinds[name] = bench.failure(work, bench.share_of(half))
     with bench.as_trials():
-        seconds = bench.epochs(model, images, labels, 1)[0]
-    left = bench.left_bytes()
+        yield "next_training_s", bench.epochs(model, images, labels, 1)[0]
+    yield "left_bytes", bench.left_bytes()
     if bench.on_gpu:  # the last that this process can do
         kinds["capture"] = bench.failure(partial(record_graph, allocation))
     wrong = {name: kind or "nothing" for name, kind in kinds.items() if kind != "out_of_memory"}
-    fails = [f"memory that runs out in {name} is taken for {kind}" for name, kind in wrong.items()]
-    return {"kinds": kinds, "next_training_s": seconds, "left_bytes": left, "fails": fails}
+    yield "fails", [f"memory that runs out in {name} is taken for {kind}" for name, kind in wrong.items()]
 
 
-def summary(bench: Bench, parts: Mapping[str, Any]) -> dict[str, Any]:
+def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
     """What follows for the planner: a row for its table, whether trials share a GPU, the paper's hours."""
-    values = {name: part["values"] for name, part in parts.items() if part["ok"] and part["values"]}
+    values = {name: part["values"] for name, part in parts.items()}
     failed, of_pairs = [name for name, part in parts.items() if not part["ok"]], values.get("pairs", {})
     alone, under_mps = (
         min((row["gain"] for row in of_pairs.get(way, {}).values() if "gain" in row), default=None)
         for way in ("without_mps", "with_mps")
     )
     gain = under_mps if of_pairs.get("mps") else alone
-    graphs = bool(values.get("correctness", {}).get("self_test", {}).get("graphs"))
-    found: dict[str, Any] = {
-        "verdict": f"FAIL: {', '.join(failed)}" if failed else "PASS",
-        "pair_gain": alone,
-        "pair_gain_mps": under_mps,
-        "fast": "auto: captured graphs" if graphs else "auto: plain steps",
-        "num_gpus": "left out: trials share a GPU" if gain is not None and gain >= PACKING_PAYS else 1,
-    }
-    if "gpu" not in values or "step_times" not in values:
-        return found
-    gpu = GpuModel(**values["gpu"]["planned_as"])
-    bench = replace(bench, half=tuple(values["gpu"]["capability"]) >= BFLOAT16_FROM)
+    right = {} if "correctness" in failed else values.get("correctness", {})
+    graphs = bool(right.get("self_test", {}).get("graphs"))
+    yield "verdict", f"FAIL: {', '.join(failed)}" if failed else "PASS"
+    yield "pair_gain", alone
+    yield "pair_gain_mps", under_mps
+    yield "fast", "auto: captured graphs" if graphs else "auto: plain steps"
+    yield "num_gpus", "left out: trials share a GPU" if gain is not None and gain >= PACKING_PAYS else 1
     interval, measured = (GRAPH_INTERVAL_S, "graph_ms") if graphs else (EAGER_INTERVAL_S, "eager_ms")
+    times = {model: row[measured] for model, row in values.get("step_times", {}).items() if measured in row}
+    if "planned_as" not in values.get("gpu", {}) or not times:
+        return
+    its = GpuModel(**values["gpu"]["planned_as"])
+    bench = replace(bench, half=its.bfloat16)
     speed = statistics.median(
-        pass_time(cost_of(bench.trial(model).network).step, gpu, interval=interval, half=bench.half).seconds
-        / (row[measured] / 1000)
-        for model, row in values["step_times"].items()
+        pass_time(cost_of(bench.trial(model).network).step, its, interval=interval, half=bench.half).seconds
+        / (milliseconds / 1000)
+        for model, milliseconds in times.items()
     )
     there = replace(
-        gpu,
-        compute_efficiency=gpu.compute_efficiency * speed,
-        bandwidth_efficiency=min(1.0, gpu.bandwidth_efficiency * speed),
+        its,
+        compute_efficiency=its.compute_efficiency * speed,
+        bandwidth_efficiency=min(1.0, its.bandwidth_efficiency * speed),
         origin=f"gpu-check: {speed:.2f} times as fast as predicted",
         timed=True,
     )
-    hours = {
-        name: on_gpus(grid(True, bench.half), its, 1, share=1.0)["hours"]
-        for name, its in (("predicted_hours", gpu), ("hours", there))
-    }
-    return found | {"row": asdict(there)} | hours
+    yield "row", asdict(there)
+    for name, planned in (("predicted_hours", its), ("hours", there)):
+        yield name, on_gpus(grid(True, bench.half), planned, 1, share=1.0)["hours"]
 
 
-PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+PARTS: dict[str, Callable[..., Found]] = {
     part.__name__: part
     for part in (host, gpu, context, correctness, step_times, passes, memory, pairs, trial, faults, summary)
 }
@@ -463,27 +468,25 @@ OF_GPUS = {"gpu", "context"}
 """Parts that a CPU has not."""
 
 
-def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
-    """Check one device, written down after every part; return the file, and whether no part failed.
+def check(its: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
+    """Check a GPU, or the CPU, written down after every part; return the file, and whether no part failed.
 
     Until it is whole it is called ``.unfinished``: one that was cut short takes no earlier one's place.
 
     Raises:
         KeyboardInterrupt: on a stop, saying where what was found lies.
     """
-    name, uuid = "CPU", "cpu"
-    if device != "cpu":
-        its = _seen()[int(device.partition(":")[2])]
-        name, uuid = its.name, its.uuid.partition("-")[2][:8]
+    name, uuid, device = (its.name, its.uuid.partition("-")[2][:8], "cuda") if its else ("CPU", "cpu", "cpu")
     spelled = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = folder / f"gpu-check-{spelled}-{uuid}.json"
     unfinished = path.with_suffix(".unfinished")
     folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"gpu": name, "device": device.partition(":")[0], "parts": {}}
-    parts = [part for part in PARTS if device != "cpu" or part not in OF_GPUS]
+    record: dict[str, Any] = {"gpu": name, "device": device, "parts": {}}
+    parts = [part for part in PARTS if its or part not in OF_GPUS]
     for part in parts:
         try:
-            record["parts"][part] = found = run_part(part, device, record["parts"])
+            with environment(**({"CUDA_VISIBLE_DEVICES": its.uuid} if its else {})):
+                record["parts"][part] = found = run_part(part, device, record["parts"])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"What was found is in {unfinished}; the command begins anew.") from None
         write_atomic(path if part == parts[-1] else unfinished, json.dumps(record, indent=1).encode())
@@ -495,19 +498,18 @@ def check(device: str, folder: Path, say: Callable[[str], None]) -> tuple[Path, 
 
 def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Run a part in a process of its own, on a CPU in this one; nothing that it meets is raised."""
-    start, error, values = time.perf_counter(), "", None
-    try:
-        if part == "summary":
-            values = PARTS[part](bench_of(device), earlier)
-        else:
-            values = PARTS[part](bench_of(device)) if device == "cpu" else _answer(_start(part, device))
-    except ChildProcessError as problem:
-        error = str(problem)
-    except Exception as problem:
-        error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
-    values = nameless(values)
-    error = without_names(error) or "; ".join((values or {}).get("fails", ()))
-    return {"ok": not error, "seconds": time.perf_counter() - start, "values": values, "error": error}
+    start, error, values = time.perf_counter(), "", dict[str, Any]()
+    if device == "cpu" or part == "summary":
+        try:
+            for name, value in PARTS[part](bench_of(device), *[earlier] * (part == "summary")):
+                values[name] = value
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+    else:
+        values, error = _answer(_start(part, device))
+    values, seconds = nameless(values), time.perf_counter() - start
+    error = without_names(error) or "; ".join(values.get("fails", ()))
+    return {"ok": not error, "seconds": seconds, "values": values, "error": error}
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -522,15 +524,21 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def _answer(process: subprocess.Popen[str]) -> Any:
-    """Return what a process found; raise ``ChildProcessError`` with the last line of one that died."""
+def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    """Return what a process had found when it ended, or its time was up, and what it died of."""
+    error = ""
     try:
         said, complaint = process.communicate(timeout=PART_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        error = f"no end within {PART_TIMEOUT_S:g} s"
     finally:
         end_group(process)
-    if process.returncode:
-        raise ChildProcessError((complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
-    return json.loads(said.splitlines()[-1])
+    if error:
+        said, complaint = process.communicate()
+    elif process.returncode:
+        error = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    whole = [line for line in said.splitlines(keepends=True) if line.startswith("{") and line.endswith("}\n")]
+    return json.loads(whole[-1]) if whole else {}, error
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
@@ -552,41 +560,35 @@ def without_names(text: str) -> str:
 
 def nameless(found: Any) -> Any:
     """Return what a part found as JSON has it, every text in it :func:`without_names`."""
-    if isinstance(found, Mapping):
-        return {str(key): nameless(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [nameless(value) for value in found]
-    return found if isinstance(found, int | float | None) else without_names(str(found))
+    return json.loads(without_names(json.dumps(found, default=str).replace("\\n", " ")))
 
 
-def devices(wanted: str | None) -> list[str]:
-    """Return what is checked: ``cpu``, one GPU by its number, or all that torch reaches.
+def devices(wanted: str | None) -> list[Gpu | None]:
+    """Return what is checked: all GPUs that torch reaches, one by its number, or for ``cpu`` None.
 
     Raises:
         ConfigError: for a number that no GPU has.
         SetupError: when there is no GPU to check.
     """
     if wanted == "cpu":
-        return ["cpu"]
-    numbers = [str(index) for index, _ in enumerate(() if is_logical() else _seen())]
-    if not numbers:
+        return [None]
+    found = {str(index): its for index, its in enumerate(() if is_logical() else _seen())}
+    if not found:
         raise SetupError(
             "gpu-check needs a GPU that torch reaches",
             "none",
             "isweep doctor says why; --device cpu tries the check",
         )
-    if wanted is not None and wanted not in numbers:
+    if wanted is not None and wanted not in found:
         rule = "--device must be the number of a GPU that torch reaches, or cpu"
-        raise ConfigError(rule, wanted, f"one of {', '.join(numbers)}")
-    return [f"cuda:{number}" for number in numbers if wanted in (None, number)]
+        raise ConfigError(rule, wanted, f"one of {', '.join(found)}")
+    return [its for number, its in found.items() if wanted in (None, number)]
 
 
 def main() -> None:
-    """Run one part, or measure a network's rate, and print what was found as JSON."""
+    """Run one part, or measure a network's rate; print what was found as JSON, whenever it is more."""
     part, device, *model = sys.argv[1:]
-    bench = bench_of(device)
-    if bench.on_gpu:
-        torch.cuda.set_device(bench.device)  # a graph captures the current device's work
-        bench = replace(bench, half=torch.cuda.get_device_capability() >= BFLOAT16_FROM)
-    found = rate(bench, *model) if model else PARTS[part](bench)
-    print(json.dumps(found, default=str))  # noqa: T201
+    half, values = device == "cpu" or capability() >= BFLOAT16_FROM, dict[str, Any]()
+    for name, value in {**PARTS, "rate": rate}[part](bench_of(device, half=half), *model):
+        values[name] = value
+        print(json.dumps(values, default=str), flush=True)  # noqa: T201

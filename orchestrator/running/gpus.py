@@ -1,7 +1,6 @@
 """The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a trial.
 
-No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts, as
-a :class:`~search_spaces.errors.SweepError`.
+No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.paths import user_cache
-from orchestrator.planning.predict import GpuModel, gpu_model_there, read_checks
+from orchestrator.planning.predict import (
+    BFLOAT16_FROM,
+    GpuModel,
+    gpu_model_like,
+    gpu_model_there,
+    read_checks,
+)
 from orchestrator.running.ending import answer_of
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -41,14 +46,11 @@ NO_GPU = "A trial that is given a GPU must be able to compute on it"
 """How the failure of a trial begins that cannot."""
 
 REST_S = 120.0
-"""Before a trial fails for its GPU in a process that has not finished one: a GPU that fails at once would be
-free first, be given, and fail, every cell of a sweep while the sound ones compute."""
-
+"""Before a failure is told in a process that has finished no trial: a GPU that fails at once would be free
+first, be given, and fail, every cell of a sweep while the sound ones compute."""
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 """The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
 (NVIDIA, "CUDA Compatibility", table 1)."""
-BFLOAT16_FROM = (8, 0)
-"""Compute capability: PyTorch tells older GPUs to compute in bfloat16 and emulates it."""
 DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib")
 """Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without files of devices."""
@@ -62,10 +64,9 @@ IMPORT_TIMEOUT_S = 300.0
 MPS_TIMEOUT_S = 5.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
-SELF_TEST_TIMEOUT_S = 300.0
-"""Below what a trial may take without a word before it counts as hung."""
-UNFINISHED_S = 86_400.0
-"""How long a self-test that did not come to its end is not tried again."""
+SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
+"""The first is below what a trial may take without a word before it counts as hung; for the second a
+self-test that did not come to its end is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ class Gpu:
     """A GPU as its node describes it.
 
     Attributes:
-        uuid: GPU-..., or MIG-... for a slice.
+        uuid: GPU-..., or MIG-... for a slice, as ``CUDA_VISIBLE_DEVICES`` takes it.
         held_bytes: what processes held of its memory when it was asked.
-        capability: CUDA compute capability.
+        capability: CUDA's.
+        num_processors: streaming ones; 0 where torch was not asked.
         compute_mode: ``Default``, or in whose way it stands.
         mig: whether it is cut into slices, or is one.
         has_kernels: whether the installed torch has kernels for it.
@@ -85,7 +87,7 @@ class Gpu:
     uuid: str
     memory_bytes: int
     held_bytes: int = 0
-    capability: tuple[int, int] = (8, 0)
+    capability: float = 8.0
     num_processors: int = 0
     compute_mode: str = "Default"
     mig: bool = False
@@ -95,6 +97,10 @@ class Gpu:
     def memory_gib(self) -> float:
         """All of its memory."""
         return self.memory_bytes / 2**30
+
+    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
+        """Return what is planned with for it; ``checks`` of :func:`read_checks`."""
+        return gpu_model_there(self.name, self.memory_gib, self.capability, self.num_processors, checks)
 
     @property
     def is_exclusive(self) -> bool:
@@ -112,8 +118,7 @@ class NodeGpus:
         cuda: that torch was built for; empty for a build without.
         mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
-        offered: GPUs that Ray hands out there.
-        logical: whether these are for scheduling only.
+        offered: GPUs that Ray hands out there; ``logical`` ones are for scheduling only.
         complaint: why torch reaches none, in its words; empty where it reaches one.
         error: why torch could not be asked there; empty where it answered.
     """
@@ -191,57 +196,42 @@ def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
 
 
 def visible_gpus() -> list[str] | None:
-    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to the first word that names none.
-
-    None where it is not set.
-    """
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to a word that names none; or None."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None:
-        return None
-    names_one = re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch
-    return list(takewhile(names_one, (word.strip() for word in said.split(","))))
+    words = (word.strip() for word in (said or "").split(","))
+    return None if said is None else list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, words))
 
 
 def gpus_here() -> list[Gpu]:
     """Return this machine's visible GPUs, slices (MIG) one by one, without torch where that can be.
 
-    ``nvidia-smi`` numbers GPUs in another order than CUDA, so torch is asked which ones a number means where
-    there are two kinds; and where ``nvidia-smi`` says nothing although the kernel has GPUs.
+    Torch is asked where ``nvidia-smi`` says nothing although the kernel has GPUs, of GPUs that the table of
+    models lacks, of slices, and which ones a number means where there are two kinds: ``nvidia-smi`` numbers
+    them in another order than CUDA.
     """
     words = visible_gpus()
     if is_logical() or words == []:
         return []
     rows = nvidia_smi("name,uuid,memory.total,mig.mode.current")
     # Nothing is known of the memory of GPUs that share the machine's (GB10).
-    if not rows or not all(row[2].isdigit() for row in rows):
-        return list(describe(",".join(words or ())).gpus) if rows or has_devices() else []
-    gpus = [Gpu(name, uuid, int(size) * 2**20, mig=cut == "Enabled") for name, uuid, size, cut in rows]
-    slices = _slices() if any(gpu.mig for gpu in gpus) else {}
-    gpus = [
-        replace(gpu, name=f"{gpu.name} MIG {profile}", uuid=uuid, memory_bytes=size) if uuid else gpu
-        for gpu in gpus
-        for profile, uuid, size in slices.get(gpu.uuid, [("", "", 0)])
-    ]
-    if words is None:
-        return gpus
-    words = list(takewhile(lambda word: not word.isdigit() or int(word) < len(rows), words))
-    if not all(map(str.isdigit, words)):
-        return [gpu for word in words for gpu in gpus if gpu.uuid.startswith(word)]
-    of_one_kind = len({gpu.name for gpu in gpus}) == 1
-    return gpus[: len(words)] if of_one_kind else list(describe(",".join(words)).gpus)
+    gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size, _ in rows if size.isdigit()]
+    known = [gpu_model_like(name) and size.isdigit() and cut != "Enabled" for name, _, size, cut in rows]
+    if rows and all(known):
+        if words is None:
+            return gpus
+        words = list(takewhile(lambda word: not word.isdigit() or int(word) < len(rows), words))
+        if not all(map(str.isdigit, words)):
+            return [gpu for word in words for gpu in gpus if gpu.uuid.startswith(word)]
+        if len({gpu.name for gpu in gpus}) == 1:
+            return gpus[: len(words)]
+    # Those of nvidia-smi where torch reaches none: a run then says why.
+    return list(describe(",".join(words or ())).gpus) or gpus if rows or has_devices() else []
 
 
-def _slices() -> dict[str, list[tuple[str, str, int]]]:
-    """Return profile, UUID and bytes of all slices (MIG), by the UUID of their GPU."""
-    found: dict[str, list[tuple[str, str, int]]] = {}
-    whole = ""
-    for line in ask_smi("-L")[0].splitlines():
-        if gpu := re.match(r"GPU \d+: .*\(UUID: (GPU-[^)]+)\)", line):
-            whole = gpu[1]
-        elif cut := re.match(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)", line):
-            size = re.search(r"(\d+)gb", cut[1])
-            found.setdefault(whole, []).append((cut[1], cut[2], int(size[1]) * 2**30 if size else 0))
-    return found
+def slices() -> dict[str, tuple[str, int]]:
+    """Return profile, as 3g.40gb, and bytes of all slices (MIG), by UUID."""
+    line = r"MIG (\S*?(\d+)gb\S*)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)"
+    return {uuid: (name, int(size) * 2**30) for name, size, uuid in re.findall(line, ask_smi("-L")[0])}
 
 
 def check_driver() -> None:
@@ -260,15 +250,12 @@ def check_driver() -> None:
 def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
     """Return this machine's GPU, of several that with least memory, and how many there are."""
     checks = read_checks(folders)
-    found = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
+    found = [gpu.model(checks) for gpu in gpus_here()]
     return min(found, key=lambda its: its.memory_gib, default=None), len(found)
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
-    """Return where records of ``isweep gpu-check`` lie: in a checkout among its results, and in a root.
-
-    What was measured here goes last, and counts over what others sent.
-    """
+    """Return where records of ``isweep gpu-check`` lie: others', then a root's own, which count."""
     return Path(__file__).parents[2] / "benchmarks" / "results" / "gpu", root / "gpu"
 
 
@@ -287,34 +274,24 @@ def describe(visible: str | None = None) -> NodeGpus:
     command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
     said, complaint = answer_of(*command, visible=visible, timeout=IMPORT_TIMEOUT_S)
     found: dict[str, Any] = json.loads(said.splitlines()[-1]) if said else {"error": complaint or "no answer"}
-    gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
+    gpus = tuple(Gpu(**gpu) for gpu in found.pop("gpus", ()))
     found |= {"visible": visible, "mps": mps_runs(), "logical": is_logical()}
     return NodeGpus(socket.gethostname(), gpus, **found)
 
 
-def offers(visible: str | None = None) -> NodeGpus:
-    """Return this node's GPUs as its trials meet them; see :func:`describe`.
-
-    CUDA shows a process the first slice (MIG) alone: ``nvidia-smi`` tells of the others that are named.
-    """
-    node = describe(visible)
-    words = node.visible.split(",")
-    if len(node.gpus) != 1 or len(words) < 2 or not node.visible.startswith("MIG-"):
-        return node
-    known = {uuid: (profile, size) for slices in _slices().values() for profile, uuid, size in slices}
-    gpus = list(node.gpus)
-    for word in filter(known.__contains__, words[1:]):
-        profile, size = known[word]
-        name = re.sub(r"MIG \S+", f"MIG {profile}", gpus[0].name)
-        gpus.append(replace(gpus[0], name=name, uuid=word, memory_bytes=size))
-    return replace(node, gpus=tuple(gpus))
-
-
 def print_gpus() -> None:
-    """Print, as JSON, what torch and ``nvidia-smi`` say of this node's GPUs."""
+    """Print, as JSON, what torch, NVML and ``nvidia-smi`` say of this node's GPUs."""
     said = {row[0]: row[1:] for row in nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")}
+    named = [word for word in visible_gpus() or () if word.startswith("MIG-")]
+    sizes = slices() if named else {}
     import torch
 
+    from tasks.trials.isolation import NvmlGpu
+
+    held = dict.fromkeys(named, 0)
+    for word in named:  # before this process holds anything there
+        with suppress(OSError, AttributeError):  # no NVML, or an older one
+            held[word] = NvmlGpu(word).held_bytes()
     # Once it has begun torch counts what CUDA reaches; before, what NVML lists.
     complaint, gpus = no_gpu(), list[Gpu]()
     for index in range(0 if complaint else torch.cuda.device_count()):
@@ -327,14 +304,19 @@ def print_gpus() -> None:
                 name=about.name,
                 uuid=uuid,
                 memory_bytes=about.total_memory,
-                held_bytes=int(used) * 2**20 if used.isdigit() and not mig else 0,
-                capability=(about.major, about.minor),
+                held_bytes=int(used) * 2**20 if used.isdigit() and not mig else held.get(uuid, 0),
+                capability=(10 * about.major + about.minor) / 10,
                 num_processors=about.multi_processor_count,
                 compute_mode=mode,
                 mig=mig,
-                has_kernels=_has_kernels((about.major, about.minor), torch.cuda.get_arch_list()),
+                has_kernels=_has_kernels((10 * about.major + about.minor) / 10, torch.cuda.get_arch_list()),
             )
         )
+    # CUDA shows a process the first slice alone.
+    for word in [word for word in named[1:] if gpus and word in sizes]:
+        profile, size = sizes[word]
+        its = re.sub(r"MIG \S+", f"MIG {profile}", gpus[0].name)
+        gpus.append(replace(gpus[0], name=its, uuid=word, memory_bytes=size, held_bytes=held[word]))
     found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version(), "complaint": complaint}
     print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
 
@@ -350,16 +332,12 @@ def no_gpu() -> str:
     return ""
 
 
-def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> bool:
+def _has_kernels(capability: float, built_for: Collection[str]) -> bool:
     """Tell whether torch has kernels for a GPU: of its major version and no newer, or to be compiled."""
-    major, minor = capability
     for name in built_for:
         kind, _, number = name.partition("_")
-        digits = "".join(filter(str.isdigit, number))
-        its = int(digits[:-1] or 0), int(digits[-1:] or 0)
-        if (kind == "sm" and its[0] == major and its[1] <= minor) or (
-            kind == "compute" and its <= capability
-        ):
+        its = int("".join(filter(str.isdigit, number)) or 0) / 10
+        if its <= capability and (kind == "compute" or int(its) == int(capability)):
             return True
     return not built_for
 
@@ -372,12 +350,12 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     if is_logical():
         return []
     if local:
-        here = offers(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
+        here = describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
         return [replace(here, offered=num_gpus)] if here else []
     import ray
 
     found = []
-    for reference, node in asked_of_nodes(offers, lambda node: node["Resources"].get("GPU", 0) > 0).items():
+    for reference, node in asked_of_nodes(describe, lambda node: node["Resources"].get("GPU", 0) > 0).items():
         with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
             found.append(replace(ray.get(reference, timeout=120), offered=node["Resources"]["GPU"]))
     return [said for said in found if not said.logical]
@@ -401,7 +379,7 @@ def asked_of_nodes(
 def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
     """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
 
-    ``alone`` tells that nobody's trials run there yet: what is held of a GPU is then somebody else's.
+    Where none of ours run yet, ``alone``, what is held of a GPU is somebody else's.
     """
     problems = [problem for node in nodes for problem in gpu_problems(node, share=share, alone=alone)]
     if problems:
@@ -418,8 +396,8 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
         name = sorted(recipes)[0]
         raise ConfigError(
             "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
-            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability[0]}.{gpu.capability[1]}: it "
-            "would be emulated, slower than float32",
+            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be emulated, "
+            "slower than float32",
             f"recipe: {{from: {name}, precision: float32}}, or another GPU; beside others hide this one with "
             "CUDA_VISIBLE_DEVICES",
         )
@@ -454,8 +432,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         its = f"{where}: {gpu.name} {gpu.uuid}"
         if not gpu.has_kernels:
             yield (
-                f"{its}: torch {node.torch} has no kernels for compute capability "
-                f"{gpu.capability[0]}.{gpu.capability[1]}",
+                f"{its}: torch {node.torch} has no kernels for compute capability {gpu.capability}",
                 "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
             )
         shared = share < 1 and not node.mps
@@ -472,18 +449,12 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
 
 
 def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why not by graphs.
-
-    Steps of somebody's own network, whose code need not replay as a graph, are captured only where
-    ``resources.fast`` is ``on``.
-    """
+    """Return on what a trial computes, as :func:`tasks.trials.trial.run_trial` takes it; why no graphs."""
     share, fast, note = float(cell["num_gpus"]), cell["fast"], ""
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
     if share and not is_logical():
-        check_gpu()
-        if cell["precision"] == "bfloat16":
-            check_bfloat16()
-        is_asked = fast == "auto" and not cell["own_network"]
+        check_gpu(cell["precision"])
+        is_asked = fast == "auto" and not cell["own_network"]  # whose code need not replay as a graph
         note = graphs_off() if is_asked else ""
         graphs = fast == "on" or (is_asked and not note)
         # A whole GPU needs no limit: nobody else is there.
@@ -491,10 +462,8 @@ def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return options, note
 
 
-def check_gpu() -> None:
-    """See that torch reaches a GPU of this machine, unless they are logical ones."""
-    if is_logical():
-        return
+def check_gpu(precision: str) -> None:
+    """See that torch reaches a GPU here, which has bfloat16 where that is asked for: a node may come late."""
     import torch
 
     if not torch.cuda.is_available():
@@ -505,26 +474,21 @@ def check_gpu() -> None:
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
             f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
-
-
-def check_bfloat16() -> None:
-    """See that this process's GPU has bfloat16: its node may have come after the sweep began."""
-    import torch
-
-    capability = torch.cuda.get_device_capability()
-    if capability < BFLOAT16_FROM:
+    if precision == "bfloat16" and (its := capability()) < BFLOAT16_FROM:
         name, uuid = gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",
-            f"{named(uuid)}: {name}, of compute capability {capability[0]}.{capability[1]}",
+            f"{named(uuid)}: {name}, of compute capability {its}",
             "take such nodes out of the cluster, or choose a recipe with precision: float32",
         )
 
 
-def rest(has_finished: bool) -> None:
-    """Wait before a GPU's failure is told, in a process that has not finished a trial on it."""
-    if not has_finished:
-        time.sleep(REST_S)
+def capability() -> float:
+    """Return the compute capability of this process's GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return (10 * major + minor) / 10
 
 
 def gpu_in_use() -> tuple[str, str]:
@@ -536,8 +500,9 @@ def gpu_in_use() -> tuple[str, str]:
 
 
 def _uuid(about: Any) -> str:
-    uuid = str(about.uuid)
-    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+    # Of a slice torch knows no name that CUDA takes.
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+    return first if first.startswith("MIG-") else f"GPU-{str(about.uuid).removeprefix('GPU-')}"
 
 
 def named(uuid: str = "") -> str:

@@ -18,7 +18,6 @@ import ray
 from orchestrator.planning.estimate import Expectation, MeasuredTrial, corrections_for
 from orchestrator.planning.predict import (
     GpuModel,
-    gpu_model_there,
     has_batch_norm,
     need_of,
     packing_pays,
@@ -185,7 +184,7 @@ def expected(
         return Expectation(None, corrections_for(None, measured))
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
-    known = [gpu_model_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
+    known = [gpu.model(checks) for gpu, _ in gpus]
     shared = all(
         packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig and (node.mps or not gpu.is_exclusive)
         for gpu, node in gpus

@@ -152,7 +152,7 @@ class GridWork(Work):
         self._load, self.keep_url, self.pretrained = load, keep_url, pretrained or {}
         self._networks = {array_key(plan, cell): cell.network for cell in cells}
         self.num_uses = Counter(array_key(plan, cell) for cell in cells)
-        self._incomplete = frozenset(state.incomplete) if state else frozenset()
+        self._incomplete = frozenset(state.partial) if state else frozenset()
         self._measured = state.measured_trials() if state else []
         self._measures = index_measures(state.measures.values() if state else ())
         self.earlier = {name: record.attempt for name, record in state.failures.items()} if state else {}

@@ -200,8 +200,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Return the failure that an error in a cell stands for, or end this process."""
         failure = classify(error)
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
-        if of_node or failure.message.startswith(gpus.NO_GPU):
-            gpus.rest(self._has_run)  # or this node would be given, and fail, every cell of the sweep
+        if not self._has_run and (of_node or failure.message.startswith(gpus.NO_GPU)):
+            time.sleep(gpus.REST_S)  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):
             gpu = f" ({gpus.named(self._gpu[1])})" if self.cell["num_gpus"] else ""
             raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error

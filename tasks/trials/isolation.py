@@ -258,7 +258,7 @@ class EnergyMeter:
             return
         try:
             uuid = torch.cuda.get_device_properties(device).uuid
-            self._gpu = _NvmlGpu(f"GPU-{uuid}")
+            self._gpu = NvmlGpu(f"GPU-{uuid}")
             self._start = self._gpu.millijoules()
         except (OSError, AttributeError) as error:  # no NVML, or one without this
             self.note = f"the GPU's energy cannot be read: {error}"
@@ -274,8 +274,8 @@ class EnergyMeter:
             return None
 
 
-class _NvmlGpu:
-    """NVML's view of one GPU, by UUID: device numbers of torch and of the driver need not agree."""
+class NvmlGpu:
+    """NVML's view of one GPU or slice, by UUID: torch's numbers and the driver's need not agree."""
 
     def __init__(self, uuid: str) -> None:
         self._nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -288,6 +288,12 @@ class _NvmlGpu:
         found = ctypes.c_ulonglong()
         _checked(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(found)))
         return int(found.value)
+
+    def held_bytes(self) -> int:
+        """Return what is used of its memory, by whomever."""
+        found = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+        _checked(self._nvml.nvmlDeviceGetMemoryInfo(self._handle, found))
+        return int(found[2])
 
 
 def _checked(code: int) -> None:

@@ -112,7 +112,7 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Ru
             "recipe": "smoke",
         }
     )
-    plan, paths = plan_sweep(sweep), RootPaths.create(root)
+    plan, paths = plan_sweep(sweep), RootPaths.at(root).make()
     images, labels = np.zeros((200, 1, 8, 8), np.uint8), np.arange(200, dtype=np.int64) % 2
     run = Run(
         plan=plan,

@@ -122,7 +122,7 @@ def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
             "recipe": "smoke",
         }
     )
-    plan, paths, images = plan_sweep(sweep), RootPaths.create(root), np.zeros((14, 1, 8, 8), np.uint8)
+    plan, paths, images = plan_sweep(sweep), RootPaths.at(root).make(), np.zeros((14, 1, 8, 8), np.uint8)
     labels = np.arange(14, dtype=np.int64) % 2
     run = Run(
         plan=plan,

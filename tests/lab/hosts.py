@@ -287,8 +287,8 @@ def enter(
         print(f"{error}\nlogs: {options.inside}", file=sys.stderr)
         return 1
     text = json.dumps(document, indent=2) + "\n"
+    print(text, end="")
     if options.result:
         options.result.write_text(text, encoding="utf-8")
-    print(text, end="")
     shutil.rmtree(options.inside)
     return 0

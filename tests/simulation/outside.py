@@ -277,13 +277,14 @@ class SimulatedStorage(Bucket):
             except FileNotFoundError:
                 continue
 
-    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
         outside = self._outside
         if not durable:
             outside.not_durable.setdefault(path, outside.files.get(path))
-        self.put(path, data, "overwrite")
+        stamp = str(self.put(path, data, "overwrite"))
         if durable:
             outside.not_durable.pop(path, None)
+        return stamp
 
     def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
         self._asked(path, writes=True)
@@ -303,13 +304,6 @@ class SimulatedStorage(Bucket):
         self._asked(path, writes=True)
         self._outside.files.pop(path, None)
         self._answered()
-
-    def stamp(self, path: str) -> str:
-        try:
-            self._asked()
-        except StorageAway:
-            return ""
-        return str(self._outside.files[path][1]) if path in self._outside.files else ""
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         self._asked()

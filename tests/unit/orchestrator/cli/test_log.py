@@ -51,7 +51,7 @@ def test_warnings_go_there_and_not_to_the_terminal(run, read, monkeypatch):
 def test_what_was_logged_before_the_root_was_made_is_kept(root):
     with root_log(root):
         logging.getLogger("early").info("first words")
-        RootPaths.create(root)
+        RootPaths.at(root).make()
         logging.getLogger("late").info("last words")
     found = (Path(root) / "isweep.log").read_text(encoding="utf-8")
     assert re.search(r"(?s)early: first words.*last words", found)

@@ -118,13 +118,13 @@ def test_a_root_that_cannot_be_made(run, tmp_path):
 
 
 def test_a_second_run_on_one_root_says_who_holds_it(run, root):
-    with exclusive(RootPaths.create(root).lock, "isweep run other"):
+    with exclusive(RootPaths.at(root).make().lock, "isweep run other"):
         code, _, err = run("run", "smoke", "--no-tracking")
     assert code == 3
     assert "Only one isweep command may work on a root at a time" in err
     assert f"process {os.getpid()} (isweep run other, since" in err
     # The lock went with its holder.
-    with exclusive(RootPaths.create(root).lock, "again"):
+    with exclusive(RootPaths.at(root).make().lock, "again"):
         pass
 
 

@@ -98,7 +98,7 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
     (tmp_path / "results").symlink_to(inside.parent)
     for root in (inside, tmp_path / "results" / "isweep-root"):
         with pytest.raises(ConfigError, match=r"must outlive the cluster.*--root, absolute"):
-            RootPaths.create(root)
+            RootPaths.at(root).make()
     for storage in (inside, tmp_path / "results" / "stored", f"file://{inside}"):
         workspace = Workspace.open("smoke", str(tmp_path / "root"), str(storage))
         with pytest.raises(ConfigError, match=r"result store must outlive the cluster.*--storage, absolute"):
@@ -118,7 +118,7 @@ def test_a_root_is_made_for_this_user_alone_and_keeps_modes_that_it_has(tmp_path
     old.mkdir()
     old.chmod(0o750)
     for root in (new, old):
-        RootPaths.create(root)
+        RootPaths.at(root).make()
     assert [stat.S_IMODE(root.stat().st_mode) for root in (new, old)] == [0o700, 0o750]
 
 

@@ -532,7 +532,7 @@ def test_policies_decide_which_weights_are_kept_and_change_no_identity():
     for policy, sizes in {"all": {40, 80}, "last": {80}, "none": set()}.items():
         plan = plans[policy]
         assert {t.network.train_size for t in plan.trials if plan.keeps_weights(t)} == sizes
-    sizes = [extras(plan, {})["weights_bytes"] for plan in plans.values()]
+    sizes = [extras(plan, ())["weights_bytes"] for plan in plans.values()]
     assert sizes[0] == 2 * sizes[1] > sizes[2] == 0
 
 
@@ -541,15 +541,15 @@ def test_measurements_change_no_network():
     assert plain.trials_by_id.keys() == more.trials_by_id.keys()
     missing = plain.trials[0].lacks(more.trials[0])
     assert len(missing) == 5  # PGD at four strengths, and R
-    shares = [extras(plan, {})["attack_shares"].values() for plan in (plain, more)]
+    shares = [extras(plan, ())["attack_shares"].values() for plan in (plain, more)]
     assert sum(shares[0]) < sum(shares[1])
 
 
 def test_the_disk_of_predictions_is_counted():
-    assert extras(planned(), {})["predictions_bytes"] == 0
-    assert "predictions" not in extras_text(extras(planned(), {}))
+    assert extras(planned(), ())["predictions_bytes"] == 0
+    assert "predictions" not in extras_text(extras(planned(), ()))
     plan = planned(more="predictions: true")
-    found = extras(plan, {})
+    found = extras(plan, ())
     (size,) = {trial.network.subset.test_size for trial in plan.trials}
     logits = np.random.default_rng(0).normal(size=(size, 2)).astype(np.float32)
     one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
@@ -559,16 +559,16 @@ def test_the_disk_of_predictions_is_counted():
 
 def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():
     long = "{from: smoke, epochs: 1000}"
-    cheap = extras(planned(recipe=long), {})
+    cheap = extras(planned(recipe=long), ())
     assert sum(cheap["attack_shares"].values()) < 0.15
     assert extras_text(cheap).endswith("% of training")
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
-    dear = extras(planned(recipe=long, more=more), {})
+    dear = extras(planned(recipe=long, more=more), ())
     assert list(dear["attack_shares"]) == ["fgsm", "pgd", "robustness"]
     said = r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant"
     assert re.search(said, extras_text(dear))
     assert "315 passes per image and strength, so leave pgd out" in extras_text(dear)
-    radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), {})
+    radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), ())
     assert "times the 15% that are meant: a smaller robustness.num_images" in extras_text(radii)
 
 

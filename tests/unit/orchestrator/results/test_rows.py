@@ -83,7 +83,12 @@ DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
 
 def test_the_documented_dictionary_is_the_one_in_the_code():
-    assert DOCS.read_text(encoding="utf-8").split("<!-- columns -->\n")[1] == c.markdown_table()
+    attacks = c._attack_columns("{attack}_{eps}", "that attack at epsilon {eps}/255")
+    known = [one for one in c._ENTERED.values() if one.origin != "attack"]
+    units = {one.name: f" ({one.unit})" if one.unit != "–" else "" for one in (*known, *attacks)}
+    lines = [f"| `{one.name}` | {one.meaning}{units[one.name]} |" for one in (*known, *attacks)]
+    documented = DOCS.read_text(encoding="utf-8").split("<!-- columns -->\n")[1].splitlines()
+    assert documented == ["| column | meaning (unit) |", "|---|---|", *lines]
 
 
 def test_other_attacks_are_described_by_strength_and_strangers_say_so():

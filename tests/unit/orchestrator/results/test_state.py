@@ -52,7 +52,7 @@ def stored(tmp_path):
 
 
 def judged(stored, tmp_path, epsilons, sizes="[40]"):
-    return judge(Workspace(plan(epsilons, sizes), RootPaths.create(tmp_path)), stored)
+    return judge(Workspace(plan(epsilons, sizes), RootPaths.at(tmp_path).make()), stored)
 
 
 @pytest.mark.parametrize("sizes", ["[40, 60]", "[20, 40]"])
@@ -80,7 +80,7 @@ def test_what_a_trial_has_is_shown_while_it_lacks_a_measurement_and_is_done_agai
     complete = judged(stored, tmp_path, "[1.0, 2.0, 4.0, 8.0]")
     state = judged(stored, tmp_path, "[1.0, 16.0]")
     assert (state.results, state.foreign) == ({}, frozenset())
-    (trial_id,) = state.incomplete
+    (trial_id,) = state.partial
     assert state.status(trial_id) == "pending"
     assert state.rows() == complete.rows() != []
     assert list(state.flat_runs()) == list(complete.flat_runs())
@@ -100,7 +100,7 @@ def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(st
 
 
 def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(tmp_path):
-    workspace = Workspace(plan("[1.0]"), RootPaths.create(tmp_path), storage=None)
+    workspace = Workspace(plan("[1.0]"), RootPaths.at(tmp_path).make(), storage=None)
     folder = workspace.sweep_paths.folder
     stored = StoredResults.read(workspace.results_url)
     (cell,) = workspace.plan.trials
@@ -150,7 +150,7 @@ def workspace(tmp_path) -> Workspace:
     """A sweep whose eight cells are done; one diverged."""
     eight = {"models": ["small_mlp", "small_cnn"], "train_sizes": [40, 60], "seeds": [0, 1]}
     sweep = load_sweep(plan("[1.0]").sweep, eight)
-    made = Workspace(plan_sweep(sweep), RootPaths.create(tmp_path / "root"))
+    made = Workspace(plan_sweep(sweep), RootPaths.at(tmp_path / "root").make())
     made.record()
     for number, (trial_id, spec) in enumerate(made.plan.trials_by_id.items()):
         result = diverged() if number == 3 else trial_result()

@@ -436,7 +436,7 @@ def test_asking_makes_nothing_and_a_file_store_is_refused(root):
     for bad in ("./mlruns", "file:///tmp/mlruns", "mlruns", "foo://h/x"):
         with pytest.raises(ConfigError, match="must be a database or server"):
             mlflow_uri(workspace.paths, bad)
-    assert not workspace.paths.exist
+    assert not workspace.paths.root.is_dir()
 
 
 @pytest.mark.parametrize("sign", ["?", "%"])

@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from dataclasses import replace
+from itertools import product
 from subprocess import Popen
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ import torch
 from orchestrator.running import doctor, ending, gpus
 from orchestrator.running.cluster import this_machine, trial_resources
 from orchestrator.running.failures import classify, gpu_named
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
 from search_spaces.sweeps import ResourceSpec
+from tasks.trials import isolation
 
 
 def options(share, fast="auto", *, own=False, precision="float32"):
@@ -100,8 +103,10 @@ def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypa
 def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a_trial(monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    for num_finished in (0, 1, 5):
-        gpus.rest(num_finished)
+    for error, has_run in product(
+        (SetupError(gpus.NO_GPU), SetupError("Something else"), ValueError()), (0, 1)
+    ):
+        TrialTrainable._failure(SimpleNamespace(_has_run=has_run), error)
     assert pauses == [gpus.REST_S]
 
 
@@ -202,7 +207,7 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
     with pytest.raises(SetupError, match=rf"{said}; {way_out}"):
-        gpus.check_gpu()
+        gpus.check_gpu("float32")
     node = gpus.NodeGpus("a", (), "580.65.06", "2.13.0", "13.0", offered=8.0, complaint=gpus.no_gpu())
     ((what, how),) = gpus.gpu_problems(node)
     assert what.endswith(
@@ -211,23 +216,35 @@ def test_why_torch_reaches_no_gpu_is_said_in_its_words(without_cuda, monkeypatch
     assert how.startswith(way_out)
 
 
-def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(monkeypatch, capsys):
+@pytest.fixture
+def torch_reaches(monkeypatch):
+    """Make torch reach one GPU, of two that NVML lists."""
+
+    def reach(name, **about):
+        begun, its = [], {"name": name, "uuid": "1", "minor": 0, "multi_processor_count": 132, **about}
+        fakes = {
+            "init": lambda: begun.append(1),
+            "is_available": lambda: True,
+            "device_count": lambda: 1 if begun else 2,
+            "get_device_properties": lambda index: (
+                SimpleNamespace(**its) if index < 1 else pytest.fail("gone")
+            ),
+            "get_arch_list": lambda: ["sm_80", "sm_90"],
+        }
+        for called, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, called, fake)
+
+    return reach
+
+
+def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_reaches, capsys):
     """torch.cuda.device_count asks NVML before CUDA has begun, and CUDA after."""
-    begun, names = [], ("name", "uuid", "total_memory", "major", "minor", "multi_processor_count")
-    about = SimpleNamespace(**dict(zip(names, ("NVIDIA H100 80GB HBM3", "1", 2**36, 9, 0, 132), strict=True)))
-    fakes = {
-        "init": lambda: begun.append(1),
-        "is_available": lambda: True,
-        "device_count": lambda: 1 if begun else 2,
-        "get_device_properties": lambda index: about if index < 1 else pytest.fail("Invalid device id"),
-        "get_arch_list": lambda: ["sm_90"],
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
+    torch_reaches("NVIDIA H100 80GB HBM3", total_memory=2**36, major=9)
     gpus.print_gpus()
     found = json.loads(capsys.readouterr().out)
     assert ([gpu["uuid"] for gpu in found["gpus"]], found["complaint"]) == (["GPU-1"], "")
-    reached = gpus.Gpu(about.name, "GPU-1", 2**36, capability=(9, 0))
+    reached = gpus.Gpu(**found["gpus"][0])
+    assert (reached.capability, reached.num_processors, reached.has_kernels) == (9.0, 132, True)
     node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
     ((what, how),) = gpus.gpu_problems(node)
     assert "offers 2 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 1" in what
@@ -247,11 +264,11 @@ def test_a_gpu_that_fails_as_torch_begins_is_told_in_its_words(monkeypatch, caps
 @pytest.mark.parametrize(
     ("capability", "built_for", "has"),
     [
-        ((8, 6), ["sm_75", "sm_80", "sm_90"], True),
-        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
-        ((9, 0), ["sm_75", "sm_80"], False),
-        ((12, 1), ["sm_75", "compute_120"], True),
-        ((9, 0), ["sm_75", "sm_90a"], True),
+        (8.6, ["sm_75", "sm_80", "sm_90"], True),
+        (7.0, ["sm_75", "sm_80", "sm_90"], False),
+        (9.0, ["sm_75", "sm_80"], False),
+        (12.1, ["sm_75", "compute_120"], True),
+        (9.0, ["sm_75", "sm_90a"], True),
     ],
 )
 def test_whether_torch_has_kernels_for_a_gpu(capability, built_for, has):
@@ -358,22 +375,28 @@ MIG_LIST = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-1)
 GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-2)"""
 
 
-def test_a_slice_is_planned_for_as_what_it_is(tmp_path, monkeypatch):
-    """As nvidia-smi -L prints them in NVIDIA's MIG guide; its table of GPUs has the whole ones alone."""
+def test_every_slice_is_described_with_what_others_hold_of_it(tmp_path, monkeypatch, capsys, torch_reaches):
+    """As nvidia-smi -L prints them in NVIDIA's MIG guide: CUDA shows a process the first slice alone."""
+    torch_reaches("NVIDIA A100-SXM4-80GB MIG 3g.40gb", total_memory=39 * 2**30, major=8)
     rows = ["NVIDIA A100-SXM4-80GB, GPU-1, 81920, Enabled", "NVIDIA A100-SXM4-80GB, GPU-2, 81920, Disabled"]
     nvidia_smi(tmp_path, monkeypatch, rows, listed=MIG_LIST)
-    found = {gpu.uuid: (gpu.memory_gib, gpu.mig) for gpu in gpus.gpus_here()}
-    assert found == {"MIG-1": (40, True), "MIG-2": (10, True), "GPU-2": (80, False)}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2,MIG-gone")
+    held = {"MIG-1": 0, "MIG-2": 3 * 2**30}
+    monkeypatch.setattr(isolation, "NvmlGpu", lambda uuid: SimpleNamespace(held_bytes=lambda: held[uuid]))
+    held["MIG-gone"] = 0
+    gpus.print_gpus()
+    said = json.loads(capsys.readouterr().out)["gpus"]
+    assert [(gpu["uuid"], gpu["memory_bytes"] / 2**30, gpu["held_bytes"] / 2**30) for gpu in said] == [
+        ("MIG-1", 39, 0),
+        ("MIG-2", 10, 3),
+    ]
+    shown = gpus.NodeGpus("a", tuple(gpus.Gpu(**gpu) for gpu in said), visible="MIG-1,MIG-2", offered=2.0)
+    ((what, _),) = gpus.gpu_problems(shown, alone=True)
+    assert what == "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 10.0 GiB"
+    monkeypatch.setattr(gpus, "describe", lambda visible: shown)
     model, number = gpus.gpu_models_here(())
     assert (model.name, model.memory_gib, model.timed) == ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10, False)
     assert number == 2
-    first = gpus.Gpu("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "MIG-1", 39 * 2**30, mig=True)
-    shown = gpus.NodeGpus("a", (first,), visible="MIG-1,MIG-2", offered=2.0)
-    monkeypatch.setattr(gpus, "describe", lambda visible: shown)
-    told = [(gpu.name.partition("MIG ")[2], gpu.memory_gib) for gpu in gpus.offers().gpus]
-    assert told == [("3g.40gb", 39), ("1g.10gb", 10)]
-    assert [*gpus.gpu_problems(gpus.offers())] == []
 
 
 def test_a_gpu_that_shares_the_machine_s_memory_is_described_by_torch(tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def test_a_machine_without_gpus_is_told_from_one_whose_torch_does_not_reach_them
     assert doctor._gpus("10.0.0.1:6379")[1] == "none on this machine"
     here = NodeGpus("a", driver="550.54", torch="2.13.0", cuda="13.0")
     monkeypatch.setattr(doctor, "gpus_here", lambda: [Gpu("NVIDIA L4", "GPU-1", 2**34)])
-    monkeypatch.setattr(doctor, "offers", lambda visible: here)
+    monkeypatch.setattr(doctor, "describe", lambda visible: here)
     ok, found, way_out = doctor._gpus(None)
     assert not ok
     assert "offers 1 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54" in found

@@ -1,6 +1,5 @@
 """The check of a GPU, on a CPU: its parts, its file, and what plans make of it."""
 
-import contextlib
 import getpass
 import json
 import os
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,15 +21,18 @@ from orchestrator.planning.predict import (
     pass_time,
     read_checks,
 )
-from orchestrator.running import gpu_check
+from orchestrator.running import gpu_check, self_test
 from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part, without_names
-from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, gpu_check_folders
+from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
 from search_spaces.errors import ConfigError, SetupError
+from tasks.measures.products import blas_product
+from tasks.trials.training import CaptureError
 from tests.unit.orchestrator.running.test_devices import mps_daemon
 
 
-@pytest.mark.parametrize("part", ["host", "step_times", "passes", "memory", "faults"])
-def test_a_part_that_needs_no_gpu_runs_on_a_cpu(part):
+@pytest.mark.parametrize("part", ["host", "correctness", "step_times", "passes", "memory", "faults"])
+def test_a_part_that_needs_no_gpu_runs_on_a_cpu(monkeypatch, part):
+    monkeypatch.setattr(self_test, "SMALL_CASES", (self_test.Case("small_cnn", 8, 18, 16),))
     found = run_part(part, "cpu", {})
     assert (found["error"], found["ok"]) == ("", True)
     assert socket.gethostname() not in json.dumps(found["values"])
@@ -43,23 +46,31 @@ def test_a_trial_runs_twice_in_one_process_and_says_what_it_took():
     assert json.dumps(first)
 
 
-@pytest.mark.parametrize(("named", "expected"), [("", "GPU-2"), ("0,MIG-7", "MIG-7")])
-def test_the_trial_runs_on_the_gpu_that_is_checked(posing, monkeypatch, named, expected):
-    """Of several GPUs Ray would hand out the first."""
-    seen = []
+@pytest.mark.parametrize("harm", [lambda right: right[:-1], lambda right: right + np.eye(*right.shape, 2)])
+def test_products_of_bytes_that_are_not_the_cpus_are_named_by_their_sizes(monkeypatch, harm):
+    assert list(gpu_check.wrong_products(bench_of("cpu"))) == []
+    monkeypatch.setattr(gpu_check, "choose_product", lambda work: lambda a, b: harm(blas_product(a, b)))
+    assert (130, 257, 63) in list(gpu_check.wrong_products(bench_of("cpu")))
 
-    @contextlib.contextmanager
-    def connect(*words, **options):
+
+def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypatch, tmp_path):
+    found = [Gpu("NVIDIA A100 MIG 1g.10gb", f"MIG-{number}", 2**33, mig=True) for number in (1, 2)]
+    asked, seen, described = [], [], NodeGpus("a", tuple(found))
+    part = {"ok": True, "seconds": 1.0, "error": ""}
+
+    def run_part(*_):
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        yield
+        return part
 
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    monkeypatch.setattr(gpu_check, "_seen", lambda: (Gpu("A", "GPU-1", 2**34), Gpu("A", "GPU-2", 2**34)))
-    monkeypatch.setattr(gpu_check, "connect", connect)
-    monkeypatch.setattr(Bench, "two", ())
-    assert gpu_check.trial(bench_of("cuda:1")) == {}
-    assert seen == [expected]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == named
+    monkeypatch.setattr(gpu_check, "describe", lambda visible: asked.append(visible) or described)
+    monkeypatch.setattr(gpu_check, "slices", lambda: {its.uuid: ("1g.10gb", 2**33) for its in found})
+    monkeypatch.setattr(gpu_check, "run_part", run_part)
+    monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    written = [check(its, tmp_path, lambda line: None)[0] for its in devices(None)]
+    assert (asked, seen) == (["MIG-1,MIG-2"], ["MIG-1", "MIG-2"])
+    assert [path.name for path in written] == [f"gpu-check-nvidia-a100-mig-1g-10gb-{n}.json" for n in (1, 2)]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -96,16 +107,18 @@ def posing(monkeypatch):
 
 def test_memory_is_measured_with_its_share_and_where_it_runs_out_must_be_taken_for_it(posing):
     bench = bench_of("cpu")
-    row = gpu_check.memory(bench)["small_cnn"]
+    row = dict(gpu_check.memory(bench))["small_cnn"]
     assert row["smallest_share"] == pytest.approx(0.2, abs=0.25 / 32)
     assert row["dies_with"] <= 0.2 < row["smallest_share"]
     assert (row["kind"], row["peak_bytes"] > 0) == ("out_of_memory", True)
-    found = gpu_check.faults(bench)
+    found = dict(gpu_check.faults(bench))
     assert list(found["kinds"]) == ["allocation", "step", "evaluation", "capture"]
     told = "memory that runs out in {} is taken for nothing"
     assert found["fails"] == [told.format("step"), told.format("evaluation")]
     posing[0] = "device_error"
-    assert "memory that runs out in capture is taken for device_error" in gpu_check.faults(bench)["fails"]
+    assert (
+        "memory that runs out in capture is taken for device_error" in dict(gpu_check.faults(bench))["fails"]
+    )
 
 
 @pytest.mark.parametrize("runs", [False, True])
@@ -115,33 +128,72 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
     if runs:
         daemon = mps_daemon(tmp_path)  # noqa: F841 (it listens while it is there)
     monkeypatch.setattr(gpu_check, "_gain", lambda bench, model: {"gain": 1.5 if gpu_check.mps_runs() else 1})
-    found = gpu_check.pairs(bench_of("cpu"))
-    with_mps = {"small_cnn": {"gain": 1.5}} if runs else {}
-    assert found == {"mps": runs, "with_mps": with_mps, "without_mps": {"small_cnn": {"gain": 1}}}
+    found = dict(gpu_check.pairs(bench_of("cpu")))
+    with_mps = {"with_mps": {"small_cnn": {"gain": 1.5}}} if runs else {}
+    assert found == {"mps": runs, "without_mps": {"small_cnn": {"gain": 1}}} | with_mps
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 
 
 def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
     def answer(process):
         process.wait()
-        if len(started) == 7:
-            raise ChildProcessError(f"OutOfMemoryError on {socket.gethostname()}")
-        return 50.0
+        full = f"OutOfMemoryError on {socket.gethostname()}" if len(started) == 7 else ""
+        return {"images_per_second": 50.0}, full
 
     started, start = [], gpu_check._start
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/true")
     monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words) or start(*words))
     monkeypatch.setattr(gpu_check, "_answer", answer)
-    row = gpu_check._gain(bench_of("cuda:0"), "vgg16")
+    row = gpu_check._gain(bench_of("cuda"), "vgg16")
     assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError on ..."}
-    assert set(started) == {("rate", "cuda:0", "vgg16")}
+    assert set(started) == {("rate", "cuda", "vgg16")}
 
 
-@pytest.mark.parametrize(("part", "device"), [("pairs", "cpu"), ("memory", "cuda:0")])
+@pytest.mark.parametrize(("part", "device"), [("pairs", "cpu"), ("memory", "cuda")])
 def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
     found = run_part(part, device, {})
-    assert (found["ok"], found["values"], found["error"]) == (False, None, "exit code 1")
+    values = {} if device == "cuda" else {"mps": False}
+    assert (found["ok"], found["values"]) == (False, values)
+    assert found["error"].endswith("exit code 1")
+
+
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        ("raise OSError('capture failed')", "OSError: capture failed"),
+        ("os._exit(7)", "exit code 7"),
+        ("time.sleep(60)", "no end within 3 s"),
+    ],
+)
+def test_a_part_keeps_what_it_has_however_it_ends(monkeypatch, ends, error):
+    code = f"""
+import json, os, time
+print('a warning', flush=True)
+print(json.dumps({{'resnet18': {{'eager_ms': 7.5}}}}), flush=True)
+print('{{"cut short', end='', flush=True)
+{ends}
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
+    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(
+        gpu_check, "_start", lambda *_: subprocess.Popen([sys.executable, "-c", code], **pipes)
+    )
+    found = run_part("step_times", "cuda", {})
+    assert (found["values"], found["error"]) == ({"resnet18": {"eager_ms": 7.5}}, error)
+
+
+def test_plain_steps_are_timed_before_any_is_captured(posing, monkeypatch):
+    def epochs(bench, model, images, labels, number, *, graphs):
+        if graphs:
+            raise CaptureError("a step could not be captured")
+        return [0.1] * number
+
+    monkeypatch.setattr(Bench, "epochs", epochs)
+    found = {}
+    with pytest.raises(CaptureError):
+        found.update(gpu_check.step_times(replace(bench_of("cpu"), models=("small_cnn",))))
+    assert found["small_cnn"]["eager_ms"] == pytest.approx(10)
 
 
 @pytest.fixture
@@ -152,11 +204,11 @@ def quick(monkeypatch):
         raise RuntimeError(f"broken on {socket.gethostname()}")
 
     parts = {
-        "host": lambda bench: {"cores": 2},
-        "gpu": lambda bench: {},
+        "host": lambda bench: iter([("cores", 2)]),
+        "gpu": lambda bench: iter(()),
         "correctness": broken,
-        "faults": lambda bench: {"fails": ["memory that runs out is taken for code_error"]},
-        "summary": lambda bench, parts: {"pair_gain": 1.2, "seen": sorted(parts)},
+        "faults": lambda bench: iter([("fails", ["memory that runs out is taken for code_error"])]),
+        "summary": lambda bench, parts: iter([("pair_gain", 1.2), ("seen", sorted(parts))]),
     }
     monkeypatch.setattr(gpu_check, "PARTS", parts)
 
@@ -167,7 +219,7 @@ def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, mon
     monkeypatch.setattr(
         gpu_check, "write_atomic", lambda path, data: written.append(json.loads(data)) or write(path, data)
     )
-    path, ok = check("cpu", tmp_path / "gpu", lines.append)
+    path, ok = check(None, tmp_path / "gpu", lines.append)
     assert not ok
     assert [len(record["parts"]) for record in written] == [1, 2, 3, 4]
     parts = json.loads(path.read_text())["parts"]
@@ -182,7 +234,7 @@ def test_no_part_stops_the_next_and_the_file_is_written_after_each(tmp_path, mon
 @pytest.mark.usefixtures("quick")
 def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_counts(tmp_path):
     *_, here = gpu_check_folders(tmp_path)
-    path, _ = check("cpu", here, lambda line: None)
+    path, _ = check(None, here, lambda line: None)
     assert path.parent == tmp_path / "gpu"
     (tmp_path / path.name).write_text(path.read_text().replace('"pair_gain": 1.2', '"pair_gain": 3'))
     assert read_checks([tmp_path, here, tmp_path / "absent"])["CPU"]["pair_gain"] == 1.2
@@ -194,7 +246,7 @@ def test_plans_read_the_files_leave_others_alone_and_what_was_measured_here_coun
 
 @pytest.mark.usefixtures("quick")
 def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it_was(tmp_path, monkeypatch):
-    path, _ = check("cpu", tmp_path, lambda line: None)
+    path, _ = check(None, tmp_path, lambda line: None)
     whole = path.read_text()
 
     def stopped(bench):
@@ -202,7 +254,7 @@ def test_a_check_that_is_stopped_leaves_what_it_found_and_the_earlier_file_as_it
 
     monkeypatch.setitem(gpu_check.PARTS, "faults", stopped)
     with pytest.raises(KeyboardInterrupt, match=r"gpu-check-cpu-cpu.unfinished; the command begins anew"):
-        check("cpu", tmp_path, lambda line: None)
+        check(None, tmp_path, lambda line: None)
     assert path.read_text() == whole
     left = json.loads(path.with_suffix(".unfinished").read_text())
     assert list(left["parts"]) == ["host", "correctness"]
@@ -227,7 +279,7 @@ def test_a_file_of_another_form_breaks_no_plan(tmp_path, summary, known):
     (tmp_path / "gpu-check-a100.json").write_text(json.dumps(record))
     checks = read_checks([tmp_path])
     assert (list(checks) == ["NVIDIA A100-SXM4-80GB"]) is known
-    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, checks).memory_gib == 79.3
+    assert gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, checks).memory_gib == 79.3
     assert packing_pays("NVIDIA A100-SXM4-80GB", checks, mps=True)
 
 
@@ -256,21 +308,21 @@ def test_what_a_part_started_ends_with_it():
 
 def test_a_gpu_without_bfloat16_is_measured_in_float32():
     for half, precision in ((True, "bfloat16"), (False, "float32")):
-        trial = replace(bench_of("cuda:0"), half=half).trial("vgg16")
+        trial = replace(bench_of("cuda"), half=half).trial("vgg16")
         assert trial.network.recipe.precision == precision
 
 
 @pytest.mark.parametrize(("mps", "num_gpus"), [(False, "left out: trials share a GPU"), (True, 1)])
 def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     """A GPU that is twice as fast as its row says gets twice the shares, and fewer hours."""
-    gpu, bench = GPU_MODELS["a100"], bench_of("cuda:0")
+    gpu, bench = GPU_MODELS["a100"], bench_of("cuda")
     times = {}
     for model in bench.models:
         step = cost_of(bench.trial(model).network).step
         half = 500 * pass_time(step, gpu, interval=gpu_check.EAGER_INTERVAL_S).seconds
         times[model] = {"eager_ms": half, "graph_ms": half}
     parts = {
-        "gpu": {"planned_as": asdict(gpu), "capability": [8, 0]},
+        "gpu": {"planned_as": asdict(gpu), "capability": 8.0},
         "step_times": times,
         "pairs": {
             "mps": mps,
@@ -280,21 +332,22 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
         "correctness": {"self_test": {"graphs": False}},
     }
     told = {name: {"ok": True, "values": v} for name, v in parts.items()}
-    found = gpu_check.summary(bench, told)
+    found = dict(gpu_check.summary(bench, told))
     assert found["row"]["compute_efficiency"] == pytest.approx(2 * gpu.compute_efficiency)
     assert found["hours"] < found["predicted_hours"]
     assert (found["pair_gain"], found["pair_gain_mps"], found["num_gpus"]) == (1.2, 1.05, num_gpus)
     assert GpuModel(**found["row"]).origin == "gpu-check: 2.00 times as fast as predicted"
     assert found["verdict"] == "PASS"
-    broken = told | {"faults": {"ok": False, "values": None}}
-    assert gpu_check.summary(bench, broken)["verdict"] == "FAIL: faults"
-    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, {"NVIDIA A100-SXM4-80GB": found})
+    broken = told | {"faults": {"ok": False, "values": {}}}
+    assert dict(gpu_check.summary(bench, broken))["verdict"] == "FAIL: faults"
+    measured = gpu_model_there("NVIDIA A100-SXM4-80GB", 79.3, 8.0, 108, {"NVIDIA A100-SXM4-80GB": found})
     assert measured.compute_efficiency == pytest.approx(2 * gpu.compute_efficiency)
 
 
 def test_a_gpu_is_chosen_by_its_number_and_a_machine_without_is_told_what_to_do(monkeypatch):
-    monkeypatch.setattr(gpu_check, "_seen", lambda: (Gpu("A", "GPU-1", 2**34), Gpu("B", "GPU-2", 2**34)))
-    assert (devices(None), devices("1"), devices("cpu")) == (["cuda:0", "cuda:1"], ["cuda:1"], ["cpu"])
+    first, second = Gpu("A", "GPU-1", 2**34), Gpu("B", "GPU-2", 2**34)
+    monkeypatch.setattr(gpu_check, "_seen", lambda: (first, second))
+    assert (devices(None), devices("1"), devices("cpu")) == ([first, second], [second], [None])
     for wrong in ("2", "-1", "cuda:0"):
         with pytest.raises(ConfigError, match=f"--device must be the number .*{wrong}.*one of 0, 1"):
             devices(wrong)

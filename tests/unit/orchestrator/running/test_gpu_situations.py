@@ -13,8 +13,9 @@ import torch
 
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import gpu_model_there, packing_pays, peak_bytes
+from orchestrator.planning.predict import GPU_MODELS, need_of, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running import gpus
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES, classify, ends_process
 from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
@@ -26,11 +27,13 @@ from tests.small_sweep import small_sweep
 from tests.unit.orchestrator.running.test_devices import nvidia_smi
 
 GIB = 2**30
-RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=(8, 9))
-A100 = Gpu("NVIDIA A100-SXM4-80GB", "GPU-a100", int(79.3 * GIB), capability=(8, 0))
-H100 = Gpu("NVIDIA H100 80GB HBM3", "GPU-h100", int(79.2 * GIB), capability=(9, 0))
-T4 = Gpu("Tesla T4", "GPU-t4", int(14.6 * GIB), capability=(7, 5))
-MIG = Gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "GPU-a100", int(9.5 * GIB), mig=True)
+RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability=8.9)
+A100 = Gpu("NVIDIA A100-SXM4-80GB", "GPU-a100", int(79.3 * GIB), capability=8.0)
+H100 = Gpu("NVIDIA H100 80GB HBM3", "GPU-h100", int(79.2 * GIB), capability=9.0)
+T4 = Gpu("Tesla T4", "GPU-t4", int(14.6 * GIB), capability=7.5)
+MIG = Gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "MIG-1", int(9.5 * GIB), num_processors=14, mig=True)
+ADA = Gpu("NVIDIA RTX 6000 Ada Generation", "GPU-ada", int(47.4 * GIB), capability=8.9, num_processors=142)
+TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, num_processors=72)
 
 
 def node(*gpus, **changes):
@@ -64,15 +67,20 @@ NO_BFLOAT16 = (
 )
 ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision: float32}, or another GPU; beside others hide"
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
-UNKNOWN = "On 1 NVIDIA A100-SXM4-80GB MIG 1g.10gb the time cannot be known: isweep gpu-check measures it"
+UNKNOWN = "On 1 {} the time cannot be known: isweep gpu-check measures it"
+ON_MIG = UNKNOWN.format(MIG.name)
 SITUATIONS = {
     "a: a desktop": Situation(node(RTX4090), "rtx4090", 23.6, r"On 1 rtx4090: [\d.]+ h one trial at a time"),
     "b: an A100": Situation(node(A100), "a100", 79.3, r"On 1 a100: [\d.]+ h one trial at a time"),
     "c: eight H100s": Situation(node(*[H100] * 8), "h100", 79.2, r"On 8 h100s: [\d.]+ h one trial"),
     "d: a T4": Situation(node(T4), "t4", 14.6, NO_BFLOAT16.format("1 t4"), ON_T4),
-    "e: a slice": Situation(node(MIG, visible="MIG-1"), MIG.name, 9.5, UNKNOWN, "", False, "MIG-1"),
-    "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, UNKNOWN, SLICES, False),
+    "e: a slice": Situation(node(MIG, visible="MIG-1"), MIG.name, 9.5, ON_MIG, "", False, "MIG-1"),
+    "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, ON_MIG, SLICES, False),
     "f: two kinds": Situation(node(A100, T4), "t4", 14.6, NO_BFLOAT16.format("2 t4s"), ON_T4),
+    "unknown": Situation(node(ADA), ADA.name, 47.4, UNKNOWN.format(ADA.name)),
+    "unknown and old": Situation(
+        node(TURING), TURING.name, 23.5, NO_BFLOAT16.format(f"1 {TURING.name}"), "paper on NVIDIA TITAN RTX"
+    ),
 }
 """The smaller one of two kinds decides."""
 
@@ -95,15 +103,15 @@ def float32(trials):
 
 @pytest.mark.parametrize("where", SITUATIONS)
 def test_what_a_plan_says(plan, tmp_path, monkeypatch, where):
-    """Of what nvidia-smi prints there."""
+    """Of what nvidia-smi and, of GPUs that are not known by their name, torch say there."""
     situation = SITUATIONS[where]
     rows = [
         f"{gpu.name.partition(' MIG')[0]}, {gpu.uuid}, {gpu.memory_bytes // 2**20}, "
         + ("Enabled" if gpu.mig else "[N/A]")
         for gpu in situation.node.gpus
     ]
-    listed = "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-a100)\n  MIG 1g.10gb     Device  0: (UUID: MIG-1)"
-    nvidia_smi(tmp_path, monkeypatch, rows, listed)
+    nvidia_smi(tmp_path, monkeypatch, rows)
+    monkeypatch.setattr(gpus, "describe", lambda visible: situation.node)
     if situation.visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", situation.visible)
     model, number = gpu_models_here(())
@@ -133,6 +141,11 @@ def test_what_is_refused_before_anything_starts(plan, where):
         (node(replace(A100, compute_mode="Prohibited")), 1.0, "compute mode is Prohibited"),
         (node(MIG, visible="0"), 1.0, "cut into slices"),
         (node(replace(A100, held_bytes=9 * GIB)), 1.0, r"GPU-a100: others hold 9.0 of 79.3 GiB"),
+        (
+            node(MIG, replace(MIG, uuid="MIG-2", held_bytes=GIB), visible="MIG-1,MIG-2"),
+            1.0,
+            "MIG-2: others hold",
+        ),
         (node(replace(A100, has_kernels=False)), 1.0, "no kernels for compute capability 8.0"),
     ],
 )
@@ -158,7 +171,7 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
     situation = SITUATIONS[where]
     expectation = expected([replace(situation.node, mps=mps)], plan.sweep.resources, ())
     known = expectation.gpu
-    assert (known.name, known.timed) == (situation.model, "MIG" not in situation.model)
+    assert (known.name, known.timed) == (situation.model, situation.model in GPU_MODELS)
     assert known.memory_gib == pytest.approx(situation.memory_gib, abs=0.01)
     requests = Requests(Resources(1, 1.0), expectation)
     for trial in trials.values():
@@ -167,6 +180,18 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
             assert share * memory >= min(peak_bytes(trial.network), memory)
         else:
             assert share == 1.0
+
+
+def test_an_unknown_gpu_has_the_rates_of_its_capability_and_processors(trials):
+    """Of two with as much memory the one with fewer processors is kept busy by fewer trials."""
+    half = replace(ADA, num_processors=71).model()
+    assert (half.half_tflops, half.bandwidth) == pytest.approx((165 * 71 / 128, 1008 * 71 / 128))
+    assert ADA.model().half_tflops == pytest.approx(2 * half.half_tflops)
+    for capability, like in ((8.6, "rtx3090"), (12.1, "rtx5090"), (10.3, "b200"), (6.1, "v100")):
+        found = replace(ADA, capability=capability, num_processors=0).model()
+        assert (found.half_tflops, found.timed) == (GPU_MODELS[like].half_tflops, False)
+        assert found.bfloat16 is (capability >= 8)
+    assert need_of(trials["resnet50"], half).share > need_of(trials["resnet50"], ADA.model()).share
 
 
 def test_of_two_sizes_of_slice_the_smaller_is_expected_and_none_is_shared(plan):
@@ -200,8 +225,9 @@ def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table()
     assert packing_pays(A100.name, checks, mps=True)  # never measured under MPS, which shares
     assert not packing_pays(T4.name, checks, mps=True)
     assert not packing_pays("NVIDIA H100", checks, mps=False)
-    found = gpu_model_there(A100.name, 79.3, checks)
-    assert (found.name, found.compute_efficiency, found.memory_gib) == ("a100", 0.4, 79.3)
+    found = A100.model(checks)
+    assert (found.name, found.compute_efficiency) == ("a100", 0.4)
+    assert found.memory_gib == pytest.approx(79.3)
 
 
 def attempts(share, batch, is_cut):

@@ -107,7 +107,7 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(sweep_
 def test_what_fails_on_some_images_only_is_left_to_its_cells(sweep_of, function, why):
     plan = plan_sweep(load_sweep(sweep_of(function, keep_weights="all")))
     check_models(plan, ())
-    beside = extras(plan, {})
+    beside = extras(plan, ())
     assert beside["uncounted"] == ({function: why} if why else {})
     assert (f"costs of {function} are guessed from its weights: {why}" in extras_text(beside)) == bool(why)
     assert beside["weights_bytes"] == 4 * (16 * 16 * 2 + 2 + 1000)  # one channel, two classes; and its buffer

@@ -171,7 +171,7 @@ def test_a_prepared_dataset_that_goes_is_one_clear_message(finished):
 
 
 def test_every_start_removes_what_a_killed_run_left(tmp_path):
-    paths = RootPaths.create(tmp_path / "root")
+    paths = RootPaths.at(tmp_path / "root").make()
     whole = paths.root / "prepared" / "mnist-0123"
     left = [paths.root / "prepared" / ".mnist-0123.89abcdef", paths.tune / "smoke-0"]
     for folder in (whole, *left, paths.sweep("smoke").folder):

@@ -93,7 +93,7 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
 @pytest.fixture
 def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
     def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Run:
-        paths = RootPaths.create(root)
+        paths = RootPaths.at(root).make()
         fields: dict[str, Any] = {
             "plan": plan,
             "cluster": ray_local,
@@ -179,7 +179,7 @@ class Unfit(TrialTrainable):
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
-        worker.gpus.rest = lambda has_run: None
+        gpus.REST_S = 0.0  # of this process, which ends
 
 
 class WithoutGpu(Unfit):
@@ -216,7 +216,7 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(
     monkeypatch.setattr(queue, "fit_nodes", lambda failure: {ray.util.get_node_ip_address()})
     monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
-    url = str(RootPaths.create(root).sweep(plan.sweep.name).folder)
+    url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
     with pytest.raises(SetupError, match=message) as caught:
         run(plan, trainable=trainable, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
