@@ -25,8 +25,7 @@ hypothesis.settings.load_profile("isweep")
 # Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Imports and some 5,000 tests make millions of objects that stay: to look for garbage among them, again and again
-# while they are collected and three times when a worker ends, takes a fifth of the time of both.
+# What is imported and collected stays: to look for garbage in it, again and again, took a third of the time of that.
 gc.disable()
 
 FIRST = (
