@@ -1,6 +1,5 @@
 from .measuring import Measurement as Measurement
 from .measuring import measure as measure
-from .predicting import predict as predict
 from .sweeps import Fits as Fits
 from .sweeps import Plan as Plan
 from .sweeps import Sweep as Sweep
@@ -9,5 +8,6 @@ from .sweeps import SweepSpec as SweepSpec
 from .sweeps import Tuned as Tuned
 from .sweeps import open as open
 from .sweeps import plan as plan
+from .sweeps import predict as predict
 from .sweeps import run as run
 from .sweeps import tune as tune

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -27,7 +26,7 @@ from orchestrator.running.measuring import (
     name_labels,
 )
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
-from tasks.measures.records import MeasureSettings, as_sizes
+from tasks.measures.records import MeasureSettings, as_sizes, one_array
 from tasks.remote import InlineExecutor
 
 
@@ -171,7 +170,7 @@ def measure(
     if image_size is not None or channels != 1:
         found = f"image_size {image_size}, channels {channels}"
         raise ConfigError("image_size is for image files, as channels are", found, "change the array before")
-    array, written = _array("Images", images), None if labels is None else _array("Labels", labels)
+    array, written = one_array("Images", images), None if labels is None else one_array("Labels", labels)
     if written is not None and written.shape != (len(array),):
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)
@@ -187,20 +186,6 @@ def _two_names(class_pair: object) -> tuple[str, str] | None:
     if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
         raise ConfigError("class_pair must be two classes", repr(class_pair), "e.g. ('cat', 'dog')")
     return str(names[0]), str(names[1])
-
-
-def _array(what: str, given: Any) -> npt.NDArray[Any]:
-    rule, way_out = f"{what} must make one array", "give all of them one shape"
-    if any(map(np.ma.is_masked, given if isinstance(given, (list, tuple)) else [given])):
-        fill = "say what stands there: .filled(VALUE); or leave those images out"
-        raise DataError(f"{what} must have a value everywhere", "a masked array", fill)
-    try:
-        array = np.asarray(given)
-    except ValueError as error:
-        raise DataError(rule, str(error), way_out) from None
-    if array.ndim == 0:
-        raise DataError(rule, type(given).__name__, "give an array or a list of them")
-    return array
 
 
 def root_text(root: object) -> str | None:

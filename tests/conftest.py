@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("isweep")
 # Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# What is imported and collected stays: to look for garbage in it, again and again, took a third of the time of that.
+# What is imported and collected stays: looking for garbage in it again and again took a third of that time.
 gc.disable()
 
 FIRST = (

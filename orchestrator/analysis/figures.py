@@ -341,7 +341,7 @@ def write_figures(
         for name, draw in DRAWINGS.items():
             if (found := draw(points, fits)) is None:
                 continue
-            drawn = {kind: _rendered(found[0], kind) for kind in dict.fromkeys((embedded, *formats))}
+            drawn = {kind: rendered(found[0], kind) for kind in dict.fromkeys((embedded, *formats))}
             for kind, data in drawn.items():
                 write_atomic(folder / f"{name}.{kind}", data, durable=False)
                 written.add(f"{name}.{kind}")
@@ -361,7 +361,8 @@ _NAMELESS: dict[str, dict[str, None]] = {
 }
 
 
-def _rendered(figure: Figure, kind: str) -> bytes:
+def rendered(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a file of ``kind``."""
     # Laid out once, by hand: every save would do it again, and change nothing.
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)

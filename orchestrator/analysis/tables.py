@@ -43,40 +43,6 @@ def laid_out(
     return Table(key, title, note, tuple(columns), rows, numeric_from)
 
 
-_SPECIAL: dict[str, str | int | None] = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
-    "≤": r"$\leq$", "≥": r"$\geq$", "≲": r"$\lesssim$", "²": "$^2$", "·": r"$\cdot$", "×": r"$\times$",
-    "ε": r"$\varepsilon$", "“": "``", "”": "''", "→": r"$\rightarrow$", "<": "$<$", ">": "$>$",
-}  # fmt: skip
-
-
-#: Columns with longer cells than this are broken into lines, and share this part of a line's width.
-_LONGEST, _WIDTH = 24, 0.5
-
-
-def escape(text: str) -> str:
-    """Return text that LaTeX sets as it reads."""
-    return text.translate(str.maketrans(_SPECIAL))
-
-
-def to_latex(table: Table) -> str:
-    """Render a table as a ``table`` environment with caption and label; needs the package booktabs."""
-    longest = [max(map(len, cells)) for cells in zip(*table.rows, strict=True)] or [0] * len(table.header)
-    broken = rf"p{{{_WIDTH / max(1, sum(size > _LONGEST for size in longest)):.2f}\linewidth}}"
-    sides = ["l" if k < table.numeric_from else "r" for k in range(len(longest))]
-    columns = "".join(broken if n > _LONGEST else side for n, side in zip(longest, sides, strict=True))
-    caption = ". ".join(part.rstrip(".") for part in (table.title, table.note) if part)
-    header, *rows = (" & ".join(map(escape, cells)) + r" \\" for cells in (table.header, *table.rows))
-    return "\n".join(
-        [
-            r"\begin{table}\small", rf"\caption{{{escape(caption)}.}}", rf"\label{{tab:{table.key}}}",
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule",
-            r"\end{tabular}", r"\end{table}", "",
-        ]
-    )  # fmt: skip
-
-
 #: What a table of fits shows of one estimate.
 Cell = Callable[[tuple[Fit, Estimate]], str]
 

@@ -107,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """Entry point of the ``isweep`` command."""
-    # A sweep of 50,000 cells is millions of objects that live to the end: by its default, the collector goes
-    # through all of them again and again, a third of the time of a look (benchmarks/running.py looks), and
-    # once more, for up to a second, on the way out.
+    # By its default the collector goes through a sweep's millions of objects, which live to the end, again
+    # and again: a third of the time of a look at 50,000 cells (benchmarks/running.py looks).
     gc.set_threshold(100_000, 20, 20)
     code = main()
     gc.freeze()
@@ -234,23 +233,19 @@ def root_log(root: str | None) -> Iterator[None]:
     with suppress(SweepError):  # the command says what is wrong with the root
         handler = _RootLog(RootPaths.at(root).log)
     handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
-    top, fonts = logging.getLogger(), logging.getLogger("fontTools")
-    levels = {top: top.level, fonts: fonts.level}
+    top = logging.getLogger()
+    before = top.level
     top.addHandler(handler)
     top.setLevel(logging.INFO)
-    fonts.setLevel(logging.WARNING)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     logging.captureWarnings(True)
     try:
         yield
-    except BaseException:
-        top.exception("ends with a bug")
-        raise
     finally:
         logging.captureWarnings(False)
         top.removeHandler(handler)
         handler.close()
-        for logger, level in levels.items():
-            logger.setLevel(level)
+        top.setLevel(before)
 
 
 class _Discreet(logging.Formatter):

@@ -19,10 +19,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from orchestrator.running.cluster import Cluster
     from orchestrator.running.measuring import Measured
-    from tasks.measures.calibration import CalibratedDimension
-    from tasks.measures.estimators import IntrinsicDimension
     from tasks.measures.records import MeasureSettings
-    from tasks.measures.sharpness import LabelSharpness
 
 Side = o.whole(4, 1025)
 DRAFT, METHOD = Group("Sweep file", sort_key=1), Group("Method", sort_key=1)
@@ -32,7 +29,7 @@ def init(
     source: Path | None = None,
     /,
     *,
-    out: Annotated[o.File, Parameter(group=DRAFT)] = None,
+    out: Annotated[Path | None, o.ending(".yaml", ".yml"), Parameter(group=DRAFT)] = None,
     domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
     own: o.OwnOptions = o.OwnOptions(),
@@ -49,11 +46,9 @@ def init(
     """
     from orchestrator.data_commands import draft_sweep
 
-    to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
+    to = out or o.writable(Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml"))
     if to.exists():
         raise ConfigError("No file is written over", f"{to} exists", "name another with --out, or remove it")
-    if to.suffix not in (".yaml", ".yml") or not to.absolute().parent.is_dir():
-        raise ConfigError("--out must be a .yaml file in a folder that exists", str(to), "e.g. mine.yaml")
     gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said(), root=place.paths.root)
     to.write_text(text, encoding="utf-8")
@@ -153,8 +148,6 @@ def prepare(
     from orchestrator.data_commands import prepare_one
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
-    if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
-        raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
     record = prepare_one(
         name,
         preset=sweep,
@@ -282,21 +275,22 @@ def _measured_lines(measured: Measured) -> Iterator[Shown]:
     table = grid("images", "estimator", "d_data", "std error", "K_F", "duplicates")
     for size in record.sizes:
         sharpness = size.label_sharpness
-        k_f = "" if sharpness is None else _or_why(sharpness)
+        k_f = "" if sharpness is None else _or_why(sharpness.value, sharpness.reason)
         images, duplicates = str(size.train_size), str(size.num_duplicates)
         for name, estimate in size.d_data.items():
-            table.add_row(images, name, _or_why(estimate), cell(estimate.error), k_f, duplicates)
+            d_data = _or_why(estimate.value, estimate.reason)
+            table.add_row(images, name, d_data, cell(estimate.error), k_f, duplicates)
             images = k_f = duplicates = ""
     if (corrected := record.calibration) is not None:
         spread = "{:.3g} to {:.3g}".format(*corrected.interval) if corrected.interval else ""
-        table.add_row("", "calibrated", _or_why(corrected), spread, "", "")
+        table.add_row("", "calibrated", _or_why(corrected.value, corrected.reason), spread, "", "")
     yield table
     if record.label_sharpness is None:
         yield "No label sharpness: there are no labels; --labels names a file of them."
 
 
-def _or_why(number: IntrinsicDimension | CalibratedDimension | LabelSharpness) -> str:
-    return cell(number.value) or f"undefined: {number.reason}"
+def _or_why(value: float | None, reason: str | None) -> str:
+    return cell(value) or f"undefined: {reason}"
 
 
 def locate(

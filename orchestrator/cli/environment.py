@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.options import Address, File, Place, whole
+from orchestrator.cli.options import Address, File, Place, whole, writable
 from orchestrator.cli.printing import cell, emit, grid, stderr, stdout, tell
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, unknown_name
 
 
 def ls(*, place: Place = Place()) -> None:
@@ -80,12 +80,10 @@ def ui(
     paths = place.paths
     uri, names = mlflow_uri(paths, place.mlflow_uri), paths.sweep_names()
     if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
-        raise ConfigError(
-            "MLflow has nothing to show yet", f"no {paths.mlflow_database}", "run a sweep first"
-        )
+        found = f"no {paths.mlflow_database}"
+        raise ConfigError("MLflow has nothing to show yet", found, "run a sweep first")
     if sweep is not None and sweep not in names:
-        known = ", ".join(names) or "none"
-        raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
+        raise unknown_name(f"sweep of {paths.root}", sweep, names)
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             pages: dict[str, dict[str, str]] = {}
@@ -125,17 +123,16 @@ def doctor(*, address: Address = None, launch: File = None, place: Place = Place
         mark, style = ("ok", "green") if check["ok"] else ("no", "red")
         fix = "" if check["ok"] else f"\n    fix: {check['fix']}"
         verdicts.append(Text.assemble((mark, style), f"  {check['name']}: {check['detail']}{fix}"))
-    emit(place, checks, node_table(nodes), verdicts)
+    emit(place, checks, [node_table(nodes)] if nodes else (), verdicts)
     failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
     return 0 if not failed else 3 if False in failed else 2
 
 
-def node_table(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Table]:
-    """Lay out a row per node, if there is one."""
+def node_table(nodes: Iterable[Mapping[str, Any]]) -> Table:
+    """Lay out a row per node."""
     versions = ("isweep", "ray", "torch")
-    table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk", "spill")
+    table = grid("node", "CPUs", "GPUs", "models", "driver", "CUDA", *versions, "disk")
     for node in nodes:
-        sizes = (f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes"))
         table.add_row(
             escape(node["address"]) + (" (head)" if node["head"] else ""),
             f"{node['num_cpus']:g}",
@@ -144,10 +141,9 @@ def node_table(nodes: Iterable[Mapping[str, Any]]) -> Iterator[Table]:
             node["driver"] or "-",
             node["cuda"] or "-",
             *(node["versions"].get(name, "?") for name in versions),
-            *(sizes if node["versions"] else ("?", "?")),
+            f"{node['free_disk_bytes'] / 2**30:.0f} GiB" if node["versions"] else "?",
         )
-    if table.rows:
-        yield table
+    return table
 
 
 def gpu_check(
@@ -167,7 +163,8 @@ def gpu_check(
     """
     from orchestrator.running.gpu_check import check, devices
 
-    found = [check(its, into or place.paths.root / "gpu", tell) for its in devices(device)]
+    folder = writable((into or place.paths.root / "gpu") / "gpu-check.json", into_new=True).parent
+    found = [check(its, folder, tell) for its in devices(device)]
     files, ok = [str(path) for path, _ in found], all(ok for _, ok in found)
     said = (f"{path}: send this file back, or keep it for plans" for path in files)
     emit(place, {"files": files, "ok": ok}, said)

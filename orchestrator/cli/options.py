@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
 from orchestrator.planning.paths import PASSWORD, RootPaths, without_secrets
 from search_spaces.errors import ConfigError
+from tasks.atomic import without_waiting
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Workspace
@@ -60,9 +62,21 @@ def ending(*endings: str) -> Parameter:
     def check(word: str) -> Path:
         if not word.endswith(endings):
             raise ValueError(f"must be a file that ends with {' or '.join(endings)}, got {word!r}")
-        return Path(word)
+        return writable(Path(word))
 
     return _each(check, metavar="FILE")
+
+
+def writable(path: Path, *, into_new: bool = False) -> Path:
+    """Return the path of a file that can be written, in a new folder if asked; checked before any work."""
+    try:
+        if into_new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", opener=without_waiting) if path.exists() else TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        why = f"{path}: {error.strerror}"
+        raise ConfigError("The file must be one that can be written", why, "name one elsewhere") from None
 
 
 def _each(check: Callable[[str], object], **more: Any) -> Parameter:
@@ -114,7 +128,7 @@ class Place:
 
     Attributes:
         root: Folder of everything (default: $ISWEEP_ROOT or ./isweep-root).
-        storage: folder or URL of the result store (default: below the root).
+        storage: Folder or URL of the result store (default: below the root).
         mlflow_uri: MLflow store (default: $MLFLOW_TRACKING_URI, then SQLite below the root).
         json: Print data as JSON on stdout.
     """

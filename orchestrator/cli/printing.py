@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -22,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import Place, Work
-from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.analysis.tables import Table as ReportTable
@@ -86,13 +86,15 @@ def emit(place: Place, document: object, *shown: Shown | Iterable[Shown]) -> Non
         return
     for one in shown:
         for part in (one,) if isinstance(one, Shown) else one:
-            if isinstance(part, str):
-                line(part)
-            elif isinstance(part, Table) and _least_width(part) > stdout.width:
+            if isinstance(part, Table) and _least_width(part) > stdout.width:
                 for text in _in_words(part):
-                    line(text)
+                    line(_folded(text))
+            elif isinstance(part, str):
+                line(_folded(part))
+            elif isinstance(part, Text):  # its style is that of the first words
+                stdout.print(Text(_folded(part.plain), spans=part.spans), soft_wrap=True)
             else:
-                stdout.print(part, soft_wrap=isinstance(part, Text))
+                stdout.print(part)
 
 
 def _least_width(table: Table) -> int:
@@ -105,15 +107,23 @@ def _in_words(table: Table) -> Iterator[str]:
     yield from filter(None, [table.title and str(table.title)])
     for row in zip(*(column.cells for column in table.columns), strict=True):
         pairs = zip((column.header for column in table.columns), row, strict=True)
-        text = Text.from_markup("  ".join(f"{name} {value}".strip() for name, value in pairs if value)).plain
-        yield _folded(text, indent="  ")
+        yield Text.from_markup("  ".join(f"{name} {value}".strip() for name, value in pairs if value)).plain
 
 
-def _folded(text: str, indent: str = "") -> str:
-    """Break a text between words at the terminal's width."""
-    return textwrap.fill(
-        text, stdout.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+COPIED = re.compile("^[./].*|(?<=: )isweep [^;,)]*")
+"""A path, or a command behind a colon."""
+
+
+def _folded(text: str) -> str:
+    """Break lines between words at a terminal's width, but none of what is copied from them."""
+    if stdout.width == PIPE_WIDTH:
+        return text
+    fold, folded = TextWrapper(stdout.width, break_long_words=False, break_on_hyphens=False), list[str]()
+    for one in text.splitlines():
+        fold.subsequent_indent = " " * (2 + len(one) - len(one.lstrip()))
+        kept = COPIED.sub(lambda found: found[0].replace(" ", "\0"), one)
+        folded.append(fold.fill(kept).replace("\0", " "))
+    return "\n".join(folded)
 
 
 _waits: list[Progress] = []
@@ -184,14 +194,10 @@ def report_tables(*tables: ReportTable) -> Iterator[Shown]:
         for row in table.rows:
             shown.add_row(*map(escape, row))
         yield shown
-        yield from map(_folded, filter(None, [table.note]))
+        yield from filter(None, [table.note])
 
 
 def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:
     """Write a file that the user named, and say so."""
-    try:
-        write(path)
-    except OSError as error:
-        why = f"{path}: {error.strerror or error}"
-        raise ConfigError("The file must be one that can be written", why, "name one elsewhere") from None
+    write(path)
     tell(f"wrote {what}{path}")

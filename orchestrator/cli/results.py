@@ -18,6 +18,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, nea
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.analysis.interventions import Arm
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.plan import Workspace
@@ -46,7 +47,9 @@ NUMBERS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat
 BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_up", "runner_up_loss")
 SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
 TEXT = ("model", "dataset", "class_pair")
-ROWS, OWN_TABLE = Group("Rows", sort_key=1), Group("A table of your own, in place of a sweep", sort_key=2)
+ROWS = Group("Rows", sort_key=1)
+ONE_VIEW = Parameter(group=(ROWS, Group(validator=LimitedChoice(0, 1), show=False)))
+OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
 
 
 @Parameter(name="*", group=ROWS)
@@ -64,17 +67,15 @@ class RowOptions:
 
     where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
     sort: Annotated[str | None, Parameter(metavar="COLUMN")] = None
-    mean: bool = False
-    best: bool = False
-    search: bool = False
+    mean: Annotated[bool, ONE_VIEW] = False
+    best: Annotated[bool, ONE_VIEW] = False
+    search: Annotated[bool, ONE_VIEW] = False
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows that are asked for."""
         from orchestrator.analysis.tables import best_models
         from orchestrator.commands import mean_over_seeds, rows_with
 
-        if self.best and self.mean:
-            raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
         wanted = o.pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits")
         table = rows_with(table, {_column(name, table): value for name, value in wanted.items()})
         if self.best:
@@ -133,8 +134,6 @@ def results(
     """
     from orchestrator.analysis.table import write_csv
 
-    if chosen.search and (chosen.mean or chosen.best):
-        raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
         from orchestrator.results.state import read_state
         from orchestrator.results.store import ResultStore
@@ -157,7 +156,7 @@ def results(
             way_out = f"run: {place.hint('tune', sweep)}"
             raise ConfigError("Results of a search need one", f"{sweep}: none stored", way_out)
     else:
-        table = read_table(sweep, place, from_store=from_store)
+        table, _ = read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     what = f"{plural(len(table), 'row')} to "
     if csv:
@@ -222,13 +221,12 @@ def fit(
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
     from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pair_findings
-    from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
-    table = read_table(sweep, place, from_store=from_store)
-    fits, pairs = fit_scaling_laws(table, arms=arms_of(place.open(sweep)), explore=all_), fit_pairs(table)
+    table, arms = read_table(sweep, place, from_store=from_store)
+    fits, pairs = fit_scaling_laws(table, arms=arms, explore=all_), fit_pairs(table)
     answers = summary(fits, pair_findings(pairs), width=min(80, stdout.width))
     document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
     if not all_:
@@ -270,7 +268,7 @@ def compare(
     if first == second:
         way_out = "name another one; isweep status lists those of the root"
         raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
-    tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
+    tables = [read_table(name, place, from_store=from_store)[0] for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
     emit(place, asdict(found), report_tables(found.table()))
 
@@ -280,8 +278,7 @@ def claims(
     /,
     *,
     published: bool = False,
-    markdown: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    latex: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    markdown: Annotated[Path | None, o.ending(".md")] = None,
     from_store: o.FromStore = False,
     place: o.Place = o.Place(),
 ) -> None:
@@ -290,26 +287,20 @@ def claims(
     Args:
         published: From the study's own published numbers, in place of a sweep's.
         markdown: Write the ledger as Markdown too, with how the sweep agrees with every published quantity.
-        latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
     from orchestrator.analysis.published import published_table
-    from orchestrator.analysis.report import arms_of
-    from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
     if sweep is None:
         found = c.ledger(published_table(), sweep="the published numbers", compare=False)
     else:
-        table, arms = read_table(sweep, place, from_store=from_store), arms_of(place.open(sweep))
+        table, arms = read_table(sweep, place, from_store=from_store)
         found = c.ledger(table, sweep=sweep, arms=arms)
     emit(place, found.to_json(), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
-    if latex:
-        text = "\n".join(map(to_latex, found.tables()))
-        written(latex, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # Looking ahead.
@@ -363,15 +354,14 @@ def predict(
         target_loss: Test loss to reach.
     """
     from orchestrator.analysis.prediction import fit_growth
-    from orchestrator.analysis.report import arms_of
     from orchestrator.analysis.table import number
     from orchestrator.commands import predicted
 
     record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
 
     def growth() -> Growth:
-        table = read_table(sweep, work, from_store=from_store)
-        return fit_growth(table, model=model, domain=domain, arms=arms_of(work.open(sweep)))
+        table, arms = read_table(sweep, work, from_store=from_store)
+        return fit_growth(table, model=model, domain=domain, arms=arms)
 
     found, pilot = predicted(
         record,
@@ -405,10 +395,11 @@ def _pilot(
         return lambda: read_pilot(path, model)
 
     def train() -> Pilot:
-        from orchestrator.running.measuring import PilotRequest, run_pilot
+        from orchestrator.commands import run_pilot
 
-        request = PilotRequest(source, model, trained.pilot_sizes, trained.pilot_test_size, domain)
-        return run_pilot(work.open(sweep).plan.sweep, request, work.options({}), progress(work))
+        asked = {"train_sizes": trained.pilot_sizes, "test_size": trained.pilot_test_size, "domain": domain}
+        opened = work.open(sweep).plan.sweep
+        return run_pilot(opened, source, model, work.options({}), progress(work), **asked)
 
     return train
 
@@ -422,11 +413,8 @@ def _record(
     from tasks.remote import InlineExecutor
 
     if None not in given:
-        raise ConfigError(
-            "--measured is for numbers that are not given",
-            f"--d-data and --label-sharpness beside --measured {source}",
-            "leave the one or the other out",
-        )
+        found = f"--d-data and --label-sharpness beside --measured {source}"
+        raise ConfigError("--measured is for numbers that are not given", found, "leave one out")
     if source.endswith(".json"):
         return read_record(Path(source))
     spec = work.open(sweep).plan.sweep
@@ -460,16 +448,16 @@ def power(
 # What several commands read.
 
 
-def read_table(sweep: str, place: o.Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep, one row at least, compared with MLflow unless ``from_store``."""
-    from orchestrator.analysis.report import results_table
+def read_table(sweep: str, place: o.Place, *, from_store: bool) -> tuple[pd.DataFrame, tuple[Arm, ...]]:
+    """Return the tidy table of a sweep, one row at least, and its arms; see :func:`read_results`."""
+    from orchestrator.analysis.report import arms_of, results_table
 
     workspace, state = read_results(sweep, place, from_store=from_store)
-    return results_table(workspace, state=state)
+    return results_table(workspace, state=state), arms_of(workspace)
 
 
 def read_results(sweep: str, place: o.Place, *, from_store: bool) -> tuple[Workspace, State]:
-    """Return a sweep and what its store holds, one result at least; compares it with MLflow."""
+    """Return a sweep and what its store holds, one result at least; told where MLflow differs, if asked."""
     from orchestrator.results.state import read_state
 
     workspace = place.open(sweep)

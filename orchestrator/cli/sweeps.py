@@ -63,7 +63,7 @@ def run(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
 def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Search learning rates, weight decays and batch sizes; prints the path of the recipe last."""
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.tuning.outcome import brief_table
+    from orchestrator.tuning.outcome import BRIEF, outcome_table
     from orchestrator.tuning.run import tune_sweep
 
     options, again = work.run_options, work.again("tune", sweep)
@@ -76,7 +76,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         tell(problem)
     _tell_behind(summary.num_behind, again)
     paths = (str(path) for path in (summary.report, summary.recipe) if path is not None)
-    emit(work, summary.document(), report_tables(brief_table(summary.cells)), paths)
+    emit(work, summary.document(), report_tables(outcome_table(summary.cells, BRIEF)), paths)
     return summary.exit_code
 
 
@@ -308,9 +308,6 @@ def _watch(look: Callable[[], Mapping[str, Any]]) -> None:
     """Show counts and running trials anew every two seconds, until no run works on the sweep.
 
     Into a pipe or file, a line whenever they have changed; on stderr, since stdout is for data.
-
-    Raises:
-        KeyboardInterrupt: when it is stopped, which stops no run.
     """
     waited()  # it has a display of its own
     said, shown = "", Live(console=stdout, transient=True, auto_refresh=False)

@@ -313,12 +313,10 @@ def estimate(
 
     Returns:
         ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``cpu_hours`` until the last trial has
-        ended on ``num_cpus``; ``measured_share`` of trials whose models were measured; ``memory_bytes`` of
-        the largest trial; ``cluster``, see :func:`on_gpus`;
+        ended on ``num_cpus``; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
         ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
     """
     corrections = corrections_for(gpu, measured_trials)
-    known = {*corrections.core_seconds, *corrections.seconds}
     memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
     rate, interval = f"{predict.CORE_FLOPS / 1e9:g} GFLOP/s", f"{predict.CORE_INTERVAL_S * 1e6:g} µs"
     where = "where this sweep has no finished trial of the model yet"
@@ -330,7 +328,6 @@ def estimate(
         "cpu_core_hours": sum(seconds) / 3600,
         "cpu_hours": max(sum(seconds) / num_cpus, max(seconds, default=0.0)) / 3600,
         "num_cpus": num_cpus,
-        "measured_share": sum(t.network.model.name in known for t in left) / len(left) if left else 1.0,
         "memory_bytes": max(memory, default=0),
         "cluster": None,
         "hours_one_at_a_time": None,
@@ -409,13 +406,11 @@ def _text(result: dict[str, Any]) -> str:
     hours, cluster, cpus = result["cpu_hours"], result["cluster"], result["num_cpus"]
     until = f"{roughly(hours)} h" if hours >= 2 else f"{roughly(max(1.0, 60 * hours))} min"
     cores = f"{until} on {plural(cpus, 'CPU')}"
+    begin, assumed = f"left: {left}, {cores}; {largest}", f" ({result['assumptions']})"
     if not result["trials_left"]:
         return "left: 0 trials"
     if cluster is None:
-        return (
-            f"left: {left}, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
-            "was named: --gpu h100 plans for one"
-        )
+        return f"{begin}{assumed}. No GPU is here, and none was named: --gpu h100 plans for one"
     gpus = f"{cluster['num_gpus']} {cluster['gpu']}" + ("s" if cluster["num_gpus"] > 1 else "")
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     named = ", ".join(
@@ -431,21 +426,19 @@ def _text(result: dict[str, Any]) -> str:
     if result["refused"]:
         name = result["refused"][0]
         return (
-            f"left: {left}, {cores}; {largest}. On {gpus} a run is refused: recipe {name} computes in "
-            f"bfloat16, which it has not: recipe: {{from: {name}, precision: float32}}, or another GPU"
+            f"{begin}. On {gpus} a run is refused: recipe {name} computes in bfloat16, which it has not: "
+            f"recipe: {{from: {name}, precision: float32}}, or another GPU"
         )
     if not cluster["gpu_data"]["timed"]:
-        return (
-            f"left: {left}, {cores}; {largest}. On {gpus} the time cannot be known: isweep gpu-check "
-            f"measures it ({result['assumptions']}){too_large}"
-        )
+        unknown = "the time cannot be known: isweep gpu-check measures it"
+        return f"{begin}. On {gpus} {unknown}{assumed}{too_large}"
     return (
         f"left: {left}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
         f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
         f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
         f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "
         f"{roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
-        f"share of a GPU: {shares or 'none'} ({result['assumptions']}){too_large}"
+        f"share of a GPU: {shares or 'none'}{assumed}{too_large}"
     )
 
 

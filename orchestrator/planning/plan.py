@@ -350,7 +350,7 @@ class Workspace:
 def _check_types(source: object, changes: object, storage: object) -> None:
     if not isinstance(source, (str, Path, Mapping, SweepSpec)):
         rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
-        raise ConfigError(rule, type(source).__name__)
+        raise ConfigError(rule, type(source).__name__, "e.g. 'demo' or './mine.yaml'")
     if changes is not None and not isinstance(changes, Mapping):
         way_out = "e.g. changes={'recipe.epochs': 3}"
         raise ConfigError("changes must be a mapping", type(changes).__name__, way_out)

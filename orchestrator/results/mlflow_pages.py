@@ -47,13 +47,13 @@ SHOWN_TAGS = (c.MODEL, c.DATASET, c.TRAIN_SIZE, c.CLASS_PAIR, c.SEED)
 class View:
     """A question, and the state of MLflow's page of runs that answers it: a chart of ``axes``, or a table.
 
-    ``axes`` are the metrics x and y, ``line`` one over its steps; ``kind`` and ``dataset`` are of the runs.
+    ``axes`` are the metrics x and y of trials, of ``dataset`` alone where it is given; ``line`` is the metric
+    of curves over their steps.
     """
 
     question: str
     axes: tuple[str, ...] = ()
     line: str = ""
-    kind: str = "trial"
     dataset: str = ""
 
     def query(self, name: str) -> str:
@@ -63,9 +63,10 @@ class View:
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""
+        kind = CURVE if self.line else "trial"
         metrics = dict.fromkeys([c.TEST_LOSS, *self.axes])  # in view without scrolling
         state: dict[str, Any] = {
-            "searchFilter": f"tags.kind = '{self.kind}' and attributes.status = 'FINISHED'"
+            "searchFilter": f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"
             + (f" and tags.{c.DATASET} = '{self.dataset}'" if self.dataset else ""),
             "orderByKey": f"metrics.`{c.TEST_LOSS}`",
             "orderByAsc": True,
@@ -132,8 +133,7 @@ class Page:
 
     def views(self) -> dict[str, View]:
         """Return the views of the sweep by the name that links give them."""
-        curve = View("Test loss over N", line=c.TEST_LOSS, kind=CURVE)
-        found = {"best": View("Best model"), CURVE: curve}
+        found = {"best": View("Best model"), CURVE: View("Test loss over N", line=c.TEST_LOSS)}
         if self.loss_gain:
             axes = (c.LABEL_SHARPNESS, self.loss_gain)
             found["sharpness"] = View("Loss gained under attack over K_F", axes)

@@ -32,7 +32,7 @@ from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table
 from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
 from orchestrator.results.table import FlatRun, Live, Row, milliseconds, row_of
-from orchestrator.results.tracking import Refused, first_line, is_final, no_answer
+from orchestrator.results.tracking import DATABASES, Refused, first_line, is_final, no_answer
 from search_spaces.errors import SetupError
 from tasks.atomic import place_once
 
@@ -45,7 +45,6 @@ KILLED = "killed"
 LOCAL_PAGES = "http://127.0.0.1:5000"
 SQLITE = "sqlite:///"
 DAMAGED = re.compile("file is not a database|disk image is malformed")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 PERHAPS_RUNNING = "RUNNING?"
 OPEN = ("RUNNING", PERHAPS_RUNNING)
 

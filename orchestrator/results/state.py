@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import zlib
-from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,7 +53,6 @@ class TrialOutline(Finding):
     gpu_name: str
     started_at: float
     finished_at: float
-    measured_at: float | None
     has_weights: bool
     has_predictions: bool
     peak_bytes: int
@@ -317,8 +316,8 @@ class State:
         """Return the failures as the command line and the report print them, ordered by trial id."""
         return [record.row() for _, record in sorted(self.failures.items())]
 
-    def measured_trials(self, among: Container[str] | None = None) -> list[MeasuredTrial]:
-        """Return what done trials cost, all or those ``among``; diverged ones stopped at an unknown epoch."""
+    def measured_trials(self) -> list[MeasuredTrial]:
+        """Return what done trials cost; diverged ones stopped at an unknown epoch."""
         return [
             MeasuredTrial(
                 spec=outline.spec,
@@ -329,8 +328,8 @@ class State:
                 gpu=outline.gpu_name,
                 peak_bytes=outline.peak_bytes,
             )
-            for name, outline in (*self.results.items(), *self.partial.items())
-            if outline.status == TrialStatus.DONE and (among is None or name in among)
+            for outline in (*self.results.values(), *self.partial.values())
+            if outline.status == TrialStatus.DONE
         ]
 
 
@@ -394,38 +393,23 @@ def _is_stale(
 def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
     """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
 
-    Hours are of whole GPUs, time times share, or of cores where a trial ran without one; those saved are of
-    training that was not repeated when more was measured on ``networks_used_again``.
+    Hours are of whole GPUs, time times share, or of cores where a trial ran without one.
     """
-
-    def hours(among: Container[str] | None = None) -> tuple[float, float]:
-        found = {True: 0.0, False: 0.0}
-        for trial in state.measured_trials(among):
-            found[trial.on_gpu] += trial.seconds * trial.share / 3600
-        return found[True], found[False]
-
-    def said(gpu: float, core: float) -> str:
-        parts = [f"{amount(gpu)} GPU-hours"] * bool(gpu)
-        return " and ".join(parts + [f"{amount(core)} core-hours"] * bool(core or not gpu))
-
-    again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
-    (gpu, core), (saved_gpu, saved_core) = hours(), hours(again)
+    hours = {True: 0.0, False: 0.0}
+    for trial in state.measured_trials():
+        hours[trial.on_gpu] += trial.seconds * trial.share / 3600
+    gpu, core = hours[True], hours[False]
+    said = [f"{amount(gpu)} GPU-hours"] * bool(gpu) + [f"{amount(core)} core-hours"] * bool(core or not gpu)
     dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
     energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
-    text = f"cost so far {said(gpu, core)}"
+    text = f"cost so far {' and '.join(said)}"
     if gpu or prices != Prices():  # nobody asks what a core of their own costs
         text += f": {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
-    if again:
-        saved = f"{said(saved_gpu, saved_core)} saved"
-        text += f"; {len(again)} kept networks measured again, not trained: {saved}"
     return {
         "gpu_hours": gpu,
         "core_hours": core,
         "dollars": dollars,
         "kilowatt_hours": energy,
-        "saved_gpu_hours": saved_gpu,
-        "saved_core_hours": saved_core,
-        "networks_used_again": len(again),
         "prices": prices.origin,
         "text": text,
     }

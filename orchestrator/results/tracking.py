@@ -55,7 +55,8 @@ PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
 HEADLINE = "headline.json"
 """Of a report: best losses and the headline claims by name, as the sweep's own run shows them."""
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SCHEMES = ("http", "https", *DATABASES, "databricks")
 """What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
 _REPORT, _END = "sweep report", "sweep end"
@@ -502,20 +503,14 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
                 there, here = (repr(one[name]) if name in one else "nothing" for one in (shown, row))
                 values.append(f"{trial_id} {name}: {there}, stored {here}")
                 trials.add(trial_id)
-    sentences = []
-    if values:
-        more = [f"and {len(values) - 3} more"] * (len(values) > 3)
-        sentences.append(
-            f"MLflow differs from the result store in {plural(len(values), 'value')} of "
-            f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are used. "
-            f"Mend MLflow with `{mend}`"
-        )
-    if missing := ours.keys() - theirs.keys():
-        lacks = plural(len(missing), "result")
-        sentences.append(f"MLflow lacks {lacks} that the store has: send them with `{mend}`")
-    if strange := theirs.keys() - ours.keys():
-        sentences.append(
-            f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, has no "
-            "result; left out"
-        )
-    return sentences
+    missing, strange = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
+    more = [f"and {len(values) - 3} more"] * (len(values) > 3)
+    sentences = {
+        f"MLflow differs from the result store in {plural(len(values), 'value')} of "
+        f"{plural(len(trials), 'trial')} ({'; '.join([*values[:3], *more])}); the store's are used. "
+        f"Mend MLflow with `{mend}`": values,
+        f"MLflow lacks {plural(len(missing), 'result')} that the store has: send them with `{mend}`": missing,
+        f"MLflow shows {plural(len(strange), 'trial')} of which the sweep, as it is planned now, has no "
+        "result; left out": strange,
+    }
+    return [sentence for sentence, found in sentences.items() if found]

@@ -15,7 +15,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -155,13 +155,9 @@ def answers(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that a command is connected to: amounts are logical ones, over all nodes.
+    """The cluster that a command is connected to, which is ``local`` where the command started it.
 
-    Attributes:
-        object_store_bytes: Smallest of any node: what one wave of shared arrays must fit in.
-        dashboard: Address of the Ray dashboard, or empty.
-        local: Whether we started it.
-        session: Ray's folder on this node, or empty.
+    Amounts are logical ones, over all nodes; the object store is the smallest of any node.
     """
 
     num_cpus: float
@@ -171,7 +167,6 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
-    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -298,24 +293,10 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
         "The head of the Ray cluster": (host, int(port)),
         "The raylet of this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
     }
-    watch = ending.Watch("head-watch", LOOK_EVERY_S, _silence(addresses, patience_s))
-    try:
-        with watch:
-            yield
-    finally:
-        if watch.lost is None:
-            ray.shutdown()
-        else:
-            end = threading.Thread(target=ray.shutdown, daemon=True)
-            end.start()
-            end.join(DISCONNECT_S)
-
-
-def _silence(addresses: Mapping[str, tuple[str, int]], patience_s: float) -> Callable[[], SetupError | None]:
-    """Return what looks whether all answer; looks are counted, not hours: a driver may itself be stopped."""
     silent_s, said = 0.0, False
 
     def look() -> SetupError | None:
+        """See whether all answer; looks are counted, not hours: a driver may itself be stopped."""
         nonlocal silent_s, said
         silent = [name for name, address in addresses.items() if not answers(*address)]
         if not silent:
@@ -336,7 +317,17 @@ def _silence(addresses: Mapping[str, tuple[str, int]], patience_s: float) -> Cal
             log.warning("%s at %s does not answer; waiting for it", silent[0], where)
         return None
 
-    return look
+    watch = ending.Watch("head-watch", LOOK_EVERY_S, look)
+    try:
+        with watch:
+            yield
+    finally:
+        if watch.lost is None:
+            ray.shutdown()
+        else:
+            end = threading.Thread(target=ray.shutdown, daemon=True)
+            end.start()
+            end.join(DISCONNECT_S)
 
 
 @contextlib.contextmanager
@@ -391,7 +382,6 @@ def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
         dashboard=f"http://{url}" if url else "",
         local=local,
         memory_bytes=float(total.get("memory", math.inf)),
-        session=str(context.address_info.get("session_dir") or ""),
     )
 
 

@@ -182,10 +182,7 @@ def _ray_access(address: str | None) -> tuple[bool, str, str]:
 
 
 def look_at_nodes() -> list[Check]:
-    """Check every node of the connected cluster by a task that runs there, the head first.
-
-    Free bytes are those where Ray keeps its session, and where objects go that do not fit into memory.
-    """
+    """Check every node of the connected cluster by a task that runs there, the head first."""
     found = [_checked(answer, node) for answer, node in _answers(asked_of_nodes(look_here))]
     return sorted(found, key=lambda check: (not check["node"]["head"], check["name"]))
 
@@ -217,17 +214,11 @@ def look_here() -> dict[str, Any]:
 
     # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
-    session = spill = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    option, words = "--fallback_directory=", list[str]()
-    with suppress(OSError):  # of this node's raylet, our parent
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")
-    for told in [word.removeprefix(option) for word in words if word.startswith(option)]:
-        spill = Path(told) if Path(told).is_dir() else spill
+    session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     return {
         "gpus": describe(),
         "versions": versions_here(),
         "free_disk_bytes": _room(session),
-        "free_spill_bytes": _room(spill),
     }
 
 
@@ -256,11 +247,10 @@ def _problems(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, here in versions_here().items():
         if row["versions"][name] != here:
             yield f"has {name} {row['versions'][name]}, the driver {here}", SAME
-    for what, free in (("disk", row["free_disk_bytes"]), ("spill space", row["free_spill_bytes"])):
-        if free < MIN_FREE_BYTES:
-            wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-            read_only = "" if free else ", or mount it for writing: it takes nothing"
-            yield f"{what}: {free / 2**30:.1f} GiB free", wanted + read_only
+    if (free := row["free_disk_bytes"]) < MIN_FREE_BYTES:
+        wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
+        read_only = "" if free else ", or mount it for writing: it takes nothing"
+        yield f"disk: {free / 2**30:.1f} GiB free", wanted + read_only
 
 
 def _room(folder: Path) -> int:
@@ -291,8 +281,7 @@ def check_launch_file(path: Path) -> list[Problem]:
         return wrong  # the rest would stumble over the same mistakes
     of_provider = {"aws": (_in_a_cloud, _on_aws, _policy), "gcp": (_in_a_cloud, _on_gcp), "local": (_own,)}
     checks = (
-        _unfilled,
-        _secrets,
+        _texts,
         _needed,
         _files,
         _commands,
@@ -351,18 +340,18 @@ def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values(inner, f"{place}[{index}]")
 
 
-def _unfilled(config: dict[str, Any]) -> Iterator[Problem]:
-    texts = {text: place for place, text in reversed([*_values(config)]) if isinstance(text, str)}
-    for text, place in reversed(texts.items()):  # what stands behind an anchor is filled in once
-        for line in [line for line in text.splitlines() if UNFILLED.search(line)][:1]:
-            yield Problem(place, f"still to be filled in: {line}", "see the comment marked CHANGE there")
-
-
-def _secrets(config: dict[str, Any]) -> Iterator[Problem]:
-    """Find secrets in the file itself, which `ray up` copies to the head."""
+def _texts(config: dict[str, Any]) -> Iterator[Problem]:
+    """Find what is still to be filled in, and secrets, which `ray up` copies to the head."""
     way_out = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+    seen = set[str]()
     for place, value in _values(config):
-        if not isinstance(value, str) or place.startswith("file_mounts."):
+        if not isinstance(value, str):
+            continue
+        for line in [line for line in value.splitlines() if UNFILLED.search(line)][:1]:
+            if value not in seen:  # what stands behind an anchor is filled in once
+                yield Problem(place, f"still to be filled in: {line}", "see the comment marked CHANGE there")
+        seen.add(value)
+        if place.startswith("file_mounts."):
             continue
         if value and SECRET_KEY.search(place.rpartition(".")[2]):
             yield Problem(place, "a secret stands in the file", way_out)
@@ -396,7 +385,13 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
             wheel = f"make wheel, and stay in the checkout: {Path.cwd()}"
             yield Problem(place, f"no {here}", MAKE_TOKEN if "token" in there else wheel)
         elif "token" in there:
-            yield from _token(place, path)
+            if path.stat().st_mode & 0o077:
+                yield Problem(place, "others can read the token", f"chmod 600 {path}")
+            words = list[str]()
+            with suppress(OSError, UnicodeDecodeError):
+                words = read_whole(path).decode().split()
+            if len(words) != 1:
+                yield Problem(place, "the token is not one word of text", MAKE_TOKEN)
         elif any((path / name).exists() for name in OF_CHECKOUT_OR_ROOT):
             told = f"{here} is a checkout or a root, which may hold images of patients"
             yield Problem(place, told, "let dist/ travel alone; raw data go by `ray rsync-up`")
@@ -406,17 +401,6 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
             for name in sorted(set(DIST.findall(commands))):
                 if not (path / name).is_file():
                     yield Problem(place, f"no {path / name}", "make wheel")
-
-
-def _token(place: str, path: Path) -> Iterator[Problem]:
-    if path.stat().st_mode & 0o077:
-        yield Problem(place, "others can read the token", f"chmod 600 {path}")
-    try:
-        is_one = len(read_whole(path).decode().split()) == 1
-    except (OSError, UnicodeDecodeError):
-        is_one = False
-    if not is_one:
-        yield Problem(place, "the token is not one word of text", MAKE_TOKEN)
 
 
 def _wheels(place: str, dist: Path) -> Iterator[Problem]:

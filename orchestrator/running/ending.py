@@ -291,7 +291,8 @@ def remove_orphans(paths: RootPaths) -> None:
     paths.token.unlink(missing_ok=True)
     shutil.rmtree(paths.tune, ignore_errors=True)
     for draft in (paths.root / "prepared").glob(".*.*"):
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft.suffix != ".parts":  # with which an interrupted preparation goes on
+            shutil.rmtree(draft, ignore_errors=True)
     for draft in (*paths.root.glob(".*.tmp"), *paths.root.glob("sweeps/*/.*.tmp")):
         draft.unlink(missing_ok=True)
 
@@ -311,10 +312,19 @@ class Processes:
         return False
 
     def remove(self, folder: Path) -> None:
-        """Kill what still runs out of a folder, and remove it."""
-        for process in _processes(folder):
+        """Kill what still runs out of a folder, and remove it.
+
+        Processes of Ray name it in their command line, until they write a title of theirs over it: then their
+        logs tell. A worker does not end with its raylet where process 1 leaves the dead one in its table, as
+        in many containers.
+        """
+        for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                os.kill(process, signal.SIGKILL)
+                command = (process / "cmdline").read_bytes()
+                named = f"{folder}/".encode() in command
+                is_ours = process.stat().st_uid == os.geteuid()
+                if is_ours and (named or (command.startswith(TITLE) and _has_open(process, folder))):
+                    os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -328,22 +338,6 @@ def remove_leftovers(processes: Processes = THIS_MACHINE) -> int:
         processes.remove(folder)
         log.info("removed what a killed run left: %s", folder)
     return len(abandoned)
-
-
-def _processes(folder: Path) -> Iterator[int]:
-    """Yield this user's processes out of a folder.
-
-    Those of Ray name it in their command line, until they write a title of theirs over it: then their logs
-    tell. A worker does not end with its raylet where process 1 leaves the dead one in its table, as in many
-    containers.
-    """
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            command = (process / "cmdline").read_bytes()
-            if process.stat().st_uid == os.geteuid() and (
-                f"{folder}/".encode() in command or (command.startswith(TITLE) and _has_open(process, folder))
-            ):
-                yield int(process.name)
 
 
 def _has_open(process: Path, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Of what a trial died, trials that hang, and how many further attempts each kind of failure is worth."""
+"""Of what a trial died, what hangs or does not start, and how many attempts each kind of failure is worth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,10 @@ MOST_ON_UNFIT = 4
 """Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
+PATIENCE_S = 60.0
+"""How long no trial may start before it is said what is missing, and then until it is looked at again."""
+ENDS_AFTER_S = 180.0
+"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything of it."""
 HELD_UP_S = 30.0
 """A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
 ANSWERS_WITHIN_S = 60.0
@@ -260,8 +264,11 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
     that are not an actor's or a task's, such as the memory killer's, the text alone. A worker dies a moment
     before its node, which the head counts as alive for a while; so the node itself is asked.
     """
-    # Private: with a Ray that has these no more, each death is a crash of its worker.
-    error = _pickled(getattr(trial, "pickled_error_file", None))
+    error: Any = None
+    # Private: with a Ray that has these no more, each death is a crash of its worker. Our own driver wrote it
+    # a moment ago, below its own scratch folder.
+    with suppress(Exception):
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, CellFailed):
         return CellReport.model_validate_json(cause.report)
@@ -281,18 +288,6 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
     if actor is not None and place is not None and place.node_id in dead:
         dead.append(actor)
     return classify_lost_worker(error, text, dead)
-
-
-def _pickled(path: str | None) -> BaseException | None:
-    """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
-    if path is None or not Path(path).exists():
-        return None
-    try:
-        error = cloudpickle.loads(Path(path).read_bytes())
-    except Exception as problem:
-        log.warning("Tune's error file %s cannot be read: %s", path, problem)
-        return None
-    return error if isinstance(error, BaseException) else None
 
 
 def fit_nodes(failure: TrialFailure) -> set[str]:
@@ -428,23 +423,27 @@ class _Watched:
     answered: bool = False
 
 
-class HangWatch:
-    """Finds trials that hang, and workers that do not answer, by a limit, and ends them.
+class TrialWatch:
+    """Ends trials that hang, and workers that do not answer, by a limit; says why none starts.
 
-    ``say`` is told of workers that do not answer; ``process`` returns how to kill a trial's process, None
-    where it has none.
+    ``say`` is told what a person should know; ``process`` returns how to kill a trial's process, None where
+    it has none; ``why`` says what is missing. Waiting ``ends`` on a private cluster.
     """
 
     def __init__(
         self,
         say: Callable[[str], None],
         process: Callable[[Any], Callable[[], object] | None],
+        why: Callable[[], str],
+        *,
+        ends: bool,
         clock: Clock = SYSTEM,
     ) -> None:
-        self._say, self._process, self._clock = say, process, clock
+        self._say, self._process, self._why, self._ends, self._clock = say, process, why, ends, clock
         self._watched: dict[str, _Watched] = {}
         self._failures: dict[str, TrialFailure] = {}
-        self._looked_at = clock.monotonic()
+        self._moved_at = self._asked_at = self._looked_at = clock.monotonic()
+        self._said = ""
 
     def started(self, trial_id: str, limit_s: float) -> None:
         """A trial begins, for the first time or again; after ``limit_s`` without a word it counts as hung."""
@@ -465,28 +464,49 @@ class HangWatch:
         """Return the failure of a trial that was ended here; None for any other."""
         return self._failures.get(trial_id)
 
-    def end_hung(self, trials: Iterable[Any]) -> None:
-        """End the process of each of Tune's ``trials`` that is past its limit."""
+    def look(self, trials: Collection[Any], running: Collection[str]) -> None:
+        """Look at Tune's ``trials``, of which those of the cells ``running`` should run."""
         now, before = self._clock.monotonic(), self._looked_at
         self._looked_at = now
         if now - before > HELD_UP_S:
+            self._moved_at = self._asked_at = now
             for watched in self._watched.values():
                 watched.since += now - before
+        if not running or any(trial.status == "RUNNING" for trial in trials):
+            if self._said and running:
+                self._say(f"The first trial started after {now - self._moved_at:.0f} s.")
+            self._moved_at, self._said = now, ""
+        elif now - max(self._moved_at, self._asked_at) > PATIENCE_S:
+            self._asked_at = now
+            reason, told = self._why(), f"for {now - self._moved_at:.0f} s"
+            if reason != self._said:
+                self._said = reason
+                self._say(f"No trial could start {told}: {reason}")
+            if self._ends and now - self._moved_at > ENDS_AFTER_S:
+                raise SetupError(
+                    "Ray must be able to start a worker on this machine",
+                    f"no trial could start {told}: {reason}",
+                    "run the same command again when the machine has less to do, with bash on PATH; "
+                    "what is done is kept, and isweep doctor knows other causes",
+                )
         for trial in trials:
             trial_id = str(trial.config["cell"]["trial_id"])
-            kill = self._process(trial)
-            if kill is None or trial_id in self._failures:
-                continue
-            # A worker that was used before is asked to take the cell; only then does the trial start.
-            watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
-            limit = watched.limit_s if watched.answered else min(watched.limit_s, ANSWERS_WITHIN_S)
-            if now - watched.since <= limit:
-                continue
-            kind = FailureKind.HUNG
-            told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
-            if not watched.answered:
-                kind = FailureKind.WORKER_CRASH
-                told = f"its worker did not answer for {limit:.0f} s and was ended"
-                self._say(f"{trial_id}: {told}")
-            self._failures[trial_id] = TrialFailure(kind=kind, message=told)
-            kill()
+            if trial_id in running and trial_id not in self._failures:
+                self._end_if_hung(trial_id, self._process(trial), now)
+
+    def _end_if_hung(self, trial_id: str, kill: Callable[[], object] | None, now: float) -> None:
+        if kill is None:
+            return
+        # A worker that was used before is asked to take the cell; only then does the trial start.
+        watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
+        limit = watched.limit_s if watched.answered else min(watched.limit_s, ANSWERS_WITHIN_S)
+        if now - watched.since <= limit:
+            return
+        kind = FailureKind.HUNG
+        told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
+        if not watched.answered:
+            kind = FailureKind.WORKER_CRASH
+            told = f"its worker did not answer for {limit:.0f} s and was ended"
+            self._say(f"{trial_id}: {told}")
+        self._failures[trial_id] = TrialFailure(kind=kind, message=told)
+        kill()

@@ -18,10 +18,8 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import timeit
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -31,20 +29,11 @@ import numpy as np
 import ray
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
+from orchestrator.planning import predict
 from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    BFLOAT16_FROM,
-    EAGER_INTERVAL_S,
-    GRAPH_INTERVAL_S,
-    PACKING_PAYS,
-    GpuModel,
-    array_bytes,
-    cost_of,
-    pass_time,
-    peak_bytes,
-)
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import provenance
 from orchestrator.running import self_test
@@ -275,27 +264,19 @@ def passes(bench: Bench) -> Found:
             network, (images, labels) = bench.built(model), bench.images(64)
             plain = bench.built(model).to(memory_format=torch.contiguous_format).eval()
             size = attack_pass(bench.trial(model).network.recipe)
-            works: dict[str, Callable[[], object]] = {
-                "evaluate_64": partial(evaluate, network, images, labels, pass_size=64),
-                "evaluate_16": partial(evaluate, network, images, labels, pass_size=16),
-                "nchw_16": partial(_forward, plain, torch.split(images.float(), 16)),
-                "fgsm": partial(pass_clean, network, images, labels, pass_size=size),
+            works: dict[str, tuple[int, Callable[[], object]]] = {
+                "evaluate_64": (64, partial(evaluate, network, images, labels, pass_size=64)),
+                "evaluate_16": (64, partial(evaluate, network, images, labels, pass_size=16)),
+                "nchw_16": (16, torch.no_grad()(partial(plain, images[:16].float()))),
+                "fgsm": (64, partial(pass_clean, network, images, labels, pass_size=size)),
             }
-            yield model, {name: 64 / _seconds(bench, work) for name, work in works.items()}
-
-
-@torch.no_grad()
-def _forward(network: torch.nn.Module, parts: Sequence[Tensor]) -> list[Tensor]:
-    return [network(part) for part in parts]
-
-
-def _seconds(bench: Bench, work: Callable[[], object]) -> float:
-    def finished() -> None:
-        work()
-        if bench.on_gpu:
-            torch.cuda.synchronize(bench.device)
-
-    return statistics.median(timeit.repeat(finished, number=1, repeat=4)[1:])
+            yield (
+                model,
+                {
+                    name: number / Timer("work()", globals={"work": work}).timeit(3).mean
+                    for name, (number, work) in works.items()
+                },
+            )
 
 
 def memory(bench: Bench) -> Found:
@@ -305,7 +286,7 @@ def memory(bench: Bench) -> Found:
         with bench.as_trials():
             _small_trial(bench, model, graphs=True)
             peak = isolation.peak_bytes(bench.device)
-        predicted = peak_bytes(network) - array_bytes(network) - CONTEXT_BYTES
+        predicted = predict.peak_bytes(network) - predict.array_bytes(network) - CONTEXT_BYTES
         row = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
         yield model, row
         if bench.on_gpu:
@@ -340,13 +321,12 @@ def smallest_share(ends: Callable[[float], str], largest: float) -> dict[str, An
 def pairs(bench: Bench) -> Found:
     """Images per second of several processes on one GPU, over those of one, without MPS and where it runs."""
     yield "mps", (mps := mps_runs())
-    for way in ("without_mps", "with_mps")[: 1 + mps]:
+    ways = {"without_mps": {"CUDA_MPS_PIPE_DIRECTORY": "/nowhere"}, "with_mps": {}}
+    for way in list(ways)[: 1 + mps]:
         rows = {}
         for model in bench.two:
-            with tempfile.TemporaryDirectory() as nobody:
-                hidden = {"CUDA_MPS_PIPE_DIRECTORY": nobody} if way == "without_mps" else {}
-                with environment(**hidden):
-                    rows[model] = _gain(bench, model)
+            with environment(**ways[way]):
+                rows[model] = _gain(bench, model)
             yield way, rows
 
 
@@ -358,7 +338,7 @@ def _gain(bench: Bench, model: str) -> dict[str, Any]:
         if error := next((error for _, error in told if error), ""):
             if number == 1:
                 raise ChildProcessError(error)
-            return row | {"error": without_names(f"{number} processes: {error}")}
+            return row | {"error": f"{number} processes: {error}"}
         row[str(number)] = sum(found["images_per_second"] for found, _ in told)
         row["gain"] = row[str(min(number, 2))] / row["1"]
     return row
@@ -436,17 +416,18 @@ def summary(bench: Bench, parts: Mapping[str, Any]) -> Found:
     yield "pair_gain", alone
     yield "pair_gain_mps", under_mps
     yield "fast", "auto: captured graphs" if graphs else "auto: plain steps"
-    yield "num_gpus", "left out: trials share a GPU" if gain is not None and gain >= PACKING_PAYS else 1
-    interval, measured = (GRAPH_INTERVAL_S, "graph_ms") if graphs else (EAGER_INTERVAL_S, "eager_ms")
+    yield "num_gpus", "left out: trials share a GPU" if (gain or 0) >= predict.PACKING_PAYS else 1
+    interval = predict.GRAPH_INTERVAL_S if graphs else predict.EAGER_INTERVAL_S
+    measured = "graph_ms" if graphs else "eager_ms"
     times = {model: row[measured] for model, row in values.get("step_times", {}).items() if measured in row}
     if "planned_as" not in values.get("gpu", {}) or not times:
         return
-    its = GpuModel(**values["gpu"]["planned_as"])
+    its = predict.GpuModel(**values["gpu"]["planned_as"])
     bench = replace(bench, half=its.bfloat16)
+    costs = {model: predict.cost_of(bench.trial(model).network).step for model in times}
     speed = statistics.median(
-        pass_time(cost_of(bench.trial(model).network).step, its, interval=interval, half=bench.half).seconds
-        / (milliseconds / 1000)
-        for model, milliseconds in times.items()
+        1000 * predict.pass_time(cost, its, interval=interval, half=bench.half).seconds / times[model]
+        for model, cost in costs.items()
     )
     there = replace(
         its,
@@ -464,17 +445,12 @@ PARTS: dict[str, Callable[..., Found]] = {
     part.__name__: part
     for part in (host, gpu, context, correctness, step_times, passes, memory, pairs, trial, faults, summary)
 }
-OF_GPUS = {"gpu", "context"}
-"""Parts that a CPU has not."""
 
 
 def check(its: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, bool]:
     """Check a GPU, or the CPU, written down after every part; return the file, and whether no part failed.
 
     Until it is whole it is called ``.unfinished``: one that was cut short takes no earlier one's place.
-
-    Raises:
-        KeyboardInterrupt: on a stop, saying where what was found lies.
     """
     name, uuid, device = (its.name, its.uuid.partition("-")[2][:8], "cuda") if its else ("CPU", "cpu", "cpu")
     spelled = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -482,7 +458,7 @@ def check(its: Gpu | None, folder: Path, say: Callable[[str], None]) -> tuple[Pa
     unfinished = path.with_suffix(".unfinished")
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"gpu": name, "device": device, "parts": {}}
-    parts = [part for part in PARTS if its or part not in OF_GPUS]
+    parts = [part for part in PARTS if its or part not in ("gpu", "context")]
     for part in parts:
         try:
             with environment(**({"CUDA_VISIBLE_DEVICES": its.uuid} if its else {})):
@@ -507,21 +483,16 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
             error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
     else:
         values, error = _answer(_start(part, device))
-    values, seconds = nameless(values), time.perf_counter() - start
-    error = without_names(error) or "; ".join(values.get("fails", ()))
-    return {"ok": not error, "seconds": seconds, "values": values, "error": error}
+    error = error or "; ".join(values.get("fails", ()))
+    seconds = time.perf_counter() - start
+    return {"ok": not error, "seconds": seconds, **nameless({"values": values, "error": error})}
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
     code = f"from {__name__} import main; main()"  # not -m: Ray's workers must be able to import it
+    pipe, group = subprocess.PIPE, None if arguments[0] == "rate" else 0  # a rate's is its part's
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=None if arguments[0] == "rate" else 0,  # a rate's is its part's
-    )
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=group)
 
 
 def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
@@ -529,13 +500,11 @@ def _answer(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     error = ""
     try:
         said, complaint = process.communicate(timeout=PART_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        error = f"no end within {PART_TIMEOUT_S:g} s"
+    except subprocess.TimeoutExpired as late:
+        said, error = (late.stdout or b"").decode(), f"no end within {PART_TIMEOUT_S:g} s"
     finally:
         end_group(process)
-    if error:
-        said, complaint = process.communicate()
-    elif process.returncode:
+    if process.returncode and not error:
         error = (complaint.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
     whole = [line for line in said.splitlines(keepends=True) if line.startswith("{") and line.endswith("}\n")]
     return json.loads(whole[-1]) if whole else {}, error
@@ -548,19 +517,15 @@ def end_group(process: subprocess.Popen[str]) -> None:
     end(process)
 
 
-def without_names(text: str) -> str:
-    """Return a message without the name of the machine or of its user, and without paths."""
+def nameless(found: Any) -> Any:
+    """Return what was found as JSON has it, without the name of the machine or of its user, without paths."""
+    text = json.dumps(found, default=str).replace("\\n", " ")
     names = {host := socket.gethostname(), host.partition(".")[0]}
     with contextlib.suppress(OSError, KeyError):  # a user without a name, as containers have
         names.add(getpass.getuser())
     for name in sorted(filter(None, names), key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
-    return re.sub(r"(/[\w.-]+){2,}", "...", text)
-
-
-def nameless(found: Any) -> Any:
-    """Return what a part found as JSON has it, every text in it :func:`without_names`."""
-    return json.loads(without_names(json.dumps(found, default=str).replace("\\n", " ")))
+    return json.loads(re.sub(r"(/[\w.-]+){2,}", "...", text))
 
 
 def devices(wanted: str | None) -> list[Gpu | None]:
@@ -574,11 +539,8 @@ def devices(wanted: str | None) -> list[Gpu | None]:
         return [None]
     found = {str(index): its for index, its in enumerate(() if is_logical() else _seen())}
     if not found:
-        raise SetupError(
-            "gpu-check needs a GPU that torch reaches",
-            "none",
-            "isweep doctor says why; --device cpu tries the check",
-        )
+        way_out = "isweep doctor says why; --device cpu tries the check"
+        raise SetupError("gpu-check needs a GPU that torch reaches", "none", way_out)
     if wanted is not None and wanted not in found:
         rule = "--device must be the number of a GPU that torch reaches, or cpu"
         raise ConfigError(rule, wanted, f"one of {', '.join(found)}")
@@ -588,7 +550,7 @@ def devices(wanted: str | None) -> list[Gpu | None]:
 def main() -> None:
     """Run one part, or measure a network's rate; print what was found as JSON, whenever it is more."""
     part, device, *model = sys.argv[1:]
-    half, values = device == "cpu" or capability() >= BFLOAT16_FROM, dict[str, Any]()
+    half, values = device == "cpu" or capability() >= predict.BFLOAT16_FROM, dict[str, Any]()
     for name, value in {**PARTS, "rate": rate}[part](bench_of(device, half=half), *model):
         values[name] = value
         print(json.dumps(values, default=str), flush=True)  # noqa: T201

@@ -23,14 +23,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning import predict
 from orchestrator.planning.paths import user_cache
-from orchestrator.planning.predict import (
-    BFLOAT16_FROM,
-    GpuModel,
-    gpu_model_like,
-    gpu_model_there,
-    read_checks,
-)
 from orchestrator.running.ending import answer_of
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -65,8 +59,7 @@ MPS_TIMEOUT_S = 5.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
-"""The first is below what a trial may take without a word before it counts as hung; for the second a
-self-test that did not come to its end is not tried again."""
+"""Less than a trial may take without a word; how long a test that came to no end is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class Gpu:
         uuid: GPU-..., or MIG-... for a slice, as ``CUDA_VISIBLE_DEVICES`` takes it.
         held_bytes: what processes held of its memory when it was asked.
         capability: CUDA's.
-        num_processors: streaming ones; 0 where torch was not asked.
+        processors: streaming ones; 0 where torch was not asked.
         compute_mode: ``Default``, or in whose way it stands.
         mig: whether it is cut into slices, or is one.
         has_kernels: whether the installed torch has kernels for it.
@@ -88,7 +81,7 @@ class Gpu:
     memory_bytes: int
     held_bytes: int = 0
     capability: float = 8.0
-    num_processors: int = 0
+    processors: int = 0
     compute_mode: str = "Default"
     mig: bool = False
     has_kernels: bool = True
@@ -98,14 +91,9 @@ class Gpu:
         """All of its memory."""
         return self.memory_bytes / 2**30
 
-    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> GpuModel:
-        """Return what is planned with for it; ``checks`` of :func:`read_checks`."""
-        return gpu_model_there(self.name, self.memory_gib, self.capability, self.num_processors, checks)
-
-    @property
-    def is_exclusive(self) -> bool:
-        """Whether it takes one process at a time, but for MPS."""
-        return self.compute_mode.startswith("Exclusive")
+    def model(self, checks: Mapping[str, Mapping[str, Any]] | None = None) -> predict.GpuModel:
+        """Return what is planned with for it; ``checks`` as :func:`predict.read_checks` gives them."""
+        return predict.gpu_model_there(self.name, self.memory_gib, self.capability, self.processors, checks)
 
 
 @dataclass(frozen=True)
@@ -172,11 +160,10 @@ def has_devices() -> bool:
 
 def driver_version() -> str:
     """Return the version of this machine's NVIDIA driver, where ``nvidia-smi`` fails too; empty without."""
-    said = next((row[0] for row in nvidia_smi("driver_version")), "")
-    if not re.fullmatch(r"\d+(\.\d+)+", said):
-        with suppress(OSError):
-            said = f" {DRIVER.read_text(encoding='utf-8')} "
-    found = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", said)
+    said = [row[0] for row in nvidia_smi("driver_version")]
+    with suppress(OSError):
+        said.append(DRIVER.read_text(encoding="utf-8"))
+    found = re.search(r"(?<!\S)\d+(\.\d+)+(?!\S)", "\n".join(said))
     return found[0] if found else ""
 
 
@@ -215,8 +202,8 @@ def gpus_here() -> list[Gpu]:
     rows = nvidia_smi("name,uuid,memory.total,mig.mode.current")
     # Nothing is known of the memory of GPUs that share the machine's (GB10).
     gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size, _ in rows if size.isdigit()]
-    known = [gpu_model_like(name) and size.isdigit() and cut != "Enabled" for name, _, size, cut in rows]
-    if rows and all(known):
+    whole = len(gpus) == len(rows) and not any(row[3] == "Enabled" for row in rows)
+    if rows and whole and all(predict.gpu_model_like(gpu.name) for gpu in gpus):
         if words is None:
             return gpus
         words = list(takewhile(lambda word: not word.isdigit() or int(word) < len(rows), words))
@@ -247,11 +234,12 @@ def check_driver() -> None:
     )
 
 
-def gpu_models_here(folders: Iterable[Path]) -> tuple[GpuModel | None, int]:
-    """Return this machine's GPU, of several that with least memory, and how many there are."""
-    checks = read_checks(folders)
+def gpu_models_here(folders: Iterable[Path]) -> tuple[predict.GpuModel | None, int]:
+    """Return this machine's GPU, of several the smallest with the least capability, and how many."""
+    checks = predict.read_checks(folders)
     found = [gpu.model(checks) for gpu in gpus_here()]
-    return min(found, key=lambda its: its.memory_gib, default=None), len(found)
+    least = min(found, key=lambda its: (its.memory_gib, its.half_tflops), default=None)
+    return least and replace(least, capability=min(its.capability for its in found)), len(found)
 
 
 def gpu_check_folders(root: Path) -> tuple[Path, ...]:
@@ -306,7 +294,7 @@ def print_gpus() -> None:
                 memory_bytes=about.total_memory,
                 held_bytes=int(used) * 2**20 if used.isdigit() and not mig else held.get(uuid, 0),
                 capability=(10 * about.major + about.minor) / 10,
-                num_processors=about.multi_processor_count,
+                processors=about.multi_processor_count,
                 compute_mode=mode,
                 mig=mig,
                 has_kernels=_has_kernels((10 * about.major + about.minor) / 10, torch.cuda.get_arch_list()),
@@ -389,7 +377,7 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
             what,
             f"{way_out}, or run with --device cpu",
         )
-    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < BFLOAT16_FROM]
+    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < predict.BFLOAT16_FROM]
     recipes = {trial.network.recipe.name for trial in trials if trial.network.recipe.precision == "bfloat16"}
     if without and recipes:
         node, gpu = without[0]
@@ -436,7 +424,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
                 "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
             )
         shared = share < 1 and not node.mps
-        if gpu.compute_mode == "Prohibited" or (gpu.is_exclusive and shared):
+        if gpu.compute_mode == "Prohibited" or ("Exclusive" in gpu.compute_mode and shared):
             yield (
                 f"{its}: its compute mode is {gpu.compute_mode}, for shares of {share:g}",
                 "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
@@ -474,7 +462,7 @@ def check_gpu(precision: str) -> None:
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}: {complaint}",
             f"{driver_way_out(driver, torch.version.cuda, complaint)}, or run with --device cpu",
         )
-    if precision == "bfloat16" and (its := capability()) < BFLOAT16_FROM:
+    if precision == "bfloat16" and (its := capability()) < predict.BFLOAT16_FROM:
         name, uuid = gpu_in_use()
         raise SetupError(
             f"{NO_GPU}, in bfloat16 where its recipe says so",
@@ -520,11 +508,11 @@ def graphs_off() -> str:
     """
     name, uuid = gpu_in_use()
     verdict = self_test(uuid)
-    if verdict["graphs"]:
-        return ""
-    said = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
-    log.warning("%s%s", said, verdict["reason"])
-    return said + str(verdict["reason"])
+    off = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken"
+    said = "" if verdict["graphs"] else f"{off}: {verdict['reason']}"
+    if said:
+        log.warning("%s", said)
+    return said
 
 
 def self_test(uuid: str) -> dict[str, Any]:

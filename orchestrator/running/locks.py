@@ -1,8 +1,4 @@
-"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease.
-
-What is held by another process, which is named, or cannot be held raises a
-:class:`~search_spaces.errors.SetupError`.
-"""
+"""One driver per root and per store: a lock that the operating system drops with its holder, or a lease."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.storage import Bucket, Storage, open_storage, unconditional
 from orchestrator.results.store import ResultStore
@@ -49,19 +44,17 @@ def locked(workspace: Workspace, purpose: str, say: Callable[[str], None] = log.
         if store is not None:
             locks.enter_context(exclusive(store, purpose, "storage"))
         else:
-            locks.enter_context(Lease(workspace.results_url, _name_of(workspace.paths), purpose, say))
+            identity = workspace.paths.identity
+            try:
+                if not identity.exists():
+                    write_atomic(str(identity), secrets.token_hex(8).encode())
+                # What tells this root from every other one, copies on other hosts too.
+                name = f"{socket.gethostname()}-{identity.read_text(encoding='ascii')[:16]}"
+            except (OSError, ValueError) as error:
+                rule, found = "A root's own id must be a file of 16 letters", f"{identity}: {error}"
+                raise SetupError(rule, found, "delete it: the next run makes another") from None
+            locks.enter_context(Lease(workspace.results_url, name, purpose, say))
         yield
-
-
-def _name_of(root: RootPaths) -> str:
-    """Return what tells this root from every other one, copies on other hosts too."""
-    try:
-        if not root.identity.exists():
-            write_atomic(str(root.identity), secrets.token_hex(8).encode())
-        return f"{socket.gethostname()}-{root.identity.read_text(encoding='ascii')[:16]}"
-    except (OSError, ValueError) as error:
-        rule, found = "A root's own id must be a file of 16 letters", f"{root.identity}: {error}"
-        raise SetupError(rule, found, "delete it: the next run makes another") from None
 
 
 @contextlib.contextmanager

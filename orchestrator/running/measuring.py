@@ -1,7 +1,4 @@
-"""Your own images, read from wherever they are: measured, or trained on a little, to predict from.
-
-What cannot be read, measured or trained raises a :class:`~search_spaces.errors.SweepError`.
-"""
+"""Your own images, read from wherever they are and measured; what cannot be raises a SweepError."""
 
 from __future__ import annotations
 
@@ -9,9 +6,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +15,9 @@ from pydantic import ValidationError
 
 from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural, unknown_name
-from search_spaces.models import model_spec
-from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec, SweepSpec
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural
+from search_spaces.specs import DatasetSpec, PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.prepared.store import MARKER, PreparedDataset
@@ -30,17 +25,11 @@ from tasks.remote import Executor
 from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of
 from tasks.sources.base import RawRequest, count_lines
 
-if TYPE_CHECKING:
-    from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.running.cluster import RunOptions
-    from orchestrator.running.progress import Progress
-
 DEFAULT_SIDE = 224
 """Of image files, where none is asked for: the study's."""
 MAX_HELD_BYTES = 2 << 30
 PREPARED_RANGE = (0.0, 255.0)
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
-NUM_SIZES = 3
 
 Images = npt.NDArray[Any]
 Codes = npt.NDArray[np.int64]
@@ -99,7 +88,14 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 
     Image files are prepared in the root and removed afterwards; the key of hashed file names stays.
     """
-    _check_device(request.settings.device)
+    if (device := request.settings.device) != "cpu":
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            rule, found = "--device must be a torch device of this machine", str(error).splitlines()[0]
+            raise ConfigError(rule, f"{device}: {found}", "e.g. cpu or cuda:0") from None
     if request.settings.pixel_range is not None:
         request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
     path = Path(request.source)
@@ -130,7 +126,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return _measure_file(request, path, executor)
     if of_npy:
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
-    own = _own_source(_known_kind(path), path, request)
+    own = _own_source(known_kind(path), path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
 
 
@@ -148,23 +144,12 @@ def measure_arrays(
     return _measured(record, images.__getitem__, labels, label_names)
 
 
-def _check_device(name: str) -> None:
-    if name == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        rule = "--device must be a torch device of this machine"
-        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
-
-
 def _options(said: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in said)
 
 
-def _known_kind(path: Path) -> str:
+def known_kind(path: Path) -> str:
+    """Return the kind of own data that a file or folder is; ConfigError for any other."""
     kind = own_kind_of(path)
     if kind is not None:
         return kind
@@ -373,104 +358,3 @@ def _rows_of_pair(labels: Codes, names: Names, pair: tuple[str, str]) -> Codes:
         rule = "The class pair must name two different classes of the data"
         raise ConfigError(rule, " ".join(pair), f"classes: {known}")
     return np.flatnonzero(np.isin(labels, codes))
-
-
-@dataclass(frozen=True)
-class PilotRequest:
-    """A few small trainings on one's own data, as a sweep trains, from which predictions can start.
-
-    Attributes:
-        source: Own data (a folder or a file), or the name of a dataset.
-        train_sizes: Empty takes the sweep's smallest three.
-        test_size: None takes the sweep's.
-    """
-
-    source: str
-    model: str
-    train_sizes: tuple[int, ...] = ()
-    test_size: int | None = None
-    domain: Domain | None = None
-
-
-def run_pilot(
-    sweep: SweepSpec, request: PilotRequest, options: RunOptions, progress: Progress | None = None
-) -> Pilot:
-    """Train what is missing of a pilot and return its losses and measures."""
-    from orchestrator.analysis.prediction_inputs import pilot_of
-    from orchestrator.analysis.report import results_table
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.running.run import run_sweep
-
-    spec = pilot_sweep(sweep, request)
-    try:
-        summary = run_sweep(spec, options, progress=progress)
-    except DataError as error:
-        way_out = error.way_out.replace("train_sizes", "--pilot-sizes")
-        way_out = way_out.replace("test_size", "--pilot-test-size")
-        raise DataError(error.rule, error.value, way_out) from None
-    table = results_table(Workspace.open(spec, options.root, options.storage))
-    if table.empty:
-        why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
-        raise DataError("A pilot needs one finished training", why, "see the failure, then ask again")
-    found = pilot_of(table, request.model, where=f"of sweep {spec.name}")
-    failed = f"{len(summary.failures)} of {summary.planned} trainings of the pilot failed"
-    return replace(found, notes=(*found.notes, *[failed][: len(summary.failures)]))
-
-
-def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
-    """Return the sweep that a pilot is, with another's recipe, side, channels and split, and no attacks.
-
-    Its name is that of all pilots of these data and this model: asked again, it trains nothing.
-    """
-    from orchestrator.analysis.table import POOLED
-    from orchestrator.planning.sweep_file import load_sweep
-
-    models = {model_spec(choice).name: choice for choice in sweep.models}
-    if request.model == POOLED:
-        way_out = f"name one: --model {' or '.join(models)}; a CSV of results has train_size and test_loss"
-        raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", way_out)
-    if request.model not in models:
-        raise unknown_name("model of the sweep to train a pilot with", request.model, models)
-    if sweep.recipe.axes:
-        varied = f"{sweep.name} varies {', '.join(sweep.recipe.axes)}"
-        raise ConfigError("A pilot needs a sweep with one recipe", varied, "give its losses as CSV")
-    # Without rows for the sweep's own datasets or for other models.
-    rows = tuple(
-        row.model_copy(update={"models": (request.model,)} if row.models else {})
-        for row in sweep.recipe.overrides
-        if not row.datasets and (not row.models or request.model in row.models)
-    )
-    as_said: dict[str, Any] = {"mode": "json", "exclude_unset": True, "by_alias": True}
-    document = sweep.model_dump(**as_said)
-    for key in ("worlds", "arms", "robustness", "tune"):
-        document.pop(key, None)
-    path = str(Path(request.source).expanduser().absolute())
-    document |= {
-        "name": f"{sweep.name}-pilot-{_mark(f'{path}|{request.model}')}",
-        "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",
-        "models": [models[request.model].model_dump(**as_said)],
-        "datasets": [_pilot_dataset(sweep, request)],
-        "train_sizes": list(request.train_sizes or sorted(sweep.train_sizes)[:NUM_SIZES]),
-        "test_size": request.test_size or sweep.test_size,
-        "recipe": sweep.recipe.model_copy(update={"overrides": rows}).model_dump(**as_said),
-        "attacks": {"methods": [], "epsilons": []},
-        "keep_weights": "none",
-    }
-    return load_sweep(document)
-
-
-def _pilot_dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
-    path = Path(request.source).expanduser()
-    if request.source in DATASETS and not path.exists():
-        return {"name": request.source}
-    if not path.exists():
-        rule = "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of results"
-        raise ConfigError(rule, request.source, "give a path that exists")
-    own: dict[str, Any] = {"kind": _known_kind(path), "path": str(path.absolute())}
-    own |= {"domain": request.domain or "natural", "channels": sweep.channels or 1}
-    # Prepared images of a root are found by this name: two folders need two.
-    return {"name": f"pilot-{_mark(own['path'])}", "own": own}
-
-
-def _mark(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:8]

@@ -285,7 +285,6 @@ class Progress:
 
 
 INTERVAL_S = 2.0
-BOARD = Path(__file__).with_name("grafana.json")
 GAUGES = {
     "isweep_images_per_second": "Images trained on per second, over all running trials.",
     "isweep_epochs_per_second": "Epochs per second, over all running trials.",
@@ -328,13 +327,3 @@ class Series:
         }
         for name, value in found.items():
             self._gauges[name].set(value, self._sweep)
-
-
-def offer_board(session: str) -> None:
-    """Lay our board beside Ray's own in its session, where a Grafana that Ray provisions finds it."""
-    folder = Path(session) / "metrics" / "grafana" / "dashboards"
-    if session and folder.is_dir():
-        try:
-            (folder / "isweep.json").write_bytes(BOARD.read_bytes())
-        except OSError as error:
-            log.info("the Grafana board stays in %s: %s", BOARD, error)

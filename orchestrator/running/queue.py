@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
@@ -21,7 +22,7 @@ from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
 from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
 from orchestrator.running.preparation import own_code
-from orchestrator.running.progress import Progress, Series, offer_board
+from orchestrator.running.progress import Progress, Series
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
 from orchestrator.running.worker import TrialTrainable, equipped
 from search_spaces.errors import DataError, SweepError
@@ -43,12 +44,14 @@ the newer one and 400 names the driver grew by 0.15 MB a second at rest, against
 class CellQueue:
     """Ids of cells that wait (``ready``), run, or are tried again ``later``: after ready ones, by a clock.
 
-    ``error`` says why no more are given out, where something ended the sweep.
+    Those that ``begun`` have their worker. ``error`` says why no more are given out, where something ended
+    the sweep.
     """
 
     ready: deque[str]
     later: dict[str, float] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     error: SweepError | None = None
 
     @property
@@ -68,6 +71,7 @@ class CellQueue:
         else:
             return None
         self.running.add(taken)
+        self.begun.discard(taken)
         return taken
 
     def settle(self, trial_id: str) -> None:
@@ -110,16 +114,6 @@ def trial_name(trial: Any) -> str:
     return str(trial.config["cell"]["trial_id"])
 
 
-class _Named:
-    """An actor whose next call has a name."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor, self._name = actor, name
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self._actor, method).options(name=self._name)
-
-
 @contextlib.contextmanager
 def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]:
     """Name the tasks of trials after them inside the block, of ``named``, which grows, and ``most`` others.
@@ -140,7 +134,7 @@ def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]
                 handle, resources = held = live[actor]
-                live[actor] = (_Named(handle, f"trial {name}"), resources)
+                live[actor] = (SimpleNamespace(train=handle.train.options(name=f"trial {name}")), resources)
         try:
             return schedule(controller, trial, method_name, *rest, **options)
         finally:
@@ -221,7 +215,6 @@ class TuneExecution:
         self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
         self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
-        offer_board(run.cluster.session)
 
     def fit(self, trials: tune.Callback, feed: Feed) -> None:
         """Take trials from ``feed`` until it is at its end, and tell ``trials`` what becomes of each."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -27,10 +26,9 @@ from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.ending import answer_of
 from orchestrator.running.gpus import NodeGpus
-from search_spaces.errors import SetupError, SweepError
+from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
-from tasks.clock import SYSTEM, Clock
 from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
@@ -39,10 +37,6 @@ TIMES_OUT_OF_MEMORY = 4
 """That a trial may be with nothing more to get where others may have used the memory up."""
 OF_OTHERS = re.compile(r"Process \d+ has.*this process has|this process has.*Process \d+ has")
 """Who PyTorch says holds a GPU's memory; a container's only process may be listed by a number too."""
-PATIENCE_S = 60.0
-"""How long no trial may start before it is said what is missing, and then until it is looked at again."""
-ENDS_AFTER_S = 180.0
-"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything of it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 MOST_TOLD = 3
@@ -186,46 +180,13 @@ def expected(
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
     known = [gpu.model(checks) for gpu, _ in gpus]
     shared = all(
-        packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig and (node.mps or not gpu.is_exclusive)
+        (node.mps or "Exclusive" not in gpu.compute_mode)
+        and not gpu.mig
+        and packing_pays(gpu.name, checks, mps=node.mps)
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
     return Expectation(least, corrections_for(least, measured), None if shared else 1.0)
-
-
-class StartWatch:
-    """Says what is missing when cells wait and none starts; waiting ``ends`` on a private cluster."""
-
-    def __init__(
-        self, why: Callable[[], str], say: Callable[[str], None], *, ends: bool, clock: Clock = SYSTEM
-    ) -> None:
-        self._why, self._say, self._ends, self._clock = why, say, ends, clock
-        self._moved_at = self._looked_at = self._seen_at = clock.monotonic()
-        self._said = ""
-
-    def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
-        """Look at Tune's trials; ``waiting`` tells whether any should run."""
-        now = self._clock.monotonic()
-        if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
-            self._moved_at = self._looked_at = now
-        self._seen_at = now
-        if not waiting or any(trial.status == "RUNNING" for trial in trials):
-            if self._said and waiting:
-                self._say(f"The first trial started after {now - self._moved_at:.0f} s.")
-            self._moved_at, self._said = now, ""
-        elif now - max(self._moved_at, self._looked_at) > PATIENCE_S:
-            self._looked_at = now
-            reason, told = self._why(), f"for {now - self._moved_at:.0f} s"
-            if reason != self._said:
-                self._said = reason
-                self._say(f"No trial could start {told}: {reason}")
-            if self._ends and now - self._moved_at > ENDS_AFTER_S:
-                raise SetupError(
-                    "Ray must be able to start a worker on this machine",
-                    f"no trial could start {told}: {reason}",
-                    "run the same command again when the machine has less to do, with bash on PATH; "
-                    "what is done is kept, and isweep doctor knows other causes",
-                )
 
 
 def why_nothing_starts(resources: Resources) -> str:

@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.estimate import read_prices
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.estimate import MeasuredTrial, read_prices
+from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
 from orchestrator.results.mlflow_pages import read_run_pages
 from orchestrator.results.state import State, StoredResults, judge
@@ -30,12 +30,13 @@ from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is
 from orchestrator.running.locks import locked
 from orchestrator.running.progress import Progress
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import pair_name
+from search_spaces.specs import TrialSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
 from tasks.remote import Executor, InlineExecutor
 
 if TYPE_CHECKING:
     from orchestrator.running.actors import Desk
+    from orchestrator.running.trials import Run
 
 MOST_HERE = 10**9
 """Products that the distances of a subset may take, to be measured here: in less time than a task starts."""
@@ -81,15 +82,17 @@ def run_sweep(
     options, monitor = options or RunOptions(), progress or Progress()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     with ExitStack() as stack:
-        stored = _begin(workspace, options, monitor, stack)
-        state, uri = judge(workspace, stored), options.mlflow_uri
-        tracker = make_tracker(workspace, stored.store, uri, used=options.tracking, say=monitor.note)
+        sweep = _Sweep(f"isweep run {workspace.plan.sweep.name}", workspace, options, monitor, stack)
+        _begin(sweep)
+        state, uri = sweep.state, options.mlflow_uri
+        tracker = make_tracker(workspace, sweep.stored.store, uri, used=options.tracking, say=monitor.note)
         with open_tracker(tracker, state.flat_runs(), state.failures.values()):
             stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
-            sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
+            sweep.tracker = tracker
             try:
                 _start(sweep)
-                _prepare(sweep)
+                sweep.prepare()
+                check_feasible(workspace, options.raw)
                 _measure(sweep)
                 _train(sweep)
                 summary = _report(sweep)
@@ -101,22 +104,53 @@ def run_sweep(
 
 
 @dataclass
-class _Sweep:
-    """What the stages share."""
+class Stages:
+    """What the stages of ``isweep run`` and ``isweep tune`` share; ``purpose`` is the command, for people."""
 
+    purpose: str
     workspace: Workspace
     options: RunOptions
-    stored: StoredResults
-    tracker: Tracker
     monitor: Progress
     stack: ExitStack
-    pretrained: dict[str, bytes] = field(default_factory=dict)
-    desk: Desk | None = None
 
-    @property
-    def state(self) -> State:
-        """What is done by now: the store was read at the start and is written by this run alone."""
-        return judge(self.workspace, self.stored)
+    def begin(self) -> None:
+        """Take the root's lock, once options are seen to be right, and remove what a killed run left."""
+        if self.options.tracking:
+            mlflow_uri(self.workspace.paths, self.options.mlflow_uri)  # it must not wait for MLflow's start
+        self.workspace.make()
+        read_prices(self.workspace.paths.prices)  # nor a mistake in this for the report
+        provenance()  # of the code as it is now, whatever becomes of it while trials run
+        self.monitor.path = self.workspace.sweep_paths.progress
+        self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
+        self.stack.enter_context(self.monitor.shown())
+        self.monitor.stage("start", "MLflow" if self.options.tracking else "")
+        remove_orphans(self.workspace.paths)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Connected when the first stage has work for it: where all is done, no Ray starts."""
+        plan, paths, monitor = self.workspace.plan, self.workspace.paths, self.monitor
+        monitor.stage("start", "Ray")
+        connection = connect(
+            self.options.address,
+            num_cpus=self.options.num_cpus,
+            dashboard=self.options.dashboard,
+            token_file=paths.token,
+            job={
+                "job_name": self.purpose,
+                "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
+                "isweep root": str(paths.root),
+            },
+        )
+        cluster = self.stack.enter_context(connection)
+        gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
+        where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
+        monitor.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
+        if page := cluster.dashboard:
+            monitor.note(f"Ray dashboard: {page} (access token in {paths.token})")
+            table = f"{page}/#/jobs/01000000, Task Table"  # of the one job that a private cluster has
+            monitor.note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
+        return cluster
 
     @cached_property
     def nodes(self) -> list[NodeGpus]:
@@ -125,16 +159,13 @@ class _Sweep:
             return []
         return survey(self.cluster.num_gpus, local=self.cluster.local)
 
-    @cached_property
-    def cluster(self) -> Cluster:
-        """Connected when the first stage has work for it: a finished sweep starts no Ray."""
-        plan = self.workspace.plan
-        job = {
-            "job_name": f"isweep {plan.sweep.name}",
-            "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
-            "isweep root": str(self.workspace.paths.root),
-        }
-        return self.stack.enter_context(announced(self.workspace, self.options, self.monitor, job))
+    def check_gpus(self, nodes: list[NodeGpus]) -> None:
+        """Refuse GPUs on which no trial of the sweep could run."""
+        asked, plan = self.workspace.plan.sweep.resources.num_gpus, self.workspace.plan
+        shared = any(node.mps for node in nodes)
+        share = (0.5 if shared else 1.0) if asked is None else asked
+        if share:
+            refuse(nodes, plan.trials, share=share, alone=self.options.address is None)
 
     def executor(self, *, reads_files: bool = False) -> Executor:
         """Return what runs tasks; raw downloads and prepared data lie on the driver's node alone."""
@@ -142,21 +173,56 @@ class _Sweep:
 
         return RayExecutor(driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note)
 
+    def prepare(self) -> None:
+        """Prepare the datasets that are missing."""
+        workspace = self.workspace
+        missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
+        if missing:
+            executor = self.executor(reads_files=True)
+            preparation.prepare_missing(workspace, missing, self.options, executor, self.monitor)
+            workspace.look_again()
 
-def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: ExitStack) -> StoredResults:
-    """Take the root's lock, remove what a killed run left, and refuse at once what cannot run."""
-    if options.tracking:
-        mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
-    workspace.make()
-    read_prices(workspace.paths.prices)  # nor one in this for the report
-    provenance()  # of the code as it is now, whatever becomes of it while the sweep runs
-    monitor.path = workspace.sweep_paths.progress
-    stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}", monitor.note))
-    stack.enter_context(monitor.shown())
-    monitor.stage("start", "MLflow" if options.tracking else "")
-    remove_orphans(workspace.paths)
+    def trials_of(
+        self,
+        plan: SweepPlan,
+        stored: StoredResults,
+        tracker: Tracker,
+        cells: Collection[TrialSpec],
+        measured: Collection[MeasuredTrial] = (),
+    ) -> Run:
+        """Return what the trials of ``plan``, such as ``cells``, share: above all what each asks for."""
+        from orchestrator.running.requests import Requests, expected, places
+        from orchestrator.running.trials import Run
+
+        asked, folders = plan.sweep.resources, gpu_check_folders(self.workspace.paths.root)
+        resources = trial_resources(asked, self.cluster, self.options.device)
+        expectation = expected(self.nodes, asked, measured, folders)
+        self.monitor.slots, bound = places(Requests(resources, expectation).usual(cells))
+        if bound:
+            self.monitor.note(bound)
+        paths, monitor = self.workspace.paths, self.monitor
+        return Run(plan, paths, self.cluster, resources, stored, tracker, monitor, expectation)
+
+
+@dataclass
+class _Sweep(Stages):
+    stored: StoredResults = field(init=False)
+    tracker: Tracker = field(init=False)
+    pretrained: dict[str, bytes] = field(default_factory=dict)
+    desk: Desk | None = None
+
+    @property
+    def state(self) -> State:
+        """What is done by now: the store was read at the start and is written by this run alone."""
+        return judge(self.workspace, self.stored)
+
+
+def _begin(sweep: _Sweep) -> None:
+    """Take the root, and refuse at once what cannot run."""
+    sweep.begin()
+    workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     with workspace.recorded_while_checked():
-        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
+        stored = sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
         if workspace.plan.sweep.predictions:
             damaged = "Predictions gone or damaged"
@@ -167,35 +233,23 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
                 monitor.note(f"{damaged}: {retrained}; without weights, so trained again")
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
-        done = judge(workspace, stored).results
-        if options.address is not None and len(done) < len(workspace.plan.trials):
+        waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
+        if waiting and options.address is not None:
             reached(options.address)
-        elif len(done) < len(workspace.plan.trials):
+        elif waiting:
             there = 0 if options.device == "cpu" else len(gpus_here())
-            machine = this_machine(options.num_cpus)
-            on_cpus = there or is_logical()
-            trial_resources(workspace.plan.sweep.resources, machine, "cpu" if on_cpus else options.device)
+            device = "cpu" if there or is_logical() else options.device
+            trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
             if there:
-                check_gpus(workspace, options, survey(there, local=True))
+                sweep.check_gpus(survey(there, local=True))
         preparation.check_models(workspace.plan, stored.trials)
         preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
-    waiting = workspace.plan.trials_by_id.keys() - done.keys()
     for name in workspace.paths.sweep_names() if waiting else ():
         others = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
         if both := len(others.keys() & waiting):
             monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
     stored.patience = Patience(monitor.note)
-    return stored
-
-
-def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus]) -> None:
-    """Refuse GPUs on which no trial of the sweep could run."""
-    asked, plan = workspace.plan.sweep.resources.num_gpus, workspace.plan
-    shared = any(node.mps for node in nodes)
-    share = (0.5 if shared else 1.0) if asked is None else asked
-    if share:
-        refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
 def _start(sweep: _Sweep) -> None:
@@ -209,23 +263,13 @@ def _start(sweep: _Sweep) -> None:
     if len(known) < len(workspace.plan.trials):
         trial_resources(workspace.plan.sweep.resources, sweep.cluster, sweep.options.device)
         if sweep.options.address:
-            check_gpus(workspace, sweep.options, sweep.nodes)
+            sweep.check_gpus(sweep.nodes)
         from orchestrator.running.actors import Desk
         from orchestrator.running.trials import Trials  # noqa: F401  # which takes a second
 
         sweep.desk = Desk(workspace.results_url)
     meanwhile.end(preparation.HERE_S)
     sweep.tracker.check()
-
-
-def _prepare(sweep: _Sweep) -> None:
-    """Prepare the datasets that are missing."""
-    workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
-    missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
-    if missing:
-        preparation.prepare_missing(workspace, missing, options, sweep.executor(reads_files=True), monitor)
-        workspace.look_again()
-    check_feasible(workspace, options.raw)
 
 
 def _measure(sweep: _Sweep) -> None:
@@ -252,28 +296,11 @@ def _train(sweep: _Sweep) -> None:
     monitor.planned, monitor.done = len(plan.trials), len(state.results)
     if not pending:
         return
-    from orchestrator.running.requests import Requests, expected, places
-    from orchestrator.running.trials import GridWork, Run, Trials
+    from orchestrator.running.trials import GridWork, Trials
 
-    asked, cluster = plan.sweep.resources, sweep.cluster
-    resources = trial_resources(asked, cluster, sweep.options.device)
-    folders = gpu_check_folders(workspace.paths.root)
-    expectation = expected(sweep.nodes, asked, state.measured_trials(), folders)
-    monitor.slots, bound = places(Requests(resources, expectation).usual(pending))
-    if bound:
-        monitor.note(bound)
+    run = sweep.trials_of(plan, sweep.stored, sweep.tracker, pending, state.measured_trials())
+    run.desk = sweep.desk
     monitor.stage("train")
-    run = Run(
-        plan,
-        workspace.paths,
-        cluster,
-        resources,
-        sweep.stored,
-        sweep.tracker,
-        monitor,
-        expectation,
-        sweep.desk,
-    )
     load, url = partial(preparation.load_arrays, workspace), workspace.results_url
     work = GridWork(run, pending, load, state=state, keep_url=url, pretrained=sweep.pretrained)
     Trials(run, work).run()
@@ -327,26 +354,3 @@ def _written(workspace: Workspace, state: State) -> Path | None:
     written = report_sweep(workspace, state)
     write_atomic(paths.report_made_of, mark(), durable=False)
     return written
-
-
-@contextmanager
-def announced(
-    workspace: Workspace, options: RunOptions, monitor: Progress, job: dict[str, str]
-) -> Iterator[Cluster]:
-    """Connect to the cluster that is asked for and say where trials run; Ray shows ``job`` of it."""
-    monitor.stage("start", "Ray")
-    with connect(
-        options.address,
-        num_cpus=options.num_cpus,
-        dashboard=options.dashboard,
-        token_file=workspace.paths.token,
-        job=job,
-    ) as cluster:
-        gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
-        where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
-        monitor.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
-        if page := cluster.dashboard:
-            monitor.note(f"Ray dashboard: {page} (access token in {workspace.paths.token})")
-            table = f"{page}/#/jobs/01000000, Task Table"  # of the one job that a private cluster has
-            monitor.note(f"Trials there: {table}, Function or Class Name: IsweepTrial.train")
-        yield cluster

@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,6 @@ class CaseResult:
         weights: of a weight, likewise.
         first_loss: of the first batch: on the device, and in float32 on the CPU.
         seconds: of a plain epoch, of the other training's, and of one by graphs, captures not counted.
-        problem: why graphs are not to be taken; empty where they may.
     """
 
     model: str
@@ -73,7 +72,18 @@ class CaseResult:
     weights: tuple[float, float]
     first_loss: tuple[float, float]
     seconds: tuple[float, float, float]
-    problem: str = ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong, in one line; empty where nothing is."""
+        here, on_cpu = self.first_loss
+        if not abs(here - on_cpu) <= FIRST_LOSS_TOLERANCE:
+            return f"{self.model}: the first loss is {here:.4f}, on the CPU {on_cpu:.4f}"
+        for what, (spread, difference) in (("loss", self.losses), ("weight", self.weights)):
+            if not difference <= NOISE_FACTOR * max(spread, LEAST_NOISE[what]):  # false for NaN
+                between = f"between two plain trainings by {spread:.1e}"
+                return f"{self.model}: a {what} differs by {difference:.1e}, {between}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -136,20 +146,8 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
         plain, again, graph = (trained(graphs=graphs) for graphs in (False, False, True))
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
-    result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], again[2], graph[2]))
-    return replace(result, problem=problem(result))
-
-
-def problem(found: CaseResult) -> str:
-    """Return what is wrong with a case, in one line; empty where nothing is."""
-    here, on_cpu = found.first_loss
-    if not abs(here - on_cpu) <= FIRST_LOSS_TOLERANCE:
-        return f"{found.model}: the first loss is {here:.4f}, on the CPU {on_cpu:.4f}"
-    for what, (spread, difference) in (("loss", found.losses), ("weight", found.weights)):
-        if not difference <= NOISE_FACTOR * max(spread, LEAST_NOISE[what]):  # false for NaN
-            between = f"between two plain trainings by {spread:.1e}"
-            return f"{found.model}: a {what} differs by {difference:.1e}, {between}"
-    return ""
+    seconds = plain[2], again[2], graph[2]
+    return CaseResult(case.model, losses, weights, (found, expected), seconds)
 
 
 def noise(number: int, side: int) -> tuple[Tensor, Tensor]:

@@ -36,13 +36,13 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
-from orchestrator.running.failures import HangWatch, Place, Retries, classify_broken_fit, gpu_named
+from orchestrator.running.failures import Place, Retries, TrialWatch, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
-from orchestrator.running.requests import Requests, StartWatch
+from orchestrator.running.requests import Requests
 from orchestrator.running.worker import REPORT, Perform, perform_cell
 from search_spaces.errors import SetupError, SweepError
-from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
+from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec
 from tasks.clock import SYSTEM, Clock
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult
@@ -110,8 +110,22 @@ class Work:
         """Seal the result of a cell; returns what a tracker shows of it."""
         raise NotImplementedError
 
-    def started(self, trial_id: str) -> None:
-        """A cell has its worker."""
+    def sealed(self, cell: TrialSpec, report: CellReport, attempt: int) -> dict[str, Any]:
+        """Return what every record says of a cell and of what its worker told."""
+        names = ("data_fingerprint", "gpu_share", "started_at", "finished_at", "provenance")
+        return {
+            "trial_id": cell.trial_id,
+            "sweep": self.run.plan.sweep.name,
+            "spec": cell,
+            "domain": self.domain_of(cell),
+            "attempt": attempt,
+            "result": report.outcome,
+            **{name: getattr(report, name) for name in names},
+        }
+
+    def domain_of(self, cell: TrialSpec) -> Domain | None:
+        """Return the domain of a cell's images."""
+        return self.run.plan.datasets[cell.network.subset.prepared.dataset].domain
 
     def given_up(self, trial_id: str) -> None:
         """A cell failed and is not tried again in this run."""
@@ -173,22 +187,13 @@ class GridWork(Work):
 
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
         """See :class:`Work`."""
-        plan, result = self.run.plan, cast("TrialResult", report.outcome)
+        result = cast("TrialResult", report.outcome)
+        about = self.sealed(cell, report, attempt) | {"shared_group_share": report.shared_group_share}
         known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
         made_by = report if known is None else known  # where nothing was trained, its training's times stay
         training = ("gpu_share", "gpu_name", "started_at", "finished_at")
-        told = ("data_fingerprint", "shared_group_share", "provenance")
-        record = TrialRecord(
-            trial_id=cell.trial_id,
-            sweep=plan.sweep.name,
-            spec=cell,
-            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
-            attempt=attempt,
-            measured_at=None if known is None else report.finished_at,
-            result=result,
-            **{name: getattr(made_by, name) for name in training},
-            **{name: getattr(report, name) for name in told},
-        )
+        about |= {name: getattr(made_by, name) for name in training}
+        record = TrialRecord(**about, measured_at=None if known is None else report.finished_at)
         self.run.stored.save(record)
         for kind, note in (("weights", result.weights_note), ("predictions", result.predictions_note)):
             if note:
@@ -212,22 +217,17 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run, self._work, self._queue, self._num_broken = run, work, work.queue, 0
         self._execution, self._clock = execution or TuneExecution(run, work), clock
         self._requests = Requests(run.resources, run.expectation, self._execution.node_memory_bytes)
-        why, note = self._execution.why_nothing_starts, run.monitor.note
-        self._starts = StartWatch(why, note, ends=run.cluster.local, clock=clock)
-        self._hangs = HangWatch(note, self._execution.process, clock)
+        why, process = self._execution.why_nothing_starts, self._execution.process
+        self._watch = TrialWatch(run.monitor.note, process, why, ends=run.cluster.local, clock=clock)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
-        self._noted, self._begun = {""}, set[str]()
+        self._noted = {""}
 
     def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def run(self) -> None:
-        """Run until nothing more may be tried.
-
-        Raises:
-            SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
-        """
+        """Run until nothing more may be tried; SweepError when nothing can be stored or run."""
         try:
             while not self._queue.empty:
                 try:
@@ -245,7 +245,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _taken(self, trial_id: str) -> dict[str, Any]:
         """Count the attempt of a cell that is given to Tune, and return what its worker is told."""
         self._attempts[trial_id] += 1
-        self._begun.discard(trial_id)
         cell = self._work.cells[trial_id]
         return {
             "cell": {
@@ -263,27 +262,24 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Put the trial's array where it can find it, and open its run."""
         trial_id = trial_name(trial)
         cell = self._work.cells[trial_id]
-        self._work.started(trial_id)
-        self._begun.add(trial_id)
+        self._queue.begun.add(trial_id)
         with self._ends_on_error():
             self._execution.arrays.trial_started(trial_id, self._array(trial_id))
         if self._queue.error is not None:
             return
-        domain = self._run.plan.datasets[cell.network.subset.prepared.dataset].domain
-        tags = trial_tags(cell, domain, CellStatus.RUNNING, self._attempt(trial_id))
+        tags = trial_tags(cell, self._work.domain_of(cell), CellStatus.RUNNING, self._attempt(trial_id))
         self._run.tracker.start_trial(trial_id, tags)
         self._run.monitor.trial_started(trial_id)
-        self._hangs.started(trial_id, self._work.seconds_allowed(cell))
+        self._watch.started(trial_id, self._work.seconds_allowed(cell))
         self._tell(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End what hangs; say where the sweep stands; raise what ends it, or Tune would go on for hours."""
         raise_if_asked()
         with self._ends_on_error():
-            self._starts.look(trials, waiting=bool(self._queue.running))
+            self._watch.look(trials, self._queue.running)
         if self._queue.error is not None:
             raise self._queue.error
-        self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._hear()
         running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
         self._execution.show(self._run.monitor, running)
@@ -298,7 +294,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        failure = self._hangs.failure(trial_id) or self._execution.failure_of(
+        failure = self._watch.failure(trial_id) or self._execution.failure_of(
             trial, self._places.get(trial_id)
         )
         if isinstance(failure, CellReport):
@@ -343,7 +339,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Take what running trials said: where they run, and of their epochs."""
         at = round(self._clock.time() * 1000)
         for said in self._execution.heard(wait=wait):
-            self._hangs.heard(said.trial_id)
+            self._watch.heard(said.trial_id)
             if isinstance(said, Place):
                 self._places[said.trial_id], self._nodes[said.trial_id] = said, said.node
             elif isinstance(said, Note):
@@ -409,7 +405,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             places = {i: self._places[i] for i in running if i in self._places}
             killed = self._execution.killed_for_memory(places)
         for trial_id in running:
-            if trial_id in (killed or self._begun):
+            if trial_id in (killed or self._queue.begun):
                 self._lost(trial_id, failure)
                 continue
             # It has ended through no fault of its own, or waited for its worker: no attempt is counted.
@@ -425,12 +421,12 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _settled(self, trial_id: str) -> None:
         """A cell has its result, or has failed for good."""
         self._queue.settle(trial_id)
-        self._hangs.ended(trial_id)
+        self._watch.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
     def _waits_again(self, trial_id: str, pause_s: float) -> None:
         self._queue.again(trial_id, self._clock.monotonic() + pause_s)
-        self._hangs.ended(trial_id)
+        self._watch.ended(trial_id)
         self._execution.arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:

@@ -1,7 +1,4 @@
-"""Workers, which take cell after cell.
-
-Workers keep nothing between cells, and need no disk of the driver's: see :mod:`.actors`.
-"""
+"""Workers, which take cell after cell, keep nothing between, and need no disk of the driver's."""
 
 from __future__ import annotations
 
@@ -57,10 +54,7 @@ found, and whether a network was trained for it."""
 
 
 class TrialLog(io.TextIOBase):
-    """The first and last of what an attempt said, to be read when its process and node are gone.
-
-    What lies between is counted.
-    """
+    """The first and last of what an attempt said, to be read when its process and node are gone."""
 
     def __init__(self) -> None:
         self._head, self._tail, self._left_out = "", "", 0

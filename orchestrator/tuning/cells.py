@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
@@ -30,7 +30,7 @@ from search_spaces.specs import (
     pair_name,
 )
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
-from search_spaces.tuning import SearchSpace, SearchTrialSpec, TuneSpec, ValidationSpec, space_of
+from search_spaces.tuning import SearchSpace, SearchTrialSpec, ValidationSpec, space_of
 from tasks.trials.records import SearchResult
 
 CellKey = tuple[str, str]
@@ -120,8 +120,11 @@ class TuningCell:
         return SearchTrialSpec(network=network, validation=validation)
 
 
-def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
-    """Return the cells of a sweep, model by model; ConfigError names everything that cannot be searched."""
+def tuning_cells(plan: SweepPlan, num_train: Mapping[str, int] | None = None) -> tuple[TuningCell, ...]:
+    """Return the cells of a sweep, model by model; ConfigError names everything that cannot be searched.
+
+    Batches fit what is trained on: ``num_train`` images by subset id, or as many as the share says.
+    """
     sweep, tune = plan.sweep, plan.sweep.tune
     train_size = tune.train_size or plan.largest_size
     if sweep.recipe.axes:
@@ -149,7 +152,7 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
             ", ".join(pretrained),
             "leave these models out of the sweep that is searched",
         )
-    num_train = round(train_size * (1 - tune.validation_share))
+    by_share = round(train_size * (1 - tune.validation_share))
     validation = ValidationSpec(share=tune.validation_share)
     cells: list[TuningCell] = []
     problems: dict[str, SweepError] = {}
@@ -158,35 +161,16 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
         try:
             if not recipe.epochs:
                 raise ConfigError("A search needs a recipe with epochs", f"0 for {name} on {dataset}")
-            space = space_of(models[name], recipe.optimizer, tune, num_train)
+            fewest = min((num_train or {}).get(subset_id, by_share) for subset_id in found)
+            space = space_of(models[name], recipe.optimizer, tune, fewest)
         except SweepError as error:
             problems.setdefault(str(error), error)
             continue
         cells.append(
             TuningCell(models[name], tuple(found.values()), train_size, sweep.recipe, space, validation)
         )
-    collect(list(problems.values()))
+    collect(problems.values())
     return tuple(cells)
-
-
-def held_to_splits(
-    cells: Sequence[TuningCell], tune: TuneSpec, num_train: Mapping[str, int]
-) -> tuple[TuningCell, ...]:
-    """Return the cells with batches that fit what is trained on: ``num_train`` images, by subset id.
-
-    ConfigError where no batch is small enough, or the sweep names one that is not.
-    """
-    held: list[TuningCell] = []
-    problems: dict[str, SweepError] = {}
-    for cell in cells:
-        try:
-            fewest = min(num_train[subset.subset_id] for subset in cell.subsets)
-            space = space_of(cell.model, cell.own_recipe.optimizer, tune, fewest)
-            held.append(replace(cell, space=space))
-        except SweepError as error:
-            problems.setdefault(str(error), error)
-    collect(list(problems.values()))
-    return tuple(held)
 
 
 # What the store seals of a search: a record per training that is asked for, and one per result.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,11 @@ from orchestrator.analysis import figures as palette
 from orchestrator.analysis.guessing import AT_GUESSING
 from orchestrator.analysis.inference import mean_interval
 from orchestrator.analysis.table import interval, number, write_csv
-from orchestrator.analysis.tables import Table
+from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.planning.plan import Workspace
 from orchestrator.tuning.cells import Point, Row
 from orchestrator.tuning.search import CellSearch, Search
+from search_spaces.specs import DatasetSpec
 from tasks.atomic import write_atomic
 from tasks.finding import Finding
 from tasks.trials.records import SearchResult, SearchStatus, capped
@@ -124,11 +123,6 @@ class TuneSummary:
     num_behind: int = 0
 
     @property
-    def not_tuned(self) -> tuple[CellOutcome, ...]:
-        """Cells for which nothing was found."""
-        return tuple(cell for cell in self.cells if cell.chosen is None)
-
-    @property
     def problems(self) -> tuple[str, ...]:
         """What a person should know of cells; see :attr:`CellOutcome.problem`."""
         return tuple(cell.problem for cell in self.cells if cell.problem)
@@ -136,7 +130,7 @@ class TuneSummary:
     @property
     def exit_code(self) -> int:
         """0 when every cell has a recipe, 1 otherwise."""
-        return 1 if self.not_tuned else 0
+        return int(any(cell.chosen is None for cell in self.cells))
 
     def document(self) -> dict[str, Any]:
         """Return what ``isweep tune --json`` prints."""
@@ -256,54 +250,43 @@ def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
     return list(map(row, cells))
 
 
-def outcome_table(cells: Iterable[CellOutcome]) -> Table:
-    """Return the table for people."""
-    return Table(
-        key="tuned",
-        title="Searched recipes",
-        note="Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
-        "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an "
-        "error); flat: rates "
-        f"tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
-        header=(
-            *("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "own recipe"),
-            *("gain", "flat", "trials", "diverged", "trainings"),
-        ),
-        rows=tuple(_cells(cell) for cell in cells),
-        numeric_from=2,
+def _spelled(value: float | None, std_error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if std_error is None else f" ± {std_error:.3f}")
+
+
+def _loss(candidate: Candidate | None) -> str:
+    return "–" if candidate is None else _spelled(candidate.mean, candidate.std_error)
+
+
+COLUMNS: dict[str, Callable[[CellOutcome], str]] = {
+    "model": lambda cell: cell.model,
+    "dataset": lambda cell: cell.dataset,
+    "learning rate": lambda cell: f"{cell.chosen.point.learning_rate:.3g}" if cell.chosen else "none",
+    "weight decay": lambda cell: f"{cell.chosen.point.weight_decay:.2g}" if cell.chosen else "",
+    "batch": lambda cell: str(cell.chosen.point.batch_size) if cell.chosen else "",
+    "validation loss": lambda cell: _loss(cell.chosen),
+    "own recipe": lambda cell: _loss(cell.own),
+    "gain": lambda cell: "own kept" if cell.keeps_own else _spelled(cell.gain, cell.gain_std_error),
+    "flat": lambda cell: "{:.2g} to {:.2g}".format(*cell.flat) if cell.flat else "",
+    "trials": lambda cell: str(cell.num_trials),
+    "diverged": lambda cell: f"{cell.divergence_rate:.0%}",
+    "trainings": lambda cell: f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}",
+}
+BRIEF = ("model", "dataset", "learning rate", "weight decay", "batch", "validation loss", "gain")
+"""What of the table fits a terminal; the page has it all."""
+
+
+def outcome_table(cells: Iterable[CellOutcome], names: Iterable[str] = COLUMNS) -> Table:
+    """Return the table for people, of the columns ``names``."""
+    note = (
+        "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower than "
+        "with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an error); "
+        f"flat: rates tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists."
     )
-
-
-def brief_table(cells: Iterable[CellOutcome]) -> Table:
-    """Return what of the table fits a terminal; the page has it all."""
-    whole, brief = outcome_table(cells), itemgetter(0, 1, 2, 3, 4, 5, 7)
-    return replace(whole, header=brief(whole.header), rows=tuple(map(brief, whole.rows)))
-
-
-def _cells(cell: CellOutcome) -> tuple[str, ...]:
-    def spelled(value: float | None, std_error: float | None) -> str:
-        if value is None:
-            return "–"
-        return f"{value:.3f}" + ("" if std_error is None else f" ± {std_error:.3f}")
-
-    def loss(candidate: Candidate | None) -> str:
-        return "–" if candidate is None else spelled(candidate.mean, candidate.std_error)
-
-    flat, point = cell.flat, None if cell.chosen is None else cell.chosen.point
-    return (
-        cell.model,
-        cell.dataset,
-        "none" if point is None else f"{point.learning_rate:.3g}",
-        "" if point is None else f"{point.weight_decay:.2g}",
-        "" if point is None else str(point.batch_size),
-        loss(cell.chosen),
-        loss(cell.own),
-        "own kept" if cell.keeps_own else spelled(cell.gain, cell.gain_std_error),
-        "" if flat is None else f"{flat[0]:.2g} to {flat[1]:.2g}",
-        str(cell.num_trials),
-        f"{cell.divergence_rate:.0%}",
-        f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}",
-    )
+    columns = {name: COLUMNS[name] for name in names}
+    return laid_out("tuned", "Searched recipes", note, cells, columns, numeric_from=2)
 
 
 def gains(cells: Iterable[CellOutcome]) -> str:
@@ -352,8 +335,6 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
     folder = workspace.sweep_paths.search_report
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(trials, folder / "trials.csv")
-    chosen = {(cell.model, cell.dataset): cell.chosen.point.learning_rate for cell in cells if cell.chosen}
-    domains = {name: spec.domain or "natural" for name, spec in workspace.plan.datasets.items()}
     loader = PackageLoader("orchestrator.tuning", package_path="")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
@@ -367,7 +348,7 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
         problems=[cell.problem for cell in cells if cell.problem],
         table=outcome_table(cells),
         caption=CAPTION,
-        figure=loss_against_rate(states, trials, chosen, domains),
+        figure=loss_against_rate(states, trials, cells, workspace.plan.datasets),
         journal=f"sweeps/{sweep.name}/search/{workspace.sweep_paths.search_journal.name}",
     )
     path = folder / "search.html"
@@ -384,15 +365,13 @@ CAPTION = (
 def loss_against_rate(
     cells: Sequence[CellSearch],
     table: pd.DataFrame,
-    chosen: Mapping[tuple[str, str], float],
-    domains: Mapping[str, str],
+    found: Iterable[CellOutcome],
+    datasets: Mapping[str, DatasetSpec],
 ) -> str:
-    """Draw loss against rate, a panel per model; returns the figure as SVG in base64.
-
-    ``table`` is from :func:`trial_table`; ``chosen`` are rates by model and dataset.
-    """
+    """Draw loss against rate of a :func:`trial_table`, a panel per model; returns SVG in base64."""
     models = list(dict.fromkeys(table["model"]))
-    marks = palette.dataset_marks({name: domains[name] for name in table["dataset"].unique()})
+    chosen = {(one.model, one.dataset): one.chosen.point.learning_rate for one in found if one.chosen}
+    marks = palette.dataset_marks({one: datasets[one].domain or "natural" for one in set(table["dataset"])})
     with palette.styled():
         figure, axes = palette.panels(len(models), share=False)
         for panel, model in zip(axes, models, strict=True):
@@ -409,12 +388,8 @@ def loss_against_rate(
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
-                    star: dict[str, Any] = {
-                        "color": mark.colour,
-                        "markersize": 13,
-                        "markeredgecolor": "black",
-                    }
-                    panel.plot([rate], [best.min()], "*", **star)
+                    star: dict[str, Any] = {"markersize": 13, "markeredgecolor": "black"}
+                    panel.plot([rate], [best.min()], "*", color=mark.colour, **star)
             palette.log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
         palette.label_outer(figure, "learning rate", "validation loss (nat)")
@@ -427,7 +402,4 @@ def loss_against_rate(
             Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]
         palette.legend(figure, palette.mark_handles(marks, table["dataset"]) + extra)
-        text = io.BytesIO()
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(text, format="svg", metadata=metadata)
-    return base64.b64encode(text.getvalue()).decode("ascii")
+        return base64.b64encode(palette.rendered(figure, "svg")).decode("ascii")

@@ -14,15 +14,12 @@ from orchestrator.planning.sweep_file import SweepSource, write_plain
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import provenance
-from orchestrator.results.tracking import Tracker, make_tracker, mlflow_uri, open_tracker
-from orchestrator.running.cluster import Cluster, RunOptions, reached, trial_resources
-from orchestrator.running.ending import remove_orphans
-from orchestrator.running.gpus import gpu_check_folders, survey
-from orchestrator.running.locks import locked
-from orchestrator.running.preparation import check_models, check_raw, prepare_missing, prepare_own
+from orchestrator.results.tracking import Tracker, make_tracker, open_tracker
+from orchestrator.running.cluster import RunOptions, reached
+from orchestrator.running.preparation import check_models, check_raw, prepare_own
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import announced, check_gpus
-from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
+from orchestrator.running.run import Stages
+from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcome_rows, outcomes, write_report
 from orchestrator.tuning.search import Earlier, Search, open_storage
 from search_spaces.errors import DataError, SetupError, SweepError, collect
@@ -96,43 +93,37 @@ def tune_sweep(
     """
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
-    cells = tuning_cells(workspace.plan)
-    if options.tracking:
-        mlflow_uri(workspace.paths, options.mlflow_uri)  # a mistake in it must not wait for MLflow's start
-    workspace.make()
-    progress = progress or Progress()
-    progress.path = workspace.sweep_paths.progress
+    cells, purpose = tuning_cells(workspace.plan), f"isweep tune {workspace.plan.sweep.name}"
     with ExitStack() as stack:
-        stack.enter_context(locked(workspace, f"isweep tune {workspace.plan.sweep.name}", progress.note))
-        if not workspace.sweep_paths.sweep_file.is_file():
-            workspace.record()  # a sweep that ran is kept as it ran
-        stack.enter_context(progress.shown())
-        return _Tuning(workspace, options, cells, progress, stack).all_stages()
+        return _Tuning(purpose, workspace, options, progress or Progress(), stack, cells).all_stages()
 
 
 @dataclass
-class _Tuning:
-    workspace: Workspace
-    options: RunOptions
+class _Tuning(Stages):
     cells: tuple[TuningCell, ...]
-    monitor: Progress
-    stack: ExitStack
 
     def all_stages(self) -> TuneSummary:
-        check_models(self.workspace.plan, ())
-        self._prepare()
+        workspace, options, monitor = self.workspace, self.options, self.monitor
+        self.begin()
+        if not workspace.sweep_paths.sweep_file.is_file():
+            workspace.record()  # a sweep that ran is kept as it ran
+        check_models(workspace.plan, ())
+        check_raw(workspace, options.raw)
+        check_feasible(workspace, options.raw)
+        prepare_own(workspace, options, monitor)
+        self.prepare()
         self._check_splits()
-        stored = StoredResults.read(self.workspace.search_url)
-        stored.patience = Patience(self.monitor.note)
+        stored = StoredResults.read(workspace.search_url)
+        stored.patience = Patience(monitor.note)
         earlier = self._read(stored)
-        storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
-        search = Search(self.cells, self.workspace.plan.sweep.tune, storage)
+        storage = open_storage(workspace.sweep_paths.search_journal, stored.patience)
+        search = Search(self.cells, workspace.plan.sweep.tune, storage)
         search.go_on(earlier.trainings())
         records, num_known = earlier.records, len(earlier.records)
-        if self.options.address is not None and not search.done:
-            reached(self.options.address)
-        uri, used = self.options.mlflow_uri, self.options.tracking
-        tracker = make_tracker(self._as_sweep, stored.store, uri, used=used, say=self.monitor.note)
+        if options.address is not None and not search.done:
+            reached(options.address)
+        uri, used = options.mlflow_uri, options.tracking
+        tracker = make_tracker(self._as_sweep, stored.store, uri, used=used, say=monitor.note)
         with open_tracker(tracker, map(flat_search, records.values())):
             tracker.check()
             if not search.done:
@@ -140,34 +131,13 @@ class _Tuning:
             summary = self._write(search, records, tracker, len(records) - num_known)
         return replace(summary, num_behind=tracker.num_behind)  # what it misses after it was told all
 
-    @cached_property
-    def cluster(self) -> Cluster:
-        """Connected when there is work for it: a finished search starts no Ray."""
-        name, root = self.workspace.plan.sweep.name, self.workspace.paths.root
-        job = {"job_name": f"isweep tune {name}", "isweep root": str(root)}
-        return self.stack.enter_context(announced(self.workspace, self.options, self.monitor, job))
-
-    def _prepare(self) -> None:
-        from tasks.remote import RayExecutor
-
-        check_raw(self.workspace, self.options.raw)
-        remove_orphans(self.workspace.paths)
-        check_feasible(self.workspace, self.options.raw)
-        prepare_own(self.workspace, self.options, self.monitor)
-        missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
-        if missing:
-            files = RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)
-            prepare_missing(self.workspace, missing, self.options, files, self.monitor)
-            self.workspace.look_again()
-
     def _check_splits(self) -> None:
         """Find every subset without a validation split, and batches too large, before anything is trained."""
-        problems: list[SweepError] = []
+        problems: dict[str, SweepError] = {}
         num_train: dict[str, int] = {}
         runs = range(self.workspace.plan.sweep.tune.seeds)
         trials = [cell.trial(cell.own, run) for cell in self.cells for run in runs]
         asked = {(trial.network.subset.subset_id, trial.validation): trial for trial in trials}
-        refused: set[str] = set()
         for (subset_id, validation), trial in asked.items():
             subset = trial.network.subset
             data = self.workspace.prepared[subset.prepared.prepared_id]
@@ -176,11 +146,9 @@ class _Tuning:
                 size = split.max_train_size
                 num_train[subset_id] = min(size, num_train.get(subset_id, size))
             except SweepError as error:
-                if subset_id not in refused:
-                    problems.append(error)
-                refused.add(subset_id)
-        collect(problems, DataError)
-        self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
+                problems.setdefault(subset_id, error)
+        collect(problems.values(), DataError)
+        self.cells = tuning_cells(self.workspace.plan, num_train)
 
     def _read(self, stored: StoredResults) -> Earlier:
         """Return what is stored of these very cells; says how much is of others."""
@@ -202,19 +170,13 @@ class _Tuning:
         return Workspace(search, self.workspace.paths, self.workspace.storage)
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
-        from orchestrator.running.requests import expected, places
-        from orchestrator.running.trials import Run, Trials
+        from orchestrator.running.trials import Trials
         from orchestrator.tuning.trials import SearchWork
 
-        plan, cluster, monitor = self._as_sweep.plan, self.cluster, self.monitor
-        asked = plan.sweep.resources
-        resources = trial_resources(asked, cluster, self.options.device)
-        nodes = survey(cluster.num_gpus, local=cluster.local) if resources.num_gpus else []
-        check_gpus(self._as_sweep, self.options, nodes)
-        monitor.slots, _ = places(resources)
-        monitor.stage("search")
-        expectation = expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root))
-        run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
+        self.check_gpus(self.nodes)
+        own = [cell.trial(cell.own) for cell in self.cells]
+        run = self.trials_of(self._as_sweep.plan, stored, tracker, own)
+        self.monitor.stage("search")
         Trials(run, SearchWork(run, search, earlier, self._load, self._fingerprints)).run()
 
     def _write(

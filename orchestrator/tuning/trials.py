@@ -52,7 +52,6 @@ class SearchQueue(CellQueue):
     ) -> None:
         super().__init__(deque())
         self._search, self._cells, self._note = search, cells, note
-        self._begun: set[str] = set()
 
     @property
     def empty(self) -> bool:
@@ -62,7 +61,7 @@ class SearchQueue(CellQueue):
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None when none may be taken yet."""
         taken = super().take(now)
-        if taken is None and self.error is None and len(self.running - self._begun) < AHEAD:
+        if taken is None and self.error is None and len(self.running - self.begun) < AHEAD:
             if (asked := self._search.next()) is None:
                 return None
             try:
@@ -73,12 +72,7 @@ class SearchQueue(CellQueue):
             taken = asked.spec.trial_id
             self._cells[taken] = asked.spec
             self.running.add(taken)
-        self._begun &= self.running - {taken}
         return taken
-
-    def started(self, trial_id: str) -> None:
-        """A trial has its worker."""
-        self._begun.add(trial_id)
 
 
 class SearchWork(Work):
@@ -116,28 +110,10 @@ class SearchWork(Work):
         """See :class:`Work`."""
         return {"network": cell.network.model_dump_json()}
 
-    def started(self, trial_id: str) -> None:
-        """See :class:`Work`; the next trial may be asked for."""
-        cast("SearchQueue", self.queue).started(trial_id)
-
     def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
         """See :class:`Work`."""
         asked, result = self._search.asked(cell.trial_id), cast("SearchResult", report.outcome)
-        record = SearchRecord(
-            trial_id=cell.trial_id,
-            sweep=self.run.plan.sweep.name,
-            role=asked.role,
-            run=asked.run,
-            spec=asked.spec,
-            domain=self.run.plan.datasets[asked.cell.dataset].domain,
-            data_fingerprint=report.data_fingerprint,
-            gpu_share=report.gpu_share,
-            attempt=attempt,
-            started_at=report.started_at,
-            finished_at=report.finished_at,
-            provenance=report.provenance,
-            result=result,
-        )
+        record = SearchRecord(**self.sealed(cell, report, attempt), role=asked.role, run=asked.run)
         self.run.stored.save(record)
         self._stored.records[cell.trial_id] = record
         self._search.finished(cell.trial_id, result)

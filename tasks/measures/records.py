@@ -225,25 +225,36 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     return sizes
 
 
+def one_array(what: str, given: Any) -> npt.NDArray[Any]:
+    """Values as one array, none of them masked, or a DataError about ``what`` they are."""
+    parts = given if isinstance(given, (list, tuple)) else [given]
+    masks = [getattr(part, "mask", None) for part in parts]
+    # numpy.ma takes long to import, to ask whether something is one of its own.
+    if any(isinstance(mask, (np.ndarray, np.bool_)) and mask.any() for mask in masks):
+        fill = "say what stands there: .filled(VALUE); or leave those images out"
+        raise DataError(f"{what} must have a value everywhere", "a masked array", fill)
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # numpy's word for ragged nested sequences
+        raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
+    if array.ndim == 0:
+        found = "nothing" if given is None else f"one value, {array}"
+        raise DataError(f"{what} must make one array", found, "give an array or a list of them")
+    return array
+
+
 def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
     """Images of one shape as one array without masked values, or a DataError."""
-    mask = getattr(images, "mask", None)  # numpy.ma takes long to import, to ask whether it is one of its own
-    if isinstance(mask, (np.ndarray, np.bool_)) and mask.any():
-        rule = "No value of an image may be masked"
-        raise DataError(rule, f"{mask.sum()} masked values", "fill or remove them")
-    try:
-        array = np.asarray(images)
-    except ValueError as error:  # numpy's word for ragged nested sequences
-        raise DataError("All images must have one size and channel count", str(error)) from None
+    array = one_array("Images", images)
     if array.dtype == object:
         shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
         if shapes == [()]:
             raise DataError("Images must be real numbers", "dtype object", "convert them")
-        rule = "All images must have one size and channel count"
-        raise DataError(rule, f"shapes {shapes[:5]}", "resize them")
-    if array.ndim == 0:
-        raise DataError("Images must have an axis for their number", f"one value, {array}")
+        raise DataError("Images must make one array", f"shapes {shapes[:5]}", "resize them")
     return array
+
+
+SHAPES = "give (num_images, height, width), or (num_images, num_features)"
 
 
 def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
@@ -251,10 +262,10 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         found = f"shape ({source.num_rows},)"
-        raise DataError("Images must have at least one axis besides their number", found)
+        raise DataError("Images must have at least one axis besides their number", found, SHAPES)
     if source.num_rows == 0 or 0 in source.row_shape:
         found = f"{source.num_rows} rows of shape {source.row_shape}"
-        raise DataError("There must be at least one image, with at least one pixel", found)
+        raise DataError("There must be at least one image, with at least one pixel", found, SHAPES)
     return source
 
 

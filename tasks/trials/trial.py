@@ -102,7 +102,7 @@ def run_trial(
         data: the subset's arrays, which may be read-only; the first ``train_size`` rows are trained on.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory this process may take; None sets no limit.
+        gpu_fraction: share of the GPU's memory, see :func:`trial_memory`; None sets no limit.
         micro_batch: images that pass the network at once in training, where memory is short, and others in
             as many parts; steps are those of whole batches, but batch norm sees parts. It is in the outcome.
         graphs: on a GPU, take steps by captured graphs.

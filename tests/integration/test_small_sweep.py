@@ -15,9 +15,9 @@ import pytest
 
 from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.cli import main
+from orchestrator.commands import run_pilot
 from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
-from orchestrator.running.measuring import PilotRequest, run_pilot
 from tests.browser.chromium import mlflow_pages
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
@@ -96,7 +96,7 @@ def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
     named = {f"trial {trial_id}" for trial_id in plan.trials_by_id}
     assert len(seen.tasks & named) >= NUM_TRIALS // 2, (seen, troubles)
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
-    assert seen.job["job_name"] == "isweep small"
+    assert seen.job["job_name"] == "isweep run small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
     assert sum(seen.states.values()) == NUM_TRIALS
     assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
@@ -176,11 +176,11 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_loc
         np.uint8
     )
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
-    request = PilotRequest(str(tmp_path / "mine.npz"), "small_mlp", (20, 40), 16)
+    source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
-    found = run_pilot(load_sweep(sweep), request, options)
+    found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
     monkeypatch.setattr(run, "connect", None)  # asked again, it needs no cluster
-    assert run_pilot(load_sweep(sweep), request, options) == found
+    assert run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes) == found
     assert [point.train_size for point in found.points] == [20, 40]
     assert all(point.test_loss > 0 for point in found.points)
     assert found.d_data > 0

@@ -115,8 +115,8 @@ MUTATIONS = (
     ),
     Mutation(
         "hung trials are ended", FAILURES,
-        "            kill()\n",
-        "            continue\n",
+        "        kill()\n",
+        "        return\n",
     ),
     Mutation(
         "a worker that does not answer is ended within a minute", FAILURES,
@@ -232,10 +232,8 @@ MUTATIONS = (
     ),
     Mutation(
         "results are flushed", STORE,
-        "        self._files.write(self._path(record.folder, record.record_id, record.file), data)\n",
-        "        self._files.write(\n"
-        "            self._path(record.folder, record.record_id, record.file), data, durable=False\n"
-        "        )\n",
+        "record.record_id, record.file), data)\n",
+        "record.record_id, record.file), data, durable=False)\n",
     ),
     Mutation(
         "results of other data are stale", STATE,
@@ -256,7 +254,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a cell that waits for its worker when Tune breaks loses no attempt", TRIALS,
-        "if trial_id in (killed or self._begun):",
+        "if trial_id in (killed or self._queue.begun):",
         "if not killed or trial_id in killed:",
     ),
     Mutation(
@@ -266,8 +264,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a memory kill that ends Tune costs its own cell alone", TRIALS,
-        "if trial_id in (killed or self._begun):",
-        "if trial_id in self._begun:",
+        "if trial_id in (killed or self._queue.begun):",
+        "if trial_id in self._queue.begun:",
     ),
     Mutation(
         "a report that comes twice counts once", TRIALS,
@@ -394,8 +392,8 @@ MUTATIONS = (
     ),
     Mutation(
         "other code here and there ends no sweep", FAILURES,
-        "self.in_vain = self.unfit[node, True] = 0",
-        "self.in_vain = 0",
+        "        self.in_vain = self.unfit[node, True] = 0\n",
+        "",
     ),
     Mutation(
         "other code on every node ends a sweep", FAILURES,
@@ -403,7 +401,7 @@ MUTATIONS = (
         "True",
     ),
     Mutation(
-        "a shared cluster that has no room is waited for", REQUESTS,
+        "a shared cluster that has no room is waited for", FAILURES,
         "if self._ends and now",
         "if now",
     ),

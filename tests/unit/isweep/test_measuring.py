@@ -81,6 +81,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         ([MASKED[0], MASKED[1]], [0, 1], {}, "Images must have a value everywhere; found: a masked array"),
         (FOUR[:2], np.ma.masked_equal([0, 1], 1), {}, "Labels must have a value everywhere; found: a masked"),
         ([[1, 2], [3]], None, {}, "Images must make one array"),
+        ([], None, {}, r"at least one axis besides their number; found: shape \(0,\); give \(num_images, "),
         (np.array([["a"]]), None, {}, "[Ii]mages must"),
         (FOUR, None, {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         (FOUR, None, {"num_neighbors": "a"}, "num_neighbors must be a whole number, 3 or more; found: 'a'"),

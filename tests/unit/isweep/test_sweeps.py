@@ -119,7 +119,7 @@ def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
         (lambda: isweep.open("smoke", storage=5), "storage must be text: a folder or a URL; found: 5"),
         (lambda: isweep.open("smoke", root=""), "root must be the path of a folder; found: '';"),
         (lambda: isweep.open("smoke", root=3), "root must be the path of a folder; found: 3"),
-        (lambda: isweep.open(3), r"A sweep must be a name, a path, .* found: int"),
+        (lambda: isweep.open(3), r"A sweep must be a name, a path, .* found: int; e.g. 'demo'"),
         (lambda: isweep.plan("smoke", changes="a=3"), "changes must be a mapping; found: str"),
         (lambda: isweep.predict(3, "smoke", train_size=5), "measured must be a measurement, a record"),
     ],

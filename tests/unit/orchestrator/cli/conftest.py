@@ -4,12 +4,14 @@ import re
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli import main, printing
 
 
 @pytest.fixture
-def run(capsys, root):
-    """Run a command in this process; returns its exit code, stdout and stderr with line breaks folded."""
+def run(capsys, root, monkeypatch):
+    """Run a command in this process, as into a pipe; returns code, stdout, and stderr without line breaks."""
+
+    monkeypatch.setattr(printing.stdout, "width", printing.PIPE_WIDTH)
 
     def go(*arguments: str, at: str | None = None):
         try:

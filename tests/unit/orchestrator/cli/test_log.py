@@ -57,13 +57,6 @@ def test_what_was_logged_before_the_root_was_made_is_kept(root):
     assert re.search(r"(?s)early: first words.*last words", found)
 
 
-def test_a_bug_leaves_its_traceback(root, read):
-    with pytest.raises(ZeroDivisionError, match="by zero"), root_log(root):
-        _ = 1 / 0
-    assert "ends with a bug" in read()
-    assert "ZeroDivisionError" in read()
-
-
 @pytest.mark.parametrize("make", [os.makedirs, os.mkfifo])
 def test_a_log_that_cannot_be_written_stops_nothing_and_logging_is_as_before(run, root, read, make):
     make(Path(root) / "isweep.log")

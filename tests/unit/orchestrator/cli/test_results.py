@@ -21,7 +21,7 @@ def asked(run, monkeypatch):
     """Ask a command of a sweep that has this table; returns what it printed."""
 
     def ask(table: pd.DataFrame, command: str, *words: str) -> str:
-        monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+        monkeypatch.setattr(results, "read_table", lambda *_, **__: (table, ()))
         code, out, err = run(command, "smoke", *words)
         assert code == 0, err
         return out
@@ -32,14 +32,6 @@ def asked(run, monkeypatch):
 def few(**columns) -> pd.DataFrame:
     """Return a table of one dataset."""
     return synthetic_table(num_natural=1, num_medical=0).assign(**columns)
-
-
-@pytest.mark.parametrize("option", ["--csv", "--parquet"])
-def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkeypatch, option):
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: few())
-    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / f"table.{option[2:]}"))
-    assert (code, out) == (2, "")
-    assert "The file must be one that can be written; found:" in err
 
 
 def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
@@ -164,12 +156,12 @@ def test_rows_are_chosen_sorted_averaged_and_compared(asked):
         ("--where datset=x", "Unknown column; found: 'datset'; did you mean 'dataset'?"),
         ("--where dataset=z", "Unknown dataset of these results; found: 'z'"),
         ("--sort los", "Unknown column; found: 'los'; did you mean 'loss'?"),
-        ("--best --mean", "--best compares means over seeds already; found: --mean"),
-        ("--search --best", "--mean and --best are for trials of a sweep; found: --search"),
+        ("--best --mean", "Mutually exclusive arguments: {--mean, --best}; see: isweep results --help"),
+        ("--search --best", "Mutually exclusive arguments: {--best, --search}"),
     ],
 )
 def test_mistakes_about_rows(run, monkeypatch, words, message):
-    monkeypatch.setattr(results, "read_table", lambda *_, **__: SEEDS)
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: (SEEDS, ()))
     code, _, err = run("results", "smoke", *words.split())
     assert (code, message in err) == (2, True)
 

@@ -130,12 +130,15 @@ class TestInit:
             (("fw.npz",), "fw.npz; give a folder, a table or a file of arrays; did you mean {here}/few.npz?"),
             (("train.npz",), "train: Class cat needs 1 test image; found: 0 that may be used for testing"),
             (("train.npz",), "name others test, or no split"),
-            (("few.npz", "--out", ""), "Invalid value for --out: must not be empty; leave the option out"),
+            (
+                ("few.npz", "--out", ""),
+                "Invalid value for --out: must be a file that ends with .yaml or .yml",
+            ),
             (("cut",), "cut: images must be readable; found: none of the first 2 is (not an image: 2); mend"),
             (("few.npz",), "few: a sweep needs more images; found: 8"),
             (
                 ("few.npz", "--out", "few.txt"),
-                "--out must be a .yaml file in a folder that exists; found: few",
+                "Invalid value for --out: must be a file that ends with .yaml or .yml, got 'few.txt'",
             ),
         ],
     )
@@ -213,4 +216,4 @@ class TestRoot:
     def test_ui_of_an_unknown_sweep_names_the_roots(self, run, two):
         (two / "mlflow.db").touch()
         code, _, said = run("ui", "mien")
-        assert (code, "found: mien; sweeps there: mine" in said) == (2, True)
+        assert (code, "found: 'mien'; did you mean 'mine'? known sweeps of" in said) == (2, True)

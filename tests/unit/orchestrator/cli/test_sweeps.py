@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from orchestrator.cli import parse
+from orchestrator.cli import parse, printing
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.locks import exclusive
 
@@ -75,6 +75,15 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost", "search"}
     assert json.loads(out)["pending"] == 8
     assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_what_is_told_folds_between_words_and_commands_stay_whole(run, root, monkeypatch, width):
+    monkeypatch.setattr(printing.stdout, "width", width)
+    lines = run("plan", "paper")[1].splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("isweep datasets NAME" in line for line in lines)
+    assert any(line.endswith(f"isweep run demo --root {root}") for line in run("status")[1].splitlines())
 
 
 def test_plan_of_the_paper_is_short_unless_asked_and_names_what_is_missing(run):

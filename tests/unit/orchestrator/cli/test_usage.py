@@ -20,7 +20,14 @@ status --watch | --watch needs a sweep; found: none; e.g. isweep status paper --
 frobnicate | Unknown command "frobnicate". Did you mean "locate"?
 prepare mnist --raw absent --address 127.0.0.1:9 | The raw download of mnist must exist; found: no absent
 prepare digits --montage . | Invalid value for --montage: must be a file that ends with .png, got '.'
-prepare digits --montage absent/a.png | written; found: absent/a.png; e.g. montage
+prepare digits --montage absent/a.png | The file must be one that can be written; found: absent/a.png: No
+measure digits --show-pair /proc/a.png | can be written; found: /proc/a.png: No such file or directory;
+results smoke --csv /absent/a.csv | can be written; found: /absent/a.csv
+results smoke --predictions /absent/a.parquet | can be written; found: /absent/a.parquet
+fit smoke --figure /absent/a.svg | can be written; found: /absent/a.svg
+claims smoke --markdown THIS_FILE/a.md | a.md: Not a directory; name one elsewhere
+init --out /proc/x.yaml | can be written; found: /proc/x.yaml
+gpu-check --device cpu --into THIS_FILE | can be written; found:
 prepare mnist --label-map 7=one | --label-map is for own data; found: mnist
 measure digits --label-map 7=one | --label-map is for own data that are not prepared
 measure digits --label-map 7=a 7=b | --label-map must give 7 one value; found: 7=a and 7=b

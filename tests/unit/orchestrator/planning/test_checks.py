@@ -43,8 +43,9 @@ def opened(tmp_path):
 @pytest.mark.parametrize(("pairs", "train_size", "about"), [
     ("", 81, "mine: Train size 81 needs as many images beside 10 test images; found: at most 80"),
     ("[['1', '11']]", 51, r"mine, classes 1 and 11: Train size 51 .* 50 \(class: images {'1': 25, '11'"),
+    ("[[1, 11]]", 20, "mine: places 0 to 2 are classes 1, 11, 21; name them as text"),
 ])  # fmt: skip
-def test_more_images_than_there_are_files_are_refused(opened, pairs, train_size, about):
+def test_more_images_than_there_are_files_and_ambiguous_pairs_are_refused(opened, pairs, train_size, about):
     with pytest.raises(DataError, match=about):
         check_feasible(opened(pairs, train_size))
 
@@ -56,11 +57,6 @@ def test_names_that_are_not_those_of_the_data_are_refused(opened, tmp_path):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"own.class_names must be .*; found: 1, 21; classes: 1, 11, 21"):
         check_feasible(Workspace.open(str(path), tmp_path / "root"))
-
-
-def test_numbers_of_classes_that_are_called_by_other_numbers_are_refused(opened):
-    with pytest.raises(DataError, match="mine: places 0 to 2 are classes 1, 11, 21; name them as text"):
-        check_feasible(opened("[[1, 11]]"))
 
 
 def test_a_place_that_no_class_has_is_refused(opened, tmp_path):

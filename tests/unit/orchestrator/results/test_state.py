@@ -138,9 +138,7 @@ def test_hours_money_and_power_are_time_times_share_times_rate():
     assert (cost["gpu_hours"], cost["core_hours"]) == (1.5, 4.0)
     assert cost["dollars"] == pytest.approx(1.5 * 2 + 4 * 0.1)
     assert cost["kilowatt_hours"] == pytest.approx((1.5 * 500 + 4 * 10) / 1000)
-    assert (cost["networks_used_again"], cost["saved_gpu_hours"], cost["saved_core_hours"]) == (1, 0.5, 0)
-    said = "1 kept networks measured again, not trained: 0.5 GPU-hours saved"
-    assert cost["text"] == f"cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours); {said}"
+    assert cost["text"] == "cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours)"
     assert cost_of(state(), PRICES)["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
     assert cost_of(state(), Prices())["text"] == "cost so far 0 core-hours"
 

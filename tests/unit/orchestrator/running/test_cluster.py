@@ -13,13 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from orchestrator.running.cluster import Cluster, RunOptions, _started, connect, trial_resources
-from orchestrator.running.gpus import LOGICAL_GPUS
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
@@ -240,18 +238,6 @@ class TestTrialResources:
         with pytest.raises(ConfigError, match=found):
             trial_resources(ResourceSpec(**asked), make_cluster(**there), device)
         assert trial_resources(ResourceSpec(**asked), make_cluster(**there, local=False), device)
-
-    def test_a_private_cluster_must_reach_its_gpu_before_any_trial_starts(self, monkeypatch):
-        monkeypatch.delenv(LOGICAL_GPUS, raising=False)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(
-            SetupError, match=r"must be able to compute on it.*node .*: NVIDIA driver .*, torch 2"
-        ):
-            trial_resources(self.spec, make_cluster(num_gpus=1))
-        assert trial_resources(self.spec, make_cluster(num_gpus=1), "cpu").num_gpus == 0
-        assert trial_resources(self.spec, make_cluster(num_gpus=1, local=False)).num_gpus == 0.25
-        monkeypatch.setenv(LOGICAL_GPUS, "1")
-        assert trial_resources(self.spec, make_cluster(num_gpus=1)).num_gpus == 0.25
 
 
 CONNECT = """

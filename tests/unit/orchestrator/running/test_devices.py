@@ -244,7 +244,7 @@ def test_a_gpu_that_nvml_lists_and_cuda_does_not_reach_costs_no_other_gpu(torch_
     found = json.loads(capsys.readouterr().out)
     assert ([gpu["uuid"] for gpu in found["gpus"]], found["complaint"]) == (["GPU-1"], "")
     reached = gpus.Gpu(**found["gpus"][0])
-    assert (reached.capability, reached.num_processors, reached.has_kernels) == (9.0, 132, True)
+    assert (reached.capability, reached.processors, reached.has_kernels) == (9.0, 132, True)
     node = gpus.NodeGpus("a", (reached,), "580.65.06", "2.13.0", "13.0", offered=2.0)
     ((what, how),) = gpus.gpu_problems(node)
     assert "offers 2 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 1" in what

@@ -20,7 +20,6 @@ SOUND: dict[str, Any] = {
     "gpus": L4,
     "versions": HERE,
     "free_disk_bytes": 80 * GIB,
-    "free_spill_bytes": 500 * GIB,
 }
 NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}}
 
@@ -40,7 +39,6 @@ def problems(**changes: Any) -> list[str]:
         ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
         ({"versions": HERE | {"isweep": f"{RELEASE}+0"}}, f"has isweep {RELEASE}+0, the driver {RELEASE}"),
         ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
-        ({"free_spill_bytes": GIB}, "spill space: 1.0 GiB free"),
         ({"free_disk_bytes": 0}, "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing"),
     ],
 )

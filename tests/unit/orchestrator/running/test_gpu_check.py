@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from orchestrator.planning.predict import (
+    EAGER_INTERVAL_S,
     GPU_MODELS,
     GpuModel,
     cost_of,
@@ -22,7 +23,7 @@ from orchestrator.planning.predict import (
     read_checks,
 )
 from orchestrator.running import gpu_check, self_test
-from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part, without_names
+from orchestrator.running.gpu_check import Bench, bench_of, check, devices, nameless, run_part
 from orchestrator.running.gpus import LOGICAL_GPUS, Gpu, NodeGpus, gpu_check_folders
 from search_spaces.errors import ConfigError, SetupError
 from tasks.measures.products import blas_product
@@ -137,7 +138,7 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
 def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
     def answer(process):
         process.wait()
-        full = f"OutOfMemoryError on {socket.gethostname()}" if len(started) == 7 else ""
+        full = "OutOfMemoryError" if len(started) == 7 else ""
         return {"images_per_second": 50.0}, full
 
     started, start = [], gpu_check._start
@@ -145,7 +146,7 @@ def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
     monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words) or start(*words))
     monkeypatch.setattr(gpu_check, "_answer", answer)
     row = gpu_check._gain(bench_of("cuda"), "vgg16")
-    assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError on ..."}
+    assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError"}
     assert set(started) == {("rate", "cuda", "vgg16")}
 
 
@@ -288,7 +289,7 @@ def test_a_file_names_neither_machine_nor_user_nor_path(monkeypatch, user):
     """A container's user may have no name at all."""
     monkeypatch.setattr(getpass, "getuser", lambda: user or {}["uid not found: 1234"])
     monkeypatch.setattr(socket, "gethostname", lambda: "node1.lab.edu")
-    said = without_names("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
+    said = nameless("somebody on node1.lab.edu, node1 and node12: /home/somebody/file.py failed")
     assert said == f"{'...' if user else 'somebody'} on ..., ... and node12: ... failed"
     found = {"reason": ["no node1"], "numbers": (1, 0.5, None, True), "of": {7: torch.device("cpu")}}
     kept = {"reason": ["no ..."], "numbers": [1, 0.5, None, True], "of": {"7": "cpu"}}
@@ -319,7 +320,7 @@ def test_the_summary_gives_the_planner_a_row(mps, num_gpus):
     times = {}
     for model in bench.models:
         step = cost_of(bench.trial(model).network).step
-        half = 500 * pass_time(step, gpu, interval=gpu_check.EAGER_INTERVAL_S).seconds
+        half = 500 * pass_time(step, gpu, interval=EAGER_INTERVAL_S).seconds
         times[model] = {"eager_ms": half, "graph_ms": half}
     parts = {
         "gpu": {"planned_as": asdict(gpu), "capability": 8.0},

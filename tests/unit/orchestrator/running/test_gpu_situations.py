@@ -31,9 +31,10 @@ RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "GPU-4090", int(23.6 * GIB), capability
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "GPU-a100", int(79.3 * GIB), capability=8.0)
 H100 = Gpu("NVIDIA H100 80GB HBM3", "GPU-h100", int(79.2 * GIB), capability=9.0)
 T4 = Gpu("Tesla T4", "GPU-t4", int(14.6 * GIB), capability=7.5)
-MIG = Gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "MIG-1", int(9.5 * GIB), num_processors=14, mig=True)
-ADA = Gpu("NVIDIA RTX 6000 Ada Generation", "GPU-ada", int(47.4 * GIB), capability=8.9, num_processors=142)
-TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, num_processors=72)
+MIG = Gpu("NVIDIA A100-SXM4-80GB MIG 1g.10gb", "MIG-1", int(9.5 * GIB), processors=14, mig=True)
+ADA = Gpu("NVIDIA RTX 6000 Ada Generation", "GPU-ada", int(47.4 * GIB), capability=8.9, processors=142)
+A10G = Gpu("NVIDIA A10G", "GPU-a10g", int(22.5 * GIB), capability=8.6)
+TURING = Gpu("NVIDIA TITAN RTX", "GPU-rtx", int(23.5 * GIB), capability=7.5, processors=72)
 
 
 def node(*gpus, **changes):
@@ -77,6 +78,9 @@ SITUATIONS = {
     "e: a slice": Situation(node(MIG, visible="MIG-1"), MIG.name, 9.5, ON_MIG, "", False, "MIG-1"),
     "e: MIG, no slice named": Situation(node(MIG), MIG.name, 9.5, ON_MIG, SLICES, False),
     "f: two kinds": Situation(node(A100, T4), "t4", 14.6, NO_BFLOAT16.format("2 t4s"), ON_T4),
+    "f: the larger is old": Situation(
+        node(A10G, TURING), "a10g", 22.5, NO_BFLOAT16.format("2 a10gs"), "paper on NVIDIA TITAN RTX"
+    ),
     "unknown": Situation(node(ADA), ADA.name, 47.4, UNKNOWN.format(ADA.name)),
     "unknown and old": Situation(
         node(TURING), TURING.name, 23.5, NO_BFLOAT16.format(f"1 {TURING.name}"), "paper on NVIDIA TITAN RTX"
@@ -184,11 +188,11 @@ def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, mp
 
 def test_an_unknown_gpu_has_the_rates_of_its_capability_and_processors(trials):
     """Of two with as much memory the one with fewer processors is kept busy by fewer trials."""
-    half = replace(ADA, num_processors=71).model()
+    half = replace(ADA, processors=71).model()
     assert (half.half_tflops, half.bandwidth) == pytest.approx((165 * 71 / 128, 1008 * 71 / 128))
     assert ADA.model().half_tflops == pytest.approx(2 * half.half_tflops)
     for capability, like in ((8.6, "rtx3090"), (12.1, "rtx5090"), (10.3, "b200"), (6.1, "v100")):
-        found = replace(ADA, capability=capability, num_processors=0).model()
+        found = replace(ADA, capability=capability, processors=0).model()
         assert (found.half_tflops, found.timed) == (GPU_MODELS[like].half_tflops, False)
         assert found.bfloat16 is (capability >= 8)
     assert need_of(trials["resnet50"], half).share > need_of(trials["resnet50"], ADA.model()).share

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.running.failures import HangWatch
+from orchestrator.running.failures import TrialWatch
 from tests.steady_clock import SteadyClock
 
-CELL = [SimpleNamespace(config={"cell": {"trial_id": "cell"}})]
+CELL = [SimpleNamespace(config={"cell": {"trial_id": "cell"}}, status="RUNNING")]
 STARTED, HEARD = "started", "heard"
 
 
@@ -28,7 +28,8 @@ STARTED, HEARD = "started", "heard"
 def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):
     """Events in turn, and seconds in which the driver looks every ten; negative, it does not look."""
     clock, said, killed = SteadyClock(), [], []
-    watch = HangWatch(said.append, lambda trial: lambda: killed.append(clock.now), clock)
+    kill = lambda: killed.append(clock.now)  # noqa: E731
+    watch = TrialWatch(said.append, lambda trial: kill, lambda: "", ends=False, clock=clock)
     for number, event in enumerate(events, 1):
         if event == STARTED:
             watch.started("cell", 100.0)
@@ -39,7 +40,7 @@ def test_a_trial_is_ended_at_its_limit_and_not_before(events, told):
         else:
             for _ in range(event // 10):
                 clock.now += 10
-                watch.end_hung(CELL)
+                watch.look(CELL, {"cell"})
         assert len(killed) == (number == len(events))
     assert watch.failure("cell").message.startswith(told)
     assert said == ([f"cell: {told}"] if "answer" in told else [])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator import RunOptions, load_sweep, plan_sweep
-from orchestrator.running.measuring import PilotRequest, pilot_sweep, run_pilot
+from orchestrator.commands import pilot_sweep, run_pilot
 from search_spaces.errors import ConfigError, DataError
 
 OUTER = {
@@ -36,7 +36,7 @@ def images(tmp_path):
 
 
 def test_a_pilot_trains_one_model_on_own_data_as_the_sweep_trains(images):
-    found = pilot_sweep(load_sweep(OUTER), PilotRequest(images, "small_mlp"))
+    found = pilot_sweep(load_sweep(OUTER), images, "small_mlp")
     trials = [trial.network for trial in plan_sweep(found).trials]
     assert [trial.train_size for trial in trials] == [20, 40, 80]
     assert {trial.model.name for trial in trials} == {"small_mlp"}
@@ -48,19 +48,19 @@ def test_a_pilot_trains_one_model_on_own_data_as_the_sweep_trains(images):
 
 def test_more_sizes_extend_the_same_pilot_and_other_models_or_data_have_one_of_their_own(images, tmp_path):
     outer, other = load_sweep(OUTER), shutil.copy(images, tmp_path / "other.npz")
-    first = pilot_sweep(outer, PilotRequest(images, "small_mlp"))
-    more = pilot_sweep(outer, PilotRequest(images, "small_mlp", (20, 40, 60), 12))
+    first = pilot_sweep(outer, images, "small_mlp")
+    more = pilot_sweep(outer, images, "small_mlp", train_sizes=(20, 40, 60), test_size=12)
     assert (more.name, more.train_sizes, more.test_size) == (first.name, (20, 40, 60), 12)
-    assert pilot_sweep(outer, PilotRequest(images, "small_cnn")).name != first.name
-    elsewhere = pilot_sweep(outer, PilotRequest(str(other), "small_mlp"))
+    assert pilot_sweep(outer, images, "small_cnn").name != first.name
+    elsewhere = pilot_sweep(outer, str(other), "small_mlp")
     assert elsewhere.datasets[0].name != first.datasets[0].name
-    assert pilot_sweep(outer, PilotRequest("mnist5k", "small_mlp")).datasets[0].name == "mnist5k"
+    assert pilot_sweep(outer, "mnist5k", "small_mlp").datasets[0].name == "mnist5k"
 
 
 def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images, tmp_path):
-    request = PilotRequest(images, "small_mlp", (20, 400))
+    options = RunOptions(root=str(tmp_path / "root"), tracking=False)
     with pytest.raises(DataError, match=r"pilot-.*: Train size 400 needs .*; lower --pilot-sizes to"):
-        run_pilot(load_sweep(OUTER), request, RunOptions(root=str(tmp_path / "root"), tracking=False))
+        run_pilot(load_sweep(OUTER), images, "small_mlp", options, train_sizes=(20, 400))
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_too_few_images_for_a_pilot_are_told_with_the_pilots_own_options(images,
 )
 def test_a_pilot_that_cannot_be_is_refused(source, model, recipe, message):
     with pytest.raises(ConfigError, match=message):
-        pilot_sweep(load_sweep({**OUTER, "recipe": recipe}), PilotRequest(source, model))
+        pilot_sweep(load_sweep({**OUTER, "recipe": recipe}), source, model)

@@ -174,7 +174,8 @@ def test_every_start_removes_what_a_killed_run_left(tmp_path):
     paths = RootPaths.at(tmp_path / "root").make()
     whole = paths.root / "prepared" / "mnist-0123"
     left = [paths.root / "prepared" / ".mnist-0123.89abcdef", paths.tune / "smoke-0"]
-    for folder in (whole, *left, paths.sweep("smoke").folder):
+    parts = paths.root / "prepared" / ".mnist-0123.parts"
+    for folder in (whole, parts, *left, paths.sweep("smoke").folder):
         folder.mkdir(parents=True)
         (folder / "a file").touch()
     files = [
@@ -187,6 +188,7 @@ def test_every_start_removes_what_a_killed_run_left(tmp_path):
     remove_orphans(paths)
     assert not [path for path in (*left, *files) if path.exists()]
     assert (whole / "a file").exists()
+    assert (parts / "a file").exists(), "an interrupted preparation goes on with what it has read"
     assert os.listdir(paths.sweep("smoke").folder) == ["a file"]
 
 

@@ -6,14 +6,15 @@ import os
 import random
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
-from orchestrator.running import locks
+from orchestrator.running import locks, progress
 from orchestrator.running.locks import exclusive, holder_pid, is_held
-from orchestrator.running.progress import BOARD, GAUGES, Progress, read_run, running_trials, spelled
+from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
 from tasks.trials.records import EpochRecord
 
 
@@ -111,7 +112,7 @@ SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
 
 
 def test_the_board_draws_every_series_and_no_other():
-    board = json.loads(BOARD.read_text(encoding="utf-8"))
+    board = json.loads(Path(progress.__file__).with_name("grafana.json").read_text(encoding="utf-8"))
     drawn = {
         name
         for panel in board["panels"]

@@ -118,7 +118,7 @@ def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
     there = SimpleNamespace(
         _clock=SimpleNamespace(time=float),
         _execution=SimpleNamespace(heard=lambda wait: [epoch]),
-        _hangs=SimpleNamespace(heard=str),
+        _watch=SimpleNamespace(heard=str),
         _queue=SimpleNamespace(running={"cell"}),
         _retries=retries,
         _nodes={"cell": "a"},

@@ -39,7 +39,7 @@ def test_on_a_cpu_all_three_trainings_are_equal():
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(changes, words):
-    said = self_test.problem(replace(SOUND, **changes))
+    said = replace(SOUND, **changes).problem
     assert words in said
     assert bool(said) == bool(words)
 

@@ -316,7 +316,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.requests.PATIENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.failures.PATIENCE_S", 1.0)
     with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 CPU \(the cluster has 2, \S+ free\)"):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 

@@ -18,6 +18,7 @@ from ray.autoscaler.v2.utils import ClusterStatusFormatter
 
 from orchestrator.running import requests
 from orchestrator.running.cluster import Resources
+from orchestrator.running.failures import TrialWatch
 from orchestrator.running.requests import launch_report, places, told_of, why_nothing_starts
 from tests.steady_clock import SteadyClock
 
@@ -167,13 +168,14 @@ def test_what_is_there_but_not_free_is_said_to_be_held_and_needs_no_more_nodes(
 
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     clock, said, reasons = SteadyClock(), [], ["no capacity"]
-    watch = requests.StartWatch(lambda: reasons[0], said.append, ends=False, clock=clock)
-    pending, running = [SimpleNamespace(status="PENDING")], [SimpleNamespace(status="RUNNING")]
+    watch = TrialWatch(said.append, lambda trial: None, lambda: reasons[0], ends=False, clock=clock)
+    about = {"config": {"cell": {"trial_id": "cell"}}}
+    pending, running = ([SimpleNamespace(status=status, **about)] for status in ("PENDING", "RUNNING"))
 
     def look(at: float, trials: list[SimpleNamespace]) -> None:
         while clock.now < at:
             clock.now = min(clock.now + 10, at)
-            watch.look(trials, waiting=True)
+            watch.look(trials, {"cell"})
 
     look(59, pending)
     assert said == []
@@ -185,7 +187,7 @@ def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes():
     look(200, pending)
     assert said[1:] == ["No trial could start for 200 s: a quota"]
     clock.now = 4000.0  # the machine slept
-    watch.look(pending, waiting=True)
+    watch.look(pending, {"cell"})
     assert len(said) == 2
     look(4010, running)
     assert said[2:] == ["The first trial started after 10 s."]

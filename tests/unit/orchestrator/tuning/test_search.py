@@ -10,7 +10,7 @@ import pytest
 from orchestrator.planning.estimate import array_key
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning.cells import Point, Role, SearchRecord, held_to_splits, tuning_cells
+from orchestrator.tuning.cells import Point, Role, SearchRecord, tuning_cells
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import Search, open_storage
 from orchestrator.tuning.trials import AHEAD
@@ -238,18 +238,20 @@ def test_every_run_of_a_finalist_is_judged_on_another_split_and_the_search_on_th
 
 def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
     """Whole groups leave fewer images than the share says, and class pairs not the same number."""
-    cell = cells()[0]
-    pairs = [cell.subsets[0].model_copy(update={"class_pair": pair}) for pair in ((0, 1), (0, 2))]
-    paired = replace(cell, subsets=tuple(pairs))
-    num_train = {pairs[0].subset_id: 40, pairs[1].subset_id: 17}
-    (held,) = held_to_splits([paired], TuneSpec(), num_train)
-    assert held.space.batch_size == (8, 16)
+    plan = plan_sweep(
+        sweep(models=["small_mlp"], datasets=[{"name": "digits", "class_pairs": [[0, 1], [0, 2]]}])
+    )
+    (cell,) = tuning_cells(plan)
+    num_train = dict(zip((subset.subset_id for subset in cell.subsets), (40, 17), strict=True))
+    (held,) = tuning_cells(plan, num_train)
+    assert held.space.batch_size == (8, 16) != cell.space.batch_size
     assert held.space.learning_rate == cell.space.learning_rate
-    assert held.trial(held.own) == paired.trial(paired.own)
-    with pytest.raises(ConfigError, match=r"must not be larger than the set .* 32 for 17 images"):
-        held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
+    assert held.trial(held.own) == cell.trial(cell.own)
     with pytest.raises(ConfigError, match="8 for 5 images"):
-        held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
+        tuning_cells(plan, dict.fromkeys(num_train, 5))
+    named = replace(plan, sweep=sweep(models=["small_mlp"], tune={"batch_size": [8, 32]}))
+    with pytest.raises(ConfigError, match=r"must not be larger than the set .* 32 for 17 images"):
+        tuning_cells(named, num_train)
 
 
 @pytest.mark.parametrize(

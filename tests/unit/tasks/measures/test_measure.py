@@ -200,19 +200,19 @@ def ragged():
         (np.zeros((5, 4)), [0, 1, np.nan, 1, 0], "Labels must be whole numbers; found: nan at row 2"),
         (np.eye(5), [0, 1, 1e300, 2e300, 0], "Labels must be whole numbers; found: 1e.300 at row 2"),
         (np.zeros(5), [0] * 5, "at least one axis besides their number"),
-        (ragged(), [0, 1], "All images must have one size and channel count"),
+        (ragged(), [0, 1], "Images must make one array"),
         (
             np.array([*ragged(), None], object)[:2],
             [0, 1],
-            r"one size and channel count; found: shapes \[\(3, 4\), ",
+            r"must make one array; found: shapes \[\(3, 4\), ",
         ),
         (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
         (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows, first ones \[2\]"),
         (np.ones((2, 2), complex), [0, 1], "must be real numbers of at most 64 bits; found: dtype"),
         (np.array([["a"], ["b"]]), [0, 1], "must be real numbers"),
         (np.array([[1, 2], [3, 4]], object), [0, 1], "must be real numbers; found: dtype object"),
-        (np.float32(5), [0], "an axis for their number; found: one value, 5.0"),
-        (np.ma.masked_less(np.eye(2), 1), [0, 1], "may be masked; found: 2 masked values"),
+        (np.float32(5), [0], "must make one array; found: one value, 5.0"),
+        (np.ma.masked_less(np.eye(2), 1), [0, 1], "value everywhere; found: a masked array; say what"),
     ],
 )
 def test_refuses_input_that_cannot_be_measured(images, labels, message):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.trials.isolation import EnergyMeter
+from tasks.trials.isolation import EnergyMeter, NvmlGpu
 
 
 class Nvml:
@@ -24,6 +24,10 @@ class Nvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle, count):
         count._obj.value = self.counts.pop(0)
+        return self.code
+
+    def nvmlDeviceGetMemoryInfo(self, handle, found):
+        found[:] = 40 * 2**30, 37 * 2**30, 3 * 2**30  # total, free, used
         return self.code
 
 
@@ -51,3 +55,13 @@ def test_energy_is_the_gpus_counter_or_a_word_why_there_is_none(name, monkeypatc
     assert note in meter.note
     assert bool(meter.note) == (joules is None)
     assert nvml.asked in (None, b"GPU-ab-12")
+
+
+def test_what_is_held_of_a_slice_is_asked_by_its_uuid(monkeypatch):
+    nvml = Nvml([])
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    assert NvmlGpu("MIG-1").held_bytes() == 3 * 2**30
+    assert nvml.asked == b"MIG-1"
+    nvml.code = 3
+    with pytest.raises(OSError, match="NVML gave error 3"):
+        NvmlGpu("MIG-1").held_bytes()
