@@ -20,6 +20,7 @@ import pandas as pd
 from harness import Found, run, source
 from scipy.spatial.distance import cdist
 
+from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.grouped import Slope, fit_pairs
 from orchestrator.analysis.interventions import fit_interventions
 from orchestrator.analysis.report import arms_of
@@ -50,7 +51,7 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
         rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
         tail_path = stem.with_name(f"{stem.name}_tail.csv")
         tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
-    return {"answers": [asdict(slope) for slope in fit_pairs(read_csv(table_path))]}
+    return {"answers": [asdict(slope) for slope in fit_pairs(prepare(read_csv(table_path)).points)]}
 
 
 def interventions(preset: str = "interventions-digits") -> Found:
@@ -139,7 +140,8 @@ def drawn(num_tables: int = 200, *, seed: int = 0, num_classes: int = 10) -> Fou
     for name, world in WORLDS.items():
         rng = np.random.default_rng([seed, len(found)])
         fits = [
-            {slope.on: slope for slope in fit_pairs(draw(world, rng, num_classes))} for _ in range(num_tables)
+            {slope.on: slope for slope in fit_pairs(prepare(draw(world, rng, num_classes)).points)}
+            for _ in range(num_tables)
         ]
         found[name] = {q: _counts([fit[q] for fit in fits], value) for q, value in world["truth"].items()}
         nothing = [q for q, value in world["truth"].items() if value == 0]

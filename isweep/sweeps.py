@@ -117,9 +117,8 @@ class Sweep(Shown):
     @property
     def counts(self) -> dict[str, int]:
         """How many trials are planned, done, failed and left."""
-        planned, done, failed = map(
-            len, (self.workspace.plan.trials, self.state.results, self.state.failures)
-        )
+        plan, state = self.workspace.plan, self.state
+        planned, done, failed = map(len, (plan.trials, state.results, state.failures))
         return {"planned": planned, "done": done, "failed": failed, "left": planned - done - failed}
 
     def __repr__(self) -> str:

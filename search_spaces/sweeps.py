@@ -312,6 +312,13 @@ class MadeSpec(specs.Spec):
         known = DIALS[self.from_]
         return tuple((name, value) for name, value in sorted(self.dials) if value != known[name].default)
 
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """The digits on its pictures, which other worlds of either set may show too; none of other sets."""
+        if self.from_ != "pictures" or self.value("set") > 1:
+            return ()
+        return tuple(f"{self.value(name):g}" for name in ("first", "second"))
+
     def turned(self, dials: specs.Dials) -> MadeSpec:
         """Return it with some dials turned to other values."""
         together = {**dict(self.dials), **dict(dials)}

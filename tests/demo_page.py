@@ -23,26 +23,30 @@ from orchestrator.analysis.table import POOLED
 from orchestrator.results.table import attack_columns
 
 REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
 RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
-NONE = Image.Dither.NONE
 FIGURES = {"dataset_properties": "demo-properties", "loss_gain_on_sharpness": "demo-robustness"}
 
 
 def main(root: Path, output: Path) -> None:
     """Write what README shows of the demo below ``root``, which said ``output``."""
     report = root / "sweeps" / "demo" / "report"
-    numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8")))
-    RESULT.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
+    numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8"))) | {"said": brief(said)}
+    RESULT.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    save_figures(report / "figures")
+    text = README.read_text(encoding="utf-8")
+    README.write_text(filled(text, numbers), encoding="utf-8")
+
+
+def save_figures(folder: Path) -> None:
+    """Save the report's figures that README shows, in 256 colours, with what their numbers are from."""
     drawn_with = PngInfo()
     drawn_with.add_text("Source", source(RESULT))
     for figure, name in FIGURES.items():
-        picture = Image.open(report / "figures" / f"{figure}.png").convert("RGB").quantize(64, dither=NONE)
-        picture.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, pnginfo=drawn_with)
-    said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
-    readme = REPOSITORY / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = with_block(text, "demo-output", f"```\n{brief(said)}\n```")
-    readme.write_text(with_block(text, "demo-found", sentence(numbers)), encoding="utf-8")
+        picture = Image.open(folder / f"{figure}.png").convert("RGB")
+        few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, pnginfo=drawn_with)
 
 
 def found(fits: dict[str, Any]) -> dict[str, Any]:
@@ -76,22 +80,35 @@ def sentence(numbers: dict[str, Any]) -> str:
     claims, settled = numbers["claims"], len(numbers["established"])
     verdict = f"{settled or 'none'} of {len(claims)} tests settles a question"
     lines = (
-        f"*The demo's {numbers['num_datasets']} datasets, and what attacks cost its networks: "
-        "this rises with K_F,",
-        f"at most r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}; {numbers['attack']}). "
-        f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie at guessing, and",
-        f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
+        f"*The demo's {numbers['num_datasets']} datasets. What attacks cost its networks rises with K_F, "
+        "most clearly",
+        f"for {numbers['attack']}: r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}). But "
+        f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie",
+        f"at guessing, and {verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
     )
     return "\n".join(lines)
 
 
-def brief(said: str) -> str:
+def brief(said: str) -> list[str]:
     """Leave out the clock, which is that of one machine, and lines that only count on."""
-    lines = [re.sub(r"^\[[^\]]*\] +", "", line) for line in said.splitlines()]
+    lines = dict.fromkeys(re.sub(r"^\[[^\]]*\] +", "", line) for line in said.splitlines())
     kept = [line for line in lines if not re.search(r"^train .*running|^prepare .*/", line)]
     prepared = [line for line in kept if line.startswith("prepare")]
     first, between = prepared[1], prepared[2:-1]
-    return "\n".join("…" if line == first else line for line in kept if line not in between)
+    return ["…" if line == first else line for line in kept if line not in between]
+
+
+def stages(said: str) -> list[str]:
+    """Return what a run says that it does, or README of it, once each and in order."""
+    lines = (re.sub(r"^\[[^\]]*\] +", "", line) for line in said.splitlines())
+    found = (re.match(r"start  \w+|[a-z]+(?=  |$)|[A-Z][A-Za-z ]+(?=:)", line) for line in lines)
+    return [*dict.fromkeys(stage[0] for stage in found if stage)]
+
+
+def filled(text: str, numbers: dict[str, Any]) -> str:
+    """Return README with what the demo's committed run said and found."""
+    shown = "\n".join(["```", *numbers["said"], "```"])
+    return with_block(with_block(text, "demo-output", shown), "demo-found", sentence(numbers))
 
 
 def with_block(text: str, name: str, content: str) -> str:

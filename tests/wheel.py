@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import subprocess
@@ -15,7 +16,9 @@ import sysconfig
 import tempfile
 import venv
 from pathlib import Path
+from subprocess import PIPE
 
+from tests.demo_page import RESULT, stages
 from tests.integration.readme import write_own_files
 from tests.unit.test_docs import ROOT, blocks, commands
 
@@ -45,7 +48,13 @@ def main() -> None:
             if line.startswith(NOT_RUN):
                 continue
             print(f"$ {line}", flush=True)
-            subprocess.run([isweep, *shlex.split(line)[1:]], cwd=folder, env=environment, check=True)
+            words = [isweep, *shlex.split(line)[1:]]
+            if line == "isweep run demo":
+                run = subprocess.run(words, cwd=folder, env=environment, check=True, stderr=PIPE, text=True)
+                print(run.stderr, flush=True)
+                assert stages(run.stderr) == stages("\n".join(json.loads(RESULT.read_text())["said"]))
+            else:
+                subprocess.run(words, cwd=folder, env=environment, check=True)
 
 
 def install(wheel: Path, folder: Path, borrow: Path | None) -> Path:

@@ -1,9 +1,8 @@
 """A ledger of the study's claims: what decides each, what was published, what a sweep finds, and the verdict.
 
-The claims are those of Konz & Mazurowski (ICLR 2024, arXiv 2401.08865) and of their later paper on dimensions
-of representations (arXiv 2408.08381). A verdict is ``reproduced`` where the sweep's own test establishes what
-was claimed, ``refuted`` where it establishes the contrary, and otherwise ``cannot be told``, with the power
-that the table had or with what is missing. p-values are Holm's over all claims that could be tested.
+The claims are those of Konz & Mazurowski (arXiv 2401.08865, 2408.08381). A verdict is ``reproduced`` or
+``refuted`` where the sweep's own test establishes that, else ``cannot be told``, with the table's power or
+what is missing. p-values are Holm's over all claims that could be tested.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import Score, score_table, scorecard
-from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, established, interval, number, plural
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 
@@ -33,20 +32,12 @@ SHARED = "its worlds share images, so they are no datasets of their own; isweep 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One numbered claim.
+    """One numbered claim: the theorem or figure, what the paper says, the number that decides, and the
+    paper's own.
 
-    Attributes:
-        number: as it is cited here: the theorem or the figure.
-        claim: in the paper's sense.
-        estimand: the number that decides, and the test.
-        published: the paper's number, recomputed where its values could be recovered.
-        null: the value that the claim excludes; ``side`` says on which side of it the claim lies.
-        value: ours, with ``interval`` (95 %, over datasets).
-        p_value: of ``null``, two-sided (of a correlation one-sided); ``adjusted_p`` by Holm over the ledger.
-        power: how often at most a table with this scatter would establish ``power_of``: by t (or Fisher's z)
-            for this claim alone; permutation and Holm ask for more.
-        num_datasets: that it rests on.
-        reason: why it cannot be told.
+    Ours is ``value``, with its 95 % interval. The claim excludes ``null`` and lies on ``side`` of it;
+    ``p_value`` is of the null, two-sided (of a correlation one-sided). ``power``: how often at most a table
+    with this scatter would establish ``power_of``, for this claim alone. ``reason``: why it cannot be told.
     """
 
     number: str
@@ -90,6 +81,26 @@ class LedgerEntry:
         return f"{said} {self.why[:1].upper()}{self.why[1:]}." if self.why else said
 
 
+_LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
+#: Claims that no number of a sweep decides, with what would.
+UNMEASURED = (
+    LedgerEntry(
+        number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
+        estimand="ratio K_f / K_F against N", published="proved, never measured",
+        reason=f"the Lipschitz constant of a network is {NOT_MEASURED}",
+    ),
+    LedgerEntry(
+        number="2408.08381, 1", claim="Medical networks reach their peak dimension in earlier layers.",
+        estimand="depth of the layer of highest d_repr, medical less natural",
+        published="relative depth 0.35 against 0.57", reason=_LAYERS,
+    ),
+    LedgerEntry(
+        number="2408.08381, 2", claim="The peak dimension follows d_data.", published="strong",
+        estimand="correlation of the peak of d_repr over layers with d_data", reason=_LAYERS,
+    ),
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
     """All claims, how a sweep agrees with every published quantity, and which cells count for nothing."""
@@ -101,21 +112,15 @@ class Ledger:
 
     def tables(self) -> list[Table]:
         """The claims, and the scorecard where there is one."""
-        note = (
-            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
-            "Intervals are over datasets. Power: at most, of the claim alone."
-        )
         claims = laid_out(
-            "claims", f"The study's claims against {self.sweep}", note, self.entries,
+            "claims", f"The study's claims against {self.sweep}",
+            "Reproduced or refuted: established by the test, Holm's p at most 0.05 over the ledger. "
+            "Intervals are over datasets. Power: at most, of the claim alone.", self.entries,
             {
-                "no.": lambda e: e.number,
-                "claim": lambda e: e.claim,
-                "decided by": lambda e: e.estimand,
-                "published": lambda e: e.published,
-                "here": lambda e: number(e.value),
+                "no.": "number", "claim": "claim", "decided by": "estimand", "published": "published",
+                "here": "value",
                 "95 % interval": lambda e: interval(e.interval) if e.value is not None else "",
-                "adjusted p": lambda e: p_value(e.adjusted_p),
-                "datasets": lambda e: str(e.num_datasets or ""),
+                "adjusted p": "adjusted_p", "datasets": lambda e: str(e.num_datasets or ""),
                 "verdict": lambda e: e.verdict + (f": {e.why}" if e.why else ""),
             },
             numeric_from=4,
@@ -151,17 +156,9 @@ class Ledger:
 
 
 def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
-    """Decide every claim from a results table.
-
-    Args:
-        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
-        sweep: how to call it.
-        compare: whether to score it against every published quantity as well; the published table itself has
-            nothing to be compared with, and its K_F cannot be, being measured on three channels and on one.
-        arms: datasets of an experiment: its worlds share images, so no claim is decided over them.
-
-    Raises:
-        DataError: if the table lacks a required column or contradicts itself.
+    """Decide every claim from a results table; ``compare`` it with every published quantity too (not the
+    published one with itself). ``arms``: worlds share images, so no claim is decided over them. DataError as
+    for the fits.
     """
     ready = f.prepare(table, arms=arms)
     fits = f.fits_of(ready)
@@ -173,13 +170,12 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         _of_representations(fits),
     ]
     if arms:
-        untold: dict[str, Any] = {"value": None, "interval": None, "p_value": None, "num_datasets": 0}
-        found = [replace(entry, reason=SHARED, power=None, **untold) for entry in found]
-    adjusted = i.holm({entry.number: entry.p_value for entry in found if entry.p_value is not None})
-    entries = [replace(entry, adjusted_p=adjusted.get(entry.number)) for entry in found]
-    left_out = tuple(f"{exclusion}" for exclusion in ready.excluded)
-    scores = scorecard(table) if compare else ()
-    return Ledger(sweep=sweep, entries=(*entries, *_unmeasured()), scores=scores, left_out=left_out)
+        untold = {"value": None, "interval": None, "p_value": None, "power": None}
+        found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]
+    adjusted = i.holm([entry.p_value for entry in found])
+    entries = [replace(entry, adjusted_p=p) for entry, p in zip(found, adjusted, strict=True)]
+    scores, left_out = scorecard(table) if compare else (), tuple(map(str, ready.excluded))
+    return Ledger(sweep=sweep, entries=(*entries, *UNMEASURED), scores=scores, left_out=left_out)
 
 
 def _decided(
@@ -193,7 +189,7 @@ def _decided(
         return replace(entry, reason=f"too few datasets for a p-value of {i.LEVEL:g}")
     return replace(
         entry, value=estimate.value, interval=estimate.interval, p_value=estimate.p,
-        num_datasets=fit.num_datasets, power=i.t_power(effect, estimate.std_error, degrees),
+        num_datasets=fit.num_datasets, power=f.t_power(effect, estimate.std_error, degrees),
     )  # fmt: skip
 
 
@@ -201,21 +197,15 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
     """Claims about the height of losses at equal model and train size, and about K_F itself."""
     headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
-    words = {t.INVERSE_D: "1/d_data", t.LOG_SHARPNESS: "K_F", t.IS_MEDICAL: "domain"}
-
-    def given(name: str) -> str:
-        others = [words[one] for one in headline.terms if one != name]
-        return f", given {listing(others)}" if others else ""
-
     steeper = LedgerEntry(
         number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of=f.TWICE_AS_HIGH,
-        estimand=f"slope of log loss on 1/d_data{given(t.INVERSE_D)}; t and permutation",
+        estimand=f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t and permutation",
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )  # fmt: skip
     yield _decided(steeper, headline, t.INVERSE_D, degrees, fits.twice_as_high)
     sharper = LedgerEntry(
         number="Eq. 2", claim="Loss rises with K_F at equal d_data.",
-        estimand=f"slope of log loss on log K_F{given(t.LOG_SHARPNESS)} (law: 1); t and permutation",
+        estimand=f"slope of log loss on log K_F{t.given(headline.terms, t.LOG_SHARPNESS)}; t and permutation",
         published="1 by the law; K_F and domain not told apart", power_of="the law's slope of 1",
     )  # fmt: skip
     yield _decided(sharper, headline, t.LOG_SHARPNESS, degrees, 1.0, fits.why_no_sharpness)
@@ -231,9 +221,8 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
         published="0.90; 0.54 at equal channels", power_of="a K_F 1.6 times as high",
     )  # fmt: skip
     known = ready.full[ready.full[c.LABEL_SHARPNESS] > 0]
-    logs = pd.Series(np.log(known[c.LABEL_SHARPNESS].astype(float))).groupby(known[c.DATASET]).mean()
-    domains = known.groupby(c.DATASET)[c.DOMAIN].first()
-    medical = np.asarray(domains == c.MEDICAL, dtype=np.float64)[:, None]
+    logs = np.log(known[c.LABEL_SHARPNESS]).groupby([known[c.DATASET], known[c.DOMAIN]]).mean()
+    medical = np.asarray(logs.index.get_level_values(1) == c.MEDICAL, dtype=np.float64)[:, None]
     reason, estimates = fits.why_no_sharpness, None
     if not reason and (np.ptp(medical) == 0 or len(logs) < i.MIN_DATASETS):
         reason = "it needs datasets of both domains"
@@ -268,14 +257,14 @@ def _of_attacks(fits: f.ScalingFits) -> LedgerEntry:
     entry = LedgerEntry(
         number="Thm 3", claim="Sharper labels cost robustness: attacks raise the loss more.",
         estimand="largest r of loss gained with K_F, over attacks and models; max-r permutation",
-        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {i.STRONG:g}",
+        published="0.84 (FGSM, eleven datasets)", power_of=f"a correlation of {f.STRONG:g}",
     )  # fmt: skip
     tried = fits.attacks
     best = max((fit for fit in tried if fit.estimates), key=lambda fit: fit.estimates[0].value, default=None)
     if best is None:
         return replace(entry, reason=tried[0].reason if tried else "no attack was run")
     found = _decided(entry, best, "r", 0, 0.0)
-    power = i.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
+    power = f.correlation_power(best.num_datasets, len({d.domain for d in fits.datasets}) - 1)
     return found if found.reason else replace(found, power=power)
 
 
@@ -296,23 +285,5 @@ def _of_representations(fits: f.ScalingFits) -> LedgerEntry:
         reason = f"{plural(num, 'dataset')}, too few for an interval"
     return replace(
         entry, value=share.value, interval=share.interval, num_datasets=num, p_value=p, reason=reason,
-        power=i.t_power(0.5, share.std_error, num - 1),
+        power=f.t_power(0.5, share.std_error, num - 1),
     )  # fmt: skip
-
-
-def _unmeasured() -> list[LedgerEntry]:
-    """Claims that no number of a sweep decides, with what would."""
-    lipschitz, layers = "the Lipschitz constant of a network", "the dimension of layers before the last"
-    rows = (
-        ("Thm 2", "A network's sharpness K_f approaches K_F as N grows.", "ratio K_f / K_F against N",
-         "proved, never measured", lipschitz),
-        ("2408.08381, 1", "Medical networks reach their peak dimension in earlier layers.",
-         "depth of the layer of highest d_repr, medical less natural", "relative depth 0.35 against 0.57",
-         layers),
-        ("2408.08381, 2", "The peak dimension follows d_data.",
-         "correlation of the peak of d_repr over layers with d_data", "strong", layers),
-    )  # fmt: skip
-    return [
-        LedgerEntry(number=no, claim=claim, estimand=by, published=said, reason=f"{what} is {NOT_MEASURED}")
-        for no, claim, by, said, what in rows
-    ]

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from itertools import cycle
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import quote
 
 import matplotlib as mpl
@@ -30,6 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import ScalingFits
+from orchestrator.analysis.grouped import LEVELS, GroupedFit
 from orchestrator.analysis.table import interval, number
 from orchestrator.results import table as c
 from tasks.atomic import write_atomic
@@ -50,8 +51,7 @@ MODEL_COLOURS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99
 #: More panels than this are unreadable; the rest is in the tables.
 MAX_PANELS = 12
 
-#: Applied while drawing only, through a context, so that no global setting is touched. A name with dollars is
-#: a name, not a formula.
+#: Applied while drawing only. A name with dollars is a name, not a formula.
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
@@ -60,13 +60,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
-class Mark(NamedTuple):
-    """Colour and marker of one dataset or model."""
-
-    colour: str
-    marker: str
-
-
+Mark = tuple[str, str]
+"""Colour and marker of one dataset or model."""
 _TOLD = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.TEST_LOSS]
 
 
@@ -86,7 +81,7 @@ def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
     marks: dict[str, Mark] = {}
     shades = {domain: cycle(colours) for domain, colours in _SHADES.items()}
     for k, (dataset, domain) in enumerate(sorted(domains.items(), key=itemgetter(1, 0))):
-        marks[dataset] = Mark(next(shades[domain]), _MARKERS[k % len(_MARKERS)])
+        marks[dataset] = next(shades[domain]), _MARKERS[k % len(_MARKERS)]
     return marks
 
 
@@ -108,15 +103,11 @@ def panels(
     return figure, axes[:num]
 
 
-def label_outer(figure: Figure, x: str, y: str) -> None:
-    """Label the axes of all panels once."""
+def frame(figure: Figure, x: str, y: str, handles: Sequence[Line2D]) -> None:
+    """Label the axes of all panels once, and put the legend beside them, where it can cover nothing."""
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
-
-
-def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Put the legend beside the panels, where it can cover nothing."""
-    figure.legend(handles=list(handles), loc="outside right upper", alignment="left", fontsize=8)
+    figure.legend(handles=[*handles], loc="outside right upper", alignment="left", fontsize=8)
 
 
 def mark_handles(
@@ -126,8 +117,8 @@ def mark_handles(
     about: dict[str, Any] = {"linestyle": line, "markersize": 6 if line == "none" else 3.5}
     drawn = set(present)
     return [
-        Line2D([], [], color=mark.colour, marker=mark.marker, label=name, **about)
-        for name, mark in marks.items()
+        Line2D([], [], color=colour, marker=marker, label=name, **about)
+        for name, (colour, marker) in marks.items()
         if name in drawn
     ]
 
@@ -222,16 +213,15 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
             tell(drawn, group)
         log_ticks(axes, "y", rows[c.TEST_LOSS])
         axes.set_title(model)
-    label_outer(figure, "intrinsic dimension d_data", "test loss (nat)")
     figure.colorbar(
         ScalarMappable(norm, "viridis_r"), ax=axes_of, label="train size N (images)", fraction=0.05,
         ticks=sizes[:: max(1, len(sizes) // 6)], format="{x:,.0f}",
     ).minorticks_off()  # fmt: skip
-    marks = {domain: Mark(colour, _DOMAIN_MARKERS[domain]) for domain, colour in DOMAIN_COLOURS.items()}
+    marks = {domain: (colour, _DOMAIN_MARKERS[domain]) for domain, colour in DOMAIN_COLOURS.items()}
     handles = mark_handles(marks, rows[c.DOMAIN], "-")
     for handle in handles:
         handle.set_markerfacecolor("white")
-    legend(figure, handles)
+    frame(figure, "intrinsic dimension d_data", "test loss (nat)", handles)
     return figure, (
         "Test loss against intrinsic dimension, coloured by train size. d_data's estimate grows with N while "
         "the loss falls: compare points of one colour."
@@ -247,16 +237,16 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         return None
     columns = 4 if len(datasets) > 4 else 3
     figure, axes_of = panels(len(datasets), width=2.9, height=2.4, most_columns=columns, share=False)
-    kinds = map(Mark, cycle(MODEL_COLOURS), cycle(_MARKERS))
+    kinds = zip(cycle(MODEL_COLOURS), cycle(_MARKERS), strict=False)
     marks = dict(zip(sorted(rows[c.MODEL].unique()), kinds, strict=False))
     means = rows.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[t.LOG_LOSS].mean()
     curves = np.exp(means).reset_index(name=c.TEST_LOSS)
     with_slope = False
     for axes, dataset in zip(axes_of, datasets, strict=True):
         for model, curve in curves[curves[c.DATASET] == dataset].groupby(c.MODEL):
-            mark, (x, y) = marks[str(model)], (curve[c.TRAIN_SIZE], curve[c.TEST_LOSS])
-            axes.plot(x, y, color=mark.colour, linewidth=1.1)
-            tell(axes.scatter(x, y, color=mark.colour, marker=mark.marker, s=14), curve)
+            (colour, marker), (x, y) = marks[str(model)], (curve[c.TRAIN_SIZE], curve[c.TEST_LOSS])
+            axes.plot(x, y, color=colour, linewidth=1.1)
+            tell(axes.scatter(x, y, color=colour, marker=marker, s=14), curve)
         part = rows[rows[c.DATASET] == dataset]
         d_data = part[t.D_REFERENCE].mean()
         if d_data > 0:
@@ -273,13 +263,12 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
             middle, half = np.sqrt(low * high), np.sqrt(SMALLEST_LOSS_RANGE)
             axes.set_ylim(middle / half, middle * half)
         axes.set_title(str(dataset), color=DOMAIN_COLOURS[part[c.DOMAIN].iloc[0]])
-    label_outer(figure, "train size N (images)", "test loss (nat)")
     handles, caption = mark_handles(marks, marks, "-"), "Test loss against train size."
     if with_slope:
         label = "predicted slope\n−1/d_data"
         handles.append(Line2D([], [], color=BLACK, linestyle="--", label=label))
         caption += " Dashed: the slope −1/d_data of the law's bound; its height is not predicted."
-    legend(figure, handles)
+    frame(figure, "train size N (images)", "test loss (nat)", handles)
     return figure, f"{caption} Class pairs and seeds are averaged."
 
 
@@ -308,9 +297,36 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
             caption = caption.removesuffix(named) + named
         axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         axes.axhline(0, color=GREY, linewidth=0.8)
-    label_outer(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)")
-    legend(figure, mark_handles(marks, points[c.DATASET]))
+    handles = mark_handles(marks, points[c.DATASET])
+    frame(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)", handles)
     return figure, caption
+
+
+def draw_groups(table: pd.DataFrame, fit: GroupedFit) -> Figure:
+    """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
+    design = fit.design
+    codes = table.groupby(list(design.groups)).ngroup()
+    with styled():
+        figure, axes = panels(len(design.on), width=4.0, height=3.4)
+        for ax, name in zip(axes, design.on, strict=True):
+            x, y = table[name], table[design.response]
+            ax.scatter(x, y, c=codes, cmap="viridis", s=8, alpha=0.5, linewidths=0, rasterized=len(y) > 2_000)
+            own = pd.DataFrame({"x": x, "y": y}).groupby(codes)
+            centres, low, high = own.mean(), own["x"].min(), own["x"].max()
+            ax.plot(centres["x"], centres["y"], "s", color=BLACK, markersize=4, label="mean of a group")
+            within, between = (fit.find(level, name) for level in LEVELS)
+            if within.value is not None:
+                ends = np.array([low, high])
+                heights = centres["y"].to_numpy() + within.value * (ends - centres["x"].to_numpy())
+                lines = ax.plot(ends, heights, color=BLACK, lw=0.8)
+                lines[0].set_label("slope within groups")
+            if between.value is not None:
+                ends = np.array([x.min(), x.max()])
+                heights = centres["y"].mean() + between.value * (ends - centres["x"].mean())
+                ax.plot(ends, heights, "--", color=VERMILLION, label="slope between groups")
+            ax.set(xlabel=name, ylabel=design.response)
+            ax.legend(fontsize=7)
+    return figure
 
 
 #: By file stem, in the order of the report; the first two are the key ones.
@@ -330,9 +346,7 @@ PNG_DPI = 150
 def write_figures(
     points: pd.DataFrame, fits: ScalingFits, folder: Path, formats: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Draw every figure that has data, as SVG (above :data:`MAX_SVG_POINTS` as PNG) and in ``formats``, and
-    remove those of an earlier report; return files, captions and what a page embeds.
-    """
+    """Draw every figure that has data, and remove earlier ones; return what a page shows of them."""
     folder.mkdir(parents=True, exist_ok=True)
     shown: list[dict[str, Any]] = []
     embedded = "svg" if len(points) <= MAX_SVG_POINTS else "png"

@@ -1,15 +1,13 @@
-"""The findings in plain words, each with what it does not show; written from the fits, never by hand.
-
-A sentence claims something only where a headline claim is established and its interval excludes the null.
-Otherwise it says that nothing is, with the estimate, its interval, the p-value that decides, and how often
-such a table would have shown what the law says.
+"""The findings in plain words, written from the fits, never by hand: a sentence claims something only where a
+headline claim is established and its interval excludes the null; else it says what decides, and with which
+power.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import factorial, prod
 from textwrap import wrap
 from typing import Literal
@@ -19,7 +17,8 @@ import numpy as np
 from orchestrator.analysis import fits as f
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
-from orchestrator.analysis.inference import LEVEL, STRONG, correlation_power, t_power
+from orchestrator.analysis.grouped import PAIR_QUESTIONS, Slope
+from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
@@ -30,13 +29,8 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, its verdict, and what this sweep says to it.
-
-    Attributes:
-        short: the answer in a line, for a terminal and the strip on top of the report.
-        answer: in full sentences.
-        caveats: what belongs to the answer.
-        to_add: what would make it testable, where it cannot be tested.
+    """A question, its verdict, the answer in a line (``short``) and in full, what belongs to it, and what to
+    add where it cannot be tested.
     """
 
     question: str
@@ -53,25 +47,25 @@ class Finding:
         return f"{self.short[:1].upper()}{self.short[1:]}.{added}"
 
 
-def findings(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> tuple[Finding, ...]:
-    """Return the answers of a sweep to the study's questions; of an experiment what followed, and no more.
-
-    Its worlds share images and are chosen, so tests over them as if they were datasets would claim too much.
-    What class pairs answer stands first, and in place of what cannot be tested between datasets.
+def findings(fits: ScalingFits) -> tuple[Finding, ...]:
+    """Return the answers of a sweep to the study's questions; of an experiment, whose worlds share images and
+    are chosen, what followed and no more. What class pairs answer stands first, and in place of what cannot
+    be tested.
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
+    pairs = [_of_pairs(slope) for slope in fits.class_pairs]
     return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
 
 
-def family(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> str:
+def family(fits: ScalingFits) -> str:
     """Say over how many tests the claims are adjusted, and that the rest is exploratory."""
     if fits.interventions:
         return "Its worlds share images: no claim is made of what holds between them; see docs/fits.md."
-    if pairs:
+    if fits.class_pairs:
         return (
             f"What follows from class pairs: intervals by a jackknife over classes, p adjusted over "
-            f"{plural(len(pairs), 'question')} (Holm); questions between datasets need several. "
+            f"{plural(len(fits.class_pairs), 'question')} (Holm); questions between datasets need several. "
             "R̂ is how far an image must move to be decided otherwise."
         )
     verdicts = Counter(finding.verdict for finding in findings(fits))
@@ -86,22 +80,17 @@ def family(fits: ScalingFits, pairs: Sequence[Finding] = ()) -> str:
     )
 
 
-def summary(
-    fits: ScalingFits, pairs: Sequence[Finding] = (), *, width: int = 80, most_lines: int = 23
-) -> list[str]:
-    """Return what a terminal shows: verdicts, each with its answer in short, and what limits them.
-
-    Remarks beyond ``most_lines`` are counted; an answer is never cut.
-    """
-    said = family(fits, pairs)
+def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list[str]:
+    """Return what a terminal shows; remarks beyond ``most_lines`` are counted, an answer is never cut."""
+    said = family(fits)
     head = (
         f"{fits.num_used:,} of {plural(fits.num_trials, 'trial')} fitted: "
         f"{plural(len(fits.datasets), 'dataset')}, {plural(len(fits.models), 'model')}. "
-        f"{said if pairs else said.split(';')[0] + '.'}"
+        f"{said if fits.class_pairs else said.split(';')[0] + '.'}"
     )
     limits = [*fits.caveats, *(f"Left out: {one}." for one in fits.excluded)]
     lines = wrap(head, width)
-    for finding in findings(fits, pairs):
+    for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
     for k, text in enumerate(limits):
@@ -132,10 +121,8 @@ def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
 
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
-    """Say how often at most a table with this scatter would establish an effect: what permutations and Holm
-    ask for is left out.
-    """
-    power = t_power(effect, estimate.std_error, degrees)
+    """How often at most such a table would establish an effect: permutations and Holm ask for more."""
+    power = f.t_power(effect, estimate.std_error, degrees)
     return "" if power is None else f" {words} would be established in at most {power:.0%} of such tables."
 
 
@@ -155,8 +142,8 @@ def _hangs_on(estimate: Estimate, words: str) -> list[str]:
 
 
 def _untested(question: str, reason: str, to_add: str = "", caveats: Sequence[str] = ()) -> Finding:
-    text = f"This cannot be tested: {reason}."
-    return Finding(question, "cannot be tested", reason, text, tuple(caveats), to_add)
+    answer = f"This cannot be tested: {reason}."
+    return Finding(question, "cannot be tested", reason, answer, tuple(caveats), to_add)
 
 
 def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
@@ -185,9 +172,7 @@ def _of_height(
     fits: ScalingFits, key: str, name: str, question: str, *, what: str, meaning: str, by: float, law: str,
     effect: float, effect_words: str, caveats: Sequence[str],
 ) -> Finding:  # fmt: skip
-    """Answer one of the two questions about heights: ``meaning`` says what is done to the property, which
-    moves the term by ``by``; ``effect`` is the slope that power is reckoned for.
-    """
+    """``meaning`` is done to the property and moves the term by ``by``; power is reckoned for ``effect``."""
     fit = fits.find("headline")
     estimate, reason = fit.estimate(name), fit.reason
     if estimate is None and fit.status == "ok":
@@ -197,20 +182,18 @@ def _of_height(
     if estimate is None or reason:
         return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
     claim, term = fits.claim(key), t.WORDS[name]
-    factor = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}"
-    held = _established(claim, estimate)
-    short = f"{factor}; {_decides(claim, estimate)}"
+    held, decides = _established(claim, estimate), _decides(claim, estimate)
+    short = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}; {decides}"
     slope = f"The slope on {term} is {number(estimate.value)} ({interval(estimate.interval)})."
-    others = ["K_F" if one == t.LOG_SHARPNESS else t.WORDS[one] for one in fit.terms if one != name]
-    given = f", given {listing(others)}" if others else ""
-    where = f"At equal model and train size{given}, over {plural(fit.num_datasets, 'dataset')}"
+    over = f"{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
     way, power = "rises" if estimate.value * by > 0 else "falls", ""
     found = f"log test loss {way} with {what}"
     if not held:
         found = f"no change of log test loss with {what} is established"
         power = _power(estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
-    return Finding(question, _VERDICT[held], short, f"{where}, {found}: {short}. {slope}{power}", notes)
+    answer = f"At equal model and train size{over}, {found}: {short}. {slope}{power}"
+    return Finding(question, _VERDICT[held], short, answer, notes)
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -306,13 +289,26 @@ def _attacks(fits: ScalingFits) -> Finding:
         of = "" if alone else f" in {times} of {about}, adjusted for their number"
         lead = f"The loss gained by an attack rises with K_F{of}"
     else:
-        power = correlation_power(best.num_datasets, domains)
+        power = f.correlation_power(best.num_datasets, domains)
         lead = "It is not established" if alone else f"For none of {about} is it established"
         lead += " that the loss gained rises with K_F"
         tail = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
-        tail += f" A correlation of {STRONG:g} would be established in at most {power:.0%} of such tables."
+        tail += f" A correlation of {f.STRONG:g} would be established in at most {power:.0%} of such tables."
     answer = f"{lead} ({means}): {strongest_is}{found}.{tail}"
     return Finding(question, _VERDICT[held], f"correlation {found}", answer)
+
+
+def _of_pairs(slope: Slope) -> Finding:
+    without = {f"class {name}": value for name, value in slope.left_out.items()}
+    numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
+    text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
+    verdict = _VERDICT[slope.established]
+    if slope.established:
+        asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
+        text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
+    if slope.value is None:
+        verdict, text = "cannot be tested", slope.reason
+    return Finding(PAIR_QUESTIONS[slope.on][0], verdict, text, f"{text[:1].upper()}{text[1:]}.")
 
 
 def _representation(fits: ScalingFits) -> Finding:
@@ -325,6 +321,7 @@ def _representation(fits: ScalingFits) -> Finding:
     span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""
     mean = f" (each dataset counting once: {share.value:.0%}{span})" if fit.num_datasets > 1 else ""
     points = f"{fit.num_held} of {plural(fit.num_points, 'point')}"
+    points += f" ({lack} more lack one of the two)" if (lack := fits.num_points - fit.num_points) else ""
     caveats = ["Both are estimates on a few hundred points; estimators differ by tens of per cent."]
     if worst := sorted(fit.by_dataset.items(), key=lambda item: (-item[1], item[0]))[:3]:
         named = listing([f"{name} ({part:.0%})" for name, part in worst])
@@ -341,7 +338,8 @@ def _experiment(fits: ScalingFits) -> Finding:
     found = fits.interventions
     assert found is not None  # noqa: S101 - its caller asked
     caveats = [
-        "Worlds are the replicates; intervals are over them, for these kinds of images and these networks.",
+        "Worlds are the replicates; intervals are over them, for these kinds of images and these networks. "
+        "Where they share classes, an interval is the wider of t over worlds and a jackknife over classes.",
         "Arms with exchanged labels also raise the loss that no network can go below.",
     ]
     whole = [effect for effect in found.effects if not effect.arm]

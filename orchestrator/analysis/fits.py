@@ -1,9 +1,9 @@
 """All fits of one results table, and the one record of a number and of a fit that everything else reads.
 
-The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound
-with a free constant. **Exponent**: every curve (model, dataset, class pair) keeps its own height, and d is
-one number per dataset and class pair. **Height**: 1/d enters beside log K_F by itself, since a covering
-argument has (V/N)^(1/d) with an unknown volume V. So no unit of N, of pixels or of the loss changes a slope.
+The law (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound.
+**Exponent**: every curve keeps its own height, with one d per dataset and class pair. **Height**: 1/d enters
+beside log K_F by itself, since a covering argument has (V/N)^(1/d) with an unknown volume V. So no unit of N,
+pixels or loss changes a slope.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
+from scipy import special
 
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
+from orchestrator.analysis.grouped import Slope, fit_pairs
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, Interventions, fit_interventions
 from orchestrator.results import table as c
 
-Status = Literal["ok", "not_enough_data", "refused"]
-#: ``headline``: dataset effects of log loss on 1/d, log K_F and the label, as far as they can be told apart;
-#: ``height``: on other terms; ``exponent``: log loss on −log N / d within curves; ``attack``: the loss
-#: gained, with K_F; ``representation``: how often d_repr ≤ d_data.
+#: Dataset effects of log loss on 1/d, log K_F and the label, or on other terms (``height``); log loss on
+#: −log N / d within curves; the loss gained by an attack, with K_F; how often d_repr ≤ d_data.
 Kind = Literal["headline", "height", "exponent", "attack", "representation"]
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
@@ -39,9 +39,10 @@ QUESTIONS = {
     BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
     ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
 }
+#: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
+STRONG = 0.8
 #: What power is reckoned for in the question on 1/d; :attr:`ScalingFits.twice_as_high` has its slope.
 TWICE_AS_HIGH = "a loss twice as high at the highest d_data as at the lowest"
-#: A choice of points, see :func:`fit_exponents`.
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
 OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
@@ -49,17 +50,13 @@ OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One number of a fit; datasets are the replicates throughout.
+    """One number of a fit with its 95 % interval; datasets are the replicates throughout.
 
-    Attributes:
-        name: a column of the points, ``exponent``, ``r`` or ``share``.
-        interval: 95 %.
-        p_value: two-sided, by t.
-        resampled_p: by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``,
-            one-sided and adjusted for the number of attacks, epsilons and models.
-        exact: all rearrangements were tried and datasets are exchangeable under the null.
-        left_out: the value without each dataset, where that can be fitted.
-        weights: the share of each dataset in the value, where they differ by design.
+    ``name`` is a column of the points, ``exponent``, ``r`` or ``share``. ``p_value`` is two-sided, by t;
+    ``resampled_p`` by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``
+    one-sided and adjusted for the number of attacks, epsilons and models. ``exact``: all rearrangements were
+    tried, and datasets are exchangeable under the null. ``left_out`` has the value without each dataset,
+    ``weights`` the share of each in the value, where they differ by design.
     """
 
     name: str
@@ -95,13 +92,10 @@ class Fit:
     """One fit of one model (or all, pooled) over one domain (or both); without estimates where it could not
     be made, for the reason given.
 
-    Attributes:
-        variant: which choice of d or of points, where there are several.
-        num_curves, num_at_guessing: of an exponent: curves with two train sizes and d, and those of them left
-            out since guessing holds their losses down.
-        num_held: of a representation: points at which d_repr ≤ d_data.
-        bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
-        by_dataset: an exponent's own values; of a representation, the share of points above the bound.
+    ``variant`` is a choice of d or of points. Of an exponent: ``num_curves`` with two train sizes and d,
+    ``num_at_guessing`` of them left out since guessing holds their losses down, the p-value ``bound_p`` of
+    "not slower than the bound", which only a slower fall can refute, and ``by_dataset`` its own values. Of a
+    representation: ``num_held`` points at which d_repr ≤ d_data, and ``by_dataset`` the share above.
     """
 
     kind: Kind
@@ -110,7 +104,7 @@ class Fit:
     response: str = c.TEST_LOSS
     terms: tuple[str, ...] = ()
     variant: str = ""
-    status: Status = "not_enough_data"
+    status: Literal["ok", "not_enough_data", "refused"] = "not_enough_data"
     reason: str = ""
     num_datasets: int = 0
     num_needed: int = 0
@@ -142,9 +136,7 @@ class Claim:
 
 
 def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
-    """Return the p-value of every headline question that could be tested: the larger of two, so that a claim
-    needs both.
-    """
+    """Return the p-value of every headline question that could be tested: the larger of two."""
     p_values: dict[str, float] = {}
     pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
     for fit in pooled:
@@ -164,15 +156,15 @@ def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
 
 def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
     """Return one claim per p-value, adjusted for their number."""
-    found = i.holm(p_values)
-    return tuple(Claim(key=key, p_value=float(p), adjusted_p=found[key]) for key, p in p_values.items())
+    found = zip(p_values.items(), i.holm([*p_values.values()]), strict=True)
+    return tuple(Claim(key=key, p_value=float(p), adjusted_p=at or 0.0) for (key, p), at in found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingFits:
     """All fits of one results table, with what was left out and what cannot be concluded."""
 
-    schema_version: int = 3
+    schema_version: int = 4
     num_trials: int
     num_used: int
     num_points: int
@@ -184,6 +176,7 @@ class ScalingFits:
     claims: tuple[Claim, ...]
     num_at_guessing: int
     caveats: tuple[str, ...] = ()
+    class_pairs: tuple[Slope, ...] = ()
     interventions: Interventions | None = None
 
     def find(
@@ -265,18 +258,13 @@ def fit_scaling_laws(
     arms: Sequence[Arm] = (),
     explore: bool = False,
 ) -> ScalingFits:
-    """Fit the law of the study to a results table.
+    """Fit the law of the study to a results table: one row per trial, columns of
+    :mod:`orchestrator.results.table`.
 
-    Args:
-        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
-        sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
-            ``refuse`` fits that compare it, or ``ignore`` that.
-        arms: datasets of an experiment that moves one property. Copies of one world are not independent
-            datasets, so every other fit takes the worlds' bases alone.
-        explore: fit what no answer rests on as well: single models and domains, other d.
-
-    Raises:
-        DataError: if the table lacks a required column or contradicts itself.
+    Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that compare it,
+    or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other fit takes the bases
+    alone. ``explore``: single models and domains, and other d, too. DataError if the table lacks a column or
+    contradicts itself.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     fits = fits_of(ready, explore=explore)
@@ -284,10 +272,23 @@ def fit_scaling_laws(
 
 
 def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
-    """Fit what :func:`prepare` returned."""
-    points = ready.points
+    """Fit what the answers rest on, all models together; on ``explore`` single models, domains, other d."""
+    points, scale = ready.points, ready.scale
     models = tuple(sorted(points[c.MODEL].unique()))
-    found = [*_fits(ready, models, explore)] if models else []
+    found: list[Fit] = []
+    if models:
+        found = [
+            fit_headline(points, scale),
+            fit_height(points, scale, (t.IS_MEDICAL,)),
+            *fit_exponents(ready),
+        ]
+        found += [*fit_attacks(points, scale, models), fit_representation(points)]
+    for model in models if explore else ():
+        found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
+        found.append(fit_representation(points, model=model))
+    if models and explore:
+        found += [fit_exponent(points, subset=domain) for domain in c.DOMAINS]
+        found += [fit_exponent(points, dimension=d, variant=name) for name, d in OTHER_D.items()]
     return ScalingFits(
         num_trials=ready.num_trials,
         num_used=ready.num_used,
@@ -295,36 +296,17 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         excluded=ready.excluded,
         datasets=t.summaries_of(ready.full, points),
         models=models,
-        sharpness_scale=ready.scale,
+        sharpness_scale=scale,
         fits=tuple(found),
         claims=adjusted(p_values_of(found)),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         caveats=g.limits_of(ready.full, points),
+        class_pairs=fit_pairs(points),
     )
 
 
-def _fits(ready: Prepared, models: Sequence[str], explore: bool) -> Iterator[Fit]:
-    """What the answers rest on, all models together; on ``explore`` single models, domains and other d."""
-    points, scale = ready.points, ready.scale
-    yield fit_headline(points, scale)
-    yield fit_height(points, scale, (t.IS_MEDICAL,))
-    yield from fit_exponents(ready)
-    yield from fit_attacks(points, scale, models)
-    yield fit_representation(points)
-    for model in models if explore else ():
-        yield fit_headline(points, scale, model=model)
-        yield fit_exponent(points, model=model)
-        yield fit_representation(points, model=model)
-    for domain in c.DOMAINS if explore else ():
-        yield fit_exponent(points, subset=domain)
-    for variant, column in OTHER_D.items() if explore else ():
-        yield fit_exponent(points, dimension=column, variant=variant)
-
-
 def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
-    """Return the exponent, and the one of N past guessing, which a claim of a slower fall must hold for too:
-    curves start flat at guessing, so what is slower only there is not slower than the bound.
-    """
+    """Return the exponent, and that of N past guessing, where curves start flat whatever their law."""
     past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
     return (
         fit_exponent(ready.points, dimension=dimension),
@@ -333,11 +315,9 @@ def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
 
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
-    """Return the points of a model (or all, pooled) and a domain (or both) that have all of ``names``, with
-    these columns and the keys alone.
-    """
+    """Return these columns, and the keys, of the points of a model and domain that have all of them."""
     keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
-    return t.complete(t.select(points[list(dict.fromkeys([*keys, *names]))], model, subset), names)
+    return t.select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(subset=[*names])
 
 
 def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
@@ -346,9 +326,7 @@ def _blank(kind: Kind, rows: pd.DataFrame, **about: Any) -> Fit:
 
 
 def fit_headline(points: pd.DataFrame, scale: t.SharpnessScale, *, model: str = t.POOLED) -> Fit:
-    """Regress dataset effects on 1/d, log K_F and the label together; K_F is left out where it was measured
-    on unequal scales or not at all, and the label where there is one domain.
-    """
+    """Regress dataset effects on 1/d, log K_F and the label, as far as they can be told apart."""
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *(names := _properties(points, scale))))
     terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
     return fit_height(points, scale, terms, model=model, kind="headline")
@@ -363,8 +341,8 @@ def fit_height(
     points: pd.DataFrame, scale: t.SharpnessScale, terms: tuple[str, ...], *, model: str = t.POOLED,
     kind: Kind = "height",
 ) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss at equal model and N on ``terms``, over datasets that have all. The
-    headline of all models together is tested by permutation too, and fitted without each dataset.
+    """Regress dataset effects of log loss at equal model and N on ``terms``; the headline of all models is
+    tested by permutation too, and fitted without each dataset.
     """
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
@@ -387,12 +365,18 @@ def fit_height(
     y, x = effects[t.LOG_LOSS].to_numpy(), effects[[*terms]].to_numpy()
     estimates = slope_estimates(y, x, terms, domains, tested=tested)
     if estimates is None:
-        return replace(blank, reason=unidentified(rows, terms))
+        named = t.listing([t.WORDS[name] for name in terms])
+        reason = f"{named} do not vary enough, or only together, to tell coefficients apart"
+        if t.IS_MEDICAL in terms and len(set(domains)) < 2:
+            reason = f"only {domains[0]} datasets: an offset between domains needs both"
+        elif len(terms) == 1:
+            reason = f"{named} does not vary enough over these datasets"
+        return replace(blank, reason=reason)
     left_out: dict[str, Array] = {}
     for dataset in effects.index if claimed else ():
         less = _effects(rows[rows[c.DATASET] != dataset], names)
         slopes = None if less is None else i.ols(less[t.LOG_LOSS].to_numpy(), less[[*terms]].to_numpy())
-        left_out |= {} if slopes is None else {dataset: slopes.values}
+        left_out |= {} if slopes is None else {dataset: slopes[0]}
     without = [{name: float(values[k]) for name, values in left_out.items()} for k in range(len(terms))]
     refitted = (replace(one, left_out=own) for one, own in zip(estimates, without, strict=True))
     return replace(blank, status="ok", estimates=tuple(refitted))
@@ -409,10 +393,9 @@ def slope_estimates(
     y: Array, x: Array, terms: Sequence[str], blocks: Sequence[str], *, tested: Collection[str],
     hopeless: float = 1.0,
 ) -> tuple[Estimate, ...] | None:  # fmt: skip
-    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested``, unless the t
-    test's p-value is above ``hopeless``; None where the slopes are not identified.
-
-    With the label in the fit only datasets of one domain, ``blocks`` (G,), are exchangeable.
+    """Regress effects y (G,) on x (G, q): by t, and by permutation for the terms ``tested`` unless t's p is
+    above ``hopeless``; None where slopes are not identified. At equal label only datasets of one of the
+    ``blocks`` (G,) are exchangeable.
     """
     slopes = i.ols(y, x)
     if slopes is None:
@@ -429,30 +412,20 @@ def slope_estimates(
             places = blocks if t.IS_MEDICAL in others else [""] * len(y)
             test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places)
             if test is not None:
-                exact = test.exact and others <= {t.IS_MEDICAL}
-                estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
+                p, num, every = test
+                exact = every and others <= {t.IS_MEDICAL}
+                estimate = replace(estimate, resampled_p=p, num_resamples=num, exact=exact)
         found.append(estimate)
     return tuple(found)
-
-
-def unidentified(rows: pd.DataFrame, terms: Sequence[str]) -> str:
-    """Say why the slopes on these terms cannot be told."""
-    if t.IS_MEDICAL in terms and rows[c.DOMAIN].nunique() < 2:
-        return f"only {rows[c.DOMAIN].iloc[0]} datasets: an offset between domains needs both"
-    named = t.listing([t.WORDS[name] for name in terms])
-    if len(terms) == 1:
-        return f"{named} does not vary enough over these datasets"
-    return f"{named} do not vary enough, or only together, to tell coefficients apart"
 
 
 def fit_exponent(
     points: pd.DataFrame, *, model: str = t.POOLED, subset: str = t.ALL, dimension: str = "",
     variant: str = "",
 ) -> Fit:  # fmt: skip
-    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve.
-
-    d is what ``dimension`` has at the largest N, d_data by maximum likelihood where that is empty;
-    ``variant`` is how to call this choice of d or of points.
+    """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve; d
+    is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant`` what this choice is
+    called.
     """
     if dimension:
         points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension)})
@@ -500,8 +473,8 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
 
 
 def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
-    """Correlate what every attack adds to the loss with K_F (Theorem 3), over dataset effects at equal train
-    size, within domains; for all models together and for each, whose p-values are adjusted together.
+    """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal train size,
+    within domains; the p-values of all attacks and models are adjusted together.
     """
     tried: list[tuple[Fit, pd.Series]] = []
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
@@ -529,12 +502,36 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
         if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
             continue
-        bounds = i.correlation_interval(
-            r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1
-        )
+        bounds = correlation_interval(r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1)
         adjusted_p = None if np.isnan(p) else p
         estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num)
         yield replace(blank, status="ok", estimates=(estimate,))
+
+
+def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interval | None:
+    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets or at |r| = 1."""
+    spare = num_datasets - num_given - 3
+    if spare < 1 or not abs(r) < 1:
+        return None
+    half_width = float(special.ndtri(1 - i.LEVEL / 2)) / np.sqrt(spare)
+    return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
+
+
+def t_power(effect: float, std_error: float | None, degrees: float) -> float | None:
+    """How often a two-sided t test finds an effect; None without a standard error."""
+    if not std_error:
+        return None
+    shift, bound = abs(effect) / std_error, i.t_quantile(1 - i.LEVEL / 2, degrees)
+    if shift > 30:
+        return 1.0
+    below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
+    return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
+
+
+def correlation_power(num_datasets: int, num_given: int) -> float:
+    """How often at most a one-sided test finds a correlation of :data:`STRONG`, by Fisher's z."""
+    shift = np.arctanh(STRONG) * np.sqrt(max(num_datasets - 3 - num_given, 0))
+    return float(special.ndtr(shift - special.ndtri(1 - i.LEVEL)))
 
 
 def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
@@ -546,10 +543,9 @@ def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
         return replace(blank, reason="no point has both dimensions")
     below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]
     shares = below.astype(float).groupby(rows[c.DATASET]).mean()
-    mean, bounds = i.mean_interval(np.asarray(shares, dtype=float))
+    mean, error, bounds = i.mean_interval(np.asarray(shares, dtype=float))
     clipped = bounds and (max(0.0, bounds[0]), min(1.0, bounds[1]))
     above = {str(name): 1 - float(share) for name, share in shares.items() if share < 1}
-    error = None if bounds is None else float(shares.std(ddof=1) / np.sqrt(len(shares)))
-    estimate = Estimate(name="share", value=mean, interval=clipped, std_error=error)
+    estimate = Estimate(name="share", value=mean, interval=clipped, std_error=error or None)
     held = int(below.sum())
     return replace(blank, status="ok", num_held=held, by_dataset=above, estimates=(estimate,))

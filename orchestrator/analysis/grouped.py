@@ -1,9 +1,7 @@
 """Anybody's table: does a response go with a column, within groups and between them?
 
-Rows of one group (a dataset, a patient, a hospital) share what is peculiar to it. So both slopes are
-estimated, each with an interval that counts groups and not rows, beside the pooled number and why it
-misleads. Groups may cross: a pair of classes belongs to both, and leaving out a class takes all its pairs.
-
+Rows of one group share what is peculiar to it, so both slopes are estimated, with intervals that count
+groups, beside the pooled number and why it misleads. Groups may cross: a pair of classes belongs to both.
 Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 """
 
@@ -13,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,15 +19,11 @@ from scipy import special
 
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.findings import Finding, Verdict
 from orchestrator.analysis.inference import LEVEL, Array, Interval
 from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, collect, nearest_path, unknown_name
 from tasks.sources.tables import READERS, TableError, read_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_LEFT_OUT = 0.05
 """Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
@@ -44,8 +38,9 @@ MOST_PERMUTED = 1_000
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
-MIN_CLASSES = 5
-"""Pairs of fewer classes are too few to leave one out."""
+#: Codes for a missing value, and names of rows that sum up others: fitted as they stand, and told.
+CODES = (-99.0, *(sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1)))
+SUMMARIES = frozenset({"all", "average", "grand total", "mean", "overall", "subtotal", "sum", "total"})
 
 Level = Literal["within", "between"]
 LEVELS: tuple[Level, Level] = ("within", "between")
@@ -71,18 +66,12 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """How the response goes with one column, within groups or between them.
+    """How the response goes with ``on`` within groups, or between them (one effect per group), at equal
+    others; without a value, or an interval, for the ``reason`` given.
 
-    Attributes:
-        level: ``within``: at equal group; ``between``: of one effect per group.
-        on: the column.
-        value: slope of the response, at equal other columns; None where it cannot be estimated.
-        interval: 95 %, by t of the jackknife over groups (CR3); between, and of least squares: the wider.
-        p_value: of no slope, by the same t; between, also by permutation of groups: the larger.
-        adjusted_p: Holm's, over all slopes of both levels that have one.
-        num_groups: that the slope rests on.
-        left_out: the slope without each group.
-        reason: why there is no value, or no interval.
+    Interval and p are by t of the jackknife over groups (CR3); between groups by least squares and
+    permutation too: the wider interval, the larger p. ``adjusted_p`` is Holm's over all slopes of both
+    levels.
     """
 
     level: Level
@@ -128,9 +117,7 @@ class Slope:
 
 @dataclass(frozen=True, slots=True)
 class PooledCorrelation:
-    """What is usually printed: r over all rows, with p as if they were independent; how much of the spread of
-    response and column lies between groups; and r within each group of three rows in which both vary.
-    """
+    """r over all rows as if independent, shares of spread between groups, and r within groups."""
 
     on: str
     r: float
@@ -205,40 +192,11 @@ class GroupedFit:
 
 
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
-    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["left_out"]``
-    says which rows are not in it, and why.
-
-    Raises:
-        ConfigError: one message with everything that is wrong: no such file or column, text among numbers, a
-            column that does not vary, fewer than two groups, too many rows without a value or doubled.
+    """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["remarks"]``
+    says which rows are left out, and what looks like no measurement. ConfigError with everything that is
+    wrong in one: file, columns, text among numbers, what does not vary, one group, too many rows blank or
+    doubled.
     """
-    table = _text_of(path)
-    absent = [name for name in design.columns if name not in table]
-    collect(unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent)
-    if len(set(design.columns)) < len(design.columns):
-        twice = next(name for name in design.columns if design.columns.count(name) > 1)
-        raise ConfigError(
-            "A column has one part in a design", f"{twice} twice", "name another column for one"
-        )
-    doubled = table.duplicated()
-    own: pd.DataFrame = table[list(design.columns)].apply(lambda column: column.str.strip())
-    blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
-    numbers = own[[design.response, *design.on]].apply(pd.to_numeric, errors="coerce").astype(float)
-    sizes = numbers.abs()
-    odd = ~((sizes < MOST) & (sizes > 1 / MOST) | (sizes == 0) | blank[numbers.columns])
-    kept = ~(blank.any(axis=1) | doubled)
-    own[numbers.columns] = numbers
-    reasons = [(f"without {name}", mask) for name, mask in blank.items()]
-    reasons += [("equal to an earlier row in every column", doubled)]
-    lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
-    collect(_faults(own, odd, kept, lost, design))
-    kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
-    kept_rows.attrs["left_out"] = [f"Left out: {text}." for text in lost]
-    return kept_rows
-
-
-def _text_of(path: Path) -> pd.DataFrame:
-    """Every cell of a file as text, with one name per column."""
     if not path.is_file():
         way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
         raise ConfigError("The table must be a file that exists", str(path), way_out)
@@ -264,7 +222,46 @@ def _text_of(path: Path) -> pd.DataFrame:
         found = f"{plural(int(uneven.sum()), 'row')} of another length ({_rows(uneven)})"
         rule = f"Every row must have {plural(len(names), 'cell')}, as the header"
         raise ConfigError(rule, found, way_out)
-    return pd.DataFrame(rows, columns=names, dtype=str)
+    table = pd.DataFrame(rows, columns=names, dtype=str)
+    absent = [name for name in design.columns if name not in table]
+    collect(unknown_name(f"column of {path.name}", name, map(str, table.columns)) for name in absent)
+    if len(set(design.columns)) < len(design.columns):
+        found = next(name for name in design.columns if design.columns.count(name) > 1)
+        rule, way_out = "A column has one part in a design", "name another column for one"
+        raise ConfigError(rule, f"{found} twice", way_out)
+    doubled = table.duplicated()
+    own: pd.DataFrame = table[list(design.columns)].apply(lambda column: column.str.strip())
+    blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
+    numbers = own[[design.response, *design.on]].apply(pd.to_numeric, errors="coerce").astype(float)
+    sizes = numbers.abs()
+    odd = ~((sizes < MOST) & (sizes > 1 / MOST) | (sizes == 0) | blank[numbers.columns])
+    kept = ~(blank.any(axis=1) | doubled)
+    own[numbers.columns] = numbers
+    reasons = [(f"without {name}", mask) for name, mask in blank.items()]
+    reasons += [("equal to an earlier row in every column", doubled)]
+    lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
+    collect(_faults(own, odd, kept, lost, design))
+    kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
+    kept_rows.attrs["remarks"] = [*(f"Left out: {text}." for text in lost), *_doubts(kept_rows, design)]
+    return kept_rows
+
+
+def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
+    """What is fitted as it stands, and may be no measurement or no group."""
+    for name in (design.response, *design.on):
+        for end in (own[name].min(), own[name].max()):
+            count, rest = int((own[name] == end).sum()), own[name][own[name] != end]
+            if end in CODES and (count > 1 or (rest - end).abs().min() > np.ptp(rest)):
+                yield (
+                    f"Beware: {name} is {end:g} in {plural(count, 'row')}, fitted as a number; leave the "
+                    "cell empty where it stands for a missing value."
+                )
+    for name in (*design.groups, *design.within):
+        for group, count in own[name][own[name].str.casefold().isin(SUMMARIES)].value_counts().items():
+            yield (
+                f"Beware: {name} is {group} in {plural(int(count), 'row')}, fitted like any other; leave "
+                "them out where they sum up the rest."
+            )
 
 
 def _rows(mask: pd.Series) -> str:
@@ -308,9 +305,7 @@ def _faults(
 
 
 class _Groups:
-    """Units (n,), the groups of a row in whichever order, and what they are called (U); the names of the
-    groups (G,), and to which of them each unit belongs (U, G): to itself where there is one column.
-    """
+    """Units of rows (n,) and their names (U); groups' names (G,), and which of them a unit has (U, G)."""
 
     def __init__(self, columns: i.Codes) -> None:
         units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
@@ -326,11 +321,9 @@ class _Groups:
         return np.tensordot(self.member.T, of_units, 1) if self.crossed else of_units
 
     def degrees(self, carried: Array) -> float:
-        """Degrees of freedom, given what each group carries of what varies.
-
-        A group that carries most of it leaves few groups to judge by, however many there are: those of groups
-        of equal parts, 1 / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017). Of several columns, the one of
-        fewest; of pairs, whose columns name the same groups: G − 1.
+        """Degrees of freedom, given what each group carries of what varies: those of groups of equal parts, 1
+        / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017), since one that carries most leaves few to judge
+        by. Of several columns, the one of fewest; of pairs, whose columns name the same groups: G − 1.
         """
         if (self.of_column.sum(axis=0) > 1).any():
             return len(self.names) - 1.0
@@ -339,43 +332,35 @@ class _Groups:
 
 
 def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
-    """Fit a table of :func:`read_own_table`.
-
-    Within: least squares with one intercept per unit and one per kind of ``within``; every row weighs the
-    same. Between: one effect per unit at equal kinds, and least squares over these.
+    """Fit a table of :func:`read_own_table`: within groups by least squares with an intercept per unit and
+    per kind of ``within``; between by one effect per unit at equal kinds, and least squares over these.
     """
     groups = _Groups(table[list(design.groups)].to_numpy(dtype=str))
     cells = np.zeros(len(table), dtype=int)
     if design.within:
         cells = table.groupby(list(design.within)).ngroup().to_numpy()
-    (y, y_scale), (x, x_scale) = (
-        _standard(table[list(n)].to_numpy(dtype=float)) for n in ((design.response,), design.on)
-    )
-    y = y[:, 0]
+    # Of mean 0 and deviation 1, whatever their unit.
+    values = table[[design.response, *design.on]].to_numpy(dtype=float)
+    largest = np.maximum(np.abs(values).max(axis=0), 1 / MOST)
+    moved = values / largest - (values / largest).mean(axis=0)
+    deviations = np.sqrt((moved**2).mean(axis=0))
+    deviations[deviations == 0] = 1.0
+    y, *others = (moved / deviations).T
+    x, (y_scale, *x_scale) = np.column_stack(others), (deviations * largest).tolist()
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
-    scales = y_scale[0] / np.tile(x_scale, 2)
-    slopes = adjusted([slope.times(scale) for slope, scale in zip(found, scales.tolist(), strict=True)])
+    slopes = adjusted([slope.times(y_scale / scale) for slope, scale in zip(found, x_scale * 2, strict=True)])
     pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2)
     shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
     names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
     same = [f"{names} taken for the same group in each: write other names where it is not."] * bool(shared)
-    remarks = (*table.attrs.get("left_out", ()), *same)
+    remarks = (*table.attrs.get("remarks", ()), *same)
     return GroupedFit(design, len(table), len(groups.units), slopes, pooled, remarks)
 
 
 def adjusted(slopes: Sequence[Slope]) -> tuple[Slope, ...]:
     """Adjust the p-values of slopes for their number."""
-    found = i.holm({str(k): slope.p_value for k, slope in enumerate(slopes) if slope.p_value is not None})
-    return tuple(replace(slope, adjusted_p=found.get(str(k))) for k, slope in enumerate(slopes))
-
-
-def _standard(values: Array) -> tuple[Array, Array]:
-    """Return columns (n, k) of mean 0 and deviation 1, and their deviations, whatever their unit."""
-    largest = np.maximum(np.abs(values).max(axis=0), 1 / MOST)
-    moved = values / largest - (values / largest).mean(axis=0)
-    deviations = np.sqrt((moved**2).mean(axis=0))
-    deviations[deviations == 0] = 1.0
-    return moved / deviations, deviations * largest
+    found = i.holm([slope.p_value for slope in slopes])
+    return tuple(replace(slope, adjusted_p=p) for slope, p in zip(slopes, found, strict=True))
 
 
 def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design) -> Iterator[Slope]:
@@ -410,8 +395,8 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design)
 
 
 def _partial(products: Array, k: int, smallest: float) -> tuple[float, Array]:
-    """Slope of column 0 on column k at equal others, NaN where k hardly varies beside them, and the weights
-    of all columns in what varies of it; from their products.
+    """Slope of column 0 on column k at equal others from products of columns, NaN where k hardly varies
+    beside them, and the weights of all columns in what varies of it.
     """
     others, rest = [j for j in range(1, len(products)) if j != k], np.zeros(len(products))
     square, own = products[np.ix_(others, others)], products[others, k]
@@ -443,49 +428,62 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             reason = f"{listing(design.on)} vary only together between groups"
         yield from (Slope("between", name, num_groups=num, reason=reason) for name in design.on)
         return
-    rows = np.column_stack([np.ones(num), x, y])
+    rows = np.column_stack([y, x, np.ones(num)])
     products = rows[:, :, None] * rows[:, None, :]
-    refits = i.solved(products.sum(axis=0) - groups.sums(products))
+    total, each = products.sum(axis=0), groups.sums(products)
+    values, errors, degrees = found
     for k, name in enumerate(design.on):
-        pairs = zip(groups.names.tolist(), refits[:, k + 1].tolist(), strict=True)
-        left_out = {group: slope for group, slope in pairs if np.isfinite(slope)}
-        value, others = float(found.values[k]), np.delete(x, k, axis=1)
-        bounds = i.t_interval(value, float(found.std_errors[k]), found.degrees)
+        smallest = i.MIN_RCOND * total[k + 1, k + 1]
+        refits = {
+            str(group): _partial(total - own, k + 1, smallest)[0]
+            for group, own in zip(groups.names, each, strict=True)
+            if total[-1, -1] - own[-1, -1] > len(design.on) + 1.5
+        }
+        left_out = {group: slope for group, slope in refits.items() if np.isfinite(slope)}
+        value, others = float(values[k]), np.delete(x, k, axis=1)
+        bounds = i.t_interval(value, float(errors[k]), degrees)
         slope = Slope("between", name, value, bounds, num_groups=num, left_out=left_out)
         permuted = not groups.crossed and num <= MOST_PERMUTED
         test = i.permutation_test(y, x[:, k], others, [""] * num) if permuted else None
-        if permuted and (test is None or test.num < 1 / LEVEL):
+        if permuted and (test is None or test[1] < 1 / LEVEL):
             yield replace(slope, reason=f"too few groups for a p-value of {LEVEL:g}")
         elif len(left_out) < len(groups.names):
             yield replace(slope, interval=None, reason="it hangs on one group alone")
         else:
-            basis = np.column_stack([np.ones(num), others])
-            own = x[:, k] - basis @ np.linalg.lstsq(basis, x[:, k], rcond=None)[0]
-            judged = _judged(slope, left_out, max(1.0, groups.degrees(groups.sums(own**2))))
+            carried = groups.sums((rows @ _partial(total, k + 1, smallest)[1]) ** 2)
+            judged = _judged(slope, left_out, max(1.0, groups.degrees(carried)))
             if test is not None and judged.interval and judged.p_value is not None:
                 # Least squares and permutation take groups for equally uncertain; the jackknife does not.
-                ends, p = (*bounds, *judged.interval), max(test.p_value, judged.p_value)
+                ends, p = (*bounds, *judged.interval), max(test[0], judged.p_value)
                 judged = replace(judged, interval=(min(ends), max(ends)), p_value=p)
             yield judged
 
 
-def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
-    """Ask of the class pairs of the one dataset of a results table what the law says of them.
+#: What is asked of class pairs: estimand -> the question in plain words, and the column that is explained.
+PAIR_QUESTIONS = {
+    "exponent b in N^(-b/d)": ("Does the loss fall with N?", "fall"),
+    "exponent b against the law's 1": ("Does it fall faster than the law's bound asks?", "beyond"),
+    "slope of log loss on log K_F at equal 1/d": ("Do sharper labels go with a higher loss?", "loss"),
+    "slope of log R̂ on log K_F at equal 1/d": ("Do sharper labels go with less robustness?", "r_hat"),
+    "slope of accuracy lost to the attack on log K_F at equal 1/d": (
+        "Do attacks cost more accuracy where labels are sharper?", "drop",
+    ),
+}  # fmt: skip
 
-    Pairs that share a class share its images, so 45 pairs of 10 classes are not 45 replicates: every number
-    is computed anew without each class (jackknife, t with classes − 1 degrees of freedom; Holm over all
-    questions). The exponent b of N^(−b/d) has an intercept per pair and network; slopes on log K_F are of a
-    pair's height at equal network and N, given 1/d; d and K_F are those of the pair's largest N.
 
-    Returns:
-        A slope per question; none of a table of several datasets or pairs of fewer than five classes.
+def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
+    """Ask of the class pairs of one dataset's points what the law says: none of several, or of under five
+    classes.
+
+    Pairs that share a class share its images, so every number is computed anew without each class (jackknife,
+    t with classes − 1 degrees of freedom). The exponent has an intercept per pair and network; slopes on log
+    K_F are of a pair's height at equal network and N, given 1/d; d and K_F are of the pair's largest N.
     """
-    points, _ = t.fitted_points(t.normalise(table)[0])
-    points = t.complete(points, (t.LOG_LOSS, t.D_REFERENCE))
+    points = points.dropna(subset=[t.LOG_LOSS, t.D_REFERENCE])
     classes = points[c.CLASS_PAIR].str.split("-", n=1, expand=True).reindex(columns=[0, 1])
     if points[c.DATASET].nunique() != 1 or classes.isna().any(axis=None):
         return ()
-    if len(set(classes.to_numpy().ravel())) < MIN_CLASSES:
+    if len(set(classes.to_numpy().ravel())) < i.MIN_CLASSES:
         return ()
     x = -points[t.LOG_TRAIN_SIZE] / points[t.D_REFERENCE]
     own = pd.DataFrame({"x": x, "fall": points[t.LOG_LOSS], "beyond": points[t.LOG_LOSS] - x})
@@ -496,50 +494,16 @@ def fit_pairs(table: pd.DataFrame) -> tuple[Slope, ...]:
         k=np.log(t.at_largest_size(points, c.LABEL_SHARPNESS)), loss=points[t.LOG_LOSS],
         r_hat=np.log(radius), drop=points[drops].mean(axis=1) if drops else np.nan,
     )  # fmt: skip
-    crossed = ("first", "second")
-    heights = {"log loss": "loss", "log R̂": "r_hat", "accuracy lost to the attack": "drop"}
-    asked = {"exponent b in N^(-b/d)": "fall", "exponent b against the law's 1": "beyond"}
-    designs: dict[str, tuple[Level, Design]] = {}
-    for question, name in asked.items():
-        designs[question] = "within", Design(name, ("x",), crossed)
-    for words, name in heights.items():
-        design = Design(name, ("k", "inverse_d"), crossed, ("cell",))
-        designs[f"slope of {words} on log K_F at equal 1/d"] = "between", design
     found = []
-    for question, (level, design) in designs.items():
+    for estimand, (_, name) in PAIR_QUESTIONS.items():
+        design = Design(name, ("k", "inverse_d"), ("first", "second"), ("cell",))
+        if name in own:
+            design = replace(design, on=("x",), within=())
         known = rows.dropna(subset=[*design.columns])
         if len(known):
-            slope = fit_groups(known, design).find(level, design.on[0])
-            found.append(replace(slope, on=question))
+            slope = fit_groups(known, design).find(LEVELS[name not in own], design.on[0])
+            found.append(replace(slope, on=estimand))
     return adjusted(found)
-
-
-#: What the keys of :func:`fit_pairs`, which committed results have, ask in plain words, by how they begin.
-_ASKED = {
-    "exponent b in": "Does the loss fall with N?",
-    "exponent b against": "Does it fall faster than the law's bound asks?",
-    "slope of log loss": "Do sharper labels go with a higher loss?",
-    "slope of log R̂": "Do sharper labels go with less robustness?",
-    "slope of accuracy": "Do attacks cost more accuracy where labels are sharper?",
-}
-
-
-def pair_findings(slopes: Sequence[Slope]) -> tuple[Finding, ...]:
-    """Return the answers of :func:`fit_pairs` as findings."""
-    found = []
-    for slope in slopes:
-        question = next(words for start, words in _ASKED.items() if slope.on.startswith(start))
-        without = {f"class {name}": value for name, value in slope.left_out.items()}
-        numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
-        text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
-        verdict: Verdict = "established" if slope.established else "not established"
-        if slope.established:
-            asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
-            text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
-        if slope.value is None:
-            verdict, text = "cannot be tested", slope.reason
-        found.append(Finding(question, verdict, text, f"{text[:1].upper()}{text[1:]}."))
-    return tuple(found)
 
 
 def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation:
@@ -554,32 +518,3 @@ def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation
     p = float(2 * special.stdtr(len(y) - 2, -statistic))
     shares = (max(0.0, 1 - float(yy.sum()) / len(y)), max(0.0, 1 - float(xx.sum()) / len(y)))
     return PooledCorrelation(name, r, p, shares, by_group)
-
-
-def draw(table: pd.DataFrame, fit: GroupedFit) -> Figure:
-    """Draw the response over each column: rows coloured by group, the slope within each, and between them."""
-    from orchestrator.analysis.figures import BLACK, VERMILLION, panels, styled
-
-    design = fit.design
-    codes = table.groupby(list(design.groups)).ngroup()
-    with styled():
-        figure, axes = panels(len(design.on), width=4.0, height=3.4)
-        for ax, name in zip(axes, design.on, strict=True):
-            x, y = table[name], table[design.response]
-            ax.scatter(x, y, c=codes, cmap="viridis", s=8, alpha=0.5, linewidths=0, rasterized=len(y) > 2_000)
-            own = pd.DataFrame({"x": x, "y": y}).groupby(codes)
-            centres, low, high = own.mean(), own["x"].min(), own["x"].max()
-            ax.plot(centres["x"], centres["y"], "s", color=BLACK, markersize=4, label="mean of a group")
-            within, between = (fit.find(level, name) for level in LEVELS)
-            if within.value is not None:
-                ends = np.array([low, high])
-                heights = centres["y"].to_numpy() + within.value * (ends - centres["x"].to_numpy())
-                lines = ax.plot(ends, heights, color=BLACK, lw=0.8)
-                lines[0].set_label("slope within groups")
-            if between.value is not None:
-                ends = np.array([x.min(), x.max()])
-                heights = centres["y"].mean() + between.value * (ends - centres["x"].mean())
-                ax.plot(ends, heights, "--", color=VERMILLION, label="slope between groups")
-            ax.set(xlabel=name, ylabel=design.response)
-            ax.legend(fontsize=7)
-    return figure

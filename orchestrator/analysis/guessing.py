@@ -1,8 +1,8 @@
 """What limits a table: losses at guessing, where guessing holds losses down, too few datasets.
 
 A network that learned nothing has the loss of guessing, whatever N, d and K_F are: there curves are flat and
-slopes over datasets too small, by an amount that nothing in the table tells. Over-fitted networks pass that
-loss freely; what tells the two apart is whether losses pile up under guessing with few beyond.
+slopes too small, by an unknown amount. Over-fitted networks pass that loss freely; what tells the two apart
+is whether losses pile up under guessing with few beyond.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def flattened(rows: pd.DataFrame) -> str:
 
 
 def unvaried(rows: pd.DataFrame, within: str = "") -> str:
-    """Return that losses are the same at all points, or at those of every group ``within``, or an empty text:
-    a slope of rounding errors would have an interval of its own.
-    """
+    """Return that losses are the same everywhere, or in every group ``within``; else an empty text."""
     values = rows[t.LOG_LOSS]
     around = values.groupby(rows[within]).transform("mean") if within else values.mean()
     if not (values - around).abs().max() <= 1e-12 * values.abs().max():
@@ -64,10 +62,9 @@ def unvaried(rows: pd.DataFrame, within: str = "") -> str:
 
 
 def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of curves that are clear of guessing where it holds losses down, else all.
-
-    Curves are chosen by their mean over N, which says nothing of the error in their slope. Of these, the N up
-    to the last one at guessing go as well: a curve that leaves it late is flat before.
+    """Return the points of curves that are clear of guessing where it holds losses down, else all. Curves are
+    chosen by their mean over N, which says nothing of the error in their slope; up to their last N at
+    guessing they may be flat.
     """
     if not holds_down(rows):
         return rows
@@ -79,11 +76,9 @@ def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
 
 def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Leave out, of every dataset and class pair, all N up to the last at which its models guess on the
-    whole, and of every curve all N up to the last at which a trial of ``full`` diverged.
-
-    A loss cannot stay far above guessing, so a curve starts flat there, whatever its law. Whole N go, by
-    their mean over models: dropping single high losses would flatten what is left; so does losing them to
-    divergence.
+    whole, and of every curve all N up to the last diverged trial: a loss cannot stay far above guessing, so a
+    curve starts flat there. Whole N go, by their mean over models: dropping single high losses would flatten
+    what is left.
     """
     means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")
     last = points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])
@@ -95,10 +90,10 @@ def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
 
 def few_of_domain(domain: str, number: int) -> str:
     """Say that so many datasets of a domain are too few to conclude from."""
-    whose = "that one" if number == 1 else "these"
     return (
         f"{t.plural(number, f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
-        f"peculiarities of {whose}; at least {MIN_CONVINCING_DATASETS} are needed."
+        f"peculiarities of {'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are "
+        "needed."
     )
 
 

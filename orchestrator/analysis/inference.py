@@ -1,19 +1,17 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
 
-All points of a dataset share its d_data and its K_F, so 66 points of 11 datasets carry the information of
-about 11. Either points are reduced to one effect per dataset at equal model and train size
-(:func:`dataset_effects`), or whole datasets are left out and exchanged.
-
-Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m responses.
+66 points of 11 datasets carry the information of about 11: they are reduced to one effect per dataset, or
+whole datasets are left out and exchanged. Shape letters: n points, G datasets, q regressors, B rearrangements
+or draws, m responses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import combinations, permutations, product
 from math import comb, factorial, prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +22,18 @@ from scipy.sparse.csgraph import connected_components
 Array = NDArray[np.float64]
 Codes = NDArray[Any]
 Interval = tuple[float, float]
+#: Of datasets: names (G), Σx² and Σxy (G,).
+Sums = tuple[list[str], Array, Array]
+#: A p-value, of how many rearrangements, and whether those are all there are.
+Permutation = tuple[float, int, bool]
 
 LEVEL = 0.05
-#: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
-STRONG = 0.8
 #: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
 #: Two datasets give one difference, and one difference has no spread.
 MIN_DATASETS = 3
+#: Fewer classes that replicates share are too few to leave one out.
+MIN_CLASSES = 5
 #: Below this share of what the regressors are, what varies of them is rounding.
 MIN_RCOND = 1e-10
 #: Webb's six points (2023): with few clusters two points leave too few different draws.
@@ -57,46 +59,23 @@ def t_p_values(values: Array | float, std_errors: Array | float, degrees: float)
     return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
 
 
-def t_power(effect: float, std_error: float | None, degrees: float) -> float | None:
-    """How often a two-sided t test finds an effect; None without a standard error."""
-    if not std_error:
-        return None
-    shift, bound = abs(effect) / std_error, t_quantile(1 - LEVEL / 2, degrees)
-    if shift > 30:
-        return 1.0
-    below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
-    return float(np.clip(1 - np.nan_to_num(below), 0.0, 1.0))  # far out scipy's value is NaN
-
-
-def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interval | None:
-    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets or at |r| = 1."""
-    spare = num_datasets - num_given - 3
-    if spare < 1 or not abs(r) < 1:
-        return None
-    half_width = float(special.ndtri(1 - LEVEL / 2)) / np.sqrt(spare)
-    return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
-
-
-def correlation_power(num_datasets: int, num_given: int) -> float:
-    """How often at most a one-sided test finds a correlation of :data:`STRONG`, by Fisher's z."""
-    shift = np.arctanh(STRONG) * np.sqrt(max(num_datasets - 3 - num_given, 0))
-    return float(special.ndtr(shift - special.ndtri(1 - LEVEL)))
-
-
-def mean_interval(values: Array) -> tuple[float, Interval | None]:
-    """Mean over datasets with its 95 % t interval; none below three datasets or where nothing varies."""
+def mean_interval(values: Array) -> tuple[float, float, Interval | None]:
+    """Mean, standard error and 95 % t interval; 0 and None below three values or where nothing varies."""
     mean, num = float(values.mean()), len(values)
     if num < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
-        return mean, None
-    return mean, t_interval(mean, float(values.std(ddof=1) / np.sqrt(num)), num - 1)
+        return mean, 0.0, None
+    error = float(values.std(ddof=1) / np.sqrt(num))
+    return mean, error, t_interval(mean, error, num - 1)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p-values (name -> p) for their number by Holm's method (1979)."""
-    names = sorted(p_values, key=p_values.__getitem__)
-    raised = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
-    adjusted = dict(zip(names, np.minimum(np.maximum.accumulate([0.0, *raised])[1:], 1.0), strict=True))
-    return {name: float(adjusted[name]) for name in p_values}
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p-values for their number by Holm's method (1979); what has none was not tested."""
+    adjusted, largest = list(p_values), 0.0
+    ranked = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    for rank, (p, place) in enumerate(ranked):
+        largest = max(largest, min(1.0, p * (len(ranked) - rank)))
+        adjusted[place] = largest
+    return adjusted
 
 
 def members(codes: Codes) -> tuple[list[str], csr_array]:
@@ -116,12 +95,9 @@ def centred(values: Array, codes: Codes, weights: Array | None = None) -> Array:
 def dataset_effects(
     values: Array, cells: Codes, groups: Codes, weights: Array
 ) -> tuple[list[str], Array] | None:
-    """Reduce points (n, k) to one effect per dataset of ``groups`` (n,), at equal cell (model and train
-    size), by weighted least squares of each column on indicators of both.
-
-    Returns:
-        Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
-        through others.
+    """Reduce points (n, k) to sorted names (G) and one effect per dataset of ``groups`` (n,), (G, k) that sum
+    to zero, at equal cell (model and train size), by weighted least squares of each column on indicators of
+    both; None where datasets share no cells, directly or through others.
     """
     (_, in_cell), (names, in_group) = members(cells), members(groups)
     together = (in_cell * weights @ in_group.T).toarray()
@@ -142,16 +118,8 @@ def dataset_effects(
     return names, np.where(even, 0.0, effects - effects.mean(axis=0))
 
 
-class Slopes(NamedTuple):
-    """Slopes (q,) of a regression over datasets with their standard errors and degrees of freedom."""
-
-    values: Array
-    std_errors: Array
-    degrees: int
-
-
-def ols(y: Array, x: Array) -> Slopes | None:
-    """Least squares of y (G,) on x (G, q) with an intercept; None where slopes are not identified."""
+def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
+    """Slopes (q,) of y (G,) on x (G, q), standard errors, degrees of freedom; None where not identified."""
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]
     scale = np.sqrt((design**2).mean(axis=0))
@@ -161,37 +129,15 @@ def ols(y: Array, x: Array) -> Slopes | None:
     found = inverse @ design.T @ y
     rest = y - design @ found
     errors = np.sqrt(rest @ rest / degrees * np.diag(inverse))
-    return Slopes(found[1:], errors[1:], degrees)
-
-
-def solved(products: Array) -> Array:
-    """Least squares of a last column on the others, by all products of columns (B, q + 2, q + 2), of which
-    the first holds ones: (B, q + 1), NaN where these do not tell the coefficients.
-    """
-    scale = np.sqrt(np.maximum(np.einsum("bkk->bk", products), 1e-200))
-    products = products / (scale[:, :, None] * scale[:, None, :])
-    free, last = products[:, :-1, :-1], products[:, :-1, -1:]
-    told = (np.linalg.eigvalsh(free)[:, 0] > MIN_RCOND) & (scale[:, 0] ** 2 > free.shape[1] + 0.5)
-    found = np.full(free.shape[:2], np.nan)
-    found[told] = np.linalg.solve(free[told], last[told])[..., 0] * scale[told, -1:] / scale[told, :-1]
-    return found
-
-
-class Permutation(NamedTuple):
-    """A permutation p-value, of how many rearrangements, and whether those are all there are."""
-
-    p_value: float
-    num: int
-    exact: bool
+    return found[1:], errors[1:], degrees
 
 
 def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -> Permutation | None:
-    """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q); by
-    |t|.
+    """Permute the response y (G,) within blocks against x (G,) at given others (G, q); by |t|.
 
-    Exact with no others, or with others that are constant within the blocks; otherwise residuals of the
-    others' fit are permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not
-    vary beside the others, or nothing is left to permute.
+    Exact where no others vary within blocks; otherwise residuals of their fit are permuted (Freedman & Lane
+    1983), which is exact in the limit alone. None where x does not vary beside them, or nothing is left to
+    permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
@@ -199,44 +145,36 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     varies = own @ own > 1e-20 * max(float(x @ x), 1e-300) and residual @ residual != 0
     if not varies or len(y) - reduced.shape[1] < 2:
         return None
+    num_near = int((near := np.isclose(x, x.min(), rtol=0, atol=1e-9 * np.ptp(x))).sum())
+    two_valued = (near | np.isclose(x, x.max(), rtol=0, atol=1e-9 * np.ptp(x))).all()
     # Of a regressor of two values only matters which datasets have the lower one.
-    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * np.ptp(x)) for end in (x.min(), x.max()))
-    marked = tuple(near.tolist()) if others.shape[1] == 0 and (near | far).all() else None
-    order, exact = rearrangements(tuple(blocks), marked)
+    if others.shape[1] == 0 and two_valued and len(set(blocks)) == 1 and comb(len(y), num_near) <= MOST_EXACT:
+        sums = np.abs(residual[np.array(list(combinations(range(len(y)), num_near)))].sum(axis=1))
+        return float(np.mean(sums >= abs(residual[near].sum()) * (1 - 1e-9))), len(sums), True
+    order, exact = rearrangements(tuple(blocks))
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)
     share = along[:, -1] / float(own @ own) / np.maximum(squares, 1e-300)
     found = float((residual @ own) ** 2 / float(own @ own) / float(residual @ residual))
-    return Permutation(float(np.mean(share >= found * (1 - 1e-9))), len(order), exact)
+    return float(np.mean(share >= found * (1 - 1e-9))), len(order), exact
 
 
 @lru_cache(maxsize=32)
-def rearrangements(
-    blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None
-) -> tuple[NDArray[np.intp], bool]:
-    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all. Where
-    only matters which datasets are ``marked``, C(G, k) choices are all there is.
-    """
-    size, names = len(blocks), np.array(blocks)
+def rearrangements(blocks: tuple[str, ...]) -> tuple[NDArray[np.intp], bool]:
+    """Orders (B, G) of datasets within blocks, the present one first, and whether they are all."""
+    names = np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
-    if marked is not None and len(places) == 1 and comb(size, sum(marked)) <= MOST_EXACT:
-        chosen = np.array(list(combinations(range(size), sum(marked))))
-        free = np.ones((len(chosen), size), dtype=bool)
-        np.put_along_axis(free, chosen, False, axis=1)
-        order = np.empty((len(chosen), size), dtype=np.intp)
-        order[:, np.argsort(~np.array(marked), kind="stable")] = np.argsort(free, axis=1, kind="stable")
-        return order, True
     if exact := prod(factorial(len(block)) for block in places) <= MOST_EXACT:
         each = [np.array(list(permutations(block))) for block in places]
         index = np.indices([len(rows) for rows in each]).reshape(len(each), -1)
-        moved = [rows[taken] for rows, taken in zip(each, index, strict=True)]
+        moved = np.hstack([rows[taken] for rows, taken in zip(each, index, strict=True)])
     else:
-        rng = np.random.default_rng([0, size])
+        rng = np.random.default_rng([0, len(blocks)])
         drawn = [rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1) for block in places]
-        moved = [np.vstack([block, rows]) for block, rows in zip(places, drawn, strict=True)]
-    order = np.empty((len(moved[0]), size), dtype=np.intp)
-    order[:, np.concatenate(places)] = np.hstack(moved)
+        moved = np.vstack([np.concatenate(places), np.hstack(drawn)])
+    order = np.empty_like(moved)
+    order[:, np.concatenate(places)] = moved
     return order, exact
 
 
@@ -244,14 +182,11 @@ def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], tested: Collection[int]
 ) -> tuple[Array, Array, int]:
     """Correlate responses (G, m; NaN where there is none) with x (G,) within blocks, and adjust those
-    ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993).
+    ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993). x
+    changes places the same way for all, so that their dependence is kept; only a rise with it counts.
 
-    The regressor changes places the same way for all responses, so that their dependence is kept. One-sided:
-    only responses that rise with it count.
-
-    Returns:
-        r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four datasets,
-        and the number of rearrangements.
+    Return r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four
+    datasets, and the number of rearrangements.
     """
     order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
@@ -278,26 +213,19 @@ def jackknife_error(value: float, left_out: Array) -> float:
     return float(np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - value) ** 2).sum()))
 
 
-class Sums(NamedTuple):
-    """What a slope Σxy / Σx² within curves needs of each dataset: names (G), Σx² and Σxy (G,)."""
-
-    names: list[str]
-    xx: Array
-    xy: Array
-
-
 def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
-    """Reduce points (n,) to sums per dataset; y and x are centred within every curve."""
+    """Reduce points (n,), centred within every curve, to what a slope Σxy / Σx² needs of each dataset."""
     names, member = members(groups)
     x, y = centred(np.column_stack([x, y]), curves, weights).T
-    return Sums(names, member @ (weights * x * x), member @ (weights * x * y))
+    return names, member @ (weights * x * x), member @ (weights * x * y)
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:
     """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
     & Miller 2008), from Σx² and Σx(y − x · null) of each dataset; None with fewer than three datasets.
     """
-    scores, weights = sums.xy - null * sums.xx, sums.xx
+    _, weights, xy = sums
+    scores = xy - null * weights
     if len(scores) < MIN_DATASETS or weights.sum() <= 0:
         return None
     draws = wild_draws(len(scores))

@@ -1,22 +1,21 @@
 """Experiments that move one property of a dataset and hold the others: what losses do when only K_F is moved.
 
-A world is a dataset in several arms: its base, and copies in which one dial was turned. Worlds are the
-replicates; an arm is compared with the base of its own world, and counts only where the measures say that it
-moved what it was meant to move, and that alone.
+Worlds (a base, and arms in which one dial was turned) are the replicates; an arm is compared with its own
+base, and counts only where the measures say that it moved what it was meant to move, and that alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import guessing as g
+from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.inference import Interval, mean_interval, t_p_values
 from orchestrator.results import table as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
@@ -24,12 +23,13 @@ Moves = Literal["base", "sharpness", "dimension", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One dataset of an intervention: which world it belongs to, what was moved in it, and by which dial."""
+    """One dataset of a world: what was moved in it, by which dial, and the classes that it shows."""
 
     dataset: str
     world: str
     moves: Moves
     name: str = ""
+    shows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +37,21 @@ class Gate:
     """What the measures say of one arm against its base (log ratios), and whether it counts."""
 
     arm: Arm
-    sharpness_moved: float | None
-    dimension_moved: float | None
-    counts: bool
+    sharpness_moved: float | None = None
+    dimension_moved: float | None = None
+    counts: bool = False
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one response does when one property moves: mean over worlds with its 95 % t interval.
+    """What one response does when one property moves: mean over worlds, with the wider interval and the
+    larger p of t over worlds and a jackknife over the classes that they share (``num_classes``, 0 for none or
+    too few).
 
-    Attributes:
-        arm: empty for all arms together.
-        theory: the law's value.
-        p_zero, p_theory: paired t tests over worlds.
-        num_cells: pairs of equal model and N that entered.
-        num_at_chance: pairs left out because their base learned nothing.
-        num_without: pairs left out because one side lacks the response (an error of 0 has no logarithm).
+    ``arm`` is empty for all together. Of pairs of equal model and N ``num_cells`` entered; the base of
+    ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an error of 0 has no
+    logarithm).
     """
 
     estimand: str
@@ -61,8 +59,9 @@ class Effect:
     arm: str
     theory: float
     num_worlds: int
+    num_classes: int = 0
     value: float | None = None
-    interval: Interval | None = None
+    interval: i.Interval | None = None
     p_zero: float | None = None
     p_theory: float | None = None
     by_world: dict[str, float]
@@ -88,9 +87,7 @@ LOG_R_HAT = "log_r_hat"
 
 
 class Response(NamedTuple):
-    """A logged response: its column, its slope on log K_F in the paper's bounds, and whether it has a
-    control: not R, a length in pixels, which a control of the pixels' scale moves by itself.
-    """
+    """A logged response and its slope on log K_F in the paper; controls move R's unit, so it has none."""
 
     name: str
     column: str
@@ -115,10 +112,11 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     gates = tuple(_gate(points, arm, bases.get(arm.world)) for arm in moved)
     changes = _changes(points, gates, bases)
     known = [response for response in RESPONSES if points[response.column].notna().any()]
+    shows = {arm.world: arm.shows for arm in arms}
     effects = tuple(
-        effect
+        _judged(effect, shows)
         for response in known
-        for effect in (*_effects(changes, response), *_exponents(points, bases, response))
+        for effect in _effects(changes, response, points[points[c.DATASET].isin(bases.values())], bases)
     )
     answer = " ".join([_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)])
     return Interventions(gates=gates, effects=effects, answer=answer)
@@ -126,16 +124,14 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
 
 def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
     """Judge an arm by its measures at the largest train size that it and its base have."""
-    blank = Gate(arm=arm, sharpness_moved=None, dimension_moved=None, counts=False)
     if base is None:
-        return replace(blank, reason=f"world {arm.world} has no base")
+        return Gate(arm=arm, reason=f"world {arm.world} has no base")
     ratios = []
     for column in (c.LABEL_SHARPNESS, c.D_DATA_MLE):
         means = points[points[column] > 0].groupby([c.DATASET, c.TRAIN_SIZE])[column].mean().unstack(0)
         both = means.reindex(columns=[arm.dataset, base]).dropna().sort_index()
         if both.empty:
-            reason = "d_data or K_F was not measured at a train size that both have"
-            return replace(blank, reason=reason)
+            return Gate(arm=arm, reason="d_data or K_F was not measured at a train size that both have")
         of_arm, of_base = both.to_numpy(dtype=float)[-1]
         ratios.append(float(np.log(of_arm / of_base)))
     sharpness, dimension = ratios
@@ -154,10 +150,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
     """Change of every logged response from base to arm, a row per arm that counts, model and train size.
-
-    Where the base is at chance nothing could get worse; where only the arm is, its loss is a lower bound of
-    the change. Not from the level of guessing.py on: leaving cells out by their own loss moves the effect, so
-    as few as can be go, those in which nothing was learned at all.
+    Where the base is at chance nothing could get worse; leaving cells out by their own loss moves the effect,
+    so only those go.
     """
     columns = [response.column for response in RESPONSES]
     means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
@@ -169,57 +163,64 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
             moved, start = of_arm.droplevel(0).align(of_base.droplevel(0), join="inner", axis=0)
             at_chance = start[t.LOG_LOSS] >= np.log(g.CHANCE_LOSS)
             by = gate.sharpness_moved if arm.moves == "sharpness" else 1.0
-            parts.append((moved - start).assign(**asdict(arm), by=by, at_chance=at_chance))
+            about = {"dataset": arm.dataset, "world": arm.world, "name": arm.name, "moves": arm.moves}
+            parts.append((moved - start).assign(**about, by=by, at_chance=at_chance))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
-def _effects(changes: pd.DataFrame, response: Response) -> Iterator[Effect]:
+def _effects(
+    changes: pd.DataFrame, response: Response, of_bases: pd.DataFrame, bases: Mapping[str, str]
+) -> Iterator[Effect]:
+    """Average pairs within an arm, arms within a world: none outweighs another. Exponents are of bases."""
     sharper, controls = (changes[changes["moves"] == moves] for moves in ("sharpness", "nothing"))
     slope, names = f"Δ log {response.name} / Δ log K_F", sorted(sharper["name"].unique())
-    yield _over_worlds(slope, response, sharper, response.theory)
-    for arm in names if len(names) > 1 else ():
-        yield _over_worlds(slope, response, sharper[sharper["name"] == arm], response.theory, arm=arm)
+    asked = [(slope, sharper, response.theory, "")]
+    if len(names) > 1:
+        asked += [(slope, sharper[sharper["name"] == arm], response.theory, arm) for arm in names]
     if response.has_control:
-        yield _over_worlds(f"Δ log {response.name} of controls", response, controls, 0.0)
-
-
-def _over_worlds(
-    estimand: str, response: Response, changes: pd.DataFrame, theory: float, arm: str = ""
-) -> Effect:
-    """Average pairs within an arm, arms within a world, then worlds: none outweighs another."""
-    at_chance, without = changes["at_chance"].astype(bool), changes[response.column].isna()
-    kept = changes[~at_chance & ~without]
-    slopes = (kept[response.column] / kept["by"]).astype(float)
-    by_world = slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean()
-    left_out = {"num_at_chance": int(at_chance.sum()), "num_without": int((without & ~at_chance).sum())}
-    about = {"estimand": estimand, "response": response.name, "arm": arm, "num_cells": len(kept)}
-    return _effect(dict(by_world), theory=theory, **about, **left_out)
-
-
-def _exponents(points: pd.DataFrame, bases: dict[str, str], response: Response) -> Iterator[Effect]:
+        asked.append((f"Δ log {response.name} of controls", controls, 0.0, ""))
+    for estimand, rows, theory, arm in asked:
+        at_chance, without = rows["at_chance"].astype(bool), rows[response.column].isna()
+        kept = rows[~at_chance & ~without]
+        slopes = (kept[response.column] / kept["by"]).astype(float)
+        by_world = dict(slopes.groupby([kept["world"], kept["dataset"]]).mean().groupby("world").mean())
+        yield Effect(
+            estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=len(by_world),
+            by_world=by_world, num_cells=len(kept), num_at_chance=int(at_chance.sum()),
+            num_without=int((without & ~at_chance).sum()),
+        )  # fmt: skip
     if response.has_control:
-        rows = t.complete(points[points[c.DATASET].isin(bases.values())], (response.column, t.D_REFERENCE))
+        rows = of_bases.dropna(subset=[response.column, t.D_REFERENCE])
         rows = rows[rows.groupby([c.DATASET, c.MODEL])[c.TRAIN_SIZE].transform("nunique") > 1]
-        names, xx, xy = t.sums_of(rows, response.column)
-        own = dict(zip(names, (xy / xx).tolist(), strict=True))
-        worlds = {world: own[base] for world, base in bases.items() if base in own}
-        about = {"estimand": "exponent · d", "response": response.name, "num_cells": len(rows)}
-        yield _effect(worlds, theory=1.0, arm="", **about)
+        own = {name: float(xy / xx) for name, xx, xy in zip(*t.sums_of(rows, response.column), strict=True)}
+        worlds = {world: own[base] for world, base in sorted(bases.items()) if base in own}
+        yield Effect(
+            estimand="exponent · d", response=response.name, arm="", theory=1.0, num_worlds=len(worlds),
+            by_world=worlds, num_cells=len(rows),
+        )  # fmt: skip
 
 
-def _effect(worlds: dict[str, float], *, theory: float, **about: Any) -> Effect:
-    """Return the mean over worlds, with what else there is to say about it."""
-    by_world, num = dict(sorted(worlds.items())), len(worlds)
-    values = np.array([*by_world.values()])
-    mean, bounds = mean_interval(values) if num else (None, None)
-    p_zero = p_theory = None
-    if mean is not None and bounds is not None:
-        error = values.std(ddof=1) / np.sqrt(num)
-        p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
-    return Effect(
-        theory=theory, num_worlds=num, by_world=by_world, value=mean, interval=bounds, p_zero=p_zero,
-        p_theory=p_theory, **about,
-    )  # fmt: skip
+def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
+    """Return an effect with its mean over worlds, and by which interval and p-values that is judged."""
+    if not effect.by_world:
+        return effect
+    values = np.array([*effect.by_world.values()])
+    mean, error, bounds = i.mean_interval(values)
+    if bounds is None:
+        return replace(effect, value=mean)
+    judges = [(error, len(values) - 1)]
+    shown = {name for world in effect.by_world for name in shows[world]}
+    kept = (values[[name not in shows[world] for world in effect.by_world]] for name in sorted(shown))
+    without = [float(some.mean()) for some in kept if len(some)]
+    num_classes = len(without) if len(without) >= i.MIN_CLASSES else 0
+    if num_classes:
+        judges.append((i.jackknife_error(mean, np.array(without)), num_classes - 1))
+    p_values = [i.t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
+    p_zero, p_theory = np.max(p_values, axis=0).tolist()
+    widest = max((i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
+    return replace(
+        effect, value=mean, interval=widest, num_classes=num_classes, p_zero=p_zero, p_theory=p_theory
+    )
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
@@ -227,8 +228,8 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     tried = [gate for gate in gates if gate.arm.moves == "sharpness"]
     passed = sum(gate.counts for gate in tried)
     arms = t.plural(len(tried), "arm")
-    parts = [f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."]
-    parts.append(followed(effects))
+    moved_k = f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."
+    parts = [moved_k, followed(effects)]
     for effect in effects:
         if "controls" in effect.estimand and effect.interval is not None:
             moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]
@@ -246,31 +247,35 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
 
 def followed(effects: Sequence[Effect]) -> str:
     """Say of every response whether it follows K_F when only that is moved."""
-    moved = [effect for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm]
-    return f"When only K_F is moved, {'; '.join(map(_follows, moved))}." if moved else ""
-
-
-def _follows(effect: Effect) -> str:
-    worlds = t.plural(effect.num_worlds, "world")
-    if effect.interval is None:
-        return (
-            f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least 3 "
-            "with scatter needed)"
+    said = []
+    for effect in effects:
+        if "Δ log K_F" not in effect.estimand or effect.arm:
+            continue
+        worlds = t.plural(effect.num_worlds, "world")
+        worlds += f" that share {effect.num_classes} classes" if effect.num_classes else ""
+        if effect.interval is None:
+            said.append(
+                f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least "
+                "3 with scatter needed)"
+            )
+            continue
+        # Turned so that the theory's direction is the positive one.
+        low, high = sorted(bound / effect.theory for bound in effect.interval)
+        agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
+        if low <= 0 <= high:
+            verdict = (
+                "may follow it as the law says or not at all"
+                if agrees
+                else "does not follow it as the law says"
+            )
+        elif agrees:
+            verdict = f"{way}, at a rate that agrees with the law"
+        elif low > 1:
+            verdict = f"{way}, more strongly than the law says"
+        else:
+            verdict = "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
+        said.append(
+            f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % interval "
+            f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
         )
-    # Turned so that the theory's direction is the positive one.
-    low, high = sorted(bound / effect.theory for bound in effect.interval)
-    agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
-    if low <= 0 <= high:
-        verdict = (
-            "may follow it as the law says or not at all" if agrees else "does not follow it as the law says"
-        )
-    elif agrees:
-        verdict = f"{way}, at a rate that agrees with the law"
-    elif low > 1:
-        verdict = f"{way}, more strongly than the law says"
-    else:
-        verdict = "moves against the law" if high < 0 else f"{way}, more weakly than the law says"
-    return (
-        f"log {effect.response} {verdict} ({effect.estimand} = {t.number(effect.value)}, 95 % interval "
-        f"{t.interval(effect.interval)} over {worlds}; the law says {t.number(effect.theory)})"
-    )
+    return f"When only K_F is moved, {'; '.join(said)}." if said else ""

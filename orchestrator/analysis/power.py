@@ -1,9 +1,5 @@
-"""What a design could detect: its own analysis on tables drawn in its own shape with a known truth.
-
-Only arrays are drawn and only the inference is run on them, by the functions of the fits. An experiment that
-moves one property has worlds for replicates, and a power of its own, by the noncentral t distribution.
-
-Shape letters: n points, G datasets, q terms.
+"""What a design could detect: its own analysis on arrays drawn in its own shape with a known truth; of
+worlds, whose replicates they are, by the noncentral t. Shape letters: n points, G datasets, q terms.
 """
 
 from __future__ import annotations
@@ -52,8 +48,7 @@ class Truth:
     sharpness_gap: float = 0.9
 
 
-#: What is asked of a design, the law itself or a part of it alone: its truth, and the questions whose answer
-#: is a claim then.
+#: The law itself, or a part of it alone: its truth, and the questions whose answer is a claim then.
 EFFECTS = {
     "law": (Truth(), (f.SHARPNESS, f.EXPONENT)),
     "sharpness": (Truth(exponent=0.0), (f.SHARPNESS,)),
@@ -63,9 +58,7 @@ EFFECTS = {
 
 
 class Design:
-    """Which cells there are: (dataset, domain, number of class pairs), models and train sizes, with the codes
-    of every point (n,). Every dataset and class pair has every model and train size; seeds are averaged.
-    """
+    """All (dataset, domain, number of class pairs) at all models and train sizes, as codes of points (n,)."""
 
     def __init__(
         self, datasets: Sequence[tuple[str, str, int]], models: Sequence[str], train_sizes: Sequence[int]
@@ -85,10 +78,8 @@ class Design:
 
 
 def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit]:
-    """Draw one table, its properties with errors of measurement, and fit the headline questions (attacks are
-    not drawn).
-
-    p-values above the level may be too small: where the t test finds nothing no permutation is tried.
+    """Draw one table and fit the headline questions but that on attacks. p-values above the level may be too
+    small: where the t test finds nothing no permutation is tried.
     """
     num_subsets, num_models, num_sizes = int(at.subset.max()) + 1, len(at.models), len(at.train_sizes)
 
@@ -131,10 +122,8 @@ def drawn_fits(at: Design, truth: Truth, rng: np.random.Generator) -> list[f.Fit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """How often a design's headline questions get a claim, if the effect is what it is said to be.
-
-    ``alone`` counts p ≤ 0.05, ``adjusted`` claims that hold after Holm's adjustment; the standard error of
-    each is at most ``0.5 / √num_tables``. Of a plan: what it costs, and the power of its experiment.
+    """How often a design's headline questions get a claim: ``alone`` with p ≤ 0.05, ``adjusted`` after Holm
+    (standard error at most ``0.5 / √num_tables``); of a plan also its cost, and its experiment's power.
     """
 
     effect: str
@@ -148,32 +137,28 @@ class Power:
 
     def lines(self) -> list[str]:
         """Return lines for a plan: how often each question about the effect gets its claim."""
+        lines, error = [], 0.5 / self.num_tables**0.5
+        if found := self.experiment:
+            lines.append(
+                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} worlds in "
+                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the law's 1 in "
+                f"{found['from_law']:.0%} of such experiments (interval about ±{found['half_width']:.2f})."
+            )
         asked = EFFECTS[self.effect][1] if self.effect in EFFECTS else self.adjusted
         claimed = {name: f"{share:.0%}" for name, share in self.adjusted.items()}
         shares = "; ".join(f"{f.QUESTIONS[k]}: {claimed.get(k, 'cannot be tested')}" for k in asked)
-        lines = [
+        lines.append(
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
-            f"datasets would claim it (± {self.error:.0%}): {shares or 'no question can be tested'}."
-        ]
-        if found := self.experiment:
-            lines.insert(
-                0,
-                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} worlds in "
-                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the law's 1 in "
-                f"{found['from_law']:.0%} of such experiments (interval about ±{found['half_width']:.2f}).",
-            )
+            f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
+        )
         return lines
-
-    @property
-    def error(self) -> float:
-        """The largest standard error of a share."""
-        return 0.5 / float(np.sqrt(self.num_tables))
 
     def table(self) -> Table:
         """Return how often every question is answered."""
         cost = "" if self.gpu_hours is None else f", {amount(self.gpu_hours)} GPU-hours"
         title = f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} trials{cost}"
-        note = f"Share of {self.num_tables} drawn tables; standard error at most {self.error:.1%}."
+        error = 0.5 / self.num_tables**0.5
+        note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
         if untested := [words for key, words in f.QUESTIONS.items() if key not in (*self.alone, f.ATTACKS)]:
             note += f" With these datasets cannot be tested: {'; '.join(untested)}."
         rows = [(f.QUESTIONS[k], f"{self.alone[k]:.0%}", f"{self.adjusted[k]:.0%}") for k in self.alone]
@@ -183,14 +168,7 @@ class Power:
 def power(
     design: Design, *, effect: str = "law", truth: Truth | None = None, num_tables: int = 400, seed: int = 0
 ) -> Power:
-    """Simulate a design's own analysis.
-
-    ``effect`` is one of :data:`EFFECTS`; ``truth`` says it in full. ``seed`` is of the draws.
-
-    Raises:
-        ConfigError: if the effect is unknown, or the design has fewer than three datasets or no table is
-            asked.
-    """
+    """Simulate a design's own analysis of an effect, or of a ``truth``; ConfigError if it cannot be."""
     if truth is None and effect not in EFFECTS:
         raise unknown_name("effect", effect, tuple(EFFECTS))
     if len(design.datasets) < 3:
@@ -216,11 +194,9 @@ def power(
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> dict[str, float]:
-    """Reckon how often an experiment's t test over worlds tells the slope of log loss on log K_F from 0
-    (``from_none``) and from the law's 1 (``from_law``), with the ``half_width`` of its 95 % interval.
-
-    A world's slope is the mean over its arms of Δ log loss / Δ log K_F. Every arm moves K_F by a factor 2,
-    the least that counts; the base, which the arms of a world share, is as noisy as an arm.
+    """How often a t test over worlds tells the slope of log loss on log K_F from 0 (``from_none``) and from
+    the law's 1 (``from_law``), and the ``half_width`` of its 95 % interval. Every arm moves K_F by a factor
+    2, the least that counts; the base, which the arms of a world share, is as noisy as an arm.
     """
     per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
     num = len(per_world)
@@ -233,16 +209,14 @@ def experiment_power(
     return {
         "slope": slope,
         "num_worlds": num,
-        "from_none": i.t_power(slope, error, num - 1) or 0.0,
-        "from_law": i.t_power(slope - 1, error, num - 1) or 0.0,
+        "from_none": f.t_power(slope, error, num - 1) or 0.0,
+        "from_law": f.t_power(slope - 1, error, num - 1) or 0.0,
         "half_width": i.t_quantile(0.975, num - 1) * error,
     }
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return the shape of a sweep's plan, as if every dataset had every model and size. A dataset without a
-    domain counts as natural. Arms of an experiment are copies of their worlds' bases, so bases alone count.
-    """
+    """Return a plan's shape, as if full: no domain is natural, and of an experiment bases alone count."""
     copies = {arm.dataset for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}
     for trial in plan.trials:

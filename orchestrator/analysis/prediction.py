@@ -1,12 +1,9 @@
-"""From a sweep to a dataset not yet seen: what loss to expect at N images, and how many images a target loss
-needs.
+"""From a sweep to a dataset not yet seen: the loss at N images, and the images that a target loss needs.
 
-The prior is a mixed model of log loss: log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h
-+ s (log N − centre) + error, with a height h and a slope s of each dataset's own. log N is centred in every
-term, so that no unit matters, whether or not 1/d is in the fit. Variances by restricted maximum likelihood
-(Patterson & Thompson 1971). A pilot, a few small trainings on the dataset itself, moves the prior.
-
-Shape letters: n points, p fixed effects, G datasets.
+A mixed model of log loss, log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h + s (log N −
+centre) + error, with a height h and a slope s of each dataset's own; log N is centred, so that no unit
+matters. Variances by restricted maximum likelihood (Patterson & Thompson 1971). A pilot, a few small
+trainings on the dataset itself, moves this prior. Shape letters: n points, p fixed effects, G datasets.
 """
 
 from __future__ import annotations
@@ -53,9 +50,8 @@ class CannotBeTold(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """Fixed effects of a sweep's losses, (p,) and (p, p), of (mean intercept, ``terms``...), and variances of
-    single points, of a dataset's own height and of its own slope in log N. ``stretch`` is what intervals are
-    made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left out were.
+    """Fixed effects (p,) and (p, p) of (mean intercept, ``terms``...), variances of points and of a dataset's
+    own height and slope in log N; ``stretch``, by pilot size, is how much further off datasets left out were.
     """
 
     terms: tuple[str, ...]
@@ -70,9 +66,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one (model and N alone), and
-    what a reader of every prediction should know.
-    """
+    """How losses of a sweep grow: a prior that knows d_data and K_F, a plain one, and what to doubt."""
 
     num_datasets: int
     centre: float
@@ -85,11 +79,9 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted loss (nat) or needed train size (images), with a 90 % interval for a dataset not yet seen.
-
-    ``value`` is None where it cannot be told, with the reason in ``warning``; ``interval`` where the fit has
-    too few datasets for one as well. ``shorter`` says by which share the interval (in log loss) is shorter
-    than one that knows nothing of the dataset.
+    """A predicted loss (nat) or needed train size (images), with a 90 % interval for a dataset not yet seen;
+    None where it cannot be told (``warning`` says why). ``shorter``: by which share the interval (in log
+    loss) is shorter than one that knows nothing of the dataset.
     """
 
     quantity: str
@@ -123,14 +115,9 @@ class Prediction:
 def fit_growth(
     table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None, arms: Sequence[Arm] = ()
 ) -> Growth:
-    """Fit what predictions start from: one model's losses in a sweep (or all models').
-
-    ``domain`` uses the datasets of this domain alone where that can be fitted, else all, with a doubt;
-    ``arms`` as for the fits.
-
-    Raises:
-        ConfigError: for a model that the table does not have, or an unknown domain.
-        DataError: if the sweep has too little data, with the reason.
+    """Fit what predictions start from: one model's losses in a sweep (or all models'), of the datasets of one
+    ``domain`` where that can be fitted, else of all, with a doubt; ``arms`` as for the fits. ConfigError for
+    an unknown model or domain; DataError if the sweep has too little data.
     """
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
@@ -156,7 +143,7 @@ def fit_growth(
 def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
     """Fit the priors of these points, or say why that cannot be."""
     known = [t.LOG_SHARPNESS, c.LABEL_SHARPNESS] if scale.comparable else []
-    rows = t.complete(points, [t.LOG_LOSS, t.D_REFERENCE, *known])
+    rows = points.dropna(subset=[t.LOG_LOSS, t.D_REFERENCE, *known])
     num, num_models = rows[c.DATASET].nunique(), rows[c.MODEL].nunique()
     if num < 2:
         return f"{t.plural(num, 'dataset')} with losses and measures, at least 2 needed"
@@ -205,9 +192,7 @@ def _fitted(means: pd.DataFrame, height: Sequence[str], scale: t.SharpnessScale)
 
 
 def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
-    """Fit the fixed effects (mean intercept, then terms) and the variances; None where terms are not
-    identified.
-    """
+    """Fit fixed effects (mean intercept, then terms) and variances; None where terms are not identified."""
     size = rows[t.LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
     known = {EXPONENT: -size / rows[t.D_REFERENCE].to_numpy(dtype=float), SLOPE: size}
     models, codes = np.unique(rows[c.MODEL].to_numpy(dtype=str), return_inverse=True)
@@ -265,12 +250,12 @@ def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple
 
 
 def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:
-    """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
+    """Return how much longer intervals have to be, for a pilot of 0, 1, 2, ... trainings (none, where not
+    informed).
 
-    A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses are
-    none of this, so the curves (``rows``) of every dataset are predicted without it (``refits``), from their
-    own smallest sizes: the root mean square, over datasets, of error over predicted standard error at the
-    largest N, at least 1. A prior that is not informed takes no pilot.
+    Errors are not Gaussian, equally large and independent along N as a prior takes them, so the curves
+    (``rows``) of every dataset are predicted without it (``refits``) from their smallest sizes: the root mean
+    square, over datasets, of error over predicted standard error at the largest N, at least 1.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
@@ -291,9 +276,7 @@ def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informe
 
 
 class Curve:
-    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), or where not ``informed``
-    the one that knows nothing of it, moved by its pilot.
-    """
+    """Log loss against N of one dataset: the sweep's prior, informed or plain, moved by its pilot."""
 
     def __init__(
         self, growth: Growth, d_data: float, label_sharpness: float, pilot: Sequence[PilotPoint] = (), *,
@@ -416,15 +399,9 @@ def predict(
     growth: Growth, *, d_data: float, label_sharpness: float, train_size: float | None = None,
     target_loss: float | None = None, pilot: Sequence[PilotPoint] = (),
 ) -> Prediction:  # fmt: skip
-    """Predict from how losses grew in a sweep, and from a pilot where there is one.
-
-    Args:
-        growth: what :func:`fit_growth` returned for the sweep's table.
-        d_data: intrinsic dimension of the dataset, maximum-likelihood estimate.
-        label_sharpness: K_F of the dataset, on the scale of the fitted ones.
-        train_size: number of images to predict the loss for; or
-        target_loss: loss in nat to predict the needed number of images for.
-        pilot: losses of small trainings of this model on the dataset itself.
+    """Predict the loss at ``train_size`` images, or the images that ``target_loss`` (nat) needs, for a
+    dataset of this d_data (maximum likelihood) and K_F (on the fitted scale), from a sweep and a pilot on the
+    dataset itself.
 
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.
@@ -449,27 +426,22 @@ def predict(
         for name, (low, high) in growth.ranges.items()
         if (asked_for := asked[name]) is not None and not low * (1 - 1e-9) <= asked_for <= high * (1 + 1e-9)
     ]
+    low, high = growth.ranges[c.TRAIN_SIZE]
+    far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
+    guessed = [f"{point.test_loss:.3g}" for point in pilot if g.is_guessing(point.test_loss)]
+    doubts = {
+        f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}": far,
+        f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little": guessed,
+        "the pilot's test loss rises with its train size": pilot and pilot[-1].test_loss > pilot[0].test_loss,
+    }
+    of_pilot = [text for text, holds in doubts.items() if holds]
     advice = curve.advice(growth.ranges[c.TRAIN_SIZE][1] if size is None else size)
     return Prediction(
         quantity="train_size" if train_size is None else "loss",
         value=value,
         interval=bounds,
         extrapolating=bool(outside) or size is None,
-        warning="; ".join([*why, *growth.doubts, *_doubts_of_pilot(growth, pilot), *outside, *advice]),
+        warning="; ".join([*why, *growth.doubts, *of_pilot, *outside, *advice]),
         shorter=None if bounds is None or size is None else curve.shorter(size),
         num_pilot=len(pilot),
     )
-
-
-def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:
-    """Return why a pilot is not to be believed as its own trainings would have it; its sizes rise."""
-    low, high = growth.ranges[c.TRAIN_SIZE]
-    far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
-    guessed = [f"{point.test_loss:.3g}" for point in pilot if g.is_guessing(point.test_loss)]
-    rises = len(pilot) > 1 and pilot[-1].test_loss > pilot[0].test_loss
-    doubts = {
-        f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}": far,
-        f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little": guessed,
-        "the pilot's test loss rises with its train size": rises,
-    }
-    return [text for text, holds in doubts.items() if holds]

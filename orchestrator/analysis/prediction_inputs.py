@@ -32,9 +32,7 @@ class PilotPoint:
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """Losses of small trainings (one per train size, a geometric mean), d_data and K_F at the largest that
-    has them, and what was left out.
-    """
+    """Mean losses by train size, d_data and K_F at the largest that has them, and what was left out."""
 
     points: tuple[PilotPoint, ...]
     d_data: float | None = None
@@ -64,12 +62,9 @@ def read_pilot(path: Path, model: str) -> Pilot:
 
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
-    """Take a pilot out of a results table, which messages call ``where``. Trainings of other models than the
-    one that the prediction is for are left out; ``pooled`` takes one model's, if there is no other.
-
-    Raises:
-        ConfigError: where nothing usable is left, or what is left is of several models or datasets.
-        DataError: if a name is blank, a status unknown, or a train size no whole number.
+    """Take a pilot of the predicted model (``pooled``: of the only one) out of a results table called
+    ``where``. ConfigError where nothing usable is left, or what is left is of several models or datasets;
+    DataError if a name is blank, a status unknown, or a train size no whole number.
     """
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:

@@ -1,111 +1,66 @@
-"""A sweep beside others: the published study's numbers as a results table, how a sweep agrees with them, and
-two sweeps on what both have.
+"""A sweep beside others: the published study's numbers, how a sweep agrees with them, and two sweeps.
 
-The numbers were recovered from the authors' poster and figures (``search_spaces/published/README.md`` says
-how far each can be trusted). A quantity agrees where ours lies within a factor of the published one: what the
-published value can be read to, plus what repeats of the study itself vary by. Data modes are scored apart:
-the corrected one need not agree where a fault of the released code made the published number
-(docs/faults.md).
+A quantity agrees where ours lies within a factor of the published one: what the published value can be read
+to, plus what repeats of the study itself vary by. Data modes are scored apart: the corrected one need not
+agree where a fault of the released code made the published number (docs/faults.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+import search_spaces.published
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
-from orchestrator.analysis.table import interval, number
 from orchestrator.analysis.tables import Table, laid_out
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
-from search_spaces.published import read_published
-
-NATURAL_DATASETS = ("mnist", "cifar10", "svhn", "imagenet")
-#: Most likely measured on three channels, the others on one; inferred from the bars' height, never stated.
-RGB_DATASETS = ("cifar10", "svhn", "imagenet")
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.
-NOT_STATED, GAIN = "a model not stated", "fgsm_2_loss_gain"
+GAIN = "fgsm_2_loss_gain"
 _KEY, _RUN = (c.DATASET, c.TRAIN_SIZE), (c.MODEL, c.DATASET, c.TRAIN_SIZE)
-
-
-@cache
-def _read(name: str) -> pd.DataFrame:
-    """Columns in which every cell is a number or blank as numbers, all others as text."""
-    table = pd.DataFrame(read_published(name))
-    for column in table:
-        try:
-            table[column] = pd.to_numeric(table[column])
-        except ValueError:
-            table[column] = table[column].where(table[column] != "")
-    return table
 
 
 def published_table() -> pd.DataFrame:
     """Return one row per published (model, dataset, train size), in the form of a results table.
 
     A loss that cannot be read from the figures is missing. ``d_repr_mle`` is from Fig. 5, ``d_repr_twonn``
-    (VGG13 only) from Fig. 4; of natural datasets d_data's mean over models stands for each. Eleven rows more
-    hold the published FGSM loss gains, whose model and N are not stated: their model is :data:`NOT_STATED`.
+    from Fig. 4; of natural datasets d_data is the mean over models. Eleven rows hold the FGSM loss gains, of
+    an unstated model and N. K_F is taken to be of three channels for CIFAR-10, SVHN and ImageNet.
     """
-    representation, key = _read("d_repr"), [*_RUN]
-    table, twonn = (
-        representation[representation["figure"] == figure][[*key, "d_repr"]].rename(columns={"d_repr": name})
-        for figure, name in ((5, c.D_REPR_MLE), (4, c.D_REPR_TWONN))
-    )
-    d_data = _read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE})
-    sharpness = _read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]]
-    gains = _read("fgsm_loss_gain")[[c.DATASET, "loss_gain"]].rename(columns={"loss_gain": GAIN})
-    table = table.merge(twonn, on=key, how="left").merge(
-        _read("test_loss")[[*key, c.TEST_LOSS]], on=key, how="left"
-    )
-    table = table.merge(d_data, on=[*_KEY])
-    last = table.drop_duplicates(c.DATASET, keep="last")[[*_KEY, c.D_DATA_MLE]]
-    attacked = last.merge(gains, on=c.DATASET).assign(**{c.MODEL: NOT_STATED})
-    table = pd.concat([table, attacked], ignore_index=True).merge(sharpness, on=c.DATASET)
-    natural = table[c.DATASET].isin(NATURAL_DATASETS)
-    channels = np.where(table[c.DATASET].isin(RGB_DATASETS), 3, 1)
-    added: dict[str, Any] = {
-        c.TRIAL_ID: [f"{m}-{d}-{n}" for m, d, n in table[key].itertuples(index=False)],
-        c.SWEEP: "published", c.CLASS_PAIR: "", c.SEED: 0, c.DATA_MODE: "as_released", c.STATUS: c.DONE,
-        c.DOMAIN: np.where(natural, c.NATURAL, c.MEDICAL), c.IMAGE_SIZE: 224, c.CHANNELS: channels,
-        c.SHARPNESS_CHANNELS: channels, c.SHARPNESS_PIXEL_RANGE: 255.0,
-    }  # fmt: skip
-    return table.assign(**added)
+    return t.read_csv(Path(str(files(search_spaces.published) / "results.csv")))
 
 
-@dataclass(frozen=True, slots=True)
-class Quantity:
+class Quantity(NamedTuple):
     """A published column, by which key its cells are named, and by which factor ours may differ."""
 
     name: str
     column: str
     key: tuple[str, ...]
     factor: float
-    num_published: int
 
 
 QUANTITIES = (
-    Quantity("d_data", c.D_DATA_MLE, _KEY, 1.10, 66),
-    Quantity("K_F", c.LABEL_SHARPNESS, (c.DATASET,), 1.25, 11),
-    Quantity("test loss", c.TEST_LOSS, _RUN, 1.5, 261),
-    Quantity("d_repr (MLE)", c.D_REPR_MLE, _RUN, 1.25, 396),
-    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, _RUN, 1.25, 66),
-    Quantity("FGSM loss gain at 2/255", GAIN, (c.DATASET,), 2.0, 11),
+    Quantity("d_data", c.D_DATA_MLE, _KEY, 1.10),
+    Quantity("K_F", c.LABEL_SHARPNESS, (c.DATASET,), 1.25),
+    Quantity("test loss", c.TEST_LOSS, _RUN, 1.5),
+    Quantity("d_repr (MLE)", c.D_REPR_MLE, _RUN, 1.25),
+    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, _RUN, 1.25),
+    Quantity("FGSM loss gain at 2/255", GAIN, (c.DATASET,), 2.0),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How many published cells of one quantity a sweep in one data mode has, and how many agree, to the
-    factor ``tolerance``; ``median_ratio`` is ours over theirs, and ``apart`` names the cells that do not
-    agree.
+    """How many published cells of one quantity a sweep in one data mode has, and how many agree to the factor
+    ``tolerance``; ``median_ratio`` is ours over theirs, ``apart`` names the others.
     """
 
     quantity: str
@@ -136,13 +91,14 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
         logs = pd.Series(np.log(values.where(values > 0))).dropna()
         return pd.Series(np.exp(logs.groupby([table.loc[logs.index, name] for name in quantity.key]).mean()))
 
-    ratio = (means(ours) / means(theirs)).dropna()
+    published = means(theirs)
+    ratio = (means(ours) / published).dropna()
     off = np.abs(np.log(ratio.to_numpy(dtype=float))) > np.log(quantity.factor) * (1 + 1e-9)
     keys = [key if isinstance(key, tuple) else (key,) for key in ratio.index[off]]
     return Score(
         quantity=quantity.name,
         data_mode=mode,
-        num_published=quantity.num_published,
+        num_published=len(published),
         num_compared=len(ratio),
         num_agreeing=int((~off).sum()),
         tolerance=quantity.factor,
@@ -160,28 +116,21 @@ def score_table(scores: Sequence[Score]) -> Table:
         "not counted.",
         scores,
         {
-            "data mode": lambda s: s.data_mode,
-            "quantity": lambda s: s.quantity,
+            "data mode": "data_mode", "quantity": "quantity",
             "agree": lambda s: f"{s.num_agreeing} of {s.num_compared}",
             "compared": lambda s: f"{s.num_compared} of {s.num_published}",
-            "factor": lambda s: f"{s.tolerance:g}",
-            "median ratio": lambda s: number(s.median_ratio),
+            "factor": lambda s: f"{s.tolerance:g}", "median ratio": "median_ratio",
             "apart": lambda s: (
                 ", ".join(s.apart[:5]) + (f" and {len(s.apart) - 5} more" if len(s.apart) > 5 else "")
             ),
         },
         numeric_from=2,
-    )
-
-
-COMPARED = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN)
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How one quantity differs between two sweeps: the geometric mean of second over first, each dataset
-    counting once, with its 95 % t interval over datasets; of an accuracy the difference.
-    """
+    """Of one quantity, second over first, datasets counting once; of an accuracy the difference."""
 
     quantity: str
     num_cells: int
@@ -212,26 +161,20 @@ class SweepComparison:
             + "".join(f" {note}." for note in self.notes),
             self.changes,
             {
-                "quantity": lambda change: change.quantity,
-                "ratio": lambda change: number(change.ratio),
-                "interval": lambda change: interval(change.interval),
-                "datasets": lambda change: str(change.num_datasets),
-                "cells": lambda change: str(change.num_cells),
+                "quantity": "quantity", "ratio": "ratio", "interval": "interval",
+                "datasets": "num_datasets", "cells": "num_cells",
             },
-        )
+        )  # fmt: skip
 
 
 def compare(
     first: pd.DataFrame, second: pd.DataFrame, *, names: tuple[str, str] = ("first", "second")
 ) -> SweepComparison:
-    """Compare two results tables on the cells (model, dataset, class pair, train size) that both have.
-
-    Raises:
-        DataError: if they share no cell.
-    """
+    """Compare two tables on the cells (model, dataset, pair, train size) of both; DataError if none."""
     kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
     notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
-    measured, quantities = [t.sharpness_scale(table, "ignore").scales for table in kept], [*COMPARED]
+    quantities = [c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_REPR_MLE, c.D_REPR_TWONN]
+    measured = [t.sharpness_scale(table, "ignore").scales for table in kept]
     scales = [[scale for scale, _ in found if t.UNRECORDED not in scale] for found in measured]
     if scales[0] != scales[1] and all(scales):
         quantities.remove(c.LABEL_SHARPNESS)
@@ -247,7 +190,7 @@ def compare(
     for name in (name for name in quantities if name in one and name in two):
         moved = (two.loc[shared, name] - one.loc[shared, name]).dropna()
         values = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
-        mean, bounds = i.mean_interval(values) if len(values) else (None, None)
+        mean, _, bounds = i.mean_interval(values) if len(values) else (None, None, None)
         if name != c.TEST_ACCURACY and mean is not None:
             mean = float(np.exp(mean))
             bounds = bounds and (float(np.exp(bounds[0])), float(np.exp(bounds[1])))

@@ -1,6 +1,4 @@
-"""The report: one self-contained HTML page that answers first, with figures, tables and fits as files beside
-it.
-"""
+"""The report: a self-contained HTML page that answers first, with figures, tables and fits beside it."""
 
 from __future__ import annotations
 
@@ -15,20 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.analysis import tables as tb
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, prepare
-from orchestrator.analysis.grouped import fit_pairs, pair_findings
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
-from orchestrator.analysis.table import SEED_STD, WORDS, csv_text, number
-from orchestrator.analysis.tables import (
-    Table,
-    best_table,
-    fit_tables,
-    laid_out,
-    not_fitted,
-    seen_table,
-)
+from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
@@ -39,25 +29,21 @@ from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import HEADLINE
 from tasks.atomic import write_atomic
 
-ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
-
 
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures joined.
-
-    ``rows`` are MLflow's, where nothing else can be reached; else the result store's, of ``state`` if given.
-    """
+    """Return a row per planned trial with a result that holds: MLflow's ``rows``, or the result store's."""
     rows = (state or read_state(workspace)).rows() if rows is None else rows
     kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
-    kept.sort(key=lambda row: [row[name] for name in ROW_ORDER])
+    kept.sort(key=lambda row: [row[k] for k in ("dataset", "class_pair", "model", "train_size", "seed")])
     return pd.DataFrame(kept)
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     """Return the datasets of the sweep's experiment for the analysis; none where it has no worlds."""
-    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
+    arms = workspace.plan.sweep.experiment
+    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name, arm.made.shows) for arm in arms)
 
 
 def report_sweep(workspace: Workspace, state: State, formats: Sequence[str] = ()) -> Path | None:
@@ -124,21 +110,10 @@ def write_report(
     summary: Mapping[str, Any],
     formats: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.html``, whose path is returned, figures, results and ``fits.json``.
-
-    The same input gives the same bytes: no time, host or path is written. Every file is replaced whole.
-
-    Args:
-        table: the results table that ``fits`` came from.
-        fits: what :func:`~orchestrator.analysis.fits.fit_scaling_laws` returned for it.
-        directory: made if absent.
-        sweep: name of the sweep, the page's title.
-        summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
-        formats: of figures beside what the page shows: ``pdf``, ``png``.
-
-    Raises:
-        DataError: if the table contradicts itself.
-        OSError: if the directory cannot be written.
+    """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and ``fits.json``.
+    The same input gives the same bytes, and every file is replaced whole. Every key of ``summary``
+    (:func:`report_summary`) is optional. DataError if the table contradicts itself, OSError if the directory
+    cannot be written.
     """
     from orchestrator.analysis.figures import write_figures
 
@@ -152,21 +127,21 @@ def write_report(
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
     figures = write_figures(ready.points, fits, directory / "figures", formats)
-    scores, pairs = scorecard(ready.full), pair_findings(fit_pairs(table))
+    scores = scorecard(ready.full)
     page = _template().render(
         sweep=sweep,
         summary=summary,
         fits=fits,
-        findings=findings(fits, pairs),
-        family=family(fits, pairs),
-        seen=seen_table(fits),
+        findings=findings(fits),
+        family=family(fits),
+        seen=tb.seen_table(fits),
         key_figures=figures[:2],
         figures=figures[2:],
         datasets=_dataset_table(fits, summary.get("datasets", {})),
-        fit_tables=fit_tables(fits),
-        not_fitted=not_fitted(fits),
+        fit_tables=tb.fit_tables(fits),
+        not_fitted=tb.not_fitted(fits),
         published=score_table(scores) if any(score.num_compared for score in scores) else None,
-        best=best_table(ready.full),
+        best=tb.best_table(ready.full),
         columns=[*c.describe(table.columns)],
         **_of_trials(ready, summary),
     )
@@ -212,41 +187,35 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
+def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> tb.Table:
     def describe(name: str) -> str:
         title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
         # A title says itself that a set is derived.
         description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
         return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
-    return laid_out(
+    return tb.laid_out(
         "datasets",
         "Datasets",
         "",
         fits.datasets,
         {
-            "dataset": lambda d: d.dataset,
-            "domain": lambda d: d.domain,
-            "what it is": lambda d: describe(d.dataset),
-            "trials": lambda d: f"{d.num_trials:,}",
-            "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
+            "dataset": "dataset", "domain": "domain", "what it is": lambda d: describe(d.dataset),
+            "trials": "num_trials", "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
             "side² × channels": lambda d: (
                 f"{d.image_size}² × {d.channels}" if d.image_size and d.channels else "mixed"
             ),
         },
         numeric_from=3,
-    )
+    )  # fmt: skip
 
 
-def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
+def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: lambda record, name=name: _cell(record.get(name)) for name in names}
-    return laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
-
-
-def _cell(value: object) -> str:
-    return number(value) if isinstance(value, float) else "" if value is None else str(value)
+    return tb.laid_out(
+        "", "", "", records, {name: name for name in names}, numeric_from=numeric_from or len(names)
+    )
 
 
 #: Columns of the table of trials; those that a sweep does not have, or that are empty, are left out.
@@ -261,9 +230,7 @@ _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 def trial_data(
     full: pd.DataFrame, devices: Mapping[str, str], runs: Mapping[str, str] | None = None, pages: str = ""
 ) -> dict[str, Any]:
-    """Return header and rows of all trials, ready for JSON. ``devices`` and ``runs`` say, by trial id, what
-    they ran on and what the tracker calls their runs; ``pages`` stands before that in the address.
-    """
+    """Return all trials for JSON, with what they ran on and their runs (by trial id) below ``pages``."""
     keys = [name for name in _CELL if name in full]
     rows = full.sort_values([*keys, *({c.SEED} & {*full})], kind="stable")
     if c.RECIPE in keys and rows[c.RECIPE].nunique() < 2:

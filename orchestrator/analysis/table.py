@@ -1,10 +1,8 @@
-"""Results tables: read and written, checked, and reduced to the points that are fitted; and what columns and
-numbers are called in words.
-"""
+"""Results tables: read, written, checked, and reduced to points; what columns and numbers are called."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,19 +39,23 @@ POOLED, ALL = "pooled", "all"
 
 #: MLflow keeps 1.797e308 for infinity; nothing measured comes near this bound, whose square is a number.
 LARGEST_VALUE = 1e50
-#: Why a trial that diverged is left out.
 DIVERGED = "diverged (loss stopped being a finite number)"
 SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 
 #: Measures that are positive by what they mean, and texts that stand for a missing number.
 _ABOVE_ZERO, _MISSING = ("d_data_", "label_sharpness"), ("", "nan", "none")
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
-_CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 
 
 def listing(names: Sequence[str]) -> str:
     """Return ``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def given(terms: Sequence[str], name: str) -> str:
+    """Say which other terms a coefficient holds equal, if any."""
+    others = [WORDS[one].removeprefix("log ") for one in terms if one != name]
+    return f", given {listing(others)}" if others else ""
 
 
 def number(value: float | None, figures: int = 3) -> str:
@@ -137,11 +139,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> Path:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_csv` wrote: text columns stay text, empty text stays empty.
-
-    Raises:
-        DataError: if the file is missing or holds no table.
-    """
+    """Read a table that :func:`write_csv` wrote, empty text staying empty; DataError if there is none."""
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
@@ -182,33 +180,6 @@ def _refuse(rule: str, found: str, way_out: str) -> None:
     """Raise what breaks a rule, if something was found."""
     if found:
         raise DataError(rule, found, way_out)
-
-
-def _check(table: pd.DataFrame) -> None:
-    """Refuse what a whole table must not be; a later rule takes it that the earlier ones hold."""
-    missing = [name for name in c.REQUIRED if name not in table]
-    rule, way_out = (
-        f"A results table needs the columns {', '.join(c.REQUIRED)}",
-        "see docs/results-columns.md",
-    )
-    _refuse(rule, f"without {', '.join(missing)}" if missing else "", way_out)
-    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-    found = f"{', '.join(repeated)} repeated" if repeated else ""
-    _refuse("A results table has every column once", found, "keep one")
-    check_values(table)
-    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
-    found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}" if len(twice) else ""
-    _refuse("A results table has one row per trial", found, "keep the last attempt of each trial")
-    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
-    _refuse("A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec")
-    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
-    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
-    first = table.loc[wrong.index, c.TRIAL_ID].head(1).to_list()
-    found = f"{wrong.iloc[0]:g} at trial {first[0]!r}, {len(wrong)} in all" if first else ""
-    _refuse("An accuracy is a share from 0 to 1", found, "divide percentages by 100")
-    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
-    found = f"{domains.idxmax()!r} has two" if (domains > 1).any() else ""
-    _refuse("A dataset has one domain", found, "correct the dataset's spec")
 
 
 def _truth_values(values: pd.Series) -> pd.Series:
@@ -253,12 +224,29 @@ class Exclusion:
 
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
-    """Check the table, add the columns it lacks and make stored infinities missing.
-
-    Returns:
-        The table sorted by ``trial_id``, and the number of unusable values per column.
+    """Check the table, add columns it lacks, and make stored infinities missing; return it sorted by
+    ``trial_id``, and the number of unusable values per column.
     """
-    _check(table)
+    missing = [name for name in c.REQUIRED if name not in table]
+    rule, found = f"A results table needs the columns {', '.join(c.REQUIRED)}", ", ".join(missing)
+    _refuse(rule, f"without {found}" if found else "", "see docs/results-columns.md")
+    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    found = f"{', '.join(repeated)} repeated" if repeated else ""
+    _refuse("A results table has every column once", found, "keep one")
+    check_values(table)
+    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
+    found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}" if len(twice) else ""
+    _refuse("A results table has one row per trial", found, "keep the last attempt of each trial")
+    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
+    _refuse("A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec")
+    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
+    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
+    first = table.loc[wrong.index, c.TRIAL_ID].head(1).to_list()
+    found = f"{wrong.iloc[0]:g} at trial {first[0]!r}, {len(wrong)} in all" if first else ""
+    _refuse("An accuracy is a share from 0 to 1", found, "divide percentages by 100")
+    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
+    found = f"{domains.idxmax()!r} has two" if (domains > 1).any() else ""
+    _refuse("A dataset has one domain", found, "correct the dataset's spec")
     full, exclusions = _with_numbers(split_by_recipe(table).copy())
     absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
     full = full.assign(**absent)
@@ -305,7 +293,6 @@ Policy = Literal["refuse", "ignore"]
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
 SAME_SHARPNESS = "K_F is the same for all datasets"
-#: What a part of a scale is called that no record states.
 UNRECORDED = "unrecorded"
 _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
@@ -346,12 +333,13 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
 def spell_scale(key: object) -> str:
     """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
     range_, side, channels = np.asarray(key, dtype=float)
-    parts = {
-        "size": (side, f"{side:g}×{side:g} pixels"),
-        "channels": (channels, f"{channels:g} channel{'' if channels == 1 else 's'}"),
-        "range": (range_, f"range {range_:g}"),
-    }
-    said = (f"{UNRECORDED} {name}" if np.isnan(value) else text for name, (value, text) in parts.items())
+    said = [
+        f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels",
+        f"{UNRECORDED} channels"
+        if np.isnan(channels)
+        else f"{channels:g} channel{'' if channels == 1 else 's'}",
+        f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}",
+    ]
     return ", ".join(said)
 
 
@@ -389,7 +377,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
         IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
         CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),
-        CURVE: points.groupby(_CURVE).ngroup(),
+        CURVE: points.groupby([c.MODEL, *SUBSET]).ngroup(),
         D_REFERENCE: reference,
         INVERSE_D: 1.0 / reference,
     }
@@ -404,11 +392,6 @@ def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
     reference = known[last].groupby(SUBSET)[name].mean()
     keys = pd.MultiIndex.from_frame(points[SUBSET])
     return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
-
-
-def complete(points: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
-    """Return the points that have all of ``names``."""
-    return points[points[list(names)].notna().all(axis=1)]
 
 
 def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:

@@ -1,14 +1,11 @@
-"""Tables as plain cells: declared as columns over fits and other records, and written as LaTeX; terminals and
-pages lay them out themselves.
-
-A fit that could not be made is no row: :func:`not_fitted` says in one line how many there are, and why.
-"""
+"""Tables as plain cells, declared as columns over records; a fit that could not be made is no row."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -34,24 +31,59 @@ class Table:
     numeric_from: int = 1
 
 
+#: What a column shows of a record: a field, or what is said of it.
+Column = str | Callable[[Any], str]
+
+
 def laid_out(
-    key: str, title: str, note: str, records: Iterable[Any], columns: Mapping[str, Callable[[Any], str]], *,
+    key: str, title: str, note: str, records: Iterable[Any], columns: Mapping[str, Column], *,
     numeric_from: int = 1,
 ) -> Table:  # fmt: skip
-    """Return a table of a row per record, its columns declared by name and what they show of one."""
-    rows = tuple(tuple(show(record) for show in columns.values()) for record in records)
+    """Return a table of a row per record."""
+
+    def cell(record: Any, column: Column) -> str:
+        if callable(column):
+            return column(record)
+        value = record.get(column) if isinstance(record, Mapping) else getattr(record, column)
+        if column == "interval":
+            return interval(value)
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            return f"{value:,}"
+        spelled = p_value if column.startswith(("p_", "adjusted_p")) else number
+        return spelled(value) if value is None or isinstance(value, float) else str(value)
+
+    rows = tuple(tuple(cell(record, column) for column in columns.values()) for record in records)
     return Table(key, title, note, tuple(columns), rows, numeric_from)
+
+
+_SPECIAL: dict[str, str | int | None] = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
+    "≤": r"$\leq$", "≥": r"$\geq$", "≲": r"$\lesssim$", "²": "$^2$", "·": r"$\cdot$", "×": r"$\times$",
+    "ε": r"$\varepsilon$", "“": "``", "”": "''", "→": r"$\rightarrow$", "<": "$<$", ">": "$>$",
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Return text that LaTeX sets as it reads."""
+    return text.translate(str.maketrans(_SPECIAL))
+
+
+def to_latex(table: Table) -> str:
+    """Render a table for the package booktabs; columns of long cells are broken and share half a line."""
+    longest = [max(map(len, cells)) for cells in zip(*table.rows, strict=True)] or [0] * len(table.header)
+    broken = rf"p{{{0.5 / max(1, sum(size > 24 for size in longest)):.2f}\linewidth}}"
+    sides = ["l" if k < table.numeric_from else "r" for k in range(len(longest))]
+    columns = "".join(broken if n > 24 else side for n, side in zip(longest, sides, strict=True))
+    caption = escape(". ".join(part.rstrip(".") for part in (table.title, table.note) if part)) + "."
+    rows = pd.DataFrame(table.rows, columns=[*map(escape, table.header)], dtype=str).map(escape)
+    label = f"tab:{table.key}"
+    text = rows.to_latex(index=False, escape=False, caption=caption, label=label, column_format=columns)
+    return text.replace(r"\begin{table}", r"\begin{table}\small", 1)
 
 
 #: What a table of fits shows of one estimate.
 Cell = Callable[[tuple[Fit, Estimate]], str]
-
-
-def _without(row: tuple[Fit, Estimate]) -> str:
-    name = row[1].influential
-    return "" if name is None else f"{name}: {number(row[1].left_out[name])}"
-
-
 _WHOSE: dict[str, Cell] = {
     "model": lambda row: row[0].model,
     "datasets": lambda row: f"{row[0].subset} ({row[0].num_datasets})",
@@ -59,6 +91,9 @@ _WHOSE: dict[str, Cell] = {
 _RESAMPLED: Cell = lambda row: p_value(row[1].resampled_p) + ("*" if row[1].exact else "")  # noqa: E731
 _VALUE: Cell = lambda row: number(row[1].value)  # noqa: E731
 _INTERVAL: dict[str, Cell] = {"interval": lambda row: interval(row[1].interval)}
+_WITHOUT: Cell = lambda row: (  # noqa: E731
+    f"{name}: {number(row[1].left_out[name])}" if (name := row[1].influential) is not None else ""
+)
 _T: dict[str, Cell] = {"p (t)": lambda row: p_value(row[1].p_value)}
 
 #: Tables of fits: kinds, title, note, columns, and where numbers start.
@@ -71,7 +106,7 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
         {
             **_WHOSE, "d or points": lambda row: row[0].variant,
             "curves": lambda row: f"{row[0].num_curves - row[0].num_at_guessing} of {row[0].num_curves}",
-            "exponent · d": _VALUE, **_INTERVAL, **_T, "wild p": _RESAMPLED, "without": _without,
+            "exponent · d": _VALUE, **_INTERVAL, **_T, "wild p": _RESAMPLED, "without": _WITHOUT,
         }, 3,
     ),
     "heights": (
@@ -81,7 +116,7 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
         {
             **_WHOSE, "on": lambda row: ", ".join(WORDS[name] for name in row[0].terms),
             "coefficient of": lambda row: WORDS[row[1].name],
-            "value": _VALUE, **_INTERVAL, **_T, "permutation p": _RESAMPLED, "without": _without,
+            "value": _VALUE, **_INTERVAL, **_T, "permutation p": _RESAMPLED, "without": _WITHOUT,
         }, 4,
     ),
     "attacks": (
@@ -111,7 +146,8 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
     """Return the tables of all fits, the headline questions first; those without a row are left out."""
-    tables = [claim_table(fits), *(intervention_tables(fits.interventions) if fits.interventions else [])]
+    tables = [claim_table(fits), pair_table(fits)]
+    tables += intervention_tables(fits.interventions) if fits.interventions else []
     for key, (kinds, title, note, columns, numeric_from) in _OF_FITS.items():
         made = [fit for fit in fits.fits if fit.kind in kinds and fit.status == "ok"]
         rows = [(fit, estimate) for fit in made for estimate in fit.estimates]
@@ -152,6 +188,20 @@ def claim_table(fits: ScalingFits) -> Table:
     )
 
 
+def pair_table(fits: ScalingFits) -> Table:
+    """Return what class pairs answer."""
+    return laid_out(
+        "class-pairs",
+        "Class pairs",
+        "95 % intervals and p by a jackknife over classes, which pairs share; p adjusted by Holm.",
+        fits.class_pairs,
+        {
+            "estimand": "on", "value": "value", "interval": "interval", "p": "p_value",
+            "adjusted p": "adjusted_p", "classes": "num_groups",
+        },
+    )  # fmt: skip
+
+
 def loss_text(loss: float | None) -> str:
     """Spell a loss, and say where it lies at guessing."""
     return number(loss) + (" (at guessing)" if loss is not None and is_guessing(loss) else "")
@@ -167,16 +217,12 @@ def seen_table(fits: ScalingFits) -> Table:
         "geometric means over models and class pairs, at the largest train size.",
         fits.datasets,
         {
-            "dataset": lambda d: d.dataset,
-            "domain": lambda d: d.domain,
-            "d_data": lambda d: number(d.d_data),
-            "K_F": lambda d: number(d.label_sharpness),
+            "dataset": "dataset", "domain": "domain", "d_data": "d_data", "K_F": "label_sharpness",
             "largest N": lambda d: f"{d.train_sizes[-1]:,}" if d.train_sizes else "",
-            "loss there": lambda d: loss_text(d.loss),
-            f"gained by {attack}": lambda d: number(d.loss_gain),
+            "loss there": lambda d: loss_text(d.loss), f"gained by {attack}": "loss_gain",
         },
         numeric_from=2,
-    )
+    )  # fmt: skip
 
 
 def intervention_tables(found: Interventions) -> list[Table]:
@@ -190,19 +236,16 @@ def intervention_tables(found: Interventions) -> list[Table]:
         laid_out(
             "interventions",
             "What follows when one property is moved",
-            "Mean over worlds with its 95 % t interval; every arm against the base of its own world at equal "
-            "model and N. Only arms that pass the gate. Rows of single arms are exploratory.",
+            "Mean over worlds with its 95 % interval, by t or by a jackknife over the classes that worlds "
+            "share: the wider; every arm against the base of its own world at equal model and N. Only arms "
+            "that pass the gate. Rows of single arms are exploratory.",
             found.effects,
             {
                 "effect": lambda e: e.estimand + (f", {e.response}" if e.estimand == "exponent · d" else ""),
-                "arms": lambda e: e.arm or "all",
-                "worlds": lambda e: str(e.num_worlds),
-                "value": lambda e: number(e.value),
-                "interval": lambda e: interval(e.interval),
-                "the law says": lambda e: number(e.theory),
-                "p against it": lambda e: p_value(e.p_theory),
-                "p against 0": lambda e: p_value(e.p_zero),
-                "pairs": lambda e: str(e.num_cells),
+                "arms": lambda e: e.arm or "all", "worlds": "num_worlds",
+                "classes": lambda e: str(e.num_classes or ""), "value": "value", "interval": "interval",
+                "the law says": "theory", "p against it": "p_theory", "p against 0": "p_zero",
+                "pairs": "num_cells",
             },
             numeric_from=2,
         ),
@@ -221,7 +264,7 @@ def intervention_tables(found: Interventions) -> list[Table]:
             },
             numeric_from=2,
         ),
-    ]
+    ]  # fmt: skip
 
 
 BEST_COLUMNS = (
@@ -231,16 +274,12 @@ BEST_COLUMNS = (
 
 
 def best_models(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the model of lowest mean test loss per dataset and train size, with its runner-up.
+    """Return the model of lowest mean test loss per dataset and train size, and the next:
+    :data:`BEST_COLUMNS`.
 
-    Args:
-        table: One row per trial; see :mod:`orchestrator.results.table`. Trials that diverged or have no loss
-            are no candidates, and their cells are compared for no model.
-
-    Returns:
-        One row per dataset and train size, columns :data:`BEST_COLUMNS`. Means are over the ``num_compared``
-        class pairs and seeds that every model has, ``seed_std`` over seeds (of means over class pairs). Where
-        the models share none, no model is named.
+    Means are over the ``num_compared`` class pairs and seeds that every model has (where there are none, no
+    model is named), ``seed_std`` over seeds of means over class pairs. Trials that diverged or have no loss
+    do not count.
     """
     cell = [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)
@@ -274,15 +313,11 @@ def best_table(full: pd.DataFrame) -> Table:
         "the standard deviation over seeds; without it, or within it, the order of two models means nothing.",
         best_models(full).to_dict("records"),
         {
-            "dataset": lambda row: str(row[c.DATASET]),
-            "model": lambda row: str(row[c.MODEL]) if row["num_compared"] else unnamed,
-            WORDS[c.TRAIN_SIZE]: lambda row: f"{row[c.TRAIN_SIZE]:,}",
-            WORDS[c.TEST_LOSS]: lambda row: loss_text(row[c.TEST_LOSS]),
-            WORDS[SEED_STD]: lambda row: number(row[SEED_STD]),
-            WORDS[c.TEST_ACCURACY]: lambda row: number(row[c.TEST_ACCURACY]),
+            "dataset": c.DATASET, "model": lambda row: str(row[c.MODEL]) if row["num_compared"] else unnamed,
+            WORDS[c.TRAIN_SIZE]: c.TRAIN_SIZE, WORDS[c.TEST_LOSS]: lambda row: loss_text(row[c.TEST_LOSS]),
+            WORDS[SEED_STD]: SEED_STD, WORDS[c.TEST_ACCURACY]: c.TEST_ACCURACY,
             "next": lambda row: "" if pd.isna(row["runner_up"]) else str(row["runner_up"]),
-            "its loss": lambda row: number(row["runner_up_loss"]),
-            "cells": lambda row: str(row["num_compared"]),
+            "its loss": "runner_up_loss", "cells": "num_compared",
         },
         numeric_from=2,
-    )
+    )  # fmt: skip

@@ -86,20 +86,14 @@ def emit(place: Place, document: object, *shown: Shown | Iterable[Shown]) -> Non
         return
     for one in shown:
         for part in (one,) if isinstance(one, Shown) else one:
-            if isinstance(part, Table) and _least_width(part) > stdout.width:
-                for text in _in_words(part):
-                    line(_folded(text))
-            elif isinstance(part, str):
+            if isinstance(part, str):
                 line(_folded(part))
             elif isinstance(part, Text):  # its style is that of the first words
                 stdout.print(Text(_folded(part.plain), spans=part.spans), soft_wrap=True)
-            else:
+            elif Measurement.get(stdout, stdout.options.update_width(10_000), part).minimum <= stdout.width:
                 stdout.print(part)
-
-
-def _least_width(table: Table) -> int:
-    """Return how wide a terminal must be for a table to fold no word or number in the middle."""
-    return Measurement.get(stdout, stdout.options.update_width(10_000), table).minimum
+            else:  # a word or number would fold in the middle
+                line(_folded("\n".join(_in_words(part))))
 
 
 def _in_words(table: Table) -> Iterator[str]:
@@ -175,15 +169,14 @@ def cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
 
 
-def grid(*names: str, numeric_from: int | None = None, title: str | None = None) -> Table:
+def grid(*names: str, numeric_from: int = 99, title: str | None = None) -> Table:
     """Return a table; :func:`emit` shows it as words where a terminal has no room: half a number is another.
 
     Columns from ``numeric_from`` on hold numbers, which stand to the right.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for place, name in enumerate(names):
-        is_number = numeric_from is not None and place >= numeric_from
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(name, justify="right" if place >= numeric_from else "left", overflow="fold")
     return table
 
 

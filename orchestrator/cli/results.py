@@ -46,7 +46,6 @@ CELL = ("model", "dataset", "class_pair", "train_size")
 NUMBERS = ("test_loss", "test_accuracy", "d_data_mle", "label_sharpness", "r_hat_pred")
 BEST = ("dataset", "model", "train_size", "test_loss", "test_accuracy", "runner_up", "runner_up_loss")
 SEARCH = ("model", "dataset", "learning_rate", "weight_decay", "batch_size", "status", "epochs")
-TEXT = ("model", "dataset", "class_pair")
 ROWS = Group("Rows", sort_key=1)
 ONE_VIEW = Parameter(group=(ROWS, Group(validator=LimitedChoice(0, 1), show=False)))
 OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
@@ -94,7 +93,7 @@ class RowOptions:
         if self.best or self.search:
             columns = [*BEST] if self.best else [*SEARCH, "validation_loss"]
         columns = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
-        first_number = next(place for place, name in enumerate(columns) if name not in TEXT)
+        first_number = next(place for place, name in enumerate(columns) if name not in CELL[:3])
         table = grid(*(SHORT.get(name, name) for name in columns), numeric_from=first_number)
         for row in rows:
             table.add_row(*(cell(row.get(name)) for name in columns))
@@ -201,7 +200,9 @@ class TableOptions:
         found = grouped.fit_groups(table, design)
         emit(place, found.to_json(), found.lines())
         if self.figure:
-            written(self.figure, grouped.draw(table, found).savefig)
+            from orchestrator.analysis import figures
+
+            written(self.figure, figures.draw_groups(table, found).savefig)
 
 
 def fit(
@@ -220,15 +221,14 @@ def fit(
     """
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.fits import fit_scaling_laws
-    from orchestrator.analysis.grouped import SUFFIXES, fit_pairs, pair_findings
+    from orchestrator.analysis.grouped import SUFFIXES
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
         return own.fit(Path(sweep), place)
     table, arms = read_table(sweep, place, from_store=from_store)
-    fits, pairs = fit_scaling_laws(table, arms=arms, explore=all_), fit_pairs(table)
-    answers = summary(fits, pair_findings(pairs), width=min(80, stdout.width))
-    document = fits.to_json() | {"class_pairs": [*map(asdict, pairs)]}
+    fits = fit_scaling_laws(table, arms=arms, explore=all_)
+    answers, document = summary(fits, width=min(80, stdout.width)), fits.to_json()
     if not all_:
         return emit(place, document, answers, f"Every number: {place.hint('fit', sweep)} --all")
     left_out = (f"Left out: {found}." for found in fits.excluded)
@@ -279,6 +279,7 @@ def claims(
     *,
     published: bool = False,
     markdown: Annotated[Path | None, o.ending(".md")] = None,
+    latex: Annotated[Path | None, o.ending(".tex")] = None,
     from_store: o.FromStore = False,
     place: o.Place = o.Place(),
 ) -> None:
@@ -287,9 +288,11 @@ def claims(
     Args:
         published: From the study's own published numbers, in place of a sweep's.
         markdown: Write the ledger as Markdown too, with how the sweep agrees with every published quantity.
+        latex: Write it as LaTeX too.
     """
     from orchestrator.analysis import claims as c
     from orchestrator.analysis.published import published_table
+    from orchestrator.analysis.tables import to_latex
 
     if (sweep is None) is not published:
         raise ConfigError("claims needs one source", way_out="name a sweep, or ask for --published")
@@ -301,6 +304,9 @@ def claims(
     emit(place, found.to_json(), found.lines())
     if markdown:
         written(markdown, lambda path: path.write_text(found.markdown(), encoding="utf-8"))
+    if latex:
+        text = "\n".join(map(to_latex, found.tables()))
+        written(latex, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 # Looking ahead.

@@ -297,7 +297,7 @@ def gains(cells: Iterable[CellOutcome]) -> str:
             by_dataset.setdefault(cell.dataset, []).append(cell.gain)
     if not by_dataset:
         return "No cell has both a chosen recipe and its own to compare."
-    mean, bounds = mean_interval(np.array([statistics.fmean(values) for values in by_dataset.values()]))
+    mean, _, bounds = mean_interval(np.array([statistics.fmean(values) for values in by_dataset.values()]))
     return (
         f"Validation loss is {number(mean)} nat lower than with the sweep's own recipe, mean over "
         f"{len(by_dataset)} datasets (95 % interval {interval(bounds)}), in trainings that both had. The "
@@ -377,22 +377,21 @@ def loss_against_rate(
         for panel, model in zip(axes, models, strict=True):
             panel.set_title(model)
             for search in (one for one in cells if one.cell.key[0] == model):
-                mark = marks[search.cell.dataset]
+                colour, marker = marks[search.cell.dataset]
                 rows = table[(table["model"] == model) & (table["dataset"] == search.cell.dataset)]
-                for status, shape in ((SearchStatus.COMPLETE, mark.marker), (SearchStatus.DIVERGED, "x")):
+                for status, shape in ((SearchStatus.COMPLETE, marker), (SearchStatus.DIVERGED, "x")):
                     some = rows[rows["status"] == str(status)]
                     x, y = some["learning_rate"], some["shown"]
                     drawn = panel.scatter(x, y, s=22, linewidths=1, marker=shape)
-                    drawn.set(edgecolor=mark.colour, facecolor=mark.colour)
+                    drawn.set(edgecolor=colour, facecolor=colour)
                 panel.axvline(search.cell.own.learning_rate, color=palette.GREY, linestyle=":", linewidth=1)
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
                     star: dict[str, Any] = {"markersize": 13, "markeredgecolor": "black"}
-                    panel.plot([rate], [best.min()], "*", color=mark.colour, **star)
+                    panel.plot([rate], [best.min()], "*", color=colour, **star)
             palette.log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
-        palette.label_outer(figure, "learning rate", "validation loss (nat)")
         grey: dict[str, Any] = {"color": palette.GREY}
         no_line: dict[str, Any] = {"linestyle": "none", "markersize": 4}
         extra = [
@@ -401,5 +400,6 @@ def loss_against_rate(
             Line2D([], [], marker="o", label="to the end", **grey, **no_line),
             Line2D([], [], marker="x", label="diverged", **grey, **no_line),
         ]
-        palette.legend(figure, palette.mark_handles(marks, table["dataset"]) + extra)
+        handles = palette.mark_handles(marks, table["dataset"]) + extra
+        palette.frame(figure, "learning rate", "validation loss (nat)", handles)
         return base64.b64encode(palette.rendered(figure, "svg")).decode("ascii")

@@ -19,6 +19,7 @@ from orchestrator.commands import run_pilot
 from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from tests.browser.chromium import mlflow_pages
+from tests.demo_page import RESULT, stages
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
@@ -52,11 +53,10 @@ def stopped(tmp_path_factory, sweep) -> tuple[Path, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def watched(stopped, sweep) -> tuple[Path, str, Seen, list[str]]:
+def watched(stopped, sweep) -> tuple[Path, str, str, Seen, list[str]]:
     """That root, when the sweep has gone on to its end, what it printed, and what its dashboard said."""
     folder, _ = stopped
-    out, _, seen, troubles = watched_run(command("run", sweep, "--root", str(folder)), folder)
-    return folder, out, seen, troubles
+    return folder, *watched_run(command("run", sweep, "--root", str(folder)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,14 @@ def test_an_interrupted_sweep_keeps_what_it_has(stopped):
     assert 2 <= len(how["results"]) < NUM_TRIALS
 
 
+def test_a_run_passes_the_stages_that_readme_shows(stopped, watched):
+    shown = stages("\n".join(json.loads(RESULT.read_text(encoding="utf-8"))["said"]))
+    passed = stages(f"{stopped[1]['stderr']}\n{watched[2]}")
+    assert set(shown) <= set(passed)
+    later = shown[shown.index("measure") :]  # before, Ray starts while data are prepared
+    assert [stage for stage in passed if stage in later] == later == ["measure", "train", "report"]
+
+
 def test_every_planned_trial_is_stored_once_and_tracked_once(stopped, root, sweep):
     planned = set(plan_sweep(load_sweep(sweep)).trials_by_id)
     found = stored(root)
@@ -90,7 +98,7 @@ def test_every_planned_trial_is_stored_once_and_tracked_once(stopped, root, swee
 
 
 def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
-    _, _, seen, troubles = watched
+    *_, seen, troubles = watched
     plan = plan_sweep(load_sweep(sweep))
     # It ends with the command, before the last trials are seen to end.
     named = {f"trial {trial_id}" for trial_id in plan.trials_by_id}

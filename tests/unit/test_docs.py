@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import parse
 from search_spaces.errors import SweepError
-from tests.demo_page import RESULT, sentence, with_block
+from tests.demo_page import RESULT, filled
 from tests.integration.chaos import table
 
 ROOT = Path(__file__).parents[2]
@@ -124,9 +124,9 @@ def test_the_table_of_long_fault_runs_is_that_of_its_results():
     assert table(known) in (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
 
 
-def test_readme_tells_of_the_demo_what_its_committed_run_found():
+def test_readme_tells_of_the_demo_what_its_committed_run_said_found_and_took():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_block(text, "demo-found", sentence(json.loads(RESULT.read_text(encoding="utf-8")))) == text
+    assert filled(text, json.loads(RESULT.read_text(encoding="utf-8"))) == text
     quiet = json.loads((RESULT.parent / "front_demo.json").read_text(encoding="utf-8"))["ours"]
     assert f"runs `isweep run demo`: {quiet['first_s']:.0f} s on two quiet cores" in text
 

@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks.harness import source
-from orchestrator.analysis.grouped import fit_pairs
+from orchestrator.analysis.fits import fit_scaling_laws
+from orchestrator.analysis.interventions import fit_interventions
+from orchestrator.analysis.report import arms_of
 from orchestrator.analysis.table import read_csv
+from orchestrator.planning.plan import Workspace
 from tests.demo_page import FIGURES
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +48,9 @@ def test_the_script_knows_nothing_of_the_product():
 
 def test_it_finds_what_the_products_analysis_finds(numbers):
     for name in PAIRS:
-        answers = {slope.on: slope for slope in fit_pairs(read_csv(RESULTS / f"{name}.csv.gz"))}
+        answers = {
+            slope.on: slope for slope in fit_scaling_laws(read_csv(RESULTS / f"{name}.csv.gz")).class_pairs
+        }
         for own, question in SAME.items():
             found, theirs = numbers[name][own], answers[question]
             shift = 1 if question == SAME["exponent against 1"] else 0
@@ -67,21 +73,23 @@ def test_it_scores_rules_as_the_registered_analysis_did(numbers):
 
 
 @pytest.mark.parametrize("sweep", ["interventions_many", "interventions_digits"])
-def test_it_finds_of_the_worlds_what_the_product_finds(numbers, sweep):
-    product = json.loads((RESULTS / f"{sweep}.json").read_text(encoding="utf-8"))
+def test_it_finds_of_the_worlds_what_the_product_finds(numbers, sweep, tmp_path):
+    arms = arms_of(Workspace.open(sweep.replace("_", "-"), tmp_path))
+    product = fit_interventions(read_csv(RESULTS / f"{sweep}.csv.gz"), arms)
+    committed = json.loads((RESULTS / f"{sweep}.json").read_text(encoding="utf-8"))["effects"]
     found = numbers[sweep]
-    assert found["passed"] == sum(gate["counts"] for gate in product["gates"])
-    theirs = {
-        one["response"]: one
-        for one in product["effects"]
-        if "Δ log K_F" in one["estimand"] and not one["arm"]
-    }
+    assert found["passed"] == sum(gate.counts for gate in product.gates)
     for own, response in (("loss", "loss"), ("r_hat", "R̂")):
-        one = theirs[response]
-        assert found[own]["worlds"] == one["num_worlds"]
-        assert [found[own][key] for key in ("value", "low", "high")] == pytest.approx(
-            [one["value"], *one["interval"]], rel=1e-4
+        (place,) = (
+            k
+            for k, one in enumerate(product.effects)
+            if one.response == response and "Δ log K_F" in one.estimand and not one.arm
         )
+        one, ours = product.effects[place], found[own]
+        wider = max((ours["low"], ours["high"]), ours["by digit"], key=np.ptp)
+        assert (one.num_worlds, one.num_classes) == (ours["worlds"], 10)
+        assert [one.value, *one.interval] == pytest.approx([ours["value"], *wider], rel=1e-4)
+        assert committed[place]["interval"] == pytest.approx(one.interval, rel=1e-6)
 
 
 def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):

@@ -10,11 +10,11 @@ from scipy import stats
 
 from orchestrator.analysis.claims import ledger
 from orchestrator.analysis.findings import findings
-from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.inference import t_power
+from orchestrator.analysis.fits import fit_scaling_laws, t_power
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import UNEQUAL_SCALES
+from orchestrator.analysis.tables import to_latex
 from orchestrator.results import table as c
 from tests.synthetic import synthetic_table
 
@@ -132,9 +132,9 @@ def test_k_f_that_is_the_same_everywhere_tells_nothing(law):
 def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(published, law):
     """K_F was measured on unequal scales, so nothing is given it."""
     said = (
-        " Slope of log loss on 1/d_data, given domain: −28.7 (95 % interval −40.3 to −17, p = 0.046 alone; "
-        "adjusted p = 0.18, above 0.05, decides). Power at most 17% for a loss twice as high at the highest "
-        "d_data as at the lowest."
+        " Slope of log loss on 1/d_data, given the domain label: −28.7 (95 % interval −40.3 to −17, "
+        "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides). Power at most 17% for a loss twice as "
+        "high at the highest d_data as at the lowest."
     )
     assert said in entry(published, "Fig. 2a").line
     some = law[law[c.DATASET].isin(["natural0", "natural1", "natural2", "medical0", "medical1", "medical2"])]
@@ -151,6 +151,6 @@ def test_every_export_has_every_claim(published, law):
     made = ledger(law, sweep="made")
     plain = json.loads(json.dumps(made.to_json(), allow_nan=False))
     assert [one["number"] for one in plain["entries"]] == [one.number for one in published.entries]
-    text = made.markdown()
-    assert all(one.number in text for one in made.entries)
-    assert "Against every published quantity" in text
+    for text in (made.markdown(), "".join(map(to_latex, made.tables()))):
+        assert all(one.number in text for one in made.entries)
+    assert "Against every published quantity" in made.markdown()

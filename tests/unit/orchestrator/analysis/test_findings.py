@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.analysis.findings import family, findings, summary
-from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.inference import t_power
+from orchestrator.analysis.fits import fit_scaling_laws, t_power
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import decided, interval
 from orchestrator.analysis.tables import seen_table

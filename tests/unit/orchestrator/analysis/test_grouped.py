@@ -8,7 +8,8 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis.grouped import Design, draw, fit_groups, read_own_table
+from orchestrator.analysis.figures import draw_groups
+from orchestrator.analysis.grouped import Design, fit_groups, read_own_table
 from search_spaces.errors import ConfigError
 
 PLAIN = Design("loss", ("d",), ("dataset",))
@@ -26,6 +27,38 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         part = {"loss": loss, "d": d, "k": rng.normal(size=size), "dataset": f"s{g}", "model": model}
         parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True).astype({"model": str})
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("loss", -999, "loss is -999 in 3 rows, fitted as a number; leave the cell empty"),
+        ("d", -9999, "d is -9999 in 3 rows"),
+        ("d", 999, "d is 999 in 3 rows"),
+        ("dataset", "Total", "dataset is Total in 3 rows, fitted like any other; leave them out"),
+        ("dataset", "all", "dataset is all in 3 rows"),
+        ("model", "Mean", "model is Mean in 3 rows"),
+    ],
+)
+def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, column, value, said):
+    table = rows()
+    table[column] = table[column].astype(object)
+    table.loc[[3, 40, 70], column] = value
+    table.to_csv(tmp_path / "own.csv", index=False)
+    design = Design("loss", ("d",), ("dataset",), ("model",))
+    read = read_own_table(tmp_path / "own.csv", design)
+    assert len(read) == len(table)
+    found = fit_groups(read, design)
+    assert [remark for remark in found.remarks if said in remark] == list(found.remarks)
+    assert f"Beware: {said}" in " ".join(found.lines())
+
+
+def test_numbers_that_only_look_like_codes_are_not_told(tmp_path):
+    table = rows().assign(
+        d=lambda own: np.linspace(0, 999, len(own)).round(), loss=lambda own: own["loss"] - 99
+    )
+    table.to_csv(tmp_path / "own.csv", index=False)
+    assert fit_groups(read_own_table(tmp_path / "own.csv", PLAIN), PLAIN).remarks == ()
 
 
 def dummies(table, *names):
@@ -305,7 +338,7 @@ def test_few_rows_without_a_value_or_twice_are_left_out_and_counted(tmp_path):
 def test_the_figure_has_a_panel_per_column():
     table = rows()
     design = Design("loss", ("d", "k"), ("dataset",))
-    figure = draw(table, fit_groups(table, design))
+    figure = draw_groups(table, fit_groups(table, design))
     assert [ax.get_xlabel() for ax in figure.axes] == ["d", "k"]
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {
         "mean of a group", "slope within groups", "slope between groups"

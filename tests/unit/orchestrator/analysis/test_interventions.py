@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +8,7 @@ from scipy import stats
 from orchestrator.analysis.findings import findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.interventions import Arm, fit_interventions
+from orchestrator.analysis.report import write_report
 from orchestrator.analysis.table import number
 
 ARMS = tuple(
@@ -96,6 +99,41 @@ def test_worlds_are_the_replicates_of_a_paired_t_test():
     assert found.p_zero == pytest.approx(theirs.pvalue)
     assert found.interval == pytest.approx(tuple(theirs.confidence_interval()))
     assert found.p_theory == pytest.approx(stats.ttest_1samp(values, 1.0).pvalue)
+
+
+def test_an_interval_over_worlds_that_share_classes_is_the_wider_of_two():
+    pairs = ("01", "23", "40", "12")
+    arms = tuple(replace(arm, shows=tuple(pairs[int(arm.world[1])])) for arm in ARMS)
+    rows = table(0.7, noise=0.01)
+    felt = rows["dataset"].isin(["w0_contrast", "w2_contrast"])  # both show class 0
+    rows.loc[felt, "test_loss"] *= 1.4
+    found = effect(fit_interventions(rows, arms), "Δ log K_F")
+    slopes = np.array(list(found.by_world.values()))
+    without = np.array([slopes[[k for k in range(4) if name not in pairs[k]]].mean() for name in "01234"])
+    error = np.sqrt(4 / 5 * np.square(without - slopes.mean()).sum())
+    by_class = stats.t.interval(0.95, 4, slopes.mean(), error)
+    assert np.ptp(by_class) > np.ptp(tuple(stats.ttest_1samp(slopes, 0.0).confidence_interval()))
+    assert found.interval == pytest.approx(by_class)
+    assert found.p_zero == pytest.approx(2 * stats.t.sf(slopes.mean() / error, 4))
+    assert "over 4 worlds that share 5 classes" in fit_interventions(rows, arms).answer
+    alone = effect(fit_interventions(rows, ARMS), "Δ log K_F")
+    assert (alone.num_classes, found.num_classes) == (0, 5)
+
+
+def test_what_many_worlds_answer_stands_before_a_row_for_each(tmp_path):
+    copies = [table(1.0, seed=k) for k in range(7)]
+    for k, rows in enumerate(copies):
+        rows[["trial_id", "dataset"]] = f"{k}" + rows[["trial_id", "dataset"]]
+    rows = pd.concat(copies)
+    arms = [
+        replace(one, dataset=f"{k}{one.dataset}", world=f"{k}{one.world}") for k in range(7) for one in ARMS
+    ]
+    page = write_report(rows, fit_scaling_laws(rows, arms=arms), tmp_path, sweep="worlds", summary={})
+    text = page.read_text("utf-8")
+    assert (
+        text.index("28 of 28 arms moved K_F") < text.index('id="what-was-seen"') < text.index("0w0_base</td>")
+    )
+    assert text[: text.index("0w0_base</td>")].rstrip().count("<summary>28 rows</summary>") == 1
 
 
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():

@@ -1,5 +1,6 @@
 """All pairs of a set's classes: against slow formulas, and on tables whose law is known."""
 
+import json
 from html import unescape
 from itertools import combinations
 
@@ -9,9 +10,9 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from orchestrator.analysis.findings import summary
-from orchestrator.analysis.fits import fit_scaling_laws
-from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs, pair_findings
+from orchestrator.analysis.findings import findings, summary
+from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs
 from orchestrator.analysis.report import write_report
 
 CLASSES, SIZES = range(6), (20, 60, 180)
@@ -60,7 +61,7 @@ SHARPER_LOSS = "slope of log loss on log K_F at equal 1/d"
 
 
 def found(rows):
-    return {slope.on: slope for slope in fit_pairs(rows)}
+    return {slope.on: slope for slope in fit_pairs(prepare(rows).points)}
 
 
 @pytest.mark.parametrize(
@@ -105,23 +106,24 @@ def test_what_follows_k_f_is_established_and_its_sign_is_told():
 
 def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     rows = table(on_k=1.0, noise=0.05)
-    slopes = fit_pairs(rows)
-    found = pair_findings(slopes)
+    fits = fit_scaling_laws(rows)
+    slopes, found = fits.class_pairs, findings(fits)[:5]
     assert [finding.verdict == "established" for finding in found] == [one.established for one in slopes]
     assert found[2].short.startswith(f"yes: {SHARPER_LOSS} is {slopes[2].value:.3g}, 95 % interval ")
     assert found[3].short.startswith("yes: slope of log R̂ on log K_F at equal 1/d is −")
-    reverse = pair_findings(fit_pairs(table(on_k=-1.0, noise=0.05)))
+    reverse = findings(fit_scaling_laws(table(on_k=-1.0, noise=0.05)))
     assert [one.short.startswith("no, the reverse: slope of log ") for one in reverse[2:4]] == [True, True]
     assert " without class " in found[2].short
     assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
-    fits = fit_scaling_laws(rows)
-    said = summary(fits, found)
+    said = summary(fits)
     assert not any("CANNOT BE TESTED" in line for line in said)
     page = unescape(write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8"))
     assert "cannot be tested" not in page[page.index('id="verdicts"') : page.index('id="what-was-seen"')]
     for finding in found:
         assert finding.question in page
         assert finding.line in page
+    stored = json.loads((tmp_path / "fits.json").read_text("utf-8"))["class_pairs"]
+    assert [(one["on"], one["value"]) for one in stored] == [(one.on, one.value) for one in slopes]
     assert len(said) <= 23
     assert max(map(len, said)) <= 80
 
@@ -134,4 +136,4 @@ def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
 def test_tables_that_are_not_pairs_of_one_set_have_no_such_answer():
     both = pd.concat([table(), table().assign(dataset="other", trial_id=lambda rows: rows["trial_id"] + "o")])
     for rows in (table(classes=range(4)), both, table().assign(class_pair="")):
-        assert fit_pairs(rows) == ()
+        assert fit_scaling_laws(rows).class_pairs == ()

@@ -120,7 +120,7 @@ def test_the_power_of_an_experiment_is_that_of_drawn_ones():
             own, base = rng.normal(slope, WORLD_STD), rng.normal(0, TRIAL_STD, num_cells)
             changes = own * MOVED + rng.normal(0, TRIAL_STD, (num, num_cells)) - base
             found.append(changes.mean() / MOVED)
-        low, high = mean_interval(np.array(found))[1]
+        low, high = mean_interval(np.array(found))[2]
         none, law = none + (not low <= 0 <= high), law + (not low <= 1 <= high)
     arms = [Arm(f"w{k}_{n}", f"w{k}", "sharpness") for k, num in enumerate(num_arms) for n in range(num)]
     reckoned = experiment_power(arms, num_models=2, num_sizes=2)

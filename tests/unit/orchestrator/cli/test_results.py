@@ -184,9 +184,15 @@ def test_fit_takes_any_table(run, tmp_path):
     assert (code, "A table needs --response, --on and --groups; e.g. isweep fit" in err) == (2, True)
 
 
-def test_claims_of_the_published_numbers_and_what_a_design_settles(run):
-    code, out, _ = run("claims", "--published", "--json")
-    assert (code, len(json.loads(out)["entries"])) == (0, 11)
+def test_claims_of_the_published_numbers_and_what_a_design_settles(run, tmp_path):
+    files = [tmp_path / "ledger.md", tmp_path / "ledger.tex"]
+    words = ("--markdown", str(files[0]), "--latex", str(files[1]))
+    code, out, _ = run("claims", "--published", "--json", *words)
+    entries = json.loads(out)["entries"]
+    assert (code, len(entries)) == (0, 11)
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    assert all(entry["number"] in text for entry in entries for text in texts)
+    assert r"\begin{tabular}" in texts[1]
     code, out, _ = run("power", "paper", "--num-tables", "20", "--json")
     found = json.loads(out)
     assert (code, found["num_datasets"], found["num_tables"]) == (0, 11, 20)
