@@ -103,11 +103,11 @@ HANG_FACTOR, MIN_LIMIT_S = 20, 600.0
 """Libraries, arrays and a GPU's start come before the first epoch, and machines are shared."""
 
 
-def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
+def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], expectation: Expectation) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    Many times the whole trial by the slowest done one of its model, or else by one core; infinite where its
-    network's operations cannot be counted.
+    Many times the whole trial by the slowest done one of its model, or else by what is expected of a GPU that
+    is known, or by one core; infinite where its network's operations cannot be counted.
     """
     if not predict.has_cost(trial.network):
         return math.inf
@@ -116,7 +116,10 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
         for done in measured
         if done.spec.network.model == trial.network.model and done.spec.network.recipe.epochs
     ]
-    return max(MIN_LIMIT_S, HANG_FACTOR * max(ratios, default=1.0) * predict.core_seconds(trial))
+    known = expectation.gpu is not None and expectation.gpu.timed
+    usual = expectation.seconds(trial) if known else predict.core_seconds(trial)
+    slowest = max(ratios, default=0.0) * predict.core_seconds(trial)
+    return max(MIN_LIMIT_S, HANG_FACTOR * (max(slowest, usual) if known else slowest or usual))
 
 
 # In which order trials are offered: the longest first, as far as the arrays they share fit into memory.

@@ -125,11 +125,11 @@ def gpu_model(name: str) -> GpuModel:
 def gpu_model_like(name: str) -> GpuModel | None:
     """Return the GPU of the table that a driver or Ray names, of several that with least memory, or None.
 
-    A slice of one (MIG) is none.
+    A slice of one (MIG) is none, nor are smaller ones of its name: Laptop, Max-Q, D.
     """
     words = re.split("[-_ ]+", name.lower())
     words += [first + second for first, second in pairwise(words)]  # RTX 3090
-    if "mig" in words:
+    if {"mig", "laptop", "max", "d"} & set(words):
         return None
     fit = [gpu for key, gpu in GPU_MODELS.items() if key.partition("-")[0] in words]
     size = re.search(r"\b(\d+)\s?g", name.lower())  # NVIDIA A100-SXM4-80GB; Ray calls both A100

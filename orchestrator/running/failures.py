@@ -23,13 +23,14 @@ from orchestrator.running.cluster import answers
 from orchestrator.running.gpus import NO_GPU
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
+from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
 
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
-    FailureKind.OUT_OF_MEMORY: 7,  # with twice the share up to a whole GPU, then with a batch in parts
+    FailureKind.OUT_OF_MEMORY: 12,  # with twice the share up to a whole GPU, then with a batch in parts
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
@@ -150,8 +151,8 @@ def gpu_error(error: BaseException) -> GpuError | None:
 
 
 def gpu_named(message: str) -> str:
-    """Return the GPU that a failure names, by its UUID and node; empty where it names none."""
-    found = GPU_NAMED.search(message)
+    """Return the GPU that a failure names, and is of, by its UUID and node; empty where it is of none."""
+    found = None if CAPTURE_FAILED in message else GPU_NAMED.search(message)
     return found[0] if found else ""
 
 

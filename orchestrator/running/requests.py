@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from orchestrator.planning.predict import (
     has_batch_norm,
     need_of,
     packing_pays,
+    peak_bytes,
     read_checks,
 )
 from orchestrator.results.store import FailureKind, TrialFailure
@@ -75,26 +76,37 @@ class Requests:
         resources: What the sweep asks for every trial.
         expectation: Of the cluster's kind of GPU; without one all trials get the same share.
         node_memory_bytes: What the largest node has: a trial that asks for more would never start.
-        out_of_memory: How often each trial ran out of memory in this run.
-        not_captured: Trials whose steps could not be captured.
+        out_of_memory: How often each trial ran out of memory.
+        needed: The same by network and recipe: what one of its trials needed all get.
+        given: How often each had when its last attempt began.
+        waited: How often each found a whole GPU's memory held by others.
+        not_captured: Networks and recipes whose steps could not be captured.
     """
 
     resources: Resources
     expectation: Expectation = field(default_factory=Expectation)
     node_memory_bytes: Callable[[], float] = lambda: math.inf
     out_of_memory: Counter[str] = field(default_factory=Counter)
-    not_captured: set[str] = field(default_factory=set)
+    needed: Counter[Hashable] = field(default_factory=Counter)
+    given: dict[str, int] = field(default_factory=dict)
+    waited: Counter[str] = field(default_factory=Counter)
+    not_captured: set[Hashable] = field(default_factory=set)
 
     def of(self, cell: TrialSpec) -> Resources:
         """Return what the next attempt at ``cell`` gets.
 
-        Every time out of memory doubles its share, up to a whole GPU; after that its batches pass in ever
-        smaller parts, where they may.
+        Every time that it, or another trial of its network, is out of memory doubles its share, up to a whole
+        GPU; then it takes plain steps, and after that its batches pass in ever smaller parts, where they may.
         """
-        resources, times = self.resources, self.out_of_memory[cell.trial_id]
+        times = max(self.out_of_memory[cell.trial_id], self.needed[_network(cell)])
+        self.given[cell.trial_id] = times
+        return self._after(cell, times)
+
+    def _after(self, cell: TrialSpec, times: int) -> Resources:
+        resources = self.resources
         if resources.num_gpus and self.expectation.gpu is not None:
             resources = replace(resources, num_gpus=self._share(cell, self.expectation.gpu))
-        if cell.trial_id in self.not_captured:
+        if _network(cell) in self.not_captured:
             resources = replace(resources, fast="off")
         if not times:
             return resources
@@ -106,25 +118,36 @@ class Requests:
             num_gpus=min(1.0, share * 2**times) if 0 < share <= 1 else share,
             memory_bytes=max(memory, int(min(2 * memory, self.node_memory_bytes()))) if memory else 0,
         )
-        if times <= doublings or not self._may_be_cut(cell):
+        left, is_plain = times - doublings, cell.network.model.library == "own" and resources.fast == "auto"
+        if left > 0 and share and resources.fast != "off" and not is_plain:  # graphs keep memory of their own
+            resources, left = replace(resources, fast="off"), left - 1
+        if left <= 0 or not self._may_be_cut(cell):
             return resources
         # Two at least: batch norm has no variance over one image.
-        parts = max(2, cell.network.recipe.batch_size >> (times - doublings))
+        parts = max(2, cell.network.recipe.batch_size >> left)
         return replace(resources, micro_batch=parts)
 
     def failed(self, cell: TrialSpec, failure: TrialFailure) -> str:
         """Count a failure; returns what the user may choose, where no attempt can get more."""
         if CAPTURE_FAILED in failure.message:
-            self.not_captured.add(cell.trial_id)
+            self.not_captured.add(_network(cell))
             return ""
         if failure.kind != FailureKind.OUT_OF_MEMORY:
             return ""
-        before = self.of(cell)
-        self.out_of_memory[cell.trial_id] += 1
-        on_gpu, others = before.num_gpus > 0, bool(OF_OTHERS.search(failure.message))
-        may_wait = others or not on_gpu
-        if self.of(cell) != before or (may_wait and self.out_of_memory[cell.trial_id] <= TIMES_OUT_OF_MEMORY):
-            return ""
+        times = self.given.pop(cell.trial_id, self.out_of_memory[cell.trial_id])
+        before, after = self._after(cell, times), self._after(cell, times + 1)
+        on_gpu = before.num_gpus > 0
+        others = bool(OF_OTHERS.search(failure.message)) or self._fits(cell, before.num_gpus)
+        if others and before.num_gpus >= 1:  # nothing of the trial's own is too large
+            self.waited[cell.trial_id] += 1
+            if self.waited[cell.trial_id] <= TIMES_OUT_OF_MEMORY:
+                return ""
+        else:
+            self.out_of_memory[cell.trial_id] = times + 1
+            if on_gpu and not others:
+                self.needed[_network(cell)] = max(self.needed[_network(cell)], times + 1)
+            if after != before or (not on_gpu and times < TIMES_OUT_OF_MEMORY):
+                return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
         there = "a whole GPU has: choose a larger GPU" if on_gpu else "its machine gave: choose a larger one"
         if on_gpu and others:
@@ -148,6 +171,13 @@ class Requests:
             return not has_batch_norm(cell.network)
         return False
 
+    def _fits(self, cell: TrialSpec, share: float) -> bool:
+        """Tell whether a trial needs less than half of the GPU that it has: others hold the rest."""
+        gpu = self.expectation.gpu
+        with suppress(SweepError):
+            return gpu is not None and share == 1 and 2 * peak_bytes(cell.network) < gpu.memory_gib * 2**30
+        return False
+
     def _share(self, cell: TrialSpec, gpu: GpuModel) -> float:
         if self.expectation.share is not None:
             return self.expectation.share
@@ -156,6 +186,11 @@ class Requests:
         except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
             log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
             return self.resources.num_gpus
+
+
+def _network(cell: TrialSpec) -> Hashable:
+    """Return what trials have in common that need the same memory, and that graphs capture or not."""
+    return cell.network.model, cell.network.recipe
 
 
 def node_memory_bytes() -> float:

@@ -140,7 +140,7 @@ class Work:
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
         """Return the seconds without a word after which a cell counts as hung."""
-        return time_limit(cell, ())
+        return time_limit(cell, (), self.run.expectation)
 
 
 class GridWork(Work):
@@ -204,7 +204,7 @@ class GridWork(Work):
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
         """See :class:`Work`."""
-        return time_limit(cell, self._measured)
+        return time_limit(cell, self._measured, self.run.expectation)
 
 
 class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types

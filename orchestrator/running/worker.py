@@ -39,7 +39,7 @@ from orchestrator.running.failures import (
 from search_spaces.errors import CorruptStoreError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import SearchResult, TrialResult
+from tasks.trials.records import CAPTURE_FAILED, SearchResult, TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +194,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Return the failure that an error in a cell stands for, or end this process."""
         failure = classify(error)
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
+        of_node &= CAPTURE_FAILED not in failure.message  # which is the network's doing
         if not self._has_run and (of_node or failure.message.startswith(gpus.NO_GPU)):
             time.sleep(gpus.REST_S)  # or this node would be given, and fail, every cell of the sweep
         if ends_process(error):

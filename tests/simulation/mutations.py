@@ -382,8 +382,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a cell that ran out of memory gets more", REQUESTS,
-        "        self.out_of_memory[cell.trial_id] += 1\n",
-        "",
+        "        times = max(self.out_of_memory[cell.trial_id], self.needed[_network(cell)])\n",
+        "        times = 0\n",
     ),
     Mutation(
         "a cell that can get no more is given up", FAILURES,

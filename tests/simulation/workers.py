@@ -239,7 +239,7 @@ class SimulatedExecution:
         trial, outside = SimulatedTrial(config), self._outside
         cell, name, failed = config["cell"], trial.trial_id, self._failed[trial.trial_id]
         self._must(not self._is_over(), f"{name} is given out: {self._process.over}")
-        asks = (float(cell["num_gpus"]), -float(cell["micro_batch"] or math.inf))
+        asks = (float(cell["num_gpus"]), cell["fast"] == "off", -float(cell["micro_batch"] or math.inf))
         before, known = self._asked.get(name, (asks, len(failed)))
         more = bool(asks[0]) and FailureKind.OUT_OF_MEMORY in failed[known:]
         self._must(asks > before or not more, f"{name} asks for {asks} after {before}, and {failed}")

@@ -268,8 +268,8 @@ def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monk
     assert e.corrections_for(H100, trials) == p.Corrections()
     seconds = e.expected_seconds([cnn, looks], e.Expectation(None, e.corrections_for(None, trials)))
     assert set(e.order_trials(mine, [cnn, looks], 1e9, seconds)) == {looks, cnn}
-    assert e.time_limit(looks, trials) == math.inf
-    assert e.time_limit(cnn, trials) < math.inf
+    assert e.time_limit(looks, trials, e.Expectation()) == math.inf
+    assert e.time_limit(cnn, trials, e.Expectation()) < math.inf
 
 
 def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):

@@ -103,6 +103,8 @@ def test_an_unknown_gpu_is_answered_with_the_known_ones():
         ("NVIDIA A10", None),
         ("NVIDIA RTX A6000", "a6000"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
         ("Tesla V100-SXM2-32GB", "v100-32"),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
         ("", None),

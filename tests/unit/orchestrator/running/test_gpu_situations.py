@@ -7,19 +7,21 @@ import json
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from orchestrator.planning.estimate import estimate
+from orchestrator.planning.estimate import HANG_FACTOR, MIN_LIMIT_S, Expectation, estimate, time_limit
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import GPU_MODELS, need_of, packing_pays, peak_bytes
+from orchestrator.planning.predict import GPU_MODELS, core_seconds, need_of, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import gpus
 from orchestrator.running.cluster import Resources
-from orchestrator.running.failures import RETRIES, classify, ends_process
+from orchestrator.running.failures import RETRIES, DeviceError, classify, ends_process, gpu_named
 from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError, SweepError
 from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
@@ -234,11 +236,14 @@ def test_a_measured_pair_decides_over_mps_and_what_was_measured_over_the_table()
     assert found.memory_gib == pytest.approx(79.3)
 
 
-def attempts(share, batch, is_cut):
+def attempts(share, batch, is_cut, is_small):
     """Twice the share up to a whole GPU, then, without batch norm, half of the batch down to two images."""
     found = [(share, None)]
     while found[-1][0] < 1:
         found.append((min(1.0, 2 * found[-1][0]), None))
+    if is_small:  # others hold the memory
+        return found + [(1.0, None)] * 4
+    found.append((1.0, None))  # by plain steps
     size = batch // 2
     while is_cut and size >= 2:
         found.append((1.0, size))
@@ -260,9 +265,11 @@ def test_out_of_memory_never_cuts_the_batch_of_a_resnet_and_ends_in_words(plan, 
             seen.append((request.num_gpus, request.micro_batch))
             said = requests.failed(trial, failure)
         batch = trial.network.recipe.batch_size
-        assert seen == attempts(seen[0][0], batch, is_cut=name.startswith("vgg"))
+        is_small = 2 * peak_bytes(trial.network) < SITUATIONS[where].memory_gib * GIB
+        assert seen == attempts(seen[0][0], batch, name.startswith("vgg"), is_small)
         assert len(seen) <= RETRIES[failure.kind] + 1
-        assert f"{name} at batch {batch} needs more memory than a whole GPU has: choose a larger GPU" in said
+        there = "others leave of its GPU" if is_small else "a whole GPU has: choose a larger GPU"
+        assert f"{name} at batch {batch} needs more memory than {there}" in said
         assert ("micro_batches: on" in said) is name.startswith("resnet")
 
 
@@ -281,6 +288,45 @@ def test_a_step_that_cannot_be_captured_is_tried_again_plainly_with_the_same_sha
         assert requests.failed(trial, classify(error)) == ""
     assert requests.of(trial) == replace(before, fast="off")
     assert requests.of(trials["vgg16"]).fast == "auto"
+
+
+def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials):
+    """486 VGGs that each begin with too little would end a sweep: that many failures in a row are in vain."""
+    requests = Requests(Resources(1, 0.15), expected([], plan.sweep.resources, ()))
+    first, second, third = [cell for cell in plan.trials if cell.network.model.name == "vgg13"][:3]
+    failure = classify(torch.OutOfMemoryError("CUDA out of memory."))
+    assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (0.15, 0.15)
+    assert requests.failed(first, failure) == requests.failed(second, failure) == ""
+    assert [requests.of(cell).num_gpus for cell in (first, second, third)] == [0.3, 0.3, 0.3]
+    assert requests.of(trials["resnet18"]).num_gpus == 0.15
+    assert requests.failed(third, failure) == ""
+    assert requests.of(first).num_gpus == 0.6
+    held = "CUDA out of memory. Process 11 has 6.0 GiB memory in use. Including this process has 1 GiB"
+    assert requests.failed(first, classify(torch.OutOfMemoryError(held))) == ""
+    assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (1.0, 0.6)
+    requests.failed(second, classify(CaptureError(f"{CAPTURE_FAILED}: RuntimeError: .item()")))
+    assert (requests.of(third).fast, requests.of(trials["vgg16"]).fast) == ("off", "auto")
+
+
+def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
+    """Not by a core's hours, which are days: a GPU that is lost may say nothing at all."""
+    known = Expectation(GPU_MODELS["rtx4090"])
+    for trial in trials.values():
+        assert time_limit(trial, (), known) == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial)) < 4 * 3600
+        on_core = HANG_FACTOR * core_seconds(trial)
+        assert (
+            time_limit(trial, (), Expectation(ADA.model())) == time_limit(trial, (), Expectation()) == on_core
+        )
+
+
+def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("rests"))
+    error = CaptureError(f"{CAPTURE_FAILED}: AcceleratorError: operation not permitted")
+    with pytest.raises(DeviceError) as ended:
+        TrialTrainable._failure(
+            SimpleNamespace(_has_run=False, cell={"num_gpus": 1.0}, _gpu=("A100", "GPU-1")), error
+        )
+    assert gpu_named(str(ended.value)) == ""
 
 
 def test_a_sweep_s_own_share_is_taken_as_it_is():

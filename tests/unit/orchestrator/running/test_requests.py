@@ -49,16 +49,16 @@ def attempts(requests, cell, number):
 
 def test_batches_of_a_network_with_batch_norm_are_not_cut_unless_asked_for(cells):
     cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
-    found, said = attempts(Requests(Resources(1, 0.5)), cell, 2)
-    assert found == [(0.5, 0, None), (1.0, 0, None)]
+    found, said = attempts(Requests(Resources(1, 0.5)), cell, 3)
+    assert found == [(0.5, 0, None), (1.0, 0, None), (1.0, 0, None)]  # the last by plain steps
     assert "or a smaller recipe.batch_size; resources.micro_batches: on cuts batches" in said
-    found, said = attempts(Requests(Resources(1, 0.5, micro_batches="on")), cell, 3)
+    found, said = attempts(Requests(Resources(1, 0.5, micro_batches="on")), cell, 4)
     assert (found[-1], said) == ((1.0, 0, 8), "")
 
 
 def test_no_batch_is_cut_where_that_is_refused(cells):
     cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
-    found, said = attempts(Requests(Resources(1, 1.0, micro_batches="off")), cell, 1)
+    found, said = attempts(Requests(Resources(1, 1.0, fast="off", micro_batches="off")), cell, 1)
     assert found == [(1.0, 0, None)]
     assert "small_mlp at batch 16 needs more memory" in said
 
@@ -86,14 +86,14 @@ def test_a_gpu_whose_memory_others_hold_is_tried_again_and_then_said_to_be_their
     said = [requests.failed(cell, others) for _ in range(5)]
     assert said[:4] == [""] * 4
     assert "needs more memory than others leave of its GPU: end what runs there" in said[4]
-    assert "than a whole GPU has" in Requests(Resources(1, 1.0)).failed(cell, alone)
+    assert "than a whole GPU has" in Requests(Resources(1, 1.0, fast="off")).failed(cell, alone)
     in_container = "CUDA out of memory. Process 4711 has 39.1 GiB memory in use."
     itself = TrialFailure(kind="out_of_memory", message=in_container)
-    assert "than a whole GPU has" in Requests(Resources(1, 1.0)).failed(cell, itself)
+    assert "than a whole GPU has" in Requests(Resources(1, 1.0, fast="off")).failed(cell, itself)
 
 
 @pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
 def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
     requests = Requests(Resources(1, 2, 100), node_memory_bytes=lambda: there)
     requests.out_of_memory[cells[0].trial_id] = 1
-    assert requests.of(cells[0]) == Resources(1, 2, asked)  # whole GPUs are not doubled
+    assert requests.of(cells[0]) == Resources(1, 2, asked, fast="off")  # whole GPUs are not doubled

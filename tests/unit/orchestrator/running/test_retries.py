@@ -48,12 +48,12 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
         for cell in ("a", "b", "c"):
             assert retries.failed(cell, memory, died=True).pause_s is not None
     more = retries.failed("a", memory, died=True)
-    assert more.reason == "attempt 6 of 12 in 16 s: other trials died 8 times too"
+    assert more.reason == "attempt 6 of 17 in 16 s: other trials died 8 times too"
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, memory)
-    decisions = [alone.failed("a", memory, died=True) for _ in range(8)]
-    assert [decision.pause_s is None for decision in decisions] == [False] * 7 + [True]
+    decisions = [alone.failed("a", memory, died=True) for _ in range(13)]
+    assert [decision.pause_s is None for decision in decisions] == [False] * 12 + [True]
 
 
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():

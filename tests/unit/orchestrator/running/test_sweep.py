@@ -149,7 +149,7 @@ def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
     """One sweep in which a cell does each thing of the tables."""
     told = trials.provenance().model_copy(update={"machine": "the driver's"})
 
-    def limit(trial: TrialSpec, measured: Any) -> float:
+    def limit(trial: TrialSpec, *_: Any) -> float:
         return 8.0 if trial.network.train_size == 32 else 600.0
 
     with pytest.MonkeyPatch.context() as patch:
