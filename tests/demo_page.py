@@ -40,13 +40,18 @@ def main(root: Path, output: Path) -> None:
 
 
 def save_figures(folder: Path) -> None:
-    """Save the report's figures that README shows, in 256 colours, with what their numbers are from."""
+    """Save the report's figures that README shows, with what their numbers are from."""
     drawn_with = PngInfo()
     drawn_with.add_text("Source", source(RESULT))
     for figure, name in FIGURES.items():
-        picture = Image.open(folder / f"{figure}.png").convert("RGB")
-        few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        few.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, pnginfo=drawn_with)
+        save_picture(Image.open(folder / f"{figure}.png"), name, pnginfo=drawn_with)
+
+
+def save_picture(picture: Image.Image, name: str, **more: Any) -> None:
+    """Save a picture for docs in 256 colours, rare ones among them: a repository keeps it for ever."""
+    method, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    few = picture.convert("RGB").quantize(256, method=method, dither=none)
+    few.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, **more)
 
 
 def found(fits: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """``python -m orchestrator.cli`` is the command ``isweep``."""
 
-from orchestrator.cli.app import entry
+from orchestrator.cli import entry
 
 if __name__ == "__main__":
     entry()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import logging.handlers
 import os
@@ -16,7 +15,7 @@ from functools import partial
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnusedCliTokensError
 from rich.markup import escape
@@ -84,8 +83,7 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
         environment.gpu_check: ("", "isweep gpu-check --into .", "isweep gpu-check --device cpu"),
     },
 }
-"""By group: what each command says while one waits for it ("" where it shows its own progress), and the
-examples that end its help."""
+"""By group: what a command says while one waits ("" where it shows its own progress), and its examples."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,16 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(command)
         log.info("ends with exit code %d", code)
     return code
-
-
-def entry() -> NoReturn:
-    """Entry point of the ``isweep`` command."""
-    # By its default the collector goes through a sweep's millions of objects, which live to the end, again
-    # and again: a third of the time of a look at 50,000 cells (benchmarks/running.py looks).
-    gc.set_threshold(100_000, 20, 20)
-    code = main()
-    gc.freeze()
-    sys.exit(code)
 
 
 def parse(arguments: Sequence[str]) -> partial[int | None]:

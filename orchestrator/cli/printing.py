@@ -56,8 +56,7 @@ PIPE_WIDTH = 200
 def _open_standard_streams() -> None:
     """Lead those of 0, 1 and 2 that are closed (`>&-`) to nowhere.
 
-    The next file that is opened, a database among them, would have the number, and get what Ray's processes
-    print.
+    The next file opened, such as a database, would have the number and get what Ray's processes print.
     """
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(free, True)

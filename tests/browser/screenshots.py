@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from tests.browser.chromium import chromium, mlflow_pages, ray_trials, trials_told, wait_for
+from tests.demo_page import save_picture
 from tests.integration.sweeps import command
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
 PAGES = {"Best model": "mlflow-best", "Test loss over N": "mlflow-curve"}
 SETTLE_S = 6.0
 """Until a page that asks for its data has drawn them."""
@@ -65,9 +65,7 @@ def mlflow_page(driver: Any, root: Path) -> None:
 
 
 def _save(driver: Any, name: str) -> None:
-    """Save in 64 colours: a picture of a page needs no more, and a repository keeps it for ever."""
-    picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
+    save_picture(Image.open(io.BytesIO(driver.get_screenshot_as_png())), name)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 
 SWEEP = """
 name: small

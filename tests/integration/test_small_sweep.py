@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 from orchestrator.commands import run_pilot
 from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run

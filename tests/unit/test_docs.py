@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import parse
+from orchestrator.cli.app import parse
 from search_spaces.errors import SweepError
 from tests.demo_page import RESULT, filled
 from tests.integration.chaos import table

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from orchestrator.cli import main, printing
+from orchestrator.cli import printing
+from orchestrator.cli.app import main
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from importlib import metadata
 
 import pytest
 
-from orchestrator.cli import main, parse
-from orchestrator.cli.app import COMMANDS, application
+from orchestrator.cli.app import COMMANDS, application, main, parse
 from orchestrator.running.ending import stop_heard
 
 
@@ -19,7 +18,8 @@ def test_commands_that_only_look_load_nothing_heavy(root):
     """In one process, of which each command loads more: help and mistakes first, looks at a sweep last."""
     commands = ["--help", "--version", "run --help", "measure x --seed x", "status smoke", "plan smoke"]
     script = (
-        "import sys\nfrom orchestrator.cli import main\nheavy = {*'torch ray mlflow pandas numpy'.split()}\n"
+        "import sys\nfrom orchestrator.cli.app import main\n"
+        "heavy = {*'torch ray mlflow pandas numpy'.split()}\n"
         "for words in sys.argv[1:]:\n    print(main(words.split()), heavy & {*sys.modules})"
     )
     asked = [words + f" --root {root}" * words.endswith("smoke") for words in commands]
@@ -73,7 +73,7 @@ def test_output_into_a_closed_pipe_is_no_error(root):
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that_place(root, closed):
     code = (
-        "import os, sys\nfrom orchestrator.cli import main\ncode = main(sys.argv[1:])\n"
+        "import os, sys\nfrom orchestrator.cli.app import main\ncode = main(sys.argv[1:])\n"
         "os._exit(code or 10 * (os.open(os.devnull, os.O_RDONLY) <= 2))"
     )
     command = f'"$0" -c "$1" status smoke --root "$2" {closed}'
@@ -81,6 +81,19 @@ def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("There is no root" if closed == ">&-" else "")
     assert (done.stdout == "") == (">&-" in closed.split())
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_bug():
+    code = (
+        "import signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        "        name == 'cyclopts' and signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from orchestrator.cli import entry\nentry()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
 
 
 def on_the_way_out():

@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from orchestrator.cli import parse, printing
+from orchestrator.cli import printing
+from orchestrator.cli.app import parse
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.locks import exclusive
 

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 
 WORDS = {"PREDICT": "predict smoke --model x --d-data 9 --label-sharpness 1", "THIS_FILE": __file__}
 # Command line | what is said of it.
