@@ -28,7 +28,7 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, its verdict, the answer in a line (``short``) and in full, caveats, what to add to test it."""
+    """A question, verdict, answer in a line (``short``) and in full, caveats, what to add to test it."""
 
     question: str
     verdict: Verdict

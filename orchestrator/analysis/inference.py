@@ -1,7 +1,7 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
 
 66 points of 11 datasets carry the information of about 11: they are reduced to one effect per dataset, or
-whole ones are left out and exchanged. Shape letters: n points, G datasets, q regressors, B draws, m responses.
+whole ones are left out and exchanged. Shape letters: n points, G datasets, q terms, B draws, m responses.
 """
 
 from __future__ import annotations
