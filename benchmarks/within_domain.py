@@ -49,8 +49,7 @@ def within_domain(preset: str = "digit-pairs", *, keep: Path | None = None, root
             ["class_pair", "model", "train_size", "seed"]
         )
         rows.to_csv(table_path, index=False, float_format="%.5g", compression={"method": "gzip", "mtime": 0})
-        tail_path = stem.with_name(f"{stem.name}_tail.csv")
-        tails(preset, root).to_csv(tail_path, index=False, float_format="%.5g")
+        tails(preset, root).to_csv(stem.with_name(f"{stem.name}_tail.csv"), index=False, float_format="%.5g")
     return {"answers": [asdict(slope) for slope in fit_pairs(prepare(read_csv(table_path)).points)]}
 
 

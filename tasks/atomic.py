@@ -117,6 +117,9 @@ def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             yield file, temporary
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which an error of writing leaves out
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -48,9 +48,11 @@ def save_figures(folder: Path) -> None:
 
 
 def save_picture(picture: Image.Image, name: str, **more: Any) -> None:
-    """Save a picture for docs in 256 colours, rare ones among them: a repository keeps it for ever."""
-    method, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-    few = picture.convert("RGB").quantize(256, method=method, dither=none)
+    """Save a picture for docs in its 256 most frequent colours: a repository keeps it for ever."""
+    exact, palette = picture.convert("RGB"), Image.new("P", (1, 1))
+    colours = sorted(exact.getcolors(exact.width * exact.height) or [], reverse=True)
+    palette.putpalette([value for _, colour in colours[:256] for value in colour])
+    few = exact.quantize(palette=palette, dither=Image.Dither.NONE)
     few.save(REPOSITORY / "docs" / "images" / f"{name}.png", optimize=True, **more)
 
 

@@ -7,9 +7,7 @@ from typing import NoReturn
 
 def entry() -> NoReturn:
     """Entry point of the ``isweep`` command."""
-    # By its default the collector goes through a sweep's millions of objects, which live to the end, again
-    # and again: a third of the time of a look at 50,000 cells (benchmarks/running.py looks).
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(100_000, 20, 20)  # or a third of a look at 50,000 cells is the collector's
     try:
         from orchestrator.cli.app import main
 

@@ -185,7 +185,8 @@ def _run(command: partial[int | None]) -> int:
         log.exception("the machine did not do what was asked")
         where = f" ({error.filename})" if error.filename else ""
         reason = (error.strerror or str(error) or type(error).__name__) + where
-        return _failed(SetupError("The machine must do what is asked of it", reason, "mend it and try again"))
+        way_out = "mend that (free some space on a full disk), and run the same command again"
+        return _failed(SetupError("The machine must do what is asked of it", reason, way_out))
     except Exception as error:
         if is_stop(error):
             log.exception("on the way out of a stop")
@@ -232,7 +233,8 @@ def root_log(root: str | None) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         top.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # of the same full disk
+            handler.close()
         top.setLevel(before)
 
 

@@ -53,7 +53,7 @@ LONGEST_PAUSE_S = 60.0
 MOST_DEATHS = 20
 """Of one cell's process, whatever happens to others; those with a lost node do not count."""
 MOST_IN_VAIN = 200
-"""Failures in a row without a single result in between: then nothing works here, not even node by node."""
+"""Failures in a row, of cells that failed before, without a result in between: then nothing works here."""
 MOST_ON_UNFIT = 4
 """Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
 OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP))
@@ -406,9 +406,10 @@ class Retries:
         mine = self.failures.setdefault(trial_id, Counter())
         mine[kind] += 1
         self.deaths[trial_id] += died
-        self.in_vain += 1
-        if self.in_vain > MOST_IN_VAIN:
-            return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        again = mine.total() > 1  # 250 cells may be on nodes that go at once
+        self.in_vain += again
+        if again and self.in_vain > MOST_IN_VAIN:
+            return Decision(None, f"{MOST_IN_VAIN} further attempts in a row failed, of all trials")
         if hopeless:
             return Decision(None, "no attempt can get more")
         if sum(mine[death] for death in PROCESS_DEATHS) >= MOST_DEATHS:

@@ -25,6 +25,7 @@ def run(sweep: str, root: Path, cpus: str, *, until: int | None = None, send: in
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "COLUMNS": "200"},
     )
     if until is not None:
         results = root / "sweeps" / "small" / "trials"

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ from tests.integration.sweeps import command, stored
 STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
 WORKERS = {"one_gpu": 1, "two_gpus": 2}
-SHARES = {0.5: 6, 0.6: 3}
-"""GPU share of a trial: how many such trials three GPUs hold. Two of 0.6 would fit on no GPU."""
+SHARE, AT_ONCE = 0.4, 6
+"""GPU share of a trial, and how many such trials three GPUs hold; a seventh would need parts of two."""
 BARRIER_S = 60
 TASKS = 8  # twice the CPUs of all nodes
 ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times
@@ -61,10 +62,9 @@ class Probe(TrialTrainable):
     """Reports its node and GPUs; returns only when as many trials as planned have run beside it."""
 
     def _run(self, started_at: float) -> CellReport:
-        share = self.cell["num_gpus"]
-        _internal_kv_put(f"probe-{share}-{self.cell['trial_id']}", b"1")
+        _internal_kv_put(f"probe-{self.cell['trial_id']}", b"1")
         patience = time.monotonic() + BARRIER_S
-        while len(_internal_kv_list(f"probe-{share}-")) < SHARES[share] and time.monotonic() < patience:
+        while len(_internal_kv_list("probe-")) < AT_ONCE and time.monotonic() < patience:
             time.sleep(0.05)
         context = ray.get_runtime_context()
         where = json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]])
@@ -108,15 +108,15 @@ def files_seen_by(node: Any, folder: Path) -> list[str]:
     return sorted(str(path.relative_to(there)) for path in there.rglob("*") if path.is_file())
 
 
-def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
+def probe(cluster: Cluster, root: Path) -> list[dict[str, Any]]:
     """Run one trial more than fits at once, and return where and when each ran."""
     sweep = SweepSpec.model_validate(
         {
-            "name": f"probe-{int(share * 100)}",
+            "name": "probe",
             "models": ("small_mlp",),
             "datasets": ({"name": "mri_lesion"},),
             "train_sizes": (10,),
-            "seeds": tuple(range(SHARES[share] + 1)),
+            "seeds": tuple(range(AT_ONCE + 1)),
             "test_size": 4,
             "image_size": 8,
             "recipe": "smoke",
@@ -127,7 +127,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
     run = Run(
         plan=plan,
         cluster=cluster,
-        resources=Resources(0.5, share),
+        resources=Resources(0.25, SHARE),
         paths=paths,
         stored=StoredResults.read(str(paths.sweep(sweep.name).folder)),
         tracker=Tracker(),
@@ -210,7 +210,7 @@ def main(sweep: str, folder: str) -> None:
             "run": run,
             "results": results,
             "left_on_workers": {name: files_seen_by(node, root) for name, node in workers.items()},
-            "probes": {str(share): probe(cluster, root, share) for share in SHARES},
+            "probes": probe(cluster, root),
             "head": nodes.head_node.node_id,
             "workers": {name: node.node_id for name, node in workers.items()},
             "file_task_nodes": nodes_of_tasks(RayExecutor(driver_node_only=True)),
@@ -222,10 +222,14 @@ def main(sweep: str, folder: str) -> None:
         found["reading_nodes"] = nodes_of_tasks(RayExecutor(nodes=list(found["workers"].values())))
     images = root / "images.npy"
     np.save(images, np.zeros((4, 1, 2, 2), np.uint8))
-    source = ("measure", "manifold_d4", "--image-size", "16", "--json")
-    found["measured"] = run_command(*source, *at)
-    found["other_token"] = run_command("measure", str(images), *at, RAY_AUTH_TOKEN="0" * 64)
-    found["other_mode"] = run_command("measure", str(images), *at, RAY_AUTH_MODE="disabled")
+    asked = {
+        "measured": (("manifold_d4", "--image-size", "16", "--json"), {}),
+        "other_token": ((str(images),), {"RAY_AUTH_TOKEN": "0" * 64}),
+        "other_mode": ((str(images),), {"RAY_AUTH_MODE": "disabled"}),
+    }
+    with ThreadPoolExecutor() as at_once:
+        done = [at_once.submit(run_command, "measure", *words, *at, **env) for words, env in asked.values()]
+        found |= {name: one.result() for name, one in zip(asked, done, strict=True)}
     print(json.dumps(found))
     nodes.shutdown()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import random
 import signal
 import subprocess
@@ -22,7 +23,9 @@ from typing import Any
 
 import psutil
 
+from orchestrator.results.storage import Found
 from orchestrator.results.store import ResultStore, TrialRecord
+from orchestrator.running.locks import FILE as LEASE
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
 
@@ -139,7 +142,8 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
         again = store.listing(TrialRecord)
         code = driver.wait(PATIENCE_S)
         found = {name: numbers(r.plain()["result"]) for name, r in store.scan(TrialRecord).records.items()}
-        leases = list(store._files.find(store._path("drivers"), "lease.json"))
+        lease = Found(posixpath.join(store._files.base, LEASE), "")
+        leases = [found.path for found, _ in store._files.read_many([lease])]
     log = (folder / "root.log").read_text(encoding="utf-8")
     return {
         "cells": len(expected),
@@ -151,7 +155,7 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
         "paused": "Paused: s3://" in log or "The storage does not answer: s3://" in log,
         "traceback": "Traceback" in log,
         "mlflow": [tracked(root, set(expected))],
-        "left": [*left_over(), *(lease.path for lease in leases)],
+        "left": [*left_over(), *leases],
     }
 
 

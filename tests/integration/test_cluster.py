@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.several_nodes import SHARES, WORKERS, environment
+from tests.integration.several_nodes import AT_ONCE, SHARE, WORKERS, environment
 from tests.integration.sweeps import SWEEP, write_sweep
 from tests.isolation import AVAILABLE, REASON, isolated
 
@@ -71,14 +71,13 @@ def test_files_are_measured_on_the_node_that_has_them(found):
     assert json.loads(measured["stdout"])["num_images"] > 0
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_shares_pack_as_planned(found, share):
-    trials = found["probes"][str(share)]
-    assert len(trials) == SHARES[share] + 1
+def test_shares_pack_as_planned(found):
+    trials = found["probes"]
+    assert len(trials) == AT_ONCE + 1
     # No share of a GPU is put together from two GPUs, and none is given to the head, which has no GPU.
     assert {len(trial["gpus"]) for trial in trials} == {1}
     assert {trial["node"] for trial in trials} == set(found["workers"].values())
-    per_gpu = int(1 / share)
+    per_gpu = int(1 / SHARE)
     most = most_at_once(trials)
     gpus = {(found["workers"][name], str(gpu)) for name, num in WORKERS.items() for gpu in range(num)}
     assert most == dict.fromkeys(gpus, per_gpu)

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,9 +46,16 @@ def sweep(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory, sweep) -> tuple[Path, str, str, Seen, list[str]]:
-    """A root in which the small sweep ran to its end, what it printed, and what its dashboard said."""
+def stopped(tmp_path_factory, sweep) -> tuple[Path, dict[str, Any]]:
+    """A root in which the small sweep was interrupted when it had two results, and how it ended."""
     folder = tmp_path_factory.mktemp("root")
+    return folder, interrupted.run(sweep, folder, "2", until=2, send=signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def watched(stopped, sweep) -> tuple[Path, str, str, Seen, list[str]]:
+    """That root, when the sweep has gone on to its end, what it printed, and what its dashboard said."""
+    folder, _ = stopped
     return folder, *watched_run(command("run", sweep, "--root", str(folder)), folder)
 
 
@@ -61,17 +69,26 @@ def root(watched) -> Path:
     return folder
 
 
-def test_a_run_passes_the_stages_that_readme_shows(watched):
+def test_an_interrupted_sweep_keeps_what_it_has(stopped):
+    _, how = stopped
+    check_stopped(how)
+    assert 2 <= len(how["results"]) < NUM_TRIALS
+
+
+def test_a_run_passes_the_stages_that_readme_shows(stopped, watched):
     shown = stages("\n".join(json.loads(RESULT.read_text(encoding="utf-8"))["said"]))
-    passed = stages(watched[2])
+    passed = stages(f"{stopped[1]['stderr']}\n{watched[2]}")
     assert set(shown) <= set(passed)
     later = shown[shown.index("measure") :]  # before, Ray starts while data are prepared
     assert [stage for stage in passed if stage in later] == later == ["measure", "train", "report"]
 
 
-def test_every_planned_trial_is_stored_once_and_tracked_once(root, sweep):
+def test_every_planned_trial_is_stored_once_and_tracked_once(stopped, root, sweep):
     planned = set(plan_sweep(load_sweep(sweep)).trials_by_id)
-    assert set(stored(root)) == planned
+    found = stored(root)
+    assert set(found) == planned
+    # What was finished before the interrupt is never trained again.
+    assert stopped[1]["results"].items() <= {name: one["started_at"] for name, one in found.items()}.items()
     runs = mlflow_runs(root)
     trials = runs[runs["tags.kind"] == "trial"]
     assert sorted(trials["tags.trial_id"]) == sorted(planned)
@@ -278,29 +295,27 @@ def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, on_ray_lo
     exec(text + LOOKED_AT, {})
 
 
-def test_an_extended_grid_runs_only_what_is_new_and_goes_on_after_an_interrupt(
-    root, sweep, tmp_path, on_ray_local
-):
-    before = stored(root)
+def test_a_plan_of_other_seeds_uses_what_there_is_and_has_curves_of_its_own(root, sweep, tmp_path):
     extended = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2]", "[0, 1, 2, 3]"))
     status = isweep_json("status", extended, root=root)
     assert (status["planned"], status["done"], status["pending"]) == (NUM_TRIALS + 4, NUM_TRIALS, 4)
-    stopped = interrupted.run(extended, root, "1", until=NUM_TRIALS + 1, send=signal.SIGINT)
-    check_stopped(stopped)
-    kept = stored(root)
-    assert NUM_TRIALS < len(kept) < NUM_TRIALS + 4
-    isweep_here("run", extended, "--no-dashboard", root=root)
-    after = stored(root)
-    assert len(after) == NUM_TRIALS + 4
-    # What was finished before it was extended, or interrupted, is never trained again.
-    assert before.items() <= kept.items() <= after.items()
+    fewer = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2]", "[0, 1]"))
+    status = isweep_json("status", fewer, root=root)
+    assert (status["done"], len(status["foreign"])) == (NUM_TRIALS - 4, 4)
+    shown = [curves(root)]
+    for plan in (fewer, sweep):
+        assert isweep_json("reconcile", plan, root=root)["replayed"] == NUM_CURVES
+        assert isweep_json("reconcile", plan, root=root)["replayed"] == 0
+        shown.append(curves(root))
+    # A curve over other results is another run, and what it takes the place of is set aside.
+    assert [len(one) for one in shown] == [NUM_CURVES] * 3
+    assert len(set.union(*shown)) == 3 * NUM_CURVES
+
+
+def curves(root) -> set[str]:
+    """Return the runs of finished curves that MLflow shows."""
     runs = mlflow_runs(root)
-    shown = runs[runs["tags.isweep.duplicate"] != "true"]  # curves of fewer seeds are set aside
-    assert sorted(shown[shown["tags.kind"] == "trial"]["tags.trial_id"]) == sorted(after)
-    assert set(shown["status"]) == {"FINISHED"}
-    # The smaller plan still knows its own cells, and says what it does not use.
-    status = isweep_json("status", sweep, root=root)
-    assert (status["done"], len(status["foreign"])) == (NUM_TRIALS, 4)
+    return set(runs[(runs["tags.kind"] == "curve") & (runs["status"] == "FINISHED")]["run_id"])
 
 
 def check_stopped(stopped):

@@ -7,6 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import md5
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -236,6 +237,11 @@ def _copied(runs: dict[str, Any]) -> dict[str, Any]:
     return {run_id: {name: copy.copy(part) for name, part in run.items()} for run_id, run in runs.items()}
 
 
+def _tag(content: bytes) -> str:
+    """As of S3: the same bytes have the same tag, written when they may."""
+    return md5(content, usedforsecurity=False).hexdigest()
+
+
 class SimulatedStorage(Bucket):
     """An object store as one process sees it."""
 
@@ -267,8 +273,8 @@ class SimulatedStorage(Bucket):
         self._asked()
         if path not in self._outside.files:
             raise FileNotFoundError(path)
-        content, version = self._outside.files[path]
-        return content, str(version)
+        content = self._outside.files[path][0]
+        return content, _tag(content)
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, bytes | OSError]]:
         for found in [*files]:
@@ -291,14 +297,14 @@ class SimulatedStorage(Bucket):
         outside = self._outside
         there = outside.files.get(path)
         tag = mode["e_tag"] if isinstance(mode, dict) else ""
-        if (mode == "create" and there) or (tag and (there is None or str(there[1]) != tag)):
+        if (mode == "create" and there) or (tag and (there is None or _tag(there[0]) != tag)):
             self._answered()
             return None
         outside.num_written += 1
         outside.files[path] = (bytes(data), outside.num_written)
         outside.written_at[path] = outside.scheduler.now
         self._answered()
-        return str(outside.num_written)
+        return _tag(data)
 
     def remove(self, path: str) -> None:
         self._asked(path, writes=True)
@@ -310,7 +316,7 @@ class SimulatedStorage(Bucket):
         depth = folder.count("/") + 2
         for path in sorted(self._outside.files):
             if path.startswith(f"{folder}/") and path.endswith(f"/{name}") and path.count("/") == depth:
-                yield Found(path, str(self._outside.files[path][1]))
+                yield Found(path, _tag(self._outside.files[path][0]))
 
 
 WRITES = ("create", "set_", "update", "log_", "restore")

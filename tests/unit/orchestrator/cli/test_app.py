@@ -134,7 +134,7 @@ def test_a_request_to_stop_is_ctrl_c_and_what_breaks_on_the_way_out_is_no_bug(
     [
         (ZeroDivisionError("by zero"), 4, "This is a bug; found: ZeroDivisionError: by zero"),
         (RecursionError("too deep"), 4, "This is a bug; found: RecursionError: too deep"),
-        (OSError(28, "No space left on device", "/full"), 3, "found: No space left on device (/full)"),
+        (OSError(28, "No space left on device", "/full"), 3, "device (/full); mend that (free some space"),
         (PermissionError(13, "Permission denied"), 3, "found: Permission denied"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

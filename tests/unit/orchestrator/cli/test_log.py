@@ -57,7 +57,11 @@ def test_what_was_logged_before_the_root_was_made_is_kept(root):
     assert re.search(r"(?s)early: first words.*last words", found)
 
 
-@pytest.mark.parametrize("make", [os.makedirs, os.mkfifo])
+def on_a_full_disk(path):
+    path.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("make", [os.makedirs, os.mkfifo, on_a_full_disk])
 def test_a_log_that_cannot_be_written_stops_nothing_and_logging_is_as_before(run, root, read, make):
     make(Path(root) / "isweep.log")
     before = (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning)

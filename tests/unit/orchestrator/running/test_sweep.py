@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import DataError, SetupError
-from search_spaces.specs import SubsetSpec
+from search_spaces.specs import SubsetSpec, TrialSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import TrialResult
@@ -41,6 +42,24 @@ from tests.unit.orchestrator.results.examples import diverged, trial_result
 pytestmark = pytest.mark.ray
 
 
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "canary-of-the-store", "MY_API_TOKEN": "canary-of-a-network"}
+
+
+def throw(error: Exception) -> None:
+    raise error
+
+
+def talk() -> None:
+    """Say what should not be said, in every way there is, and fail."""
+    os.environ.update(SECRETS)
+    copied = [name for name in ray.get_runtime_context().runtime_env.get("env_vars", {}) if "AWS" in name]
+    print(f"copied {copied} in print, {os.environ['AWS_SECRET_ACCESS_KEY']}")
+    logging.getLogger("my.network").info("a log line of %s", os.environ["MY_API_TOKEN"])
+    warnings.warn("a warning", stacklevel=1)
+    print("to stderr", file=sys.stderr)
+    raise ValueError(f"no access with {os.environ['MY_API_TOKEN']}")
+
+
 # What a cell does, by its train size; "once" leaves it a result at the second attempt.
 ONCE = {
     14: lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -48,22 +67,23 @@ ONCE = {
     24: lambda: throw(ray.exceptions.ObjectLostError("ab" * 28, "owner", "site")),
     32: lambda: time.sleep(600),
 }
-ALWAYS = {12: lambda: throw(ZeroDivisionError("a bug"))}
-
-
-def throw(error: Exception) -> None:
-    raise error
+ALWAYS = {12: lambda: throw(ZeroDivisionError("a bug")), 16: talk}
 
 
 class Scripted(TrialTrainable):
-    """Does what the tables say."""
+    """Does what the tables say; with 28 images the wall clock steps back an hour while it runs."""
 
     def _run(self, started_at: float) -> CellReport:
-        size = int(self.cell["trial_id"].split("-n")[1].split("-")[0])
+        size, real = int(self.cell["trial_id"].split("-n")[1].split("-")[0]), time.time
         first = not _internal_kv_put(f"seen {self.cell['trial_id']}", b"1", overwrite=False)
         if size in ALWAYS or (first and size in ONCE):
             (ALWAYS | ONCE)[size]()
-        return _report(started_at, diverged() if size == 20 else trial_result(1 / size))
+        if size == 28:
+            time.time = lambda: real() - 3600
+        try:
+            return _report(started_at, diverged() if size == 20 else trial_result(1 / size))
+        finally:
+            time.time = real
 
 
 def _report(started_at: float, result: TrialResult) -> CellReport:
@@ -90,34 +110,63 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
     return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
 
-@pytest.fixture
-def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
-    def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Run:
-        paths = RootPaths.at(root).make()
-        fields: dict[str, Any] = {
-            "plan": plan,
-            "cluster": ray_local,
-            "resources": Resources(1, 0),
-            "paths": paths,
-            "stored": StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
-            "tracker": RecordedTracker(),
-            "monitor": Progress(),
-        }
-        made = Run(**{**fields, **changes})
-        work = GridWork(made, plan.trials, load)
-        Trials(made, work, TuneExecution(made, work, trainable)).run()
-        return made
+def run_plan(
+    cluster: Cluster, root: str, plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any
+) -> Run:
+    paths = RootPaths.at(root).make()
+    fields: dict[str, Any] = {
+        "plan": plan,
+        "cluster": cluster,
+        "resources": Resources(1, 0),
+        "paths": paths,
+        "stored": StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
+        "tracker": RecordedTracker(),
+        "monitor": Progress(),
+    }
+    made = Run(**{**fields, **changes})
+    work = GridWork(made, plan.trials, load)
+    Trials(made, work, TuneExecution(made, work, trainable)).run()
+    return made
 
-    return go
+
+@pytest.fixture
+def run(ray_local: Cluster, root: str) -> Callable[..., Run]:
+    return partial(run_plan, ray_local, root)
+
+
+class Looks(Progress):
+    """Looks at what Tune holds of trials that ended, whenever one does."""
+
+    held: list[Trial]
+
+    def trial_finished(self, trial_id: str, status: str) -> None:
+        super().trial_finished(trial_id, status)
+        self.held = [one for one in gc.get_objects() if type(one) is Trial and one.status == Trial.TERMINATED]
+
+
+@pytest.fixture(scope="module")
+def scripted(ray_local: Cluster, tmp_path_factory) -> Run:
+    """One sweep in which a cell does each thing of the tables."""
+    told = trials.provenance().model_copy(update={"machine": "the driver's"})
+
+    def limit(trial: TrialSpec, *_: Any) -> float:
+        return 8.0 if trial.network.train_size == 32 else 600.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        patch.setattr(trials, "time_limit", limit)
+        patch.setattr(trials, "provenance", lambda: told)
+        plan = make_plan(10, 12, 14, 16, 18, 20, 24, 28, 32)
+        return run_plan(ray_local, str(tmp_path_factory.mktemp("root")), plan, monitor=Looks())
 
 
 def by_size(records: dict[str, Any]) -> dict[int, Any]:
     return {int(trial_id.split("-n")[1].split("-")[0]): record for trial_id, record in records.items()}
 
 
-def test_each_kind_of_failure_has_its_own_policy(run):
-    plan = make_plan(10, 12, 14, 18, 20, 24)
-    sweep = run(plan)
+def test_each_kind_of_failure_has_its_own_policy(scripted):
+    sweep = scripted
     results = by_size(sweep.stored.store.scan(TrialRecord).records)
     failed = by_size(sweep.stored.store.scan(FailureRecord).records)
     assert {size: (r.result.status, r.attempt) for size, r in results.items()} == {
@@ -126,16 +175,19 @@ def test_each_kind_of_failure_has_its_own_policy(run):
         18: ("done", 2),  # out of memory once
         20: ("diverged", 1),  # a result, not a failure: no second attempt
         24: ("done", 2),  # its images could not be fetched once
+        28: ("done", 1),
+        32: ("done", 2),  # it hung once, and was ended
     }
-    assert {size: (f.failure.kind, f.attempt) for size, f in failed.items()} == {12: ("code_error", 1)}
+    kinds = {size: (f.failure.kind, f.attempt) for size, f in failed.items()}
+    assert kinds == {12: ("code_error", 1), 16: ("code_error", 1)}
     assert failed[12].failure.message == "ZeroDivisionError: a bug"
     assert "in _run" in failed[12].failure.traceback
     assert results[20].result.reason == "loss is nan"
     statuses = by_size(sweep.tracker.statuses)
-    assert {size for size, status in statuses.items() if status == "FINISHED"} == {10, 14, 18, 20, 24}
-    assert {size for size, status in statuses.items() if status == "FAILED"} == {12}
-    assert sweep.monitor.done == 5
-    assert len(sweep.monitor.failed) == 1
+    assert {size for size, status in statuses.items() if status == "FINISHED"} == set(results)
+    assert {size for size, status in statuses.items() if status == "FAILED"} == {12, 16}
+    assert sweep.monitor.done == 7
+    assert len(sweep.monitor.failed) == 2
     assert os.listdir(sweep.paths.tune) == []
 
     told = sweep.stored.store
@@ -148,10 +200,32 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert re.search(r"\(given up: .*\)$", bug)
 
 
-def test_a_trial_that_hangs_is_ended_and_run_again(run, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.trials.time_limit", lambda *_: 8.0)
-    records = by_size(run(make_plan(10, 32, 36)).stored.store.scan(TrialRecord).records)
-    assert {size: record.attempt for size, record in records.items()} == {10: 1, 32: 2, 36: 1}
+def test_tune_holds_next_to_nothing_of_trials_that_have_ended(scripted):
+    held = scripted.monitor.held
+    ended = {trial.config["cell"]["trial_id"] for trial in held}
+    assert len(ended & scripted.plan.trials_by_id.keys()) >= 2
+    for trial in held:
+        assert trial.config == {"cell": {"trial_id": str(trial)}}
+        assert (trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps) == ({}, {}, {})
+        assert trial.last_result == {"trial_id": trial.trial_id}
+
+
+def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(scripted):
+    (failure,) = [one for one in scripted.stored.failures.values() if "-n16-" in one.trial_id]
+    (_, failed) = scripted.stored.store.story(failure.trial_id)
+    text = scripted.stored.store.log(failure.trial_id, 1)
+    said = ("copied [] in print", "INFO my.network: a log line of …", "Warning: a warning", "to stderr")
+    assert [one for one in said if one not in text] == []
+    assert failure.failure.message == "ValueError: no access with …"
+    assert failed.node == ray.util.get_node_ip_address()
+    everything = failure.text() + failed.text() + text
+    assert not any(secret in everything for secret in SECRETS.values())
+
+
+def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_worker_was(scripted):
+    record = by_size(scripted.stored.trials)[28]
+    assert 0 <= record.finished_at - record.started_at < 600
+    assert (record.provenance.code, record.provenance.machine) == (code_fingerprint(), platform.machine())
 
 
 class Poisoned(TrialTrainable):
@@ -229,54 +303,6 @@ def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(
     assert len(_internal_kv_list("ran in vain ")) - before < 10
 
 
-def test_tune_holds_next_to_nothing_of_trials_that_have_ended(run):
-    held = []
-
-    class Looks(Progress):
-        def trial_finished(self, trial_id: str, status: str) -> None:
-            super().trial_finished(trial_id, status)
-            held[:] = [one for one in gc.get_objects() if type(one) is Trial and one.is_finished()]
-
-    sweep = run(make_plan(10, 26, 28, 30), monitor=Looks())
-    ended = {trial.config["cell"]["trial_id"] for trial in held}
-    assert len(ended & sweep.plan.trials_by_id.keys()) >= 2
-    for trial in held:
-        assert trial.config == {"cell": {"trial_id": str(trial)}}
-        assert (trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps) == ({}, {}, {})
-        assert trial.last_result == {"trial_id": trial.trial_id}
-
-
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "canary-of-the-store", "MY_API_TOKEN": "canary-of-a-network"}
-
-
-class Talker(TrialTrainable):
-    """Says what it should not, in every way there is, and fails."""
-
-    def _run(self, started_at: float) -> CellReport:
-        os.environ.update(SECRETS)
-        copied = [name for name in ray.get_runtime_context().runtime_env.get("env_vars", {}) if "AWS" in name]
-        print(f"copied {copied} in print, {os.environ['AWS_SECRET_ACCESS_KEY']}")
-        logging.getLogger("my.network").info("a log line of %s", os.environ["MY_API_TOKEN"])
-        warnings.warn("a warning", stacklevel=1)
-        print("to stderr", file=sys.stderr)
-        raise ValueError(f"no access with {os.environ['MY_API_TOKEN']}")
-
-
-def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkeypatch):
-    for name, value in SECRETS.items():
-        monkeypatch.setenv(name, value)
-    sweep = run(make_plan(24), trainable=Talker)
-    (failure,) = sweep.stored.failures.values()
-    (_, failed) = sweep.stored.store.story(failure.trial_id)
-    text = sweep.stored.store.log(failure.trial_id, 1)
-    said = ("copied [] in print", "INFO my.network: a log line of …", "Warning: a warning", "to stderr")
-    assert [one for one in said if one not in text] == []
-    assert failure.failure.message == "ValueError: no access with …"
-    assert failed.node == ray.util.get_node_ip_address()
-    everything = failure.text() + failed.text() + text
-    assert not any(secret in everything for secret in SECRETS.values())
-
-
 def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
     def broken(subset: SubsetSpec, train_size: int) -> TrialData:
         raise SetupError("The disk must be readable", "it is not", "mend it")
@@ -317,26 +343,6 @@ def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
     assert {record.failure.kind for record in failed.values()} == {"bad_data"}
     assert all("must stay; found: it went; run again" in one.failure.message for one in failed.values())
     assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
-
-
-class ClockBack(TrialTrainable):
-    """The wall clock steps back an hour while it runs."""
-
-    def _run(self, started_at: float) -> CellReport:
-        real = time.time
-        time.time = lambda: real() - 3600
-        try:
-            return _report(started_at, trial_result(0.5))
-        finally:
-            time.time = real
-
-
-def test_a_wall_clock_that_steps_changes_no_duration_and_a_record_says_what_the_worker_was(run, monkeypatch):
-    told = trials.provenance().model_copy(update={"machine": "the driver's"})
-    monkeypatch.setattr(trials, "provenance", lambda: told)
-    (record,) = run(make_plan(10), trainable=ClockBack).stored.trials.values()
-    assert 0 <= record.finished_at - record.started_at < 600
-    assert (record.provenance.code, record.provenance.machine) == (code_fingerprint(), platform.machine())
 
 
 def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
