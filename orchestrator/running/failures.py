@@ -265,10 +265,7 @@ class Place(NamedTuple):
 
 
 def keep_out(place: Place) -> Any:
-    """Keep trials away from the GPU that failed in ``place``; returns what ends when it may be given again.
-
-    Ray gives the free GPU of the lowest number, which would be the same for every attempt at a last cell.
-    """
+    """Rest a GPU that failed, which Ray would give again as the first that is free; returns what then ends."""
     task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0, resources={f"node:{place.node}": 0.001})
     return task(_rest_on).remote(place.gpus, REST_S)
 

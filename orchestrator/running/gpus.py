@@ -195,7 +195,7 @@ def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
 
 
 def visible_gpus() -> list[str] | None:
-    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: to a word that is none, all once; or None."""
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: to a word that is none; or None."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     words = (word.strip() for word in (said or "").split(","))
     named = list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, words))

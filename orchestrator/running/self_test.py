@@ -145,7 +145,6 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
         first, classes = images[: case.batch_size], labels[: case.batch_size]
         expected = _first_loss(start, first, classes, "float32")
         found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
-        # Graphs in the middle: what others do to the machine meanwhile meets both.
         plain, graph, again = (trained(graphs=graphs) for graphs in (False, True, False))
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
