@@ -265,7 +265,7 @@ class Place(NamedTuple):
 
 
 def keep_out(place: Place) -> Any:
-    """Rest a GPU that failed, which Ray would give again as the first that is free; returns what then ends."""
+    """Rest a GPU that failed, which Ray would give again as the first free one; returns what then ends."""
     task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0, resources={f"node:{place.node}": 0.001})
     return task(_rest_on).remote(place.gpus, REST_S)
 
