@@ -16,6 +16,7 @@ from orchestrator.running.failures import (
     MOST_DEATHS,
     MOST_IN_VAIN,
     MOST_ON_UNFIT,
+    RETRIES,
     Place,
     Retries,
     classify,
@@ -191,9 +192,11 @@ def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_a
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert list(found["results"]) == found["planned"]
-    ((_, kind, attempt, message),) = found["told"]
-    assert (kind, attempt) == ("device_error", 1)
-    assert "uncorrectable ECC error encountered (GPU-0 of node" in message
+    # The dead GPU's process may still be ending when it is asked to rest: then the next failure asks again.
+    assert 1 <= len(found["told"]) <= RETRIES[DEVICE]
+    for _, kind, _, message in found["told"]:
+        assert kind == "device_error"
+        assert "uncorrectable ECC error encountered (GPU-0 of node" in message
 
 
 def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_only_one(monkeypatch):
