@@ -13,4 +13,11 @@ A mistake that can be mended is a SweepError with the way out; whatever finished
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__ or name.startswith("_"):
+        return _named(name)
+    known = ", ".join(sorted(__all__))
+    raise AttributeError(f"isweep has no {name}; it has {known}. Results of a sweep: isweep.open(NAME).table")

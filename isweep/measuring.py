@@ -24,6 +24,7 @@ from orchestrator.running.measuring import (
     measure_arrays,
     measure_source,
     name_labels,
+    on_scale,
 )
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureSettings, as_sizes, one_array
@@ -138,8 +139,8 @@ def measure(
 
     Args:
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width[, channels])`` or
-            ``(num_images, num_features)``, uint8 or any real dtype; or the path or name that ``isweep
-            measure`` takes.
+            ``(num_images, num_features)``. Images of floats must lie in [0, 1] or [0, 255], or have a
+            ``pixel_range``, and are brought to [0, 255]; or the path or name that ``isweep measure`` takes.
         labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
             path of a file of labels.
         train_sizes: Nested, stratified subsets to measure beside all images.
@@ -175,7 +176,9 @@ def measure(
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)
     names, codes = ((), None) if written is None else name_labels(written.tolist())
-    return Measurement(**vars(measure_arrays(array, codes, names, asked, InlineExecutor())))
+    array, asked, taken = on_scale(array, asked)
+    found = measure_arrays(array, codes, names, asked, InlineExecutor())
+    return Measurement(**vars(replace(found, taken=tuple(taken))))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:

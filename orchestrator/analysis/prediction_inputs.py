@@ -147,7 +147,8 @@ def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
         return
     if t.UNRECORDED not in ours + theirs and ours != theirs:
         found = f"{ours} beside the sweep's {theirs}"
-        way_out = "measure at the sweep's side (--image-size), channels (--channels) and pixel range"
+        (side, channels), as_json = re.findall(r"(?:^|, )(\d+)", theirs)[:2], "--json > record.json"
+        way_out = f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is on its scale"
         raise ConfigError("K_F must be measured on the sweep's scale", found, way_out)
 
 

@@ -65,6 +65,18 @@ def data(text):
         (but("name: mine", "name: mine\nname: other"), r'line 3, column 1: key "name" stands twice'),
         (but("mine", "&a mine"), r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7: the tag"),
+        (
+            but("datasets: [mnist5k]", "test_sise: 3"),
+            r"test_sise: .*\n.*needs datasets, or worlds",
+        ),
+        (
+            but("mine", '"C:\\Users"'),
+            r"a backslash in double quotes; write / in a path",
+        ),
+        (
+            but("models: [small_cnn]", "models: [{name: mine}]"),
+            r"0.from: this key is required; write e.g. models",
+        ),
         (but("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
         (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
         (but("size: 28", "size: 1e400"), r"image_size"),
