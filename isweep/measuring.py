@@ -177,8 +177,8 @@ def measure(
         raise DataError("There must be one label per image", found)
     names, codes = ((), None) if written is None else name_labels(written.tolist())
     array, asked, taken = on_scale(array, asked)
-    found = measure_arrays(array, codes, names, asked, InlineExecutor())
-    return Measurement(**vars(replace(found, taken=tuple(taken))))
+    measured = measure_arrays(array, codes, names, asked, InlineExecutor())
+    return Measurement(**vars(replace(measured, taken=tuple(taken))))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
