@@ -21,10 +21,9 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.running.measuring import (
     Measured,
     MeasureRequest,
-    measure_arrays,
+    measure_on_scale,
     measure_source,
     name_labels,
-    on_scale,
 )
 from search_spaces.errors import ConfigError, DataError, plural, unknown_name
 from tasks.measures.records import MeasureSettings, as_sizes, one_array
@@ -176,9 +175,7 @@ def measure(
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)
     names, codes = ((), None) if written is None else name_labels(written.tolist())
-    array, asked, taken = on_scale(array, asked)
-    measured = measure_arrays(array, codes, names, asked, InlineExecutor())
-    return Measurement(**vars(replace(measured, taken=tuple(taken))))
+    return Measurement(**vars(measure_on_scale(array, codes, names, asked, InlineExecutor())))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:

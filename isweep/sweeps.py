@@ -342,9 +342,6 @@ def predict(
         fits = whose.fits if isinstance(whose, Sweep) else whose
         return fit_growth(fits.table, model=model, domain=domain, arms=fits.arms)
 
-    if isinstance(measured, str) and not Path(measured).exists() and not Path(measured).suffix:
-        rule = "measured must be a measurement, a record or the path of one"
-        raise ConfigError(rule, f"{measured!r}, no file", f"a sweep is named so: sweep={measured!r}")
     if isinstance(measured, (str, Path)):
         measured = read_record(Path(measured))
     elif isinstance(measured, Measurement):

@@ -112,7 +112,8 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         rule = "A measured record must be a readable JSON file"
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(rule, f"{path}: {why}", _MEASURED_WAY_OUT) from None
+        named = "" if path.suffix else f"; a sweep is named so: sweep='{path}'"
+        raise ConfigError(rule, f"{path}: {why}", _MEASURED_WAY_OUT + named) from None
     if not isinstance(record, dict) or "d_data" not in record:
         raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_WAY_OUT)
     return record

@@ -165,6 +165,14 @@ def on_scale(images: Images, request: MeasureRequest) -> tuple[Images, MeasureRe
     return pixels, replace(request, settings=replace(request.settings, pixel_range=PREPARED_RANGE)), said
 
 
+def measure_on_scale(
+    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
+) -> Measured:
+    """Measure arrays in memory on the scale of their pixels."""
+    images, request, said = on_scale(images, request)
+    return replace(measure_arrays(images, labels, label_names, request, executor), taken=tuple(said))
+
+
 def _options(said: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in said)
 

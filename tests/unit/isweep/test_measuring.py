@@ -78,7 +78,7 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
 
 
 def test_a_sweeps_name_in_place_of_a_record(fits):
-    with pytest.raises(SweepError, match=r"found: 'demo', no file; a sweep is named so: .*sweep='demo'"):
+    with pytest.raises(SweepError, match=r"found: demo: No such file.*a sweep is named so: sweep='demo'"):
         isweep.predict("demo", model="small_cnn", train_size=200)
 
 
