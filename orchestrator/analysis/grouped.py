@@ -474,7 +474,6 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             carried = groups.sums((rows @ _partial(total, k + 1, smallest)[1]) ** 2)
             judged = _judged(slope, left_out, max(1.0, groups.degrees(carried)))
             if test is not None and judged.interval and judged.p_value is not None:
-                # Least squares and permutation take groups for equally uncertain; the jackknife does not.
                 ends, p = (*bounds, *judged.interval), max(test[0], judged.p_value)
                 judged = replace(judged, interval=(min(ends), max(ends)), p_value=p)
             yield judged

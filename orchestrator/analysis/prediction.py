@@ -407,7 +407,6 @@ def predict(
         ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.
     """
     check_numbers(d_data, label_sharpness, train_size, target_loss, pilot)
-    # Trainings of one size share their images, and are no two.
     losses: dict[float, list[float]] = {}
     for point in pilot:
         losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))

@@ -409,9 +409,8 @@ def sums_of(points: pd.DataFrame, column: str) -> Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """What one dataset brought to the fits. Measures are means over train sizes and class pairs; ``loss`` is
-    the geometric mean over models and class pairs at the largest train size, ``loss_gain`` the mean there of
-    what ``attack`` adds: that of largest epsilon up to 8/255 (FGSM, where it was run).
+    """What one dataset brought to the fits. K_F is a mean over train sizes and class pairs; at the largest
+    size 1 / d_data, log ``loss`` (over models too) and ``loss_gain`` by the strongest ``attack`` up to 8/255.
     """
 
     dataset: str
@@ -433,6 +432,7 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
     attack = max(tried, key=lambda a: (a.attack == "fgsm", a.epsilon), default=None)
     last = points[points[c.TRAIN_SIZE] == points.groupby(c.DATASET)[c.TRAIN_SIZE].transform("max")]
     losses = np.exp(last.groupby(c.DATASET)[LOG_LOSS].mean())
+    inverse_d = points.groupby(c.DATASET)[INVERSE_D].mean()
     gains = losses.iloc[:0] if attack is None else last.groupby(c.DATASET)[attack.name].mean()
 
     def known(value: float) -> float | None:
@@ -447,7 +447,7 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
             domain=str(rows[c.DOMAIN].iloc[0]),
             num_trials=len(rows),
             train_sizes=tuple(sorted(int(n) for n in rows[c.TRAIN_SIZE].dropna().unique())),
-            d_data=known(rows[c.D_DATA_MLE].mean()),
+            d_data=known(1 / inverse_d.get(name, np.nan)),
             label_sharpness=known(rows[c.LABEL_SHARPNESS].mean()),
             image_size=only(rows[c.IMAGE_SIZE]),
             channels=only(rows[c.CHANNELS]),

@@ -213,7 +213,7 @@ def seen_table(fits: ScalingFits) -> Table:
     return laid_out(
         "seen",
         "What was seen",
-        "d_data by maximum likelihood and K_F: means over train sizes and class pairs. Losses in nat: "
+        "d_data by maximum likelihood at the largest N; K_F: mean over N and class pairs. Losses in nat: "
         "geometric means over models and class pairs, at the largest train size.",
         fits.datasets,
         {

@@ -133,7 +133,7 @@ def test_a_line_says_what_the_number_is_and_how_likely_it_was_to_be_told(publish
     """K_F was measured on unequal scales, so nothing is given it."""
     said = (
         " Slope of log loss on 1/d_data, given the domain label: −28.7 (95 % interval −40.3 to −17, "
-        "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides). Power at most 17% for a loss twice as "
+        "p = 0.046 alone; adjusted p = 0.18, above 0.05, decides). Power at most 11% for a loss twice as "
         "high at the highest d_data as at the lowest."
     )
     assert said in entry(published, "Fig. 2a").line

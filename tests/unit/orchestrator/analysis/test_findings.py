@@ -8,7 +8,7 @@ import pytest
 from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, t_power
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import decided, interval
+from orchestrator.analysis.table import decided, interval, number
 from orchestrator.analysis.tables import seen_table
 from tests.synthetic import synthetic_table
 
@@ -73,6 +73,8 @@ def test_a_slope_on_d_data_is_taken_at_equal_n():
         assert np.polyfit(rows["d_data_mle"], np.log(rows["test_loss"]), 1)[0] < 0
     found = findings(fit_scaling_laws(table))[0]
     assert "log test loss rises with d_data: going from the lowest to the highest d_data" in found.answer
+    fitted = table.loc[table["train_size"] == 16000, "d_data_mle"]
+    assert f"({number(fitted.min())} to {number(fitted.max())})" in found.answer
 
 
 @pytest.mark.parametrize(
