@@ -18,7 +18,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.state import State, StoredResults, cost_of, judge, read_state
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.results.tracking import log_sweep, make_tracker
-from orchestrator.running.gpus import gpu_check_folders, gpu_models_here
+from orchestrator.running.gpus import check_driver, gpu_check_folders, gpu_models_here
 from orchestrator.running.locks import exclusive, locked
 from orchestrator.running.progress import Progress, read_run, running_trials
 from orchestrator.tuning.cells import search_standing
@@ -60,6 +60,8 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
     None is the GPUs that are here, if any, or as many as a trial asks for.
     """
     gpu_here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
+    if gpu is None and not num_here:
+        check_driver()
     kind = gpu_to_plan(gpu, workspace.paths.prices, gpu_here)
     if num_gpus is None and gpu is None and num_here:
         num_gpus = num_here

@@ -33,8 +33,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN_S = 5.0
 """How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
 
-ANSWER_TIMEOUT_S = 60.0
-"""Of a tool that is asked."""
+ANSWER_TIMEOUT_S, NO_ANSWER = 60.0, "no answer"
+"""Of a tool that is asked, and how its complaint begins when that is over."""
 KILLED_WITHIN_S = 5.0
 """How long a process that was killed may take to end: one that waits in a driver never does."""
 
@@ -239,8 +239,8 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-_stuck: set[str] = set()
-"""Programs that could not be killed: they wait in the driver, as they would every time."""
+STUCK = set(filter(None, os.environ.get("ISWEEP_STUCK", "").split(os.pathsep)))
+"""Programs that wait in the driver, as they would every time; those that are started are told."""
 
 
 def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_S) -> tuple[str, str]:
@@ -249,10 +249,11 @@ def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_
     It sees all GPUs, or those that ``visible`` names. One that hangs in the kernel, where no signal ends it,
     is left behind, and its program is not asked again.
     """
-    if command[0] in _stuck:
-        return "", "it hangs in the driver"
+    if command[0] in STUCK:
+        return "", "it does not answer"
     env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    env["ISWEEP_STUCK"] = os.pathsep.join(STUCK)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     try:
         process = subprocess.Popen(command, env=env, **pipes)
@@ -264,8 +265,8 @@ def answer_of(*command: str, visible: str = "", timeout: float = ANSWER_TIMEOUT_
         said, complaint = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         if not end(process):
-            _stuck.add(command[0])
-        return "", f"no answer in {timeout:g} s"
+            STUCK.add(command[0])
+        return "", f"{NO_ANSWER} in {timeout:g} s"
     except BaseException:  # a stop must not leave it behind
         end(process)
         raise

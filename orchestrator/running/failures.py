@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import time
 import traceback
@@ -20,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
-from orchestrator.running.gpus import NO_GPU
+from orchestrator.running.gpus import NO_GPU, REST_S
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.clock import SYSTEM, Clock
 from tasks.trials.records import CAPTURE_FAILED
@@ -55,6 +56,7 @@ MOST_IN_VAIN = 200
 """Failures in a row, of cells that failed before, without a result in between: then nothing works here."""
 MOST_ON_UNFIT = 4
 """Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
+OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP))
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
 PATIENCE_S = 60.0
@@ -114,6 +116,7 @@ GPU_ERRORS = (
     GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False),
     GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False),  # cuDNN 9
     GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True),  # cublasCreate finds no room
+    GpuError("RuntimeError", "CUDNN_STATUS_NOT_INITIALIZED", MEMORY, True),  # nor cudnnCreate
     # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries again.
     GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True),  # cudaErrorMemoryAllocation
     GpuError("RuntimeError", "CUDA driver error: out of memory", MEMORY, True),  # c10/cuda/driver_api.h
@@ -126,6 +129,7 @@ GPU_ERRORS = (
         GpuError("RuntimeError", words, DEVICE, True)
         for words in (
             # torch.cuda._lazy_init; under Ray, whose node lost a GPU: ray#37225.
+            "cudaGetDeviceCount()",  # c10/cuda/CUDAFunctions.cpp: MPS is gone, the driver was exchanged
             *("CUDA unknown error", "No CUDA GPUs are available", "NVIDIA driver on your system"),
             *("CUDA error", "CUDA driver error", "HIP error", "NCCL error"),
             *("cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS"),
@@ -243,19 +247,32 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
 
 
 class Place(NamedTuple):
-    """Where an attempt runs: Ray's ids of its actor and its node, and the node's address."""
+    """Where an attempt runs: Ray's ids of its actor and its node, the node's address, its GPUs' numbers."""
 
     trial_id: str
     actor: str
     node: str
     node_id: str = ""
+    gpus: str = ""
 
     @classmethod
     def here(cls, trial_id: str) -> Place:
         """Return the place of the process that asks."""
         context = ray.get_runtime_context()
         address = ray.util.get_node_ip_address()
-        return cls(trial_id, context.get_actor_id(), address, context.get_node_id())
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return cls(trial_id, context.get_actor_id(), address, context.get_node_id(), gpus)
+
+
+def keep_out(place: Place) -> Any:
+    """Rest a GPU that failed, which Ray would give again as the first free one; returns what then ends."""
+    task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0, resources={f"node:{place.node}": 0.001})
+    return task(_rest_on).remote(place.gpus, REST_S)
+
+
+def _rest_on(gpus: str, seconds: float) -> None:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == gpus:  # or another one was free first
+        time.sleep(seconds)
 
 
 def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
@@ -381,7 +398,7 @@ class Retries:
 
         The trial's process ``died`` of it, a ``gpu`` failed, or it is ``hopeless``: no attempt can get more.
         """
-        if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
+        if gpu:
             self.of_gpus.setdefault(gpu, set()).add(trial_id)
         mine = self.failures.setdefault(trial_id, Counter())
         mine[kind] += 1

@@ -36,7 +36,7 @@ from orchestrator.planning.estimate import on_gpus
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.store import provenance
-from orchestrator.running import self_test
+from orchestrator.running import gpus, self_test
 from orchestrator.running.cluster import connect, this_machine
 from orchestrator.running.ending import end, environment
 from orchestrator.running.failures import classify
@@ -67,12 +67,13 @@ SMI_FIELDS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """Where parts run, in which size, and whether the device has bfloat16."""
+    """Where parts run, in which size, and whether in bfloat16 and by graphs, as the device's trials."""
 
     device: torch.device
     models: tuple[str, ...]
     image_size: int
     half: bool = True
+    graphs: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -139,11 +140,11 @@ def grid(on_gpu: bool, half: bool) -> tuple[TrialSpec, ...]:
     return tuple(plan_sweep(load_sweep("paper" if on_gpu else "demo", changes=changes)).trials)
 
 
-def bench_of(device: str, *, half: bool = True) -> Bench:
+def bench_of(device: str, *, half: bool = True, graphs: bool = False) -> Bench:
     """Return what is measured on a device: ``cuda`` or ``cpu``."""
     if device == "cpu":
         return Bench(torch.device(device), ("small_cnn",), 16)
-    return Bench(torch.device(device), tuple(PAPER_MODELS), 224, half)
+    return Bench(torch.device(device), tuple(PAPER_MODELS), 224, half, graphs)
 
 
 Found = Iterator[tuple[str, Any]]
@@ -166,7 +167,13 @@ def host(bench: Bench) -> Found:
 
 
 def _seen() -> tuple[Gpu, ...]:
-    return describe(os.environ.get("CUDA_VISIBLE_DEVICES", "") or ",".join(slices())).gpus
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return describe(named).gpus if gpus.visible_gpus() else ()
+    # No process sees slices (MIG) and whole GPUs.
+    whole = [uuid for uuid, mig in nvidia_smi("uuid,mig.mode.current") if mig != "Enabled"]
+    seen = [",".join(uuids) for uuids in (slices(), whole) if uuids] if slices() else [""]
+    return tuple(its for visible in seen for its in describe(visible).gpus)
 
 
 def gpu(bench: Bench) -> Found:
@@ -284,7 +291,7 @@ def memory(bench: Bench) -> Found:
     for model in bench.models:
         network = bench.trial(model).network
         with bench.as_trials():
-            _small_trial(bench, model, graphs=True)
+            _small_trial(bench, model, graphs=bench.graphs)
             peak = isolation.peak_bytes(bench.device)
         predicted = predict.peak_bytes(network) - predict.array_bytes(network) - CONTEXT_BYTES
         row = {"peak_bytes": peak, "predicted_bytes": predicted, "ratio": predicted / peak}
@@ -296,8 +303,10 @@ def memory(bench: Bench) -> Found:
 
 
 def _small_trial(bench: Bench, model: str, *, graphs: bool) -> None:
-    recipe = bench.trial(model).network.recipe.model_copy(update={"epochs": 5})
-    trained, (images, labels) = bench.built(model), bench.images(3 * recipe.batch_size)
+    network = bench.trial(model).network
+    recipe = network.recipe.model_copy(update={"epochs": 5})
+    number = 3 * recipe.batch_size + network.train_size % recipe.batch_size  # as ragged as what is predicted
+    trained, (images, labels) = bench.built(model), bench.images(number)
 
     def look(record: object) -> None:
         evaluate(trained, images, labels)
@@ -333,14 +342,15 @@ def pairs(bench: Bench) -> Found:
 def _gain(bench: Bench, model: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for number in (1, 2, 4) if bench.on_gpu else (1, 2):
-        started = [_start("rate", bench.device.type, model) for _ in range(number)]
+        started = [_start("rate", bench.device.type, bench.graphs, model) for _ in range(number)]
         told = [_answer(process) for process in started]
         if error := next((error for _, error in told if error), ""):
             if number == 1:
                 raise ChildProcessError(error)
             return row | {"error": f"{number} processes: {error}"}
         row[str(number)] = sum(found["images_per_second"] for found, _ in told)
-        row["gain"] = row[str(min(number, 2))] / row["1"]
+        if number == 2:
+            row["gain"] = row["2"] / row["1"]
     return row
 
 
@@ -348,9 +358,9 @@ def rate(bench: Bench, model: str) -> Found:
     """Images per second of training for about four seconds, after a first epoch; in short on a CPU."""
     images, labels = bench.images(10 * bench.trial(model).network.recipe.batch_size)
     with bench.as_trials():
-        first = bench.epochs(model, images, labels, 2)
+        first = bench.epochs(model, images, labels, 2, graphs=bench.graphs)
         number = max(3, int((12 if bench.on_gpu else 1) / max(first[-1], 1e-4)))
-        epochs = bench.epochs(model, images, labels, min(number, 2000))
+        epochs = bench.epochs(model, images, labels, min(number, 2000), graphs=bench.graphs)
     yield "images_per_second", len(images) * (len(epochs) - 1) / sum(epochs[1:])
 
 
@@ -369,7 +379,8 @@ def _two_trials(bench: Bench, model: str) -> list[dict[str, Any]]:
     network = spec.network.model_copy(update={"train_size": size, "recipe": recipe})
     data = TrialData(images[:size], labels[:size], images[size:], labels[size:], 2, "gpu-check")
     for _ in range(2):
-        result = run_trial(spec.model_copy(update={"network": network}), data, device=bench.device)
+        its = spec.model_copy(update={"network": network})
+        result = run_trial(its, data, device=bench.device, graphs=bench.graphs)
         kept = {"timings", "peak_memory_bytes", "energy_j", "energy_note", "scores"}
         found.append(result.model_dump(mode="json", include=kept) | {"left_bytes": bench.left_bytes()})
     return found
@@ -481,16 +492,17 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
         except Exception as problem:
             error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
     else:
-        values, error = _answer(_start(part, device))
+        tested = earlier.get("correctness", {}).get("values", {}).get("self_test", {})
+        values, error = _answer(_start(part, device, tested.get("graphs", False)))
     error = error or "; ".join(values.get("fails", ()))
     seconds = time.perf_counter() - start
     return {"ok": not error, "seconds": seconds, **nameless({"values": values, "error": error})}
 
 
-def _start(*arguments: str) -> subprocess.Popen[str]:
+def _start(part: str, device: str, graphs: bool, *model: str) -> subprocess.Popen[str]:
     code = f"from {__name__} import main; main()"  # not -m: Ray's workers must be able to import it
-    pipe, group = subprocess.PIPE, None if arguments[0] == "rate" else 0  # a rate's is its part's
-    command = [sys.executable, "-c", code, *arguments]
+    pipe, group = subprocess.PIPE, None if part == "rate" else 0  # a rate's is its part's
+    command = [sys.executable, "-c", code, part, device, str(int(graphs)), *model]
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, process_group=group)
 
 
@@ -548,8 +560,9 @@ def devices(wanted: str | None) -> list[Gpu | None]:
 
 def main() -> None:
     """Run one part, or measure a network's rate; print what was found as JSON, whenever it is more."""
-    part, device, *model = sys.argv[1:]
+    part, device, graphs, *model = sys.argv[1:]
     half, values = device == "cpu" or capability() >= predict.BFLOAT16_FROM, dict[str, Any]()
-    for name, value in {**PARTS, "rate": rate}[part](bench_of(device, half=half), *model):
+    bench = bench_of(device, half=half, graphs=graphs == "1")
+    for name, value in {**PARTS, "rate": rate}[part](bench, *model):
         values[name] = value
         print(json.dumps(values, default=str), flush=True)  # noqa: T201

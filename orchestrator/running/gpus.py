@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -25,7 +26,7 @@ from typing import Any
 
 from orchestrator.planning import predict
 from orchestrator.planning.paths import user_cache
-from orchestrator.running.ending import answer_of
+from orchestrator.running.ending import NO_ANSWER, STUCK, answer_of
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -45,17 +46,20 @@ first, be given, and fail, every cell of a sweep while the sound ones compute.""
 NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 """The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
 (NVIDIA, "CUDA Compatibility", table 1)."""
+HIDES = ("", "-1", "none", "void", "nodevfiles")
+"""What ``CUDA_VISIBLE_DEVICES`` says where somebody means that no GPU be seen."""
 DEVICES, DRIVER = Path("/dev"), Path("/proc/driver/nvidia/version")
 WSL = Path("/usr/lib/wsl/lib")
 """Where Windows puts NVIDIA's library and nvidia-smi: often not on PATH, and without files of devices."""
 WAYS_OUT = {
     "stub library": "take the folder of CUDA's stubs out of LD_LIBRARY_PATH",
+    "MPS client": "start MPS again (nvidia-cuda-mps-control -d), or unset CUDA_MPS_PIPE_DIRECTORY",
     "system not yet initialized": "start nvidia-fabricmanager, which GPUs behind an NVSwitch need",
 }
 """By words of why torch reaches no GPU: cudaErrorStubLibrary, cudaErrorSystemNotReady."""
 IMPORT_TIMEOUT_S = 300.0
 """Of a process that imports torch, which a network's file system may take minutes to give."""
-MPS_TIMEOUT_S = 5.0
+MPS_TIMEOUT_S, LATE_S = 5.0, 10.0
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
 SELF_TEST_TIMEOUT_S, UNFINISHED_S = 300.0, 86_400.0
@@ -142,8 +146,16 @@ def mps_runs() -> bool:
 
 
 def ask_smi(*options: str) -> tuple[str, str]:
-    """Return what ``nvidia-smi`` says, and its complaint where it fails."""
-    return answer_of(shutil.which("nvidia-smi") or str(WSL / "nvidia-smi"), *options)
+    """Return what ``nvidia-smi`` says, and its complaint where it fails; one that hangs is asked once."""
+    tool, told = shutil.which("nvidia-smi") or str(WSL / "nvidia-smi"), "nvidia-smi is waited for"
+    late = threading.Timer(LATE_S, lambda: print(told, file=sys.stderr, flush=True))  # noqa: T201
+    late.daemon = True
+    late.start()
+    said, complaint = answer_of(tool, *options)
+    late.cancel()
+    if complaint.startswith(NO_ANSWER):
+        STUCK.add(tool)
+    return said, complaint
 
 
 def nvidia_smi(fields: str, *options: str) -> list[list[str]]:
@@ -183,10 +195,11 @@ def driver_way_out(driver: str, cuda: str | None, complaint: str = "") -> str:
 
 
 def visible_gpus() -> list[str] | None:
-    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to a word that names none; or None."""
+    """Return what ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: to a word that is none; or None."""
     said = os.environ.get("CUDA_VISIBLE_DEVICES")
     words = (word.strip() for word in (said or "").split(","))
-    return None if said is None else list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, words))
+    named = list(takewhile(re.compile(r"\d+|(GPU|MIG)-\S+").fullmatch, words))
+    return None if said is None else named if len(set(named)) == len(named) else []
 
 
 def gpus_here() -> list[Gpu]:
@@ -223,9 +236,17 @@ def slices() -> dict[str, tuple[str, int]]:
 
 def check_driver() -> None:
     """See that NVIDIA's driver answers where the kernel has GPUs: trials would run on CPUs without a word."""
-    if is_logical() or visible_gpus() == [] or not has_devices() or gpus_here():
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = said is not None and said.partition(",")[0].strip().lower() in HIDES
+    if is_logical() or hidden or not has_devices() or gpus_here():
         return
-    _, complaint = ask_smi("-L")
+    listed, complaint = ask_smi("-L")
+    if listed and said:
+        raise ConfigError(
+            "CUDA_VISIBLE_DEVICES must name GPUs of this machine, by number or UUID, each once",
+            said,
+            f"of {', '.join(listed.splitlines())}; or unset it; CUDA_VISIBLE_DEVICES= runs on CPUs",
+        )
     raise SetupError(
         "NVIDIA's driver must answer where there is a GPU",
         f"nvidia-smi: {complaint or 'it lists none'}; driver {driver_version() or 'absent'}",
@@ -545,6 +566,6 @@ def _tested() -> dict[str, Any]:
     said, complaint = answer_of(*command, visible=visible, timeout=SELF_TEST_TIMEOUT_S)
     with suppress(ValueError, IndexError):
         verdict = dict(json.loads(said.splitlines()[-1]))
-        # One that an error ended may go on another time: the GPU may have been full, or another's.
-        return verdict | {"finished": not verdict["error"]}
+        # Another time the GPU may not be full, and others may not slow it down.
+        return verdict | {"finished": not (verdict["error"] or verdict["slower"])}
     return {"graphs": False, "finished": False, "reason": f"the self-test died: {complaint}"}

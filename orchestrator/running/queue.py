@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
-from orchestrator.running.failures import Place, failure_of, fit_nodes, killed_for_memory
+from orchestrator.running.failures import Place, failure_of, fit_nodes, keep_out, killed_for_memory
 from orchestrator.running.preparation import own_code
 from orchestrator.running.progress import Progress, Series
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
@@ -190,6 +190,9 @@ class Execution(Protocol):
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes to which a trial that failed for its node could be given."""
 
+    def gpu_failed(self, place: Place) -> None:
+        """Give the GPU of a trial, which failed, to no other for a while."""
+
     def killed_for_memory(self, places: Mapping[str, Place]) -> set[str]:
         """Return whose process was killed for memory."""
 
@@ -209,6 +212,7 @@ class TuneExecution:
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
+        self._resting: dict[tuple[str, str], Any] = {}
         self._desk = run.desk or Desk(work.keep_url)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
@@ -263,6 +267,13 @@ class TuneExecution:
         # Private: with a Ray that has it no more, hung trials are waited for.
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
+
+    def gpu_failed(self, place: Place) -> None:
+        """Give the GPU of a trial, which failed, to no other for a while, where there are others."""
+        gpu = place.node, place.gpus
+        rests = gpu in self._resting and not ray.wait([self._resting[gpu]], timeout=0)[0]
+        if self._run.cluster.num_gpus > 1 and not rests:
+            self._resting[gpu] = keep_out(place)
 
     def why_nothing_starts(self) -> str:
         """Say what is missing."""

@@ -88,29 +88,31 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether graphs are taken, in one line why not, and whether it was an error that ended the test."""
+    """Whether graphs are taken, in one line why not, and whether an error ended it or they were slower."""
 
     graphs: bool
     reason: str
     seconds: float
     cases: tuple[CaseResult, ...]
     error: bool = False
+    slower: bool = False
 
 
 def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
     """Run the self-test on a device; nothing that it meets is raised."""
-    start, results, failed = time.perf_counter(), list[CaseResult](), False
+    start, results, failed, slower = time.perf_counter(), list[CaseResult](), False, False
     try:
         for case in cases:
             results.append(run_case(case, device))
         reason = "; ".join(result.problem for result in results if result.problem)
         plain, again, graph = (sum(times) for times in zip(*(case.seconds for case in results), strict=True))
-        if not reason and graph > max(plain, again) + max(abs(plain - again), LEAST_SPREAD * plain):
+        slower = graph > max(plain, again) + max(abs(plain - again), LEAST_SPREAD * plain)
+        if slower and not reason:
             reason = f"they take {graph:.2f} s an epoch, plain steps {plain:.2f} s and {again:.2f} s"
     except Exception as error:  # whatever a driver, a library or a capture does
         first = (str(error).splitlines() or [""])[0][:300]
         reason, failed = f"{case.model}: {type(error).__name__}: {first}", True
-    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results), failed)
+    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results), failed, slower)
 
 
 def run_case(case: Case, device: torch.device) -> CaseResult:
@@ -143,7 +145,7 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
         first, classes = images[: case.batch_size], labels[: case.batch_size]
         expected = _first_loss(start, first, classes, "float32")
         found = _first_loss(start.to(device), first.to(device), classes.to(device), recipe.precision)
-        plain, again, graph = (trained(graphs=graphs) for graphs in (False, False, True))
+        plain, graph, again = (trained(graphs=graphs) for graphs in (False, True, False))
     losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
     weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
     seconds = plain[2], again[2], graph[2]

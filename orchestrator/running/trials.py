@@ -36,7 +36,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.ending import raise_if_asked
-from orchestrator.running.failures import Place, Retries, TrialWatch, classify_broken_fit, gpu_named
+from orchestrator.running.failures import OF_GPU, Place, Retries, TrialWatch, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
 from orchestrator.running.requests import Requests
@@ -376,9 +376,10 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         record = FailureRecord(trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure)
         self._run.stored.save(record)
         self._execution.count_failure(failure.kind)
-        decision = self._retries.failed(
-            trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
-        )
+        gpu = gpu_named(failure.message) if failure.kind in OF_GPU else ""
+        if gpu and trial_id in self._places:
+            self._execution.gpu_failed(self._places[trial_id])
+        decision = self._retries.failed(trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out))
         if decision.pause_s is None:
             self._settled(trial_id)
             self._work.given_up(trial_id)

@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
 import ray
+import torch
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_get,
@@ -33,6 +35,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import CellReport
+from orchestrator.running import gpus
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
@@ -97,7 +100,14 @@ def hold_all(seconds: float) -> None:
         _internal_kv_put(f"hold {node['NodeID']}", str(seconds).encode())
 
 
-def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Run, Callable[[], None]]:
+def run_cells(
+    cluster: Cluster,
+    root: Path,
+    sizes: range,
+    name: str,
+    trainable: type[TrialTrainable] = Sleeper,
+    resources: Resources = Resources(1, 0),  # noqa: B008 (frozen)
+) -> tuple[Run, Callable[[], None]]:
     """Return a sweep of a cell for each train size, and what runs it."""
     for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
         _internal_kv_del(key)
@@ -117,7 +127,7 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Ru
     run = Run(
         plan=plan,
         cluster=cluster,
-        resources=Resources(1, 0),
+        resources=resources,
         paths=paths,
         stored=StoredResults.read(str(paths.sweep(name).folder)),
         tracker=RecordedTracker(),
@@ -128,7 +138,7 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Ru
         return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
     work = GridWork(run, plan.trials, load)
-    return run, lambda: Trials(run, work, TuneExecution(run, work, Sleeper)).run()
+    return run, lambda: Trials(run, work, TuneExecution(run, work, trainable)).run()
 
 
 def outcome(trials: Run, history: list[Any], started: float) -> dict[str, Any]:
@@ -240,6 +250,28 @@ def memory_hog(root: Path, sizes: range = range(10, 18, 2)) -> dict[str, Any]:
         return outcome(trials, [["threshold", threshold, (_internal_kv_get("hog") or b"").decode()]], started)
 
 
+class OnDeadGpu(Sleeper):
+    """Dies on the node's first GPU."""
+
+    seconds = 0.1
+
+    def _run(self, started_at: float) -> CellReport:
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+            gpus.REST_S, self._gpu = 0.1, ("dead", "GPU-0")
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        return super()._run(started_at)
+
+
+def dead_gpu(root: Path) -> dict[str, Any]:
+    """A last cell, whose every attempt Ray would give the free GPU of the lowest number: the dead one."""
+    cluster_of_two = mock.patch("orchestrator.running.cluster.gpus_here", return_value=[None, None])
+    with cluster_of_two, connect(num_cpus=2, dashboard=False) as cluster:
+        trials, run = run_cells(cluster, root, range(10, 12, 2), "dead", OnDeadGpu, Resources(1, 1.0))
+        started = time.monotonic()
+        run()
+        return outcome(trials, [], started)
+
+
 def memory_hog_alone(root: Path) -> dict[str, Any]:
     """As :func:`memory_hog`, with the one cell alone, as the first trial of a restart is."""
     return memory_hog(root, range(12, 14, 2))
@@ -250,6 +282,7 @@ CASES = {
     "killed_raylet": killed_raylet,
     "memory_hog": memory_hog,
     "memory_hog_alone": memory_hog_alone,
+    "dead_gpu": dead_gpu,
 }
 
 if __name__ == "__main__":

@@ -363,6 +363,9 @@ class SimulatedExecution:
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         return set(self._nodes)
 
+    def gpu_failed(self, place: Place) -> None:
+        pass
+
     def killed_for_memory(self, places: Mapping[str, Place]) -> Collection[str]:
         return self._hit & places.keys()
 

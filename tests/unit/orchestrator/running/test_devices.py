@@ -16,7 +16,7 @@ from orchestrator.running import doctor, ending, gpus
 from orchestrator.running.cluster import this_machine, trial_resources
 from orchestrator.running.failures import classify, gpu_named
 from orchestrator.running.worker import TrialTrainable
-from search_spaces.errors import SetupError
+from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tasks.trials import isolation
 
@@ -127,7 +127,8 @@ def unkillable(tmp_path, monkeypatch, a_device):
     started, kill, start = list[Popen[str]](), Popen.kill, ending.answer_of
     monkeypatch.setattr(Popen, "kill", lambda process: started.append(process))
     monkeypatch.setattr(ending, "KILLED_WITHIN_S", 0.1)
-    monkeypatch.setattr(ending, "_stuck", set())
+    monkeypatch.setattr(ending, "STUCK", stuck := set())
+    monkeypatch.setattr(gpus, "STUCK", stuck)
     monkeypatch.setattr(
         gpus, "answer_of", lambda *command, **more: start(*command, **more | {"timeout": 0.1})
     )
@@ -142,12 +143,47 @@ def test_an_nvidia_smi_that_hangs_in_the_driver_is_left_behind_and_asked_once(un
     assert gpus.nvidia_smi("name") == []
     assert (gpus.gpus_here(), gpus.driver_version()) == ([], "580.95.05")
     with pytest.raises(
-        SetupError, match=r"answer where there is a GPU; found: nvidia-smi: it hangs in the dr"
+        SetupError, match=r"answer where there is a GPU; found: nvidia-smi: it does not answer"
     ):
         trial_resources(ResourceSpec(), this_machine(), "auto")
     assert trial_resources(ResourceSpec(), this_machine(), "cpu").num_gpus == 0
     (process,) = unkillable
     assert process.poll() is None
+
+
+@pytest.mark.usefixtures("a_device")
+def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_are_told(
+    tmp_path, monkeypatch, capfd
+):
+    nvidia_smi(tmp_path, monkeypatch)
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 30\n")
+    monkeypatch.setattr(ending, "STUCK", stuck := set())
+    monkeypatch.setattr(gpus, "STUCK", stuck)
+    monkeypatch.setattr(gpus, "LATE_S", 0.1)
+    start = ending.answer_of
+    monkeypatch.setattr(
+        gpus, "answer_of", lambda *command, **more: start(*command, **{"timeout": 0.5} | more)
+    )
+    with pytest.raises(SetupError, match=r"nvidia-smi: it does not answer; driver 580\.95"):
+        gpus.check_driver()  # asks torch too, in a process of its own
+    assert (tmp_path / "asked").read_text() == "\n"
+    assert capfd.readouterr().err == "nvidia-smi is waited for\n"
+
+
+@pytest.mark.usefixtures("a_device")
+@pytest.mark.parametrize("said", ["all", "cuda:0", "7", "GPU-typo", "0,0"])
+def test_a_mistyped_choice_of_gpus_never_means_cpus_in_silence(tmp_path, monkeypatch, said):
+    listed = "GPU 0: NVIDIA L4 (UUID: GPU-1)"
+    nvidia_smi(tmp_path, monkeypatch, rows=["NVIDIA L4, GPU-1, 23034, Disabled"], listed=listed)
+    monkeypatch.setattr(gpus, "describe", lambda visible: gpus.NodeGpus("a"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    with pytest.raises(
+        ConfigError, match=f"CUDA_VISIBLE_DEVICES must name .*found: {said}; of GPU 0: NVIDIA L4"
+    ):
+        gpus.check_driver()
+    for hides in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hides)
+        gpus.check_driver()
 
 
 def mps_daemon(folder):
@@ -317,13 +353,16 @@ def test_a_verdict_that_cannot_be_kept_costs_a_test_and_no_trial(runs, tmp_path,
         assert len(found) == number
 
 
-def test_a_self_test_that_an_error_ended_is_tried_again_and_one_that_dies_takes_nobody_along(monkeypatch):
+def test_a_self_test_that_noise_or_an_error_ended_is_tried_again_and_one_that_dies_takes_nobody_along(
+    monkeypatch,
+):
     """A full GPU, or one that another process holds alone, says nothing about graphs."""
     with monkeypatch.context() as patch:
-        for error in (False, True):
-            said = json.dumps({"graphs": False, "reason": "vgg13: OutOfMemoryError", "error": error})
+        for error, slower in product((False, True), (False, True)):
+            verdict = {"graphs": False, "reason": "vgg13: OutOfMemoryError", "error": error, "slower": slower}
+            said = json.dumps(verdict)
             patch.setattr(gpus, "answer_of", lambda *words, said=said, **more: (f"a warning\n{said}", ""))
-            assert gpus._tested()["finished"] is not error
+            assert gpus._tested()["finished"] is not (error or slower)
     monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
     found = gpus._tested()
     assert found == {"graphs": False, "finished": False, "reason": "the self-test died: exit code 1"}

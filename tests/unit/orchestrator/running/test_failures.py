@@ -69,6 +69,7 @@ BY_KIND = {
     ],
     ("out_of_memory", True): [
         Cuda("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        Cuda("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
         Accelerator("CUDA error: out of memory\nCUDA kernel errors might be"),
         Cuda("CUDA driver error: out of memory"),
         Accelerator("HIP error: out of memory"),
@@ -76,6 +77,7 @@ BY_KIND = {
     ("device_error", True): [
         Cuda("CUDA unknown error - this may be due to an incorrectly set up environment. Setting the"),
         Cuda("No CUDA GPUs are available"),
+        Cuda("Unexpected error from cudaGetDeviceCount(). Error 805: MPS client failed to"),
         Cuda("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
         torch.cuda.DeferredCudaCallError("CUDA call failed lazily at initialization with error: device >="),
         CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"),

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,6 +76,22 @@ def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypat
     assert (asked, seen) == (["MIG-1,MIG-2"], ["MIG-1", "MIG-2"])
     assert [path.name for path in written] == [f"gpu-check-nvidia-a100-mig-1g-10gb-{n}.json" for n in (1, 2)]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatch):
+    asked = []
+    rows = [["GPU-0", "Enabled"], ["GPU-1", "Disabled"]]
+    monkeypatch.setattr(gpu_check, "describe", lambda visible: asked.append(visible) or NodeGpus("a"))
+    monkeypatch.setattr(gpu_check, "slices", lambda: {"MIG-1": ("", 1), "MIG-2": ("", 1)})
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda fields: rows)
+    for visible in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(SetupError, match="needs a GPU"):
+            devices(None)
+    assert asked == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert gpu_check._seen() == ()
+    assert asked == ["MIG-1,MIG-2", "GPU-1"]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +165,46 @@ def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/true")
     monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words) or start(*words))
     monkeypatch.setattr(gpu_check, "_answer", answer)
-    row = gpu_check._gain(bench_of("cuda"), "vgg16")
+    row = gpu_check._gain(bench_of("cuda", graphs=True), "vgg16")
     assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError"}
-    assert set(started) == {("rate", "cuda", "vgg16")}
+    assert set(started) == {("rate", "cuda", True, "vgg16")}
+
+
+def test_a_pair_that_does_not_run_is_no_measured_gain(monkeypatch):
+    told = iter([({"images_per_second": 50.0}, ""), ({}, "exclusive"), ({}, "exclusive")])
+    monkeypatch.setattr(gpu_check, "_start", lambda *words: None)
+    monkeypatch.setattr(gpu_check, "_answer", lambda process: next(told))
+    assert gpu_check._gain(bench_of("cuda"), "vgg16") == {"1": 50.0, "error": "2 processes: exclusive"}
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_parts_after_the_self_test_take_the_steps_that_trials_take(posing, monkeypatch, graphs):
+    """Memory, pairs and real trials; where no step can be captured nothing is tried by graphs."""
+    started, taken = [], []
+    earlier = {"correctness": {"values": {"self_test": {"graphs": graphs}}}}
+    monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words))
+    monkeypatch.setattr(gpu_check, "_answer", lambda process: ({}, ""))
+    run_part("memory", "cuda", earlier)
+    run_part("host", "cuda", {})
+    assert started == [("memory", "cuda", graphs), ("host", "cuda", False)]
+
+    def trains(model, images, *_, graphs, on_epoch=None, **how):
+        taken.append((graphs, len(images)))
+        return [SimpleNamespace(seconds=1.0)] * 3
+
+    monkeypatch.setattr(gpu_check, "train", trains)
+    monkeypatch.setattr(gpu_check.isolation, "peak_bytes", lambda device: 1)
+    bench = replace(bench_of("cpu"), graphs=graphs)
+    list(gpu_check.memory(bench))
+    list(gpu_check.rate(bench, "small_cnn"))
+    network = bench.trial("small_cnn").network
+    size = network.recipe.batch_size
+    # As ragged as the trial whose peak is predicted.
+    assert taken[0] == (graphs, 3 * size + network.train_size % size)
+    assert {taken[-1][0], taken[-2][0]} == {graphs}
+    monkeypatch.setattr(gpu_check, "run_trial", lambda *of, device, graphs: 1 / (graphs == bench.graphs))
+    with pytest.raises(AttributeError, match="model_dump"):
+        gpu_check._two_trials(bench, "small_cnn")
 
 
 @pytest.mark.parametrize(("part", "device"), [("pairs", "cpu"), ("memory", "cuda")])

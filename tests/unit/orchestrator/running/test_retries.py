@@ -1,20 +1,28 @@
 """Who is tried again: a death counts against a trial only when it dies again and again while others live."""
 
 import heapq
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.results.store import FailureKind, TrialFailure
+from orchestrator.running import queue
 from orchestrator.running.failures import (
     LONGEST_PAUSE_S,
     MOST_DEATHS,
     MOST_IN_VAIN,
     MOST_ON_UNFIT,
+    RETRIES,
+    Place,
     Retries,
     classify,
 )
 from orchestrator.running.gpus import NO_GPU, REST_S
+from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import Trials
 from search_spaces.errors import SetupError
 
@@ -174,3 +182,32 @@ def test_a_cell_that_breaks_every_gpu_it_is_given_is_given_up():
     gpus = [f"GPU-{number} of node a" for number in range(4)]
     decisions = [retries.failed("poison", DEVICE, died=True, gpu=gpu) for gpu in gpus]
     assert [decision.pause_s is None for decision in decisions] == [False, False, False, True]
+
+
+def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_again(tmp_path):
+    """In a process of its own, whose private cluster hands out two GPUs."""
+    command = [sys.executable, "-m", "tests.integration.faults", "dead_gpu", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, cwd=Path(__file__).parents[4]
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(found["results"]) == found["planned"]
+    # The dead GPU's process may still be ending when it is asked to rest: then the next failure asks again.
+    assert 1 <= len(found["told"]) <= RETRIES[DEVICE]
+    for _, kind, _, message in found["told"]:
+        assert kind == "device_error"
+        assert "uncorrectable ECC error encountered (GPU-0 of node" in message
+
+
+def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_only_one(monkeypatch):
+    asked, over = [], []
+    monkeypatch.setattr(queue, "keep_out", lambda place: asked.append(place.gpus) or place.gpus)
+    monkeypatch.setattr(queue.ray, "wait", lambda references, timeout: (over, references))
+    for num_gpus, expected in ((1, []), (8, ["0", "3"])):
+        there = SimpleNamespace(_resting={}, _run=SimpleNamespace(cluster=SimpleNamespace(num_gpus=num_gpus)))
+        for gpu in ("0", "0", "3"):
+            TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus=gpu))
+        assert asked == expected
+    over.append("0")
+    TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus="0"))
+    assert asked == ["0", "3", "0"]

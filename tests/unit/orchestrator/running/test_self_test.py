@@ -17,6 +17,15 @@ TINY = Case("small_cnn", 8, 18, 16)
 SOUND = CaseResult("vgg13", (0.0, 0.0), (1e-5, 4e-5), (0.69, 0.70), seconds=(1.0, 1.0, 0.9))
 
 
+def test_graphs_are_timed_between_the_two_plain_trainings(monkeypatch):
+    order = []
+    monkeypatch.setattr(
+        self_test, "train", lambda *of, graphs, **how: order.append(graphs) or train(*of, **how)
+    )
+    run_case(TINY, CPU)
+    assert order == [False, True, False]
+
+
 def test_on_a_cpu_all_three_trainings_are_equal():
     found = run_case(TINY, CPU)
     assert (found.losses, found.weights) == ((0, 0), (0, 0))
@@ -86,7 +95,7 @@ def test_graphs_that_are_slower_beyond_the_noise_of_plain_steps_are_not_taken(mo
     monkeypatch.setattr(self_test, "run_case", lambda case, device: replace(SOUND, seconds=seconds))
     verdict = run(CPU, [TINY])
     assert verdict.graphs is (not reason)
-    assert (verdict.reason, verdict.error) == (reason, False)
+    assert (verdict.reason, verdict.error, verdict.slower) == (reason, False, bool(reason))
 
 
 def test_a_process_of_its_own_prints_the_verdict():
@@ -94,5 +103,5 @@ def test_a_process_of_its_own_prints_the_verdict():
     code = f"import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = ({case},); s.main()"
     done = subprocess.run([sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True)
     verdict = json.loads(done.stdout.splitlines()[-1])
-    assert set(verdict) == {"graphs", "reason", "error", "seconds", "cases"}
+    assert set(verdict) == {"graphs", "reason", "error", "slower", "seconds", "cases"}
     assert verdict["cases"][0]["weights"] == [0, 0]
