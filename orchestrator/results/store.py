@@ -417,7 +417,7 @@ class ResultStore:
             if hashlib.sha256(data).hexdigest() == kept.sha256:
                 return data
         except OSError as error:
-            found = "gone" if isinstance(error, FileNotFoundError) else error.strerror
+            found = "gone" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         way_out = "run the sweep again: made anew, from kept weights where there are some"
         raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", way_out)
 
