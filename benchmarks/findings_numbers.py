@@ -98,8 +98,7 @@ class PairTable:
         self.r_hat = np.log(mean(lambda row: float(row["r_hat_pred"])))
         self.drop = mean(lambda row: float(row["accuracy_drop"]))
         self.error = mean(lambda row: 1 - float(row["test_accuracy"]))
-        largest = [row for row in rows if int(row["train_size"]) == self.sizes[-1]]
-        measured = {row["class_pair"]: row for row in largest}
+        measured = {row["class_pair"]: row for row in rows if int(row["train_size"]) == self.sizes[-1]}
         self.d = np.array([float(measured[pair]["d_data_mle"]) for pair in self.pairs])
         self.twonn = np.array([float(measured[pair]["d_data_twonn"]) for pair in self.pairs])
         self.log_k = np.log([float(measured[pair]["label_sharpness"]) for pair in self.pairs])
@@ -249,6 +248,7 @@ class PairTable:
             "trials": self.num_trials,
             "spread": {
                 "d": [float(self.d.min()), float(self.d.max())],
+                "r of log K_F with log mean distance": float(np.corrcoef(self.log_k, self.nearest)[0, 1]),
                 "K_F factor": float(np.exp(np.ptp(self.log_k))),
                 "median loss by N": np.exp(np.median(self.loss, axis=(0, 1))).tolist(),
             },

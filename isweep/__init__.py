@@ -2,15 +2,18 @@
 
 >>> import isweep
 >>> sweep = isweep.run("demo")            # or a sweep file's path, a mapping, a SweepSpec
->>> sweep.table, sweep.best(dataset="digits"), sweep.failures
->>> sweep.fits.to_frame(), sweep.report
+>>> sweep.table, sweep.best(dataset="digits"), sweep.failures, sweep.fits.to_frame(), sweep.report
 >>> found = isweep.tune("demo")          # searched learning rates: found.table, found.recipe, found.report
 >>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
 >>> isweep.predict(record, sweep, target_loss=0.3)
-
-A mistake that can be mended is a SweepError with the way out; whatever finished is kept.
 """
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_named, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__ or name.startswith("_"):
+        return _named(name)
+    raise AttributeError(f"isweep has no {name}; it has {', '.join(__all__)}: isweep.open(NAME).table")

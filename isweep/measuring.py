@@ -21,7 +21,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.running.measuring import (
     Measured,
     MeasureRequest,
-    measure_arrays,
+    measure_on_scale,
     measure_source,
     name_labels,
 )
@@ -138,8 +138,8 @@ def measure(
 
     Args:
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width[, channels])`` or
-            ``(num_images, num_features)``, uint8 or any real dtype; or the path or name that ``isweep
-            measure`` takes.
+            ``(num_images, num_features)``. Images of floats must lie in [0, 1] or [0, 255], or have a
+            ``pixel_range``, and are brought to [0, 255]; or the path or name that ``isweep measure`` takes.
         labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
             path of a file of labels.
         train_sizes: Nested, stratified subsets to measure beside all images.
@@ -175,7 +175,7 @@ def measure(
         found = f"{written.shape} labels, {len(array)} images"
         raise DataError("There must be one label per image", found)
     names, codes = ((), None) if written is None else name_labels(written.tolist())
-    return Measurement(**vars(measure_arrays(array, codes, names, asked, InlineExecutor())))
+    return Measurement(**vars(measure_on_scale(array, codes, names, asked, InlineExecutor())))
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:

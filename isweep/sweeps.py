@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class Sweep(Shown):
-    """A sweep below one root: ``workspace`` is its plan and places.
-
-    What it holds is read when it is asked for, then kept; to look anew, open it again.
-    """
+    """A sweep below one root: ``workspace`` plans it. What is read is kept: open it again to look anew."""
 
     workspace: Workspace
 

@@ -86,12 +86,12 @@ def sentence(numbers: dict[str, Any]) -> str:
     low, high = numbers["interval"]
     claims, settled = numbers["claims"], len(numbers["established"])
     verdict = f"{settled or 'none'} of {len(claims)} tests settles a question"
+    is_settled = "established" if "attacks_on_sharpness" in numbers["established"] else "not established"
     lines = (
-        f"*The demo's {numbers['num_datasets']} datasets. What attacks cost its networks rises with K_F, "
-        "most clearly",
-        f"for {numbers['attack']}: r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}). But "
-        f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie",
-        f"at guessing, and {verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
+        f"*The demo's {numbers['num_datasets']} datasets. What attacks cost correlates with K_F by at most",
+        f"r = {numbers['r']:.2f} ({low:.2f} to {high:.2f}), for {numbers['attack']}: {is_settled}.",
+        f"{numbers['num_at_guessing']} of {numbers['num_points']} losses lie at guessing, and "
+        f"{verdict} (smallest adjusted p: {min(claims.values()):.2f}).*",
     )
     return "\n".join(lines)
 

@@ -157,8 +157,7 @@ class Ledger:
 
 def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Sequence[Arm] = ()) -> Ledger:
     """Decide every claim from a results table; ``compare`` it with every published quantity too (not the
-    published one with itself). ``arms``: worlds share images, so no claim is decided over them. DataError as
-    for the fits.
+    published one with itself). Of worlds (``arms``) none is decided. DataError as for the fits.
     """
     ready = f.prepare(table, arms=arms)
     fits = f.fits_of(ready)

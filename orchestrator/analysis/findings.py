@@ -1,6 +1,5 @@
 """The findings in plain words, written from the fits, never by hand: a sentence claims something only where a
-headline claim is established and its interval excludes the null; else it says what decides, and with which
-power.
+headline claim is established and its interval excludes the null; else it says what decides, with its power.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, its verdict, the answer in a line (``short``) and in full, what belongs to it, and what to
-    add where it cannot be tested.
-    """
+    """A question, verdict, answer in a line (``short``) and in full, caveats, what to add to test it."""
 
     question: str
     verdict: Verdict
@@ -49,8 +46,7 @@ class Finding:
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """Return the answers of a sweep to the study's questions; of an experiment, whose worlds share images and
-    are chosen, what followed and no more. What class pairs answer stands first, and in place of what cannot
-    be tested.
+    are chosen, what followed. What class pairs answer stands first, in place of what cannot be tested.
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]

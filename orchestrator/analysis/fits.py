@@ -263,8 +263,7 @@ def fit_scaling_laws(
 
     Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that compare it,
     or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other fit takes the bases
-    alone. ``explore``: single models and domains, and other d, too. DataError if the table lacks a column or
-    contradicts itself.
+    alone. ``explore``: single models, domains and other d, too. DataError if a column lacks or contradicts.
     """
     ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
     fits = fits_of(ready, explore=explore)
@@ -424,8 +423,7 @@ def fit_exponent(
     variant: str = "",
 ) -> Fit:  # fmt: skip
     """Fit the exponent of N within datasets, times d: log loss on −log N / d with an intercept per curve; d
-    is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant`` what this choice is
-    called.
+    is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant`` names the choice.
     """
     if dimension:
         points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from textwrap import wrap
 from typing import Literal
@@ -70,8 +71,7 @@ class Slope:
     others; without a value, or an interval, for the ``reason`` given.
 
     Interval and p are by t of the jackknife over groups (CR3); between groups by least squares and
-    permutation too: the wider interval, the larger p. ``adjusted_p`` is Holm's over all slopes of both
-    levels.
+    permutation too: the wider interval, the larger p. ``adjusted_p`` is Holm's over all slopes.
     """
 
     level: Level
@@ -147,11 +147,15 @@ class GroupedFit:
         text = f"{equal}{'; '.join(self._said(self.find(level, on)) for level in LEVELS)}."
         return text[:1].upper() + text[1:]
 
+    @property
+    def units(self) -> str:
+        """How many groups there are, or combinations of several."""
+        several = f"combinations of {listing(self.design.groups)}"
+        return f"{self.num_groups:,} {several if len(self.design.groups) > 1 else 'groups'}"
+
     def _said(self, slope: Slope) -> str:
-        units = "groups" if len(self.design.groups) == 1 else "pairs of groups"
-        where = f"between {self.num_groups:,} {units}"
-        if slope.level == "within":
-            where = f"within one {listing(self.design.groups)}"
+        within = f"within one {listing(self.design.groups)}"
+        where = within if slope.level == "within" else f"between {self.units}"
         if slope.value is None:
             return f"{where}, nothing can be said of {slope.on} ({slope.reason})"
         found = f"no relation with {slope.on} is established"
@@ -171,7 +175,7 @@ class GroupedFit:
         ends = {"0%": "it is nearly the slope within them", "100%": "it is nearly the slope between them"}
         return (
             f"Pooled over all rows, r with {pooled.on} is {number(pooled.r)} (p {p}). That takes "
-            f"{plural(self.num_rows, 'row')} of {plural(self.num_groups, 'group')} for independent. Of the "
+            f"{plural(self.num_rows, 'row')} of {self.units} for independent. Of the "
             f"spread of {self.design.response} {own} and of {pooled.on} {column} lie between groups, so "
             f"{ends.get(column, 'it mixes both slopes')}.{by_group}"
         )
@@ -194,8 +198,7 @@ class GroupedFit:
 def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     """Read the columns of a design: numbers as float64, groups and ``within`` as text; ``attrs["remarks"]``
     says which rows are left out, and what looks like no measurement. ConfigError with everything that is
-    wrong in one: file, columns, text among numbers, what does not vary, one group, too many rows blank or
-    doubled.
+    wrong in one: file, columns, text among numbers, nothing varies, one group, too many blanks or copies.
     """
     if not path.is_file():
         way_out = "that is a folder: name a file in it" if path.is_dir() else nearest_path(path)
@@ -237,9 +240,9 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     odd = ~((sizes < MOST) & (sizes > 1 / MOST) | (sizes == 0) | blank[numbers.columns])
     kept = ~(blank.any(axis=1) | doubled)
     own[numbers.columns] = numbers
-    reasons = [(f"without {name}", mask) for name, mask in blank.items()]
-    reasons += [("equal to an earlier row in every column", doubled)]
-    lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in reasons if of.any()]
+    masks = {f"without {name}": mask for name, mask in blank.items()}
+    masks["equal to an earlier row in every column"] = doubled
+    lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in masks.items() if of.any()]
     collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
     kept_rows.attrs["remarks"] = [*(f"Left out: {text}." for text in lost), *_doubts(kept_rows, design)]
@@ -305,16 +308,31 @@ def _faults(
 
 
 class _Groups:
-    """Units of rows (n,) and their names (U); groups' names (G,), and which of them a unit has (U, G)."""
+    """Units of rows (n,) and their names (U); groups' names (G,), and which of them a unit has (U, G).
 
-    def __init__(self, columns: i.Codes) -> None:
-        units, self.unit = np.unique(np.sort(columns, axis=1), axis=0, return_inverse=True)
+    A name is of its own column, unless columns are places of one kind: ``pairs``, or :func:`_alike`.
+    """
+
+    def __init__(self, table: pd.DataFrame, columns: Sequence[str], pairs: bool) -> None:
+        rows, self.remarks = table[list(columns)].astype(str), []
+        kind = {name: next(one for one in columns if pairs or _alike(rows, one, name)) for name in columns}
+        for one, other in combinations(columns, 2):
+            shared = set(table[one].astype(str)) & set(table[other].astype(str))
+            taken = "the same group in each: write other names where it is not."
+            if kind[one] != kind[other]:
+                taken = "a different group in each: where it is not, swap both until each holds nearly all."
+                for name in (name for name in columns if kind[name] in (kind[one], kind[other])):
+                    rows[name] = rows[name].mask(rows[name].isin(shared), f"{kind[name]} " + rows[name])
+            told = f"{plural(len(shared), 'name')} in {one} and {other} taken for {taken}"
+            self.remarks += [told] * bool(shared)
+        units, self.unit = np.unique(np.sort(rows.to_numpy(str), axis=1), axis=0, return_inverse=True)
         self.unit, self.units = self.unit.reshape(-1), [" and ".join(row) for row in units.tolist()]
-        self.names, self.crossed = np.unique(units), columns.shape[1] > 1
+        self.names, self.crossed = np.unique(units), len(columns) > 1
         self.member = np.zeros((len(units), len(self.names) if self.crossed else 0))
         if self.crossed:
             np.put_along_axis(self.member, np.searchsorted(self.names, units), 1.0, axis=1)
-        self.of_column = np.array([np.isin(self.names, column) for column in columns.T])
+        places = [rows[[name for name in columns if kind[name] == one]] for one in set(kind.values())]
+        self.of_kind = [(np.isin(self.names, of), of.shape[1] > 1 and of.nunique().min()) for of in places]
 
     def sums(self, of_units: Array) -> Array:
         """Add up what units (U, ...) have, by group (G, ...)."""
@@ -323,23 +341,29 @@ class _Groups:
     def degrees(self, carried: Array) -> float:
         """Degrees of freedom, given what each group carries of what varies: those of groups of equal parts, 1
         / Σ share² − 1 (Carter, Schnepel & Steigerwald 2017), since one that carries most leaves few to judge
-        by. Of several columns, the one of fewest; of pairs, whose columns name the same groups: G − 1.
+        by; of pairs G − 1. Of several kinds, the one of fewest.
         """
-        if (self.of_column.sum(axis=0) > 1).any():
-            return len(self.names) - 1.0
-        parts = [carried[of] / carried[of].sum() for of in self.of_column]
-        return min(1 / float((part**2).sum()) - 1 for part in parts)
+        parts = [(carried[of] / carried[of].sum(), most) for of, most in self.of_kind]
+        return min(min(len(part) - 1.0, most) if most else 1 / (part @ part) - 1 for part, most in parts)
 
 
-def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
+def _alike(rows: pd.DataFrame, one: str, other: str) -> bool:
+    """Whether columns hold the same names, or each all but one, or a fifth, and no row the same in both."""
+    first, second = set(rows[one]), set(rows[other])
+    lacks, num = max(len(first - second), len(second - first)), len(first | second)
+    twice = bool((rows[one] == rows[other]).any())
+    return lacks == 0 or (not twice and num >= i.MIN_CLASSES and lacks <= max(1, num // 5))
+
+
+def fit_groups(table: pd.DataFrame, design: Design, pairs: bool = False) -> GroupedFit:
     """Fit a table of :func:`read_own_table`: within groups by least squares with an intercept per unit and
     per kind of ``within``; between by one effect per unit at equal kinds, and least squares over these.
+    ``pairs``: all columns of groups name the same things.
     """
-    groups = _Groups(table[list(design.groups)].to_numpy(dtype=str))
+    groups = _Groups(table, design.groups, pairs)
     cells = np.zeros(len(table), dtype=int)
     if design.within:
         cells = table.groupby(list(design.within)).ngroup().to_numpy()
-    # Of mean 0 and deviation 1, whatever their unit.
     values = table[[design.response, *design.on]].to_numpy(dtype=float)
     largest = np.maximum(np.abs(values).max(axis=0), 1 / MOST)
     moved = values / largest - (values / largest).mean(axis=0)
@@ -350,10 +374,7 @@ def fit_groups(table: pd.DataFrame, design: Design) -> GroupedFit:
     found = [*_within(y, x, cells, groups, design), *_between(y, x, cells, groups, design)]
     slopes = adjusted([slope.times(y_scale / scale) for slope, scale in zip(found, x_scale * 2, strict=True)])
     pooled = tuple(_pooled(name, y, x[:, k], groups) for k, name in enumerate(design.on) if len(y) > 2)
-    shared = set.intersection(*(set(table[name]) for name in design.groups)) if groups.crossed else set()
-    names = f"{plural(len(shared), 'name')} in {listing(design.groups)}"
-    same = [f"{names} taken for the same group in each: write other names where it is not."] * bool(shared)
-    remarks = (*table.attrs.get("remarks", ()), *same)
+    remarks = (*table.attrs.get("remarks", ()), *groups.remarks)
     return GroupedFit(design, len(table), len(groups.units), slopes, pooled, remarks)
 
 
@@ -501,7 +522,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
             design = replace(design, on=("x",), within=())
         known = rows.dropna(subset=[*design.columns])
         if len(known):
-            slope = fit_groups(known, design).find(LEVELS[name not in own], design.on[0])
+            slope = fit_groups(known, design, pairs=True).find(LEVELS[name not in own], design.on[0])
             found.append(replace(slope, on=estimand))
     return adjusted(found)
 

@@ -63,8 +63,7 @@ def unvaried(rows: pd.DataFrame, within: str = "") -> str:
 
 def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the points of curves that are clear of guessing where it holds losses down, else all. Curves are
-    chosen by their mean over N, which says nothing of the error in their slope; up to their last N at
-    guessing they may be flat.
+    chosen by their mean over N, which says nothing of errors in their slope, past their last N at guessing.
     """
     if not holds_down(rows):
         return rows
@@ -77,8 +76,7 @@ def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
 def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Leave out, of every dataset and class pair, all N up to the last at which its models guess on the
     whole, and of every curve all N up to the last diverged trial: a loss cannot stay far above guessing, so a
-    curve starts flat there. Whole N go, by their mean over models: dropping single high losses would flatten
-    what is left.
+    curve starts flat there. Whole N go, by means over models: dropping single high losses flattens the rest.
     """
     means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")
     last = points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])

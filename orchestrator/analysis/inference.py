@@ -1,8 +1,7 @@
 """Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
 
 66 points of 11 datasets carry the information of about 11: they are reduced to one effect per dataset, or
-whole datasets are left out and exchanged. Shape letters: n points, G datasets, q regressors, B rearrangements
-or draws, m responses.
+whole ones are left out and exchanged. Shape letters: n points, G datasets, q terms, B draws, m responses.
 """
 
 from __future__ import annotations
@@ -103,7 +102,6 @@ def dataset_effects(
     together = (in_cell * weights @ in_group.T).toarray()
     if connected_components(csr_array(together @ together.T > 0), directed=False)[0] != 1:
         return None
-    # Solved for cells, of which there are few, however many datasets.
     share = together / together.sum(axis=0)
     laplacian = np.diag(together.sum(axis=1)) - together @ share.T
     # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
@@ -113,7 +111,6 @@ def dataset_effects(
     by_group = in_group @ weighted
     of_cells = np.linalg.solve(filled, in_cell @ weighted - share @ by_group)
     effects = (by_group - together.T @ of_cells) / together.sum(axis=0)[:, None]
-    # Means of equal numbers differ in their last digits.
     even = np.ptp(effects, axis=0) <= 1e-12 * np.abs(values).max(axis=0)
     return names, np.where(even, 0.0, effects - effects.mean(axis=0))
 
@@ -136,8 +133,7 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     """Permute the response y (G,) within blocks against x (G,) at given others (G, q); by |t|.
 
     Exact where no others vary within blocks; otherwise residuals of their fit are permuted (Freedman & Lane
-    1983), which is exact in the limit alone. None where x does not vary beside them, or nothing is left to
-    permute.
+    1983), which is exact in the limit alone. None where x does not vary beside them, or y does not.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)

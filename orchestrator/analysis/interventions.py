@@ -50,8 +50,7 @@ class Effect:
     too few).
 
     ``arm`` is empty for all together. Of pairs of equal model and N ``num_cells`` entered; the base of
-    ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an error of 0 has no
-    logarithm).
+    ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an error of 0).
     """
 
     estimand: str
@@ -141,7 +140,9 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
         "nothing": (True, abs(dimension) < HELD, "", "d"),
     }
     moved, held, what, other = wanted[arm.moves]
-    reasons = [f"{what} moved too little"] * (not moved) + [f"{other} moved by 5 % or more"] * (not held)
+    reasons = [f"{what} moved too little"] * (not moved) + [f"|Δ log {other}| is {HELD:g} or more"] * (
+        not held
+    )
     return Gate(
         arm=arm, sharpness_moved=sharpness, dimension_moved=dimension, counts=not reasons,
         reason=" and ".join(reasons),
@@ -150,8 +151,7 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
 
 def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str]) -> pd.DataFrame:
     """Change of every logged response from base to arm, a row per arm that counts, model and train size.
-    Where the base is at chance nothing could get worse; leaving cells out by their own loss moves the effect,
-    so only those go.
+    Where the base is at chance nothing could get worse; no others go: choosing by their own loss moves it.
     """
     columns = [response.column for response in RESPONSES]
     means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
@@ -227,9 +227,8 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     """Say plainly what the responses do when only K_F is moved, whichever way it came out."""
     tried = [gate for gate in gates if gate.arm.moves == "sharpness"]
     passed = sum(gate.counts for gate in tried)
-    arms = t.plural(len(tried), "arm")
-    moved_k = f"{passed} of {arms} moved K_F by a factor 2 or more and d by less than 5 %."
-    parts = [moved_k, followed(effects)]
+    moved_k = f"{passed} of {t.plural(len(tried), 'arm')} moved K_F by a factor 2 or more"
+    parts = [f"{moved_k} and log d by less than {HELD:g}.", followed(effects)]
     for effect in effects:
         if "controls" in effect.estimand and effect.interval is not None:
             moved = [abs(g.sharpness_moved or 0) for g in gates if g.counts and g.arm.moves == "nothing"]
@@ -254,20 +253,15 @@ def followed(effects: Sequence[Effect]) -> str:
         worlds = t.plural(effect.num_worlds, "world")
         worlds += f" that share {effect.num_classes} classes" if effect.num_classes else ""
         if effect.interval is None:
-            said.append(
-                f"whether log {effect.response} follows cannot be told ({worlds} with such an arm, at least "
-                "3 with scatter needed)"
-            )
+            needed = f"{worlds} with such an arm, at least 3 with scatter needed"
+            said.append(f"whether log {effect.response} follows cannot be told ({needed})")
             continue
         # Turned so that the theory's direction is the positive one.
         low, high = sorted(bound / effect.theory for bound in effect.interval)
         agrees, way = low <= 1 <= high, "rises with it" if effect.theory > 0 else "falls as it rises"
         if low <= 0 <= high:
-            verdict = (
-                "may follow it as the law says or not at all"
-                if agrees
-                else "does not follow it as the law says"
-            )
+            verdict = "may follow it as the law says or not at all"
+            verdict = verdict if agrees else "does not follow it as the law says"
         elif agrees:
             verdict = f"{way}, at a rate that agrees with the law"
         elif low > 1:

@@ -112,7 +112,8 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         rule = "A measured record must be a readable JSON file"
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(rule, f"{path}: {why}", _MEASURED_WAY_OUT) from None
+        named = "" if path.suffix else f"; a sweep is named so: sweep='{path}'"
+        raise ConfigError(rule, f"{path}: {why}", _MEASURED_WAY_OUT + named) from None
     if not isinstance(record, dict) or "d_data" not in record:
         raise ConfigError("A measured record must hold d_data", str(path), _MEASURED_WAY_OUT)
     return record
@@ -147,7 +148,8 @@ def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
         return
     if t.UNRECORDED not in ours + theirs and ours != theirs:
         found = f"{ours} beside the sweep's {theirs}"
-        way_out = "measure at the sweep's side (--image-size), channels (--channels) and pixel range"
+        (side, channels), as_json = re.findall(r"(?:^|, )(\d+)", theirs)[:2], "--json > record.json"
+        way_out = f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is on its scale"
         raise ConfigError("K_F must be measured on the sweep's scale", found, way_out)
 
 

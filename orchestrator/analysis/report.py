@@ -112,8 +112,7 @@ def write_report(
 ) -> Path:
     """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and ``fits.json``.
     The same input gives the same bytes, and every file is replaced whole. Every key of ``summary``
-    (:func:`report_summary`) is optional. DataError if the table contradicts itself, OSError if the directory
-    cannot be written.
+    (:func:`report_summary`) is optional. DataError of a table that contradicts itself, OSError in writing.
     """
     from orchestrator.analysis.figures import write_figures
 

@@ -253,7 +253,7 @@ def intervention_tables(found: Interventions) -> list[Table]:
             "intervention-gates",
             "What each arm moved",
             "Factors on K_F and d against the world's base, at the largest N that both have. An arm counts "
-            "if what it is to move moved (K_F by a factor 2, d by 1.25) and what it holds by less than 5 %.",
+            "if what it is to move moved (K_F by 2, d by 1.25), and log of what it holds by less than 0.05.",
             found.gates,
             {
                 "dataset": lambda gate: gate.arm.dataset,
@@ -278,8 +278,7 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
     :data:`BEST_COLUMNS`.
 
     Means are over the ``num_compared`` class pairs and seeds that every model has (where there are none, no
-    model is named), ``seed_std`` over seeds of means over class pairs. Trials that diverged or have no loss
-    do not count.
+    model is named), ``seed_std`` over seeds of means over class pairs. Diverged or without loss: left out.
     """
     cell = [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)

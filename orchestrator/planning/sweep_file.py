@@ -39,6 +39,8 @@ MAX_FILE_BYTES, MAX_NESTING, MAX_VALUES, MAX_RECIPE_FILES = 1_000_000, 20, 20_00
 MAX_PROBLEMS = 20
 """So many are named; what is behind them is counted."""
 SEE = "see README, 'Your own images', or let isweep init write one"
+DATASET = "write e.g. datasets: [digits]; isweep datasets lists them"
+MODEL = "write e.g. models: [small_cnn], or [{from: small_cnn, name: mine}]; isweep models lists what to name"
 RECIPE = "write e.g. recipe: {from: demo, epochs: 3}; isweep recipes lists what to start from"
 
 SweepSource = str | Path | Mapping[str, Any] | SweepSpec
@@ -139,6 +141,8 @@ def _spec_of(
             if detail["type"] != "too_short"
             or not any(place != (at := detail["loc"]) and place[: len(at)] == at for place in places)
         ]
+        if () not in places and not document.get("datasets") and not document.get("worlds"):
+            problems.append(ConfigError(f"{origin}: a sweep needs datasets, or worlds", way_out=DATASET))
         names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
         _report(problems + _unknown_names(names))
         raise
@@ -341,7 +345,8 @@ def _problem(detail: ErrorDetails, origin: str, document: Mapping[str, Any]) -> 
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "missing":
         what = "value" if isinstance(detail["loc"][-1], int) else "key"
-        return ConfigError(f"{where}: this {what} is required", way_out=RECIPE if loc[0] == "recipe" else "")
+        way_out = {"recipe": RECIPE, "models": MODEL}.get(str(loc[0]), "")
+        return ConfigError(f"{where}: this {what} is required", way_out=way_out)
     if not detail["loc"]:
         return ConfigError(f"{where}: {message}")  # the rule names what it found
     message = RULES.get(kind, message)
@@ -413,7 +418,7 @@ YAML_WORDS = (
     ("could not find expected ':'", "no key: value; a blank must stand behind the colon", True),
     ("parsing a flow", "a bracket that is not closed, or no comma between its values", True),
     ("found unexpected end of stream", "a quote that is not closed", True),
-    ("unknown escape character", "a backslash in double quotes; take single quotes", False),
+    ("escape", "a backslash in double quotes; write / in a path, or take single quotes", False),
     ("expected <block end>", "a line that is not indented like those above it, or a sign too many", False),
     ("expected the node content", "a sign that cannot be here", False),
     ("found another document", "a second document; take --- out", False),

@@ -153,15 +153,6 @@ def answers(host: str, port: int) -> bool:
         return False
 
 
-def is_dead(node_id: str) -> bool:
-    """Tell whether the head has given a node up, which it does for good."""
-    import ray
-
-    with contextlib.suppress(ray.exceptions.RayError):  # disconnected
-        return any(node["NodeID"] == node_id and not node["Alive"] for node in ray.nodes())
-    return False
-
-
 @dataclass(frozen=True)
 class Cluster:
     """The cluster that a command is connected to, which is ``local`` where the command started it.
@@ -310,8 +301,6 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
         """See whether all answer; looks are counted, not hours: a driver may itself be stopped."""
         nonlocal silent_s, said
         silent = [name for name, address in addresses.items() if not answers(*address)]
-        if not silent and is_dead(here["NodeID"]):
-            silent = ["The raylet of this node"]  # stopped: its connections are accepted
         if not silent:
             if said:
                 log.warning("The Ray cluster answers again; going on")

@@ -144,6 +144,35 @@ def measure_arrays(
     return _measured(record, images.__getitem__, labels, label_names)
 
 
+def on_scale(images: Images, request: MeasureRequest) -> tuple[Images, MeasureRequest, list[str]]:
+    """Bring floating-point images, and any whose black and white are told, to [0, 255], as preparing does.
+
+    Whole numbers, and points of ``(num_points, num_features)``, stay as they are. Lines say what was done.
+    """
+    from tasks.sources.arrays import CUT, pixel_scale, to_scale
+
+    given, kind = request.settings.pixel_range, images.dtype.kind
+    shape, values = "x".join(map(str, images.shape[1:])), str(images.dtype)
+    if images.dtype != np.uint8 and kind in "uif" and images.size:
+        values += f" in [{images.min():g}, {images.max():g}]"
+    is_open = kind == "f" and images.ndim > 2 if given is None else kind in "uif"
+    if not is_open or not images.size or not np.isfinite(images).all():  # measuring refuses the last
+        return images, request, [f"  as they are, {shape}, {values}, not scaled"]
+    limits, rule = pixel_scale("images", [images], given)
+    pixels, is_cut = to_scale(images, limits)
+    num_cut = int(is_cut.reshape(len(images), -1).any(axis=1).sum())
+    said = [f"  {shape}, {values}: {rule}", *([f"  doubtful: {CUT}, {num_cut:,}"] if num_cut else [])]
+    return pixels, replace(request, settings=replace(request.settings, pixel_range=PREPARED_RANGE)), said
+
+
+def measure_on_scale(
+    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
+) -> Measured:
+    """Measure arrays in memory on the scale of their pixels."""
+    images, request, said = on_scale(images, request)
+    return replace(measure_arrays(images, labels, label_names, request, executor), taken=tuple(said))
+
+
 def _options(said: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in said)
 
@@ -235,6 +264,7 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
     else:
         images, notes = _load_npy(path), []
         if request.labels is None:
+            images, request, _ = on_scale(images, request)
             return measure_arrays(images, None, (), request, executor)
         if not request.labels.exists():
             found, near = str(request.labels), nearest_path(request.labels)
@@ -244,12 +274,10 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
         if len(labels) != len(images):
             found = f"{len(labels)} labels, {len(images)} images"
             raise DataError("There must be one label per image", found, "check --labels")
-    if limits := request.settings.pixel_range:
-        values: Any = images
-        outside = np.count_nonzero((values < limits[0]) | (values > limits[1]))
-        notes += [f"  doubtful: values outside pixel_range, {outside:,}"] if outside else []
+    taken = _taken(images, labels, names, groups)
+    images, request, said = on_scale(images, request)
     measured = measure_arrays(images, labels, names, request, executor)
-    return replace(measured, taken=(*_taken(images, labels, names, groups), *notes))
+    return replace(measured, taken=(*taken, *said, *notes))
 
 
 def _raw(own: OwnSourceSpec) -> RawRequest:
@@ -323,15 +351,12 @@ def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object])
         rows = np.flatnonzero(codes == code).tolist()
         num_groups = len({groups[row] for row in rows})
         lines.append(f"  class {name}: {plural(len(rows), 'image')}, {plural(num_groups, 'group')}")
-    values = str(images.dtype)
-    if images.dtype != np.uint8 and images.dtype.kind in "uif" and images.size:
-        values += f" in [{images.min():g}, {images.max():g}]"
     flat = images.reshape(len(images), -1)
     some = flat[:, :: flat.shape[1] // 64 or 1]  # most images have two values among them
     candidates = flat[(some == some[:, :1]).all(axis=1)]
     if blank := int((candidates == candidates[:, :1]).all(axis=1).sum()):
         lines.append(f"  doubtful: images of one value, {blank:,}")
-    return [*lines, f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {values}, not scaled"]
+    return lines
 
 
 def _measured(

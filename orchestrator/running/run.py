@@ -255,8 +255,8 @@ def _begin(sweep: _Sweep) -> None:
         preparation.check_models(workspace.plan, stored.trials)
         preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
-    others_of = {*workspace.paths.sweep_names()} - {workspace.plan.sweep.name}
-    for name in sorted(others_of) if waiting else ():
+    names = {*workspace.paths.sweep_names()} - {workspace.plan.sweep.name}
+    for name in sorted(names) if waiting else ():
         others = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
         if both := len(others.keys() & waiting):
             monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")

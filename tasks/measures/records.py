@@ -32,7 +32,7 @@ class MeasureSettings:
         sharpness_sample: Images per sample in which the largest label sharpness is taken, 1000 as in Konz
             & Mazurowski; None for all images.
         sharpness_seeds: One sample per seed, for sizes above ``sharpness_sample``.
-        pixel_range: Black and white; None for the range of an integer dtype. Recorded, never applied.
+        pixel_range: Black and white; None for the range of an integer dtype. Recorded; readers apply it.
         dtype: ``"float32"`` or ``"float64"``, of the products that find neighbours.
         device: ``"cpu"``, or a torch device for the products.
         block_rows: Rows per block; memory per worker grows with its square.
@@ -68,7 +68,9 @@ class MeasureSettings:
             "seed must be a whole number, not negative": _whole(self.seed, 0),
             "sharpness_seeds must be whole numbers, not negative": bool(seeds)
             and all(_whole(seed, 0) for seed in seeds),
-            "pixel_range must be (black, white), two numbers": is_range and limits[0] < limits[1],
+            "pixel_range must be (black, white), two numbers": is_range,
+            "pixel_range must rise: black is the lower number, and inverting changes no measure": not is_range
+            or limits[0] < limits[1],
             "dtype must be float32 or float64": self.dtype in ("float32", "float64"),
             "discard_fraction must be a number in [0, 1)": isinstance(share, Real) and 0 <= share < 1,
             "estimators must be names, each once, e.g. ('mle', 'twonn')": are_names

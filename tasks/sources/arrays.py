@@ -17,7 +17,7 @@ its external and virtual datasets, which may read other files, are refused.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -60,6 +60,9 @@ MAX_WHOLE_BYTES = 512 << 20
 MAX_MEMBERS = 1000
 MAX_CHUNK_BYTES = 256 << 20
 COPY_AGAIN = "save or copy it again"
+CUT = "values outside pixel_range cut"
+MOST_CUT = 0.9
+"""Of all values: a window of a CT cuts most of the air and the table, a wrong range nearly everything."""
 
 
 @dataclass(frozen=True)
@@ -265,12 +268,18 @@ def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
             return Sample(row)
         pixels, note = by_own_maximum(row)
         return Sample(pixels, conversions=(note,), flags=negative_flags(row))
-    values = row.astype(np.float32)
-    if not np.isfinite(values).all():
+    if not np.isfinite(row).all():
         raise SkipItem("values not finite")
-    scaled = (values - np.float32(low)) * np.float32(255 / (float(high) - float(low)))
-    outside = bool(scaled.min() < 0 or scaled.max() > 255)
-    return Sample(np.clip(scaled, 0, 255), flags=("values outside pixel_range cut",) if outside else ())
+    pixels, is_cut = to_scale(row, (low, high))
+    return Sample(pixels, flags=(CUT,) if is_cut.any() else ())
+
+
+def to_scale(values: NDArray[np.generic], limits: tuple[float, float]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Bring finite values to [0, 255], float32, cut there; return also which of them were cut."""
+    low, high = (np.float32(limit) for limit in limits)
+    plain = values.astype(np.float32)
+    scaled = (plain - low) * np.float32(255 / (limits[1] - limits[0]))
+    return np.clip(scaled, 0, 255), (plain < low) | (plain > high)
 
 
 def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
@@ -296,31 +305,50 @@ def _range(
 ) -> tuple[tuple[float | None, float | None], str]:
     """Return the values that are black and white (None: as stored or by own maximum), and what that means."""
     given = request.dataset.pixel_range
-    if given is not None:
-        return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     kinds = {head.dtype for head in headers}
-    if kinds == {np.dtype(np.uint8)}:
+    if given is None and kinds == {np.dtype(np.uint8)}:
         return (None, None), "as stored, 8 bits"
-    if all(dtype.kind in "ui" for dtype in kinds):
+    if given is None and all(dtype.kind in "ui" for dtype in kinds):
         return (None, None), "whole numbers, scaled by own maximum"
-    low, high = np.inf, -np.inf
     try:
-        for part, head in zip(parts, headers, strict=True):
-            read_row = file.rows(part.images)
-            for index in range(head.shape[0]):
-                values = read_row(index).astype(np.float32)
-                finite = values[np.isfinite(values)]
-                if finite.size:
-                    low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        opened = ((file.rows(part.images), head) for part, head in zip(parts, headers, strict=True))
+        rows = (read(index) for read, head in opened for index in range(head.shape[0]))
+        return pixel_scale(request.dataset.name, rows, given)
     except SkipItem as skip:
         raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
+
+
+def pixel_scale(
+    name: str, rows: Iterable[NDArray[np.generic]], given: tuple[float, float] | None
+) -> tuple[tuple[float, float], str]:
+    """Return the values that are black and white, ``given`` or told by those of all images, and what is done.
+
+    DataError where the values leave it open, or where next to none of them lie between those given.
+    """
+    low, high, num_values, num_cut = np.inf, -np.inf, 0, 0
+    for row in rows:
+        finite = row[np.isfinite(row)].astype(np.float32)
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+            num_values += finite.size
+            num_cut += 0 if given is None else int(to_scale(finite, given)[1].sum())
+    fits = (-1.0, 1.0) if -1 <= low < 0 and high <= 1 else (low, high)
+    fits = (min(low, 0.0), max(high, 0.0)) if low == high else fits
+    black, white = (f"{limit:.9g}" for limit in fits)
+    found = f"[{low:.9g}, {high:.9g}]"
+    option = f"pixel_range: [{black}, {white}], or --pixel-range {black} {white} to measure"
+    if given is not None:
+        if num_cut > MOST_CUT * num_values:
+            rule = f"{name}: images must have values between the black and white of pixel_range"
+            cut = f"[{given[0]:g}, {given[1]:g}], which cuts {num_cut / num_values:.1%} of values in {found}"
+            raise DataError(rule, cut, f"all of them lie in {option}")
+        return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
     if low >= 0 and 127.5 < high <= 255:
         return (0.0, 255.0), "floats in [0, 255] as stored"
-    rule = f"{request.dataset.name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
-    way_out = "say which values are black and white: pixel_range: [-1, 1], or --pixel-range -1 1 to measure"
-    raise DataError(rule, f"[{low:.9g}, {high:.9g}]", way_out)
+    rule = f"{name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
+    raise DataError(rule, found, f"say which values are black and white; all of these lie in {option}")
 
 
 def _array_file(request: RawRequest) -> Path:

@@ -92,6 +92,18 @@ def test_it_finds_of_the_worlds_what_the_product_finds(numbers, sweep, tmp_path)
         assert committed[place]["interval"] == pytest.approx(one.interval, rel=1e-6)
 
 
+def test_findings_say_of_distances_and_heights_what_the_tables_say(numbers):
+    said = " ".join((ROOT / "docs/findings.md").read_text(encoding="utf-8").split())
+    r = [numbers[name]["spread"]["r of log K_F with log mean distance"] for name in PAIRS]
+    assert f"(r of the logarithms −{-max(r):.2f} to −{-min(r):.2f})" in said
+    heights = [numbers[name]["after"]["log R̂ on log K_F, a height per class"] for name in PAIRS]
+    assert [one["low"] < -1 for one in heights] == [False, False, True]
+    digits, mnist, fashion = (
+        " ".join([f"−{-one['value']:.2f}", f"(−{-one['low']:.2f} to −{-one['high']:.2f})"]) for one in heights
+    )
+    assert f"{digits}, {mnist} and {fashion.partition(' ')[0]}, at −1 on Fashion-MNIST alone" in said
+
+
 def test_readme_says_of_pairs_and_worlds_what_their_tables_say(numbers):
     pairs = [numbers[name]["log R̂ on log K_F"] for name in PAIRS]
     assert all(one["low"] < -1 < one["high"] < 0 for one in pairs)

@@ -63,6 +63,31 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
     assert found.label_sharpness == pytest.approx(isweep.measure(images, LABELS).label_sharpness, rel=1e-6)
 
 
+def test_floats_are_scaled_as_the_command_scales_them(images, record):
+    for floats in (images / 255, images.astype(np.float32)):
+        found = isweep.measure(floats, LABELS, train_sizes=[30, 60])
+        assert found.to_json() == record.to_json() | {"settings": found.to_json()["settings"]}
+        assert found.taken
+    found = isweep.measure(images * 4.0 - 1000, LABELS, train_sizes=[30, 60], pixel_range=(-1000, 20))
+    assert found.label_sharpness == pytest.approx(record.label_sharpness)
+    for floats in (images / 127.5 - 1, images * 12.0 - 1000):
+        with pytest.raises(SweepError, match=r"float images must lie in .* lie in pixel_range: \[-1"):
+            isweep.measure(floats, LABELS)
+    with pytest.raises(SweepError, match=r"\[-1, 1\], which cuts"):
+        isweep.measure(images * 12.0 - 1000, LABELS, pixel_range=(-1, 1))
+
+
+def test_a_sweeps_name_in_place_of_a_record(fits):
+    with pytest.raises(SweepError, match=r"found: demo: No such file.*a sweep is named so: sweep='demo'"):
+        isweep.predict("demo", model="small_cnn", train_size=200)
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are():
+    with pytest.raises(AttributeError, match=r"no results; it has .*measure, .*isweep.open\(NAME\).table"):
+        isweep.results("demo")
+    assert not hasattr(isweep, "__wrapped__")
+
+
 MASKED = np.ma.masked_equal(np.arange(8).reshape(2, 2, 2), 1)
 FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
 
@@ -87,6 +112,7 @@ FOUR, NAMES = np.zeros((4, 2, 2)), [0, 1, 2, 0]
         (FOUR, None, {"num_neighbors": "a"}, "num_neighbors must be a whole number, 3 or more; found: 'a'"),
         (FOUR, None, {"num_neighbors": 1}, "num_neighbors must be a whole number, 3 or more"),
         (FOUR, None, {"num_neighbours": 4}, "found: 'num_neighbours'; did you mean"),
+        (FOUR, None, {"pixel_range": (1, 0)}, r"pixel_range must rise: black is the lower .*found: \(1, 0\)"),
         (FOUR, None, {"seed": -1}, "seed must be a whole number, not negative"),
         (FOUR, NAMES, {"class_pair": ("0", "7")}, "must name two different"),
         (FOUR, None, {"class_pair": ("0", "1")}, "A class pair needs labels; found: none"),
@@ -120,7 +146,11 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
 
 def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
     larger = isweep.measure(np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8), LABELS)
-    with pytest.raises(SweepError, match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b"):
+    with pytest.raises(
+        SweepError,
+        match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b.*"
+        r"isweep measure SOURCE --image-size \d+ --channels \d",
+    ):
         isweep.predict(larger, fits, train_size=500)
     assert isweep.predict(larger, fits, label_sharpness=1e-4, train_size=500).value is not None
 

@@ -376,6 +376,46 @@ def test_few_groups_of_one_column_are_not_made_up_for_by_many_of_another(nested)
     assert num_found <= 0.05 * 120 + 6
 
 
+@pytest.mark.parametrize(
+    ("few", "many", "shared"),
+    [
+        (["A", "B", "other"], ["other", *(f"s{k}" for k in range(19))], 1),
+        (list("012"), list(map(str, range(12))), 3),
+    ],
+)
+def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, shared):
+    """Slopes scatter over three groups of one column; the names of another change nothing but theirs."""
+    num_found = 0
+    for seed in range(100):
+        rng = np.random.default_rng([seed, len(many)])
+        site, scanner = (codes.ravel() for codes in np.indices((3, len(many))).repeat(3, axis=1))
+        x = rng.normal(size=len(site))
+        table = pd.DataFrame({"y": rng.normal(size=3)[site] * x + rng.normal(size=len(x)), "x": x})
+        table = table.assign(site=np.array(few)[site], scanner=np.array(many)[scanner])
+        design = Design("y", ("x",), ("site", "scanner"))
+        fit = fit_groups(table, design)
+        num_found += any(slope.established for slope in fit.slopes)
+        if not seed:
+            apart = fit_groups(table.assign(site="of " + table["site"]), design)
+            for level in ("within", "between"):
+                one, other = fit.find(level, "x"), apart.find(level, "x")
+                assert (one.value, one.p_value) == pytest.approx((other.value, other.p_value))
+            assert f"{shared} name{'s' * (shared > 1)} in site and scanner taken for a diff" in fit.remarks[0]
+    assert num_found <= 5
+
+
+def test_names_that_any_two_of_three_columns_share_are_told_and_kept_apart():
+    codes = np.indices((3, 3, 5)).reshape(3, -1).repeat(3, axis=1)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(codes.T, columns=["site", "seed", "fold"])
+    table = table.assign(site=table["site"].map("ABC".__getitem__), x=rng.normal(size=len(table)))
+    table["y"] = table["x"] + rng.normal(size=len(table))
+    fit = fit_groups(table, Design("y", ("x",), ("site", "seed", "fold")))
+    assert {"seed 0", "fold 0", "3", "A"} < set(fit.find("within", "x").left_out)
+    assert [remark.partition(" taken")[0] for remark in fit.remarks] == ["3 names in seed and fold"]
+    assert "between 45 combinations of site, seed and fold, " in fit.sentence("x")
+
+
 @pytest.mark.parametrize("groups", [("dataset",), ("dataset", "other")])
 def test_as_many_groups_as_rows_are_fitted_as_by_hand(groups):
     """5,000 patients of three rows, alone or crossed with others: no square of their number is held."""

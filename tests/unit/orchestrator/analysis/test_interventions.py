@@ -65,7 +65,7 @@ def test_the_report_says_whichever_way_it_came_out(follows, verdict):
     found = fit_interventions(table(follows), ARMS)
     assert effect(found, "Δ log K_F").value == pytest.approx(follows, abs=0.12)
     assert verdict in found.answer
-    assert "4 of 4 arms moved K_F by a factor 2 or more and d by less than 5 %." in found.answer
+    assert "4 of 4 arms moved K_F by a factor 2 or more and log d by less than 0.05." in found.answer
 
 
 def test_the_first_lines_tell_what_followed_with_its_interval():
@@ -145,7 +145,11 @@ def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
     assert (gate.counts, gate.reason) == (False, "K_F moved too little")
     much = fit_interventions(table(1.0, d_of_contrast=1.06), ARMS)
     gate = next(g for g in much.gates if g.arm.dataset == "w0_contrast")
-    assert (gate.counts, gate.reason) == (False, "d moved by 5 % or more")
+    assert (gate.counts, gate.reason) == (False, "|Δ log d| is 0.05 or more")
+    # 4.89 % less is 0.0501 of the logarithm.
+    less = fit_interventions(table(1.0, d_of_contrast=0.9511), ARMS)
+    gate = next(g for g in less.gates if g.arm.dataset == "w0_contrast")
+    assert (gate.counts, gate.reason) == (False, "|Δ log d| is 0.05 or more")
 
 
 def test_arms_that_hold_k_f_controls_and_bases_say_what_the_law_says():

@@ -115,7 +115,7 @@ SPLITS = {
         ({"images": pixels(60) * (PLACES != 3)[:, None, None], "labels": PLACES % 2}, "",
          ["doubtful: images of one value, 1"]),
         ({"images": pixels(60), "labels": PLACES % 2}, "--pixel-range 0 254",
-         ["doubtful: values outside pixel_range, "]),
+         ["doubtful: values outside pixel_range cut, "]),
     ],
 )  # fmt: skip
 def test_what_was_taken_is_shown(measure, tmp_path, arrays, words, shown):
@@ -148,8 +148,19 @@ def test_a_range_that_is_asked_for_can_be_said(measure, own):
     source, given = own(PLACES[:40] % 2, images), ("--pixel-range", "0", "1", "--num-neighbors", "3")
     code, _, err = measure(source)
     assert (code, "1.0000002" in err, "--pixel-range" in err) == (2, True, True)
-    assert "as they are, 12x12, float64 in [" in measure(source, *given)[1]
-    assert "[0, 1] (pixel_range) to [0, 255], cut there" in measure(source, *given, "--image-size", "12")[1]
+    assert "12x12, float64 in [" in measure(source, *given)[1]
+    for size in ([], ["--image-size", "12"]):
+        assert "[0, 1] (pixel_range) to [0, 255], cut there" in measure(source, *given, *size)[1]
+
+
+def test_floats_have_one_scale_with_and_without_a_size(measured, own):
+    labels = PLACES % 2
+    stored = measured(own(labels), "--num-neighbors", "3")
+    source = own(labels, pixels(60) / 255)
+    for size in ([], ["--image-size", "12"]):
+        found = measured(source, "--num-neighbors", "3", *size)
+        assert found["label_sharpness"]["pixel_range"] == [0, 255]
+        assert found["label_sharpness"]["value"] == pytest.approx(stored["label_sharpness"]["value"])
 
 
 @pytest.mark.parametrize(

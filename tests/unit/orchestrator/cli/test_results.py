@@ -116,7 +116,7 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     out = run("fit", str(tmp_path / "own.csv"), *words)[1]
     assert "Within one a and b, " in out
     said = " ".join(out.split())
-    assert "45 pairs of groups" in said
+    assert "45 combinations of a and b" in said
     assert "8 names in a and b taken for the same group in each" in said  # all but the first and the last
 
 

@@ -65,6 +65,18 @@ def data(text):
         (but("name: mine", "name: mine\nname: other"), r'line 3, column 1: key "name" stands twice'),
         (but("mine", "&a mine"), r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7: the tag"),
+        (
+            but("datasets: [mnist5k]", "test_sise: 3"),
+            r"test_sise: .*\n.*needs datasets, or worlds",
+        ),
+        (
+            but("mine", '"C:\\Users"'),
+            r"a backslash in double quotes; write / in a path",
+        ),
+        (
+            but("models: [small_cnn]", "models: [{name: mine}]"),
+            r"0.from: this key is required; write e.g. models",
+        ),
         (but("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
         (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
         (but("size: 28", "size: 1e400"), r"image_size"),
@@ -118,7 +130,7 @@ def data(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
-    ids=range(40),
+    ids=range(43),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -134,7 +146,10 @@ def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
         ("a: 1\nname:x\nb: 2", "line 2, column 1: no key: value; a blank must stand behind the colon"),
         ("name: x\n a: [b]", "line 2, column 3: a colon that cannot be here"),
         ("a:\n    b: 1\n  c: 2", "line 3, column 3: a line that is not indented like those above it"),
-        ('a: "C:\\data"', "line 1, column 8: a backslash in double quotes; take single quotes"),
+        (
+            'a: "C:\\data"',
+            "line 1, column 8: a backslash in double quotes; write / in a path, or take single",
+        ),
         ("a: @x", "line 1, column 4: a sign that no value can begin with; put the text in quotes"),
         ("a: *", r"line 1, column 5: \* or & at the beginning of a value"),
         ("a: ]", "line 1, column 4: a sign that cannot be here"),

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,15 +18,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from orchestrator.running import cluster as cluster_module
-from orchestrator.running.cluster import (
-    Cluster,
-    RunOptions,
-    _started,
-    _watched,
-    connect,
-    trial_resources,
-)
+from orchestrator.running.cluster import Cluster, RunOptions, _started, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
@@ -346,24 +337,6 @@ def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="Ray starts its workers with bash; found: none on PATH; put"):
         connect().__enter__()
-
-
-@pytest.mark.parametrize("alive", [True, False])
-def test_a_stopped_raylet_that_the_head_gave_up_ends_the_command(monkeypatch, alive):
-    lost = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        node = {"NodeID": "here", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port, "Alive": True}
-        about = SimpleNamespace(gcs_address=f"127.0.0.1:{port}", get_node_id=lambda: "here")
-        stub = SimpleNamespace(get_runtime_context=lambda: about, nodes=lambda: [node], shutdown=lambda: None)
-        monkeypatch.setattr("ray.nodes", stub.nodes)
-        monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
-        monkeypatch.setattr("orchestrator.running.ending.end_main_thread", lambda *_: lost.set())
-        rule = r"The raylet of this node must be there; found: .* no answer for 0 s; run the same command"
-        with nullcontext() if alive else pytest.raises(SetupError, match=rule), _watched(stub, 0.1):
-            node["Alive"] = alive
-            if lost.wait(1.0 if alive else 30.0):
-                raise KeyboardInterrupt
 
 
 def test_tune_says_nothing_of_cells_that_were_tried_again(monkeypatch, tmp_path):
