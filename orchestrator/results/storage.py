@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from search_spaces.errors import ConfigError, SetupError
-from tasks.atomic import read_whole, write_atomic
+from tasks.atomic import read_whole, remove_folder, write_atomic
 from tasks.clock import SYSTEM, Clock
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ AGAIN = "then run the same command again: what is done is kept"
 UNREADABLE = "The result store must be readable", f"mend the permissions or the connection, {AGAIN}"
 UNWRITABLE = (
     "The result store must be writable",
-    f"free space (keep_weights: none takes the least) or mend the permissions, {AGAIN}",
+    "free space (keep_weights: none takes the least), mend the permissions or remove what is in the way, "
+    + AGAIN,
 )
 
 Content = bytes | OSError
@@ -182,6 +183,8 @@ class Folder:
     def write(self, path: str, data: bytes, *, durable: bool = True) -> str:
         """Replace a file, whole or not at all; returns its stamp. No power cut takes a ``durable`` one."""
         try:
+            if os.path.isdir(path):
+                self.remove(path)
             write_atomic(path, data, durable=durable)
             return _file_stamp(path)
         except OSError as error:
@@ -194,8 +197,12 @@ class Folder:
             raise (StorageAway if error.errno in PASSING else SetupError)(rule, told, way_out) from error
 
     def remove(self, path: str) -> None:
-        """Remove a file, if there is one."""
-        Path(path).unlink(missing_ok=True)
+        """Remove a file, or a folder in its place, if there is one."""
+        if os.path.isdir(path) and not os.path.islink(path):
+            log.warning("%s is a folder, where a file belongs: removed", path)
+            remove_folder(Path(path))
+        else:
+            Path(path).unlink(missing_ok=True)
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""

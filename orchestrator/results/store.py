@@ -416,8 +416,8 @@ class ResultStore:
             data = self._files.read(path)
             if hashlib.sha256(data).hexdigest() == kept.sha256:
                 return data
-        except FileNotFoundError:
-            found = "gone"
+        except OSError as error:
+            found = "gone" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         way_out = "run the sweep again: made anew, from kept weights where there are some"
         raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", way_out)
 
@@ -425,7 +425,7 @@ class ResultStore:
         """Return a trial's checkpoint; None where there is none that is whole."""
         try:
             sealed = self._files.read(self._file(FileKind.CHECKPOINT, trial_id))
-        except FileNotFoundError:
+        except OSError:
             return None
         return sealed[32:] if hashlib.sha256(sealed[32:]).digest() == sealed[:32] else None
 

@@ -251,6 +251,8 @@ def connect(
     os.environ.update(_ALWAYS)
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Of cells that were tried again and are done; what one fails of has a line of ours.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     head = None if address is None else reached(address)
     with contextlib.ExitStack() as stack:
         if head is None:

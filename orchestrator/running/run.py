@@ -29,6 +29,7 @@ from orchestrator.running.ending import at_forced_end, remove_orphans, stop_hear
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, is_logical, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.progress import Progress
+from search_spaces.errors import plural
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
@@ -173,6 +174,15 @@ class Stages:
 
         return RayExecutor(driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note)
 
+    def check_stored(self, stored: StoredResults) -> None:
+        """Refuse a store in which a newer version wrote; say how many files are not believed."""
+        stored.check_writable()
+        if damaged := stored.unreadable:
+            self.monitor.note(
+                f"{plural(len(damaged), 'stored file')} not believed, such as {damaged[0].path}: "
+                f"{damaged[0].reason}; {self.workspace.paths.log} names each. Their cells are done anew"
+            )
+
     def prepare(self) -> None:
         """Prepare the datasets that are missing."""
         workspace = self.workspace
@@ -223,7 +233,7 @@ def _begin(sweep: _Sweep) -> None:
     workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     with workspace.recorded_while_checked():
         stored = sweep.stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
-        stored.check_writable()
+        sweep.check_stored(stored)
         if workspace.plan.sweep.predictions:
             damaged = "Predictions gone or damaged"
             remade, retrained = stored.forget_damaged(workspace.plan.trials_by_id)
@@ -245,7 +255,8 @@ def _begin(sweep: _Sweep) -> None:
         preparation.check_models(workspace.plan, stored.trials)
         preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)
-    for name in workspace.paths.sweep_names() if waiting else ():
+    names = {*workspace.paths.sweep_names()} - {workspace.plan.sweep.name}
+    for name in sorted(names) if waiting else ():
         others = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
         if both := len(others.keys() & waiting):
             monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")

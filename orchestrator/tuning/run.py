@@ -154,7 +154,7 @@ class _Tuning(Stages):
         """Return what is stored of these very cells; says how much is of others."""
         earlier = Earlier.read(stored.store, self.cells, self._fingerprints)
         stored.unreadable += earlier.unreadable
-        stored.check_writable()
+        self.check_stored(stored)
         if earlier.num_others:
             self.monitor.note(
                 f"{earlier.num_others} stored trials belong to another search of this sweep; kept, not used"

@@ -9,6 +9,7 @@ from orchestrator.results.store import (
     CellReport,
     Event,
     FailureRecord,
+    FileKind,
     ResultStore,
     TrialFailure,
     TrialRecord,
@@ -216,6 +217,36 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     why = "the record of another cell, good" if damage == "of another cell" else ""
     with pytest.raises(CorruptStoreError, match=f"A stored record must be whole; .*{why}"):
         store.read(type(record), record.record_id)
+    store.save(record)  # done anew, by what it replaces or what removes it
+    assert store.read(type(record), record.record_id) == record
+    DAMAGES[damage](path)
+    store.save(trial_record(trial_id=record.record_id))
+    assert store.scan(FailureRecord).unreadable == []
+
+
+@pytest.mark.parametrize("kind", FileKind)
+def test_a_folder_in_the_place_of_a_kept_file_is_replaced(tmp_path, kind):
+    store = ResultStore(str(tmp_path))
+    kept = store.put(kind, "a", b"kept")
+    (path,) = (tmp_path / kind).iterdir()
+    directory(path)
+    (path / "within").touch()
+    assert store.checkpoint("a") is None
+    with pytest.raises(CorruptStoreError, match=r"must be whole; .*: Is a directory"):
+        store.get(kind, "a", kept)
+    assert store.put(kind, "a", b"kept") == kept
+    assert [*(tmp_path / kind).iterdir()] == [path]
+    assert path.read_bytes().endswith(b"kept")
+
+
+def test_what_is_in_the_way_of_a_result_and_not_removed_is_named_with_the_way_on(tmp_path):
+    store, record = ResultStore(str(tmp_path)), trial_record()
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / record.trial_id).touch()  # where a folder belongs
+    with pytest.raises(
+        SetupError, match=rf"found: .*/{record.trial_id}.*: File exists.*what is in the way, then"
+    ):
+        store.save(record)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "not text", "a number", "deep", "a directory"])

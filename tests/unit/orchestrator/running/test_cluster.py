@@ -1,6 +1,7 @@
 """Connecting to Ray, and the cluster files for ``ray up``: what must hold in each of them."""
 
 import json
+import logging
 import os
 import re
 import socket
@@ -336,6 +337,14 @@ def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="Ray starts its workers with bash; found: none on PATH; put"):
         connect().__enter__()
+
+
+def test_tune_says_nothing_of_cells_that_were_tried_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SetupError):
+        connect().__enter__()
+    assert not logging.getLogger("ray.tune.tune").isEnabledFor(logging.ERROR)
+    assert logging.getLogger("ray.tune.execution").isEnabledFor(logging.ERROR)
 
 
 @pytest.mark.parametrize(

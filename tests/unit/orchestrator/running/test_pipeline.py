@@ -121,6 +121,13 @@ def test_cells_that_another_sweep_of_the_root_has_are_told(rerun, finished, monk
         rerun.again(name="again")
     num = len(finished.plan.trials)
     assert f"smoke, another sweep of this root, has {num} of these cells: trained again here" in rerun.notes
+    damaged = finished.sweep_paths.folder / "trials" / min(finished.plan.trials_by_id) / "result.json"
+    damaged.write_bytes(b"")
+    with pytest.raises(ConfigError, match="enough was seen"):
+        rerun.again()
+    (note,) = rerun.notes  # nor is a sweep another one than itself
+    assert note.startswith(f"1 stored file not believed, such as {damaged}: truncated")
+    assert f"{finished.paths.log} names each" in note
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_prepared(root, monkeypatch):
