@@ -538,14 +538,11 @@ MUTATIONS = (
     ),
     Mutation(
         "a failure goes once the result is there", STORE,
-        "        stamp = self._files.write(self._path(record.folder, record.record_id, record.file), data)\n"
-        "        if isinstance(record, TrialRecord):\n"
-        "            self._files.remove("
-        "self._path(FailureRecord.folder, record.record_id, FailureRecord.file))\n",
+        "        stamp = self._files.write(",
         "        if isinstance(record, TrialRecord):\n"
         "            self._files.remove("
         "self._path(FailureRecord.folder, record.record_id, FailureRecord.file))\n"
-        "        stamp = self._files.write(self._path(record.folder, record.record_id, record.file), data)\n",
+        "        stamp = self._files.write(",
     ),
 )  # fmt: skip
 

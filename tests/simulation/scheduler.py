@@ -48,8 +48,7 @@ class Process:
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root, self.clock_off_s, self.over = name, "", 0.0, set[str]()
-        self.token = ""
+        self.name, self.root, self.token, self.clock_off_s, self.over = name, "", "", 0.0, set[str]()
         self.frozen_until = self.frozen_s = 0.0
         self.asked_to_stop = self.beside = self.taken = False
         self.dead = self.stopped = self.finished = False

@@ -338,21 +338,15 @@ class SimulatedExecution:
         fewest, most = TRIED_AGAIN[kind]
         if kind == FailureKind.DEVICE_ERROR:
             self._of_gpus[node].add(name)
-            if len(self._of_gpus[node]) > 1:
-                fewest = most = MOST_DEATHS - 1
+        if kind == FailureKind.DEVICE_ERROR and len(self._of_gpus[node]) > 1:
+            fewest = most = MOST_DEATHS - 1
         elif kind in (FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY):
-            dead = {
-                one: [k for k in all_of if k not in TOLD.values()] for one, all_of in self._failed.items()
-            }
-            others = sum(len(deaths) for one, deaths in dead.items() if one != name)
-            more = others // 2  # where others die too
-            most = most + more
-            fewest = fewest if kind == FailureKind.OUT_OF_MEMORY else fewest + more
+            died = [k for one, failed in self._failed.items() if one != name for k in failed]
+            more = sum(k not in TOLD.values() for k in died) // 2  # where others die too
+            most += more
+            fewest += 0 if kind == FailureKind.OUT_OF_MEMORY else more
         given_up, times = "given up" in message, mine.count(kind)
-        right = not given_up if times <= fewest else given_up or times <= most
-        at_all = mine.count(FailureKind.WORKER_CRASH) + mine.count(FailureKind.OUT_OF_MEMORY)
-        if kind in LOST.values() and kind != FailureKind.LOST_NODE and at_all >= MOST_DEATHS:
-            right = given_up
+        right = not given_up if times <= min(fewest, MOST_DEATHS - 1) else given_up or times <= most
         self._must(right, f"{name}, of which {kind} is the failure no. {times}: {message}")
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1

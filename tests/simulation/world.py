@@ -47,8 +47,7 @@ CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2,
 """A shared one, with what simulated trials ask for."""
 ENDS_WITHIN_S = 60.0
 """After it woke, for a driver whose lease is another's."""
-STOPS_WITHIN_S = 10.0
-"""8 s in which MLflow takes nothing, and one each for a thread and for its turn."""
+STOPS_WITHIN_S = 10.0  # 8 s in which MLflow takes nothing, and one each for a thread and for its turn
 CALLS_S = 40.0
 """What the calls of a slow storage take, while a driver looks whether another one lives."""
 
