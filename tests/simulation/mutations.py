@@ -486,6 +486,64 @@ MUTATIONS = (
         "in search.further() if search.searched else ():",
         "in search.further():",
     ),
+    Mutation(
+        "where others die too, a cell that dies gets more attempts", FAILURES,
+        "        self.deaths[trial_id] += died\n",
+        "",
+    ),
+    Mutation(
+        "where a GPU fails others too, a cell gets more attempts", FAILURES,
+        "len(self.of_gpus.get(gpu, ())) > 1",
+        "False",
+    ),
+    Mutation(
+        "cells that ran when Tune broke are not given up for it", FAILURES,
+        "    FailureKind.CLUSTER_ERROR: 5,",
+        "    FailureKind.CLUSTER_ERROR: 0,",
+    ),
+    Mutation(
+        "a worker that is not set up costs no cell", FAILURES,
+        "    FailureKind.SETUP: 3,",
+        "    FailureKind.SETUP: 0,",
+    ),
+    Mutation(
+        "bad data stay bad", FAILURES,
+        "    FailureKind.BAD_DATA: 0,",
+        "    FailureKind.BAD_DATA: 1,",
+    ),
+    Mutation(
+        "a lease is given back", LOCKS,
+        "            if self._read()[0].get(\"token\") == self._token:\n",
+        "            if False:\n",
+    ),
+    Mutation(
+        "another driver's lease is left alone", LOCKS,
+        "            if self._read()[0].get(\"token\") == self._token:\n",
+        "            if True:\n",
+    ),
+    Mutation(
+        "a live driver's lease changes with every beat", LOCKS,
+        "        self._beats += 1\n",
+        "",
+    ),
+    Mutation(
+        "the first retry comes after a second", FAILURES,
+        "FIRST_PAUSE_S * 2 **",
+        "LONGEST_PAUSE_S * 2 **",
+    ),
+    Mutation(
+        "a stop waits 8 s for MLflow", TRACKING,
+        "PATIENCE_S if ending == \"FINISHED\" else STOP_PATIENCE_S",
+        "PATIENCE_S",
+    ),
+    Mutation(
+        "a failure goes once the result is there", STORE,
+        "        stamp = self._files.write(",
+        "        if isinstance(record, TrialRecord):\n"
+        "            self._files.remove("
+        "self._path(FailureRecord.folder, record.record_id, FailureRecord.file))\n"
+        "        stamp = self._files.write(",
+    ),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -303,12 +304,20 @@ class SimulatedStorage(Bucket):
         outside.num_written += 1
         outside.files[path] = (bytes(data), outside.num_written)
         outside.written_at[path] = outside.scheduler.now
+        if path.endswith("result.json") and outside.take("killed behind a result"):
+            self._process.dead = True
         self._answered()
         return _tag(data)
 
     def remove(self, path: str) -> None:
+        frozen_s, outside = self._process.frozen_s, self._outside
         self._asked(path, writes=True)
-        self._outside.files.pop(path, None)
+        gone = outside.files.pop(path, None)
+        name = json.loads(gone[0])["name"] if gone and path == LEASE else self._process.root
+        if name != self._process.root and self._process.frozen_s == frozen_s:
+            raise Violation(f"{self._process.name} removes the lease of {name}")
+        if gone and path.endswith(RECORDS) and outside.take("killed behind a removal"):
+            self._process.dead = True
         self._answered()
 
     def find(self, folder: str, name: str) -> Iterator[Found]:

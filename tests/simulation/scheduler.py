@@ -44,10 +44,11 @@ class Process:
         frozen_until: Until when none of its threads runs: somebody stopped it, or its machine slept.
         frozen_s: For how long that was so, in all.
         taken: Whether another driver took its lease over meanwhile.
+        token: Of its lease.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.root, self.clock_off_s, self.over = name, "", 0.0, set[str]()
+        self.name, self.root, self.token, self.clock_off_s, self.over = name, "", "", 0.0, set[str]()
         self.frozen_until = self.frozen_s = 0.0
         self.asked_to_stop = self.beside = self.taken = False
         self.dead = self.stopped = self.finished = False

@@ -109,6 +109,22 @@ LIMITS = {
     "other code here and there": _repeated("other code", range(15, 300, 15)),
     "other code on every node": _repeated("other code", (20,) * 12),
     "a cell that kills its worker": _repeated("a cell fails again", (5, 200), 0.05),
+    "cells that kill their workers": _repeated("a cell fails again", (5, 5, 5), 0.05),
+    "a worker tells what is wrong": [
+        *_repeated("data are bad", (20,)),
+        *_repeated("a recipe is bad", (24,)),
+        *_repeated("a worker's disk is full", (28,)),
+        *_repeated("setup fails", range(32, 300, 8)),
+    ],
+    "a stop while MLflow is away": [
+        *_repeated("server away", (30, 200), 100.0),
+        *_repeated("user stops", (40, 210)),
+    ],
+    "a driver is killed around the storing of a result": [
+        *_repeated("worker dies", range(10, 400, 15)),
+        *_repeated("killed behind a removal", (30, 60, 90)),
+        *_repeated("killed behind a result", (220, 280)),
+    ],
     "a cell that takes all memory": _repeated("a cell fails again", (5,), 0.44),
     "no node for minutes": _repeated("node lost", (30, 30, 30), 4.0),
     "a lease that somebody deletes": _repeated("lease deleted", (40, 90)),

@@ -32,6 +32,10 @@ TOLD = {
     "device fails": FailureKind.DEVICE_ERROR,
     "other code": FailureKind.OTHER_CODE,
     "network error": FailureKind.CODE_ERROR,
+    "setup fails": FailureKind.SETUP,
+    "data are bad": FailureKind.BAD_DATA,
+    "a recipe is bad": FailureKind.BAD_CONFIG,
+    "a worker's disk is full": FailureKind.DISK_FULL,
 }
 LOST = {
     "worker dies": FailureKind.WORKER_CRASH,
@@ -42,12 +46,17 @@ SILENT = {"trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WO
 KINDS = {**TOLD, **LOST, **SILENT, "report lost": FailureKind.WORKER_CRASH}
 TRIED_AGAIN = {
     FailureKind.LOST_NODE: (math.inf, math.inf),
+    FailureKind.CLUSTER_ERROR: (5, 5),
     FailureKind.WORKER_CRASH: (2, 2),
     FailureKind.OUT_OF_MEMORY: (2, 7),  # until nothing more can be had
     FailureKind.DEVICE_ERROR: (3, 3),
     FailureKind.HUNG: (1, 1),
     FailureKind.OTHER_CODE: (3, 3),
+    FailureKind.SETUP: (3, 3),
     FailureKind.CODE_ERROR: (0, 0),
+    FailureKind.BAD_DATA: (0, 0),
+    FailureKind.BAD_CONFIG: (0, 0),
+    FailureKind.DISK_FULL: (0, 0),
 }
 """How often a cell that fails alone is tried again, at least and at most; see docs/failures.md."""
 MOST_DEATHS, BREAKS_IN_A_ROW, UNFIT_IN_A_ROW = 20, 5, 4
@@ -106,6 +115,7 @@ class Cells:
         begins: Is told of every cell that a worker begins.
         told: Failures that the sweep told so far, each with its kind and what follows.
         at_rest: Is told which cells run, now and then.
+        idle: Is told that no cell is given out now.
     """
 
     data: str
@@ -113,6 +123,7 @@ class Cells:
     begins: Callable[[str], None]
     told: list[tuple[str, str, str]]
     at_rest: Callable[[set[str]], None]
+    idle: Callable[[], None]
 
 
 class SimulatedExecution:
@@ -158,6 +169,7 @@ class SimulatedExecution:
             while not finished and all(trial.node for trial in running):
                 found = feed.suggest(f"t{iteration}-{len(running)}")
                 if found is None:
+                    self._cells.idle()
                     break
                 finished = found == Searcher.FINISHED
                 running += [] if finished else [self._given(found)]
@@ -189,8 +201,8 @@ class SimulatedExecution:
             expected = sorted((name, kind) for name in names)
             right = told == expected or self._is_over()
             self._must(right, f"Tune broke under {expected}, and told were {told}")
-            for name in names:
-                self._failed[name].append(kind)
+            for name, _, message in self._cells.told[before:]:
+                self._judge(name, kind, message)
 
     def _node_added(self) -> None:
         self._num_nodes += 1
@@ -316,23 +328,26 @@ class SimulatedExecution:
         # A driver that waits for storage looks at no worker.
         most_s = LONGEST_SILENCE_S.get(trial.fault, math.inf) + self._outside.paused_s
         self._must(silent_s < most_s, f"{trial.fault} of {name} was noticed after {silent_s:.0f} s")
-        self._judge(trial, kind, told[-1][2])
+        self._judge(name, kind, told[-1][2], trial.node)
         return True
 
-    def _judge(self, trial: SimulatedTrial, kind: FailureKind, message: str) -> None:
-        """See that a cell that failed is tried again as often as it should be."""
-        name, node = trial.trial_id, trial.node
+    def _judge(self, name: str, kind: FailureKind, message: str, node: str = "") -> None:
+        """See that a cell that failed is tried again as often as it should be, and no oftener."""
         mine = self._failed[name]
         mine.append(kind)
-        others = sum(len(failed) for other, failed in self._failed.items() if other != name)
+        fewest, most = TRIED_AGAIN[kind]
         if kind == FailureKind.DEVICE_ERROR:
             self._of_gpus[node].add(name)
-            others = len(self._of_gpus[node]) - 1
-        fewest, most = TRIED_AGAIN[kind]
-        most = most if not others or kind == FailureKind.CODE_ERROR else max(most, MOST_DEATHS - 1)
+        if kind == FailureKind.DEVICE_ERROR and len(self._of_gpus[node]) > 1:
+            fewest = most = MOST_DEATHS - 1
+        elif kind in (FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY):
+            died = [k for one, failed in self._failed.items() if one != name for k in failed]
+            more = sum(k not in TOLD.values() for k in died) // 2  # where others die too
+            most += more
+            fewest += 0 if kind == FailureKind.OUT_OF_MEMORY else more
         given_up, times = "given up" in message, mine.count(kind)
-        right = not given_up if times <= fewest else given_up or times <= most
-        self._must(right, f"{name}, which {trial.fault} {times} times: {message}")
+        right = not given_up if times <= min(fewest, MOST_DEATHS - 1) else given_up or times <= most
+        self._must(right, f"{name}, of which {kind} is the failure no. {times}: {message}")
         if kind == FailureKind.OTHER_CODE:
             self._unfit[node] += 1
             if self._nodes and all(self._unfit[one] >= UNFIT_IN_A_ROW for one in self._nodes):

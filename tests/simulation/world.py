@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -25,6 +28,7 @@ from search_spaces.errors import SetupError
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import EpochRecord
 from tests.simulation.outside import (
+    LEASE,
     Fault,
     Outside,
     PrivateFolder,
@@ -43,6 +47,7 @@ CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2,
 """A shared one, with what simulated trials ask for."""
 ENDS_WITHIN_S = 60.0
 """After it woke, for a driver whose lease is another's."""
+STOPS_WITHIN_S = 10.0  # 8 s in which MLflow takes nothing, and one each for a thread and for its turn
 CALLS_S = 40.0
 """What the calls of a slow storage take, while a driver looks whether another one lives."""
 
@@ -149,6 +154,10 @@ class World:
         self.started.remove((process, main))
         if process in self.holders:
             self.holders.remove(process)
+        held = json.loads(self.outside.files[LEASE][0]) if LEASE in self.outside.files else {}
+        excused = process in self.killed_at or any(self.outside.met[kind] for kind in STORAGE_FAULTS)
+        if held.get("token") == process.token and not excused:
+            raise Violation(f"{process.name} has ended, and its lease is there")
         if process.taken and self.scheduler.now - process.frozen_until > ENDS_WITHIN_S:
             raise Violation(f"{process.name} works on, and another driver took its lease over")
         error, server = main.error, self.outside.server
@@ -203,7 +212,9 @@ class World:
             raise SetupError("Only one isweep command may work on a root at a time")  # the kernel's lock
         process.root = root
         self.roots.add(root)
-        with Lease(storage, root, "isweep run", say, clock, interrupt):
+        lease = Lease(storage, root, "isweep run", say, clock, interrupt)
+        with lease:
+            process.token = lease._token
             self._holds(process, began)
             try:
                 dead = [*self.killed_at]
@@ -227,17 +238,22 @@ class World:
         server = SimulatedServer(outside, process)
         results, failures = sweep.shown()
         tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
-        monitor, ending = Monitor(self, sweep), "FAILED"
+        monitor, ending, left = Monitor(self, sweep), "FAILED", (0.0, 0.0, 0.0)
         try:
             with open_tracker(tracker, results, failures):
                 run = Run(sweep.plan, None, CLUSTER, self.asks, stored, tracker, monitor)
                 if work := sweep.work(run):
                     at_rest = lambda running: self._at_rest(tracker, monitor, running)  # noqa: E731
                     begins = lambda trial_id: self._begins(sweep, monitor, trial_id)  # noqa: E731
-                    cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest)
+                    idle = partial(self._idle, monitor)
+                    cells = Cells(self.data, sweep.outcome, begins, self.told, at_rest, idle)
                     execution = SimulatedExecution(outside, process, self.seconds, cells)
                     try:
                         Trials(run, work, execution, clock).run()
+                    except KeyboardInterrupt:
+                        away_until = outside.lasting.get("server away", 0.0)
+                        left = self.scheduler.now, process.frozen_s, away_until
+                        raise
                     except StorageAway as error:
                         raise Violation(f"storage that was away ended the sweep: {error}") from None
                     finally:
@@ -248,6 +264,9 @@ class World:
             ending = "FINISHED"
         except KeyboardInterrupt:
             ending = "KILLED"
+            took = min(self.scheduler.now + left[1] - process.frozen_s, left[2]) - left[0]
+            if took > STOPS_WITHIN_S:
+                raise Violation(f"{process.name} was stopped, and waits {took:.0f} s for MLflow") from None
             raise
         finally:
             if not process.dead:
@@ -278,6 +297,12 @@ class World:
         asked = f"{FOLDER}/{trial_id}/asked.json"
         if self.of is Tuning and asked not in {*self.outside.files, *self.outside.hit}:
             raise Violation(f"{trial_id} is trained, and it is not stored that it was asked for")
+
+    def _idle(self, monitor: Monitor) -> None:
+        """No cell is given out; those that failed wait no longer than they should."""
+        late = [name for name, at in monitor.not_before.items() if at < self.scheduler.now - 0.01]
+        if found := [name for name in late if monitor.statuses.get(name) == "FAILED"]:
+            raise Violation(f"{found} should be tried again by now")
 
     def _holds(self, process: Process, began: float) -> None:
         alive = [holder for holder in self.holders if not holder.dead]
@@ -462,7 +487,9 @@ class Monitor(Progress):
         self._world.told.append((trial_id, str(kind), message))
         self._failures[trial_id] += 1
         pause = min(2.0 ** (self._failures[trial_id] - 1), 60.0)
-        self.not_before[trial_id], self.kinds[trial_id] = self._world.scheduler.now + pause, str(kind)
+        self.kinds[trial_id] = str(kind)
+        never = "given up" in message
+        self.not_before[trial_id] = math.inf if never else self._world.scheduler.now + pause
         super().trial_failed(trial_id, kind, message)
         self.stopped.discard(trial_id)
         self.statuses[trial_id] = "FAILED"
