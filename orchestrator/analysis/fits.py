@@ -426,7 +426,7 @@ def fit_exponent(
     is what ``dimension`` has at the largest N (empty: maximum likelihood), ``variant`` names the choice.
     """
     if dimension:
-        points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension)})
+        points = points.assign(**{t.D_REFERENCE: t.at_largest_size(points, dimension, (*t.SUBSET, c.MODEL))})
     rows = _curves(rows_of(points, model, subset, (t.LOG_LOSS, t.D_REFERENCE, t.LOG_TRAIN_SIZE)))
     num_curves = rows[t.CURVE].nunique()
     rows = _curves(g.clear_of_guessing(rows))

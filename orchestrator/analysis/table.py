@@ -385,12 +385,12 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     return points.assign(**added).copy(), tuple(exclusions)
 
 
-def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
-    """The positive value of a measure at the largest train size that has one, per :data:`SUBSET`."""
+def at_largest_size(points: pd.DataFrame, name: str, by: Sequence[str] = SUBSET) -> pd.Series:
+    """The positive value of a measure at the largest train size that has one, for each of ``by``."""
     known = points[points[name] > 0]
-    last = known.groupby(SUBSET)[c.TRAIN_SIZE].transform("max") == known[c.TRAIN_SIZE]
-    reference = known[last].groupby(SUBSET)[name].mean()
-    keys = pd.MultiIndex.from_frame(points[SUBSET])
+    last = known.groupby([*by])[c.TRAIN_SIZE].transform("max") == known[c.TRAIN_SIZE]
+    reference = known[last].groupby([*by])[name].mean()
+    keys = pd.MultiIndex.from_frame(points[[*by]])
     return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
 
 

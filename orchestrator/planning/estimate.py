@@ -430,7 +430,7 @@ def _text(result: dict[str, Any]) -> str:
         name = result["refused"][0]
         return (
             f"{begin}. On {gpus} a run is refused: recipe {name} computes in bfloat16, which it has not: "
-            f"recipe: {{from: {name}, precision: float32}}, or another GPU"
+            "--set recipe.precision=float32, or another GPU"
         )
     if not cluster["gpu_data"]["timed"]:
         unknown = "the time cannot be known: isweep gpu-check measures it"

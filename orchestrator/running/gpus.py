@@ -407,7 +407,7 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
             "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
             f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability}: it would be emulated, "
             "slower than float32",
-            f"recipe: {{from: {name}, precision: float32}}, or another GPU; beside others hide this one with "
+            "--set recipe.precision=float32, or another GPU; beside others hide this one with "
             "CUDA_VISIBLE_DEVICES",
         )
 

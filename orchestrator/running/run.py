@@ -31,7 +31,7 @@ from orchestrator.running.locks import locked
 from orchestrator.running.progress import Progress
 from search_spaces.errors import plural
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import TrialSpec, pair_name
+from search_spaces.specs import PreparedSpec, TrialSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
 from tasks.remote import Executor, InlineExecutor
 
@@ -160,6 +160,18 @@ class Stages:
             return []
         return survey(self.cluster.num_gpus, local=self.cluster.local)
 
+    def check_machine(self) -> None:
+        """Refuse, before anything starts, a cluster that is not there and GPUs here that no trial can use."""
+        options = self.options
+        if options.address is not None:
+            reached(options.address)
+            return
+        there = 0 if options.device == "cpu" else len(gpus_here())
+        device = "cpu" if there or is_logical() else options.device
+        trial_resources(self.workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
+        if there:
+            self.check_gpus(survey(there, local=True))
+
     def check_gpus(self, nodes: list[NodeGpus]) -> None:
         """Refuse GPUs on which no trial of the sweep could run."""
         asked, plan = self.workspace.plan.sweep.resources.num_gpus, self.workspace.plan
@@ -183,11 +195,16 @@ class Stages:
                 f"{damaged[0].reason}; {self.workspace.paths.log} names each. Their cells are done anew"
             )
 
+    @property
+    def missing(self) -> list[PreparedSpec]:
+        """Datasets that are to be prepared."""
+        there = self.workspace.prepared
+        return [spec for spec in self.workspace.plan.prepared if spec.prepared_id not in there]
+
     def prepare(self) -> None:
         """Prepare the datasets that are missing."""
         workspace = self.workspace
-        missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
-        if missing:
+        if missing := self.missing:
             executor = self.executor(reads_files=True)
             preparation.prepare_missing(workspace, missing, self.options, executor, self.monitor)
             workspace.look_again()
@@ -244,14 +261,8 @@ def _begin(sweep: _Sweep) -> None:
         preparation.check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
         waiting = workspace.plan.trials_by_id.keys() - sweep.state.results.keys()
-        if waiting and options.address is not None:
-            reached(options.address)
-        elif waiting:
-            there = 0 if options.device == "cpu" else len(gpus_here())
-            device = "cpu" if there or is_logical() else options.device
-            trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), device)
-            if there:
-                sweep.check_gpus(survey(there, local=True))
+        if waiting:
+            sweep.check_machine()
         preparation.check_models(workspace.plan, stored.trials)
         preparation.prepare_own(workspace, options, monitor)
         check_feasible(workspace, options.raw)

@@ -110,6 +110,8 @@ class _Tuning(Stages):
         check_models(workspace.plan, ())
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
+        if self.missing:
+            self.check_machine()
         prepare_own(workspace, options, monitor)
         self.prepare()
         self._check_splits()

@@ -27,7 +27,7 @@ def changed(old, new):
     [
         ("", "mine.yaml must not be empty; see README, 'Your own images'"),
         ("name: m\n\tmodels: x\n", "found: line 2, column 1: a tab; indent with blanks."),
-        ("models: [small_cnn]\n", "5 problems found: - name: this key is required. - train_sizes"),
+        ("models: [small_cnn]\n", "6 problems found: - name: this key is required. - train_sizes"),
         (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
         (changed("[20, 40]", "many"), "train_sizes: must be a list, e.g. [a, b]; found: 'many'"),
         (

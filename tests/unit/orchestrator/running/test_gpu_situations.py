@@ -17,11 +17,12 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import GPU_MODELS, core_seconds, need_of, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import gpus
-from orchestrator.running.cluster import Resources
+from orchestrator.running.cluster import Resources, RunOptions
 from orchestrator.running.failures import RETRIES, DeviceError, classify, ends_process, gpu_named
 from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
 from orchestrator.running.worker import TrialTrainable
+from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import SetupError, SweepError
 from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
@@ -65,10 +66,8 @@ class Situation:
     visible: str | None = None
 
 
-NO_BFLOAT16 = (
-    "On {} a run is refused: recipe paper computes in bfloat16, which it has not: recipe: .*float32}}"
-)
-ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision: float32}, or another GPU; beside others hide"
+NO_BFLOAT16 = "On {} a run is refused: recipe paper computes in bfloat16, which it has not: --set recipe.prec"
+ON_T4 = r"paper on Tesla T4 of node a, whose is 7.5.*precision=float32, or another GPU; beside others hide"
 SLICES = r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-.*num_gpus: 1"
 UNKNOWN = "On 1 {} the time cannot be known: isweep gpu-check measures it"
 ON_MIG = UNKNOWN.format(MIG.name)
@@ -132,6 +131,14 @@ def test_what_is_refused_before_anything_starts(plan, where):
         refuse([there], plan.trials, share=1.0, alone=True)
     if words != SLICES:
         refuse([there], [*float32(plan.trials)], share=1.0, alone=True)
+
+
+def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.running.run.gpus_here", lambda: [T4])
+    monkeypatch.setattr("orchestrator.running.run.survey", lambda *_, **__: [node(T4)])
+    with pytest.raises(SweepError, match=ON_T4):
+        tune_sweep("demo", RunOptions(root=str(tmp_path)), changes={"recipe": "paper"})
+    assert not list((tmp_path / "prepared").iterdir())
 
 
 @pytest.mark.parametrize(
