@@ -138,7 +138,7 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
     monkeypatch.setattr("orchestrator.running.run.survey", lambda *_, **__: [node(T4)])
     with pytest.raises(SweepError, match=ON_T4):
         tune_sweep("demo", RunOptions(root=str(tmp_path)), changes={"recipe": "paper"})
-    assert not list((tmp_path / "prepared").iterdir())
+    assert not [*tmp_path.rglob("prepared/*")]
 
 
 @pytest.mark.parametrize(

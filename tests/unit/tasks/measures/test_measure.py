@@ -250,12 +250,10 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
             for seeds in ((), (1, 1.5), (0, -1))
         ],
         *[
-            (
-                {"pixel_range": limits},
-                r"pixel_range must (be \(black, white\), two numbers|rise: black is .*); found: ",
-            )
-            for limits in (5, (0, 1, 2), (1.0, 0.0), ("a", "b"))
+            ({"pixel_range": limits}, r"pixel_range must be \(black, white\), two numbers; found: ")
+            for limits in (5, (0, 1, 2), ("a", "b"))
         ],
+        ({"pixel_range": (1.0, 0.0)}, "pixel_range must rise: black is the lower number"),
         ({"dtype": "float16"}, "dtype must be float32 or float64; found: 'float16'"),
         *[({"discard_fraction": f}, r"must be a number in \[0, 1\); found: '?" f"{f}") for f in (1.0, "a")],
         *[
