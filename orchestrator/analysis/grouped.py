@@ -348,11 +348,20 @@ class _Groups:
 
 
 def _alike(rows: pd.DataFrame, one: str, other: str) -> bool:
-    """Whether columns hold the same names, or each all but one, or a fifth, and no row the same in both."""
-    first, second = set(rows[one]), set(rows[other])
+    """Whether columns are one, or places of a pair: none with itself, and each lacks one name, or a fifth."""
+    first, second, places = set(rows[one]), set(rows[other]), set(zip(rows[one], rows[other], strict=True))
     lacks, num = max(len(first - second), len(second - first)), len(first | second)
-    twice = bool((rows[one] == rows[other]).any())
-    return lacks == 0 or (not twice and num >= i.MIN_CLASSES and lacks <= max(1, num // 5))
+    if one == other or num < i.MIN_CLASSES or lacks > max(1, num // 5) or any(a == b for a, b in places):
+        return one == other
+    if turned := next((place for place in places if place[::-1] in places), None):
+        rule, found = (
+            f"{one} and {other} hold the same names: each pair must stand in one order",
+            " and ".join,
+        )
+        raise ConfigError(
+            rule, f"{found(turned)}, {found(turned[::-1])}", "or rename those that are no pair's"
+        )
+    return True
 
 
 def fit_groups(table: pd.DataFrame, design: Design, pairs: bool = False) -> GroupedFit:

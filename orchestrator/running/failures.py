@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.cluster import answers
@@ -29,7 +30,7 @@ from tasks.trials.records import CAPTURE_FAILED
 log = logging.getLogger(__name__)
 
 RETRIES: dict[FailureKind, int | None] = {
-    FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
+    FailureKind.LOST_NODE: None,  # says nothing about the trial: MOST_IN_VAIN alone ends it
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
     FailureKind.OUT_OF_MEMORY: 12,  # with twice the share up to a whole GPU, then with a batch in parts
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
@@ -247,32 +248,47 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
 
 
 class Place(NamedTuple):
-    """Where an attempt runs: Ray's ids of its actor and its node, the node's address, its GPUs' numbers."""
+    """Where an attempt runs: Ray's ids of its actor and node, the node's address, its GPUs, their share."""
 
     trial_id: str
     actor: str
     node: str
     node_id: str = ""
     gpus: str = ""
+    num_gpus: float = 1.0
 
     @classmethod
     def here(cls, trial_id: str) -> Place:
         """Return the place of the process that asks."""
         context = ray.get_runtime_context()
         address = ray.util.get_node_ip_address()
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return cls(trial_id, context.get_actor_id(), address, context.get_node_id(), gpus)
+        gpus, share = (
+            os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            context.get_assigned_resources().get("GPU", 0.0),
+        )
+        return cls(trial_id, context.get_actor_id(), address, context.get_node_id(), gpus, share)
 
 
 def keep_out(place: Place) -> Any:
-    """Rest a GPU that failed, which Ray would give again as the first free one; returns what then ends."""
-    task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0, resources={f"node:{place.node}": 0.001})
-    return task(_rest_on).remote(place.gpus, REST_S)
+    """Rest the part of a GPU on which a trial failed; returns what then ends.
+
+    Ray would give it again as the first free one, and gives another as long as the failed process ends.
+    """
+    there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_keep_out).remote(place)
 
 
-def _rest_on(gpus: str, seconds: float) -> None:
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == gpus:  # or another one was free first
+def _keep_out(place: Place) -> None:
+    there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+    rest = ray.remote(num_cpus=0, num_gpus=place.num_gpus, max_calls=0, scheduling_strategy=there)(_rests_on)
+    while not ray.get(rest.remote(place.gpus, REST_S)):
+        time.sleep(0.1)
+
+
+def _rests_on(gpus: str, seconds: float) -> bool:
+    if rests := os.environ.get("CUDA_VISIBLE_DEVICES") == gpus:
         time.sleep(seconds)
+    return rests
 
 
 def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:

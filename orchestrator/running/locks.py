@@ -62,7 +62,7 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
     """Hold the lock at ``path``, of a ``what``, during a ``with`` block."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")  # closed by the block below
+        file = open(path, "a+", encoding="utf-8", opener=_no_link)  # noqa: SIM115 (closed by the block below)
     except OSError as error:
         rule = "The lock of a root must be a file that can be written"
         found = f"{path}: {error.strerror or error}"
@@ -89,6 +89,11 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file for :func:`open`; a link is an error, or what it leads to would be emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def is_held(path: Path) -> bool:

@@ -156,11 +156,13 @@ def on_scale(images: Images, request: MeasureRequest) -> tuple[Images, MeasureRe
     if images.dtype != np.uint8 and kind in "uif" and images.size:
         values += f" in [{images.min():g}, {images.max():g}]"
     is_open = kind == "f" and images.ndim > 2 if given is None else kind in "uif"
-    if not is_open or not images.size or not np.isfinite(images).all():  # measuring refuses the last
+    if not is_open or not images.size or not all(np.isfinite(row).all() for row in images):  # refused later
         return images, request, [f"  as they are, {shape}, {values}, not scaled"]
-    limits, rule = pixel_scale("images", [images], given)
-    pixels, is_cut = to_scale(images, limits)
-    num_cut = int(is_cut.reshape(len(images), -1).any(axis=1).sum())
+    limits, rule = pixel_scale("images", images, given)
+    pixels, num_cut = np.empty(images.shape, np.float32), 0
+    for row, image in enumerate(images):
+        pixels[row], is_cut = to_scale(image, limits)
+        num_cut += bool(is_cut.any())
     said = [f"  {shape}, {values}: {rule}", *([f"  doubtful: {CUT}, {num_cut:,}"] if num_cut else [])]
     return pixels, replace(request, settings=replace(request.settings, pixel_range=PREPARED_RANGE)), said
 
@@ -264,8 +266,7 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
     else:
         images, notes = _load_npy(path), []
         if request.labels is None:
-            images, request, _ = on_scale(images, request)
-            return measure_arrays(images, None, (), request, executor)
+            return measure_on_scale(images, None, (), request, executor)
         if not request.labels.exists():
             found, near = str(request.labels), nearest_path(request.labels)
             raise ConfigError("--labels must be a file that is there", found, near)

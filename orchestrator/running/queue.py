@@ -212,7 +212,7 @@ class TuneExecution:
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._resting: dict[tuple[str, str], Any] = {}
+        self._resting: dict[tuple[str, str], list[Any]] = {}
         self._desk = run.desk or Desk(work.keep_url)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
@@ -271,9 +271,12 @@ class TuneExecution:
     def gpu_failed(self, place: Place) -> None:
         """Give the GPU of a trial, which failed, to no other for a while, where there are others."""
         gpu = place.node, place.gpus
-        rests = gpu in self._resting and not ray.wait([self._resting[gpu]], timeout=0)[0]
-        if self._run.cluster.num_gpus > 1 and not rests:
-            self._resting[gpu] = keep_out(place)
+        rest = (
+            ray.wait(parts, num_returns=len(parts), timeout=0)[1] if (parts := self._resting.get(gpu)) else []
+        )
+        if self._run.cluster.num_gpus > 1 and (len(rest) + 1) * place.num_gpus <= 1:
+            rest.append(keep_out(place))
+        self._resting[gpu] = rest
 
     def why_nothing_starts(self) -> str:
         """Say what is missing."""

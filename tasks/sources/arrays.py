@@ -305,7 +305,10 @@ def _range(
 ) -> tuple[tuple[float | None, float | None], str]:
     """Return the values that are black and white (None: as stored or by own maximum), and what that means."""
     given = request.dataset.pixel_range
-    kinds = {head.dtype for head in headers}
+    kinds = {head.dtype.newbyteorder("=") for head in headers}
+    if len(kinds) > 1 and {dtype.kind for dtype in kinds} != {"f"}:
+        rule = f"{request.dataset.name}: all images must be stored as one type, or their scales may differ"
+        raise DataError(rule, ", ".join(sorted(map(str, kinds))), "save all as the same one")
     if given is None and kinds == {np.dtype(np.uint8)}:
         return (None, None), "as stored, 8 bits"
     if given is None and all(dtype.kind in "ui" for dtype in kinds):
@@ -332,7 +335,7 @@ def pixel_scale(
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
             num_values += finite.size
             num_cut += 0 if given is None else int(to_scale(finite, given)[1].sum())
-    fits = (-1.0, 1.0) if -1 <= low < 0 and high <= 1 else (low, high)
+    fits = (-1.0, 1.0) if -1 <= low < -0.5 and high <= 1 else (low, high)
     fits = (min(low, 0.0), max(high, 0.0)) if low == high else fits
     black, white = (f"{limit:.9g}" for limit in fits)
     found = f"[{low:.9g}, {high:.9g}]"

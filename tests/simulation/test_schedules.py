@@ -28,17 +28,6 @@ def test_what_is_broken_for_real_or_was_found_is_simulated_too(name):
         assert run_named(name, seed).outside.met.total() > 0
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(11506, id="11506, a duplicate that a restored server shows as running"),
-        pytest.param(11892, id="11892, a run whose end got no reply while its cell runs again"),
-    ],
-)
-def test_a_schedule_that_found_a_fault_finds_none(seed):
-    run_seed(seed)
-
-
 def test_every_long_run_on_real_processes_has_a_schedule_of_its_name():
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
     ran = set(json.loads(path.read_text(encoding="utf-8"))) - {"environment"}

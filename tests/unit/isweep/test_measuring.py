@@ -77,6 +77,24 @@ def test_floats_are_scaled_as_the_command_scales_them(images, record):
         isweep.measure(images * 12.0 - 1000, LABELS, pixel_range=(-1, 1))
 
 
+def test_a_file_whose_parts_may_have_two_scales_is_refused(images, tmp_path):
+    half = {"train_labels": LABELS[:30], "test_labels": LABELS[30:], "train_images": images[:30]}
+    np.savez(tmp_path / "mixed.npz", **half, test_images=images[30:] / 255)
+    with pytest.raises(
+        SweepError, match=r"one type, or their scales may differ; found: float64, uint8; save"
+    ):
+        isweep.measure(tmp_path / "mixed.npz")
+
+
+def test_a_little_below_black_is_no_sign_of_another_scale(images, record):
+    floats = images / 255
+    floats[0, 0, 0] = -(2.0**-23)
+    with pytest.raises(SweepError, match=r"--pixel-range -1.1920929e-07 1 to measure"):
+        isweep.measure(floats, LABELS)
+    found = isweep.measure(floats, LABELS, train_sizes=[30, 60], pixel_range=(-(2.0**-23), 1))
+    assert found.label_sharpness == pytest.approx(record.label_sharpness, rel=1e-5)
+
+
 def test_a_sweeps_name_in_place_of_a_record(fits):
     with pytest.raises(SweepError, match=r"found: demo: No such file.*a sweep is named so: sweep='demo'"):
         isweep.predict("demo", model="small_cnn", train_size=200)

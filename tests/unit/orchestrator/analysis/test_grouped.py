@@ -354,7 +354,11 @@ def test_a_pair_is_the_same_whichever_of_its_groups_stands_first():
     turned = table.copy()
     turned.loc[::2, ["first", "second"]] = table.loc[::2, ["second", "first"]].to_numpy()
     design = Design("y", ("x",), ("first", "second"))
-    one, other = fit_groups(table, design), fit_groups(turned, design)
+    with pytest.raises(
+        ConfigError, match=r"must stand in one order; found: . and ., . and .; or rename those"
+    ):
+        fit_groups(turned, design)
+    one, other = fit_groups(table, design), fit_groups(turned, design, pairs=True)
     assert (one.num_groups, other.num_groups) == (15, 15)
     for level in ("within", "between"):
         assert other.find(level, "x").interval == pytest.approx(one.find(level, "x").interval, rel=1e-9)
@@ -401,6 +405,20 @@ def test_a_name_that_two_columns_share_makes_no_degrees_of_freedom(few, many, sh
                 one, other = fit.find(level, "x"), apart.find(level, "x")
                 assert (one.value, one.p_value) == pytest.approx((other.value, other.p_value))
             assert f"{shared} name{'s' * (shared > 1)} in site and scanner taken for a diff" in fit.remarks[0]
+    assert num_found <= 5
+
+
+def test_equal_integers_of_unlike_columns_are_not_pairs():
+    """Folds and seeds have the same names; (1, 2) and (2, 1) are no one thing, whose effect would be lost."""
+    num_found = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        fold, run = (codes.repeat(3) for codes in np.indices((8, 8)))
+        x, y = rng.normal(size=(2, len(fold))) + rng.normal(size=8)[fold]
+        table = pd.DataFrame({"x": x, "y": y, "fold": fold, "run": run})
+        fit = fit_groups(table, Design("y", ("x",), ("fold", "run")))
+        num_found += fit.find("within", "x").established
+        assert "8 names in fold and run taken for a different group in each" in fit.remarks[0]
     assert num_found <= 5
 
 

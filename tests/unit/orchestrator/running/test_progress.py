@@ -15,6 +15,7 @@ from orchestrator.results.state import read_state
 from orchestrator.running import locks, progress
 from orchestrator.running.locks import exclusive, holder_pid, is_held
 from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
+from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord
 
 
@@ -23,6 +24,15 @@ def workspace(root):
     opened = Workspace.open("smoke", root)
     opened.record()
     return opened
+
+
+def test_a_link_in_the_place_of_a_lock_is_refused_and_empties_nothing(tmp_path):
+    mine = tmp_path / "notes.json"
+    mine.write_text("mine")
+    (tmp_path / "driver.lock").symlink_to(mine)
+    with pytest.raises(SetupError, match=r"must be a file that can be written.*remove what is in its place"):
+        exclusive(tmp_path / "driver.lock", "test").__enter__()
+    assert mine.read_text() == "mine"
 
 
 def test_the_holder_is_known_while_it_holds(tmp_path):
