@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ hypothesis.settings.load_profile("isweep")
 
 # Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where a shell had signals ignored (`nohup`, a background job), what tests start would ignore them too.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)  # which is not inherited
 
 # What is imported and collected stays: looking for garbage in it again and again took a third of that time.
 gc.disable()
