@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from orchestrator.running.cluster import Cluster
+from tests.here import trained_here
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 
 # No test measures time, and slow machines are no faults.
@@ -98,6 +99,13 @@ def pytest_collection_finish() -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrCluster | None:
     """Files that share a cluster go to one worker."""
     return ByFileOrCluster(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[None]:
+    """Sweeps, pilots and searches of this process train in it."""
+    with trained_here():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -176,11 +176,7 @@ def environment(token: str) -> dict[str, str]:
 def run_command(*arguments: str, **environment: str) -> dict[str, Any]:
     """Run ``isweep`` as a user does, and return how it ended."""
     done = subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
+        command(*arguments), capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )
     return {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 

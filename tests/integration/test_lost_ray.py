@@ -37,10 +37,7 @@ def running_trials(root: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("victim", "told"),
-    [
-        ("gcs_server", "The head"),
-        pytest.param("raylet", "The raylet", marks=pytest.mark.chaos),
-    ],
+    [("gcs_server", "The head"), pytest.param("raylet", "The raylet", marks=pytest.mark.chaos)],
 )
 def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(tmp_path, victim, told):
     root, sweep = tmp_path / "root", tmp_path / "lost.yaml"

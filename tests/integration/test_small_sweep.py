@@ -20,6 +20,7 @@ from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from tests.browser.chromium import mlflow_pages
 from tests.demo_page import RESULT, stages
+from tests.here import trained_here
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
@@ -177,7 +178,7 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_local, monkeypatch):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
@@ -186,7 +187,8 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_loc
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
     source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
-    found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
+    with trained_here():
+        found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
     monkeypatch.setattr(run, "connect", None)  # asked again, it needs no cluster
     assert run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes) == found
     assert [point.train_size for point in found.points] == [20, 40]

@@ -76,11 +76,7 @@ def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
 def test_where_nothing_ever_works_the_sweep_ends():
     retries = Retries()
     cells = [f"cell {number}" for number in range(MOST_IN_VAIN)]
-    for cell in (
-        *cells,
-        *cells,
-        "one more",
-    ):  # 201 nodes may go at once
+    for cell in (*cells, *cells, "one more"):  # 201 nodes may go at once
         assert retries.failed(cell, LOST, died=True).pause_s is not None
     last = retries.failed("one more", LOST, died=True)
     assert last.reason == f"{MOST_IN_VAIN} further attempts in a row failed, of all trials"

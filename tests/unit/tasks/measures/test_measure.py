@@ -201,11 +201,7 @@ def ragged():
         (np.eye(5), [0, 1, 1e300, 2e300, 0], "Labels must be whole numbers; found: 1e.300 at row 2"),
         (np.zeros(5), [0] * 5, "at least one axis besides their number"),
         (ragged(), [0, 1], "Images must make one array"),
-        (
-            np.array([*ragged(), None], object)[:2],
-            [0, 1],
-            r"must make one array; found: shapes \[\(3, 4\), ",
-        ),
+        (np.array([*ragged(), None], object)[:2], [0, 1], r"must make one array; found: shapes \[\(3, 4\), "),
         (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
         (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows, first ones \[2\]"),
         (np.ones((2, 2), complex), [0, 1], "must be real numbers of at most 64 bits; found: dtype"),
