@@ -6,27 +6,33 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
-from orchestrator.results.store import CellReport, ResultStore
+from orchestrator.results.store import CellReport
 from orchestrator.running import gpus
+from orchestrator.running.actors import IsweepKeeper
 from orchestrator.running.cluster import Cluster
 from orchestrator.running.worker import REPORT
 from tasks.remote import InlineExecutor
 
-CLUSTER = Cluster(num_cpus=1, num_gpus=0, object_store_bytes=10**9, num_nodes=1, local=True, dashboard="")
+CLUSTER = Cluster(num_cpus=2, num_gpus=0, object_store_bytes=10**9, num_nodes=1, local=True, dashboard="")
 
 
 class HereExecution:
     """See :class:`orchestrator.running.queue.Execution`; a cell that fails raises."""
 
     def __init__(self, run: Any, work: Any) -> None:
-        self._work, self._data = work, None
-        self._store = ResultStore(work.keep_url) if work.keep_url else None
+        self._work, self._data, self._keeper = work, None, None
+        if work.keep_url:
+            call = IsweepKeeper(work.keep_url, {}).call
+            self._keeper = SimpleNamespace(
+                **{name: partial(call, name) for name in ("put", "get", "checkpoint")}
+            )
         self.arrays = SimpleNamespace(
             trial_started=self._started, trial_ended=lambda *_, **__: None, close=lambda: None
         )
@@ -36,6 +42,7 @@ class HereExecution:
 
     def fit(self, trials: Any, feed: Any) -> None:
         while (config := feed.suggest("")) != Searcher.FINISHED:
+            assert config is not None, "a cell failed, and waits"
             trial = SimpleNamespace(config=config, status="RUNNING")
             trials.on_trial_start(0, [trial], trial)
             trials.on_step_begin(0, [trial])
@@ -44,7 +51,9 @@ class HereExecution:
 
     def _report(self, cell: dict[str, Any]) -> CellReport:
         started_at, data = time.time(), self._data
-        worker = SimpleNamespace(cell=cell, keeper=self._store, epochs=None, pretrained=self._work.pretrained)
+        worker = SimpleNamespace(
+            cell=cell, keeper=self._keeper, epochs=None, pretrained=self._work.pretrained
+        )
         found, trained = self._work.perform(worker, data, gpus.trial_options(cell)[0])
         return CellReport(
             started_at=started_at,
@@ -85,5 +94,6 @@ def trained_here() -> Iterator[None]:
         patch.setattr("orchestrator.running.run.connect", connected)
         patch.setattr("orchestrator.running.run.Stages.executor", lambda *_, **__: InlineExecutor())
         patch.setattr("orchestrator.running.actors.Desk", lambda url: None)
+        patch.setattr("orchestrator.running.requests.places", lambda request: (1.0, ""))
         patch.setattr("orchestrator.running.trials.TuneExecution", HereExecution)
         yield
