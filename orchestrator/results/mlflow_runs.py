@@ -107,7 +107,7 @@ class SweepRuns:
     def show(self, run: FlatRun) -> bool:
         """Make the key's run FINISHED with exactly these values; returns whether anything had to be done.
 
-        A run that never can, since MLflow keeps params and metrics for ever, is set aside for a new one.
+        A run that never can, since MLflow keeps params and metrics for ever, is deleted for a new one.
         """
         # MLflow shows the last point of a series.
         series = sorted(run.series, key=lambda point: (point[1], point[3]))
@@ -120,7 +120,7 @@ class SweepRuns:
                 return False
             data = self.client.get_run(known.run_id).data
             if _has_too_much(run, wanted, data):
-                self._set_aside(known.run_id)
+                self.client.delete_run(known.run_id)
                 del self._runs[run.run_key]
             elif (
                 finished
@@ -276,10 +276,11 @@ class SweepRuns:
 
 
 def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> bool:
-    """Tell whether a param or the data are other ones, or a metric of ours is there that the run has not."""
+    """Tell whether params, data or points are others, or a metric of ours is there that the run has not."""
     images = run.tags.get(table.DATA_FINGERPRINT)
     others = any(data.params.get(name, value) != value for name, value in run.params.items())
-    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
+    drawn, points = ({*tags.get(table.CURVE, "").split()} for tags in (data.tags, run.tags))
+    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images or not drawn <= points:
         return True
     return any(column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys()))
 

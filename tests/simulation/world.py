@@ -325,7 +325,8 @@ class World:
             return
         shown = defaultdict[str, list[Any]](list)
         for run_id, run in self.outside.server.kept.items():
-            if run_id not in self.foreign and run["tags"].get(DUPLICATE_TAG) != "true":
+            counts = run["tags"].get(DUPLICATE_TAG) != "true" and run["info"]["lifecycle_stage"] == "active"
+            if run_id not in self.foreign and counts:
                 shown[run["tags"][KEY_TAG]].append(run)
         statuses = {name: [run["info"]["status"] for run in runs] for name, runs in shown.items()}
         may_run = set() if ending else {*running, *monitor.stopped, SWEEP_KEY}
