@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(_exists)
+    look = ray.remote(os.path.exists)
     asked = {
         look.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
@@ -204,7 +205,11 @@ def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
     for reference in late:
         ray.cancel(reference, force=True)
-    return [asked[reference] for reference in done if _answer(reference)]
+    seeing = []
+    for reference in done:
+        with suppress(ray.exceptions.RayError):  # a node that was lost meanwhile sees nothing
+            seeing += [asked[reference]] if ray.get(reference) else []
+    return seeing
 
 
 def _end(calls: list[Any]) -> None:
@@ -219,20 +224,6 @@ def _end(calls: list[Any]) -> None:
         _, calls = ray.wait(calls, num_returns=len(calls), timeout=ENDING_S)
     for call in calls:
         ray.cancel(call, force=False)
-
-
-def _exists(path: str) -> bool:
-    return Path(path).exists()
-
-
-def _answer(reference: Any) -> bool:
-    """Return what a node said; one that was lost meanwhile sees nothing."""
-    import ray
-
-    try:
-        return bool(ray.get(reference))
-    except ray.exceptions.RayError:
-        return False
 
 
 def _bound_to_driver_node() -> tuple[dict[str, Any], float]:

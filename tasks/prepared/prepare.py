@@ -92,7 +92,7 @@ def prepare_dataset(
     if done is not None and (raw is None or dataset.name in DATASETS):
         return done
     started = time.monotonic()
-    request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
     listing = list_raw(request)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None and done.raw_id == raw_id:
@@ -232,7 +232,7 @@ def _read_elsewhere(
 ) -> Iterator[tuple[int, Part]]:
     """Yield blocks that were read on other nodes, once their parts are written here."""
     if request.raw is not None:
-        request = replace(request, raw=request.raw.absolute(), cache=None)
+        request = replace(request, raw=request.raw.absolute())
     bare = replace(listing, items=(), skipped=())
     arguments = ((request, bare, blocks[index].items, blocks[index].stem.name, dtype) for index in todo)
     for place, found in readers.map_unordered(read_if_same, arguments, spread=True):
@@ -269,14 +269,13 @@ def build_and_publish(
         )
         spans = [slice(start, start + shard) for start in range(0, record.num_images, shard)]
         shards = ((folder, stems, span.start, images.places[span], images.digests[span]) for span in spans)
-        _results(executor, write_shard, shards, len(spans))
+        if len(list(executor.map_unordered(write_shard, shards))) < len(spans):
+            raise RuntimeError("a store may only be sealed when no shard is missing")
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        found = _results(executor, stamp_file, ((path,) for path in files), len(files))
-        stamps = {
-            path.relative_to(folder).as_posix(): stamp for path, stamp in zip(files, found, strict=True)
-        }
+        found = dict(executor.map_unordered(stamp_file, ((path,) for path in files)))
+        stamps = {path.relative_to(folder).as_posix(): found[place] for place, path in enumerate(files)}
         record = record.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
         seal(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
@@ -287,16 +286,6 @@ def build_and_publish(
     if parts.exists():
         logger.warning("part files in %s could not be removed", parts.name)
     return record
-
-
-def _results(
-    executor: Executor, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], num_calls: int
-) -> list[Any]:
-    """Make all calls and return their results in order; a store may only be sealed when none is missing."""
-    found = dict(executor.map_unordered(function, argument_tuples))
-    if found.keys() != set(range(num_calls)):
-        raise RuntimeError(f"{function.__name__}: {len(found)} results came back of {num_calls} calls")
-    return [found[index] for index in range(num_calls)]
 
 
 def write_shard(
@@ -408,8 +397,7 @@ def list_raw(request: RawRequest) -> Listing:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
-    rule = f"{dataset.name}: the raw download must hold images"
-    raise DataError(rule, found, f"expected: {dataset.raw_layout}")
+    raise request.error("the raw download must hold images", found, f"expected: {dataset.raw_layout}")
 
 
 def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
@@ -418,29 +406,29 @@ def _checked(images: ImageTable, request: RawRequest, allowed: float, for_traini
     images = select(images, request.spec)
     num_images = len(images.labels)
     if not num_images:
-        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
+        raise request.error("preparation must keep at least one image", "none was usable")
     if images.num_conflicts:
         logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
     if not for_training:
         return images
     largest = int(np.unique(images.groups, return_counts=True)[1].max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
-        raise DataError(
-            f"{name}: groups (patients) must be small enough to split the images between training and test",
+        raise request.error(
+            "groups (patients) must be small enough to split the images between training and test",
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
     groups_of = [np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)]
     if num_images > len(groups_of) > 1 and all(len(groups) == 1 for groups in groups_of):
-        raise DataError(
-            f"{name}: a class must have images of several groups (patients)",
+        raise request.error(
+            "a class must have images of several groups (patients)",
             f"one group for each of the {len(groups_of)} classes",
             "the group column or the subfolders must tell patients, not classes",
         )
     # The released extraction gives one frame several labels (F33); that is part of what it shows.
     if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
-        raise DataError(
-            f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
+        raise request.error(
+            f"at most {allowed:.2%} of the images may equal an image with another label",
             f"{images.num_conflicts} of {num_images}",
             f"correct the labels, raise image_size{_allowing(images.num_conflicts, num_images)}",
         )
@@ -498,8 +486,8 @@ def _counted_skips(
     most = max(allowed * total, 1) if allowed else 0
     if len(skipped) > most:
         listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_TOLD_SKIPS])
-        raise DataError(
-            f"{name}: at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
+        raise request.error(
+            f"at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
             f"isweep locate HASH --raw DIR finds one; mend them{_allowing(len(skipped), total)}",
         )

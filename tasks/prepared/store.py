@@ -131,12 +131,6 @@ SHARD_BYTES = 64 << 20
 REMAKE = "delete the folder and prepare the dataset again"
 
 
-def rows_per_shard(image_bytes: int, num_images: int) -> tuple[int, int]:
-    """Return (rows per inner chunk, rows per shard), the second a multiple of the first."""
-    chunk = max(1, min(CHUNK_BYTES // image_bytes, num_images))
-    return chunk, chunk * max(1, min(SHARD_BYTES // (chunk * image_bytes), -(-num_images // chunk)))
-
-
 def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
     """Create the empty arrays in ``folder`` and return how many rows of ``images`` make one shard.
 
@@ -146,7 +140,9 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
     from zarr.codecs import Crc32cCodec
 
     group = zarr.create_group(str(folder), zarr_format=3)
-    chunk, shard = rows_per_shard(int(np.prod(image_shape)) * np.dtype(dtype).itemsize, num_images)
+    image_bytes = int(np.prod(image_shape)) * np.dtype(dtype).itemsize
+    chunk = max(1, min(CHUNK_BYTES // image_bytes, num_images))
+    shard = chunk * max(1, min(SHARD_BYTES // (chunk * image_bytes), -(-num_images // chunk)))
     checked: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None, "fill_value": 0}
     group.create_array(
         "images",

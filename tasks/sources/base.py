@@ -72,21 +72,20 @@ Split = Literal["", "train", "test"]
 
 @dataclass(frozen=True)
 class RawRequest:
-    """What to read.
-
-    ``raw`` is the folder or file of the download, ``key`` that of the hashes, ``cache`` a folder where an
-    index of the raw tree may be kept.
-    """
+    """What to read: ``raw`` is the folder or file of the download, ``key`` that of the hashes."""
 
     dataset: DatasetSpec
     spec: PreparedSpec
     raw: Path | None = None
     key: str = "unkeyed"
-    cache: Path | None = None
 
     def hashed(self, value: str) -> str:
         """Spell a file name or id for messages: its keyed hash."""
         return spell(keyed_hash(self.key, value))
+
+    def error(self, rule: str, found: str = "", way_out: str = "") -> DataError:
+        """Return the error of this dataset for a rule that it breaks."""
+        return DataError(f"{self.dataset.name}: {rule}", found, way_out)
 
     def root(self) -> Path:
         """Return the raw folder or file; a DataError says what the user named, and what is expected there."""

@@ -9,15 +9,12 @@ pydicom's own warnings and log lines may quote tag values, which may name a pati
 from __future__ import annotations
 
 import io
-import json
 import logging
 import struct
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.atomic import write_atomic
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.labels import PLACEHOLDERS, plain_id
 from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
-from tasks.sources.raw import RawTree, read_locator, read_plain, split_locator
+from tasks.sources.raw import read_locator, read_plain, split_locator
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
-logger = logging.getLogger(__name__)
 TEXTS = ("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "SeriesDescription")
-PART_OF_FILE, LOG_EVERY = 1 << 20, 10_000
+PART_OF_FILE = 1 << 20
 """Headers end long before a MiB; what lies behind is pixels."""
 MAX_PIXEL_BYTES = 256 << 20
 """A multi-frame ultrasound of 300 frames has about 100 MiB."""
@@ -131,60 +126,6 @@ def _header(data: FileDataset) -> Header:
     return Header(instance, series, patient, modality, text, sides)
 
 
-class HeaderIndex:
-    """Names of files by SOP instance and series instance UID, read from their headers.
-
-    Its keyed hashes are kept beside the prepared datasets, so that a large tree is opened once.
-    """
-
-    def __init__(self, request: RawRequest, tree: RawTree, names: Iterable[str]) -> None:
-        self._hash = partial(keyed_hash, request.key)
-        self._by_instance: dict[int, str] = {}
-        self._by_series: defaultdict[int, list[str]] = defaultdict(list)
-        base, root = request.base(), self._hash(str(request.root().resolve()))
-        cache = None if request.cache is None else request.cache / f".headers-{root:016x}.json"
-        known, opened = _known(cache), 0
-        for name in names:
-            locator = tree.locator(name)
-            stamp = str(self._hash(f"{locator}\0{_stamp(base, locator)}"))
-            if stamp not in known:
-                header = read_header(base, locator)
-                known[stamp] = [self._hash(header.instance), self._hash(header.series)] if header else []
-                opened += 1
-                if opened % LOG_EVERY == 0:
-                    logger.info("%s: %d headers read", request.dataset.name, opened)
-            if known[stamp]:
-                instance, series = known[stamp]
-                self._by_instance.setdefault(instance, name)
-                self._by_series[series].append(name)
-        if opened and cache is not None:
-            with suppress(OSError):  # a cache that cannot be written costs time only
-                write_atomic(cache, json.dumps(known).encode())
-
-    def instance(self, uid: str) -> str | None:
-        """Return the name of the file with that SOP instance UID."""
-        return self._by_instance.get(self._hash(uid))
-
-    def series(self, uid: str) -> list[str]:
-        """Return the names of all files of a series."""
-        return self._by_series.get(self._hash(uid), [])
-
-
-def _known(cache: Path | None) -> dict[str, list[int]]:
-    with suppress(OSError, ValueError):
-        found = json.loads(cache.read_text(encoding="utf-8")) if cache is not None else {}
-        if isinstance(found, dict) and all(isinstance(value, list) for value in found.values()):
-            return found
-    return {}
-
-
-def _stamp(base: Path, locator: str) -> str:
-    with suppress(OSError):
-        status = (base / split_locator(locator)[0]).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
-
-
 # A decoder allocates what the codestream asks for, whatever the file around it declared.
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
@@ -225,8 +166,21 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
     except ImportError as error:
         way_out = "pip install 'isweep[medical]'"
         raise SetupError("DICOM files need pydicom", "not installed", way_out) from error
+    if body[128:132] != b"DICM":
+        raise SkipItem("no DICOM preamble")
+    if DEFLATED in body[:PART_OF_FILE]:
+        # Inflated whole by pydicom before anything can be checked; none of these archives uses it.
+        raise SkipItem("deflated transfer syntax")
     with _silent():
-        data = _parse(pydicom, body)
+        try:
+            data: FileDataset = pydicom.dcmread(io.BytesIO(body))
+            missing = [name for name in NEEDED if name not in data]
+            if "TransferSyntaxUID" not in data.file_meta:
+                missing = ["TransferSyntaxUID"]
+        except Exception:  # pydicom raises almost anything on damaged files, with values in the text
+            raise SkipItem("damaged DICOM header") from None
+        if missing:
+            raise SkipItem(f"no {missing[0]}")
         _check_declared(data)
         dicom = _decoded(pydicom, data)
     if frames is not None and len(dicom.values) != frames:
@@ -234,26 +188,8 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
     return dicom
 
 
-def _parse(pydicom: Any, body: bytes) -> FileDataset:
-    if body[128:132] != b"DICM":
-        raise SkipItem("no DICOM preamble")
-    if DEFLATED in body[:PART_OF_FILE]:
-        # Inflated whole by pydicom before anything can be checked; none of these archives uses it.
-        raise SkipItem("deflated transfer syntax")
-    try:
-        data: FileDataset = pydicom.dcmread(io.BytesIO(body))
-        missing = [name for name in NEEDED if name not in data]
-        if "TransferSyntaxUID" not in data.file_meta:
-            missing = ["TransferSyntaxUID"]
-    except Exception:  # pydicom raises almost anything on damaged files, with values in the text
-        raise SkipItem("damaged DICOM header") from None
-    if missing:
-        raise SkipItem(f"no {missing[0]}")
-    return data
-
-
 def _check_declared(data: FileDataset) -> None:
-    """Check what is declared before any of it is believed."""
+    """Check what is declared, in compressed frames too, before any of it is believed."""
     try:
         rows, columns, samples = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
         allocated, stored, high = int(data.BitsAllocated), int(data.BitsStored), int(data.HighBit)
@@ -279,23 +215,20 @@ def _check_declared(data: FileDataset) -> None:
     if syntax.is_compressed:
         if declared // frames > MAX_PACKED_FRAME_BYTES:
             raise SkipItem("too many pixels")
-        _check_frames(data, (rows, columns, samples), frames)
+        from pydicom.encaps import generate_frames
+
+        try:
+            shapes = {
+                frame_shape(frame) for frame in generate_frames(data.PixelData, number_of_frames=frames)
+            }
+        except Exception:
+            raise SkipItem("damaged pixel data") from None
+        if shapes - {(rows, columns, samples), None}:
+            raise SkipItem("a frame of another size than declared")
         return
     wanted = {declared, declared + declared % 2, declared * 2 // 3 if kind == "YBR_FULL_422" else declared}
     if size not in wanted:
         raise SkipItem(f"{'less' if size < declared else 'more'} pixel data than declared")
-
-
-def _check_frames(data: FileDataset, declared: tuple[int, int, int], frames: int) -> None:
-    """Refuse compressed frames whose own header asks the decoder for another image than was declared."""
-    from pydicom.encaps import generate_frames
-
-    try:
-        shapes = {frame_shape(frame) for frame in generate_frames(data.PixelData, number_of_frames=frames)}
-    except Exception:
-        raise SkipItem("damaged pixel data") from None
-    if shapes - {declared, None}:
-        raise SkipItem("a frame of another size than declared")
 
 
 def _decoded(pydicom: Any, data: FileDataset) -> Dicom:

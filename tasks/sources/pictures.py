@@ -179,7 +179,11 @@ def to_prepared(
     The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes luma.
     uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear resize (F15).
     """
-    planes = _luma(pixels) if channels == 1 and pixels.ndim == 3 else np.asarray(pixels)
+    planes = np.asarray(pixels)
+    if channels == 1 and pixels.ndim == 3:  # in strips: a large image takes four times its bytes as floats
+        rows = max(1, STRIP_VALUES // pixels.shape[1])
+        strips = (planes[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(planes), rows))
+        planes = np.concatenate(list(strips))
     planes = planes[..., None] if planes.ndim == 2 else planes
     # One float plane at a time: a large image takes four times its bytes as floats.
     resized = [
@@ -188,13 +192,6 @@ def to_prepared(
     ]
     stacked = np.stack(resized * (channels // len(resized)))
     return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8) if dtype == "uint8" else stacked
-
-
-def _luma(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Make grey of strips of rows: a large image takes four times its bytes as floats."""
-    rows = max(1, STRIP_VALUES // pixels.shape[1])
-    strips = (pixels[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(pixels), rows))
-    return np.concatenate(list(strips))
 
 
 def _resize(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:

@@ -20,7 +20,6 @@ import os
 import stat
 import struct
 import tarfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from search_spaces.errors import DataError
+from tasks.atomic import without_waiting
 from tasks.sources.base import RawRequest, SkipItem
 
 MARK = "!/"
@@ -97,8 +97,7 @@ def split_locator(locator: str) -> list[str]:
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
     """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never opened."""
     try:
-        # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=without_waiting) as file:  # it may be swapped for a FIFO after listing
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SkipItem("no plain file")
@@ -169,9 +168,9 @@ def _entries(
     except OSError as error:
         if not strict:
             return []
-        rule = f"{request.dataset.name}: every folder of the raw download must be readable"
+        rule = "every folder of the raw download must be readable"
         where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
-        raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
+        raise request.error(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
     return [(prefix + entry.name, entry) for entry in found]
 
 
@@ -286,7 +285,6 @@ class TarArchive:
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
         self._whole = False
-        self._lock = threading.RLock()
 
     def _next(self) -> bool:
         """Read one more header; False at the end."""
@@ -321,17 +319,15 @@ class TarArchive:
 
     def members(self) -> list[str]:
         """Return the names of all plain files in it, in stored order."""
-        with self._lock:
-            try:
-                while not self._whole and self._next():
-                    pass
-            except (RefusedArchive, *DAMAGE) as error:
-                # Else who asks again gets the members behind the one that was refused.
-                _opened.cache_clear()
-                raise (
-                    error if isinstance(error, RefusedArchive) else RefusedArchive("damaged archive")
-                ) from None
-            return list(self._members)
+        try:
+            while not self._whole and self._next():
+                pass
+        except (RefusedArchive, *DAMAGE) as error:
+            # Else who asks again gets the members behind the one that was refused.
+            _opened.cache_clear()
+            refused = isinstance(error, RefusedArchive)
+            raise error if refused else RefusedArchive("damaged archive") from None
+        return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
         while member not in self._members and not self._whole and self._next():
@@ -342,25 +338,23 @@ class TarArchive:
 
     def read(self, member: str, max_bytes: int) -> bytes:
         """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
-        with self._lock:
-            try:
-                info = self._find(member)
-                if info.size > max_bytes:
-                    raise SkipItem("file too large")
-                self._file.seek(info.offset_data)
-                body = self._file.read(info.size)
-            except (*DAMAGE, MemoryError):
-                raise SkipItem("damaged archive member") from None
-            if len(body) != info.size:
-                raise SkipItem("damaged archive member")
-            return bytes(body)
+        try:
+            info = self._find(member)
+            if info.size > max_bytes:
+                raise SkipItem("file too large")
+            self._file.seek(info.offset_data)
+            body = self._file.read(info.size)
+        except (*DAMAGE, MemoryError):
+            raise SkipItem("damaged archive member") from None
+        if len(body) != info.size:
+            raise SkipItem("damaged archive member")
+        return bytes(body)
 
     def open(self, member: str) -> IO[bytes]:
         """Return a seekable stream of a member, for an archive in this one."""
         if self._packed:
             return io.BytesIO(self.read(member, MAX_FILE_BYTES))
-        with self._lock:
-            stream = self._archive.extractfile(self._find(member))
+        stream = self._archive.extractfile(self._find(member))
         if stream is None:
             raise SkipItem("no plain file")
         return stream
@@ -459,11 +453,11 @@ class RawTree:
             archive = open_archive(request.base() / file, inner)
             names = archive.members()
         except RefusedArchive as refused:
-            rule = f"{request.dataset.name}: archives of the raw download must be whole and safe"
+            rule = "archives of the raw download must be whole and safe"
             where = request.hashed(MARK.join((file, *inner)))
             way_out = "download it again, or unpack it beside the others and take it away"
             way_out += "; its name must end as its format does" * (refused.reason == "damaged archive")
-            raise DataError(rule, f"{where}: {refused.reason}", way_out) from None
+            raise request.error(rule, f"{where}: {refused.reason}", way_out) from None
         self.hidden += archive.hidden
         for name in names:
             virtual = f"{place}/{name}" if place else name

@@ -16,19 +16,22 @@ Corrected, a series takes the highest score of its targets, so that no frame has
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
-from tasks.sources.dicom import Header, HeaderIndex, decode_dicom, frame_samples, read_header
+from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
 from tasks.sources.labels import is_missing
 from tasks.sources.official import FILE_MISSING, download, find_table, not_there, repeated_rows
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import read_table
 
+logger = logging.getLogger(__name__)
+LOG_EVERY = 10_000
 COLLECTION = "Duke-Breast-Cancer-MRI/"
 ORIGINAL, CLASSIC, DESCRIPTIVE = "original_path_and_filename", "classic_path", "descriptive_path"
 INSTANCE = "sop_instance_UID"
@@ -181,10 +184,21 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
         names = [name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))]
         of_patients = [name for name in names if patients & set(name.split("/"))]
         seen = {part for name in of_patients for part in name.split("/")}
-        index = HeaderIndex(request, tree, of_patients if patients <= seen else names)
+        index = _by_header("instance", of_patients if patients <= seen else names, tree, request)
         for place in doubtful:
-            found[place] = index.instance(slices[place].instance)
+            found[place] = next(iter(index.get(slices[place].instance, ())), None)
     return found
+
+
+def _by_header(field: str, names: Iterable[str], tree: RawTree, request: RawRequest) -> dict[str, list[str]]:
+    """Return the names of the files by a field of their headers, all of which are opened."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for number, name in enumerate(names, 1):
+        if header := read_header(request.base(), tree.locator(name)):
+            found[getattr(header, field)].append(name)
+        if number % LOG_EVERY == 0:
+            logger.info("%s: %d headers read", request.dataset.name, number)
+    return dict(found)
 
 
 def _paths(row: Mapping[str, str]) -> Iterator[str]:
@@ -271,7 +285,7 @@ class _SeriesFiles:
     def __init__(self, request: RawRequest, tree: RawTree) -> None:
         self._request, self._tree = request, tree
         self._names = [name for name in tree if name.lower().endswith(".dcm")]
-        self._index: HeaderIndex | None = None
+        self._by_uid: dict[str, list[str]] | None = None
         self._named: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for name in self._names:
             *above, folder, _ = ("", *name.split("/"))
@@ -289,8 +303,9 @@ class _SeriesFiles:
         ]
         found = self._one(named)
         if found is None:
-            self._index = self._index or HeaderIndex(self._request, self._tree, self._names)
-            found = self._one(self._index.series(series))
+            if self._by_uid is None:
+                self._by_uid = _by_header("series", self._names, self._tree, self._request)
+            found = self._one(self._by_uid.get(series, ()))
         return found
 
     def _header(self, name: str) -> Header | None:
