@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -53,7 +53,7 @@ Progress = Callable[[int, int], None]
 BLOCK_BYTES = 64 << 20
 """Prepared images that one reading task holds at most, whatever the source would like."""
 NAME_LENGTH = 32
-MAX_MONTAGE_SIDE = 128
+MAX_MONTAGE_SIDE, PER_LABEL = 128, 8
 MAX_TOLD_SKIPS = 10
 MAX_GROUP_SHARE = 0.5
 
@@ -67,7 +67,7 @@ def prepare_dataset(
     executor: Executor,
     max_skipped_share: float = 0.001,
     for_training: bool = True,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda read, total: None,
     readers: Executor | None = None,
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
@@ -188,7 +188,7 @@ def read_blocks(
     dtype: str,
     executor: Executor,
     readers: Executor | None,
-    on_progress: Progress | None,
+    on_progress: Progress,
 ) -> list[Part]:
     """Read every block that has no part yet, and return the parts in order.
 
@@ -196,8 +196,7 @@ def read_blocks(
     are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a node
     refuses are read by ``executor``, whose tasks see the raw download and write parts.
     """
-    total, read = sum(len(block.items) for block in blocks), 0
-    parts: dict[int, Part] = {}
+    total, read, parts = sum(len(block.items) for block in blocks), 0, dict[int, Part]()
 
     def note(done: Iterable[tuple[int, Part | None]]) -> list[int]:
         """Keep parts and return the places of blocks that have none."""
@@ -206,44 +205,27 @@ def read_blocks(
             if part is not None:
                 parts[index] = part
                 read += len(blocks[index].items)
-                if on_progress:
-                    on_progress(read, total)
+                on_progress(read, total)
         return [index for index in range(len(blocks)) if index not in parts]
 
-    if on_progress:
-        on_progress(0, total)
+    on_progress(0, total)
     todo = note((index, load_part(block.stem)) for index, block in enumerate(blocks))
-    if readers is not None:
-        todo = note(_read_elsewhere(request, listing, blocks, todo, dtype, readers))
-        if todo:
+    if readers is not None and request.raw is not None:
+        away = replace(request, raw=request.raw.absolute()), replace(listing, items=(), skipped=()), dtype
+        calls = ((*away, blocks[index].items, blocks[index].stem.name) for index in todo)
+        for place, found in readers.map_unordered(read_if_same, calls, spread=True):
+            if found is not None:
+                save_part(blocks[todo[place]].stem, *found)
+                note([(todo[place], found[0])])
+        if todo := note(()):
             logger.warning("%d blocks are read on the driver's node: elsewhere files differ", len(todo))
     arguments = ((request, *blocks[index], dtype) for index in todo)
     note((todo[place], part) for place, part in executor.map_unordered(read_part, arguments))
     return [parts[index] for index in range(len(blocks))]
 
 
-def _read_elsewhere(
-    request: RawRequest,
-    listing: Listing,
-    blocks: Sequence[Block],
-    todo: Sequence[int],
-    dtype: str,
-    readers: Executor,
-) -> Iterator[tuple[int, Part]]:
-    """Yield blocks that were read on other nodes, once their parts are written here."""
-    if request.raw is not None:
-        request = replace(request, raw=request.raw.absolute())
-    bare = replace(listing, items=(), skipped=())
-    arguments = ((request, bare, blocks[index].items, blocks[index].stem.name, dtype) for index in todo)
-    for place, found in readers.map_unordered(read_if_same, arguments, spread=True):
-        if found is not None:
-            part, images = found
-            save_part(blocks[todo[place]].stem, images, part)
-            yield todo[place], part
-
-
 def read_if_same(
-    request: RawRequest, listing: Listing, items: Sequence[Item], name: str, dtype: str
+    request: RawRequest, listing: Listing, dtype: str, items: Sequence[Item], name: str
 ) -> tuple[Part, list[NDArray[np.generic]]] | None:
     """Read a block on a node whose files are those that were listed; None where they are not."""
     try:
@@ -326,11 +308,8 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
     )
 
 
-def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8) -> Path:
-    """Write a PNG with one row per label of up to ``per_label`` seeded examples, and return its path.
-
-    It is made only when asked for: pictures of patients are private.
-    """
+def save_montage(prepared: PreparedDataset, path: Path) -> None:
+    """Write a PNG with one row per label of up to eight seeded examples: pictures of patients are private."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -339,15 +318,14 @@ def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8) -
     rows = []
     for label in range(len(prepared.label_names)):
         members = np.flatnonzero(prepared.labels == label)
-        chosen = rng.permutation(members)[:per_label]
+        chosen = rng.permutation(members)[:PER_LABEL]
         shown = prepared.read_rows(chosen)[:, :, ::step, ::step].astype(np.uint8)
-        strip = np.zeros((per_label, *shown.shape[1:]), np.uint8)
+        strip = np.zeros((PER_LABEL, *shown.shape[1:]), np.uint8)
         strip[: len(shown)] = shown
         rows.append(np.concatenate(list(strip), axis=2))
     sheet = np.concatenate(rows, axis=1).transpose(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet).save(path, format="PNG")
-    return path
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:
@@ -378,7 +356,7 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.in
     if order is None:
         return images
     starts = np.cumsum([0, *(part.num_items for part in parts)])
-    read = np.concatenate([start + part.items for start, part in zip(starts, parts, strict=False)])
+    read = np.concatenate([start + part.rows["item"] for start, part in zip(starts, parts, strict=False)])
     return images.take(np.argsort(order[read], kind="stable"))
 
 

@@ -133,7 +133,13 @@ def own_kind_of(path: Path) -> str | None:
         return None
     name = path.name.lower()
     if is_archive_name(name):
-        return "webdataset" if _has_classes_beside_images(path) else "folder"
+        try:
+            members = [] if path.suffix == ".zip" else open_archive(path).members()
+        except RefusedArchive:
+            members = []
+        classes = {one.partition(".")[0] for one in members if one.lower().endswith((".cls", ".json"))}
+        images = {one.partition(".")[0] for one in members if is_single_image_name(one)}
+        return "webdataset" if classes & images else "folder"
     return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), None)
 
 
@@ -176,17 +182,6 @@ def _lists_images(table: Path) -> bool:
         return False
     header = {column_key(str(name).strip().strip('"')) for name in names}
     return all(header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label"))
-
-
-def _has_classes_beside_images(path: Path) -> bool:
-    """Tell whether an archive holds ``.cls`` or ``.json`` files beside its images."""
-    try:
-        members = open_archive(path).members()
-    except RefusedArchive:
-        return False
-    keys = {name.partition(".")[0] for name in members if name.lower().endswith((".cls", ".json"))}
-    images = {name.partition(".")[0] for name in members if is_single_image_name(name)}
-    return bool(keys & images) and path.suffix != ".zip"
 
 
 HASH = re.compile(r"\b[0-9a-f]{16}\b")

@@ -267,7 +267,7 @@ def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
         if row.dtype == np.uint8:
             return Sample(row)
         pixels, note = by_own_maximum(row)
-        return Sample(pixels, conversions=(note,), flags=negative_flags(row))
+        return Sample(pixels, conversions=note, flags=negative_flags(row))
     if not np.isfinite(row).all():
         raise SkipItem("values not finite")
     pixels, is_cut = to_scale(row, (low, high))

@@ -331,8 +331,7 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
         if dicom.inverted:
             pixels = 255 - pixels
             notes.append("MONOCHROME1 inverted")
-        conversions = (*notes, *([note] if note else []))
-        yield Sample(pixels, conversions=conversions, flags=tuple(flags), traits=dicom.traits)
+        yield Sample(pixels, conversions=(*notes, *note), flags=tuple(flags), traits=dicom.traits)
 
 
 def is_dicom_name(name: str) -> bool:

@@ -133,7 +133,7 @@ def volume_reader(request: RawRequest) -> Reader:
             plane = np.clip(volume.values[:, :, level], low, high) - low
             # (right, anterior) turned so that the front is up, as radiologists look at it.
             pixels, note = by_own_maximum(plane.T[::-1, ::-1])
-            sample = Sample(pixels, conversions=(*volume.conversions, note), flags=volume.flags)
+            sample = Sample(pixels, conversions=(*volume.conversions, *note), flags=volume.flags)
             yield sample.with_traits(traits)
 
     return read

@@ -86,7 +86,7 @@ def list_oai(request: RawRequest) -> Listing:
         items,
         request.dataset.label_names,
         block_size=8,
-        excluded=dict(+excluded),
+        excluded=dict(excluded),
         intensity="stored values by own maximum, then each crop by its own maximum",
     )
 

@@ -58,7 +58,7 @@ def by_own_maximum(body: bytes, _item: Item, _request: RawRequest) -> tuple[Samp
     """Read a picture scaled by its own maximum."""
     sample = decode_image(body)
     pixels, note = pictures.by_own_maximum(sample.pixels)
-    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else []))),)
+    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *note)),)
 
 
 def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:

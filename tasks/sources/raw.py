@@ -71,12 +71,12 @@ def is_noise(name: str) -> bool:
     return name.startswith(".") or name in NOISE
 
 
-def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+def read_locator(base: Path, locator: str) -> bytes:
     """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why not."""
     file, *inner = split_locator(locator)
     if not inner:
-        return read_plain(base / file, max_bytes)
-    body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], max_bytes)
+        return read_plain(base / file)
+    body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], MAX_FILE_BYTES)
     if not body:
         raise SkipItem("empty file")
     return body
@@ -280,7 +280,16 @@ class TarArchive:
         self._packed = name.lower().endswith(PACKED_TARS)
         self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
-        self._file = unpacked(file, name.lower()) if self._packed else file
+        self._file: Any = file
+        if name.lower().endswith(GZIP):
+            self._file = gzip.GzipFile(fileobj=file)
+        elif name.lower().endswith(BZIP2):
+            self._file = bz2.BZ2File(file)
+        elif self._packed:
+            # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit.
+            lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
+            file.seek(0)
+            self._file = lzma.LZMAFile(file)  # noqa: SIM115
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
@@ -358,18 +367,6 @@ class TarArchive:
         if stream is None:
             raise SkipItem("no plain file")
         return stream
-
-
-def unpacked(file: IO[bytes], name: str) -> Any:
-    """Return what a packed tar unpacks to, read forward; going back starts again."""
-    if name.endswith(GZIP):
-        return gzip.GzipFile(fileobj=file)
-    if name.endswith(BZIP2):
-        return bz2.BZ2File(file)
-    # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit first.
-    lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
-    file.seek(0)
-    return lzma.LZMAFile(file)
 
 
 Archive = ZipArchive | TarArchive

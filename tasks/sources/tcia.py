@@ -40,6 +40,7 @@ BOX_COLUMNS = ("Patient ID", "Start Slice", "End Slice")
 MARGIN = 5
 TARGETS = "Target Data"
 SERIES, SCORE, PATIENT = "seriesInstanceUID_US", "UCLA Score (Similar to PIRADS v2)", "Patient ID"
+SCORE_CELL = re.compile(r"([0-5])(?:\.0*)?")
 TARGET_COLUMNS = (PATIENT, SERIES, SCORE)
 SERIES_FOLDER = re.compile(r"(?:[A-Z]{2}_)?(?P<uid>[\d.]+)|.*-(?P<end>\d{5})")
 """Named by the UID, or as TCIA's descriptive names, which end in the UID's last five digits."""
@@ -224,8 +225,10 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
     for row in read_table(table, request, TARGET_COLUMNS):
         if is_missing(row[SERIES]) or is_missing(row[SCORE]):
             excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
+        elif not (cell := SCORE_CELL.fullmatch(row[SCORE])):
+            raise request.error("UCLA scores must be whole numbers from 0 to 5, or blank", "another cell")
         else:
-            targets.append((_score(row[SCORE]), row[SERIES], row[PATIENT]))
+            targets.append((int(cell[1]), row[SERIES], row[PATIENT]))
     if request.spec.data_mode == "corrected":
         best: dict[str, tuple[int, str, str]] = {}
         for target in targets:
@@ -247,7 +250,7 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
         items,
         request.dataset.label_names,
         block_size=4,
-        excluded={reason: count for reason, count in excluded.items() if count},
+        excluded=dict(excluded),
         skipped=skipped,
         intensity="each frame by its own maximum",
     )
@@ -267,16 +270,6 @@ def read_prostate(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sam
 
 
 prostate = download(list_prostate, read_prostate)
-
-
-def _score(cell: str) -> int:
-    try:
-        score = float(cell)
-    except ValueError:
-        score = -1
-    if score not in range(6):
-        raise DataError("prostate: UCLA scores must be whole numbers from 0 to 5, or blank", "another cell")
-    return int(score)
 
 
 class _SeriesFiles:

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 
-from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import Rows, find_columns, hidden_count, own_listing, split_of_file
@@ -88,7 +87,6 @@ webdataset = Source(list_samples, single_reader)
 
 def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[str, _Sample]]:
     """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what is."""
-    where = f"{request.dataset.name}: shard {request.hashed(shard)} must be whole and safe"
     samples: dict[str, _Sample] = {}
     member = ""
     try:
@@ -108,15 +106,16 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[s
                     sample.values = {str(name): cell_text(value) for name, value in values.items()}
             elif is_single_image_name("x." + ending):
                 if sample.image:
-                    rule = "a sample must have one image"
                     found = f"two in {request.hashed(sample.locator)}"
-                    raise request.error(
-                        rule, found, "files are one sample up to the first dot of their names"
-                    )
+                    way_out = "files are one sample up to the first dot of their names"
+                    raise request.error("a sample must have one image", found, way_out)
                 sample.image = member
         hidden += archive.hidden
     except SkipItem as skip:
-        raise DataError(where, skip.reason, "copy it again; its name must end as its format does") from None
+        rule = f"shard {request.hashed(shard)} must be whole and safe"
+        raise request.error(
+            rule, skip.reason, "copy it again; its name must end as its format does"
+        ) from None
     except (ValueError, RecursionError):
         rule = ".cls must be UTF-8 text, and .json hold JSON, each key once"
         raise request.error(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
