@@ -94,7 +94,8 @@ def read_block(
             height, width = sample.pixels.shape[:2]
             colour = "colour" if sample.pixels.ndim == 3 else "grey"
             traits[label, FORM, " ".join((colour, f"{height}x{width}", *sample.conversions))] += 1
-            hidden = ((name, request.hashed(value) if value else "") for name, value in sample.traits)
+            said = (*sample.traits, *item.traits)
+            hidden = ((name, request.hashed(value) if value else "") for name, value in said)
             traits.update((label, *trait) for trait in hidden)
     part.rows = np.array(rows, IMAGE)
     part.conversions, part.flags = dict(conversions), dict(flags)

@@ -157,8 +157,9 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
     total.update(repr(request.raw and stamp(request.raw.name)).encode())
     for item in items:
-        known = (item.locator, item.label, item.group, item.split, item.details)
-        files = [split_locator(name)[0] for name in (item.locator, *item.details) if isinstance(name, str)]
+        details = (*item.details, *(text for trait in item.traits for text in trait))
+        known = (item.locator, item.label, item.group, item.split, details)
+        files = [split_locator(name)[0] for name in (item.locator, *details) if isinstance(name, str)]
         total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 

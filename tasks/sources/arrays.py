@@ -250,28 +250,24 @@ def array_reader(file: ArrayFile) -> Reader:
     opened: dict[str, ReadRow] = {}
 
     def read(item: Item) -> list[Sample]:
-        name, low, high, *traits = item.details
+        name, low, high = item.details
         if name not in opened:
             opened[str(name)] = file.rows(str(name))
         row = opened[str(name)](int(item.locator.rsplit("/", 1)[-1]))
         if row.ndim == 3 and row.shape[0] in (1, 3) and row.shape[2] not in (1, 3):
             row = np.moveaxis(row, 0, 2)
         row = row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row
-        return [_scaled(row, low, high).with_traits(traits)]
+        if low is None or high is None:
+            if row.dtype == np.uint8:
+                return [Sample(row)]
+            pixels, note = by_own_maximum(row)
+            return [Sample(pixels, conversions=note, flags=negative_flags(row))]
+        if not np.isfinite(row).all():
+            raise SkipItem("values not finite")
+        scaled, is_cut = to_scale(row, (float(low), float(high)))
+        return [Sample(scaled, flags=(CUT,) if is_cut.any() else ())]
 
     return read
-
-
-def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
-    if low is None or high is None:
-        if row.dtype == np.uint8:
-            return Sample(row)
-        pixels, note = by_own_maximum(row)
-        return Sample(pixels, conversions=note, flags=negative_flags(row))
-    if not np.isfinite(row).all():
-        raise SkipItem("values not finite")
-    pixels, is_cut = to_scale(row, (low, high))
-    return Sample(pixels, flags=(CUT,) if is_cut.any() else ())
 
 
 def to_scale(values: NDArray[np.generic], limits: tuple[float, float]) -> tuple[NDArray[Any], NDArray[Any]]:

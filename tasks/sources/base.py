@@ -13,9 +13,9 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,7 @@ class Item:
         group: Patient or other id whose images must stay on one side of the split; empty for its own.
         split: A split given by the user, or empty.
         details: What the reader needs to know besides (JSON values only).
+        traits: As those of :class:`Sample`, where a table says them.
     """
 
     locator: str
@@ -135,6 +136,7 @@ class Item:
     group: str = ""
     split: Split = ""
     details: tuple[str | int | float | None, ...] = ()
+    traits: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,6 @@ class Sample:
     flags: tuple[str, ...] = ()
     traits: tuple[tuple[str, str], ...] = ()
     patient: str = ""
-
-    def with_traits(self, details: Sequence[str | int | float | None]) -> Self:
-        """Return it with the traits that a table's columns say: name, value, name, value ..."""
-        pairs = zip(map(str, details[::2]), map(str, details[1::2]), strict=True)
-        return replace(self, traits=(*self.traits, *pairs)) if details else self
 
 
 @dataclass(frozen=True)

@@ -355,12 +355,14 @@ def single_reader(request: RawRequest) -> Reader:
     def read(item: Item) -> list[Sample]:
         body = read_locator(base, item.locator)
         if body[128:132] != b"DICM" and not is_dicom_name(item.locator):
-            return [decode_image(body).with_traits(item.details)]
+            return [decode_image(body)]
         dicom = decode_dicom(body, frames=1)
         patient = plain_id(dicom.known_patient())
         group = "" if item.group else patient
         lacking = () if patient or item.group else (NO_PATIENT,)
-        samples = [sample.with_traits(item.details) for sample in frame_samples(dicom)]
-        return [replace(one, group=group, patient=patient, flags=(*one.flags, *lacking)) for one in samples]
+        return [
+            replace(sample, group=group, patient=patient, flags=(*sample.flags, *lacking))
+            for sample in frame_samples(dicom)
+        ]
 
     return read

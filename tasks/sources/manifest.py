@@ -437,7 +437,7 @@ def parquet_reader(request: RawRequest) -> Reader:
         body = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(body, bytes) or not body:
             raise SkipItem("no image bytes in the row")
-        return [decode_image(body).with_traits(item.details)]
+        return [decode_image(body)]
 
     import pyarrow as pa
 

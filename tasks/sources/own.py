@@ -192,7 +192,7 @@ class Rows:
         counting: How the numbers of a row's file are counted; empty where rows are no numbers.
         alone: Group of a row without such a column, as its folder or volume says it.
         side: Split that a row's file or folder says; None for validation.
-        details: Of the row's item, besides its traits.
+        details: Of the row's item.
     """
 
     cells: Cells
@@ -287,9 +287,9 @@ class RowItems(Sequence[Item]):
         if isinstance(index, slice):
             return RowItems(self.rows, self.kept[index], self.codes[index], self.sides)
         row, rows = int(self.kept[index]), self.rows
-        traits = (text for name in TRAITS if name in rows.cells for text in (name, rows.cells[name][row]))
-        details, side = (*rows.details(row), *traits), self.sides[row] or ""
-        return Item(rows.locator(row), int(self.codes[index]), rows.group(row), side, details)
+        traits = tuple((name, rows.cells[name][row]) for name in TRAITS if name in rows.cells)
+        known = rows.group(row), self.sides[row] or "", rows.details(row), traits
+        return Item(rows.locator(row), int(self.codes[index]), *known)
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
         """Travel as a plain list: a block must not carry the columns of all the others to its task."""
