@@ -90,8 +90,14 @@ class RayExecutor(InlineExecutor):
         self._node_options: dict[str, Any] = {}
         self._where, available = "the cluster", ray.cluster_resources().get("CPU", 1)
         if driver_node_only:
-            self._where = "the driver's node"
-            self._node_options, available = _bound_to_driver_node()
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            node = ray.get_runtime_context().get_node_id()
+            self._where, available = "the driver's node", num_cpus_by_node()[node]
+            self._node_options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+            if available < 1:
+                # A head that offers no CPUs would leave tasks waiting for ever; its files are only there.
+                self._node_options["num_cpus"], available = 0, len(os.sched_getaffinity(0))
         elif nodes is not None:
             self._where = "the nodes that have the files"
             self._node_options = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}}
@@ -212,20 +218,6 @@ def _end(calls: list[Any]) -> None:
         _, calls = ray.wait(calls, num_returns=len(calls), timeout=ENDING_S)
     for call in calls:
         ray.cancel(call, force=False)
-
-
-def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
-    """Return the task options that keep a task on the driver's node, and how many CPUs there are for them."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node_id = ray.get_runtime_context().get_node_id()
-    options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
-    num_cpus = num_cpus_by_node()[node_id]
-    if num_cpus < 1:
-        # A head that offers no CPUs would leave such tasks waiting for ever; its files are still only there.
-        return {**options, "num_cpus": 0}, len(os.sched_getaffinity(0))
-    return options, num_cpus
 
 
 def _get(reference: Any, name: str) -> Any:

@@ -194,7 +194,23 @@ class PreparedDataset:
     def open(cls, path: Path | str) -> PreparedDataset:
         """Open a prepared dataset; half written, damaged or of another schema is a CorruptStoreError."""
         folder = Path(path)
-        record, files = _read_marker(folder)
+        if not folder.exists():
+            raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
+        if not (folder / MARKER).is_file():
+            rule = f"Prepared dataset {folder.name} must have its {MARKER}"
+            raise CorruptStoreError(rule, "half written", REMAKE)
+        try:
+            body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            is_whole, schema = body.pop("sha256") == fingerprint(body), body["schema"]
+            if not is_whole or schema != STORE_SCHEMA:
+                what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
+                rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
+                raise CorruptStoreError(f"{rule} and unchanged", what, REMAKE)
+            files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
+            record = PreparedRecord.model_validate(body["record"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
+            raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
         for name, (size, _) in files.items():
             file = folder / name
             found = file.stat().st_size if file.is_file() else None
@@ -310,25 +326,3 @@ class PreparedDataset:
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
         # A chunk of zeros only is not stored at all; the marker knows which files there are.
         return [file for file in names if file in self._files]
-
-
-def _read_marker(folder: Path) -> tuple[PreparedRecord, dict[str, tuple[int, str]]]:
-    marker = folder / MARKER
-    if not folder.exists():
-        raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
-    if not marker.is_file():
-        rule = f"Prepared dataset {folder.name} must have its {MARKER}"
-        raise CorruptStoreError(rule, "half written", REMAKE)
-    try:
-        body = json.loads(marker.read_text(encoding="utf-8"))
-        digest = body.pop("sha256")
-        schema = body["schema"]
-        if schema == STORE_SCHEMA and digest == fingerprint(body):
-            files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
-            return PreparedRecord.model_validate(body["record"]), files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
-        raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
-    what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
-    rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA} and unchanged"
-    raise CorruptStoreError(rule, what, REMAKE)

@@ -227,7 +227,17 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
         raise DataError(rule, "none", "pass max_train_size, one train size at a time")
     as_released = by_size and {"image_level_split", "first_k_selection"} <= faults
     if train_size is not None and (pooled or as_released):
-        places = _pool(task.targets, spec, train_size)
+        num_classes = len(task.names)
+        per_class = (train_size + spec.test_size) // num_classes
+        chosen = [np.flatnonzero(task.targets == label)[:per_class] for label in range(num_classes)]
+        if (short := min(map(len, chosen))) < per_class:
+            raise DataError(
+                f"{name}, as released: {train_size} training and {spec.test_size} test images need "
+                f"{per_class} images of each class",
+                f"{short} of one",
+                "lower train_sizes or test_size",
+            )
+        places = np.sort(np.concatenate(chosen)).astype(np.int64)
         shown = task.rows[: len(places)] if misaligned else places if pooled else task.rows[places]
         task = task._replace(rows=shown, targets=task.targets[places])
     if as_released:
@@ -243,21 +253,6 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
     by_image = pooled or "image_level_split" in faults
     groups = np.arange(len(task.rows)) if by_image else task.groups[task.rows]
     return _split(task, groups, spec, rng, balanced=len(task.names) == 2 and not misaligned)
-
-
-def _pool(targets: NDArray[np.int64], spec: SubsetSpec, train_size: int) -> NDArray[np.int64]:
-    """Return the places of the first (N + test size) / 2 images of each class; fewer are a DataError."""
-    num_classes = int(targets.max()) + 1
-    per_class = (train_size + spec.test_size) // num_classes
-    chosen = [np.flatnonzero(targets == label)[:per_class] for label in range(num_classes)]
-    if (short := min(map(len, chosen))) < per_class:
-        raise DataError(
-            f"{spec.prepared.dataset}, as released: {train_size} training and {spec.test_size} test images "
-            f"need {per_class} images of each class",
-            f"{short} of one",
-            "lower train_sizes or test_size",
-        )
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 def split_validation(

@@ -130,6 +130,11 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         side=lambda row: parts[place(row)[0]].side,
         details=lambda row: (parts[place(row)[0]].images, low, high),
     )
+    # Arrays that belong to no split by their name, where the images do.
+    known = {name for part in parts for name in (part.images, part.labels, *part.others.values())}
+    words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
+    of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
+    unused = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
     is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
     return own_listing(
         rows,
@@ -140,17 +145,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         block_size=4096,
         excluded={VALIDATION_LEFT_OUT: left_out},
         intensity=rule,
-        flags=(*columns.flags, *_unmarked(file, parts)),
+        flags=(*columns.flags, *([f"columns not used: {', '.join(unused[:MAX_NAMED])}"] if unused else [])),
     )
-
-
-def _unmarked(file: ArrayFile, parts: list[Part]) -> list[str]:
-    """Flag arrays that belong to no split by their name, where the images do."""
-    known = {name for part in parts for name in (part.images, part.labels, *part.others.values())}
-    words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
-    of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
-    left = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
-    return [f"columns not used: {', '.join(left[:MAX_NAMED])}"] if left else []
 
 
 def row_locator(array: str, row: int) -> str:

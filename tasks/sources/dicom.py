@@ -247,7 +247,16 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
     if not colour:
         values = _stored_bits(values, int(data.BitsStored), signed=int(data.PixelRepresentation) == 1)
     try:
-        rescale = data.get("RescaleSlope"), data.get("RescaleIntercept")
+        rescale, spacing = (data.get("RescaleSlope"), data.get("RescaleIntercept")), _spacing(data)
+        traits = {  # what a network could learn instead of the disease, as far as the header tells it
+            "manufacturer": data.get("Manufacturer"),
+            "scanner model": data.get("ManufacturerModelName"),
+            "site": data.get("InstitutionName"),
+            "modality": data.get("Modality"),
+            "series description": data.get("SeriesDescription"),
+            "pixel spacing": spacing and f"{spacing[0]:.3g} {spacing[1]:.3g}",
+            "rescale slope": None if None in rescale else f"{float(rescale[0]):.6g}",
+        }
         kinds = data.get("ImageType") or ()
         towards = data.get("PatientOrientation")  # PS3.3 C.7.6.1.1.1
         flags = ["burnt-in annotation"] if data.get("BurnedInAnnotation") == "YES" else []
@@ -256,11 +265,11 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
         found = Dicom(
             **vars(_header(data)),
             values=values,
-            spacing=_spacing(data),
+            spacing=spacing,
             inverted=str(data.PhotometricInterpretation) == "MONOCHROME1",
             rescale=None if None in rescale else (float(rescale[0]), float(rescale[1])),
             flags=tuple(flags),
-            traits=_traits(data),
+            traits=tuple((name, str(value or "").strip()) for name, value in traits.items()),
             laterality=str(data.get("ImageLaterality") or data.get("Laterality") or ""),
             orientation="" if isinstance(towards, str) or len(towards or "") != 2 else str(towards[0]),
         )
@@ -269,21 +278,6 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
     if found.rescale is not None and found.rescale[0] == 0:
         raise SkipItem("rescale slope 0")
     return found
-
-
-def _traits(data: FileDataset) -> tuple[tuple[str, str], ...]:
-    """Return what a network could learn instead of the disease, as far as the header tells it."""
-    spacing, slope = _spacing(data), data.get("RescaleSlope")
-    found = {
-        "manufacturer": data.get("Manufacturer"),
-        "scanner model": data.get("ManufacturerModelName"),
-        "site": data.get("InstitutionName"),
-        "modality": data.get("Modality"),
-        "series description": data.get("SeriesDescription"),
-        "pixel spacing": spacing and f"{spacing[0]:.3g} {spacing[1]:.3g}",
-        "rescale slope": None if None in (slope, data.get("RescaleIntercept")) else f"{float(slope):.6g}",
-    }
-    return tuple((name, str(value or "").strip()) for name, value in found.items())
 
 
 def _stored_bits(values: NDArray[np.generic], bits: int, *, signed: bool) -> NDArray[np.generic]:

@@ -65,7 +65,24 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     table = find_table(tree, request, BOXES, BOX_COLUMNS)
     if mapping is None or table is None:
         raise not_there(request, f"{MAPPING if mapping is None else BOXES}.xlsx or .csv", tree)
-    boxes, flags = _boxes(table, request)
+    drawn: defaultdict[str, set[Box]] = defaultdict(set)
+    for row in read_table(table, request, BOX_COLUMNS):
+        patient, *cells = (row[name] for name in BOX_COLUMNS)
+        if any(map(is_missing, (patient, *cells))):
+            raise DataError("dbc: every annotation box must have a patient and two slices", "a blank cell")
+        try:
+            start, end = (int(cell.removesuffix(".0")) for cell in cells)
+        except ValueError:
+            rule = "dbc: slices of the annotation boxes must be whole numbers"
+            raise DataError(rule, "other cells") from None
+        drawn[patient].add((start, end))
+    # A patient with a box that ends before it starts has none.
+    boxes = {
+        patient: [] if any(start > end for start, end in own) else sorted(own)
+        for patient, own in drawn.items()
+    }
+    several = sum(len(own) > 1 for own in boxes.values())
+    flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
         raise DataError(f"dbc: the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
@@ -110,28 +127,6 @@ def slice_label(number: int, *boxes: Box) -> int | None:
     if any(start <= number < end for start, end in boxes):
         return 1
     return 0 if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes) else None
-
-
-def _boxes(table: str, request: RawRequest) -> tuple[Boxes, dict[str, int]]:
-    """Return each patient's boxes, and flags; a patient with a box that ends before it starts has none."""
-    boxes: defaultdict[str, set[Box]] = defaultdict(set)
-    for row in read_table(table, request, BOX_COLUMNS):
-        patient, *cells = (row[name] for name in BOX_COLUMNS)
-        if any(map(is_missing, (patient, *cells))):
-            raise DataError("dbc: every annotation box must have a patient and two slices", "a blank cell")
-        try:
-            start, end = (int(cell.removesuffix(".0")) for cell in cells)
-        except ValueError:
-            rule = "dbc: slices of the annotation boxes must be whole numbers"
-            raise DataError(rule, "other cells") from None
-        boxes[patient].add((start, end))
-    found = {
-        patient: [] if any(start > end for start, end in own) else sorted(own)
-        for patient, own in boxes.items()
-    }
-    several = sum(len(own) > 1 for own in found.values())
-    flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
-    return found, flags
 
 
 def _labelled(
