@@ -211,7 +211,16 @@ def _placed(
     tree: Iterable[str], images: list[str], wrapper: str, with_splits: bool
 ) -> tuple[list[Placed], Counter[str]]:
     """Return where the images lie, and what is left out."""
-    masks, known = _masks(images), set(images)
+    # Masks of others by their names: own, or their folder's.
+    stems = {name.rpartition(".")[0].casefold() for name in images}
+    folders = {name.rpartition("/")[0].casefold() for name in images}
+    masks, known = set(), set(images)
+    for name in images:
+        for path, others in ((name.rpartition(".")[0], stems), (name.rpartition("/")[0], folders)):
+            place, _, last = path.rpartition("/")
+            found = MASK.fullmatch(last)
+            if found and f"{place}/{found[1]}".lstrip("/").casefold() in others:
+                masks.add(name)
     excluded: Counter[str] = Counter()
     placed: list[Placed] = []
     for name in tree:
@@ -248,21 +257,6 @@ def _wrapper(names: list[str], *, is_archive: bool) -> str:
         around.append(f"{top}/")
     holds_splits = {split_of(parts[0]) for parts in images} >= {"train", "test"}
     return "".join(around) if is_archive or holds_splits else ""
-
-
-def _masks(images: list[str]) -> set[str]:
-    """Return the images that are masks of others by their names: own, or their folder's."""
-    stems = {name.rpartition(".")[0].casefold() for name in images}
-    folders = {name.rpartition("/")[0].casefold() for name in images}
-    masks = set()
-    for name in images:
-        stem, folder = name.rpartition(".")[0], name.rpartition("/")[0]
-        for path, others in ((stem, stems), (folder, folders)):
-            place, _, last = path.rpartition("/")
-            found = MASK.fullmatch(last)
-            if found and f"{place}/{found[1]}".lstrip("/").casefold() in others:
-                masks.add(name)
-    return masks
 
 
 def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:

@@ -428,7 +428,16 @@ def parquet_reader(request: RawRequest) -> Reader:
         file, place, values = opened
         try:
             if file != name or place > int(row):
-                place, values = _images_from(base / name, int(row), request)
+                # The row group that holds the row, and all from there on.
+                parquet = _open(base / name)
+                column = find_columns(parquet.schema_arrow.names, WANTED, request).of["image"]
+                groups = range(parquet.metadata.num_row_groups)
+                ends = np.cumsum([parquet.metadata.row_group(group).num_rows for group in groups])
+                first = int(np.searchsorted(ends, int(row), side="right"))
+                how = {"row_groups": groups[first:], "columns": [column], "use_threads": False}
+                batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, **how)
+                place = int(ends[first - 1]) if first else 0
+                values = (value for batch in batches for value in batch.column(0).to_pylist())
             value = next(itertools.islice(values, int(row) - place, None))
         except (StopIteration, OSError, pa.ArrowException, MemoryError):
             opened = ("", 0, iter(()))
@@ -442,17 +451,3 @@ def parquet_reader(request: RawRequest) -> Reader:
     import pyarrow as pa
 
     return read
-
-
-def _images_from(path: Path, row: int, request: RawRequest) -> tuple[int, Iterator[Any]]:
-    """Return the first row of the row group that holds a row, and the images of all from there on."""
-    file = _open(path)
-    name = find_columns(file.schema_arrow.names, WANTED, request).of["image"]
-    groups = range(file.metadata.num_row_groups)
-    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
-    first = int(np.searchsorted(ends, row, side="right"))
-    batches = file.iter_batches(
-        batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
-    )
-    images = (value for batch in batches for value in batch.column(0).to_pylist())
-    return int(ends[first - 1]) if first else 0, images

@@ -172,52 +172,47 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
     table = find_table(tree, request, RSNA_TABLE, ("ID", "Label"), only_named=True)
     if table is None:
         raise not_there(request, f"{RSNA_TABLE}.csv", tree)
-    labels, repeats = _slice_labels(table, request)
+    subtype, odd, repeats = SUBTYPES[request.spec.task], 0, Counter[str]()
+    said: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row in read_table(table, request, ("ID", "Label")):
+        match = ROW.fullmatch(row["ID"])
+        if match is None or row["Label"] not in ("0", "1"):
+            odd += 1
+            continue
+        label, kinds = int(row["Label"]), said[match[1]]
+        repeats[match[2]] += match[2] in kinds
+        odd += kinds.setdefault(match[2], label) != label
+    if odd:
+        rule = "rows must be ID_<hex>_<subtype> with one label 0 or 1"
+        raise request.error(rule, f"{odd} other rows", "download the table again")
+    if unlike := [
+        name
+        for name, kinds in said.items()
+        if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
+    ]:
+        rule = "any must be the largest of a slice's subtypes"
+        raise request.error(rule, f"unlike: {first_hashed(request, unlike)}", "download the table again")
     files: dict[str, str] = {}
     for name in tree:
         match = RSNA_IMAGE.search(name)
         if match and not TEST_FOLDER.search(name[: match.start()]):
             files.setdefault(match[1].casefold(), name)
     items, missing = [], []
-    for name, label in labels.items():
+    for name, kinds in said.items():
+        if subtype not in kinds:
+            continue
         file = files.pop(name.casefold(), None)
         if file is None:
             missing.append((f"{RSNA_TABLE}/{name}.dcm", FILE_MISSING))
         else:
-            items.append(Item(tree.locator(file), label, details=(name,)))
+            items.append(Item(tree.locator(file), kinds[subtype], details=(name,)))
     return Listing(
         items,
         request.dataset.label_names,
-        excluded={"repeated row": repeats, "slice without a row in the table": len(files)},
+        excluded={"repeated row": repeats[subtype], "slice without a row in the table": len(files)},
         skipped=missing,
         intensity="CT: Hounsfield units + 1024, clipped at 0, by own maximum",
     )
-
-
-def _slice_labels(table: str, request: RawRequest) -> tuple[dict[str, int], int]:
-    """Return each slice's label in the table's order, and how many rows repeat another."""
-    subtype, odd, repeats = SUBTYPES[request.spec.task], 0, Counter[str]()
-    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in read_table(table, request, ("ID", "Label")):
-        match = ROW.fullmatch(row["ID"])
-        if match is None or row["Label"] not in ("0", "1"):
-            odd += 1
-            continue
-        label, kinds = int(row["Label"]), found[match[1]]
-        repeats[match[2]] += match[2] in kinds
-        odd += kinds.setdefault(match[2], label) != label
-    if odd:
-        rule = "rows must be ID_<hex>_<subtype> with one label 0 or 1"
-        raise request.error(rule, f"{odd} other rows", "download the table again")
-    unlike = [
-        name
-        for name, kinds in found.items()
-        if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
-    ]
-    if unlike:
-        rule = "any must be the largest of a slice's subtypes"
-        raise request.error(rule, f"unlike: {first_hashed(request, unlike)}", "download the table again")
-    return {name: kinds[subtype] for name, kinds in found.items() if subtype in kinds}, repeats[subtype]
 
 
 def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]:
