@@ -22,13 +22,8 @@ def replacing(
 ) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` when the block ends without an error.
 
-    Args:
-        path: The file; its folder is made when missing.
-        mode: Permissions, less the process's umask.
-        durable: Wait until the disk has it; False is for what a power cut may take, and costs no wait.
-
-    Raises:
-        OSError: as the operating system says; ``path`` is then as it was, and the sibling removed.
+    Its folder is made when missing; ``mode`` are permissions, less the process's umask. ``durable`` waits
+    until the disk has it; False is for what a power cut may take. After an OSError ``path`` is as it was.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):

@@ -72,7 +72,8 @@ def prepare_dataset(
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
 
-    A whole destination is returned at once; a damaged one is made again.
+    A whole destination is returned at once; a damaged one is made again. A raw download that is not as
+    expected, or has too many items that cannot be used, is a DataError.
 
     Args:
         spec: Task, side, channels and faults.
@@ -84,9 +85,6 @@ def prepare_dataset(
         for_training: Refuse data without a fair split; measuring, which needs none, counts what is wrong.
         on_progress: Called after every block of items.
         readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
-
-    Raises:
-        DataError: when the raw download is not as expected, or too many items cannot be used.
     """
     done = _published(destination, spec)
     if done is not None and (raw is None or dataset.name in DATASETS):

@@ -268,8 +268,7 @@ class PreparedDataset:
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
         """Return the images of ``indices``, ``(len(indices), channels, height, width)``, in that order.
 
-        Raises:
-            CorruptStoreError: when a checksum is wrong, naming the shard.
+        A wrong checksum is a CorruptStoreError that names the shard.
         """
         if isinstance(indices, range) and indices.step == 1:
             wanted: NDArray[np.int64] | range = indices

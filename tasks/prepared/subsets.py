@@ -133,22 +133,10 @@ def make_subset(
     """Split one class pair, or a whole dataset, by groups.
 
     The order is a function of ``labels``, who shares a group, and ``spec``; never of which train sizes are
-    used.
-
-    Args:
-        labels: ``(num_images,)`` class indices of the prepared dataset.
-        groups: ``(num_images,)`` ids; images with equal ids never end on both sides. The ids' values do not
-            matter.
-        spec: Class pair, test size, seed.
-        splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
-        max_train_size: Largest train size that will be asked for, to refuse it here. It changes nothing else,
-            unless faults of the released code are on that make the choice depend on it; those subsets have
-            to be made anew for every train size.
-        label_names: Names of the classes, for messages; without them classes are numbers.
-
-    Raises:
-        DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
-            missing, or has too few images outside the training groups for the test set.
+    used. ``labels``, ``groups`` and ``splits`` are as those of :class:`PreparedDataset`; the values of ids do
+    not matter. ``max_train_size`` is the largest train size that will be asked for, to refuse it here. It
+    changes nothing else, unless faults of the released code are on that make the choice depend on it; those
+    subsets have to be made anew for every train size. Too few images, of a class or in all, are a DataError.
     """
     splits = np.zeros(len(labels), np.int8) if splits is None else splits
     task = _task(labels, groups, splits, spec, label_names)
@@ -261,11 +249,8 @@ def split_validation(
     """Split the first ``train_size`` training images of a subset by groups, for a learning-rate search.
 
     The held-out side, ``test_rows``, is the validation images: whole groups of the training images, and never
-    a test image of ``spec``.
-
-    Raises:
-        DataError: when the data do not have ``train_size`` images, or a class has too few groups to be on
-            both sides, or faults of the released code are on, which let test groups be trained on.
+    a test image of ``spec``. A DataError where a class has too few groups to be on both sides, or faults of
+    the released code are on, which let test groups be trained on.
     """
     where = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
     if spec.prepared.faults:
