@@ -52,8 +52,8 @@ class Part:
     num_items: int = 0
     rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, IMAGE))
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    conversions: dict[str, int] = field(default_factory=dict)
-    flags: dict[str, int] = field(default_factory=dict)
+    conversions: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
     traits: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
@@ -71,8 +71,6 @@ def read_block(
     part = Part(num_items=len(items))
     rows: list[tuple[int, int, int, int, int, bytes]] = []
     images: list[NDArray[np.generic]] = []
-    conversions: Counter[str] = Counter()
-    flags: Counter[str] = Counter()
     traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
     for place, item in enumerate(items):
@@ -88,8 +86,8 @@ def read_block(
             own_group = keyed_hash(request.key, sample.group) if sample.group else group
             patient = keyed_hash(request.key, sample.patient) if sample.patient else 0
             rows.append((place, label, own_group, patient, SPLIT_CODES[item.split], digest(image)))
-            conversions.update(sample.conversions)
-            flags.update(sample.flags)
+            part.conversions.update(sample.conversions)
+            part.flags.update(sample.flags)
             # What a network could tell apart besides content: grey or colour, size, conversions.
             height, width = sample.pixels.shape[:2]
             colour = "colour" if sample.pixels.ndim == 3 else "grey"
@@ -98,7 +96,6 @@ def read_block(
             hidden = ((name, request.hashed(value) if value else "") for name, value in said)
             traits.update((label, *trait) for trait in hidden)
     part.rows = np.array(rows, IMAGE)
-    part.conversions, part.flags = dict(conversions), dict(flags)
     part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
     return part, images
 

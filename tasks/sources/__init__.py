@@ -234,23 +234,18 @@ def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
         elif ending == ".parquet":
             yield from (f"{name}{MARK}{row}" for row in range(num_rows(base / name)))
         elif ending in ARRAY_FILES:
-            try:
+            with suppress(SweepError):
                 file = ARRAY_FILES[ending](replace(request, raw=base / name))
-                arrays = file.names()
-            except SweepError:
-                continue
-            for array in arrays:
-                with suppress(SweepError):
-                    shape = file.header(array).shape
-                    yield from (row_locator(array, row) for row in range(shape[0] if len(shape) > 2 else 0))
+                for array in file.names():
+                    with suppress(SweepError):
+                        shape = file.header(array).shape
+                        rows = range(shape[0] if len(shape) > 2 else 0)
+                        yield from (row_locator(array, row) for row in rows)
 
 
 def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
-    try:
-        members = open_archive(path, inner).members()
-    except RefusedArchive:  # it is named itself
-        return
-    for member in members:
-        yield MARK.join((name, *inner, member))
-        if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
-            yield from _members(path, name, (*inner, member))
+    with suppress(RefusedArchive):  # it is named itself
+        for member in open_archive(path, inner).members():
+            yield MARK.join((name, *inner, member))
+            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
+                yield from _members(path, name, (*inner, member))
