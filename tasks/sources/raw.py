@@ -20,6 +20,7 @@ import os
 import stat
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -294,6 +295,7 @@ class TarArchive:
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
         self._whole = False
+        self._lock = threading.RLock()
 
     def _next(self) -> bool:
         """Read one more header; False at the end."""
@@ -329,8 +331,9 @@ class TarArchive:
     def members(self) -> list[str]:
         """Return the names of all plain files in it, in stored order."""
         try:
-            while not self._whole and self._next():
-                pass
+            with self._lock:
+                while not self._whole and self._next():
+                    pass
         except (RefusedArchive, *DAMAGE) as error:
             # Else who asks again gets the members behind the one that was refused.
             _opened.cache_clear()
@@ -348,11 +351,12 @@ class TarArchive:
     def read(self, member: str, max_bytes: int) -> bytes:
         """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
         try:
-            info = self._find(member)
-            if info.size > max_bytes:
-                raise SkipItem("file too large")
-            self._file.seek(info.offset_data)
-            body = self._file.read(info.size)
+            with self._lock:
+                info = self._find(member)
+                if info.size > max_bytes:
+                    raise SkipItem("file too large")
+                self._file.seek(info.offset_data)
+                body = self._file.read(info.size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
         if len(body) != info.size:
@@ -363,7 +367,8 @@ class TarArchive:
         """Return a seekable stream of a member, for an archive in this one."""
         if self._packed:
             return io.BytesIO(self.read(member, MAX_FILE_BYTES))
-        stream = self._archive.extractfile(self._find(member))
+        with self._lock:
+            stream = self._archive.extractfile(self._find(member))
         if stream is None:
             raise SkipItem("no plain file")
         return stream
