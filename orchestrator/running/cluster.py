@@ -249,7 +249,8 @@ def connect(
     Raises:
         SweepError: when Ray does not answer, start or accept us, or has known holes.
     """
-    os.environ.update(_ALWAYS)
+    # Ray takes a child of process 1 for an orphan, which it ends without a word where its raylet is gone.
+    os.environ.update(_ALWAYS, RAY_RAYLET_PID=str(os.getpid()))
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
     # Of cells that were tried again and are done; what one fails of has a line of ours.
