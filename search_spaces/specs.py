@@ -334,60 +334,35 @@ class NetworkSpec(Spec):
         return derive_seed("network", fingerprint(self))
 
 
-class _Measurement(Spec):
+class AttackMeasurement(Spec):
+    """One attack at one strength."""
+
     schema_version: int
-    network_id: str
-
-    @property
-    def _slug(self) -> list[str]:
-        raise NotImplementedError
-
-    @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        return readable_id(self._slug, self)
-
-
-class AttackMeasurement(_Measurement):
-    """One attack at one strength on one trained network."""
-
     method: str
     epsilon: float
 
-    @property
-    def _slug(self) -> list[str]:
-        return ["attack", self.method, f"{self.epsilon:g}"]
 
+class RepresentationMeasurement(Spec):
+    """One estimate of the intrinsic dimension of a network's representation of its training set."""
 
-class RepresentationMeasurement(_Measurement):
-    """One estimate of the intrinsic dimension of one trained network's representation of its training set."""
-
+    schema_version: int
     estimator: str
     num_neighbors: int
     stages: bool = False
     """After every stage, not of the last hidden layer."""
 
-    @property
-    def _slug(self) -> list[str]:
-        return ["d_repr", self.estimator, f"k{self.num_neighbors}", *["stages"][: self.stages]]
 
+class RobustnessMeasurement(Spec):
+    """The distances to other decisions."""
 
-class RobustnessMeasurement(_Measurement):
-    """The distances to other decisions on one trained network."""
-
+    schema_version: int
     robustness: RobustnessSpec
 
-    @property
-    def _slug(self) -> list[str]:
-        return ["r_hat", f"n{self.robustness.num_images}"]
 
+class PredictionMeasurement(Spec):
+    """What a network says of every test image."""
 
-class PredictionMeasurement(_Measurement):
-    """What one trained network says of every test image."""
-
-    @property
-    def _slug(self) -> list[str]:
-        return ["predictions"]
+    schema_version: int
 
 
 Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
@@ -396,8 +371,7 @@ Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurem
 class TrialSpec(Spec):
     """One cell of the grid: a network, and what is measured on it once it is trained.
 
-    The cell's identity and seed are the network's. Each measurement has an id of its own that refers to the
-    network, so that asking for more changes no network.
+    The cell's identity and seed are the network's, so that asking for more measurements changes no network.
     """
 
     network: NetworkSpec
@@ -423,29 +397,23 @@ class TrialSpec(Spec):
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything that is measured on the network, one entry per number or group of numbers."""
-        network_id, attacks, representation = self.trial_id, self.attacks, self.representation
-        version, k = self.representation_version, representation.num_neighbors
+        attacks, representation, k = self.attacks, self.representation, self.representation.num_neighbors
+        version = self.representation_version
         found: list[Measurement] = [
-            RepresentationMeasurement(
-                schema_version=version, network_id=network_id, estimator=name, num_neighbors=k, stages=stages
-            )
+            RepresentationMeasurement(schema_version=version, estimator=name, num_neighbors=k, stages=stages)
             for stages in (False, True)[: 1 + representation.stages]
             for name in representation.estimators
         ]
         versions = {"fgsm": 1, "pgd": self.attack_version}
         found += [
-            AttackMeasurement(
-                schema_version=versions[method], network_id=network_id, method=method, epsilon=epsilon
-            )
+            AttackMeasurement(schema_version=versions[method], method=method, epsilon=epsilon)
             for method in attacks.methods
             for epsilon in attacks.epsilons
         ]
         if (asked := self.robustness) is not None:
-            version = self.robustness_version
-            found += [RobustnessMeasurement(schema_version=version, network_id=network_id, robustness=asked)]
+            found.append(RobustnessMeasurement(schema_version=self.robustness_version, robustness=asked))
         if self.predictions:
-            version = self.predictions_version
-            found += [PredictionMeasurement(schema_version=version, network_id=network_id)]
+            found.append(PredictionMeasurement(schema_version=self.predictions_version))
         return tuple(found)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:

@@ -77,8 +77,8 @@ MUTATIONS = (
     Mutation(
         "failures are stored", TRIALS,
         "        self._run.stored.save(record)\n"
-        "        self._execution.count_failure",
-        "        self._execution.count_failure",
+        "        gpu =",
+        "        gpu =",
     ),
     Mutation(
         "results are stored", TRIALS,
@@ -478,8 +478,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a killed search asks for what an unbroken one does", SEARCH,
-        "len(trials), again) % 2**32",
-        "len(trials), again, id(self)) % 2**32",
+        "len(self.trials), again) % 2**32",
+        "len(self.trials), again, id(self)) % 2**32",
     ),
     Mutation(
         "finalists are those of the whole search", SEARCH,

@@ -572,19 +572,13 @@ def test_the_disk_of_predictions_is_counted():
     assert "kept predictions: " in extras_text(found)
 
 
-def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():
+def test_the_plan_says_what_attacks_cost_beside_training():
     long = "{from: smoke, epochs: 1000}"
-    cheap = extras(planned(recipe=long), ())
-    assert sum(cheap["attack_shares"].values()) < 0.15
-    assert extras_text(cheap).endswith("% of training")
+    assert extras_text(extras(planned(recipe=long), ())).endswith("% of training")
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     dear = extras(planned(recipe=long, more=more), ())
     assert list(dear["attack_shares"]) == ["fgsm", "pgd", "robustness"]
-    said = r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant"
-    assert re.search(said, extras_text(dear))
-    assert "315 passes per image and strength, so leave pgd out" in extras_text(dear)
-    radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), ())
-    assert "times the 15% that are meant: a smaller robustness.num_images" in extras_text(radii)
+    assert re.search(r"% of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear))
 
 
 def test_recipes_that_vary_within_a_cell_part_the_models():
