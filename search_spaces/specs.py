@@ -34,19 +34,7 @@ PREDICTIONS_VERSION = 1
 MEASURE_VERSION = 2
 
 
-Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
-
-
-def two_classes(pair: Pair) -> Pair:
-    """Refuse a pair of one class with itself."""
-    if pair[0] == pair[1]:
-        raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
-    return pair
-
-
-ClassPair = Annotated[
-    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(two_classes)
-]
+ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 V = TypeVar("V", bound=str | int | float)
 
 
@@ -56,6 +44,16 @@ def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
     if repeated:
         raise ValueError(f"{what} names {', '.join(repeated[:20])} more than once".lstrip())
     return values
+
+
+def two_rising(limits: object) -> object:
+    """Refuse a list that is no range."""
+    if not isinstance(limits, list | tuple):
+        return limits
+    numbers = [limit for limit in limits if isinstance(limit, int | float)]
+    if not len(limits) == len(numbers) == 2 or numbers[0] >= numbers[1]:
+        raise ValueError("must be two rising numbers, the smallest and the largest")
+    return tuple(limits)
 
 
 Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
