@@ -51,7 +51,7 @@ def two_rising(limits: object) -> object:
     if not isinstance(limits, list | tuple):
         return limits
     numbers = [limit for limit in limits if isinstance(limit, int | float)]
-    if not len(limits) == len(numbers) == 2 or numbers[0] >= numbers[1]:
+    if len(limits) != 2 or (len(numbers) == 2 and numbers[0] >= numbers[1]):
         raise ValueError("must be two rising numbers, the smallest and the largest")
     return tuple(limits)
 

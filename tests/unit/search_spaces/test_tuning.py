@@ -49,7 +49,7 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
         ({"batch_size": []}, r"tune\.batch_size"),
         ({"batch_size": [8, 8]}, r"tune\.batch_size: names 8 more than once"),
         ({"budget": 0.03}, r"tune\.budget: input should be greater than or equal to 0\.04; found: 0\.03"),
-        ({"budget": -1}, r"tune\.budget: input should be greater than 0"),
+        ({"budget": -1}, r"tune\.budget: input should be greater than or equal to 0\.04"),
         ({"validation_share": 0.9}, r"tune\.validation_share: input should be less than or equal to 0\.5"),
         ({"sampler": "tbe"}, r"tune\.sampler: input should be 'tpe', 'gp' or 'random'"),
         ({"seed": -1}, r"tune\.seed: input should be greater than or equal to 0"),
