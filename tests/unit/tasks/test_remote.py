@@ -107,7 +107,7 @@ class TestRayExecutor(ExecutorContract):
 
     @pytest.fixture
     def executor(self, ray_cluster):
-        return RayExecutor(num_workers=2)
+        return RayExecutor()
 
     def test_arrives_in_order_of_completion(self, executor, tmp_path):
         awaited = tmp_path / "awaited"
@@ -154,10 +154,6 @@ class TestRayExecutor(ExecutorContract):
 
     def test_takes_as_many_workers_as_the_cluster_has(self, ray_cluster):
         assert RayExecutor().num_workers >= 2
-
-    def test_refuses_no_workers(self, ray_cluster):
-        with pytest.raises(SetupError, match="num_workers must be at least 1; found: 0"):
-            RayExecutor(num_workers=0)
 
 
 class TestWaiting:

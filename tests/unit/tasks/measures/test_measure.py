@@ -179,7 +179,7 @@ def test_two_workers_give_the_same_bits(ray_local, images, labels):
     from tasks.remote import RayExecutor
 
     here = measure_nested(images, labels, [40, 120])
-    there = measure_nested(images, labels, [40, 120], executor=RayExecutor(2))
+    there = measure_nested(images, labels, [40, 120], executor=RayExecutor())
     assert there.to_json() == here.to_json()
 
 
