@@ -17,7 +17,7 @@ its external and virtual datasets, which may read other files, are refused.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -61,8 +61,8 @@ MAX_MEMBERS = 1000
 MAX_CHUNK_BYTES = 256 << 20
 COPY_AGAIN = "save or copy it again"
 CUT = "values outside pixel_range cut"
-MOST_CUT = 0.9
-"""Of all values: a window of a CT cuts most of the air and the table, a wrong range nearly everything."""
+MOST_CUT, LEAST_FILLED = 0.9, 1e-4
+"""Of all values, as a window of a CT cuts most of the air and the table; and of the range."""
 
 
 @dataclass(frozen=True)
@@ -314,13 +314,25 @@ def _range(
     if given is None and all(dtype.kind in "ui" for dtype in kinds):
         return (None, None), "whole numbers, scaled by own maximum"
     try:
-        opened = ((file.rows(part.images), head) for part, head in zip(parts, headers, strict=True))
-        rows = (read(index) for read, head in opened for index in range(head.shape[0]))
-        return pixel_scale(request.dataset.name, rows, given)
+        tops = dict.fromkeys((part.images for part in parts), -np.inf)
+
+        def rows() -> Iterator[NDArray[np.generic]]:
+            for part, head in zip(parts, headers, strict=True):
+                read = file.rows(part.images)
+                for row in map(read, range(head.shape[0])):
+                    tops[part.images] = max(tops[part.images], row.max())  # NaN is none
+                    yield row
+
+        limits, said = pixel_scale(request.dataset.name, rows(), given)
+        if limits == (0.0, 255.0) and (dark := [name for name, top in tops.items() if -np.inf < top <= 1]):
+            rule = f"{request.dataset.name}: all images must have one scale, and some lie in [0, 1]"
+            raise DataError(rule, f"{', '.join(dark)}, of images in [0, 255]", "multiply them by 255")
+        return limits, said
     except SkipItem as skip:
         raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
 
 
+@np.errstate(over="ignore")  # of limits beyond float32
 def pixel_scale(
     name: str, rows: Iterable[NDArray[np.generic]], given: tuple[float, float] | None
 ) -> tuple[tuple[float, float], str]:
@@ -345,6 +357,9 @@ def pixel_scale(
             rule = f"{name}: images must have values between the black and white of pixel_range"
             cut = f"[{given[0]:g}, {given[1]:g}], which cuts {num_cut / num_values:.1%} of values in {found}"
             raise DataError(rule, cut, f"all of them lie in {option}")
+        if 0 < high - low < LEAST_FILLED * (given[1] - given[0]):
+            rule = f"{name}: images must fill at least {LEAST_FILLED:.2%} of pixel_range"
+            raise DataError(rule, f"{found} of [{given[0]:g}, {given[1]:g}]", f"all of them lie in {option}")
         return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"

@@ -94,6 +94,10 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         r"between the black and white.*\[-1, 1\], which cuts 99.* lie in pixel_range: \[-499, 499\]"),
     "a window": (of(SIGNED * 1.0), {"pixel_range": (-160.0, 240.0)},
         {"flags": {"values outside pixel_range cut": 12}}),
+    "a range of which they fill nothing": (of(FLOATS), {"pixel_range": (-1e300, 1e300)},
+        r"fill at least 0.01% of pixel_range; found: \[.*\] of \[-1e\+300, 1e\+300\]"),
+    "parts on two scales": ({"x_train": FLOATS[:8], "y_train": LABELS[:8], "x_test": FLOATS[8:] * 255,
+        "y_test": LABELS[8:]}, {}, r"one scale, and some lie in \[0, 1\]; found: x_train, of images in"),
     "what was proposed": (of(SIGNED / 7), {"pixel_range": (-71.4285736, 71.2857132)}, {"flags": {}}),
     # Out of a resize with overshoot, a standardisation, or a network.
     **{f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)
