@@ -332,7 +332,7 @@ def _range(
         raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
 
 
-@np.errstate(over="ignore")  # of limits beyond float32
+@np.errstate(over="ignore", invalid="ignore")  # of limits beyond float32
 def pixel_scale(
     name: str, rows: Iterable[NDArray[np.generic]], given: tuple[float, float] | None
 ) -> tuple[tuple[float, float], str]:
