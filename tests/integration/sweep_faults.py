@@ -61,7 +61,7 @@ def undisturbed(sweep: str, root: Path) -> tuple[dict[str, Any], float]:
 
 def left_over() -> list[str]:
     """Return processes, ports and folders that are still there, a while after all has ended."""
-    end, found = time.monotonic() + 30, ["?"]
+    end, found = time.monotonic() + PATIENCE_S, ["?"]
     while found and time.monotonic() < end:
         # Asked for this way, what ends in the meantime is passed over.
         others = (p for p in psutil.process_iter(["cmdline"]) if p.pid not in (os.getpid(), 1))
@@ -76,8 +76,6 @@ def left_over() -> list[str]:
 def tracked(root: Path, cells: set[str]) -> dict[str, Any]:
     """Return what MLflow shows: runs by state, and whether each cell has one that counts."""
     runs = mlflow_runs(root)
-    if "tags.isweep.duplicate" in runs:
-        runs = runs[runs["tags.isweep.duplicate"] != "true"]
     trials = runs[runs["tags.kind"] == "trial"]
     one_each = sorted(trials["tags.trial_id"]) == sorted(cells)
     return {"statuses": runs["status"].value_counts().to_dict(), "one_each": one_each}

@@ -125,7 +125,9 @@ def test_a_domain_without_a_fit_falls_back_and_says_so():
             "a pilot of small trainings on the dataset itself may narrow it",
         ),
         (
-            synthetic_table(num_natural=4, trial_std=0.1, dataset_std=0.5, size_slope=0.5, train_sizes=(100, 1000)),
+            synthetic_table(
+                num_natural=4, trial_std=0.1, dataset_std=0.5, size_slope=0.5, train_sizes=(100, 1000)
+            ),
             true_loss(1000),
             f"a loss of {true_loss(1000):.3g} could need any number of images from 1 on, more than a factor",
         ),
