@@ -40,8 +40,8 @@ SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
 #: Codes for a missing value (netCDF's fill too), and words of rows that sum up others: fitted, and told.
-CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, 99.0, -32768.0, 9.96921e36, 1e20)
-CODES += tuple(sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1))
+NINES = (sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1))
+CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, 99.0, -32768.0, 9.96921e36, 1e20, *NINES)
 SUMMARIES = {"all", "average", "avg", "gesamt", "mean", "median", "overall", "pooled", "sum", "total"}
 
 Level = Literal["within", "between"]

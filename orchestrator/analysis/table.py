@@ -145,7 +145,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
         blank = {name: ["", "nan"] for name in header if name not in text}
         exact: Any = {"keep_default_na": False, "float_precision": "round_trip"}
-        table = pd.read_csv(path, dtype=text, na_values=blank, **exact)
+        table: pd.DataFrame = pd.read_csv(path, dtype=text, na_values=blank, **exact)
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
         raise DataError(rule, f"{path}: {error}", way_out) from error
