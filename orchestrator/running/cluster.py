@@ -310,20 +310,19 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             silent_s, said = 0.0, False
             return None
         silent_s += LOOK_EVERY_S
-        name, *where = silent[0]
-        found = "{}:{}".format(*where)
+        name, *address = silent[0]
         if silent_s >= patience_s:
             while stopped in watched:  # the way out would wait for it
                 os.kill(pid, signal.SIGKILL)
                 pid, stopped = ending.stopped_child()
             return SetupError(
                 f"{name} must be there",
-                f"{found}: no answer for {silent_s:.0f} s",
+                "{}:{}: no answer for {:.0f} s".format(*address, silent_s),
                 "run the same command again, on a shared cluster when it is back: what is done is kept",
             )
         if silent_s >= SAID_AFTER_S and not said:
             said = True
-            log.warning("%s at %s does not answer; waiting for it", name, found)
+            log.warning("%s at %s:%d does not answer; waiting for it", name, *address)
         return None
 
     watch = ending.Watch("head-watch", LOOK_EVERY_S, look)
