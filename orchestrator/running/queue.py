@@ -190,8 +190,8 @@ class Execution(Protocol):
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes to which a trial that failed for its node could be given."""
 
-    def gpu_failed(self, place: Place) -> None:
-        """Give the GPU of a trial, which failed, to no other for a while."""
+    def gpu_failed(self, place: Place, seconds: float) -> None:
+        """Give the GPU of a trial, which failed, to no other for so long."""
 
     def killed_for_memory(self, places: Mapping[str, Place]) -> set[str]:
         """Return whose process was killed for memory."""
@@ -268,15 +268,16 @@ class TuneExecution:
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
-    def gpu_failed(self, place: Place) -> None:
-        """Give the GPU of a trial, which failed, to no other for a while, where there are others."""
+    def gpu_failed(self, place: Place, seconds: float) -> None:
+        """Give the GPU of a trial, which failed, to no other for so long, where one is left that works."""
+        still = {
+            gpu: ray.wait(parts, num_returns=len(parts), timeout=0)[1] for gpu, parts in self._resting.items()
+        }
+        self._resting = {gpu: parts for gpu, parts in still.items() if parts}
         gpu = place.node, place.gpus
-        rest = (
-            ray.wait(parts, num_returns=len(parts), timeout=0)[1] if (parts := self._resting.get(gpu)) else []
-        )
-        if self._run.cluster.num_gpus > 1 and (len(rest) + 1) * place.num_gpus <= 1:
-            rest.append(keep_out(place))
-        self._resting[gpu] = rest
+        rest = self._resting.get(gpu, [])
+        if len({gpu, *self._resting}) < self._run.cluster.num_gpus and (len(rest) + 1) * place.num_gpus <= 1:
+            self._resting[gpu] = [*rest, keep_out(place, seconds)]
 
     def why_nothing_starts(self) -> str:
         """Say what is missing."""

@@ -382,7 +382,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a cell that ran out of memory gets more", REQUESTS,
-        "        times = max(self.out_of_memory[cell.trial_id], self.needed[_network(cell)])\n",
+        "        times = max(self.out_of_memory[cell.trial_id], self.out_of_memory[network], pressed)\n",
         "        times = 0\n",
     ),
     Mutation(
@@ -392,7 +392,7 @@ MUTATIONS = (
     ),
     Mutation(
         "other code here and there ends no sweep", FAILURES,
-        "        self.in_vain = self.unfit[node, True] = 0\n",
+        "        self.in_vain = self.unfit[node, True] = self.in_a_row[node, gpus] = 0\n",
         "",
     ),
     Mutation(
