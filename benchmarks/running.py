@@ -148,7 +148,7 @@ def plain_tune(folder: Path, num_trials: int) -> float:
 MEASURED = """
 import json, resource, sys, time
 began = time.perf_counter()
-from orchestrator.cli.app import entry
+from orchestrator.cli import entry
 try:
     entry()
 except SystemExit as end:

@@ -64,6 +64,7 @@ class SimulatedClient:
                 "status": "RUNNING",
                 "start_time": start_time or 10**13,
                 "end_time": None,
+                "lifecycle_stage": "active",
             },
             "tags": {**(tags or {}), **named},
             "params": {},
@@ -86,7 +87,8 @@ class SimulatedClient:
 
     def search_runs(self, experiments: list[str], query: str = "", **_: Any) -> Any:
         asked = [CONDITION.fullmatch(part) for part in query.split(" and ") if part]
-        found = [self.get_run(key) for key, kept in self.kept.items() if kept["experiment"] in experiments]
+        there = (self.get_run(key) for key, kept in self.kept.items() if kept["experiment"] in experiments)
+        found = [run for run in there if run.info.lifecycle_stage == "active"]
         for match in asked:
             assert match is not None, query
             kind, name, value = match.groups()
@@ -96,6 +98,9 @@ class SimulatedClient:
     @staticmethod
     def _value(run: Any, kind: str, name: str) -> str | None:
         return run.data.tags.get(name) if kind == "tags" else getattr(run.info, name)
+
+    def delete_run(self, run_id: str) -> None:
+        self._kept(run_id)["info"]["lifecycle_stage"] = "deleted"
 
     def update_run(self, run_id: str, status: str) -> None:
         self._kept(run_id)["info"]["status"] = status

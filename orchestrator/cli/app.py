@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import metadata
+from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ COMMANDS: dict[str, dict[Callable[..., int | None], tuple[str, ...]]] = {
     },
 }
 """By group: what a command says while one waits ("" where it shows its own progress), and its examples."""
+SLOW = {results.fit, results.report, results.compare, results.claims, results.predict, results.power}
+SLOW |= {data.measure, environment.ui, environment.doctor}
+"""They take seconds whatever they find, and say that into a pipe or file too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,9 +157,17 @@ def application() -> App:
         group = Group(name, sort_key=order)
         for place, (function, (_, *examples)) in enumerate(functions.items()):
             epilogue = "\n  ".join(["For example:", *examples])
-            app.command(function, group=group, sort_key=place, help_epilogue=epilogue)
+            app.command(function, group=group, sort_key=place, help_epilogue=epilogue, usage=_usage(function))
     app.register_install_completion_command(group=Group("Shell", sort_key=len(COMMANDS)))
     return app
+
+
+def _usage(function: Callable[..., int | None]) -> str | None:
+    """Return the line of usage where the library's would be ``[ARGS]``, for a name that may be left out."""
+    first = next(iter(signature(function).parameters.values()))
+    if first.kind != first.POSITIONAL_ONLY or first.default is first.empty:
+        return None
+    return f"Usage: isweep {function.__name__} [OPTIONS] [{first.name.upper()}]"
 
 
 class _App(App):
@@ -169,7 +181,8 @@ class _App(App):
 def _run(command: partial[int | None]) -> int:
     waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
     try:
-        with waiting(wait) if (wait := waits.get(command.func)) else nullcontext():
+        slow = command.func in SLOW
+        with waiting(wait, slow=slow) if (wait := waits.get(command.func)) else nullcontext():
             code = command() or 0
         sys.stdout.flush()
         return code

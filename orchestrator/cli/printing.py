@@ -123,11 +123,13 @@ _waits: list[Progress] = []
 
 
 @contextmanager
-def waiting(text: str) -> Iterator[None]:
+def waiting(text: str, *, slow: bool) -> Iterator[None]:
     """Say on a terminal what is waited for, with a clock that moves, until the block ends or :func:`emit`.
 
-    Nothing of it goes to a pipe or file.
+    Into a pipe or file goes a line where it is ``slow``, and nothing else.
     """
+    if slow and not stderr.is_terminal:
+        tell(f"{text} …")
     columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     shown = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
     shown.add_task(f"{text} …", total=None)

@@ -1,7 +1,7 @@
 """The runs of one sweep in MLflow: found by tag, one per key for ever, compared with what they should show.
 
 Every call may be repeated after a lost reply. A run that was perhaps created is looked up by its tag before
-another one is; of several runs for one key the oldest counts and the others are marked.
+another one is; of several runs for one key the oldest counts and the others are deleted.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ from tasks.atomic import place_once
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100  # of one call
 INF_AS_STORED = 1.7e308
-KEY_TAG, REPORT_TAG = "isweep.run_key", "isweep.report"
-DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
+KEY_TAG, REPORT_TAG, STORAGE_TAG = "isweep.run_key", "isweep.report", "isweep.storage"
 KILLED = "killed"
 """Value of the tag ``status`` where nobody works on a trial any more and no result came."""
 LOCAL_PAGES = "http://127.0.0.1:5000"
@@ -107,7 +106,7 @@ class SweepRuns:
     def show(self, run: FlatRun) -> bool:
         """Make the key's run FINISHED with exactly these values; returns whether anything had to be done.
 
-        A run that never can, since MLflow keeps params and metrics for ever, is set aside for a new one.
+        A run that never can, since MLflow keeps params and metrics for ever, is deleted for a new one.
         """
         # MLflow shows the last point of a series.
         series = sorted(run.series, key=lambda point: (point[1], point[3]))
@@ -120,7 +119,7 @@ class SweepRuns:
                 return False
             data = self.client.get_run(known.run_id).data
             if _has_too_much(run, wanted, data):
-                self._set_aside(known.run_id)
+                self.client.delete_run(known.run_id)
                 del self._runs[run.run_key]
             elif (
                 finished
@@ -184,7 +183,7 @@ class SweepRuns:
             self._end(known, "KILLED")
         num_extra = len(self._extra)
         for run_id in self._extra:
-            self._set_aside(run_id)
+            self.client.delete_run(run_id)
         self._extra = []
         return len(left), num_extra
 
@@ -205,12 +204,9 @@ class SweepRuns:
     def _take(self, runs: Iterable[Run]) -> None:
         for run in runs:
             key, data = run.data.tags.get(KEY_TAG), run.data
-            marked = data.tags.get(DUPLICATE_TAG) == "true"
-            if key is None or (marked and run.info.status != "RUNNING"):
-                continue
-            if marked or key in self._runs:
+            if key in self._runs:
                 self._extra.append(run.info.run_id)
-            else:
+            elif key is not None:
                 shown = _digest(data.tags, data.params, data.metrics)
                 self._runs[key] = _Known(run.info.run_id, run.info.status, shown)
 
@@ -269,17 +265,13 @@ class SweepRuns:
         self.client.set_terminated(known.run_id, status, end_ms)
         known.status = status
 
-    def _set_aside(self, run_id: str) -> None:
-        # In this order: whoever has the tag is not looked at again, and would be RUNNING for ever.
-        self.client.set_terminated(run_id, "KILLED")
-        self.client.set_tag(run_id, DUPLICATE_TAG, "true")
-
 
 def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> bool:
-    """Tell whether a param or the data are other ones, or a metric of ours is there that the run has not."""
+    """Tell whether params, data or points are others, or a metric of ours is there that the run has not."""
     images = run.tags.get(table.DATA_FINGERPRINT)
     others = any(data.params.get(name, value) != value for name, value in run.params.items())
-    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
+    drawn, points = ({*tags.get(table.CURVE, "").split()} for tags in (data.tags, run.tags))
+    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images or not drawn <= points:
         return True
     return any(column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys()))
 
@@ -375,9 +367,8 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
         ours = [one for one in known if one and (not storage or one.tags.get(STORAGE_TAG) in whose)]
         query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
         for run in search(client, str(ours[0].experiment_id), query) if ours else ():
-            if run.data.tags.get(DUPLICATE_TAG) != "true":
-                finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
-                rows.append(row_of(run.data.tags, finite))
+            finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
+            rows.append(row_of(run.data.tags, finite))
     except Exception as error:
         raise no_answer(error) from error
     return sorted(rows, key=lambda row: str(row[table.TRIAL_ID]))

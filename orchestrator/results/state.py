@@ -106,7 +106,7 @@ class Index:
 
     def add(self, found: Iterable[Stamped]) -> None:
         """Keep outlines that have a stamp; without them looks are slower."""
-        texts = ((outline.trial_id, stamp, outline.text()) for stamp, outline in found if stamp)
+        texts = ((outline.trial_id, stamp, outline.model_dump_json()) for stamp, outline in found if stamp)
         rows = [(*row, zlib.crc32(f"{row[1]} {row[2]}".encode())) for row in texts]
         if not self._path.parent.is_dir() or (self._path.exists() and not self._path.is_file()):
             return
@@ -194,14 +194,18 @@ class StoredResults:
         store, kept = ResultStore(url), None if index is None else Index(index)
         files, known = store.listing(TrialRecord), kept.read() if kept and look else {}
         believed = {n: o for n, (stamp, o) in known.items() if n in files and stamp == files[n].stamp}
-        scan = store.scan(TrialRecord, [file for name, file in files.items() if name not in believed])
-        new = {name: TrialOutline.of(record) for name, record in scan.records.items()}
+        left = [file for name, file in files.items() if name not in believed]
+        new, held, unreadable = dict[str, TrialOutline](), dict[str, TrialRecord](), list[Unreadable]()
+        for name, record in store.each(TrialRecord, left, unreadable):
+            new[name] = TrialOutline.of(record)
+            if not look:
+                held[name] = record
         if kept is not None and new:
             kept.add((files[name].stamp, outline) for name, outline in new.items())
         found, measures, failures = believed | new, store.scan(MeasureRecord), store.scan(FailureRecord)
         outlines = {name: found[name] for name in files if name in found}
-        trials = Records(store, outlines, {} if look else scan.records)
-        unreadable = scan.unreadable + failures.unreadable + measures.unreadable
+        trials = Records(store, outlines, held)
+        unreadable += failures.unreadable + measures.unreadable
         return cls(store, trials, measures.records, failures.records, unreadable, kept)
 
     def forget_lost(self) -> int:

@@ -14,7 +14,7 @@ import platform
 import posixpath
 import secrets
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
@@ -357,15 +357,21 @@ class ResultStore:
 
     def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
         """Read all records of ``kind``, or those in ``files`` alone, by id."""
-        scan: Scan[R] = Scan()
-        for file, content in self._files.read_many(self.listing(kind).values() if files is None else files):
+        scan, files = Scan[R](), self.listing(kind).values() if files is None else files
+        scan.records.update(self.each(kind, files, scan.unreadable))
+        return scan
+
+    def each(
+        self, kind: type[R], files: Iterable[Found], unreadable: list[Unreadable]
+    ) -> Iterator[tuple[str, R]]:
+        """Yield the records in ``files`` with their ids; those that are not believed go to ``unreadable``."""
+        for file, content in self._files.read_many(files):
             try:
-                scan.records[_id(file)] = _believed(file.path, content, kind, _id(file))
+                yield _id(file), _believed(file.path, content, kind, _id(file))
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 reason = error.value.removeprefix(f"{file.path}: ")
-                scan.unreadable.append(Unreadable(file.path, reason, isinstance(error, NewerRecordError)))
-        return scan
+                unreadable.append(Unreadable(file.path, reason, isinstance(error, NewerRecordError)))
 
     def read(self, kind: type[R], record_id: str) -> R | None:
         """Read one record; None when there is none, and NewerRecordError when a newer version made it."""
@@ -513,9 +519,9 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     if isinstance(found, OSError):
         raise broken(found.strerror or type(found).__name__)
     try:
-        sealed = json.loads(found)
+        sealed = from_json(found)
         record = sealed["record"]
-        # The fingerprint of what json.loads gives: plain values need no spelling of our own.
+        # The fingerprint of what was read: plain values need no spelling of our own.
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
         intact = sealed["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -236,8 +236,8 @@ Point = tuple[str, int, float, int]
 """A point of a curve: metric, step (epoch, number of results), value, milliseconds since 1970."""
 CURVE = "curve"
 """Kind, and beginning of the key, of runs that hold the curve of a model on a dataset over N."""
-MOST_PARAM = 500
-"""Letters of a param's value that every MLflow takes."""
+MOST_TAG = 5000
+"""Letters of a tag's value that every MLflow takes."""
 
 
 @dataclass(frozen=True)
@@ -344,8 +344,8 @@ def flat_run(
 def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
     """Yield a run per model, recipe and dataset with the curve over N that their trials make.
 
-    Its loss and accuracy at step N are means over class pairs and seeds. They are its param too, so that a
-    curve that came to look otherwise is another run.
+    Its loss and accuracy at step N are means over class pairs and seeds. Its tag has them too: MLflow forgets
+    no point, so a curve with other means needs another run, and one with more N does not.
     """
     groups: dict[tuple[str, ...], dict[int, list[FlatRun]]] = {}
     for run in trials:
@@ -359,11 +359,12 @@ def curve_runs(trials: Iterable[FlatRun]) -> Iterator[FlatRun]:
             if (values := [run.metrics[name] for run in runs if name in run.metrics])
         ]
         tags = dict(zip((MODEL, RECIPE, DATASET), whose, strict=True)) | {"kind": CURVE}
-        shown = " ".join(f"{size}:{value:.4g}" for name, size, value, _ in points if name == TEST_LOSS)
+        shown = " ".join(f"{size}:{value:.10g}" for name, size, value, _ in points if name == TEST_LOSS)
+        tags[CURVE] = shown[:MOST_TAG]
         times = [run.finished_ms for runs in sizes.values() for run in runs]
         if points:
             key = " ".join((CURVE, *whose))
-            yield FlatRun(key, tags, {CURVE: shown[:MOST_PARAM]}, {}, (*points,), min(times), max(times))
+            yield FlatRun(key, tags, {}, {}, (*points,), min(times), max(times))
 
 
 def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:

@@ -159,7 +159,7 @@ class Tracker:
     ) -> dict[str, int]:
         """Show exactly these results, and failures of cells without one; nothing runs.
 
-        Every value is compared; second runs of one key are marked as duplicates, RUNNING ones are closed.
+        Every value is compared; second runs of one key are deleted, RUNNING ones are closed.
         ``wait=False`` leaves it to the background and returns no counts; else SetupError without an answer.
         """
         before = self._counts.copy()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psutil
 from pydantic import Field
 
 from orchestrator.planning.estimate import LOOK_AHEAD
@@ -144,13 +145,12 @@ def reached(address: str) -> str:
     return address if ":" in peer else f"{peer}:{port}"
 
 
-def answers(host: str, port: int) -> bool:
-    """Tell whether somebody listens there."""
-    try:
-        with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+def answers(host: str, port: int, process: psutil.Process | None = None) -> bool:
+    """Tell whether somebody listens there, which a ``process`` that is stopped seems to do."""
+    asked = (host.strip("[]"), port), HEAD_ANSWER_TIMEOUT_S
+    with contextlib.suppress(OSError, psutil.Error), socket.create_connection(*asked):
+        return process is None or process.status() != psutil.STATUS_STOPPED
+    return False
 
 
 @dataclass(frozen=True)
@@ -291,9 +291,13 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    own = dict[str, psutil.Process]()
+    for child in psutil.Process().children():  # those of a private cluster, among others
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            own[child.name()] = child
     addresses = {
-        "The head of the Ray cluster": (host, int(port)),
-        "The raylet of this node": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+        "The head of the Ray cluster": (host, int(port), own.get("gcs_server")),
+        "The raylet of this node": (here["NodeManagerAddress"], here["NodeManagerPort"], own.get("raylet")),
     }
     silent_s, said = 0.0, False
 
@@ -309,6 +313,9 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
         silent_s += LOOK_EVERY_S
         where = "{}:{}".format(*addresses[silent[0]])
         if silent_s >= patience_s:
+            for process in (addresses[name][2] for name in silent):
+                with contextlib.suppress(psutil.Error):
+                    process and process.kill()  # the way out would wait for one that is stopped
             return SetupError(
                 f"{silent[0]} must be there",
                 f"{where}: no answer for {silent_s:.0f} s",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import sys
 import time
@@ -241,7 +240,7 @@ def perform_cell(
 
     spec, keeper = TrialSpec.model_validate_json(worker.cell["spec"]), worker.keeper
     trial_id, text = spec.trial_id, worker.cell["known"]
-    known = TrialRecord.model_validate(json.loads(text), strict=False) if text else None
+    known = TrialRecord.model_validate_json(text) if text else None
     keep_predictions = None if keeper is None else partial(keeper.put, FileKind.PREDICTIONS, trial_id)
     if keeper is not None and known is not None and known.result.weights is not None:
         how = {name: value for name, value in options.items() if name != "graphs"}

@@ -110,7 +110,7 @@ class _Tuning(Stages):
         check_models(workspace.plan, ())
         check_raw(workspace, options.raw)
         check_feasible(workspace, options.raw)
-        if self.missing:
+        if self.missing and not workspace.paths.tuned_recipe(workspace.plan.sweep.name).exists():
             self.check_machine()
         prepare_own(workspace, options, monitor)
         self.prepare()

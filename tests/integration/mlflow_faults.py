@@ -91,12 +91,11 @@ def shown(uri: str, name: str) -> dict[str, Any]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(f"isweep/{name}")
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
-    counted = [run for run in runs if run.data.tags.get("isweep.duplicate") != "true"]
-    trials = {run.data.tags["trial_id"]: run for run in counted if run.data.tags.get("kind") == "trial"}
+    trials = {run.data.tags["trial_id"]: run for run in runs if run.data.tags.get("kind") == "trial"}
     return {
-        "counted": len([run for run in counted if run.data.tags.get("kind") == "trial"]),
+        "counted": len([run for run in runs if run.data.tags.get("kind") == "trial"]),
         "losses": {key: run.data.metrics.get("test_loss") for key, run in trials.items()},
-        "statuses": dict(Counter(run.info.status for run in counted)),
+        "statuses": dict(Counter(run.info.status for run in runs)),
         "running": sum(run.info.status == "RUNNING" for run in runs),
     }
 

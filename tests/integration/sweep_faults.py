@@ -76,8 +76,6 @@ def left_over() -> list[str]:
 def tracked(root: Path, cells: set[str]) -> dict[str, Any]:
     """Return what MLflow shows: runs by state, and whether each cell has one that counts."""
     runs = mlflow_runs(root)
-    if "tags.isweep.duplicate" in runs:
-        runs = runs[runs["tags.isweep.duplicate"] != "true"]
     trials = runs[runs["tags.kind"] == "trial"]
     one_each = sorted(trials["tags.trial_id"]) == sorted(cells)
     return {"statuses": runs["status"].value_counts().to_dict(), "one_each": one_each}

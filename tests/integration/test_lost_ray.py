@@ -1,4 +1,4 @@
-"""A process of the driver's own cluster dies: exit 3 with the way on, and nothing is left."""
+"""A process of the driver's own cluster dies or stops: exit 3 with the way on, and nothing is left."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ def running_trials(root: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("victim", "told"),
+    ("victim", "told", "sent"),
     [
-        ("gcs_server", "The head"),
-        pytest.param("raylet", "The raylet", marks=pytest.mark.chaos),
+        ("gcs_server", "The head", signal.SIGKILL),
+        pytest.param("gcs_server", "The head", signal.SIGSTOP, marks=pytest.mark.chaos),
+        pytest.param("raylet", "The raylet", signal.SIGKILL, marks=pytest.mark.chaos),
+        pytest.param("raylet", "The raylet", signal.SIGSTOP, marks=pytest.mark.chaos),
     ],
 )
-def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(tmp_path, victim, told):
+def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(tmp_path, victim, told, sent):
     root, sweep = tmp_path / "root", tmp_path / "lost.yaml"
     scratch = Path(tempfile.mkdtemp(prefix="lost-"))  # short: sockets lie below it
     sweep.write_text(SWEEP)
@@ -61,7 +63,7 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(t
         assert driver.poll() is None, driver.communicate()[0]
         family = psutil.Process(driver.pid).children(recursive=True)
         (lost,) = [one for one in family if one.name() == victim]
-        os.kill(lost.pid, signal.SIGKILL)
+        os.kill(lost.pid, sent)
         out, _ = driver.communicate(timeout=120)
     finally:
         driver.kill()

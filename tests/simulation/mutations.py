@@ -206,9 +206,9 @@ MUTATIONS = (
         "            if False:\n",
     ),
     Mutation(
-        "second runs of a cell are marked", RUNS,
-        "        self.client.set_tag(run_id, DUPLICATE_TAG, \"true\")\n",
-        "",
+        "second runs of a cell are deleted", RUNS,
+        "            self.client.delete_run(run_id)\n",
+        "            pass\n",
     ),
     Mutation(
         "a finished run is finished", RUNS,
@@ -470,11 +470,6 @@ MUTATIONS = (
         "        self._running.clear()\n"
         "        self._want(_END, ending)",
         "        self._want(_END, ending)",
-    ),
-    Mutation(
-        "a duplicate that a restored server shows as running is ended", RUNS,
-        "(marked and run.info.status != \"RUNNING\")",
-        "marked",
     ),
     Mutation(
         "a killed search asks for what an unbroken one does", SEARCH,

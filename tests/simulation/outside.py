@@ -328,7 +328,7 @@ class SimulatedStorage(Bucket):
                 yield Found(path, _tag(self._outside.files[path][0]))
 
 
-WRITES = ("create", "set_", "update", "log_", "restore")
+WRITES = ("create", "set_", "update", "log_", "restore", "delete")
 
 
 class SimulatedServer:

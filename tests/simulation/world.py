@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
-from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, STORAGE_TAG, SweepRuns
+from orchestrator.results.mlflow_runs import KEY_TAG, STORAGE_TAG, SweepRuns
 from orchestrator.results.state import Records, StoredResults, TrialOutline
 from orchestrator.results.storage import Found, Patience, StorageAway
 from orchestrator.results.store import R, ResultStore, Scan, SealedRecord, TrialRecord
@@ -325,7 +325,7 @@ class World:
             return
         shown = defaultdict[str, list[Any]](list)
         for run_id, run in self.outside.server.kept.items():
-            if run_id not in self.foreign and run["tags"].get(DUPLICATE_TAG) != "true":
+            if run_id not in self.foreign and run["info"]["lifecycle_stage"] == "active":
                 shown[run["tags"][KEY_TAG]].append(run)
         statuses = {name: [run["info"]["status"] for run in runs] for name, runs in shown.items()}
         may_run = set() if ending else {*running, *monitor.stopped, SWEEP_KEY}
@@ -412,8 +412,7 @@ class World:
                 continue
             if run.info.status == "RUNNING":
                 found.append(f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
-            if run.data.tags.get(DUPLICATE_TAG) != "true":
-                shown[run.data.tags[KEY_TAG]].append(run)
+            shown[run.data.tags[KEY_TAG]].append(run)
         for name in failed:
             if [run.info.status for run in shown[name]] != ["FAILED"]:
                 found.append(f"{said}{name}, which failed, has {[run.info.status for run in shown[name]]}")

@@ -10,7 +10,8 @@ from importlib import metadata
 
 import pytest
 
-from orchestrator.cli.app import COMMANDS, application, main, parse
+from orchestrator.cli import environment, results
+from orchestrator.cli.app import COMMANDS, SLOW, application, main, parse
 from orchestrator.running.ending import stop_heard
 
 
@@ -160,12 +161,22 @@ def test_every_help_ends_with_examples_that_are_commands(capsys):
     for group in COMMANDS.values():
         for function, (_, *examples) in group.items():
             assert main([function.__name__.replace("_", "-"), "--help"]) == 0
-            assert capsys.readouterr().out.rstrip().endswith("For example:\n  " + "\n  ".join(examples))
+            said = capsys.readouterr().out.rstrip()
+            assert said.endswith("For example:\n  " + "\n  ".join(examples))
+            assert "ARGS" not in said
             for example in examples:
                 assert parse(shlex.split(example)[1:]).func is function
 
 
-def test_what_takes_long_says_so_on_a_terminal_and_to_no_file(root):
+def test_what_always_takes_seconds_says_so_at_once_into_a_pipe_too(root, capsys):
+    assert {results.report, environment.doctor} <= SLOW
+    assert main(["report", "smoke", "--root", str(root)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("fitting and drawing …\n")
+
+
+def test_what_takes_long_says_so_on_a_terminal_and_what_is_quick_to_no_file(root):
     """Every command that has no display of its own; what is shown is gone before the answer stands there."""
     shown = {"rm", "models", "recipes", "gpu_check"}
     functions = {of.__name__: said[0] for group in COMMANDS.values() for of, said in group.items()}

@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -15,7 +16,7 @@ from orchestrator.results import mlflow_runs, tracking
 from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
 from orchestrator.results.store import FailureKind, FailureRecord, ResultStore, TrialFailure
-from orchestrator.results.table import FlatRun
+from orchestrator.results.table import FlatRun, curve_runs
 from orchestrator.results.tracking import (
     Tracker,
     check_tracker,
@@ -90,9 +91,7 @@ def reconciled(client, sweep, results, failures=(), ending="FINISHED") -> dict[s
 def shown(client, sweep):
     """Return the runs that count by key, asked without our own reader."""
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
-    runs = [
-        run for run in client.search_runs([experiment]) if run.data.tags.get("isweep.duplicate") != "true"
-    ]
+    runs = client.search_runs([experiment])
     assert len({run.data.tags["isweep.run_key"] for run in runs}) == len(runs)
     return {run.data.tags["isweep.run_key"]: run for run in runs}
 
@@ -147,6 +146,25 @@ class TestWhatIsShown:
         finished(tracker, flat("a", 0.25, made=3000), flat("b", 0.25, made=9000))
         assert losses(client, sweep) == {"a": 0.25, "b": 0.25}
 
+    def test_a_curve_over_n_has_one_run_which_stays_whatever_sizes_are_added(self, client, sweep):
+        about = {"model": "small_cnn", "recipe": "paper", "dataset": "digits"}
+
+        def drawn(losses) -> str:
+            trials = [flat(f"n{size}", loss, size) for size, loss in losses.items()]
+            curves = curve_runs(replace(one, tags=one.tags | about) for one in trials)
+            finished(opened(client, sweep), *curves)
+            experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+            (run,) = client.search_runs([experiment], "tags.kind = 'curve'")
+            assert run.info.status == "FINISHED"
+            assert history(client, sweep, run.data.tags["isweep.run_key"], "test_loss") == [*losses.items()]
+            return run.info.run_id
+
+        first = drawn({60: 0.5, 120: 0.25})
+        assert drawn({30: 0.75, 60: 0.5, 120: 0.25, 240: 0.125}) == first
+        other = drawn({60: 0.5, 120: 0.375})  # another mean
+        assert other != first
+        assert drawn({60: 0.5, 120: 0.375}) == other
+
     def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(self, tracker, client, sweep):
         tracker.start_trial("a", {"trial_id": "a"})
         tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1200)])
@@ -188,7 +206,7 @@ EDITS = {
 
 
 class TestReconcile:
-    def test_replays_closes_ghosts_and_marks_duplicates(self, tracker, client, sweep):
+    def test_replays_closes_ghosts_and_deletes_duplicates(self, tracker, client, sweep):
         tracker.start_trial("ghost", {})
         tracker.finish(flat("shown", 0.5))
         tracker.flush()  # and then a SIGKILL: nothing is closed
@@ -200,7 +218,7 @@ class TestReconcile:
         assert later.reconcile(results) == {**UP_TO_DATE, "up_to_date": 2}
         later.close("FINISHED")
         assert losses(client, sweep) == {"missed": 0.75, "shown": 0.5}
-        assert client.get_run(second.info.run_id).info.status == "KILLED"
+        assert client.get_run(second.info.run_id).info.lifecycle_stage == "deleted"
         assert statuses(client, sweep)["ghost"] == "KILLED"
 
     @pytest.mark.parametrize("name", EDITS)
@@ -214,9 +232,9 @@ class TestReconcile:
         assert (row["test_loss"], row["class_pair"]) == (0.5, "")
         assert not {"d_repr_mle", "fgsm_2_loss_gain"} & set(row)
         assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
-        # What MLflow cannot forget is set aside for a new run.
+        # What MLflow cannot forget is deleted, and another run is made.
         assert (shown(client, sweep)["a"].info.run_id != old) == ("too many" in name)
-        assert client.get_run(old).info.status == ("KILLED" if "too many" in name else "FINISHED")
+        assert client.get_run(old).info.lifecycle_stage == ("deleted" if "too many" in name else "active")
 
     def test_replays_failures_once(self, client, sweep):
         ended = []

@@ -4,10 +4,13 @@ import json
 import logging
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +21,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-from orchestrator.running.cluster import Cluster, RunOptions, _started, connect, trial_resources
+from orchestrator.running import cluster as cluster_module
+from orchestrator.running.cluster import Cluster, RunOptions, _started, _watched, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
@@ -337,6 +341,36 @@ def test_a_machine_without_bash_is_told_before_ray_starts(monkeypatch, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SetupError, match="Ray starts its workers with bash; found: none on PATH; put"):
         connect().__enter__()
+
+
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
+def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_to_listen(
+    monkeypatch, tmp_path, victim
+):
+    program, lost = tmp_path / victim, threading.Event()
+    shutil.copy(shutil.which("sleep"), program)
+    monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("orchestrator.running.ending.end_main_thread", lambda *_: lost.set())
+    rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[victim]
+    with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen([program, "3600"]) as process:
+        port = server.getsockname()[1]
+        node = {"NodeID": "here", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+        about = SimpleNamespace(gcs_address=f"127.0.0.1:{port}", get_node_id=lambda: "here")
+        ray = SimpleNamespace(get_runtime_context=lambda: about, nodes=lambda: [node], shutdown=lambda: None)
+
+        def stopped() -> None:
+            with _watched(ray, 0.2):
+                assert not lost.wait(0.5)
+                process.send_signal(signal.SIGSTOP)
+                lost.wait(300)
+                raise KeyboardInterrupt
+
+        try:
+            with pytest.raises(SetupError, match=f"{rule} must be there; .* run the same command again"):
+                stopped()
+            assert process.wait(300) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 def test_tune_says_nothing_of_cells_that_were_tried_again(monkeypatch, tmp_path):

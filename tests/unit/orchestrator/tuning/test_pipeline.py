@@ -1,6 +1,8 @@
 """A search on Ray with real trainings: begun, begun again, extended, refused; blind to every test image."""
 
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +128,18 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
     _, root = found
     monkeypatch.setattr(run, "make_tracker", lambda *_, **__: Slow())
     assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
+
+
+def test_a_finished_search_whose_data_were_removed_prepares_them_also_where_no_gpu_would_do(
+    found, monkeypatch
+):
+    summary, root = found
+    (prepared,) = Path(root, "prepared").iterdir()
+    shutil.rmtree(prepared)
+    monkeypatch.setattr(run._Tuning, "check_machine", None)  # which would refuse it
+    again = tune_sweep(TINY, RunOptions(root=root))
+    assert (again.num_new, again.cells) == (0, summary.cells)
+    assert prepared.is_dir()
 
 
 def test_a_notebook_gets_a_table_and_the_recipe(found):
