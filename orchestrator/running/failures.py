@@ -262,13 +262,10 @@ class Place(NamedTuple):
     @classmethod
     def here(cls, trial_id: str) -> Place:
         """Return the place of the process that asks."""
-        context = ray.get_runtime_context()
-        address = ray.util.get_node_ip_address()
-        gpus, share = (
-            os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            context.get_assigned_resources().get("GPU", 0.0),
-        )
-        return cls(trial_id, context.get_actor_id(), address, context.get_node_id(), gpus, share)
+        context, address = ray.get_runtime_context(), ray.util.get_node_ip_address()
+        gpus, its = os.environ.get("CUDA_VISIBLE_DEVICES", ""), context.get_assigned_resources()
+        where = context.get_actor_id(), address, context.get_node_id()
+        return cls(trial_id, *where, gpus, its.get("GPU", 0.0))
 
 
 def keep_out(place: Place, seconds: float) -> Any:

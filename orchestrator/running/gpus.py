@@ -281,10 +281,10 @@ def describe(visible: str | None = None) -> NodeGpus:
         with suppress(OSError):  # what the raylet, our parent, was started with
             words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
             visible = next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
-    words = [word.strip() for word in visible.split(",")]
-    if len(words) > 1 and words[0].startswith("MIG-"):  # CUDA shows a process the first slice alone
+    seen = [word.strip() for word in visible.split(",")]
+    if len(seen) > 1 and "MIG-" in visible:  # CUDA shows a process the first slice alone
         with ThreadPoolExecutor() as pool:
-            each = [*pool.map(describe, words)]
+            each = [*pool.map(describe, seen)]
         told = next((one for one in each if one.error or one.complaint), each[0])
         return replace(told, gpus=tuple(gpu for one in each for gpu in one.gpus), visible=visible)
     command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
@@ -479,11 +479,10 @@ def check_computes() -> None:
     try:
         torch.ones(1, device="cuda").item()
     except torch.AcceleratorError as error:
-        said = str(error).splitlines()[0]
-        if "out of memory" in said:
+        if "out of memory" in str(error):
             raise
-        way_out = "reset or hide it: nvidia-smi and the kernel's log say more"
-        raise SetupError(NO_GPU, f"{named(gpu_in_use()[1])}: {said}", way_out) from error
+        found = f"{named(gpu_in_use()[1])}: {str(error).splitlines()[0]}"
+        raise SetupError(NO_GPU, found, "reset or hide it: nvidia-smi says more") from error
 
 
 def check_gpu(precision: str) -> None:
@@ -521,13 +520,12 @@ def held_by_others() -> str:
 
     if is_logical():
         return ""
-    held = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
-    try:
+    held = torch.cuda.memory_reserved()  # 0 before it begins
+    with suppress(RuntimeError, AssertionError):
         free, total = torch.cuda.mem_get_info()
-    except (RuntimeError, AssertionError):
-        return "" if held else "others hold 1 of 1 GiB: "
-    others = max(0, total - free - held - CONTEXT_BYTES) / 2**30
-    return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
+        others = max(0, total - free - held - CONTEXT_BYTES) / 2**30
+        return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
+    return "" if held else "others hold 1 of 1 GiB: "
 
 
 def gpu_in_use() -> tuple[str, str]:

@@ -212,7 +212,7 @@ class TuneExecution:
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._resting: dict[tuple[str, str], list[Any]] = {}
+        self._resting: dict[Any, tuple[str, str]] = {}
         self._desk = run.desk or Desk(work.keep_url)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
@@ -270,14 +270,12 @@ class TuneExecution:
 
     def gpu_failed(self, place: Place, seconds: float) -> None:
         """Give the GPU of a trial, which failed, to no other for so long, where one is left that works."""
-        still = {
-            gpu: ray.wait(parts, num_returns=len(parts), timeout=0)[1] for gpu, parts in self._resting.items()
-        }
-        self._resting = {gpu: parts for gpu, parts in still.items() if parts}
-        gpu = place.node, place.gpus
-        rest = self._resting.get(gpu, [])
-        if len({gpu, *self._resting}) < self._run.cluster.num_gpus and (len(rest) + 1) * place.num_gpus <= 1:
-            self._resting[gpu] = [*rest, keep_out(place, seconds)]
+        over = ray.wait(parts, num_returns=len(parts), timeout=0)[0] if (parts := [*self._resting]) else []
+        self._resting = {part: gpu for part, gpu in self._resting.items() if part not in over}
+        gpu, resting = (place.node, place.gpus), [*self._resting.values()]
+        is_last = len({gpu, *resting}) >= self._run.cluster.num_gpus
+        if not is_last and (resting.count(gpu) + 1) * place.num_gpus <= 1:
+            self._resting[keep_out(place, seconds)] = gpu
 
     def why_nothing_starts(self) -> str:
         """Say what is missing."""

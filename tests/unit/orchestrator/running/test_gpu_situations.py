@@ -377,7 +377,6 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
     cell = {"num_gpus": 1.0}
     worker = SimpleNamespace(_has_run=True, cell=cell, _gpu=("A100", "GPU-1"))
     monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
     error = torch.OutOfMemoryError("CUDA out of memory.")
@@ -389,7 +388,7 @@ def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
     assert gpus.held_by_others() == ""
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)  # not even its context found room
+    monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
     with pytest.raises(
         DeviceError, match=r"^out_of_memory: others hold 1 of 1 GiB: CUDA error: out of memory"
     ):

@@ -201,8 +201,8 @@ def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_a
 
 def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypatch):
     asked, over = [], []
-    monkeypatch.setattr(queue, "keep_out", lambda place, seconds: asked.append(place.gpus) or place.gpus)
-    monkeypatch.setattr(queue.ray, "wait", lambda parts, **_: (over, [] if over else parts))
+    monkeypatch.setattr(queue, "keep_out", lambda place, seconds: asked.append(place.gpus) or len(asked))
+    monkeypatch.setattr(queue.ray, "wait", lambda parts, **_: (over and parts, []))
     for num_gpus, share, expected in (
         (1, 1.0, []),
         (2, 1.0, ["0"]),
