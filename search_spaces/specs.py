@@ -338,25 +338,12 @@ class _Measurement(Spec):
     schema_version: int
     network_id: str
 
-    @property
-    def _slug(self) -> list[str]:
-        raise NotImplementedError
-
-    @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        return readable_id(self._slug, self)
-
 
 class AttackMeasurement(_Measurement):
     """One attack at one strength on one trained network."""
 
     method: str
     epsilon: float
-
-    @property
-    def _slug(self) -> list[str]:
-        return ["attack", self.method, f"{self.epsilon:g}"]
 
 
 class RepresentationMeasurement(_Measurement):
@@ -367,27 +354,15 @@ class RepresentationMeasurement(_Measurement):
     stages: bool = False
     """After every stage, not of the last hidden layer."""
 
-    @property
-    def _slug(self) -> list[str]:
-        return ["d_repr", self.estimator, f"k{self.num_neighbors}", *["stages"][: self.stages]]
-
 
 class RobustnessMeasurement(_Measurement):
     """The distances to other decisions on one trained network."""
 
     robustness: RobustnessSpec
 
-    @property
-    def _slug(self) -> list[str]:
-        return ["r_hat", f"n{self.robustness.num_images}"]
-
 
 class PredictionMeasurement(_Measurement):
     """What one trained network says of every test image."""
-
-    @property
-    def _slug(self) -> list[str]:
-        return ["predictions"]
 
 
 Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
@@ -396,8 +371,8 @@ Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurem
 class TrialSpec(Spec):
     """One cell of the grid: a network, and what is measured on it once it is trained.
 
-    The cell's identity and seed are the network's. Each measurement has an id of its own that refers to the
-    network, so that asking for more changes no network.
+    The cell's identity and seed are the network's. Each measurement refers to the network, so that asking for
+    more changes no network.
     """
 
     network: NetworkSpec

@@ -22,13 +22,8 @@ def replacing(
 ) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` when the block ends without an error.
 
-    Args:
-        path: The file; its folder is made when missing.
-        mode: Permissions, less the process's umask.
-        durable: Wait until the disk has it; False is for what a power cut may take, and costs no wait.
-
-    Raises:
-        OSError: as the operating system says; ``path`` is then as it was, and the sibling removed.
+    Its folder is made when missing; ``mode`` are permissions, less the process's umask. ``durable`` waits
+    until the disk has it; False is for what a power cut may take. After an OSError ``path`` is as it was.
     """
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
@@ -43,23 +38,13 @@ def replacing(
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
-    """Replace the file at ``path`` with ``data``: after a crash it holds the old content or the new, whole.
-
-    ``durable`` as in :func:`replacing`.
-
-    Raises:
-        OSError: as the operating system says; the temporary sibling is removed.
-    """
+    """Replace the file at ``path`` with ``data``, as :func:`replacing` does."""
     with replacing(path, durable=durable) as file:
         file.write(data)
 
 
 def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
-    """Write ``data`` unless ``path`` is there already: the first of several processes wins, whole.
-
-    Raises:
-        OSError: as the operating system says, except that the file exists.
-    """
+    """Write ``data`` unless ``path`` is there already: the first of several processes wins, whole."""
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
         file.write(data)
@@ -72,11 +57,7 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
 
 
 def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Give a finished file its place unless another is there; the draft stays where links can be made.
-
-    Raises:
-        OSError: as the operating system says, except that the file exists or can have no second name.
-    """
+    """Give a finished file its place unless another is there; the draft stays where links can be made."""
     try:
         os.link(draft, path)
     except FileExistsError:
@@ -86,11 +67,7 @@ def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
 
 
 def read_whole(path: str | os.PathLike[str]) -> bytes:
-    """Return a file's content; a pipe in its place is found empty, where plain reading waits for a writer.
-
-    Raises:
-        OSError: as the operating system says.
-    """
+    """Return a file's content; a pipe in its place is found empty, where plain reading waits for a writer."""
     with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 

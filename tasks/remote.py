@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,17 @@ class RayExecutor(InlineExecutor):
     """Runs calls as Ray tasks on the cluster that ``ray.init`` has already connected to.
 
     Args:
-        num_workers: Most tasks in flight at once; None for as many as the cluster has CPUs.
         driver_node_only: Run every task on this process's node: for tasks that read or write files, where
             the nodes share no file system. A node that was started without CPUs then uses the machine's.
         nodes: Ids of the nodes that tasks may run on; None for all.
         note: Told once a call when its tasks wait for CPUs that other work holds; Ray waits without a word.
 
     Raises:
-        SetupError: If Ray is not connected, or ``num_workers`` is below one.
+        SetupError: If Ray is not connected.
     """
 
     def __init__(
         self,
-        num_workers: int | None = None,
         *,
         driver_node_only: bool = False,
         nodes: Sequence[str] | None = None,
@@ -87,22 +86,23 @@ class RayExecutor(InlineExecutor):
 
         if not ray.is_initialized():
             raise SetupError("Ray must be connected before work is sent to it", "", "call ray.init() first")
-        self.driver_node_only = driver_node_only
+        self.driver_node_only, self._note, self._label = driver_node_only, note, ""
         self._node_options: dict[str, Any] = {}
-        self._note, self._nodes = note, nodes
-        available = ray.cluster_resources().get("CPU", 1)
+        self._where, available = "the cluster", ray.cluster_resources().get("CPU", 1)
         if driver_node_only:
-            self._node_options, available = _bound_to_driver_node()
-            self._nodes = [ray.get_runtime_context().get_node_id()]
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            node = ray.get_runtime_context().get_node_id()
+            self._where, available = "the driver's node", num_cpus_by_node()[node]
+            self._node_options = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+            if available < 1:
+                # A head that offers no CPUs would leave tasks waiting for ever; its files are only there.
+                self._node_options["num_cpus"], available = 0, len(os.sched_getaffinity(0))
         elif nodes is not None:
+            self._where = "the nodes that have the files"
             self._node_options = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}}
             available = sum(num_cpus_by_node().get(node, 0.0) for node in nodes)
-        if num_workers is None:
-            num_workers = max(1, int(available))
-        if num_workers < 1:
-            raise SetupError("num_workers must be at least 1", str(num_workers))
-        self.num_workers = num_workers
-        self._label = ""
+        self.num_workers = max(1, int(available))
 
     def labelled(self, label: str) -> RayExecutor:
         """Return the same executor, whose tasks Ray's dashboard calls ``LABEL FUNCTION PLACE/COUNT``."""
@@ -152,7 +152,7 @@ class RayExecutor(InlineExecutor):
         count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
         called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
         # Later its own tasks hold CPUs too. What one node has free Ray does not tell.
-        held = self._nodes is not None or ray.available_resources().get("CPU", 0.0) < num_cpus
+        held = bool(self._node_options) or ray.available_resources().get("CPU", 0.0) < num_cpus
         patience = PATIENCE_S if held else None
         try:
             while True:
@@ -165,7 +165,7 @@ class RayExecutor(InlineExecutor):
                 if not done:
                     self._note(
                         f"{called}: nothing came back for {PATIENCE_S:.0f} s. Each task asks for "
-                        f"{num_cpus:g} CPUs of {self._where()}; where other work holds them, the tasks go on "
+                        f"{num_cpus:g} CPUs of {self._where}; where other work holds them, the tasks go on "
                         "as soon as some are free."
                     )
                 patience = None
@@ -175,11 +175,6 @@ class RayExecutor(InlineExecutor):
             # An error, or a caller who stops early, must not leave tasks eating the cluster.
             _end(list(in_flight))
 
-    def _where(self) -> str:
-        if self._nodes is None:
-            return "the cluster"
-        return "the driver's node" if self.driver_node_only else "the nodes that have the files"
-
 
 def num_cpus_by_node() -> dict[str, float]:
     """Return the CPUs that each living node of the connected cluster offers, by the node's id."""
@@ -188,12 +183,12 @@ def num_cpus_by_node() -> dict[str, float]:
     return {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
 
 
-def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
-    """Return the ids of nodes with CPUs on which ``path`` exists; one silent for ``timeout_s`` sees none."""
+def nodes_that_see(path: Path) -> list[str]:
+    """Return the ids of nodes with CPUs on which ``path`` exists; one silent for a minute sees none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(_exists)
+    look = ray.remote(os.path.exists)
     asked = {
         look.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
@@ -201,10 +196,14 @@ def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
         for node, num_cpus in num_cpus_by_node().items()
         if num_cpus >= 1
     }
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE_S) if asked else ([], [])
     for reference in late:
         ray.cancel(reference, force=True)
-    return [asked[reference] for reference in done if _answer(reference)]
+    seeing = []
+    for reference in done:
+        with suppress(ray.exceptions.RayError):  # a node that was lost meanwhile sees nothing
+            seeing += [asked[reference]] if ray.get(reference) else []
+    return seeing
 
 
 def _end(calls: list[Any]) -> None:
@@ -219,34 +218,6 @@ def _end(calls: list[Any]) -> None:
         _, calls = ray.wait(calls, num_returns=len(calls), timeout=ENDING_S)
     for call in calls:
         ray.cancel(call, force=False)
-
-
-def _exists(path: str) -> bool:
-    return Path(path).exists()
-
-
-def _answer(reference: Any) -> bool:
-    """Return what a node said; one that was lost meanwhile sees nothing."""
-    import ray
-
-    try:
-        return bool(ray.get(reference))
-    except ray.exceptions.RayError:
-        return False
-
-
-def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
-    """Return the task options that keep a task on the driver's node, and how many CPUs there are for them."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node_id = ray.get_runtime_context().get_node_id()
-    options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
-    num_cpus = num_cpus_by_node()[node_id]
-    if num_cpus < 1:
-        # A head that offers no CPUs would leave such tasks waiting for ever; its files are still only there.
-        return {**options, "num_cpus": 0}, len(os.sched_getaffinity(0))
-    return options, num_cpus
 
 
 def _get(reference: Any, name: str) -> Any:

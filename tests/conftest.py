@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import hypothesis
 import pytest
 
 from orchestrator.running.cluster import Cluster
+from tests.here import trained_here
 from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 
 # No test measures time, and slow machines are no faults.
@@ -24,6 +26,11 @@ hypothesis.settings.load_profile("isweep")
 
 # Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Where a shell had signals ignored (`nohup`, a background job), what tests start would ignore them too.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)  # which is not inherited
 
 # What is imported and collected stays: looking for garbage in it again and again took a third of that time.
 gc.disable()
@@ -92,6 +99,13 @@ def pytest_collection_finish() -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrCluster | None:
     """Files that share a cluster go to one worker."""
     return ByFileOrCluster(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[None]:
+    """Sweeps, pilots and searches of this process train in it."""
+    with trained_here():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ def group(file: str) -> str:
     """Return what a test file is run together with: others of its folder on the cluster, or itself alone."""
     path = ROOT / file
     shares = path.is_file() and "ray_local" in path.read_text(encoding="utf-8")
-    # Those of the run wing but one take as long as all others: on two clusters they end together.
-    own = "running" in path.parts and path.name != "test_predictions_later.py"
+    # Those of the run wing take as long as all others: on two clusters they end together.
+    own = "running" in path.parts
     of = Path(file).parts[: 4 if own else 2]
     return f"Ray of {'/'.join(of)}" if shares else file
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tasks.clock import SystemClock
+from tasks.clock import Clock
 
 
-class SteadyClock(SystemClock):
+class SteadyClock(Clock):
     """Shows :attr:`now`; sleeping moves it."""
 
     now = 0.0

@@ -12,6 +12,7 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -20,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import psutil
 from pydantic import Field
 
 from orchestrator.planning.estimate import LOOK_AHEAD
@@ -145,12 +145,13 @@ def reached(address: str) -> str:
     return address if ":" in peer else f"{peer}:{port}"
 
 
-def answers(host: str, port: int, process: psutil.Process | None = None) -> bool:
-    """Tell whether somebody listens there, which a ``process`` that is stopped seems to do."""
-    asked = (host.strip("[]"), port), HEAD_ANSWER_TIMEOUT_S
-    with contextlib.suppress(OSError, psutil.Error), socket.create_connection(*asked):
-        return process is None or process.status() != psutil.STATUS_STOPPED
-    return False
+def answers(host: str, port: int) -> bool:
+    """Tell whether somebody listens there."""
+    try:
+        with socket.create_connection((host.strip("[]"), port), timeout=HEAD_ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -291,39 +292,37 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    own = dict[str, psutil.Process]()
-    for child in psutil.Process().children():  # those of a private cluster, among others
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-            own[child.name()] = child
-    addresses = {
-        "The head of the Ray cluster": (host, int(port), own.get("gcs_server")),
-        "The raylet of this node": (here["NodeManagerAddress"], here["NodeManagerPort"], own.get("raylet")),
+    watched = {
+        "gcs_server": ("The head of the Ray cluster", host, int(port)),
+        "raylet": ("The raylet of this node", here["NodeManagerAddress"], here["NodeManagerPort"]),
     }
     silent_s, said = 0.0, False
 
     def look() -> SetupError | None:
         """See whether all answer; looks are counted, not hours: a driver may itself be stopped."""
         nonlocal silent_s, said
-        silent = [name for name, address in addresses.items() if not answers(*address)]
+        pid, stopped = ending.stopped_child()  # connections to it are accepted
+        silent = [one for name, one in watched.items() if name == stopped or not answers(*one[1:])]
         if not silent:
             if said:
                 log.warning("The Ray cluster answers again; going on")
             silent_s, said = 0.0, False
             return None
         silent_s += LOOK_EVERY_S
-        where = "{}:{}".format(*addresses[silent[0]])
+        name, *where = silent[0]
+        found = "{}:{}".format(*where)
         if silent_s >= patience_s:
-            for process in (addresses[name][2] for name in silent):
-                with contextlib.suppress(psutil.Error):
-                    process and process.kill()  # the way out would wait for one that is stopped
+            while stopped in watched:  # the way out would wait for it
+                os.kill(pid, signal.SIGKILL)
+                pid, stopped = ending.stopped_child()
             return SetupError(
-                f"{silent[0]} must be there",
-                f"{where}: no answer for {silent_s:.0f} s",
+                f"{name} must be there",
+                f"{found}: no answer for {silent_s:.0f} s",
                 "run the same command again, on a shared cluster when it is back: what is done is kept",
             )
         if silent_s >= SAID_AFTER_S and not said:
             said = True
-            log.warning("%s at %s does not answer; waiting for it", silent[0], where)
+            log.warning("%s at %s does not answer; waiting for it", name, found)
         return None
 
     watch = ending.Watch("head-watch", LOOK_EVERY_S, look)

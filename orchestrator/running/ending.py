@@ -286,6 +286,14 @@ def end(process: subprocess.Popen[str]) -> bool:
     return True
 
 
+def stopped_child() -> tuple[int, str]:
+    """Return id and name of a child of this process that is stopped (SIGSTOP); 0 and "" where none is."""
+    with contextlib.suppress(OSError):
+        if found := os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
+            return found.si_pid, Path(f"/proc/{found.si_pid}/comm").read_text(encoding="utf-8").strip()
+    return 0, ""
+
+
 def remove_orphans(paths: RootPaths) -> None:
     """Remove what killed runs left on this machine and below a root, whose lock is ours."""
     remove_leftovers()

@@ -158,7 +158,7 @@ def on_scale(images: Images, request: MeasureRequest) -> tuple[Images, MeasureRe
     is_open = kind == "f" and images.ndim > 2 if given is None else kind in "uif"
     if not is_open or not images.size or not all(np.isfinite(row).all() for row in images):  # refused later
         return images, request, [f"  as they are, {shape}, {values}, not scaled"]
-    limits, rule = pixel_scale("images", images, given)
+    limits, rule = pixel_scale("images", [images], given)
     pixels, num_cut = np.empty(images.shape, np.float32), 0
     for row, image in enumerate(images):
         pixels[row], is_cut = to_scale(image, limits)

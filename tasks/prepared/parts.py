@@ -1,8 +1,8 @@
 """Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
 
-A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (labels, hashed groups,
-digests in one text, skips), the second written last and atomically. Equal inputs give equal parts, so two
-processes that prepare the same data at the same time may overwrite each other's parts without harm.
+A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (what is known of them, ids
+hashed), the second written last and atomically. Equal inputs give equal parts, so two processes that prepare
+the same data at the same time may overwrite each other's parts without harm.
 """
 
 from __future__ import annotations
@@ -24,29 +24,24 @@ from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed
 from tasks.sources.pictures import to_prepared
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
-DIGEST = np.dtype("V32")
-"""A SHA-256 as an array's element: 32 bytes, where its hexadecimal text would take 256."""
-IDS = dict.fromkeys(("labels", "groups", "patients"), np.int64)
-PER_IMAGE = {"items": np.int32, **IDS, "splits": np.int8}
-"""Columns of a part besides the digests."""
+IMAGE = np.dtype(
+    [
+        *(("item", "<i4"), ("label", "<i8"), ("group", "<i8")),
+        *(("patient", "<i8"), ("split", "i1"), ("digest", "V32")),
+    ]
+)
+"""What is kept of an image: place of its item in the block, class index, keyed hashes of its group and of its
+header's patient (0: none known), code of its split, SHA-256 of its prepared bytes."""
 FORM = "mode, size or conversion of the raw image"
 """Name of the trait that every image has."""
 
 
 @dataclass
 class Part:
-    """What is known of the images of one block; rows are in item order.
-
-    A preparation holds the parts of all blocks, so what is kept per image are 61 bytes in arrays.
+    """What is known of the images of one block of items; a preparation holds the parts of all blocks.
 
     Attributes:
-        num_items: Items of the block.
-        items: Place in the block of each image's item.
-        labels: Class index of each image.
-        groups: Keyed hash of each image's group.
-        patients: Keyed hash of each image's patient in its header, 0 where none is known.
-        splits: 0, 1 (train) or 2 (test) of each image.
-        digests: SHA-256 of each prepared image's bytes, :data:`DIGEST`.
+        rows: ``(num_images,)`` of :data:`IMAGE`, in item order.
         skipped: Pairs (keyed hash of the locator, reason).
         conversions: Conversion name to number of images.
         flags: Flag name to number of images.
@@ -55,22 +50,17 @@ class Part:
     """
 
     num_items: int = 0
-    items: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    patients: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    splits: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
-    digests: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, DIGEST))
+    rows: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, IMAGE))
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    conversions: dict[str, int] = field(default_factory=dict)
-    flags: dict[str, int] = field(default_factory=dict)
+    conversions: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
     traits: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
 def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
     """Read one block of items, write its part files ``stem.*``, and return what is known of its images."""
     part, images = read_block(request, items, dtype)
-    save_part(stem, images, part)
+    save_part(stem, part, images)
     return part
 
 
@@ -79,11 +69,8 @@ def read_block(
 ) -> tuple[Part, list[NDArray[np.generic]]]:
     """Read one block of items; returns what is known of its images, and these in order."""
     part = Part(num_items=len(items))
-    rows: list[tuple[int, int, int, int, int]] = []
-    digests: list[bytes] = []
+    rows: list[tuple[int, int, int, int, int, bytes]] = []
     images: list[NDArray[np.generic]] = []
-    conversions: Counter[str] = Counter()
-    flags: Counter[str] = Counter()
     traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
     for place, item in enumerate(items):
@@ -98,20 +85,17 @@ def read_block(
             images.append(image)
             own_group = keyed_hash(request.key, sample.group) if sample.group else group
             patient = keyed_hash(request.key, sample.patient) if sample.patient else 0
-            rows.append((place, label, own_group, patient, SPLIT_CODES[item.split]))
-            digests.append(digest(image))
-            conversions.update(sample.conversions)
-            flags.update(sample.flags)
+            rows.append((place, label, own_group, patient, SPLIT_CODES[item.split], digest(image)))
+            part.conversions.update(sample.conversions)
+            part.flags.update(sample.flags)
             # What a network could tell apart besides content: grey or colour, size, conversions.
             height, width = sample.pixels.shape[:2]
             colour = "colour" if sample.pixels.ndim == 3 else "grey"
             traits[label, FORM, " ".join((colour, f"{height}x{width}", *sample.conversions))] += 1
-            hidden = ((name, request.hashed(value) if value else "") for name, value in sample.traits)
+            said = (*sample.traits, *item.traits)
+            hidden = ((name, request.hashed(value) if value else "") for name, value in said)
             traits.update((label, *trait) for trait in hidden)
-    for (name, dtype_of), column in zip(PER_IMAGE.items(), zip(*rows, strict=True), strict=False):
-        setattr(part, name, np.array(column, dtype_of))
-    part.digests = np.frombuffer(b"".join(digests), DIGEST)
-    part.conversions, part.flags = dict(conversions), dict(flags)
+    part.rows = np.array(rows, IMAGE)
     part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
     return part, images
 
@@ -148,26 +132,21 @@ def digest(image: NDArray[np.generic]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).digest()
 
 
-def save_part(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None:
+def save_part(stem: Path, part: Part, images: list[NDArray[np.generic]]) -> None:
     """Write a part's files, its images first."""
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
-    known = {name: getattr(part, name).tolist() for name in PER_IMAGE} | {
-        "digests": part.digests.tobytes().hex()
-    }
-    write_atomic(stem.with_suffix(".json"), json.dumps(vars(part) | known, allow_nan=False).encode())
+    known = vars(part) | {"rows": part.rows.tobytes().hex()}
+    write_atomic(stem.with_suffix(".json"), json.dumps(known, allow_nan=False).encode())
 
 
 def load_part(stem: Path) -> Part | None:
     """Return a finished part, or None when it has to be read (again)."""
     try:
         known = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        known |= {name: np.array(known[name], dtype) for name, dtype in PER_IMAGE.items()}
-        part = Part(**known | {"digests": np.frombuffer(bytes.fromhex(known["digests"]), DIGEST)})
-        if len({len(getattr(part, name)) for name in (*PER_IMAGE, "digests")}) > 1:
-            return None
-        if len(part.labels) and len(open_images(stem)) != len(part.labels):
+        part = Part(**known | {"rows": np.frombuffer(bytes.fromhex(known["rows"]), IMAGE)})
+        if len(part.rows) and len(open_images(stem)) != len(part.rows):
             return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

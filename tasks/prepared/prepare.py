@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -53,7 +53,7 @@ Progress = Callable[[int, int], None]
 BLOCK_BYTES = 64 << 20
 """Prepared images that one reading task holds at most, whatever the source would like."""
 NAME_LENGTH = 32
-MAX_MONTAGE_SIDE = 128
+MAX_MONTAGE_SIDE, PER_LABEL = 128, 8
 MAX_TOLD_SKIPS = 10
 MAX_GROUP_SHARE = 0.5
 
@@ -67,12 +67,13 @@ def prepare_dataset(
     executor: Executor,
     max_skipped_share: float = 0.001,
     for_training: bool = True,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda read, total: None,
     readers: Executor | None = None,
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
 
-    A whole destination is returned at once; a damaged one is made again.
+    A whole destination is returned at once; a damaged one is made again. A raw download that is not as
+    expected, or has too many items that cannot be used, is a DataError.
 
     Args:
         spec: Task, side, channels and faults.
@@ -84,15 +85,12 @@ def prepare_dataset(
         for_training: Refuse data without a fair split; measuring, which needs none, counts what is wrong.
         on_progress: Called after every block of items.
         readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
-
-    Raises:
-        DataError: when the raw download is not as expected, or too many items cannot be used.
     """
     done = _published(destination, spec)
     if done is not None and (raw is None or dataset.name in DATASETS):
         return done
     started = time.monotonic()
-    request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
     listing = list_raw(request)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None and done.raw_id == raw_id:
@@ -157,8 +155,9 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
     total.update(repr(request.raw and stamp(request.raw.name)).encode())
     for item in items:
-        known = (item.locator, item.label, item.group, item.split, item.details)
-        files = [split_locator(name)[0] for name in (item.locator, *item.details) if isinstance(name, str)]
+        details = (*item.details, *(text for trait in item.traits for text in trait))
+        known = (item.locator, item.label, item.group, item.split, details)
+        files = [split_locator(name)[0] for name in (item.locator, *details) if isinstance(name, str)]
         total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
@@ -188,7 +187,7 @@ def read_blocks(
     dtype: str,
     executor: Executor,
     readers: Executor | None,
-    on_progress: Progress | None,
+    on_progress: Progress,
 ) -> list[Part]:
     """Read every block that has no part yet, and return the parts in order.
 
@@ -196,8 +195,7 @@ def read_blocks(
     are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a node
     refuses are read by ``executor``, whose tasks see the raw download and write parts.
     """
-    total, read = sum(len(block.items) for block in blocks), 0
-    parts: dict[int, Part] = {}
+    total, read, parts = sum(len(block.items) for block in blocks), 0, dict[int, Part]()
 
     def note(done: Iterable[tuple[int, Part | None]]) -> list[int]:
         """Keep parts and return the places of blocks that have none."""
@@ -206,44 +204,27 @@ def read_blocks(
             if part is not None:
                 parts[index] = part
                 read += len(blocks[index].items)
-                if on_progress:
-                    on_progress(read, total)
+                on_progress(read, total)
         return [index for index in range(len(blocks)) if index not in parts]
 
-    if on_progress:
-        on_progress(0, total)
+    on_progress(0, total)
     todo = note((index, load_part(block.stem)) for index, block in enumerate(blocks))
-    if readers is not None:
-        todo = note(_read_elsewhere(request, listing, blocks, todo, dtype, readers))
-        if todo:
+    if readers is not None and request.raw is not None:
+        away = replace(request, raw=request.raw.absolute()), replace(listing, items=(), skipped=()), dtype
+        calls = ((*away, blocks[index].items, blocks[index].stem.name) for index in todo)
+        for place, found in readers.map_unordered(read_if_same, calls, spread=True):
+            if found is not None:
+                save_part(blocks[todo[place]].stem, *found)
+                note([(todo[place], found[0])])
+        if todo := note(()):
             logger.warning("%d blocks are read on the driver's node: elsewhere files differ", len(todo))
     arguments = ((request, *blocks[index], dtype) for index in todo)
     note((todo[place], part) for place, part in executor.map_unordered(read_part, arguments))
     return [parts[index] for index in range(len(blocks))]
 
 
-def _read_elsewhere(
-    request: RawRequest,
-    listing: Listing,
-    blocks: Sequence[Block],
-    todo: Sequence[int],
-    dtype: str,
-    readers: Executor,
-) -> Iterator[tuple[int, Part]]:
-    """Yield blocks that were read on other nodes, once their parts are written here."""
-    if request.raw is not None:
-        request = replace(request, raw=request.raw.absolute(), cache=None)
-    bare = replace(listing, items=(), skipped=())
-    arguments = ((request, bare, blocks[index].items, blocks[index].stem.name, dtype) for index in todo)
-    for place, found in readers.map_unordered(read_if_same, arguments, spread=True):
-        if found is not None:
-            part, images = found
-            save_part(blocks[todo[place]].stem, images, part)
-            yield todo[place], part
-
-
 def read_if_same(
-    request: RawRequest, listing: Listing, items: Sequence[Item], name: str, dtype: str
+    request: RawRequest, listing: Listing, dtype: str, items: Sequence[Item], name: str
 ) -> tuple[Part, list[NDArray[np.generic]]] | None:
     """Read a block on a node whose files are those that were listed; None where they are not."""
     try:
@@ -269,14 +250,13 @@ def build_and_publish(
         )
         spans = [slice(start, start + shard) for start in range(0, record.num_images, shard)]
         shards = ((folder, stems, span.start, images.places[span], images.digests[span]) for span in spans)
-        _results(executor, write_shard, shards, len(spans))
+        if len(list(executor.map_unordered(write_shard, shards))) < len(spans):
+            raise RuntimeError("a store may only be sealed when no shard is missing")
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        found = _results(executor, stamp_file, ((path,) for path in files), len(files))
-        stamps = {
-            path.relative_to(folder).as_posix(): stamp for path, stamp in zip(files, found, strict=True)
-        }
+        found = dict(executor.map_unordered(stamp_file, ((path,) for path in files)))
+        stamps = {path.relative_to(folder).as_posix(): found[place] for place, path in enumerate(files)}
         record = record.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
         seal(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
@@ -287,16 +267,6 @@ def build_and_publish(
     if parts.exists():
         logger.warning("part files in %s could not be removed", parts.name)
     return record
-
-
-def _results(
-    executor: Executor, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], num_calls: int
-) -> list[Any]:
-    """Make all calls and return their results in order; a store may only be sealed when none is missing."""
-    found = dict(executor.map_unordered(function, argument_tuples))
-    if found.keys() != set(range(num_calls)):
-        raise RuntimeError(f"{function.__name__}: {len(found)} results came back of {num_calls} calls")
-    return [found[index] for index in range(num_calls)]
 
 
 def write_shard(
@@ -337,11 +307,8 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
     )
 
 
-def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8) -> Path:
-    """Write a PNG with one row per label of up to ``per_label`` seeded examples, and return its path.
-
-    It is made only when asked for: pictures of patients are private.
-    """
+def save_montage(prepared: PreparedDataset, path: Path) -> None:
+    """Write a PNG with one row per label of up to eight seeded examples: pictures of patients are private."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -350,15 +317,14 @@ def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8) -
     rows = []
     for label in range(len(prepared.label_names)):
         members = np.flatnonzero(prepared.labels == label)
-        chosen = rng.permutation(members)[:per_label]
+        chosen = rng.permutation(members)[:PER_LABEL]
         shown = prepared.read_rows(chosen)[:, :, ::step, ::step].astype(np.uint8)
-        strip = np.zeros((per_label, *shown.shape[1:]), np.uint8)
+        strip = np.zeros((PER_LABEL, *shown.shape[1:]), np.uint8)
         strip[: len(shown)] = shown
         rows.append(np.concatenate(list(strip), axis=2))
     sheet = np.concatenate(rows, axis=1).transpose(1, 2, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet).save(path, format="PNG")
-    return path
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:
@@ -389,7 +355,7 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.in
     if order is None:
         return images
     starts = np.cumsum([0, *(part.num_items for part in parts)])
-    read = np.concatenate([start + part.items for start, part in zip(starts, parts, strict=False)])
+    read = np.concatenate([start + part.rows["item"] for start, part in zip(starts, parts, strict=False)])
     return images.take(np.argsort(order[read], kind="stable"))
 
 
@@ -408,8 +374,7 @@ def list_raw(request: RawRequest) -> Listing:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
-    rule = f"{dataset.name}: the raw download must hold images"
-    raise DataError(rule, found, f"expected: {dataset.raw_layout}")
+    raise request.error("the raw download must hold images", found, f"expected: {dataset.raw_layout}")
 
 
 def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
@@ -418,29 +383,29 @@ def _checked(images: ImageTable, request: RawRequest, allowed: float, for_traini
     images = select(images, request.spec)
     num_images = len(images.labels)
     if not num_images:
-        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
+        raise request.error("preparation must keep at least one image", "none was usable")
     if images.num_conflicts:
         logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
     if not for_training:
         return images
     largest = int(np.unique(images.groups, return_counts=True)[1].max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
-        raise DataError(
-            f"{name}: groups (patients) must be small enough to split the images between training and test",
+        raise request.error(
+            "groups (patients) must be small enough to split the images between training and test",
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
     groups_of = [np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)]
     if num_images > len(groups_of) > 1 and all(len(groups) == 1 for groups in groups_of):
-        raise DataError(
-            f"{name}: a class must have images of several groups (patients)",
+        raise request.error(
+            "a class must have images of several groups (patients)",
             f"one group for each of the {len(groups_of)} classes",
             "the group column or the subfolders must tell patients, not classes",
         )
     # The released extraction gives one frame several labels (F33); that is part of what it shows.
     if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
-        raise DataError(
-            f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
+        raise request.error(
+            f"at most {allowed:.2%} of the images may equal an image with another label",
             f"{images.num_conflicts} of {num_images}",
             f"correct the labels, raise image_size{_allowing(images.num_conflicts, num_images)}",
         )
@@ -498,8 +463,8 @@ def _counted_skips(
     most = max(allowed * total, 1) if allowed else 0
     if len(skipped) > most:
         listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_TOLD_SKIPS])
-        raise DataError(
-            f"{name}: at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
+        raise request.error(
+            f"at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
             f"isweep locate HASH --raw DIR finds one; mend them{_allowing(len(skipped), total)}",
         )

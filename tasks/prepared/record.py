@@ -132,8 +132,9 @@ def _doubts(
     """
     train, test = images.splits == 1, images.splits == 2
     torn = int((np.isin(images.groups, images.groups[train]) & test).sum())
-    pairs = [np.stack([part.patients, part.groups], 1)[part.patients != 0] for part in parts]
-    found, count = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    known = [part.rows[part.rows["patient"] != 0] for part in parts]
+    pairs = np.concatenate([np.stack([rows["patient"], rows["group"]], 1) for rows in known])
+    found, count = np.unique(pairs, axis=0, return_counts=True)
     _, patient, num_groups = np.unique(found[:, 0], return_inverse=True, return_counts=True)
     spread = int(count[num_groups[patient] > 1].sum())
     flags = {

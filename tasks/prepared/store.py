@@ -131,12 +131,6 @@ SHARD_BYTES = 64 << 20
 REMAKE = "delete the folder and prepare the dataset again"
 
 
-def rows_per_shard(image_bytes: int, num_images: int) -> tuple[int, int]:
-    """Return (rows per inner chunk, rows per shard), the second a multiple of the first."""
-    chunk = max(1, min(CHUNK_BYTES // image_bytes, num_images))
-    return chunk, chunk * max(1, min(SHARD_BYTES // (chunk * image_bytes), -(-num_images // chunk)))
-
-
 def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
     """Create the empty arrays in ``folder`` and return how many rows of ``images`` make one shard.
 
@@ -146,7 +140,9 @@ def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...],
     from zarr.codecs import Crc32cCodec
 
     group = zarr.create_group(str(folder), zarr_format=3)
-    chunk, shard = rows_per_shard(int(np.prod(image_shape)) * np.dtype(dtype).itemsize, num_images)
+    image_bytes = int(np.prod(image_shape)) * np.dtype(dtype).itemsize
+    chunk = max(1, min(CHUNK_BYTES // image_bytes, num_images))
+    shard = chunk * max(1, min(SHARD_BYTES // (chunk * image_bytes), -(-num_images // chunk)))
     checked: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None, "fill_value": 0}
     group.create_array(
         "images",
@@ -198,7 +194,23 @@ class PreparedDataset:
     def open(cls, path: Path | str) -> PreparedDataset:
         """Open a prepared dataset; half written, damaged or of another schema is a CorruptStoreError."""
         folder = Path(path)
-        record, files = _read_marker(folder)
+        if not folder.exists():
+            raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
+        if not (folder / MARKER).is_file():
+            rule = f"Prepared dataset {folder.name} must have its {MARKER}"
+            raise CorruptStoreError(rule, "half written", REMAKE)
+        try:
+            body = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            is_whole, schema = body.pop("sha256") == fingerprint(body), body["schema"]
+            if not is_whole or schema != STORE_SCHEMA:
+                what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
+                rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA}"
+                raise CorruptStoreError(f"{rule} and unchanged", what, REMAKE)
+            files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
+            record = PreparedRecord.model_validate(body["record"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
+            raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
         for name, (size, _) in files.items():
             file = folder / name
             found = file.stat().st_size if file.is_file() else None
@@ -256,8 +268,7 @@ class PreparedDataset:
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
         """Return the images of ``indices``, ``(len(indices), channels, height, width)``, in that order.
 
-        Raises:
-            CorruptStoreError: when a checksum is wrong, naming the shard.
+        A wrong checksum is a CorruptStoreError that names the shard.
         """
         if isinstance(indices, range) and indices.step == 1:
             wanted: NDArray[np.int64] | range = indices
@@ -314,25 +325,3 @@ class PreparedDataset:
         names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
         # A chunk of zeros only is not stored at all; the marker knows which files there are.
         return [file for file in names if file in self._files]
-
-
-def _read_marker(folder: Path) -> tuple[PreparedRecord, dict[str, tuple[int, str]]]:
-    marker = folder / MARKER
-    if not folder.exists():
-        raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
-    if not marker.is_file():
-        rule = f"Prepared dataset {folder.name} must have its {MARKER}"
-        raise CorruptStoreError(rule, "half written", REMAKE)
-    try:
-        body = json.loads(marker.read_text(encoding="utf-8"))
-        digest = body.pop("sha256")
-        schema = body["schema"]
-        if schema == STORE_SCHEMA and digest == fingerprint(body):
-            files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
-            return PreparedRecord.model_validate(body["record"]), files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
-        raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
-    what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
-    rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA} and unchanged"
-    raise CorruptStoreError(rule, what, REMAKE)

@@ -133,22 +133,10 @@ def make_subset(
     """Split one class pair, or a whole dataset, by groups.
 
     The order is a function of ``labels``, who shares a group, and ``spec``; never of which train sizes are
-    used.
-
-    Args:
-        labels: ``(num_images,)`` class indices of the prepared dataset.
-        groups: ``(num_images,)`` ids; images with equal ids never end on both sides. The ids' values do not
-            matter.
-        spec: Class pair, test size, seed.
-        splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
-        max_train_size: Largest train size that will be asked for, to refuse it here. It changes nothing else,
-            unless faults of the released code are on that make the choice depend on it; those subsets have
-            to be made anew for every train size.
-        label_names: Names of the classes, for messages; without them classes are numbers.
-
-    Raises:
-        DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
-            missing, or has too few images outside the training groups for the test set.
+    used. ``labels``, ``groups`` and ``splits`` are as those of :class:`PreparedDataset`; the values of ids do
+    not matter. ``max_train_size`` is the largest train size that will be asked for, to refuse it here. It
+    changes nothing else, unless faults of the released code are on that make the choice depend on it; those
+    subsets have to be made anew for every train size. Too few images, of a class or in all, are a DataError.
     """
     splits = np.zeros(len(labels), np.int8) if splits is None else splits
     task = _task(labels, groups, splits, spec, label_names)
@@ -227,7 +215,17 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
         raise DataError(rule, "none", "pass max_train_size, one train size at a time")
     as_released = by_size and {"image_level_split", "first_k_selection"} <= faults
     if train_size is not None and (pooled or as_released):
-        places = _pool(task.targets, spec, train_size)
+        num_classes = len(task.names)
+        per_class = (train_size + spec.test_size) // num_classes
+        chosen = [np.flatnonzero(task.targets == label)[:per_class] for label in range(num_classes)]
+        if (short := min(map(len, chosen))) < per_class:
+            raise DataError(
+                f"{name}, as released: {train_size} training and {spec.test_size} test images need "
+                f"{per_class} images of each class",
+                f"{short} of one",
+                "lower train_sizes or test_size",
+            )
+        places = np.sort(np.concatenate(chosen)).astype(np.int64)
         shown = task.rows[: len(places)] if misaligned else places if pooled else task.rows[places]
         task = task._replace(rows=shown, targets=task.targets[places])
     if as_released:
@@ -245,32 +243,14 @@ def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Sub
     return _split(task, groups, spec, rng, balanced=len(task.names) == 2 and not misaligned)
 
 
-def _pool(targets: NDArray[np.int64], spec: SubsetSpec, train_size: int) -> NDArray[np.int64]:
-    """Return the places of the first (N + test size) / 2 images of each class; fewer are a DataError."""
-    num_classes = int(targets.max()) + 1
-    per_class = (train_size + spec.test_size) // num_classes
-    chosen = [np.flatnonzero(targets == label)[:per_class] for label in range(num_classes)]
-    if (short := min(map(len, chosen))) < per_class:
-        raise DataError(
-            f"{spec.prepared.dataset}, as released: {train_size} training and {spec.test_size} test images "
-            f"need {per_class} images of each class",
-            f"{short} of one",
-            "lower train_sizes or test_size",
-        )
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
 def split_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> Subset:
     """Split the first ``train_size`` training images of a subset by groups, for a learning-rate search.
 
     The held-out side, ``test_rows``, is the validation images: whole groups of the training images, and never
-    a test image of ``spec``.
-
-    Raises:
-        DataError: when the data do not have ``train_size`` images, or a class has too few groups to be on
-            both sides, or faults of the released code are on, which let test groups be trained on.
+    a test image of ``spec``. A DataError where a class has too few groups to be on both sides, or faults of
+    the released code are on, which let test groups be trained on.
     """
     where = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
     if spec.prepared.faults:

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,17 +84,14 @@ class ImageTable:
 
 def gather(parts: Sequence[Part]) -> ImageTable:
     """Put the images of all parts, in order, into one table, which the parts share from then on."""
-    sizes = [len(part.labels) for part in parts]
-    places = np.empty((sum(sizes), 2), np.int32)
+    sizes = [len(part.rows) for part in parts]
+    rows = np.concatenate([part.rows for part in parts])
+    for part, own in zip(parts, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
+        part.rows = own
+    places = np.empty((len(rows), 2), np.int32)
     places[:, 0] = np.repeat(np.arange(len(parts)), sizes)
-    places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
-    columns: list[NDArray[Any]] = []
-    for name in ("labels", "groups", "splits", "digests"):
-        columns.append(np.concatenate([getattr(part, name) for part in parts]))
-        for part, own in zip(parts, np.split(columns[-1], np.cumsum(sizes)[:-1]), strict=True):
-            setattr(part, name, own)
-    labels, groups, splits, digests = columns
-    return ImageTable(labels, groups, splits, digests, places)
+    places[:, 1] = np.arange(len(rows)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
+    return ImageTable(rows["label"], rows["group"], rows["split"], rows["digest"], places)
 
 
 def keep_per_class(

@@ -133,7 +133,13 @@ def own_kind_of(path: Path) -> str | None:
         return None
     name = path.name.lower()
     if is_archive_name(name):
-        return "webdataset" if _has_classes_beside_images(path) else "folder"
+        try:
+            members = [] if path.suffix == ".zip" else open_archive(path).members()
+        except RefusedArchive:
+            members = []
+        classes = {one.partition(".")[0] for one in members if one.lower().endswith((".cls", ".json"))}
+        images = {one.partition(".")[0] for one in members if is_single_image_name(one)}
+        return "webdataset" if classes & images else "folder"
     return next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), None)
 
 
@@ -176,17 +182,6 @@ def _lists_images(table: Path) -> bool:
         return False
     header = {column_key(str(name).strip().strip('"')) for name in names}
     return all(header & {column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label"))
-
-
-def _has_classes_beside_images(path: Path) -> bool:
-    """Tell whether an archive holds ``.cls`` or ``.json`` files beside its images."""
-    try:
-        members = open_archive(path).members()
-    except RefusedArchive:
-        return False
-    keys = {name.partition(".")[0] for name in members if name.lower().endswith((".cls", ".json"))}
-    images = {name.partition(".")[0] for name in members if is_single_image_name(name)}
-    return bool(keys & images) and path.suffix != ".zip"
 
 
 HASH = re.compile(r"\b[0-9a-f]{16}\b")
@@ -239,23 +234,18 @@ def _locators(raw: Path, request: RawRequest) -> Iterator[str]:
         elif ending == ".parquet":
             yield from (f"{name}{MARK}{row}" for row in range(num_rows(base / name)))
         elif ending in ARRAY_FILES:
-            try:
+            with suppress(SweepError):
                 file = ARRAY_FILES[ending](replace(request, raw=base / name))
-                arrays = file.names()
-            except SweepError:
-                continue
-            for array in arrays:
-                with suppress(SweepError):
-                    shape = file.header(array).shape
-                    yield from (row_locator(array, row) for row in range(shape[0] if len(shape) > 2 else 0))
+                for array in file.names():
+                    with suppress(SweepError):
+                        shape = file.header(array).shape
+                        rows = range(shape[0] if len(shape) > 2 else 0)
+                        yield from (row_locator(array, row) for row in rows)
 
 
 def _members(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
-    try:
-        members = open_archive(path, inner).members()
-    except RefusedArchive:  # it is named itself
-        return
-    for member in members:
-        yield MARK.join((name, *inner, member))
-        if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
-            yield from _members(path, name, (*inner, member))
+    with suppress(RefusedArchive):  # it is named itself
+        for member in open_archive(path, inner).members():
+            yield MARK.join((name, *inner, member))
+            if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
+                yield from _members(path, name, (*inner, member))

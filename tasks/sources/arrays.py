@@ -98,7 +98,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     headers = [_image_header(file, part.images, request) for part in parts]
     sizes = [header.shape[0] for header in headers]
     if sum(sizes) > MAX_IMAGES:
-        raise DataError(f"{request.dataset.name}: at most {MAX_IMAGES:,} images", f"{sum(sizes):,}")
+        raise request.error(f"at most {MAX_IMAGES:,} images", f"{sum(sizes):,}")
     header = list(dict.fromkeys(name for part in parts for name in part.others))
     columns = find_columns(header, ("label", "group", "split"), request, known={"label": "labels"})
     asked = {ours: theirs for ours, theirs in columns.of.items() if ours in ("group", "split", *TRAITS)}
@@ -130,6 +130,11 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         side=lambda row: parts[place(row)[0]].side,
         details=lambda row: (parts[place(row)[0]].images, low, high),
     )
+    # Arrays that belong to no split by their name, where the images do.
+    known = {name for part in parts for name in (part.images, part.labels, *part.others.values())}
+    words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
+    of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
+    unused = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
     is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
     return own_listing(
         rows,
@@ -140,17 +145,8 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         block_size=4096,
         excluded={VALIDATION_LEFT_OUT: left_out},
         intensity=rule,
-        flags=(*columns.flags, *_unmarked(file, parts)),
+        flags=(*columns.flags, *([f"columns not used: {', '.join(unused[:MAX_NAMED])}"] if unused else [])),
     )
-
-
-def _unmarked(file: ArrayFile, parts: list[Part]) -> list[str]:
-    """Flag arrays that belong to no split by their name, where the images do."""
-    known = {name for part in parts for name in (part.images, part.labels, *part.others.values())}
-    words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
-    of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
-    left = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
-    return [f"columns not used: {', '.join(left[:MAX_NAMED])}"] if left else []
 
 
 def row_locator(array: str, row: int) -> str:
@@ -160,7 +156,7 @@ def row_locator(array: str, row: int) -> str:
 
 def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     """Return the arrays to read, and how many validation images are left out."""
-    names, dataset = set(file.names()), request.dataset.name
+    names = set(file.names())
     found: list[list[Part]] = []
     half: list[tuple[str, str]] = []
     for images, labels in KEYS:
@@ -183,15 +179,15 @@ def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     # Images without their labels would be dropped without a word.
     for pair in half if found else (*half, *KEYS[1:4]):
         if pair[0] in names:
-            rule = f"{dataset}: {pair[0]} and {pair[1]} must both be in the file"
-            raise DataError(rule, f"no {pair[1]}", "take the images out, or put their labels in")
+            rule = f"{pair[0]} and {pair[1]} must both be in the file"
+            raise request.error(rule, f"no {pair[1]}", "take the images out, or put their labels in")
     if len(found) > 1:
         listed = "; ".join(", ".join(part.images for part in parts) for parts in found)
-        raise DataError(f"{dataset}: one set of images must be in the file", listed, WAY_OUT)
+        raise request.error("one set of images must be in the file", listed, WAY_OUT)
     if not found:
         absent = next(name for name in ("images", "labels") if name not in names)
-        raise DataError(
-            f"{dataset}: array {absent} must be in the .npz or HDF5 file",
+        raise request.error(
+            f"array {absent} must be in the .npz or HDF5 file",
             f"it is not; the file has {', '.join(sorted(names)[:10]) or 'no array'}",
             f"{WAY_OUT}; x and y, and MedMNIST's and Keras' keys are known too",
         )
@@ -212,8 +208,8 @@ def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeade
     shape = header.shape
     colour = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
     if not (len(shape) == 3 or colour) or 0 in shape or header.dtype.kind not in "uif":
-        raise DataError(
-            f"{request.dataset.name}: {name} must be numbers of shape (n, height, width), "
+        raise request.error(
+            f"{name} must be numbers of shape (n, height, width), "
             "(n, height, width, 3) or (n, 3, height, width)",
             f"{header.dtype} {header.shape}",
             'images.astype("uint8") * 255' if header.dtype.kind == "b" else "",
@@ -227,8 +223,8 @@ def _cells(file: ArrayFile, name: str, size: int, request: RawRequest) -> list[s
     singles = header.shape[:1] == (size,) and all(side == 1 for side in header.shape[1:])
     if not singles or header.dtype.kind not in "uibfUSO":
         more = "; several labels per image are no classes" if len(header.shape) == 2 else ""
-        rule = f"{request.dataset.name}: {name} must be {size} numbers or texts, one per image"
-        raise DataError(rule, f"{header.dtype} {header.shape}{more}")
+        rule = f"{name} must be {size} numbers or texts, one per image"
+        raise request.error(rule, f"{header.dtype} {header.shape}{more}")
     spelt: dict[object, str] = {}
     values = _small_array(file, name, request).reshape(-1).tolist()
     # One text per class, not per image.
@@ -238,11 +234,11 @@ def _cells(file: ArrayFile, name: str, size: int, request: RawRequest) -> list[s
 def _small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
     header = file.header(name)
     if header.num_bytes > MAX_TEXT_BYTES:
-        raise DataError(f"{request.dataset.name}: {name} must be small", f"{header.dtype} {header.shape}")
+        raise request.error(f"{name} must be small", f"{header.dtype} {header.shape}")
     try:
         return file.load(name)
     except SkipItem as skip:
-        raise DataError(f"{request.dataset.name}: array {name} must be whole", skip.reason) from None
+        raise request.error(f"array {name} must be whole", skip.reason) from None
 
 
 def array_reader(file: ArrayFile) -> Reader:
@@ -250,28 +246,24 @@ def array_reader(file: ArrayFile) -> Reader:
     opened: dict[str, ReadRow] = {}
 
     def read(item: Item) -> list[Sample]:
-        name, low, high, *traits = item.details
+        name, low, high = item.details
         if name not in opened:
             opened[str(name)] = file.rows(str(name))
         row = opened[str(name)](int(item.locator.rsplit("/", 1)[-1]))
         if row.ndim == 3 and row.shape[0] in (1, 3) and row.shape[2] not in (1, 3):
             row = np.moveaxis(row, 0, 2)
         row = row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row
-        return [_scaled(row, low, high).with_traits(traits)]
+        if low is None or high is None:
+            if row.dtype == np.uint8:
+                return [Sample(row)]
+            pixels, note = by_own_maximum(row)
+            return [Sample(pixels, conversions=note, flags=negative_flags(row))]
+        if not np.isfinite(row).all():
+            raise SkipItem("values not finite")
+        scaled, is_cut = to_scale(row, (float(low), float(high)))
+        return [Sample(scaled, flags=(CUT,) if is_cut.any() else ())]
 
     return read
-
-
-def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
-    if low is None or high is None:
-        if row.dtype == np.uint8:
-            return Sample(row)
-        pixels, note = by_own_maximum(row)
-        return Sample(pixels, conversions=(note,), flags=negative_flags(row))
-    if not np.isfinite(row).all():
-        raise SkipItem("values not finite")
-    pixels, is_cut = to_scale(row, (low, high))
-    return Sample(pixels, flags=(CUT,) if is_cut.any() else ())
 
 
 def to_scale(values: NDArray[np.generic], limits: tuple[float, float]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -307,34 +299,40 @@ def _range(
     given = request.dataset.pixel_range
     kinds = {head.dtype.newbyteorder("=") for head in headers}
     if len(kinds) > 1 and {dtype.kind for dtype in kinds} != {"f"}:
-        rule = f"{request.dataset.name}: all images must be stored as one type, or their scales may differ"
-        raise DataError(rule, ", ".join(sorted(map(str, kinds))), "save all as the same one")
+        rule = "all images must be stored as one type, or their scales may differ"
+        raise request.error(rule, ", ".join(sorted(map(str, kinds))), "save all as the same one")
     if given is None and kinds == {np.dtype(np.uint8)}:
         return (None, None), "as stored, 8 bits"
     if given is None and all(dtype.kind in "ui" for dtype in kinds):
         return (None, None), "whole numbers, scaled by own maximum"
     try:
-        opened = ((file.rows(part.images), head) for part, head in zip(parts, headers, strict=True))
-        rows = (read(index) for read, head in opened for index in range(head.shape[0]))
-        return pixel_scale(request.dataset.name, rows, given)
+        opened = (
+            map(file.rows(part.images), range(head.shape[0]))
+            for part, head in zip(parts, headers, strict=True)
+        )
+        return pixel_scale(request.dataset.name, opened, given)
     except SkipItem as skip:
-        raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
+        raise request.error("the images must be a whole array", skip.reason) from None
 
 
 def pixel_scale(
-    name: str, rows: Iterable[NDArray[np.generic]], given: tuple[float, float] | None
+    name: str, parts: Iterable[Iterable[NDArray[np.generic]]], given: tuple[float, float] | None
 ) -> tuple[tuple[float, float], str]:
     """Return the values that are black and white, ``given`` or told by those of all images, and what is done.
 
-    DataError where the values leave it open, or where next to none of them lie between those given.
+    DataError where the values leave it open, training and test (``parts``) seem to differ in it, or next to
+    none of the values lie between those given.
     """
-    low, high, num_values, num_cut = np.inf, -np.inf, 0, 0
-    for row in rows:
-        finite = row[np.isfinite(row)].astype(np.float32)
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-            num_values += finite.size
-            num_cut += 0 if given is None else int(to_scale(finite, given)[1].sum())
+    low, highs, num_values, num_cut = np.inf, list[float](), 0, 0
+    for rows in parts:
+        highs.append(-np.inf)
+        for row in rows:
+            finite = row[np.isfinite(row)].astype(np.float32)
+            if finite.size:
+                low, highs[-1] = min(low, float(finite.min())), max(highs[-1], float(finite.max()))
+                num_values += finite.size
+                num_cut += 0 if given is None else int(to_scale(finite, given)[1].sum())
+    high = max(highs)
     fits = (-1.0, 1.0) if -1 <= low < -0.5 and high <= 1 else (low, high)
     fits = (min(low, 0.0), max(high, 0.0)) if low == high else fits
     black, white = (f"{limit:.9g}" for limit in fits)
@@ -348,29 +346,33 @@ def pixel_scale(
         return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
+    if low >= 0 and 127.5 < high <= 255 and min(highs) <= 1:
+        rule = f"{name}: training and test images must be stored on one scale"
+        raise DataError(rule, f"one of them in [0, 1], all in {found}", f"save them alike, or say {option}")
     if low >= 0 and 127.5 < high <= 255:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     rule = f"{name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
     raise DataError(rule, found, f"say which values are black and white; all of these lie in {option}")
 
 
-def _array_file(request: RawRequest) -> Path:
-    if (root := request.root()).is_dir():
-        raise DataError(f"{request.dataset.name}: the source must be a file of arrays", "a folder")
-    return root
+class _OwnFile:
+    def __init__(self, request: RawRequest) -> None:
+        self._error, self._path = request.error, request.root()
+        if self._path.is_dir():
+            raise request.error("the source must be a file of arrays", "a folder")
 
 
-class NpzFile:
+class NpzFile(_OwnFile):
     """The arrays of an ``.npz``."""
 
     def __init__(self, request: RawRequest) -> None:
-        self._name, self._path = request.dataset.name, _array_file(request)
+        super().__init__(request)
         try:
             with open_zip(self._path, MAX_MEMBERS) as archive:
                 found = archive.infolist()
         except RefusedArchive as refused:
-            rule = f"{self._name}: the .npz must be whole, as numpy saves it"
-            raise DataError(rule, refused.reason, COPY_AGAIN) from None
+            rule = "the .npz must be whole, as numpy saves it"
+            raise self._error(rule, refused.reason, COPY_AGAIN) from None
         self._members = {member.filename.removesuffix(".npy"): member for member in found}
         self._headers: dict[str, ArrayHeader] = {}
 
@@ -382,16 +384,17 @@ class NpzFile:
         """Return an array's shape and dtype, read once."""
         if name in self._headers:
             return self._headers[name]
-        where = f"{self._name}: array {name}"
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 header = self._headers[name] = _npy_header(file)
         except DAMAGE:
-            raise DataError(f"{where} must be a whole .npy", "damaged") from None
+            raise self._error(f"array {name} must be a whole .npy", "damaged") from None
         if header.dtype.hasobject:
-            raise DataError(f"{where} must hold numbers or text", "Python objects, which are never unpickled")
+            found = "Python objects, which are never unpickled"
+            raise self._error(f"array {name} must hold numbers or text", found)
         if header.num_bytes > self._members[name].file_size:
-            raise DataError(f"{where} must be whole", f"shape {header.shape} is more than the member holds")
+            found = f"shape {header.shape} is more than the member holds"
+            raise self._error(f"array {name} must be whole", found)
         return header
 
     def load(self, name: str) -> NDArray[np.generic]:
@@ -406,8 +409,8 @@ class NpzFile:
         """Return a reader of rows, cheap in rising order."""
         header = self.header(name)
         if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
-            rule = f"{self._name}: a large array must be in C order, which has rows to read"
-            raise DataError(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
+            rule = "a large array must be in C order, which has rows to read"
+            raise self._error(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
         if header.fortran:
             return self.load(name).__getitem__  # there are no rows on the disk
         try:
@@ -424,8 +427,7 @@ class NpzFile:
         except DAMAGE:
             whole = False
         if not whole:
-            rule = f"{self._name}: the .npz must be a whole archive"
-            raise DataError(rule, "a damaged array", "copy or download it again")
+            raise self._error("the .npz must be a whole archive", "a damaged array", COPY_AGAIN)
 
 
 @lru_cache(maxsize=4)
@@ -477,12 +479,12 @@ def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
         raise DataError(f"{name}: the file must be a whole HDF5 file", found, COPY_AGAIN) from None
 
 
-class Hdf5File:
+class Hdf5File(_OwnFile):
     """The datasets in the root group of an HDF5 file."""
 
     def __init__(self, request: RawRequest) -> None:
-        self._name = request.dataset.name
-        self._file = open_hdf5(_array_file(request), self._name)
+        super().__init__(request)
+        self._file = open_hdf5(self._path, request.dataset.name)
 
     def names(self) -> list[str]:
         """Return the names in the root group."""
@@ -503,9 +505,8 @@ class Hdf5File:
                 rule, what = f"{name} must lie in the file itself", "a link, or a view of other files"
                 raise self._error(rule, what, f"store the array: file[{name!r}] = array")
             if not isinstance(data, h5py.Dataset):
-                raise self._error(
-                    f"{name} must be an array", "a group", "give its arrays in a file of their own"
-                )
+                way_out = "give its arrays in a file of their own"
+                raise self._error(f"{name} must be an array", "a group", way_out)
             chunk = int(np.prod(data.chunks or (0,), dtype=object)) * data.dtype.itemsize
             stored = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
@@ -527,9 +528,6 @@ class Hdf5File:
         self.header(name)
         return partial(_hdf5_values, self._file[name])
 
-    def _error(self, rule: str, found: str, way_out: str) -> DataError:
-        return DataError(f"{self._name}: {rule}", found, way_out)
-
 
 def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:
     try:
@@ -549,10 +547,9 @@ def list_npz(request: RawRequest) -> Listing:
     return listing
 
 
-def list_hdf5(request: RawRequest) -> Listing:
-    """Return one item per row; a chunk's checksum, where it has one, is compared when it is read."""
-    return list_arrays(Hdf5File(request), request)
-
-
 npz = Source(list_npz, lambda request: array_reader(NpzFile(request)))
-hdf5 = Source(list_hdf5, lambda request: array_reader(Hdf5File(request)))
+hdf5 = Source(
+    lambda request: list_arrays(Hdf5File(request), request),
+    lambda request: array_reader(Hdf5File(request)),
+)
+"""A chunk's checksum, where it has one, is compared when it is read."""

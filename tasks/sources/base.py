@@ -13,9 +13,9 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,21 +72,20 @@ Split = Literal["", "train", "test"]
 
 @dataclass(frozen=True)
 class RawRequest:
-    """What to read.
-
-    ``raw`` is the folder or file of the download, ``key`` that of the hashes, ``cache`` a folder where an
-    index of the raw tree may be kept.
-    """
+    """What to read: ``raw`` is the folder or file of the download, ``key`` that of the hashes."""
 
     dataset: DatasetSpec
     spec: PreparedSpec
     raw: Path | None = None
     key: str = "unkeyed"
-    cache: Path | None = None
 
     def hashed(self, value: str) -> str:
         """Spell a file name or id for messages: its keyed hash."""
         return spell(keyed_hash(self.key, value))
+
+    def error(self, rule: str, found: str = "", way_out: str = "") -> DataError:
+        """Return the error of this dataset for a rule that it breaks."""
+        return DataError(f"{self.dataset.name}: {rule}", found, way_out)
 
     def root(self) -> Path:
         """Return the raw folder or file; a DataError says what the user named, and what is expected there."""
@@ -129,6 +128,7 @@ class Item:
         group: Patient or other id whose images must stay on one side of the split; empty for its own.
         split: A split given by the user, or empty.
         details: What the reader needs to know besides (JSON values only).
+        traits: As those of :class:`Sample`, where a table says them.
     """
 
     locator: str
@@ -136,6 +136,7 @@ class Item:
     group: str = ""
     split: Split = ""
     details: tuple[str | int | float | None, ...] = ()
+    traits: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,11 +162,6 @@ class Sample:
     flags: tuple[str, ...] = ()
     traits: tuple[tuple[str, str], ...] = ()
     patient: str = ""
-
-    def with_traits(self, details: Sequence[str | int | float | None]) -> Self:
-        """Return it with the traits that a table's columns say: name, value, name, value ..."""
-        pairs = zip(map(str, details[::2]), map(str, details[1::2]), strict=True)
-        return replace(self, traits=(*self.traits, *pairs)) if details else self
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,10 @@ brats = Source(list_brats, read_brats)
 
 
 def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) -> Iterator[Sample]:
+    from scipy import ndimage
+
+    reach = np.arange(-2, 3)
+    disk = reach[:, None] ** 2 + reach[None, :] ** 2 <= 4
     low, high = intensity_range(flair.values)
     scaled = (np.clip(flair.values, low, high) - low) * (255 / (high - low))
     depth = scaled.shape[2]
@@ -141,22 +145,13 @@ def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) ->
         window = tumour[level : level + WINDOW]
         if level + WINDOW <= depth and window.any() and not window.all():
             continue
-        if not _is_one_brain(t2[:, :, level], wanted):
+        # The brain must fill one region: erode, close, take edges (Roberts), fill, count.
+        mask = ndimage.binary_closing(ndimage.binary_erosion(t2[:, :, level] > 0, disk), disk)
+        mask = mask.astype(np.float32)
+        diagonal = np.zeros_like(mask)
+        diagonal[:-1, :-1] = (mask[:-1, :-1] - mask[1:, 1:]) ** 2 + (mask[:-1, 1:] - mask[1:, :-1]) ** 2
+        regions, count = ndimage.label(ndimage.binary_fill_holes(diagonal > 0))
+        if count != 1 or (regions > 0).sum() < wanted:
             continue
         pixels, _ = by_own_maximum(scaled[:, :, level])
         yield Sample(pixels, label=int(tumour[level]), conversions=flair.conversions, flags=flair.flags)
-
-
-def _is_one_brain(plane: NDArray[np.float32], wanted: float) -> bool:
-    """Tell whether the brain fills one region: erode, close, take edges (Roberts), fill, count."""
-    from scipy import ndimage
-
-    if not (plane > 0).any():
-        return False
-    reach = np.arange(-2, 3)
-    disk = reach[:, None] ** 2 + reach[None, :] ** 2 <= 4
-    mask = ndimage.binary_closing(ndimage.binary_erosion(plane > 0, disk), disk).astype(np.float32)
-    diagonal = np.zeros_like(mask)
-    diagonal[:-1, :-1] = (mask[:-1, :-1] - mask[1:, 1:]) ** 2 + (mask[:-1, 1:] - mask[1:, :-1]) ** 2
-    regions, count = ndimage.label(ndimage.binary_fill_holes(diagonal > 0))
-    return bool(count == 1 and (regions > 0).sum() >= wanted)

@@ -151,8 +151,7 @@ def _file(package: str, name: str) -> Path:
     """Return a file of an installed package, without importing the package."""
     found = find_spec(package)
     if found is None or found.origin is None:
-        way_out = "pip install 'isweep[demo]'"
-        raise SetupError(f"This dataset comes with {package}", "not installed", way_out)
+        raise SetupError(f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'")
     return Path(found.origin).parent / name
 
 

@@ -9,15 +9,12 @@ pydicom's own warnings and log lines may quote tag values, which may name a pati
 from __future__ import annotations
 
 import io
-import json
 import logging
 import struct
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.atomic import write_atomic
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.labels import PLACEHOLDERS, plain_id
 from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
-from tasks.sources.raw import RawTree, read_locator, read_plain, split_locator
+from tasks.sources.raw import read_locator, read_plain, split_locator
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
-logger = logging.getLogger(__name__)
 TEXTS = ("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "SeriesDescription")
-PART_OF_FILE, LOG_EVERY = 1 << 20, 10_000
+PART_OF_FILE = 1 << 20
 """Headers end long before a MiB; what lies behind is pixels."""
 MAX_PIXEL_BYTES = 256 << 20
 """A multi-frame ultrasound of 300 frames has about 100 MiB."""
@@ -131,60 +126,6 @@ def _header(data: FileDataset) -> Header:
     return Header(instance, series, patient, modality, text, sides)
 
 
-class HeaderIndex:
-    """Names of files by SOP instance and series instance UID, read from their headers.
-
-    Its keyed hashes are kept beside the prepared datasets, so that a large tree is opened once.
-    """
-
-    def __init__(self, request: RawRequest, tree: RawTree, names: Iterable[str]) -> None:
-        self._hash = partial(keyed_hash, request.key)
-        self._by_instance: dict[int, str] = {}
-        self._by_series: defaultdict[int, list[str]] = defaultdict(list)
-        base, root = request.base(), self._hash(str(request.root().resolve()))
-        cache = None if request.cache is None else request.cache / f".headers-{root:016x}.json"
-        known, opened = _known(cache), 0
-        for name in names:
-            locator = tree.locator(name)
-            stamp = str(self._hash(f"{locator}\0{_stamp(base, locator)}"))
-            if stamp not in known:
-                header = read_header(base, locator)
-                known[stamp] = [self._hash(header.instance), self._hash(header.series)] if header else []
-                opened += 1
-                if opened % LOG_EVERY == 0:
-                    logger.info("%s: %d headers read", request.dataset.name, opened)
-            if known[stamp]:
-                instance, series = known[stamp]
-                self._by_instance.setdefault(instance, name)
-                self._by_series[series].append(name)
-        if opened and cache is not None:
-            with suppress(OSError):  # a cache that cannot be written costs time only
-                write_atomic(cache, json.dumps(known).encode())
-
-    def instance(self, uid: str) -> str | None:
-        """Return the name of the file with that SOP instance UID."""
-        return self._by_instance.get(self._hash(uid))
-
-    def series(self, uid: str) -> list[str]:
-        """Return the names of all files of a series."""
-        return self._by_series.get(self._hash(uid), [])
-
-
-def _known(cache: Path | None) -> dict[str, list[int]]:
-    with suppress(OSError, ValueError):
-        found = json.loads(cache.read_text(encoding="utf-8")) if cache is not None else {}
-        if isinstance(found, dict) and all(isinstance(value, list) for value in found.values()):
-            return found
-    return {}
-
-
-def _stamp(base: Path, locator: str) -> str:
-    with suppress(OSError):
-        status = (base / split_locator(locator)[0]).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return ""
-
-
 # A decoder allocates what the codestream asks for, whatever the file around it declared.
 
 SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
@@ -225,8 +166,21 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
     except ImportError as error:
         way_out = "pip install 'isweep[medical]'"
         raise SetupError("DICOM files need pydicom", "not installed", way_out) from error
+    if body[128:132] != b"DICM":
+        raise SkipItem("no DICOM preamble")
+    if DEFLATED in body[:PART_OF_FILE]:
+        # Inflated whole by pydicom before anything can be checked; none of these archives uses it.
+        raise SkipItem("deflated transfer syntax")
     with _silent():
-        data = _parse(pydicom, body)
+        try:
+            data: FileDataset = pydicom.dcmread(io.BytesIO(body))
+            missing = [name for name in NEEDED if name not in data]
+            if "TransferSyntaxUID" not in data.file_meta:
+                missing = ["TransferSyntaxUID"]
+        except Exception:  # pydicom raises almost anything on damaged files, with values in the text
+            raise SkipItem("damaged DICOM header") from None
+        if missing:
+            raise SkipItem(f"no {missing[0]}")
         _check_declared(data)
         dicom = _decoded(pydicom, data)
     if frames is not None and len(dicom.values) != frames:
@@ -234,26 +188,8 @@ def decode_dicom(body: bytes, *, frames: int | None = None) -> Dicom:
     return dicom
 
 
-def _parse(pydicom: Any, body: bytes) -> FileDataset:
-    if body[128:132] != b"DICM":
-        raise SkipItem("no DICOM preamble")
-    if DEFLATED in body[:PART_OF_FILE]:
-        # Inflated whole by pydicom before anything can be checked; none of these archives uses it.
-        raise SkipItem("deflated transfer syntax")
-    try:
-        data: FileDataset = pydicom.dcmread(io.BytesIO(body))
-        missing = [name for name in NEEDED if name not in data]
-        if "TransferSyntaxUID" not in data.file_meta:
-            missing = ["TransferSyntaxUID"]
-    except Exception:  # pydicom raises almost anything on damaged files, with values in the text
-        raise SkipItem("damaged DICOM header") from None
-    if missing:
-        raise SkipItem(f"no {missing[0]}")
-    return data
-
-
 def _check_declared(data: FileDataset) -> None:
-    """Check what is declared before any of it is believed."""
+    """Check what is declared, in compressed frames too, before any of it is believed."""
     try:
         rows, columns, samples = int(data.Rows), int(data.Columns), int(data.SamplesPerPixel)
         allocated, stored, high = int(data.BitsAllocated), int(data.BitsStored), int(data.HighBit)
@@ -279,23 +215,20 @@ def _check_declared(data: FileDataset) -> None:
     if syntax.is_compressed:
         if declared // frames > MAX_PACKED_FRAME_BYTES:
             raise SkipItem("too many pixels")
-        _check_frames(data, (rows, columns, samples), frames)
+        from pydicom.encaps import generate_frames
+
+        try:
+            shapes = {
+                frame_shape(frame) for frame in generate_frames(data.PixelData, number_of_frames=frames)
+            }
+        except Exception:
+            raise SkipItem("damaged pixel data") from None
+        if shapes - {(rows, columns, samples), None}:
+            raise SkipItem("a frame of another size than declared")
         return
     wanted = {declared, declared + declared % 2, declared * 2 // 3 if kind == "YBR_FULL_422" else declared}
     if size not in wanted:
         raise SkipItem(f"{'less' if size < declared else 'more'} pixel data than declared")
-
-
-def _check_frames(data: FileDataset, declared: tuple[int, int, int], frames: int) -> None:
-    """Refuse compressed frames whose own header asks the decoder for another image than was declared."""
-    from pydicom.encaps import generate_frames
-
-    try:
-        shapes = {frame_shape(frame) for frame in generate_frames(data.PixelData, number_of_frames=frames)}
-    except Exception:
-        raise SkipItem("damaged pixel data") from None
-    if shapes - {declared, None}:
-        raise SkipItem("a frame of another size than declared")
 
 
 def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
@@ -314,7 +247,16 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
     if not colour:
         values = _stored_bits(values, int(data.BitsStored), signed=int(data.PixelRepresentation) == 1)
     try:
-        rescale = data.get("RescaleSlope"), data.get("RescaleIntercept")
+        rescale, spacing = (data.get("RescaleSlope"), data.get("RescaleIntercept")), _spacing(data)
+        traits = {  # what a network could learn instead of the disease, as far as the header tells it
+            "manufacturer": data.get("Manufacturer"),
+            "scanner model": data.get("ManufacturerModelName"),
+            "site": data.get("InstitutionName"),
+            "modality": data.get("Modality"),
+            "series description": data.get("SeriesDescription"),
+            "pixel spacing": spacing and f"{spacing[0]:.3g} {spacing[1]:.3g}",
+            "rescale slope": None if None in rescale else f"{float(rescale[0]):.6g}",
+        }
         kinds = data.get("ImageType") or ()
         towards = data.get("PatientOrientation")  # PS3.3 C.7.6.1.1.1
         flags = ["burnt-in annotation"] if data.get("BurnedInAnnotation") == "YES" else []
@@ -323,11 +265,11 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
         found = Dicom(
             **vars(_header(data)),
             values=values,
-            spacing=_spacing(data),
+            spacing=spacing,
             inverted=str(data.PhotometricInterpretation) == "MONOCHROME1",
             rescale=None if None in rescale else (float(rescale[0]), float(rescale[1])),
             flags=tuple(flags),
-            traits=_traits(data),
+            traits=tuple((name, str(value or "").strip()) for name, value in traits.items()),
             laterality=str(data.get("ImageLaterality") or data.get("Laterality") or ""),
             orientation="" if isinstance(towards, str) or len(towards or "") != 2 else str(towards[0]),
         )
@@ -336,21 +278,6 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
     if found.rescale is not None and found.rescale[0] == 0:
         raise SkipItem("rescale slope 0")
     return found
-
-
-def _traits(data: FileDataset) -> tuple[tuple[str, str], ...]:
-    """Return what a network could learn instead of the disease, as far as the header tells it."""
-    spacing, slope = _spacing(data), data.get("RescaleSlope")
-    found = {
-        "manufacturer": data.get("Manufacturer"),
-        "scanner model": data.get("ManufacturerModelName"),
-        "site": data.get("InstitutionName"),
-        "modality": data.get("Modality"),
-        "series description": data.get("SeriesDescription"),
-        "pixel spacing": spacing and f"{spacing[0]:.3g} {spacing[1]:.3g}",
-        "rescale slope": None if None in (slope, data.get("RescaleIntercept")) else f"{float(slope):.6g}",
-    }
-    return tuple((name, str(value or "").strip()) for name, value in found.items())
 
 
 def _stored_bits(values: NDArray[np.generic], bits: int, *, signed: bool) -> NDArray[np.generic]:
@@ -398,8 +325,7 @@ def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]
         if dicom.inverted:
             pixels = 255 - pixels
             notes.append("MONOCHROME1 inverted")
-        conversions = (*notes, *([note] if note else []))
-        yield Sample(pixels, conversions=conversions, flags=tuple(flags), traits=dicom.traits)
+        yield Sample(pixels, conversions=(*notes, *note), flags=tuple(flags), traits=dicom.traits)
 
 
 def is_dicom_name(name: str) -> bool:
@@ -423,12 +349,14 @@ def single_reader(request: RawRequest) -> Reader:
     def read(item: Item) -> list[Sample]:
         body = read_locator(base, item.locator)
         if body[128:132] != b"DICM" and not is_dicom_name(item.locator):
-            return [decode_image(body).with_traits(item.details)]
+            return [decode_image(body)]
         dicom = decode_dicom(body, frames=1)
         patient = plain_id(dicom.known_patient())
         group = "" if item.group else patient
         lacking = () if patient or item.group else (NO_PATIENT,)
-        samples = [sample.with_traits(item.details) for sample in frame_samples(dicom)]
-        return [replace(one, group=group, patient=patient, flags=(*one.flags, *lacking)) for one in samples]
+        return [
+            replace(sample, group=group, patient=patient, flags=(*sample.flags, *lacking))
+            for sample in frame_samples(dicom)
+        ]
 
     return read

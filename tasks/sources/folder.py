@@ -22,7 +22,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from search_spaces.errors import DataError
 from search_spaces.specs import Layout
 from tasks.sources.base import Listing, RawRequest, Source, Split
 from tasks.sources.dicom import INTENSITY, is_dicom_name, is_single_image_name, read_header, single_reader
@@ -82,11 +81,14 @@ def list_folder(request: RawRequest) -> Listing:
     """Return all images, classes in the order of their names."""
     root = request.root()
     if root.is_file() and not is_archive_name(root.name):
-        way_out = "unpack it, or pack it as .zip or .tar"
-        raise DataError(f"{request.dataset.name}: the source must be a folder", "a file", way_out)
+        raise request.error("the source must be a folder", "a file", "unpack it, or pack it as .zip or .tar")
     tree = RawTree(request)
     images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
-    packed = _packed_beside(images, tree)
+    # Images of archives in an archive that lie in a folder of images, a class's or a group's.
+    parts = {name: tree.locator(name).split(MARK) for name in images}
+    folders = {name.rpartition("/")[0] for name, found in parts.items() if len(found) == 2} - {""}
+    inner = {name: found[-1] for name, found in parts.items() if len(found) > 2}
+    packed = {name for name, member in inner.items() if name.removesuffix(member).rstrip("/") in folders}
     images = [name for name in images if name not in packed]
     wrapper = _wrapper(images, is_archive=root.is_file())
     with_splits = _has_splits(images, wrapper, request)
@@ -104,7 +106,7 @@ def list_folder(request: RawRequest) -> Listing:
         unpack = ", unpacked with its images" if root.is_file() else ""
         way_out = "; ".join([EXPECTED, *(hint + unpack * (hint == OF_TABLE) for hint in hints)])
         found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
-        raise DataError(f"{request.dataset.name}: {rule}", found, way_out)
+        raise request.error(f"{rule}", found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
     if deeper := sum(len(one.inside) > 1 for one, _ in meant):
         counts["in a folder in a group's folder, and taken as that group's"] = deeper
@@ -141,40 +143,32 @@ def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest)
     # Every image lies in one of a few folders that several folders on top have.
     shared = 1 < len(tops_of) <= MAX_SHARED and "" not in tops_of and min(map(len, tops_of.values())) > 1
     tops = sorted({one.top for one in placed})
-    _check_tops(tops, set(tops_of) - {""}, request)
-    name = request.dataset.name
+    inner = set(tops_of) - {""}
+    if len(tops) > 1 and inner and all(split_of(folder) != "" for folder in inner):
+        found_there = f"{', '.join(sorted(inner)[:5])} below them"
+        raise request.error("splits must be above the classes", found_there, EXPECTED)
+    splits = {top: {split_of(word) for word in SPLIT_WORD.findall(top)} - {""} for top in tops}
+    named, meant = [top for top in tops if splits[top]], set().union(*splits.values())
+    if "train" in meant and len(meant) > 1 and 2 * len(named) >= len(tops):
+        rule = "the top folders must be classes, or splits called train, test and val"
+        way_out = f"call them so, with the classes right below; {EXPECTED}"
+        raise request.error(rule, ", ".join(named[:5]), way_out)
     if request.root().is_file() and any(MARK in one.name for one in placed):
-        rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
-        raise DataError(rule, what, "unpack them into one folder")
+        rule, what = "a name must be once in an archive and those in it", "the same names in several"
+        raise request.error(rule, what, "unpack them into one folder")
     if request.dataset.layout is not None:
         return request.dataset.layout, []
     if not shared:
         return "class/group", []
     found = _by_headers(placed, tree, request)
     if found is None:
-        raise DataError(
-            f"{name}: it must be plain which folders are the classes",
+        raise request.error(
+            "it must be plain which folders are the classes",
             f"{len(tops)} folders on top share {len(tops_of)} folders in them: classes with patients or "
             "parts in them, or patients, sites or folds with classes in them",
             "say which: layout: class/group or layout: group/class (--layout), give a table, or of folds one",
         )
     return found, [f"layout {found}, by the patients in the headers"]
-
-
-def _check_tops(tops: Sequence[str], inner: set[str], request: RawRequest) -> None:
-    """Refuse splits below the classes, and splits by another name."""
-    name = request.dataset.name
-    if len(tops) > 1 and inner and all(split_of(folder) != "" for folder in inner):
-        rule = f"{name}: splits must be above the classes"
-        raise DataError(rule, f"{', '.join(sorted(inner)[:5])} below them", EXPECTED)
-    splits = {top: {split_of(word) for word in SPLIT_WORD.findall(top)} - {""} for top in tops}
-    named, meant = [top for top in tops if splits[top]], set().union(*splits.values())
-    if "train" in meant and len(meant) > 1 and 2 * len(named) >= len(tops):
-        raise DataError(
-            f"{name}: the top folders must be classes, or splits called train, test and val",
-            ", ".join(named[:5]),
-            f"call them so, with the classes right below; {EXPECTED}",
-        )
 
 
 def _by_headers(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> Layout | None:
@@ -213,19 +207,20 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
         return False
 
 
-def _packed_beside(images: list[str], tree: RawTree) -> set[str]:
-    """Return the images of archives in an archive that lie in a folder of images, a class's or a group's."""
-    parts = {name: tree.locator(name).split(MARK) for name in images}
-    folders = {name.rpartition("/")[0] for name, found in parts.items() if len(found) == 2} - {""}
-    inner = {name: found[-1] for name, found in parts.items() if len(found) > 2}
-    return {name for name, member in inner.items() if name.removesuffix(member).rstrip("/") in folders}
-
-
 def _placed(
     tree: Iterable[str], images: list[str], wrapper: str, with_splits: bool
 ) -> tuple[list[Placed], Counter[str]]:
     """Return where the images lie, and what is left out."""
-    masks, known = _masks(images), set(images)
+    # Masks of others by their names: own, or their folder's.
+    stems = {name.rpartition(".")[0].casefold() for name in images}
+    folders = {name.rpartition("/")[0].casefold() for name in images}
+    masks, known = set(), set(images)
+    for name in images:
+        for path, others in ((name.rpartition(".")[0], stems), (name.rpartition("/")[0], folders)):
+            place, _, last = path.rpartition("/")
+            found = MASK.fullmatch(last)
+            if found and f"{place}/{found[1]}".lstrip("/").casefold() in others:
+                masks.add(name)
     excluded: Counter[str] = Counter()
     placed: list[Placed] = []
     for name in tree:
@@ -264,21 +259,6 @@ def _wrapper(names: list[str], *, is_archive: bool) -> str:
     return "".join(around) if is_archive or holds_splits else ""
 
 
-def _masks(images: list[str]) -> set[str]:
-    """Return the images that are masks of others by their names: own, or their folder's."""
-    stems = {name.rpartition(".")[0].casefold() for name in images}
-    folders = {name.rpartition("/")[0].casefold() for name in images}
-    masks = set()
-    for name in images:
-        stem, folder = name.rpartition(".")[0], name.rpartition("/")[0]
-        for path, others in ((stem, stems), (folder, folders)):
-            place, _, last = path.rpartition("/")
-            found = MASK.fullmatch(last)
-            if found and f"{place}/{found[1]}".lstrip("/").casefold() in others:
-                masks.add(name)
-    return masks
-
-
 def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     """Tell whether the top folders are splits; files beside them do not matter."""
     below = [name.removeprefix(wrapper).split("/") for name in images]
@@ -291,8 +271,8 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     shared = len(inner[0] & inner[1]) > 1  # the classes: the others are splits by another name
     if shared or {split_of(top) for top in splits} >= {"train", "test"}:
         others = sorted(tops - splits)
-        raise DataError(
-            f"{request.dataset.name}: the top folders must be classes, or splits, not both",
+        raise request.error(
+            "the top folders must be classes, or splits, not both",
             f"{', '.join(sorted(splits))} beside {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
             "move the others elsewhere, or give the folder of one split",
         )

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from decimal import Decimal
 from shlex import quote
 
-from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest
 
 MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", ".", "?"})
@@ -57,17 +56,17 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     for "unknown" is asked about. What ``label_map`` says is meant so. What cannot be printed could not be
     told apart, and could drive a terminal. Each is a DataError with the spellings; class names may be shown.
     """
-    found, name = set(names), request.dataset.name
+    found = set(names)
     odd = sorted(one for one in found if not one.strip() or not one.isprintable() or len(one) > MAX_LENGTH)
     if odd:
-        rule = f"{name}: class names must be printable, not blank, {MAX_LENGTH} letters at most"
+        rule = f"class names must be printable, not blank, {MAX_LENGTH} letters at most"
         shown = f"{len(odd)}, first {odd[0][:MAX_LENGTH]!a}"
-        raise DataError(rule, shown, f"rename them, or {MEANT}")
-    _check_numbers(found, name)
+        raise request.error(rule, shown, f"rename them, or {MEANT}")
+    _check_numbers(found, request)
     own = found - {label for _, label in request.dataset.label_map}
     if unknown := sorted(one for one in own if one.strip().casefold() in UNKNOWN):
-        raise DataError(
-            f"{name}: a word for unknown must be a class on purpose",
+        raise request.error(
+            "a word for unknown must be a class on purpose",
             ", ".join(map(repr, unknown)),
             f"take those images out, or keep it with --label-map {quote(f'{unknown[0]}={unknown[0]}')} "
             "or label_map",
@@ -76,9 +75,9 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     parts = {one: SEPARATOR.split(one.strip("[]() ")) for one in own}
     parts = {one: [part.strip(" '\"") for part in several] for one, several in parts.items()}
     if lists := sorted(one for one, several in parts.items() if len(several) > 1 and found >= {*several}):
-        rule = f"{name}: a label must be one class, not a list of them"
+        rule = "a label must be one class, not a list of them"
         found_lists = f"{len(lists)}: {_shown(map(repr, lists))}"
-        raise DataError(rule, found_lists, f"take those images out, or {MEANT}")
+        raise request.error(rule, found_lists, f"take those images out, or {MEANT}")
     words = {one.strip().casefold() for one in found}
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for one in found:
@@ -86,29 +85,29 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         spellings[_key(whole if whole and whole in words else one)].add(one)
     doubtful = [" / ".join(map(repr, sorted(group))) for group in spellings.values() if len(group) > 1]
     if doubtful:
-        rule = f"{name}: every class must be spelt one way"
-        raise DataError(rule, _shown(doubtful), f"spell them alike, or {MEANT}")
+        rule = "every class must be spelt one way"
+        raise request.error(rule, _shown(doubtful), f"spell them alike, or {MEANT}")
 
 
-def _check_numbers(found: set[str], name: str) -> None:
+def _check_numbers(found: set[str], request: RawRequest) -> None:
     """Check that labels which are all numbers are class numbers: no measurements, no codes for unknown."""
     plain = {one.strip().replace("\u2212", "-").replace(",", ".") for one in found}  # as Word writes minus
     if not plain or not all(re.fullmatch(r"[-+]?\d+([.]\d+)?", one, re.ASCII) for one in plain):
         return
     numbers = sorted(map(Decimal, plain))
     if parts := [number for number in numbers if number % 1]:
-        rule = f"{name}: labels must be classes, not measurements"
-        raise DataError(rule, f"{len(numbers)} numbers, such as {parts[0]:.6g}", MEANT)
+        shown = f"{len(numbers)} numbers, such as {parts[0]:.6g}"
+        raise request.error("labels must be classes, not measurements", shown, MEANT)
     if len(numbers) < 3:
         return
     if numbers[0] < 0:
-        rule, code = f"{name}: labels must not be negative beside others", numbers[0]
+        rule, code = "labels must not be negative beside others", numbers[0]
     elif numbers[-1] in MISSING_CODES and 2 * numbers[-2] < numbers[-1]:
-        rule, code = f"{name}: labels must not hold a code for unknown", numbers[-1]
+        rule, code = "labels must not hold a code for unknown", numbers[-1]
     else:
         return
     way_out = f"take those images out, or say what they mean with --label-map={code}=NAME or label_map"
-    raise DataError(rule, f"{code}, which often means unknown", way_out)
+    raise request.error(rule, f"{code}, which often means unknown", way_out)
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -81,10 +81,8 @@ def row_reader(images: NDArray[np.generic], *, own_maximum: bool = False) -> Rea
 
     def read(item: Item) -> tuple[Sample]:
         row = np.asarray(images[int(item.locator)])
-        if not own_maximum:
-            return (Sample(row),)
-        pixels, note = by_own_maximum(row)
-        return (Sample(pixels, conversions=(note,) if note else ()),)
+        pixels, note = by_own_maximum(row) if own_maximum else (row, ())
+        return (Sample(pixels, conversions=note),)
 
     return read
 

@@ -98,12 +98,12 @@ def list_table(request: RawRequest) -> Listing:
     flags = _common([columns for columns, *_ in read], request).flags
     cells, place = joined([found for _, found, _ in read])
     if not cells["path"]:
-        raise DataError(f"{request.dataset.name}: the table must have rows", "only a header")
+        raise request.error("the table must have rows", "only a header")
     count = sum(map(is_nifti_name, cells["path"]))
     volumes = count > 0
     if 0 < count < len(cells["path"]):
-        rule = f"{request.dataset.name}: a table must list NIfTI volumes or pictures, not both"
-        raise DataError(rule, f"{count} volumes of {len(cells['path'])} rows", "make two tables of them")
+        rule = "a table must list NIfTI volumes or pictures, not both"
+        raise request.error(rule, f"{count} volumes of {len(cells['path'])} rows", "make two tables of them")
     if not volumes and "slice" in cells:
         flags = (*flags, "columns not used: slice")
 
@@ -130,7 +130,12 @@ def list_table(request: RawRequest) -> Listing:
         one_each=not volumes or None not in slices,
         excluded=_check_files(rows, volumes, request),
     )
-    _check_repeats(rows, slices, request)
+    first: dict[tuple[str, int | None], int] = {}
+    places = [first.setdefault(one, row) for row, one in enumerate(zip(cells["path"], slices, strict=True))]
+    if repeated := [row for row, place in enumerate(places) if place != row]:
+        unlike = sum(cells["label"][places[row]] != cells["label"][row] for row in repeated)
+        found = f"repeated in {rows.named(repeated)}; with different labels: {unlike}"
+        raise request.error("every path must be in the table once", found, "take the repeats out")
     return listing
 
 
@@ -180,8 +185,8 @@ def _tables(request: RawRequest) -> list[Listed]:
     named = [one.folder for one in found]
     if not found or len(set(named)) < len(found) or ("" in named and len(found) > 1):
         listed = ", ".join(f"{one.folder}/{one.path.name}".lstrip("/") for one in found) or "none"
-        rule = f"{request.dataset.name}: the folder must hold {MANIFESTS[0]}, or one table in each split"
-        raise DataError(rule, listed, "give the right table itself, or move the others away")
+        rule = f"the folder must hold {MANIFESTS[0]}, or one table in each split"
+        raise request.error(rule, listed, "give the right table itself, or move the others away")
     return found
 
 
@@ -206,14 +211,13 @@ def _common(read: Sequence[Columns], request: RawRequest) -> Columns:
     """Return the columns of all tables, which must call them alike."""
     columns = read[0]
     if other := sum(found.of != columns.of for found in read):
-        rule = f"{request.dataset.name}: all tables of a set must call their columns alike"
-        raise DataError(rule, f"other names in {other} of {len(read)}", "rename them")
+        rule = "all tables of a set must call their columns alike"
+        raise request.error(rule, f"other names in {other} of {len(read)}", "rename them")
     return columns
 
 
 def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels, which may have one for each class."""
-    name = request.dataset.name
     binary = [
         header.strip()
         for header, *cells in zip(*rows, strict=False)
@@ -224,30 +228,30 @@ def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
     if len(binary) > 1:
         shown = ", ".join(binary[:MAX_NAMED]) + (", ..." if len(binary) > MAX_NAMED else "")
         way_out = f"if they are the classes, name them: label_columns: [{shown}], or --label-columns"
-        return DataError(f"{name}: the table must have one column label", f"0 and 1 in {shown}", way_out)
+        return request.error("the table must have one column label", f"0 and 1 in {shown}", way_out)
     found = f"no label{header_names(rows[0])}"
     way_out = "call it label, or name it: label_columns: [NAME], or --label-columns NAME"
-    return DataError(f"{name}: the table must have a column of labels", found, way_out)
+    return request.error("the table must have a column of labels", found, way_out)
 
 
 def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str]:
     """Return paths as seen from the raw folder."""
-    name, base, found = request.dataset.name, request.base().resolve(), []
+    base, found = request.base().resolve(), []
     absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
     if SEVERAL in cells:
-        rule, found_there = f"{name}: a row must name one file, as text", "several values, or bytes, in "
+        rule, found_there = "a row must name one file, as text", "several values, or bytes, in "
         way_out = "images themselves are read from a column of bytes or of struct<bytes, path>"
-        raise DataError(rule, found_there + table.counted_row(cells.index(SEVERAL)), way_out)
+        raise request.error(rule, found_there + table.counted_row(cells.index(SEVERAL)), way_out)
     for place, cell in enumerate(cells):
         inside = plain_name(cell)
         if absolute:
             if ".." in cell.split("/") or "\0" in cell:
-                rule = f"{name}: names in a table must not lead back up"
-                raise DataError(rule, table.counted_row(place), "write them without ..")
+                rule = "names in a table must not lead back up"
+                raise request.error(rule, table.counted_row(place), "write them without ..")
             found.append(Path(os.path.relpath(cell, base)).as_posix())
         elif inside is None:
-            rule = f"{name}: names in a table must stay inside the raw folder"
-            raise DataError(rule, table.counted_row(place), "use names relative to the table's folder")
+            rule = "names in a table must stay inside the raw folder"
+            raise request.error(rule, table.counted_row(place), "use names relative to the table's folder")
         else:
             found.append(f"{table.folder}/{inside}" if table.folder else inside)
     return found
@@ -255,35 +259,22 @@ def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str
 
 def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     """Return the slice of every row, None where the rule's are taken."""
-    name, paths = request.dataset.name, rows.cells["path"]
+    paths = rows.cells["path"]
     cells = rows.cells.get("slice", [""] * len(paths))
     if odd := [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]:
-        raise DataError(f"{name}: slice must be a whole number from 0", f"another cell in {rows.named(odd)}")
+        raise request.error("slice must be a whole number from 0", f"another cell in {rows.named(odd)}")
     groups: defaultdict[str, set[str]] = defaultdict(set)
     forms: defaultdict[str, set[bool]] = defaultdict(set)
     for row, path in enumerate(paths):
         groups[path].add(rows.group(row))
         forms[path].add(cells[row] == "")
     if several := sum(len(ids) > 1 for ids in groups.values()):
-        rule = f"{name}: all slices of a volume must be in one group"
-        raise DataError(rule, f"{several} volumes in several", "a volume is of one patient")
+        rule = "all slices of a volume must be in one group"
+        raise request.error(rule, f"{several} volumes in several", "a volume is of one patient")
     if mixed := sum(len(kinds) > 1 for kinds in forms.values()):
-        rule = f"{name}: a volume's rows must all name a slice, or none"
-        raise DataError(rule, f"{mixed} volumes with both", "else slices may be taken twice")
+        rule = "a volume's rows must all name a slice, or none"
+        raise request.error(rule, f"{mixed} volumes with both", "else slices may be taken twice")
     return [int(cell) if cell else None for cell in cells]
-
-
-def _check_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
-    first: dict[tuple[str, int | None], int] = {}
-    labels = rows.cells["label"]
-    places = [
-        first.setdefault(one, row) for row, one in enumerate(zip(rows.cells["path"], slices, strict=True))
-    ]
-    if repeated := [row for row, place in enumerate(places) if place != row]:
-        unlike = sum(labels[places[row]] != labels[row] for row in repeated)
-        found = f"repeated in {rows.named(repeated)}; with different labels: {unlike}"
-        rule = f"{request.dataset.name}: every path must be in the table once"
-        raise DataError(rule, found, "take the repeats out")
 
 
 def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, int]:
@@ -299,13 +290,13 @@ def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, in
 
     absent = {name for name in known.difference(found) if not is_file(folder.resolve() / name)}
     if absent:
-        rule = f"{request.dataset.name}: every path of the table must be a file"
+        rule = "every path of the table must be a file"
         bare = not any(PurePosixPath(name).suffix for name in absent)
         way_out = "paths are relative to the table" + (", with their ending such as .jpg" if bare else "")
         missing = rows.named(row for row, path in enumerate(paths) if path in absent)
         if near := len({*map(plain_id, absent)} & {*map(plain_id, found)}):
             way_out += f"; {near} there in other letter case or Unicode form (Macs have one of their own)"
-        raise DataError(rule, f"missing: {missing}", way_out)
+        raise request.error(rule, f"missing: {missing}", way_out)
     reads = is_nifti_name if volumes else is_single_image_name
     extra = sum(name not in known and reads(name) for name in found)
     return {"image without a row in the table": extra} | hidden_count({*hidden} - known, reads)
@@ -336,9 +327,9 @@ def parquet_files(request: RawRequest) -> list[str]:
     folders = {PurePosixPath(name).parent for name in names if split_of_file(name, request) != ""}
     configs = {folder.parent if split_of(folder.name) != "" else folder for folder in folders}
     if len(configs) > 1:
-        rule = f"{request.dataset.name}: the folder must hold one config of a set with splits"
+        rule = "the folder must hold one config of a set with splits"
         way_out = "give the folder of one of them, or put the files of all into one"
-        raise DataError(rule, ", ".join(sorted(map(str, configs))[:5]), way_out)
+        raise request.error(rule, ", ".join(sorted(map(str, configs))[:5]), way_out)
     return names
 
 
@@ -354,9 +345,9 @@ def _list_images(request: RawRequest) -> Listing:
     columns, names = _common([columns for columns, *_ in read], request), read[0][2]
     for file, (_, _, others) in zip(files, read, strict=True):
         if others != names:
-            rule = f"{request.dataset.name}: all files must give the labels the same names, in their schema's"
+            rule = "all files must give the labels the same names, in their schema's"
             found_there = f"{request.hashed(file)} has others or none"
-            raise DataError(f"{rule} metadata", found_there, "write all with datasets' to_parquet")
+            raise request.error(f"{rule} metadata", found_there, "write all with datasets' to_parquet")
     sides = [split_of_file(file, request) for file in files]
     cells, place = joined([found for _, found, _ in read])
     rows = Rows(
@@ -401,7 +392,11 @@ def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple
     except (SkipItem, OSError, pa.ArrowException, MemoryError):
         raise DataError(f"{where} must be whole", DAMAGED) from None
     cells = columns.cells(found, request, lambda row: f"row {row} ({FROM_ZERO})")
-    return columns, cells, _class_names(file, columns.labels[0])
+    names: object = ()
+    with suppress(KeyError, ValueError, TypeError):  # as datasets writes those of a ClassLabel
+        features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
+        names = features[columns.labels[0]]["names"]
+    return columns, cells, tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _open(path: Path) -> Any:
@@ -412,16 +407,6 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path, memory_map=False)
     except (OSError, pa.ArrowException, ValueError):
         raise SkipItem(DAMAGED) from None
-
-
-def _class_names(file: Any, label: str) -> tuple[str, ...]:
-    """Return the names that ``datasets`` wrote for a ``ClassLabel``, if it did."""
-    try:
-        info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
-        names = info["info"]["features"][label]["names"]
-    except (KeyError, ValueError, TypeError):
-        return ()
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
 def num_rows(path: Path) -> int:
@@ -443,7 +428,16 @@ def parquet_reader(request: RawRequest) -> Reader:
         file, place, values = opened
         try:
             if file != name or place > int(row):
-                place, values = _images_from(base / name, int(row), request)
+                # The row group that holds the row, and all from there on.
+                parquet = _open(base / name)
+                column = find_columns(parquet.schema_arrow.names, WANTED, request).of["image"]
+                groups = range(parquet.metadata.num_row_groups)
+                ends = np.cumsum([parquet.metadata.row_group(group).num_rows for group in groups])
+                first = int(np.searchsorted(ends, int(row), side="right"))
+                how = {"row_groups": groups[first:], "columns": [column], "use_threads": False}
+                batches = parquet.iter_batches(batch_size=ROWS_AT_ONCE, **how)
+                place = int(ends[first - 1]) if first else 0
+                values = (value for batch in batches for value in batch.column(0).to_pylist())
             value = next(itertools.islice(values, int(row) - place, None))
         except (StopIteration, OSError, pa.ArrowException, MemoryError):
             opened = ("", 0, iter(()))
@@ -452,22 +446,8 @@ def parquet_reader(request: RawRequest) -> Reader:
         body = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(body, bytes) or not body:
             raise SkipItem("no image bytes in the row")
-        return [decode_image(body).with_traits(item.details)]
+        return [decode_image(body)]
 
     import pyarrow as pa
 
     return read
-
-
-def _images_from(path: Path, row: int, request: RawRequest) -> tuple[int, Iterator[Any]]:
-    """Return the first row of the row group that holds a row, and the images of all from there on."""
-    file = _open(path)
-    name = find_columns(file.schema_arrow.names, WANTED, request).of["image"]
-    groups = range(file.metadata.num_row_groups)
-    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
-    first = int(np.searchsorted(ends, row, side="right"))
-    batches = file.iter_batches(
-        batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
-    )
-    images = (value for batch in batches for value in batch.column(0).to_pylist())
-    return int(ends[first - 1]) if first else 0, images

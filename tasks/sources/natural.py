@@ -75,8 +75,27 @@ ALLOWED = frozenset(
 
 
 def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
-    """Return all images of the ten classes in the order of their names, ``<class id>_<number>.JPEG``."""
-    by_class, excluded = _by_class(tree)
+    """Return all images of the ten classes in the order of their names, ``<class id>_<number>.JPEG``.
+
+    A class is the folder, or the class archive, that a file lies in; a file that lies there twice, in two
+    copies of the train split, is taken once.
+    """
+    by_class: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    excluded = Counter[str]()
+    for name in tree:
+        *above, file = name.split("/")
+        *_, archive, _ = ("", *tree.locator(name).split(MARK))
+        key = PurePosixPath(archive).name.partition(".")[0]
+        if key not in IMAGENET_CLASSES:
+            key = above[-1] if above else ""
+        if key not in IMAGENET_CLASSES or OTHER_SPLITS & {part.casefold() for part in above[:-1]}:
+            continue
+        if not is_image_name(name):
+            excluded["not an image by its ending"] += 1
+        elif OTHER_FILE.match(file):
+            excluded["image of another split"] += 1
+        elif by_class[key].setdefault(file, name) != name:
+            excluded["the same file again"] += 1
     if missing := [key for key in IMAGENET_CLASSES if key not in by_class]:
         what = f"the train images of its ten classes, and has none of {', '.join(missing)}"
         raise not_there(request, what, tree)
@@ -109,31 +128,6 @@ def _is_wanted(archive: str) -> bool:
 imagenet = download(list_imagenet, by_own_maximum, _is_wanted)
 
 
-def _by_class(tree: RawTree) -> tuple[dict[str, dict[str, str]], Counter[str]]:
-    """Return class id -> file -> name of its images, and what else lies in the class folders, by reason.
-
-    A class is the folder, or the class archive, that a file lies in; a file that lies there twice, in two
-    copies of the train split, is taken once.
-    """
-    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    other = Counter[str]()
-    for name in tree:
-        *above, file = name.split("/")
-        *_, archive, _ = ("", *tree.locator(name).split(MARK))
-        key = PurePosixPath(archive).name.partition(".")[0]
-        if key not in IMAGENET_CLASSES:
-            key = above[-1] if above else ""
-        if key not in IMAGENET_CLASSES or OTHER_SPLITS & {part.casefold() for part in above[:-1]}:
-            continue
-        if not is_image_name(name):
-            other["not an image by its ending"] += 1
-        elif OTHER_FILE.match(file):
-            other["image of another split"] += 1
-        elif found[key].setdefault(file, name) != name:
-            other["the same file again"] += 1
-    return dict(found), other
-
-
 def find_together(
     request: RawRequest, wanted: Sequence[Iterable[str]], *, hint: str, others: Sequence[str] = ()
 ) -> list[str] | None:
@@ -151,8 +145,8 @@ def find_together(
         several = found if len(found) > 1 else ()
         digests = {tuple(hashlib.sha256(body(file)).hexdigest() for file in files) for files in several}
         if len(digests) > 1:
-            rule = f"{request.dataset.name}: the raw folder must hold one such download"
-            raise DataError(rule, f"{len(found)} that differ", "give the folder of the right one")
+            rule = "the raw folder must hold one such download"
+            raise request.error(rule, f"{len(found)} that differ", "give the folder of the right one")
         if found:
             return found[0]
     return None
@@ -288,8 +282,21 @@ def _load_cifar10(_name: str, bodies: list[bytes]) -> LabelledImages:
 
 
 def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
+    from scipy.io import loadmat, whosmat
+
+    content: Any = None
     try:
-        images, labels = map(np.asarray, _matlab_arrays(bodies[0]))
+        if b"\x89HDF\r\n\x1a\n" in bodies[0][:520]:  # MATLAB 7.3: HDF5 behind 512 bytes of text
+            with open_hdf5(io.BytesIO(bodies[0]), "svhn") as file:
+                if (declared := file["X"].size) <= MAX_BYTES:
+                    content = {key: np.asarray(file[key]).transpose() for key in ("X", "y")}
+        else:
+            declared = sum(math.prod(shape) for _, shape, _ in whosmat(io.BytesIO(bodies[0])))
+            if declared <= MAX_BYTES:
+                content = loadmat(io.BytesIO(bodies[0]), variable_names=["X", "y"])
+        if content is None:
+            raise DataError(f"svhn: {SVHN} must be below 1 GiB", f"{declared:,} values")
+        images, labels = np.asarray(content["X"]), np.asarray(content["y"])
     except SweepError:
         raise
     except Exception as error:  # these readers raise almost anything on damaged files
@@ -299,23 +306,6 @@ def _load_svhn(_name: str, bodies: list[bytes]) -> LabelledImages:
         raise DataError("svhn: X must be uint8 (32, 32, 3, n)", f"{images.dtype} {images.shape}")
     classes = labels.reshape(-1).astype(np.int64)
     return images.transpose(3, 0, 1, 2), np.where(classes == 10, 0, classes)
-
-
-def _matlab_arrays(body: bytes) -> tuple[Any, Any]:
-    """Return X and y of a MATLAB file."""
-    from scipy.io import loadmat, whosmat
-
-    if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3: HDF5 behind 512 bytes of text
-        with open_hdf5(io.BytesIO(body), "svhn") as file:
-            declared = file["X"].size
-            if declared <= MAX_BYTES:
-                return np.asarray(file["X"]).transpose(), np.asarray(file["y"])
-    else:
-        declared = sum(math.prod(shape) for _, shape, _ in whosmat(io.BytesIO(body)))
-        if declared <= MAX_BYTES:
-            content = loadmat(io.BytesIO(body), variable_names=["X", "y"])
-            return content["X"], content["y"]
-    raise DataError(f"svhn: {SVHN} must be below 1 GiB", f"{declared:,} values")
 
 
 idx = of_arrays(SPELLINGS, f"{IMAGES}[.gz] and {LABELS}[.gz]", _load_idx)

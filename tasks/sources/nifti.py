@@ -124,7 +124,7 @@ def volume_reader(request: RawRequest) -> Reader:
 
     def read(item: Item) -> Iterator[Sample]:
         volume = decode_nifti(read_locator(base, item.locator))
-        (low, high), (wanted, *traits) = intensity_range(volume.values), item.details
+        (low, high), (wanted,) = intensity_range(volume.values), item.details
         depth = volume.values.shape[2]
         if isinstance(wanted, int) and wanted >= depth:
             raise SkipItem("slice beyond the volume")
@@ -133,7 +133,6 @@ def volume_reader(request: RawRequest) -> Reader:
             plane = np.clip(volume.values[:, :, level], low, high) - low
             # (right, anterior) turned so that the front is up, as radiologists look at it.
             pixels, note = by_own_maximum(plane.T[::-1, ::-1])
-            sample = Sample(pixels, conversions=(*volume.conversions, note), flags=volume.flags)
-            yield sample.with_traits(traits)
+            yield Sample(pixels, conversions=(*volume.conversions, *note), flags=volume.flags)
 
     return read

@@ -59,7 +59,21 @@ Descriptions = Mapping[tuple[str, str], str]
 
 def list_oai(request: RawRequest) -> Listing:
     """Return one item per ready crop, then one per radiograph with a grade, in the order of their names."""
-    tree = _tree(request)
+    tree = RawTree(request)
+    if tree.archives and request.root().is_dir():
+        # Series that contents.csv calls something else stay shut. Of the archives beside unpacked radiographs
+        # only those of single series are opened: a series that is still packed is a patient more.
+        described, table = read_descriptions(tree, request), find_table(tree, request, GRADES, GRADE_COLUMNS)
+        is_whole = table is not None and any(map(RADIOGRAPH.search, tree))
+
+        def wanted(name: str) -> bool:
+            match = RADIOGRAPH.search(name)
+            if match is None:
+                return not is_whole
+            said = described.get((match["id"], match["barcode"].lstrip("0")), "")
+            return not said or _is_wanted(said)
+
+        tree = RawTree(request, archives=True, wanted=wanted)
     table = find_table(tree, request, GRADES, GRADE_COLUMNS)
     if table is None:
         raise not_there(request, f"{GRADES}.txt, .csv or .sas7bdat", tree)
@@ -86,7 +100,7 @@ def list_oai(request: RawRequest) -> Listing:
         items,
         request.dataset.label_names,
         block_size=8,
-        excluded=dict(+excluded),
+        excluded=dict(excluded),
         intensity="stored values by own maximum, then each crop by its own maximum",
     )
 
@@ -171,29 +185,6 @@ def read_centers(
             "the header is row 1, and no row blank; pixels are those of the DICOM file",
         )
     return centers
-
-
-def _tree(request: RawRequest) -> RawTree:
-    """Return the tree, archives included; series that ``contents.csv`` calls something else stay shut.
-
-    Of the archives beside unpacked radiographs only those of single series are opened: a series that is still
-    packed is a patient more.
-    """
-    tree = RawTree(request)
-    if not tree.archives or not request.root().is_dir():
-        return tree
-    described = read_descriptions(tree, request)
-    table = find_table(tree, request, GRADES, GRADE_COLUMNS)
-    whole = table is not None and any(RADIOGRAPH.search(name) for name in tree)
-
-    def wanted(name: str) -> bool:
-        match = RADIOGRAPH.search(name)
-        if match is None:
-            return not whole
-        said = described.get((match["id"], match["barcode"].lstrip("0")), "")
-        return not said or _is_wanted(said)
-
-    return RawTree(request, archives=True, wanted=wanted)
 
 
 def _is_wanted(description: str) -> bool:

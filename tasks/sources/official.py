@@ -58,7 +58,7 @@ def by_own_maximum(body: bytes, _item: Item, _request: RawRequest) -> tuple[Samp
     """Read a picture scaled by its own maximum."""
     sample = decode_image(body)
     pixels, note = pictures.by_own_maximum(sample.pixels)
-    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else []))),)
+    return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *note)),)
 
 
 def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
@@ -77,8 +77,8 @@ def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: 
         if first.setdefault(image, label) != label:
             unlike.add(image)
     if unlike:
-        rule = f"{request.dataset.name}: {name} must give an image one label"
-        raise DataError(rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again")
+        rule = f"{name} must give an image one label"
+        raise request.error(rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again")
     return {"repeated row": repeats}
 
 
@@ -108,10 +108,10 @@ def find_table(
         found = [locator for locator in locators if wanted <= set(header_of(locator, request))]
         lines = [read_lines(locator, request).rows for locator in found] if len(found) > 1 else []
         if any(other != lines[0] for other in lines):
-            rule = f"{request.dataset.name}: one table must have the columns of {stem}"
+            rule = f"one table must have the columns of {stem}"
             listed = ", ".join(map(request.hashed, found[:5]))
             way_out = "keep the right one, move the others away"
-            raise DataError(rule, f"{len(found)} that differ: {listed}", way_out)
+            raise request.error(rule, f"{len(found)} that differ: {listed}", way_out)
         if found:
             return found[0]
     return None

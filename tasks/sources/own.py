@@ -14,11 +14,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Split
 from tasks.sources.labels import (
     MEANT,
@@ -70,8 +69,8 @@ def split_of_file(name: str, request: RawRequest) -> Split | None:
     for words in (re.split(r"[\W_]+", parts[-1]), *([part] for part in parts[-2::-1])):
         meant = {split_of(word) for word in words} - {""}
         if len(meant) > 1:
-            rule = f"{request.dataset.name}: a file's name must say one split"
-            raise DataError(rule, request.hashed(name), "rename it: train-..., test-... or val-...")
+            rule = "a file's name must say one split"
+            raise request.error(rule, request.hashed(name), "rename it: train-..., test-... or val-...")
         if meant:
             return meant.pop()
     return ""
@@ -99,9 +98,8 @@ class Columns:
         """Return columns by our names, labels of the classes too; ``row`` is what one is called."""
         own = {ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found}
         labels = {name: found[name] for name in self.labels}
-        return own | {
-            "label": one_hot(labels, request, row) if len(labels) > 1 else next(iter(labels.values()))
-        }
+        label = one_hot(labels, request, row) if len(labels) > 1 else labels[self.labels[0]]
+        return own | {"label": label}
 
 
 def find_columns(
@@ -127,8 +125,8 @@ def find_columns(
         near = [by_key[key] for key in names if key in by_key and key != column_key(ours)]
         own = of.get(ours) or by_key.get(column_key(ours))
         if own is None and len(near) > 1:
-            rule = f"{request.dataset.name}: one column must be the {ours}"
-            raise DataError(rule, ", ".join(sorted(near)), f"call it {ours}")
+            rule = f"one column must be the {ours}"
+            raise request.error(rule, ", ".join(sorted(near)), f"call it {ours}")
         if own is None and near:
             own = near.pop()
             plural = column_key(own) == f"{ours}s"
@@ -159,8 +157,8 @@ def one_hot(cells: Cells, request: RawRequest, name: Callable[[int], str]) -> li
             wrong[what].append(number)
         found += chosen[:1]
     if wrong:
-        raise DataError(
-            f"{request.dataset.name}: in every row one of {len(cells)} label columns must be 1, others 0",
+        raise request.error(
+            f"in every row one of {len(cells)} label columns must be 1, others 0",
             ", ".join(f"{len(rows)} {what}, first {name(rows[0])}" for what, rows in wrong.items()),
             "take those rows out; an image of several classes cannot be used",
         )
@@ -194,7 +192,7 @@ class Rows:
         counting: How the numbers of a row's file are counted; empty where rows are no numbers.
         alone: Group of a row without such a column, as its folder or volume says it.
         side: Split that a row's file or folder says; None for validation.
-        details: Of the row's item, besides its traits.
+        details: Of the row's item.
     """
 
     cells: Cells
@@ -212,10 +210,9 @@ class Rows:
     def named(self, rows: Iterable[int]) -> str:
         """Spell how many rows, and the first of them."""
         listed = list(rows)
+        named = ", ".join(map(self.name, listed[:MAX_ROWS_NAMED]))
         dots = ", ..." if len(listed) > MAX_ROWS_NAMED else ""
-        return (
-            f"{len(listed)}: {', '.join(map(self.name, listed[:MAX_ROWS_NAMED]))}{dots}{self.counted(listed)}"
-        )
+        return f"{len(listed)}: {named}{dots}{self.counted(listed)}"
 
     def counted(self, rows: Sequence[int]) -> str:
         """Say how rows are numbered where some were named by their number."""
@@ -252,7 +249,7 @@ def own_listing(
     if len(classes) < 2:
         found = f"one only: {classes[0]}" if classes else "none"
         more = f"; {left} rows are of a validation split" if left else ""
-        raise DataError(f"{request.dataset.name}: labels need two classes", found + more)
+        raise request.error("labels need two classes", found + more)
     index = {name: code for code, name in enumerate(classes)}
     codes = np.array([index[labels[row]] for row in kept], np.int64)
     _check_group_sides(rows, kept, sides, request)
@@ -286,17 +283,13 @@ class RowItems(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return RowItems(self.rows, self.kept[index], self.codes[index], self.sides)
         row, rows = int(self.kept[index]), self.rows
-        traits = (text for name in TRAITS if name in rows.cells for text in (name, rows.cells[name][row]))
-        details, side = (*rows.details(row), *traits), self.sides[row] or ""
-        return Item(rows.locator(row), int(self.codes[index]), rows.group(row), side, details)
+        traits = tuple((name, rows.cells[name][row]) for name in TRAITS if name in rows.cells)
+        known = rows.group(row), self.sides[row] or "", rows.details(row), traits
+        return Item(rows.locator(row), int(self.codes[index]), *known)
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
         """Travel as a plain list: a block must not carry the columns of all the others to its task."""
@@ -310,28 +303,28 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
     if names:
         check_spellings(names, request)
         if len(set(names)) < len(names):
-            raise DataError(f"{dataset.name}: names of classes must differ", "a name twice")
+            raise request.error("names of classes must differ", "a name twice")
     classes: dict[str, str] = {}
     for cell in dict.fromkeys(written):
         label = mapping.get(cell.strip())
         if label is None and names and not is_missing(cell):
             if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
-                rule = f"{dataset.name}: labels must be numbers of the class names, 0 to {len(names) - 1}"
-                raise DataError(rule, rows.with_labels({cell}), f"take them out, or {MEANT}")
+                rule = f"labels must be numbers of the class names, 0 to {len(names) - 1}"
+                raise request.error(rule, rows.with_labels({cell}), f"take them out, or {MEANT}")
             label = mapping.get(names[int(cell)].strip(), names[int(cell)])
         classes[cell] = cell if label is None else label
     meant = set(mapping.values())
     known = {cell.strip() for cell in (*classes, *names)}
     if unused := sorted(mapping.keys() - known):
-        rule = f"{dataset.name}: label_map must name labels as they are written"
-        raise DataError(rule, f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}", "mend or drop it")
+        found = f"no label is {', '.join(map(repr, unused[:MAX_NAMED]))}"
+        raise request.error("label_map must name labels as they are written", found, "mend or drop it")
     if SEVERAL in classes and SEVERAL not in mapping:
-        rule = f"{dataset.name}: a row must have one label, as text or number"
+        rule = "a row must have one label, as text or number"
         found = f"several labels, or bytes, in {rows.with_labels({SEVERAL})}"
-        raise DataError(rule, found, "write one class per image")
+        raise request.error(rule, found, "write one class per image")
     if absent := {cell for cell, label in classes.items() if is_missing(label) and label not in meant}:
-        raise DataError(
-            f"{dataset.name}: every row needs a label",
+        raise request.error(
+            "every row needs a label",
             f"blank in {rows.with_labels(absent)}",
             "give them a class or take them out; blank, NaN and NA are classes only if label_map says so",
         )
@@ -341,37 +334,36 @@ def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> 
 
 def _sides(rows: Rows, request: RawRequest) -> list[Split | None]:
     """Return the split of every row: of its cell, or where that is blank of its file."""
-    name, cells = request.dataset.name, rows.cells.get("split")
+    cells = rows.cells.get("split")
     given = [rows.side(row) for row in range(len(rows.cells["label"]))]
     if cells is None:
         return given
     if bad := [row for row, cell in enumerate(cells) if cell.strip() and split_of(cell) == ""]:
         known = ", ".join(SPLITS)
-        raise DataError(f"{name}: split must be one of {known} or blank", f"other cells in {rows.named(bad)}")
+        raise request.error(f"split must be one of {known} or blank", f"other cells in {rows.named(bad)}")
     sides = [split_of(cell) if cell.strip() else side for cell, side in zip(cells, given, strict=True)]
     if unlike := [row for row, side in enumerate(given) if side not in ("", sides[row])]:
-        rule = f"{name}: the column split must say what the folder or file says"
+        rule = "the column split must say what the folder or file says"
         found = f"another split in {rows.named(unlike)}"
-        raise DataError(rule, found, "drop the column or move the files")
+        raise request.error(rule, found, "drop the column or move the files")
     return sides
 
 
 def _check_groups(rows: Rows, request: RawRequest) -> None:
     """Check that ids in a column are whole and tell patients apart: a shared "nan" is no patient."""
-    groups, name = rows.cells.get("group", ()), request.dataset.name
+    groups = rows.cells.get("group", ())
     if not groups:
         return
     nobody = NOBODY | {SEVERAL}
     if absent := [row for row, group in enumerate(groups) if group.strip().casefold() in nobody]:
-        rule = f"{name}: every row needs a group when there is such a column"
         found = f"blank, NaN, None, a word for unknown or several in {rows.named(absent)}"
         way_out = "give them a patient, or drop them or the column; one who is called so needs another id"
-        raise DataError(rule, found, way_out)
+        raise request.error("every row needs a group when there is such a column", found, way_out)
     counts = Counter(groups)
     top, count = counts.most_common(1)[0]
     if len(counts) < 2 or (top.casefold() in PLACEHOLDERS and 2 * count > len(groups)):
-        rule = f"{name}: group ids must tell patients apart, or no patient-level split exists"
-        raise DataError(rule, f"one id for {count} of {len(groups)} rows", "give ids, or drop the column")
+        rule = "group ids must tell patients apart, or no patient-level split exists"
+        raise request.error(rule, f"one id for {count} of {len(groups)} rows", "give ids, or drop the column")
 
 
 def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None], request: RawRequest) -> None:
@@ -386,12 +378,11 @@ def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None],
         if group and sides[row] not in first[group]:
             first[group][sides[row]] = row
             spellings[plain_id(group)].setdefault(group, row)
-    name = request.dataset.name
     if doubtful := [row for alike in spellings.values() if len(alike) > 1 for row in alike.values()]:
-        rule = f"{name}: every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
-        raise DataError(rule, rows.named(doubtful), "spell one patient's ids alike")
+        rule = "every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
+        raise request.error(rule, rows.named(doubtful), "spell one patient's ids alike")
     if both := [places for places in first.values() if {"train", "test"} <= places.keys()]:
         pair = " and ".join(rows.name(both[0][side]) for side in ("train", "test"))
-        rule = f"{name}: no group may be in train and test"
+        rule = "no group may be in train and test"
         found = f"{len(both)}, first in {pair}{rows.counted([both[0]['train']])}"
-        raise DataError(rule, found, "split by patient, not by image")
+        raise request.error(rule, found, "split by patient, not by image")

@@ -35,7 +35,6 @@ MIN_SIDE = 4
 TILE_WIDTH, TILE_LENGTH = 322, 323
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 ORIENTATION = 0x0112
-OWN_MAXIMUM = "scaled by own maximum"
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, as in Pillow's conversion to grey."""
 
@@ -114,7 +113,7 @@ def _convert(image: Image) -> Sample:
             values = values.max() - values  # Pillow turns 8 bits over only
             notes.append("white as zero turned over")
         pixels, note = by_own_maximum(values)
-        return Sample(pixels, conversions=(*notes, note), flags=negative_flags(values))
+        return Sample(pixels, conversions=(*notes, *note), flags=negative_flags(values))
     if image.mode not in ("L", "RGB"):
         notes.append(f"mode {image.mode} converted")
         image = image.convert("L" if image.mode == "1" else "RGB")
@@ -139,8 +138,8 @@ def negative_flags(values: NDArray[np.generic]) -> tuple[str, ...]:
     return ("negative values cut at 0",) if values.dtype.kind in "if" and values.min() < 0 else ()
 
 
-def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]:
-    """Scale values by their own maximum to uint8, negative ones to 0; returns pixels and the note of it.
+def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Scale values by their own maximum to uint8, negative ones to 0; returns pixels, and what it is called.
 
     This is the study's rule for every image, which rounds towards zero; so do we. Values that are not finite,
     or none above 0, are a SkipItem.
@@ -151,7 +150,7 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
     if top <= 0:
         raise SkipItem("no value above 0" if values.min() < 0 else "constant image")
     if values.dtype == np.uint8 and top == 255:
-        return np.asarray(values, dtype=np.uint8), ""
+        return np.asarray(values, dtype=np.uint8), ()
     pixels = np.empty(values.shape, np.uint8)
     # Exact, in a fifth of the time of floats: a value times 255 fits into 32 bits.
     is_whole = values.dtype.kind in "ui" and top < 1 << 24
@@ -163,7 +162,7 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
             pixels[start : start + step] = strip.astype(np.uint32) * 255 // int(top)
         else:
             pixels[start : start + step] = (strip.astype(np.float64) * 255 / float(top)).astype(np.uint8)
-    return pixels, OWN_MAXIMUM
+    return pixels, ("scaled by own maximum",)
 
 
 def to_prepared(
@@ -179,7 +178,11 @@ def to_prepared(
     The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes luma.
     uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear resize (F15).
     """
-    planes = _luma(pixels) if channels == 1 and pixels.ndim == 3 else np.asarray(pixels)
+    planes = np.asarray(pixels)
+    if channels == 1 and pixels.ndim == 3:  # in strips: a large image takes four times its bytes as floats
+        rows = max(1, STRIP_VALUES // pixels.shape[1])
+        strips = (planes[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(planes), rows))
+        planes = np.concatenate(list(strips))
     planes = planes[..., None] if planes.ndim == 2 else planes
     # One float plane at a time: a large image takes four times its bytes as floats.
     resized = [
@@ -188,13 +191,6 @@ def to_prepared(
     ]
     stacked = np.stack(resized * (channels // len(resized)))
     return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8) if dtype == "uint8" else stacked
-
-
-def _luma(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Make grey of strips of rows: a large image takes four times its bytes as floats."""
-    rows = max(1, STRIP_VALUES // pixels.shape[1])
-    strips = (pixels[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(pixels), rows))
-    return np.concatenate(list(strips))
 
 
 def _resize(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:

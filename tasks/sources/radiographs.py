@@ -25,7 +25,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, decode_dicom, frame_samples
 from tasks.sources.official import (
@@ -103,8 +102,8 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
         else:
             images.add(match, label)
     if odd:
-        rule = f"{request.dataset.name}: {CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>"
-        raise DataError(rule, f"{odd} other rows", "download the table again")
+        rule = f"{CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>"
+        raise request.error(rule, f"{odd} other rows", "download the table again")
     return Listing(
         list(images.items.values()),
         request.dataset.label_names,
@@ -137,41 +136,35 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
         else:
             images.add(match, label)
     if odd:
-        rule = f"mura: lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
-        raise DataError(rule, f"{odd} other lines")
+        rule = f"lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+        raise request.error(rule, f"{odd} other lines")
     second = tables[0][: -len(MURA_TABLE)] + STUDIES
     beside = next((tree.locator(name) for name in tree if name.casefold() == second.casefold()), None)
+    flags = {f"labels from folder names only: no {STUDIES}": len(studies)} if beside is None else {}
+    if beside is not None:
+        said, odd = dict[str, int](), 0
+        for line in read_lines(beside, request).rows:
+            match = STUDY.search(line[0].strip()) if len(line) == 2 else None
+            if match is None or line[1].strip() not in ("0", "1"):
+                odd += 1
+            else:
+                said[match[1]] = int(line[1])
+        wrong = [study for study, label in studies.items() if said.get(study) != label]
+        if odd or wrong:
+            found = f"{odd} odd lines; unlike or absent: {first_hashed(request, wrong)}"
+            rule = f"{STUDIES} and the names of the study folders must agree"
+            raise request.error(rule, found, "download MURA again")
     return Listing(
         list(images.items.values()),
         request.dataset.label_names,
         excluded={"hidden file": hidden} | repeated_rows(MURA_TABLE, labels, request),
         skipped=images.missing,
         intensity=OWN_MAXIMUM,
-        flags=_compared(studies, beside, request),
+        flags=flags,
     )
 
 
 mura = download(list_mura, by_own_maximum)
-
-
-def _compared(labels: dict[str, int], table: str | None, request: RawRequest) -> dict[str, int]:
-    """Compare the folders' labels with the table of studies; returns a flag when there is no such table."""
-    if table is None:
-        return {f"labels from folder names only: no {STUDIES}": len(labels)}
-    second: dict[str, int] = {}
-    odd = 0
-    for line in read_lines(table, request).rows:
-        match = STUDY.search(line[0].strip()) if len(line) == 2 else None
-        if match is None or line[1].strip() not in ("0", "1"):
-            odd += 1
-        else:
-            second[match[1]] = int(line[1])
-    wrong = [study for study, label in labels.items() if second.get(study) != label]
-    if odd or wrong:
-        found = f"{odd} odd lines; unlike or absent: {first_hashed(request, wrong)}"
-        rule = f"mura: {STUDIES} and the names of the study folders must agree"
-        raise DataError(rule, found, "download MURA again")
-    return {}
 
 
 def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
@@ -179,52 +172,47 @@ def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
     table = find_table(tree, request, RSNA_TABLE, ("ID", "Label"), only_named=True)
     if table is None:
         raise not_there(request, f"{RSNA_TABLE}.csv", tree)
-    labels, repeats = _slice_labels(table, request)
+    subtype, odd, repeats = SUBTYPES[request.spec.task], 0, Counter[str]()
+    said: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row in read_table(table, request, ("ID", "Label")):
+        match = ROW.fullmatch(row["ID"])
+        if match is None or row["Label"] not in ("0", "1"):
+            odd += 1
+            continue
+        label, kinds = int(row["Label"]), said[match[1]]
+        repeats[match[2]] += match[2] in kinds
+        odd += kinds.setdefault(match[2], label) != label
+    if odd:
+        rule = "rows must be ID_<hex>_<subtype> with one label 0 or 1"
+        raise request.error(rule, f"{odd} other rows", "download the table again")
+    if unlike := [
+        name
+        for name, kinds in said.items()
+        if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
+    ]:
+        rule = "any must be the largest of a slice's subtypes"
+        raise request.error(rule, f"unlike: {first_hashed(request, unlike)}", "download the table again")
     files: dict[str, str] = {}
     for name in tree:
         match = RSNA_IMAGE.search(name)
         if match and not TEST_FOLDER.search(name[: match.start()]):
             files.setdefault(match[1].casefold(), name)
     items, missing = [], []
-    for name, label in labels.items():
+    for name, kinds in said.items():
+        if subtype not in kinds:
+            continue
         file = files.pop(name.casefold(), None)
         if file is None:
             missing.append((f"{RSNA_TABLE}/{name}.dcm", FILE_MISSING))
         else:
-            items.append(Item(tree.locator(file), label, details=(name,)))
+            items.append(Item(tree.locator(file), kinds[subtype], details=(name,)))
     return Listing(
         items,
         request.dataset.label_names,
-        excluded={"repeated row": repeats, "slice without a row in the table": len(files)},
+        excluded={"repeated row": repeats[subtype], "slice without a row in the table": len(files)},
         skipped=missing,
         intensity="CT: Hounsfield units + 1024, clipped at 0, by own maximum",
     )
-
-
-def _slice_labels(table: str, request: RawRequest) -> tuple[dict[str, int], int]:
-    """Return each slice's label in the table's order, and how many rows repeat another."""
-    subtype, odd, repeats = SUBTYPES[request.spec.task], 0, Counter[str]()
-    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for row in read_table(table, request, ("ID", "Label")):
-        match = ROW.fullmatch(row["ID"])
-        if match is None or row["Label"] not in ("0", "1"):
-            odd += 1
-            continue
-        label, kinds = int(row["Label"]), found[match[1]]
-        repeats[match[2]] += match[2] in kinds
-        odd += kinds.setdefault(match[2], label) != label
-    if odd:
-        rule = f"{request.dataset.name}: rows must be ID_<hex>_<subtype> with one label 0 or 1"
-        raise DataError(rule, f"{odd} other rows", "download the table again")
-    unlike = [
-        name
-        for name, kinds in found.items()
-        if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
-    ]
-    if unlike:
-        rule = f"{request.dataset.name}: any must be the largest of a slice's subtypes"
-        raise DataError(rule, f"unlike: {first_hashed(request, unlike)}", "download the table again")
-    return {name: kinds[subtype] for name, kinds in found.items() if subtype in kinds}, repeats[subtype]
 
 
 def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from search_spaces.errors import DataError
+from tasks.atomic import without_waiting
 from tasks.sources.base import RawRequest, SkipItem
 
 MARK = "!/"
@@ -71,12 +72,12 @@ def is_noise(name: str) -> bool:
     return name.startswith(".") or name in NOISE
 
 
-def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+def read_locator(base: Path, locator: str) -> bytes:
     """Return the bytes of a plain file or archive member below ``base``; a SkipItem says why not."""
     file, *inner = split_locator(locator)
     if not inner:
-        return read_plain(base / file, max_bytes)
-    body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], max_bytes)
+        return read_plain(base / file)
+    body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], MAX_FILE_BYTES)
     if not body:
         raise SkipItem("empty file")
     return body
@@ -97,8 +98,7 @@ def split_locator(locator: str) -> list[str]:
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
     """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never opened."""
     try:
-        # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=without_waiting) as file:  # it may be swapped for a FIFO after listing
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise SkipItem("no plain file")
@@ -169,9 +169,9 @@ def _entries(
     except OSError as error:
         if not strict:
             return []
-        rule = f"{request.dataset.name}: every folder of the raw download must be readable"
+        rule = "every folder of the raw download must be readable"
         where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
-        raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
+        raise request.error(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
     return [(prefix + entry.name, entry) for entry in found]
 
 
@@ -281,7 +281,16 @@ class TarArchive:
         self._packed = name.lower().endswith(PACKED_TARS)
         self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
-        self._file = unpacked(file, name.lower()) if self._packed else file
+        self._file: Any = file
+        if name.lower().endswith(GZIP):
+            self._file = gzip.GzipFile(fileobj=file)
+        elif name.lower().endswith(BZIP2):
+            self._file = bz2.BZ2File(file)
+        elif self._packed:
+            # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit.
+            lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
+            file.seek(0)
+            self._file = lzma.LZMAFile(file)  # noqa: SIM115
         self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self.hidden: dict[str, None] = {}
@@ -321,17 +330,16 @@ class TarArchive:
 
     def members(self) -> list[str]:
         """Return the names of all plain files in it, in stored order."""
-        with self._lock:
-            try:
+        try:
+            with self._lock:
                 while not self._whole and self._next():
                     pass
-            except (RefusedArchive, *DAMAGE) as error:
-                # Else who asks again gets the members behind the one that was refused.
-                _opened.cache_clear()
-                raise (
-                    error if isinstance(error, RefusedArchive) else RefusedArchive("damaged archive")
-                ) from None
-            return list(self._members)
+        except (RefusedArchive, *DAMAGE) as error:
+            # Else who asks again gets the members behind the one that was refused.
+            _opened.cache_clear()
+            refused = isinstance(error, RefusedArchive)
+            raise error if refused else RefusedArchive("damaged archive") from None
+        return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
         while member not in self._members and not self._whole and self._next():
@@ -342,18 +350,18 @@ class TarArchive:
 
     def read(self, member: str, max_bytes: int) -> bytes:
         """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
-        with self._lock:
-            try:
+        try:
+            with self._lock:
                 info = self._find(member)
                 if info.size > max_bytes:
                     raise SkipItem("file too large")
                 self._file.seek(info.offset_data)
                 body = self._file.read(info.size)
-            except (*DAMAGE, MemoryError):
-                raise SkipItem("damaged archive member") from None
-            if len(body) != info.size:
-                raise SkipItem("damaged archive member")
-            return bytes(body)
+        except (*DAMAGE, MemoryError):
+            raise SkipItem("damaged archive member") from None
+        if len(body) != info.size:
+            raise SkipItem("damaged archive member")
+        return bytes(body)
 
     def open(self, member: str) -> IO[bytes]:
         """Return a seekable stream of a member, for an archive in this one."""
@@ -364,18 +372,6 @@ class TarArchive:
         if stream is None:
             raise SkipItem("no plain file")
         return stream
-
-
-def unpacked(file: IO[bytes], name: str) -> Any:
-    """Return what a packed tar unpacks to, read forward; going back starts again."""
-    if name.endswith(GZIP):
-        return gzip.GzipFile(fileobj=file)
-    if name.endswith(BZIP2):
-        return bz2.BZ2File(file)
-    # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit first.
-    lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
-    file.seek(0)
-    return lzma.LZMAFile(file)
 
 
 Archive = ZipArchive | TarArchive
@@ -459,11 +455,11 @@ class RawTree:
             archive = open_archive(request.base() / file, inner)
             names = archive.members()
         except RefusedArchive as refused:
-            rule = f"{request.dataset.name}: archives of the raw download must be whole and safe"
+            rule = "archives of the raw download must be whole and safe"
             where = request.hashed(MARK.join((file, *inner)))
             way_out = "download it again, or unpack it beside the others and take it away"
             way_out += "; its name must end as its format does" * (refused.reason == "damaged archive")
-            raise DataError(rule, f"{where}: {refused.reason}", way_out) from None
+            raise request.error(rule, f"{where}: {refused.reason}", way_out) from None
         self.hidden += archive.hidden
         for name in names:
             virtual = f"{place}/{name}" if place else name

@@ -141,12 +141,14 @@ def read_json(text: str) -> Any:
 
 def read_parquet(body: bytes) -> Lines:
     """Return a Parquet file as a header and rows of text; columns of bytes or of several values hold none."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(io.BytesIO(body))
     header = list(file.schema_arrow.names)
     _check_width(header)
-    told = [field.name for field in file.schema_arrow if not _is_many(field.type)]
+    many = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
+    told = [field.name for field in file.schema_arrow if not any(is_kind(field.type) for is_kind in many)]
     rows, size = [header], 0
     for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=told, use_threads=False):
         cells = batch.to_pydict()
@@ -210,12 +212,6 @@ def holds_images(path: Path) -> bool:
         return False
     kinds = (pa.types.is_struct, pa.types.is_binary, pa.types.is_large_binary)
     return any(is_kind(field.type) for field in schema for is_kind in kinds)
-
-
-def _is_many(kind: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _check_width(cells: Sequence[str]) -> None:
@@ -307,8 +303,7 @@ KNOWN = frozenset(column_key(name) for ours, others in COLUMNS.items() for name 
 
 
 def _error(request: RawRequest, path: Path | str, rule: str, found: str, way_out: str = "") -> DataError:
-    where = f"{request.dataset.name}: table {request.hashed(PurePath(path).name)}"
-    return DataError(f"{where} {rule}", found, way_out)
+    return request.error(f"table {request.hashed(PurePath(path).name)} {rule}", found, way_out)
 
 
 def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:

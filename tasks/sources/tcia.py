@@ -16,19 +16,22 @@ Corrected, a series takes the highest score of its targets, so that no frame has
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
-from tasks.sources.dicom import Header, HeaderIndex, decode_dicom, frame_samples, read_header
+from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
 from tasks.sources.labels import is_missing
 from tasks.sources.official import FILE_MISSING, download, find_table, not_there, repeated_rows
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import read_table
 
+logger = logging.getLogger(__name__)
+LOG_EVERY = 10_000
 COLLECTION = "Duke-Breast-Cancer-MRI/"
 ORIGINAL, CLASSIC, DESCRIPTIVE = "original_path_and_filename", "classic_path", "descriptive_path"
 INSTANCE = "sop_instance_UID"
@@ -37,6 +40,7 @@ BOX_COLUMNS = ("Patient ID", "Start Slice", "End Slice")
 MARGIN = 5
 TARGETS = "Target Data"
 SERIES, SCORE, PATIENT = "seriesInstanceUID_US", "UCLA Score (Similar to PIRADS v2)", "Patient ID"
+SCORE_CELL = re.compile(r"([0-5])(?:\.0*)?")
 TARGET_COLUMNS = (PATIENT, SERIES, SCORE)
 SERIES_FOLDER = re.compile(r"(?:[A-Z]{2}_)?(?P<uid>[\d.]+)|.*-(?P<end>\d{5})")
 """Named by the UID, or as TCIA's descriptive names, which end in the UID's last five digits."""
@@ -61,7 +65,24 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     table = find_table(tree, request, BOXES, BOX_COLUMNS)
     if mapping is None or table is None:
         raise not_there(request, f"{MAPPING if mapping is None else BOXES}.xlsx or .csv", tree)
-    boxes, flags = _boxes(table, request)
+    drawn: defaultdict[str, set[Box]] = defaultdict(set)
+    for row in read_table(table, request, BOX_COLUMNS):
+        patient, *cells = (row[name] for name in BOX_COLUMNS)
+        if any(map(is_missing, (patient, *cells))):
+            raise DataError("dbc: every annotation box must have a patient and two slices", "a blank cell")
+        try:
+            start, end = (int(cell.removesuffix(".0")) for cell in cells)
+        except ValueError:
+            rule = "dbc: slices of the annotation boxes must be whole numbers"
+            raise DataError(rule, "other cells") from None
+        drawn[patient].add((start, end))
+    # A patient with a box that ends before it starts has none.
+    boxes = {
+        patient: [] if any(start > end for start, end in own) else sorted(own)
+        for patient, own in drawn.items()
+    }
+    several = sum(len(own) > 1 for own in boxes.values())
+    flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
         raise DataError(f"dbc: the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
@@ -106,28 +127,6 @@ def slice_label(number: int, *boxes: Box) -> int | None:
     if any(start <= number < end for start, end in boxes):
         return 1
     return 0 if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes) else None
-
-
-def _boxes(table: str, request: RawRequest) -> tuple[Boxes, dict[str, int]]:
-    """Return each patient's boxes, and flags; a patient with a box that ends before it starts has none."""
-    boxes: defaultdict[str, set[Box]] = defaultdict(set)
-    for row in read_table(table, request, BOX_COLUMNS):
-        patient, *cells = (row[name] for name in BOX_COLUMNS)
-        if any(map(is_missing, (patient, *cells))):
-            raise DataError("dbc: every annotation box must have a patient and two slices", "a blank cell")
-        try:
-            start, end = (int(cell.removesuffix(".0")) for cell in cells)
-        except ValueError:
-            rule = "dbc: slices of the annotation boxes must be whole numbers"
-            raise DataError(rule, "other cells") from None
-        boxes[patient].add((start, end))
-    found = {
-        patient: [] if any(start > end for start, end in own) else sorted(own)
-        for patient, own in boxes.items()
-    }
-    several = sum(len(own) > 1 for own in found.values())
-    flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
-    return found, flags
 
 
 def _labelled(
@@ -181,10 +180,21 @@ def _slice_files(slices: Sequence[Slice], tree: RawTree, request: RawRequest) ->
         names = [name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))]
         of_patients = [name for name in names if patients & set(name.split("/"))]
         seen = {part for name in of_patients for part in name.split("/")}
-        index = HeaderIndex(request, tree, of_patients if patients <= seen else names)
+        index = _by_header("instance", of_patients if patients <= seen else names, tree, request)
         for place in doubtful:
-            found[place] = index.instance(slices[place].instance)
+            found[place] = next(iter(index.get(slices[place].instance, ())), None)
     return found
+
+
+def _by_header(field: str, names: Iterable[str], tree: RawTree, request: RawRequest) -> dict[str, list[str]]:
+    """Return the names of the files by a field of their headers, all of which are opened."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for number, name in enumerate(names, 1):
+        if header := read_header(request.base(), tree.locator(name)):
+            found[getattr(header, field)].append(name)
+        if number % LOG_EVERY == 0:
+            logger.info("%s: %d headers read", request.dataset.name, number)
+    return dict(found)
 
 
 def _paths(row: Mapping[str, str]) -> Iterator[str]:
@@ -210,8 +220,10 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
     for row in read_table(table, request, TARGET_COLUMNS):
         if is_missing(row[SERIES]) or is_missing(row[SCORE]):
             excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
+        elif not (cell := SCORE_CELL.fullmatch(row[SCORE])):
+            raise request.error("UCLA scores must be whole numbers from 0 to 5, or blank", "another cell")
         else:
-            targets.append((_score(row[SCORE]), row[SERIES], row[PATIENT]))
+            targets.append((int(cell[1]), row[SERIES], row[PATIENT]))
     if request.spec.data_mode == "corrected":
         best: dict[str, tuple[int, str, str]] = {}
         for target in targets:
@@ -233,7 +245,7 @@ def list_prostate(tree: RawTree, request: RawRequest) -> Listing:
         items,
         request.dataset.label_names,
         block_size=4,
-        excluded={reason: count for reason, count in excluded.items() if count},
+        excluded=dict(excluded),
         skipped=skipped,
         intensity="each frame by its own maximum",
     )
@@ -255,23 +267,13 @@ def read_prostate(body: bytes, item: Item, _request: RawRequest) -> Iterator[Sam
 prostate = download(list_prostate, read_prostate)
 
 
-def _score(cell: str) -> int:
-    try:
-        score = float(cell)
-    except ValueError:
-        score = -1
-    if score not in range(6):
-        raise DataError("prostate: UCLA scores must be whole numbers from 0 to 5, or blank", "another cell")
-    return int(score)
-
-
 class _SeriesFiles:
     """Where each series' file is, by its folder's name or else by header."""
 
     def __init__(self, request: RawRequest, tree: RawTree) -> None:
         self._request, self._tree = request, tree
         self._names = [name for name in tree if name.lower().endswith(".dcm")]
-        self._index: HeaderIndex | None = None
+        self._by_uid: dict[str, list[str]] | None = None
         self._named: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for name in self._names:
             *above, folder, _ = ("", *name.split("/"))
@@ -289,8 +291,9 @@ class _SeriesFiles:
         ]
         found = self._one(named)
         if found is None:
-            self._index = self._index or HeaderIndex(self._request, self._tree, self._names)
-            found = self._one(self._index.series(series))
+            if self._by_uid is None:
+                self._by_uid = _by_header("series", self._names, self._tree, self._request)
+            found = self._one(self._by_uid.get(series, ()))
         return found
 
     def _header(self, name: str) -> Header | None:

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 
-from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import Rows, find_columns, hidden_count, own_listing, split_of_file
@@ -44,7 +43,7 @@ def list_samples(request: RawRequest) -> Listing:
     names = list(walk(root, request, hidden=hidden)) if root.is_dir() else [root.name]
     shards = [name for name in names if root.is_file() or _is_shard(name)]
     if not shards:
-        raise DataError(f"{request.dataset.name}: the folder must hold .tar shards", "none")
+        raise request.error("the folder must hold .tar shards", "none")
     members = list[str]()
     samples = {key: sample for shard in shards for key, sample in _samples(shard, request, members)}
     header = list(dict.fromkeys(name for sample in samples.values() for name in sample.values))
@@ -64,7 +63,7 @@ def list_samples(request: RawRequest) -> Listing:
             excluded["neither image nor label"] += 1
     if not found:
         expected = "expected: shards with <key>.jpg and <key>.cls (or <key>.json with label)"
-        raise DataError(f"{request.dataset.name}: the shards must hold samples", "none", expected)
+        raise request.error("the shards must hold samples", "none", expected)
     cells = {ours: [sample.values.get(theirs, "") for sample in found] for ours, theirs in columns.of.items()}
     side = cache(lambda shard: split_of_file(shard, request))
     rows = Rows(
@@ -88,7 +87,6 @@ webdataset = Source(list_samples, single_reader)
 
 def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[str, _Sample]]:
     """Return the samples of a shard with their locators, in stored order; ``hidden`` gets what is."""
-    where = f"{request.dataset.name}: shard {request.hashed(shard)} must be whole and safe"
     samples: dict[str, _Sample] = {}
     member = ""
     try:
@@ -108,16 +106,19 @@ def _samples(shard: str, request: RawRequest, hidden: list[str]) -> list[tuple[s
                     sample.values = {str(name): cell_text(value) for name, value in values.items()}
             elif is_single_image_name("x." + ending):
                 if sample.image:
-                    rule = f"{request.dataset.name}: a sample must have one image"
                     found = f"two in {request.hashed(sample.locator)}"
-                    raise DataError(rule, found, "files are one sample up to the first dot of their names")
+                    way_out = "files are one sample up to the first dot of their names"
+                    raise request.error("a sample must have one image", found, way_out)
                 sample.image = member
         hidden += archive.hidden
     except SkipItem as skip:
-        raise DataError(where, skip.reason, "copy it again; its name must end as its format does") from None
+        rule = f"shard {request.hashed(shard)} must be whole and safe"
+        raise request.error(
+            rule, skip.reason, "copy it again; its name must end as its format does"
+        ) from None
     except (ValueError, RecursionError):
-        rule = f"{request.dataset.name}: .cls must be UTF-8 text, and .json hold JSON, each key once"
-        raise DataError(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
+        rule = ".cls must be UTF-8 text, and .json hold JSON, each key once"
+        raise request.error(rule, f"other bytes in {request.hashed(f'{shard}{MARK}{member}')}") from None
     return [(f"{shard}{MARK}{sample.image or key}", sample) for key, sample in samples.items()]
 
 
@@ -128,6 +129,6 @@ def _label(sample: _Sample, column: str, request: RawRequest) -> str:
         return sample.written or value
     mapping = dict(request.dataset.label_map)
     if mapping.get(value, value) != mapping.get(sample.written, sample.written):
-        rule = f"{request.dataset.name}: .cls and .json must give one label"
-        raise DataError(rule, f"two in {request.hashed(sample.locator)}")
+        rule = ".cls and .json must give one label"
+        raise request.error(rule, f"two in {request.hashed(sample.locator)}")
     return sample.written

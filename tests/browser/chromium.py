@@ -17,6 +17,8 @@ import pytest
 
 from tests.integration.sweeps import command
 
+PATIENCE_S = 400.0
+
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -70,9 +72,12 @@ def mlflow_pages(sweep: str, root: Path) -> Iterator[dict[str, Any]]:
         said = ""
         while not said.endswith("\n}\n"):  # the document's end; the page is served beyond it
             said += served.stdout.readline() or pytest.fail(served.stderr.read())
-        yield json.loads(said)
-        served.send_signal(signal.SIGINT)
-        assert served.wait(60) == 130
+        try:
+            yield json.loads(said)
+            served.send_signal(signal.SIGINT)
+            assert served.wait() == 130
+        finally:
+            served.kill()
 
 
 def requests(driver: Any) -> list[str]:
@@ -90,9 +95,9 @@ def text(driver: Any) -> str:
     return str(driver.execute_script("return document.body ? document.body.innerText : ''"))
 
 
-def wait_for(driver: Any, *words: str, seconds: float = 90) -> str:
+def wait_for(driver: Any, *words: str) -> str:
     """Wait until the page shows all of the words; returns its text."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE_S
     while not all(word in (shown := text(driver)) for word in words):
         assert time.monotonic() < until, f"not all of {words} are in:\n{shown}"
         time.sleep(0.5)
@@ -104,7 +109,7 @@ def ray_trials(driver: Any, address: str, token: str, function: str) -> None:
     driver.execute_cdp_cmd("Network.enable", {})
     headers = {"headers": {"Authorization": f"Bearer {token}"}}
     driver.execute_cdp_cmd("Network.setExtraHTTPHeaders", headers)
-    until = time.monotonic() + 180
+    until = time.monotonic() + PATIENCE_S
     while "Task Table" not in text(driver):  # a page that opens before its job is known asks no second time
         assert time.monotonic() < until, text(driver)
         driver.get("about:blank")
@@ -115,7 +120,7 @@ def ray_trials(driver: Any, address: str, token: str, function: str) -> None:
     label = "//label[text()='Function or Class Name']"
     box = driver.find_element("xpath", f"{label}/following-sibling::*//input")
     driver.execute_script("arguments[0].scrollIntoView()", box)
-    wait_for(driver, function, seconds=240)  # until there is one to choose
+    wait_for(driver, function)  # until there is one to choose
     box.send_keys(function)
     time.sleep(1)
     box.send_keys(ARROW_DOWN, ENTER)

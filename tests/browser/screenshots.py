@@ -43,7 +43,7 @@ def ray_dashboard(driver: Any, root: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         address, function = trials_told(run.stderr)
         ray_trials(driver, address, (root / "ray-token").read_text(encoding="utf-8").strip(), function)
-        wait_for(driver, "FINISHED", "RUNNING", seconds=240)
+        wait_for(driver, "FINISHED", "RUNNING")
         (table,) = driver.find_elements("xpath", "//*[text()='Task Table']")[-1:]
         driver.execute_script("arguments[0].scrollIntoView(); window.scrollBy(0, -110)", table)
         _save(driver, "ray-tasks")

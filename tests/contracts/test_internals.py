@@ -31,10 +31,7 @@ INTERNALS = {
     ("ray._raylet", "Config.initialize"): "private clusters where Ray was imported before isweep",
     ("ray._raylet", "AuthenticationTokenLoader.instance"): "the same: the token of the second cluster",
     ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"): "the same: every port on loopback",
-    (
-        "ray._private.ray_constants",
-        "NUM_REDIS_GET_RETRIES",
-    ): "the same: a head that does not answer",
+    ("ray._private.ray_constants", "NUM_REDIS_GET_RETRIES"): "the same: a head that does not answer",
     ("ray._private.state", "actors"): "which trial the memory killer hit: all that ran would count as failed",
     ("ray._private.worker", "_global_node"): "free disk of each node in `isweep doctor --address`",
 }
@@ -65,8 +62,7 @@ PAGE = {
         for word in item
     },
     **dict.fromkeys(
-        re.findall(r'"(\w+)":', mlflow_pages.View("q", ("x", "y")).text()),
-        "the same as without views",
+        re.findall(r'"(\w+)":', mlflow_pages.View("q", ("x", "y")).text()), "the same as without views"
     ),
 }
 """Words by which MLflow's page knows what we keep in tags of an experiment: it has no interface for that."""

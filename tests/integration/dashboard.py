@@ -43,7 +43,7 @@ class Watcher:
     def _get(self, path: str, address: str = "") -> bytes:
         request = urllib.request.Request(f"{address or self._address}{path}")
         request.add_header("Authorization", f"Bearer {self._token}")
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=400) as answer:
             return bytes(answer.read())
 
     def _listed(self, what: str) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def watched_run(command: list[str], root: Path) -> tuple[str, str, Seen, list[st
     reader = threading.Thread(target=read)
     reader.start()
     troubles: list[str] = []
-    announced.wait(240)
+    announced.wait()
     address = next(filter(None, map(ADDRESS.search, said)), None)
     watcher = Watcher(address[1], (root / "ray-token").read_text()) if address else None
     while process.poll() is None and watcher is not None:
@@ -106,7 +106,7 @@ def watched_run(command: list[str], root: Path) -> tuple[str, str, Seen, list[st
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
     out = process.stdout.read()
-    process.wait(240)
+    process.wait()
     reader.join()
     assert process.returncode == 0, "".join(said)
     return out, "".join(said), watcher.seen if watcher else Seen(), troubles

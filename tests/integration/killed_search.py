@@ -69,7 +69,7 @@ def search(sweep: str, root: Path, cpus: str, until: int | None = None) -> dict[
         while driver.poll() is None and len(stored(root)) < until:
             time.sleep(0.005)
         os.kill(driver.pid, signal.SIGKILL)
-    out, err = driver.communicate(timeout=400)
+    out, err = driver.communicate()
     return {
         "exit": driver.returncode,
         "stdout": out,

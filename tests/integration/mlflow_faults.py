@@ -221,7 +221,7 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
     uri = f"sqlite:///{database}"
     tracker = opened(uri, "locked", said)
     tracker.flush()
-    with closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as other:
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=400)) as other:
         other.execute("BEGIN EXCLUSIVE")
         log_trials(tracker, "locked", range(num))
         time.sleep(seconds)

@@ -26,7 +26,7 @@ from tests.lab.hosts import run
 HERE, THERE, PORT = "10.78.0.1", "10.78.0.2", 6390
 CARD, PEER, SPACE = "near", "far", "far"
 CELL_S = 2.0
-PATIENCE_S = 180.0
+PATIENCE_S = 400.0
 """How long after the link is back the other host may take to be of the cluster again."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block")
 RAY += (f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats")
@@ -70,7 +70,7 @@ def main(root: Path, seconds: float) -> dict[str, Any]:
     log = root / "ray.log"
     start_ray(log, there=False)
     # Its port is there long before it answers on a busy machine.
-    run("timeout", "300", "sh", "-c", f"until grep -q 'runtime started' {log}; do sleep 0.5; done")
+    run("timeout", "400", "sh", "-c", f"until grep -q 'runtime started' {log}; do sleep 0.5; done")
     other, history = [start_ray(log, there=True)], list[Any]()
     with connect(f"{HERE}:{PORT}") as cluster:
         first = wait_for_node()

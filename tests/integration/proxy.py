@@ -53,7 +53,7 @@ class Proxy:
             self.faults.append(what)
         if what == REFUSE:
             return
-        connection = http.client.HTTPConnection(self.upstream, timeout=30)
+        connection = http.client.HTTPConnection(self.upstream)
         headers = {**handler.headers, "Host": self.upstream, "Connection": "close"}
         try:
             connection.request(handler.command, handler.path, body, headers)

@@ -61,7 +61,7 @@ def undisturbed(sweep: str, root: Path) -> tuple[dict[str, Any], float]:
 
 def left_over() -> list[str]:
     """Return processes, ports and folders that are still there, a while after all has ended."""
-    end, found = time.monotonic() + 30, ["?"]
+    end, found = time.monotonic() + PATIENCE_S, ["?"]
     while found and time.monotonic() < end:
         # Asked for this way, what ends in the meantime is passed over.
         others = (p for p in psutil.process_iter(["cmdline"]) if p.pid not in (os.getpid(), 1))

@@ -49,7 +49,6 @@ def isweep(
         command(*arguments, "--root", str(root)),
         capture_output=True,
         text=True,
-        timeout=240,
         check=False,
         env={**os.environ, "COLUMNS": "200", **environment},
     )

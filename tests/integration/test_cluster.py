@@ -29,7 +29,6 @@ def found(tmp_path_factory) -> dict[str, Any]:
         isolated(sys.executable, "-m", "tests.integration.several_nodes", sweep, str(root)),
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
         env=environment(secrets.token_hex(32)),
     )

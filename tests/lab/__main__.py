@@ -106,8 +106,7 @@ class Story:
         self.until("three nodes again", UP_S, lambda: lab.num_nodes() == 3)
         self.step("status", lambda: lab.on_head("isweep status paper"))
         self.step(
-            "fetch",
-            lambda: lab.here("ray rsync-down clusters/onprem.yaml '~/isweep-root/sweeps/' ~/sweeps/"),
+            "fetch", lambda: lab.here("ray rsync-down clusters/onprem.yaml '~/isweep-root/sweeps/' ~/sweeps/")
         )
         fetched = len(list((lab.lab / "home/sweeps/attached/trials").glob("*/result.json")))
         expect("attached: results were fetched", fetched, NUM_CELLS)

@@ -13,12 +13,7 @@ from tasks.measures.distances import ArraySource, as_bytes
 from tasks.measures.estimators import ESTIMATORS, estimate
 from tasks.measures.measure import measure_nested
 from tasks.measures.neighbors import Partial, improve, nested_neighbors
-from tasks.measures.products import (
-    blas_product,
-    is_exact,
-    numkong_product,
-    torch_product,
-)
+from tasks.measures.products import blas_product, is_exact, numkong_product, torch_product
 from tasks.measures.records import MeasureSettings
 from tasks.measures.sharpness import count_pairs
 from tests import reference

@@ -34,10 +34,7 @@ def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) ->
 
 @settings(max_examples=15)
 @given(
-    st.integers(5, 300),
-    st.integers(20, 600),
-    st.integers(9, 300),
-    st.lists(st.integers(0, 199), max_size=30),
+    st.integers(5, 300), st.integers(20, 600), st.integers(9, 300), st.lists(st.integers(0, 199), max_size=30)
 )
 def test_fingerprint_and_rows_do_not_depend_on_the_partition(chunk_rows, shard_rows, block_rows, wanted):
     with tempfile.TemporaryDirectory() as folder:

@@ -203,8 +203,7 @@ def test_what_has_no_honest_validation_is_refused(data, faults, size, message):
 
 
 @pytest.mark.parametrize(
-    ("right", "message"),
-    [(0, "on both sides of the split"), (1, "on the training and the validation side")],
+    ("right", "message"), [(0, "on both sides of the split"), (1, "on the training and the validation side")]
 )
 def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
     """The product's own checks, met with a split that is wrong: the sweep's, or only the search's."""

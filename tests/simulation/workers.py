@@ -77,6 +77,7 @@ class SimulatedTrial:
     status: str = "PENDING"
     killed: bool = False
     num_epochs: int = 0
+    lasts_s: float = 0.0
 
     @property
     def trial_id(self) -> str:
@@ -262,6 +263,8 @@ class SimulatedExecution:
             trial.fault = self._again[name].pop()
         elif fault := outside.take("worker says nothing"):
             trial.fault = fault.kind
+        elif outside.take("a cell is slow"):
+            trial.lasts_s = 2 * LONGEST_SILENCE_S["trial hangs"]
         if trial.fault:
             outside.note(f"  {trial.fault} hits {name}")
         return trial
@@ -274,7 +277,7 @@ class SimulatedExecution:
         if waiting is None or not free:
             return
         waiting.heard_at = now = self._outside.scheduler.now
-        waiting.ends_at = now + self._seconds * (0.5 + self._outside.random.random())
+        waiting.ends_at = now + (waiting.lasts_s or self._seconds * (0.5 + self._outside.random.random()))
         waiting.node, waiting.status = self._outside.random.choice(free), "RUNNING"
         if waiting.fault != "worker says nothing":
             self._cells.begins(waiting.trial_id)

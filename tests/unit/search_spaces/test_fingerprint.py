@@ -125,9 +125,9 @@ def test_asking_for_more_measurements_changes_no_network(asked, num_lacking):
     assert {item.network_id for item in more.measurements} == {trial().trial_id}
 
 
-def test_every_measurement_has_an_id_of_its_own_that_refers_to_its_network():
+def test_every_measurement_is_its_networks_own():
     cells = (trial(), trial(network=network(seed=1)))
-    assert len({item.measurement_id for cell in cells for item in cell.measurements}) == 12
+    assert len({item for cell in cells for item in cell.measurements}) == 12
 
 
 class Old(Spec):

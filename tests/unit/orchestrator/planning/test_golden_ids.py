@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, preset_names
+from search_spaces.fingerprint import fingerprint
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "ids.json"
 WHAT_TO_DO = """
@@ -27,7 +28,7 @@ def ids(preset: str) -> dict[str, object]:
     plan = plan_sweep(load_sweep(preset))
     kinds = {
         "trial": [trial.trial_id for trial in plan.trials],
-        "measurement": [item.measurement_id for trial in plan.trials for item in trial.measurements],
+        "measurement": [fingerprint(item) for trial in plan.trials for item in trial.measurements],
         "measure": [measure.measure_id for measure in plan.measures],
         "prepared": [prepared.prepared_id for prepared in plan.prepared],
     }

@@ -65,14 +65,8 @@ def data(text):
         (but("name: mine", "name: mine\nname: other"), r'line 3, column 1: key "name" stands twice'),
         (but("mine", "&a mine"), r"must hold plain.*line 2, column 7: an anchor or alias; write it out"),
         (but("mine", "!!python/object/apply:os.system [ls]"), r"line 2, column 7: the tag"),
-        (
-            but("datasets: [mnist5k]", "test_sise: 3"),
-            r"test_sise: .*\n.*needs datasets, or worlds",
-        ),
-        (
-            but("mine", '"C:\\Users"'),
-            r"a backslash in double quotes; write / in a path",
-        ),
+        (but("datasets: [mnist5k]", "test_sise: 3"), r"test_sise: .*\n.*needs datasets, or worlds"),
+        (but("mine", '"C:\\Users"'), r"a backslash in double quotes; write / in a path"),
         (
             but("models: [small_cnn]", "models: [{name: mine}]"),
             r"0.from: this key is required; write e.g. models",
@@ -80,44 +74,23 @@ def data(text):
         (but("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
         (but("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
         (but("size: 28", "size: 1e400"), r"image_size"),
-        (
-            data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"),
-            r"a name of its own; found",
-        ),
+        (data("name: mnist5k, own: {kind: folder, path: x, domain: medical}"), r"a name of its own; found"),
         (
             data("name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}"),
             r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: kind, path",
         ),
-        (
-            data("name: mine, own: {kind: foldr, path: x, domain: medical}"),
-            r"Unknown kind; found: 'foldr'",
-        ),
-        (
-            data("name: mine, own: {kind: csv, path: x}"),
-            r"^datasets\.0\.own\.domain: this key is required",
-        ),
-        (
-            data("name: mine, own: {kind: csv, path: x, domain: null}"),
-            r"own data of a sweep need a domain",
-        ),
-        (
-            data("name: mnist5k, class_pairs: [[3, 8], [3, 8]]"),
-            r"^datasets\.0: class_pairs names \[3, 8\]",
-        ),
-        (
-            GOOD + "resources: {cpus: 1}",
-            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known",
-        ),
+        (data("name: mine, own: {kind: foldr, path: x, domain: medical}"), r"Unknown kind; found: 'foldr'"),
+        (data("name: mine, own: {kind: csv, path: x}"), r"^datasets\.0\.own\.domain: this key is required"),
+        (data("name: mine, own: {kind: csv, path: x, domain: null}"), r"own data of a sweep need a domain"),
+        (data("name: mnist5k, class_pairs: [[3, 8], [3, 8]]"), r"^datasets\.0: class_pairs names \[3, 8\]"),
+        (GOOD + "resources: {cpus: 1}", r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known"),
         (GOOD + "resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found"),
         (GOOD + "resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e"),
         (GOOD + "resources: {num_gpus: 1.5}", r"num_gpus: must be a fraction of one GPU or a whole number, "),
         (GOOD + "attacks: {models: 1}", r"attacks\.models: unknown key; .*known keys: methods, epsilons\."),
         (GOOD + "attacks: {epsilons: [0]}", r"attacks\.epsilons\.0: .*greater than 0"),
         (GOOD + "attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
-        (
-            GOOD + "attacks: {epsilons: [0.03, 0.3]}",
-            r"attacks.epsilons: must be in 1/255 .* 8/255",
-        ),
+        (GOOD + "attacks: {epsilons: [0.03, 0.3]}", r"attacks.epsilons: must be in 1/255 .* 8/255"),
         (GOOD + "estimators: []", r"estimators: must not be empty"),
         (GOOD + "estimators: [mlee]", r"Unknown estimator; found: 'mlee'; did you mean 'mle'"),
         (GOOD + f"seeds: [{2**63}]", r"seeds\.0: .*less than 9223372036854775808"),

@@ -131,9 +131,7 @@ def test_hours_money_and_power_are_time_times_share_times_rate():
     half = record(40, ON_GPU, gpu_share=0.25, finished_at=7200.0, measured_at=9000.0)  # measured again later
     whole, four = record(50, ON_GPU), record(60, trial_result().model_copy(update={"num_threads": 4}))
     # The share of a record that knows none is a whole GPU.
-    assert state(whole).measured_trials() == [
-        MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000),
-    ]
+    assert state(whole).measured_trials() == [MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000)]
     cost = cost_of(state(half, whole, four), PRICES)
     assert (cost["gpu_hours"], cost["core_hours"]) == (1.5, 4.0)
     assert cost["dollars"] == pytest.approx(1.5 * 2 + 4 * 0.1)

@@ -296,7 +296,6 @@ class TestAddress:
                 env={**kept, "HOME": str(tmp_path), "RAY_AUTH_MODE": "Token", **settings},
                 capture_output=True,
                 text=True,
-                timeout=120,
                 check=False,
             )
         assert done.returncode == 3, done.stderr
@@ -422,7 +421,6 @@ def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashbo
             isolated(sys.executable, "-c", PRIVATE, order, str(tmp_path), dashboard),
             capture_output=True,
             text=True,
-            timeout=200,
             check=False,
             env={**here, "TMPDIR": temporary},
         )

@@ -140,14 +140,14 @@ def test_a_command_that_is_absent_or_fails_says_nothing():
     assert ending.answer_of("ls", "/nowhere/at/all")[1].endswith("No such file or directory")
     assert ending.answer_of("echo", "570.1") == ("570.1", "")
     for _ in range(2):  # one that is slow may answer another time
-        assert ending.answer_of("sleep", "9", timeout=0.1) == ("", "no answer in 0.1 s")
+        assert ending.answer_of("sleep", "999", timeout=0.1) == ("", "no answer in 0.1 s")
 
 
 @pytest.fixture
 def unkillable(tmp_path, monkeypatch, a_device):
     """An nvidia-smi that no signal ends, as one that waits in the driver; the processes that it became."""
     nvidia_smi(tmp_path, monkeypatch)
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 30\n")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 999\n")
     started, kill, start = list[Popen[str]](), Popen.kill, ending.answer_of
     monkeypatch.setattr(Popen, "kill", lambda process: started.append(process))
     monkeypatch.setattr(ending, "KILLED_WITHIN_S", 0.1)
@@ -180,11 +180,18 @@ def test_an_nvidia_smi_that_is_slow_is_waited_for_once_with_a_word_and_children_
     tmp_path, monkeypatch, capfd
 ):
     nvidia_smi(tmp_path, monkeypatch)
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 30\n")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\nexec sleep 999\n")
     monkeypatch.setattr(ending, "STUCK", stuck := set())
     monkeypatch.setattr(gpus, "STUCK", stuck)
     monkeypatch.setattr(gpus, "LATE_S", 0.1)
-    start = ending.answer_of
+    start, communicate = ending.answer_of, Popen.communicate
+
+    def once_started(process, **limit):
+        while not (tmp_path / "asked").exists():
+            time.sleep(0.01)
+        return communicate(process, **limit)
+
+    monkeypatch.setattr(Popen, "communicate", once_started)
     monkeypatch.setattr(
         gpus, "answer_of", lambda *command, **more: start(*command, **{"timeout": 0.5} | more)
     )

@@ -16,11 +16,7 @@ GIB = 2**30
 HERE = doctor.versions_here()
 RELEASE = metadata.version("isweep")
 L4 = NodeGpus("b", (Gpu("NVIDIA L4", "GPU-1", 22 * GIB),), driver="580.1", torch="2.13.0", cuda="13.0")
-SOUND: dict[str, Any] = {
-    "gpus": L4,
-    "versions": HERE,
-    "free_disk_bytes": 80 * GIB,
-}
+SOUND: dict[str, Any] = {"gpus": L4, "versions": HERE, "free_disk_bytes": 80 * GIB}
 NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}}
 
 

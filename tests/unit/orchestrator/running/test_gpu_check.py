@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -221,22 +222,26 @@ def test_a_process_that_dies_is_a_part_that_failed(monkeypatch, part, device):
     [
         ("raise OSError('capture failed')", "OSError: capture failed"),
         ("os._exit(7)", "exit code 7"),
-        ("time.sleep(60)", "no end within 3 s"),
+        ("time.sleep(999)", "no end within 0.1 s"),
     ],
 )
 def test_a_part_keeps_what_it_has_however_it_ends(monkeypatch, ends, error):
     code = f"""
 import json, os, time
-print('a warning', flush=True)
-print(json.dumps({{'resnet18': {{'eager_ms': 7.5}}}}), flush=True)
+print('a warning')
+print(json.dumps({{'resnet18': {{'eager_ms': 7.5}}}}))
 print('{{"cut short', end='', flush=True)
 {ends}
 """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "process_group": 0}
-    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 3.0)
-    monkeypatch.setattr(
-        gpu_check, "_start", lambda *_: subprocess.Popen([sys.executable, "-c", code], **pipes)
-    )
+
+    def start(*_):
+        process = subprocess.Popen([sys.executable, "-c", code], **pipes)
+        select.select([process.stdout], [], [])  # it has said all that it will
+        return process
+
+    monkeypatch.setattr(gpu_check, "PART_TIMEOUT_S", 0.1 if "sleep" in ends else 400.0)
+    monkeypatch.setattr(gpu_check, "_start", start)
     found = run_part("step_times", "cuda", {})
     assert (found["values"], found["error"]) == ({"resnet18": {"eager_ms": 7.5}}, error)
 

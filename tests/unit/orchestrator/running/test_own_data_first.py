@@ -95,7 +95,7 @@ def test_packaged_data_are_prepared_beside_the_start_and_what_fails_is_told_late
     somebodys.parent.mkdir(parents=True)
     somebodys.touch()
     meanwhile = preparation.Meanwhile(workspace, options, Progress())
-    assert meanwhile._process.wait(60) == 0
+    assert meanwhile._process.wait() == 0
     meanwhile.end()
     assert workspace.prepared.keys() == {second.prepared_id}
     with pytest.raises(DataError, match="must be a prepared dataset or not exist"):

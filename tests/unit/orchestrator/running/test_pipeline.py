@@ -21,7 +21,7 @@ from orchestrator.running.preparation import load_arrays, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from orchestrator.running.trials import GridWork, Run
-from search_spaces.errors import ConfigError, DataError, NewerRecordError
+from search_spaces.errors import ConfigError, DataError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
 from tests.small_sweep import small_sweep
@@ -81,6 +81,16 @@ def test_a_run_reads_each_kind_of_record_once(rerun, monkeypatch):
     summary = rerun.again()
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]
+
+
+def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(rerun, finished, here, monkeypatch):
+    def broken(work, key):
+        raise SetupError("The disk must be readable", "it is not", "mend it")
+
+    shutil.rmtree(finished.sweep_paths.folder / "trials" / finished.plan.trials[0].trial_id)
+    monkeypatch.setattr(GridWork, "load", broken)
+    with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
+        rerun.again()
 
 
 def test_a_report_is_written_again_only_where_it_or_what_it_is_made_of_has_changed(rerun, finished):

@@ -13,11 +13,10 @@ from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError
 from tests.small_sweep import small_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local", "on_ray_local")]
+pytestmark = pytest.mark.usefixtures("here")
 
 RESOURCES = {"num_cpus": 2, "num_gpus": 0}
 SWEEP = small_sweep("kept", train_sizes=[30, 40], num_neighbors=10, resources=RESOURCES)
-"""One process at a time trains both."""
 MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
 
 

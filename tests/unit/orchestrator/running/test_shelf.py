@@ -55,7 +55,7 @@ def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
     early = shelf.references.take.remote("b")
     assert ray.wait([early], timeout=0.2)[0] == []
     start(shelf, "b")
-    (reference,) = ray.get(early, timeout=30)
+    (reference,) = ray.get(early)
     assert ray.get(reference).data_fingerprint == "b"
 
 
@@ -92,6 +92,6 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
     else:
         with pytest.raises(SetupError, match="half of one"):
             start(shelf, "a")
-    (reason,) = ray.get(shelf.references.take.remote("a"), timeout=30)
+    (reason,) = ray.get(shelf.references.take.remote("a"))
     assert str(reason) == "Arrays must be whole; found: half of one; prepare it again."
     shelf.close()

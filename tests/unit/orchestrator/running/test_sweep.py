@@ -26,7 +26,6 @@ from orchestrator.results.store import CellReport, FailureRecord, ResultStore, T
 from orchestrator.running import failures, gpus, queue, trials, worker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import CellFailed, classify
-from orchestrator.running.gpus import NO_GPU
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import TuneExecution
 from orchestrator.running.trials import GridWork, Run, Trials
@@ -241,34 +240,19 @@ class Poisoned(TrialTrainable):
 
 
 def test_a_process_that_met_a_device_error_is_not_used_again(run):
-    sweep = run(make_plan(*range(4, 20)), trainable=Poisoned)
+    sweep = run(make_plan(*range(4, 14)), trainable=Poisoned)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
-    assert sorted(records) == list(range(4, 20))
-    assert sum(record.attempt for record in records.values()) == 17  # one was run twice, elsewhere
+    assert sorted(records) == list(range(4, 14))
+    assert sum(record.attempt for record in records.values()) == 11  # one was run twice, elsewhere
     assert sweep.stored.store.scan(FailureRecord).records == {}
 
 
-class Unfit(TrialTrainable):
-    """Runs on a node on which no trial can, and does not wait before it says so."""
+class Patched(TrialTrainable):
+    """Finds that its checkout has changed since the driver started, and does not wait before it says so."""
 
     def setup(self, config: dict[str, Any], **shared: Any) -> None:
         super().setup(config, **shared)
         gpus.REST_S = 0.0  # of this process, which ends
-
-
-class WithoutGpu(Unfit):
-    """As where torch reaches no GPU."""
-
-    def _run(self, started_at: float) -> CellReport:
-        _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
-        raise SetupError(NO_GPU, "node a: NVIDIA driver absent", "install a driver")
-
-
-class Patched(Unfit):
-    """Finds that its checkout has changed since the driver started."""
-
-    def setup(self, config: dict[str, Any], **shared: Any) -> None:
-        super().setup(config, **shared)
         worker.code_fingerprint = lambda: "0123456789abcdef"
 
     def _run(self, started_at: float) -> CellReport:
@@ -276,39 +260,23 @@ class Patched(Unfit):
         return _report(started_at, trial_result(0.5))
 
 
-@pytest.mark.parametrize(
-    ("trainable", "kind", "message"),
-    [
-        (WithoutGpu, "setup", "on each of 1 nodes the last 2 trials had none"),
-        (Patched, "other_code", "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"),
-    ],
-)
-def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(
-    run, root, monkeypatch, trainable, kind, message
-):
+def test_where_no_node_is_fit_the_sweep_ends_with_the_way_on(run, root, monkeypatch):
     """What other code found is never sealed as the driver's, and most cells are never tried."""
     monkeypatch.setattr(queue, "fit_nodes", lambda failure: {ray.util.get_node_ip_address()})
     monkeypatch.setattr(failures, "MOST_ON_UNFIT", 2)
     before, plan = len(_internal_kv_list("ran in vain ")), make_plan(*range(4, 40))
     url = str(RootPaths.at(root).make().sweep(plan.sweep.name).folder)
+    message = "the code of the driver; found: on each of 1 nodes .*0123456789abcdef"
     with pytest.raises(SetupError, match=message) as caught:
-        run(plan, trainable=trainable, stored=StoredResults.read(url))
+        run(plan, trainable=Patched, stored=StoredResults.read(url))
     assert caught.value.exit_code == 3
     store = ResultStore(url)
     failed = store.scan(FailureRecord).records.values()
     assert 2 <= len(failed) < 10
-    assert {record.failure.kind for record in failed} == {kind}
+    assert {record.failure.kind for record in failed} == {"other_code"}
     assert store.scan(TrialRecord).records == {}
     # Nor those that Tune was given already, 16 of them.
     assert len(_internal_kv_list("ran in vain ")) - before < 10
-
-
-def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
-    def broken(subset: SubsetSpec, train_size: int) -> TrialData:
-        raise SetupError("The disk must be readable", "it is not", "mend it")
-
-    with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
-        run(make_plan(24), load=broken)
 
 
 def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):

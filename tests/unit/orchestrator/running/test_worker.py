@@ -1,6 +1,5 @@
 """A worker: epochs on their way to the driver, and what is measured on a network that is trained already."""
 
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,8 +52,8 @@ def test_the_driver_hears_what_was_told_without_waiting(ray_local, monkeypatch):
     board = EpochBoard()
     monkeypatch.setattr(module, "TELL_INTERVAL_S", 0.0)
     board.teller("t").ended(epoch(1))
-    heard, deadline = [], time.monotonic() + 60
-    while not heard and time.monotonic() < deadline:
+    heard = []
+    while not heard:
         heard += board.heard()
     assert [(said.trial_id, said.epoch.epoch) for said in heard] == [("t", 1)]
 

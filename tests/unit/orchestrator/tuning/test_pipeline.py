@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +133,8 @@ def test_a_finished_search_whose_data_were_removed_prepares_them_also_where_no_g
     found, monkeypatch
 ):
     summary, root = found
-    (prepared,) = Path(root, "prepared").iterdir()
+    workspace = Workspace.open(TINY, root)
+    (prepared,) = map(workspace.paths.prepared, workspace.plan.prepared)
     shutil.rmtree(prepared)
     monkeypatch.setattr(run._Tuning, "check_machine", None)  # which would refuse it
     again = tune_sweep(TINY, RunOptions(root=root))

@@ -151,17 +151,9 @@ FOUND, LOST = result([0.5] * 9), result([], **DIVERGED)
 @pytest.mark.parametrize(
     ("gives", "number", "said"),
     [
-        (
-            lambda asked: LOST,
-            (6, 0),
-            "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower",
-        ),
+        (lambda asked: LOST, (6, 0), "({0} tried, {0} diverged, 0 failed), so there is no recipe; lower"),
         (lambda asked: None, (0, 5), "no point was trained to its end (0 tried, 0 diverged, 5 failed)"),
-        (
-            lambda asked: None if asked.run else FOUND,
-            None,
-            "further trainings of every finalist failed",
-        ),
+        (lambda asked: None if asked.run else FOUND, None, "further trainings of every finalist failed"),
         (
             lambda asked: None if asked.run and asked.point == asked.cell.own else FOUND,
             None,
@@ -255,8 +247,7 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
-    [(("run",), -1), (("run",), 2**63), (("result", "epochs"), -1), (("role",), "chosen")],
+    ("place", "value"), [(("run",), -1), (("run",), 2**63), (("result", "epochs"), -1), (("role",), "chosen")]
 )
 def test_a_record_sealed_anew_with_what_no_search_has_is_not_believed(tmp_path, place, value):
     """A run that is no seed would end every start; epochs below none, a budget that is never spent."""

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.measures import calibration
-from tasks.measures.calibration import (
-    MANIFOLDS,
-    calibrate,
-    dimension_grid,
-    posterior,
-    simulate,
-    simulate_one,
-)
+from tasks.measures.calibration import MANIFOLDS, calibrate, dimension_grid, posterior, simulate, simulate_one
 from tasks.measures.measure import intrinsic_dimension
 from tasks.remote import InlineExecutor
 

@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -181,7 +179,7 @@ def test_two_workers_give_the_same_bits(ray_local, images, labels):
     from tasks.remote import RayExecutor
 
     here = measure_nested(images, labels, [40, 120])
-    there = measure_nested(images, labels, [40, 120], executor=RayExecutor(2))
+    there = measure_nested(images, labels, [40, 120], executor=RayExecutor())
     assert there.to_json() == here.to_json()
 
 
@@ -201,11 +199,7 @@ def ragged():
         (np.eye(5), [0, 1, 1e300, 2e300, 0], "Labels must be whole numbers; found: 1e.300 at row 2"),
         (np.zeros(5), [0] * 5, "at least one axis besides their number"),
         (ragged(), [0, 1], "Images must make one array"),
-        (
-            np.array([*ragged(), None], object)[:2],
-            [0, 1],
-            r"must make one array; found: shapes \[\(3, 4\), ",
-        ),
+        (np.array([*ragged(), None], object)[:2], [0, 1], r"must make one array; found: shapes \[\(3, 4\), "),
         (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
         (np.diag([0, 1, -np.inf]), [0] * 3, r"NaN or infinity in 1 of 3 rows, first ones \[2\]"),
         (np.ones((2, 2), complex), [0, 1], "must be real numbers of at most 64 bits; found: dtype"),
@@ -266,13 +260,6 @@ def test_refuses_sizes_that_are_none(images, labels, sizes, message):
 def test_refuses_settings_that_measure_nothing(settings, message):
     with pytest.raises(ConfigError, match=message):
         MeasureSettings(**settings)
-
-
-@pytest.mark.parametrize("module", ["tasks", "tasks.measures.measure"])
-def test_importing_loads_neither_torch_nor_ray_nor_mlflow(module):
-    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 def test_package_has_no_other_names():

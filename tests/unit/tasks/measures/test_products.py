@@ -30,11 +30,7 @@ PRODUCTS = [
     wide_product,
     *(
         pytest.param(product, id=name, marks=pytest.mark.skipif(not is_exact(name, product), reason="wrong"))
-        for name, product in [
-            ("BLAS", blas_product),
-            ("torch", torch_product),
-            ("numkong", numkong_product),
-        ]
+        for name, product in [("BLAS", blas_product), ("torch", torch_product), ("numkong", numkong_product)]
     ),
 ]
 

@@ -123,6 +123,6 @@ def test_an_edited_record_and_no_store_at_all_are_refused(store, tmp_path):
 
 
 def test_a_montage_is_made_on_request(made, tmp_path):
-    path = save_montage(PreparedDataset.open(made), tmp_path / "sheet.png", per_label=5)
-    with Image.open(path) as sheet:
-        assert sheet.size == (5 * 8, 10 * 8)
+    save_montage(PreparedDataset.open(made), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 8, 10 * 8)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.specs import PreparedSpec
-from tasks.prepared.parts import DIGEST, FORM, Part
+from tasks.prepared.parts import FORM, IMAGE, Part
 from tasks.prepared.record import telling_traits
 from tasks.prepared.table import (
     _join,
@@ -62,19 +62,12 @@ def test_equal_images_join_their_groups_and_at_most_200_bytes_per_image_are_kept
 
     def part(seed: int) -> Part:
         rng = np.random.default_rng(seed)
-        digests = np.frombuffer(rng.bytes(DIGEST.itemsize * size), DIGEST).copy()
-        digests[:2] = np.zeros(2, DIGEST)  # equal to one another, over all parts
-        return Part(
-            num_items=size,
-            items=np.arange(size, dtype=np.int32),
-            labels=rng.integers(0, 2, size),
-            groups=rng.integers(-(2**62), 2**62, size),
-            patients=np.zeros(size, np.int64),
-            splits=np.zeros(size, np.int8),
-            digests=digests,
-        )
+        rows = np.frombuffer(rng.bytes(IMAGE.itemsize * size), IMAGE).copy()
+        rows["label"], rows["patient"] = rng.integers(0, 2, size), 0
+        rows["digest"][:2] = np.zeros(2, "V32")  # equal to one another, over all parts
+        return Part(num_items=size, rows=rows)
 
-    before = np.concatenate([part(seed).groups for seed in range(num_parts)])
+    before = np.concatenate([part(seed).rows["group"] for seed in range(num_parts)])
     tracemalloc.start()
     try:
         parts = [part(seed) for seed in range(num_parts)]

@@ -47,6 +47,7 @@ def parts(images: np.ndarray = IMAGES, **rows: slice) -> dict[str, np.ndarray]:
 MEDMNIST = {"train": slice(0, 6), "val": slice(6, 8), "test": slice(8, 12)}
 OF_SPLITS = {"splits": [1] * 6 + [2] * 4, "labels": LABELS[np.r_[0:6, 8:12]].tolist(),
     "excluded": {"validation split": 2}}  # fmt: skip
+TRAIN_TEST = {"train": slice(0, 6), "test": slice(6, 12)}
 GROUPED = {f"{split}_groups": np.arange(6) for split in ("train", "test")}
 SHAPE = "images must be numbers of shape"
 RANGE = r"must lie in \[0, 1\] or \[0, 255\].*pixel_range"
@@ -94,6 +95,8 @@ CASES: dict[str, tuple[dict[str, np.ndarray], dict[str, object], str | dict[str,
         r"between the black and white.*\[-1, 1\], which cuts 99.* lie in pixel_range: \[-499, 499\]"),
     "a window": (of(SIGNED * 1.0), {"pixel_range": (-160.0, 240.0)},
         {"flags": {"values outside pixel_range cut": 12}}),
+    "train in [0, 1], test in [0, 255]": (parts(np.r_[FLOATS[:6], FLOATS[6:] * 255], **TRAIN_TEST), {},
+        r"training and test images must be stored on one scale.*save them alike, or say pixel_range"),
     "what was proposed": (of(SIGNED / 7), {"pixel_range": (-71.4285736, 71.2857132)}, {"flags": {}}),
     # Out of a resize with overshoot, a standardisation, or a network.
     **{f"floats up to {top}": (of(with_value(FLOATS, top)), {}, RANGE)

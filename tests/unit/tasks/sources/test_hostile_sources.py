@@ -18,7 +18,6 @@ from tests.unit.tasks.sources.conftest import check_verdict
 from tests.unit.tasks.sources.hostile import BODIES
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", OWN_KINDS)
 @pytest.mark.parametrize("what", ["fifo", "socket", "device", "nowhere", "\0"])
 def test_a_source_that_is_no_file_is_refused(prepare, tmp_path, kind, what):
@@ -84,7 +83,6 @@ def test_sheets_that_are_not_read_are_counted(prepare, workbook, cell, flags):
     check_verdict({"images": 10, "flags": flags}, lambda: prepare("table", workbook))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("cells", "verdict"),
     [
@@ -157,7 +155,6 @@ def used() -> dict[str, tuple[float, str]]:
         cwd=Path(__file__).parents[4],
         capture_output=True,
         text=True,
-        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     return {case: (mib, said) for case, mib, said in map(json.loads, done.stdout.splitlines())}

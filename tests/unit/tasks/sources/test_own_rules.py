@@ -98,22 +98,17 @@ CASES: dict[str, Case] = {
     "\u22121 as Word writes it": labels("\u22121", "0", "1", refused=f"-1, {UNKNOWN_CODE}"),
     "a map of no label": labels(*CATS, label_map={"x": "cat"},
         refused="label_map must name labels as they are written; found: no label is 'x'"),
-    "99 beside others": labels(0, 1, 99, refused=f"99, {UNKNOWN_CODE}"),
     "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
     "measurements": labels(0.5, 1.5, refused="labels must be classes, not measurements"),
     "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
     "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
     "a blank label": labels("cat", "dog", " ", refused=NO_LABEL),
-    "NaN as text": labels("cat", "dog", "NaN", refused=NO_LABEL),
-    "NA": labels("cat", "dog", "NA", refused=NO_LABEL),
     "none on purpose": labels("cat", "none", classes=("cat", "none"), label_map={"none": "none"}),
     "nothing on purpose": labels("cat", "dog", "NA", classes=("cat", "dog", "no animal"),
         label_map={"NA": "no animal"}),
-    "unknown": labels("cat", "dog", "unknown", refused="a word for unknown must be a class on purpose"),
     "unknown, quoted": labels("cat", "dog", "not known", refused="--label-map 'not known=not known' or"),
     "unknown on purpose": labels("cat", "unknown", classes=("cat", "unknown"),
         label_map={"unknown": "unknown"}),
-    "two spellings": labels("Cat", "CAT", "dog", refused=SPELT),
     "a blank behind it": labels("cat", "cat ", "dog", refused=SPELT),
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
     "one class": labels("cat", refused="labels need two classes|the folder must hold one subfolder"),
@@ -132,12 +127,8 @@ CASES: dict[str, Case] = {
         flags=("site tells the label (100% by it alone, 1.00 of 1.00 bits)",), lacking=(NO_COLUMNS,)),
     # groups
     "group": groups(each(3), groups=4, lacking=(("layout says what is on top", ("folder",)),)),
-    "patient_id": Case({"label": fill(*CATS), "patient_id": each(3)}, groups=4,
-        flags=("column patient_id read as group",), lacking=(NO_COLUMNS,)),
     **{name: Case({"label": fill(*CATS), name: each(3)}, groups=4, flags=(f"column {name} read as group",),
-        lacking=(NO_COLUMNS,)) for name in ("PatientID", "SubjectID", "case id")},
-    "participant_id of BIDS": Case({"label": fill(*CATS), "participant_id": each(2, "sub-")}, groups=6,
-        flags=("column participant_id read as group",), lacking=(NO_COLUMNS,)),
+        lacking=(NO_COLUMNS,)) for name in ("PatientID", "SubjectID", "case id", "participant_id")},
     "group beside patient_id": Case({"label": fill(*CATS), "group": each(4), "patient_id": each(2)}, groups=3,
         flags=("column patient_id not used, since there is group",), lacking=(NO_COLUMNS,)),
     "two patient columns": Case({"label": fill(*CATS), "subject_id": each(2), "case_id": each(3)},
@@ -154,7 +145,6 @@ CASES: dict[str, Case] = {
     "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP,
         lacking=(NONE,)),
     "NaN beside numbers": groups([*range(9), math.nan, math.nan, math.nan], EVERY_GROUP, lacking=(BLANK,)),
-    "blank for all": groups(fill(None), EVERY_GROUP, lacking=(BLANK,)),
     "p0 and P0": groups(["P0", *each(1)[:11]], ONE_WAY),
     "7 and 007": groups(["007", *map(str, range(1, 12))], ONE_WAY),
     # splits
@@ -190,7 +180,7 @@ TWICE = (
     *("no_tumour no-tumour tumour", "c\uff41t cat dog"),
 )
 """Words of which two are one class."""
-MISSING = ("nan", "None", "n/a", "<NA>", "null", "", "inf", "?", "#REF!", ".")
+MISSING = ("NaN", "None", "NA", "n/a", "<NA>", "null", "", "inf", "?", "#REF!", ".")
 CODES = {"-9 0 1": "-9", "0 1 99": "99", "0 1 9999.0": "9999.0"}
 TAKEN = (
     *("98 99 0", "0 255", "1099511627776 1099511627777", "no yes", "0 1 n t y f p", "TNF\u03b1 TNF\u03b2"),
@@ -209,7 +199,7 @@ CASES |= {
 }
 CASES |= {
     f"a word for unknown: {word}": labels("cat", "dog", word, refused="must be a class on purpose")
-    for word in ("Unknown", "-", "uncertain")
+    for word in ("Unknown", "unknown", "-", "uncertain")
 }
 CASES |= {
     f"classes: {words}": labels(
