@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, plural
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
+from tasks.prepared.record import set_lines
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of
@@ -342,16 +343,10 @@ def name_labels(
 
 def _taken(images: Images, codes: Codes, names: Names, groups: Sequence[object]) -> list[str]:
     """Return what was taken of arrays, as lines."""
-    lines = [
-        ", ".join(
-            plural(*one)
-            for one in ((len(codes), "image"), (len(names), "class"), (len(set(groups)), "group"))
-        )
-    ]
-    for code, name in enumerate(names):
-        rows = np.flatnonzero(codes == code).tolist()
-        num_groups = len({groups[row] for row in rows})
-        lines.append(f"  class {name}: {plural(len(rows), 'image')}, {plural(num_groups, 'group')}")
+    rows_of = {name: np.flatnonzero(codes == code).tolist() for code, name in enumerate(names)}
+    images_of = {name: len(rows) for name, rows in rows_of.items()}
+    groups_of = (len({groups[row] for row in rows}) for rows in rows_of.values())
+    lines = set_lines(images_of, groups_of, len(set(groups)))
     flat = images.reshape(len(images), -1)
     some = flat[:, :: flat.shape[1] // 64 or 1]  # most images have two values among them
     candidates = flat[(some == some[:, :1]).all(axis=1)]

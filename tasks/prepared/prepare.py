@@ -34,7 +34,7 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import CorruptStoreError, DataError, SweepError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.atomic import sync_folder
+from tasks.atomic import remove_folder, sync_folder
 from tasks.prepared.parts import Part, digest, load_part, open_images, read_block, read_part, save_part
 from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.store import MARKER, PreparedDataset, create_store, seal, stamp_file, write_rows
@@ -299,12 +299,8 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
         try:
             return PreparedDataset.open(destination).record
         except CorruptStoreError:
-            debris = destination.with_name(f".{destination.name}.damaged-{secrets.token_hex(4)}")
-            destination.rename(debris)
-            shutil.rmtree(debris, ignore_errors=True)
-    raise CorruptStoreError(
-        f"{destination.name} must stay whole while it is published", "damaged three times"
-    )
+            remove_folder(destination)
+    raise CorruptStoreError(f"{destination.name} must stay whole while it is published", "damaged thrice")
 
 
 def save_montage(prepared: PreparedDataset, path: Path) -> None:

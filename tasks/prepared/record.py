@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,19 +192,25 @@ def doubt_lines(record: PreparedRecord) -> list[str]:
     return count_lines(left_out=record.excluded, skipped=record.skipped, doubtful=record.flags)
 
 
+def set_lines(images_of: Mapping[str, int], groups_of: Iterable[int], num_groups: int) -> list[str]:
+    """Return how many images, classes and groups there are, and how many of each class, as lines."""
+    whole = {"image": sum(images_of.values()), "class": len(images_of), "group": num_groups}
+    return [", ".join(plural(count, noun) for noun, count in whole.items())] + [
+        f"  class {name}: {plural(count, 'image')}, {plural(groups, 'group')}"
+        for (name, count), groups in zip(images_of.items(), groups_of, strict=True)
+    ]
+
+
 def preparation_lines(record: PreparedRecord) -> list[str]:
     """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
-    counts = {"image": record.num_images, "class": len(record.label_names), "group": record.num_groups}
-    whole = ", ".join(plural(count, noun) for noun, count in counts.items())
+    groups_of = record.num_groups_per_label.values()
+    whole, *classes = set_lines(record.num_images_per_label, groups_of, record.num_groups)
     alone = ", every image its own (docs/datasets.md says how to name patients)"
     lines = [f"{record.title}: {whole}{alone if record.num_groups == record.num_images else ''}"]
     if record.origin != "real":
         lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
-    for name, count in record.num_images_per_label.items():
-        groups = plural(record.num_groups_per_label[name], "group")
-        lines.append(f"  class {name}: {plural(count, 'image')}, {groups}")
     channels, height, width = record.shape[1:]
-    lines.append(f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}")
+    lines += [*classes, f"  made {height}x{width}, {plural(channels, 'channel')}: {record.intensity}"]
     lines += [*count_lines(converted=record.conversions), *doubt_lines(record)]
     if record.num_duplicates:
         twins = f"  equal to an earlier image: {record.num_duplicates:,}"

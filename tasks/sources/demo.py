@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -227,7 +227,7 @@ def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
     return "uint8" if dial(request, "pixel_scale") == 1 else "float32"
 
 
-def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float = 1.0) -> Pixels:
+def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: float) -> Pixels:
     """Move images ``(num_images, height, width)`` by ``share`` towards their nearest one of the other label
     (0 and 1): the ``reach`` of them that lie nearest to it.
     """
@@ -247,20 +247,8 @@ def blended(images: Pixels, labels: NDArray[np.int64], share: float, reach: floa
     return np.rint(mixed).astype(np.uint8).reshape(images.shape)
 
 
-@lru_cache(maxsize=2)
-def _even_odd(share: float) -> Pixels:
-    return blended(mnist5k().pixels, mnist5k().labels % 2, share)
-
-
-digits_even_odd = Source(
-    lambda request: list_rows(flipped(mnist5k().labels % 2, request), request, dtype=_dtype(request)),
-    lambda request: row_reader(scaled(_even_odd(dial(request, "blend")), request)),
-)
-"""The 5,000 rows of mnist5k, even against odd (1)."""
-
-
 def list_pictures(request: RawRequest) -> Listing:
-    """Return the images of two classes of a packaged set."""
+    """Return the images of two classes of a packaged set, or the digits of mnist5k, even against odd (1)."""
     found = _two_classes(request)
     return list_rows(flipped(found.labels, request), request, found.groups, dtype=_dtype(request))
 
@@ -271,11 +259,14 @@ def read_pictures(request: RawRequest) -> Reader:
     pixels = found.pixels
     if pixels.ndim == 4:
         pixels = np.rint(pixels.mean(axis=3)).astype(np.uint8)
-    mixed = blended(pixels, found.labels, dial(request, "blend"), dial(request, "reach"))
+    reach = 1.0 if request.dataset.source == "digits_even_odd" else dial(request, "reach")
+    mixed = blended(pixels, found.labels, dial(request, "blend"), reach)
     return row_reader(scaled(mixed, request))
 
 
 def _two_classes(request: RawRequest) -> Images:
+    if request.dataset.source == "digits_even_odd":
+        return replace(mnist5k(), labels=mnist5k().labels % 2)
     images = [*SETS.values()][int(dial(request, "set"))]()
     pair = [dial(request, "first"), dial(request, "second")]
     rows = np.flatnonzero(np.isin(images.labels, pair))
@@ -291,7 +282,7 @@ def _rows_of(images: Images, rows: NDArray[np.intp]) -> Images:
     return replace(images, pixels=images.pixels[rows], labels=images.labels[rows], groups=groups)
 
 
-pictures = Source(list_pictures, read_pictures)
+digits_even_odd = pictures = Source(list_pictures, read_pictures)
 
 
 def list_lesions(request: RawRequest) -> Listing:

@@ -247,7 +247,11 @@ def _decoded(pydicom: Any, data: FileDataset) -> Dicom:
     if not colour:
         values = _stored_bits(values, int(data.BitsStored), signed=int(data.PixelRepresentation) == 1)
     try:
-        rescale, spacing = (data.get("RescaleSlope"), data.get("RescaleIntercept")), _spacing(data)
+        rescale = data.get("RescaleSlope"), data.get("RescaleIntercept")
+        told = [data.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing")]
+        spacing = next(
+            ((float(one[0]), float(one[1])) for one in told if one is not None and len(one) == 2), None
+        )
         traits = {  # what a network could learn instead of the disease, as far as the header tells it
             "manufacturer": data.get("Manufacturer"),
             "scanner model": data.get("ManufacturerModelName"),
@@ -291,14 +295,6 @@ def _stored_bits(values: NDArray[np.generic], bits: int, *, signed: bool) -> NDA
     kept <<= width - bits
     kept >>= width - bits
     return kept
-
-
-def _spacing(data: FileDataset) -> tuple[float, float] | None:
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = data.get(name)
-        if value is not None and len(value) == 2:
-            return float(value[0]), float(value[1])
-    return None
 
 
 def frame_samples(dicom: Dicom, frames: slice = slice(None)) -> Iterator[Sample]:

@@ -140,7 +140,20 @@ def find_together(
     kinds, body = [set(names) for names in wanted], partial(_body, request.base(), request.dataset.name)
     unpacked = [lambda _: False] if request.root().is_dir() else []
     for look_into in (*unpacked, lambda name: hint in name.casefold(), lambda _: True):
-        found = _sets(RawTree(request, archives=True, wanted=look_into), kinds, others)
+        tree = RawTree(request, archives=True, wanted=look_into)
+        folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
+        for name in tree:
+            above, _, file = name.rpartition("/")
+            plain = COPY.sub("", file.casefold())
+            for index, names in enumerate(kinds):
+                if plain in names and not any(word in name.casefold() for word in others):
+                    # Without a folder of the file's own name, in which Kaggle puts each file.
+                    outer, _, last = above.rpartition("/")
+                    own = last.casefold() in names or f"{last.casefold()}.gz" in names
+                    folders[outer if own else above].setdefault(index, tree.locator(name))
+        whole = [folder for folder, files in folders.items() if len(files) == len(kinds)]
+        whole.sort(key=lambda folder: (folder.count("/") + bool(folder), folder))  # nearest to the top first
+        found = [[folders[folder][index] for index in range(len(kinds))] for folder in whole]
         found = [names for names in found if hint in names[0].casefold()] or found
         several = found if len(found) > 1 else ()
         digests = {tuple(hashlib.sha256(body(file)).hexdigest() for file in files) for files in several}
@@ -150,23 +163,6 @@ def find_together(
         if found:
             return found[0]
     return None
-
-
-def _sets(tree: RawTree, kinds: Sequence[set[str]], others: Sequence[str]) -> list[list[str]]:
-    """Return one list of locators for each folder that has all files, those nearest to the top first."""
-    folders: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    for name in tree:
-        above, _, file = name.rpartition("/")
-        plain = COPY.sub("", file.casefold())
-        for index, names in enumerate(kinds):
-            if plain in names and not any(word in name.casefold() for word in others):
-                # Without a folder of the file's own name, in which Kaggle puts each file.
-                outer, _, last = above.rpartition("/")
-                own = last.casefold() in names or f"{last.casefold()}.gz" in names
-                folders[outer if own else above].setdefault(index, tree.locator(name))
-    whole = [folder for folder, files in folders.items() if len(files) == len(kinds)]
-    ranked = sorted(whole, key=lambda folder: (folder.count("/") + bool(folder), folder))
-    return [[folders[folder][index] for index in range(len(kinds))] for folder in ranked]
 
 
 def _body(base: Path, name: str, locator: str) -> bytes:

@@ -93,6 +93,7 @@ def _check_size(image: Image) -> None:
 
 
 def _convert(image: Image) -> Sample:
+    from PIL import Image as Pillow
     from PIL import ImageOps
 
     notes = []
@@ -105,7 +106,13 @@ def _convert(image: Image) -> Sample:
         notes.append("EXIF orientation applied")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         notes.append(f"mode {image.mode} blended on black")
-        return Sample(_blended_on_black(image), conversions=tuple(notes), flags=flags)
+        width, height = image.size
+        pixels = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, STRIP_ROWS):  # so that a large image is not held several times
+            strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
+            black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
+            pixels[top : top + STRIP_ROWS] = np.asarray(Pillow.alpha_composite(black, strip).convert("RGB"))
+        return Sample(pixels, conversions=tuple(notes), flags=flags)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
@@ -118,19 +125,6 @@ def _convert(image: Image) -> Sample:
         notes.append(f"mode {image.mode} converted")
         image = image.convert("L" if image.mode == "1" else "RGB")
     return Sample(np.asarray(image), conversions=tuple(notes), flags=flags)
-
-
-def _blended_on_black(image: Image) -> NDArray[np.uint8]:
-    """Blend strip by strip, so that a large image is not held several times."""
-    from PIL import Image as Pillow
-
-    width, height = image.size
-    pixels = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, STRIP_ROWS):
-        strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
-        black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
-        pixels[top : top + STRIP_ROWS] = np.asarray(Pillow.alpha_composite(black, strip).convert("RGB"))
-    return pixels
 
 
 def negative_flags(values: NDArray[np.generic]) -> tuple[str, ...]:

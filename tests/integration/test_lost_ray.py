@@ -46,7 +46,7 @@ def running_trials(root: Path) -> dict[str, object]:
 )
 def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(tmp_path, victim, told, sent):
     root, sweep = tmp_path / "root", tmp_path / "lost.yaml"
-    scratch = Path(tempfile.mkdtemp(prefix="lost-"))  # short: sockets lie below it
+    scratch = Path(tempfile.mkdtemp(prefix="lost-", dir="/tmp"))  # short: sockets lie below it
     sweep.write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--root", str(root)]
     driver = subprocess.Popen(
