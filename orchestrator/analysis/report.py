@@ -19,12 +19,11 @@ from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, 
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
-from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.state import State, cost_of, read_state
+from orchestrator.results.state import State, read_state
 from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import HEADLINE
 from tasks.atomic import write_atomic
@@ -78,7 +77,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "packages": records[0].provenance.packages if records else {},
         "newest": f"{datetime.fromtimestamp(newest, UTC):%d %B %Y, %H:%M UTC}" if newest else "",
         "trial_devices": {record.trial_id: record.result.device for record in records},
-        "cost": cost_of(state, read_prices(workspace.paths.prices))["text"] if records else "",
+        "cost": state.cost()["text"] if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {"title": spec.title, "description": spec.description}

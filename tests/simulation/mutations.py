@@ -69,7 +69,7 @@ MUTATIONS = tuple(
              "            self._failed(trial_id, failure, died=True)"),
             ("failures are stored",
              "        self._run.stored.save(record)\n"
-             "        self._execution.count_failure", "        self._execution.count_failure"),
+             "        gpu =", "        gpu ="),
             ("results are stored", "        self.run.stored.save(record)\n", ""),
             ("failures are told", "        self._run.monitor.trial_failed(", "        (lambda *_: None)("),
             ("the tracker is told of failures", "        self._run.tracker.fail_trial(record)\n", ""),
@@ -278,7 +278,7 @@ MUTATIONS = tuple(
              "            elif one.run == 0 and search.cell.contains(one.point):\n",
              "            elif search.cell.contains(one.point):\n"),
             ("a killed search asks for what an unbroken one does",
-             "len(trials), again) % 2**32", "len(trials), again, id(self)) % 2**32"),
+             "len(self.trials), again) % 2**32", "len(self.trials), again, id(self)) % 2**32"),
             ("finalists are those of the whole search",
              "in search.further() if search.searched else ():", "in search.further():"),
         ),
