@@ -86,7 +86,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 class Spec(BaseModel):
     """Base of all specs: frozen, strict types, no unknown fields, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 Library = Literal["torchvision", "timm", "isweep", "own"]

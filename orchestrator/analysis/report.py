@@ -93,9 +93,8 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     """Return, for a tracker, each dataset's best test loss and the p-values of the headline questions."""
     best = table.reindex(columns=[c.DATASET, c.TEST_LOSS]).dropna().groupby(c.DATASET)[c.TEST_LOSS].min()
     # What MLflow takes in a metric's name.
-    losses = {
-        re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"): float(loss) for name, loss in best.items()
-    }
+    names = best.index.map(lambda name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"))
+    losses = dict(zip(names, best.astype(float).tolist(), strict=True))
     p_values = {f"claim/{claim.key}/p": claim.p_value for claim in fits.claims}
     return losses | p_values | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
 
@@ -117,6 +116,8 @@ def write_report(
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for path in (directory / "tables").glob("*.tex"):  # of earlier versions: with older numbers
+        path.unlink()
     ready = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
     # Only columns that the caller had: a column added as missing would pretend to have been measured.
     data = ready.full[list(table.columns)]
@@ -210,10 +211,8 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return tb.laid_out(
-        "", "", "", records, {name: name for name in names}, numeric_from=numeric_from or len(names)
-    )
+    names = {name: name for record in records for name in record}
+    return tb.laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
 
 
 #: Columns of the table of trials; those that a sweep does not have, or that are empty, are left out.

@@ -7,7 +7,7 @@ import gc
 import shutil
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -18,10 +18,11 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
-from orchestrator.results.store import CellReport, TrialFailure
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
 from orchestrator.running.failures import Place, failure_of, fit_nodes, keep_out, killed_for_memory
 from orchestrator.running.preparation import own_code
+from orchestrator.running.progress import Progress, Series
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
 from orchestrator.running.worker import TrialTrainable, equipped
 from search_spaces.errors import DataError, SweepError
@@ -174,6 +175,12 @@ class Execution(Protocol):
     def heard(self, *, wait: bool = False) -> list[Said]:
         """Return what running trials said since the last call; with ``wait``, what they said until now."""
 
+    def show(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
+        """Show elsewhere how far the sweep is and what running trials asked for."""
+
+    def count_failure(self, kind: FailureKind) -> None:
+        """Count there an attempt that failed."""
+
     def failure_of(self, trial: Any, place: Place | None) -> CellReport | TrialFailure:
         """Return what a worker said of its failure, or of what it went that said nothing."""
 
@@ -207,8 +214,9 @@ class TuneExecution:
         self._named: set[str] = set()
         self._resting: dict[tuple[str, str], list[Any]] = {}
         self._desk = run.desk or Desk(work.keep_url)
+        series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
-        self.heard = self._desk.board.heard
+        self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
         self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
 

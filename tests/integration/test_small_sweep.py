@@ -98,7 +98,7 @@ def test_every_planned_trial_is_stored_once_and_tracked_once(stopped, root, swee
     assert set(trials["tags.mlflow.parentRunId"]) == {parent}
 
 
-def test_the_dashboard_shows_trials_by_their_names(watched, sweep):
+def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
     *_, seen, troubles = watched
     plan = plan_sweep(load_sweep(sweep))
     # It ends with the command, before the last trials are seen to end.
@@ -107,6 +107,8 @@ def test_the_dashboard_shows_trials_by_their_names(watched, sweep):
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
     assert seen.job["job_name"] == "isweep run small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
+    assert sum(seen.states.values()) == NUM_TRIALS
+    assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
 
 
 def test_a_second_run_trains_nothing(root, sweep):

@@ -69,7 +69,7 @@ MUTATIONS = tuple(
              "            self._failed(trial_id, failure, died=True)"),
             ("failures are stored",
              "        self._run.stored.save(record)\n"
-             "        gpu =", "        gpu ="),
+             "        self._execution.count_failure", "        self._execution.count_failure"),
             ("results are stored", "        self.run.stored.save(record)\n", ""),
             ("failures are told", "        self._run.monitor.trial_failed(", "        (lambda *_: None)("),
             ("the tracker is told of failures", "        self._run.tracker.fail_trial(record)\n", ""),

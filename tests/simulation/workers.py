@@ -372,6 +372,12 @@ class SimulatedExecution:
     def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return partial(setattr, trial, "killed", True) if trial.node else None
 
+    def show(self, monitor: Any, requests: Any) -> None:
+        pass
+
+    def count_failure(self, kind: FailureKind) -> None:
+        pass
+
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         return set(self._nodes)
 
