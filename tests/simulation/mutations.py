@@ -278,7 +278,7 @@ MUTATIONS = tuple(
              "            elif one.run == 0 and search.cell.contains(one.point):\n",
              "            elif search.cell.contains(one.point):\n"),
             ("a killed search asks for what an unbroken one does",
-             "len(trials), again) % 2**32", "len(trials), again, id(self)) % 2**32"),
+             "len(self.trials), again) % 2**32", "len(self.trials), again, id(self)) % 2**32"),
             ("finalists are those of the whole search",
              "in search.further() if search.searched else ():", "in search.further():"),
         ),
