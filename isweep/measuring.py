@@ -16,11 +16,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from orchestrator.analysis import figures
-from orchestrator.data_commands import draw_pair
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.measuring import (
     Measured,
     MeasureRequest,
+    draw_pair,
     measure_on_scale,
     measure_source,
     name_labels,

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.estimate import estimate, extras, extras_text, gpu_to_plan, read_prices
+from orchestrator.planning.estimate import estimate, extras, extras_text
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import CellStatus, Workspace, plan_rows
+from orchestrator.planning.predict import gpu_model
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.results.state import State, StoredResults, cost_of, judge, read_state
+from orchestrator.results.state import State, StoredResults, judge, read_state
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.results.tracking import log_sweep, make_tracker
 from orchestrator.running.gpus import check_driver, gpu_check_folders, gpu_models_here
@@ -62,7 +63,7 @@ def planned(workspace: Workspace, *, gpu: str | None = None, num_gpus: int | Non
     gpu_here, num_here = gpu_models_here(gpu_check_folders(workspace.paths.root))
     if gpu is None and not num_here:
         check_driver()
-    kind = gpu_to_plan(gpu, workspace.paths.prices, gpu_here)
+    kind = gpu_here if gpu is None else gpu_model(gpu)
     if num_gpus is None and gpu is None and num_here:
         num_gpus = num_here
     unopened = check_feasible(workspace)
@@ -129,7 +130,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
-        "cost": cost_of(state, read_prices(workspace.paths.prices)),
+        "cost": state.cost(),
         "search": search_standing(workspace),
     }
 

@@ -23,11 +23,8 @@ from orchestrator.planning.sweep_file import parse_sweep, preset_names
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, nearest_path, plural
 from search_spaces.models import as_name
-from search_spaces.published import read_published
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
-from tasks.measures.records import MeasureResult
-from tasks.measures.sharpness import SharpnessConvention, conversion
 from tasks.prepared.prepare import list_raw
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
@@ -38,107 +35,8 @@ from tasks.sources.labels import plain_id
 from tasks.sources.pictures import is_image_name
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from orchestrator.running.cluster import RunOptions
-    from orchestrator.running.measuring import Measured
     from orchestrator.running.progress import Progress
-
-
-def measured_document(measured: Measured) -> dict[str, Any]:
-    """Return what ``isweep measure --json`` prints."""
-    return {
-        **measured.record.to_json(),
-        "label_names": list(measured.label_names),
-        "preparation": measured.preparation,
-        "taken": list(measured.taken),
-        "published": published_rows(measured.record),
-    }
-
-
-def draw_pair(figure: Figure, measured: Measured) -> None:
-    """Draw the two differently labelled images that are closest side by side, each stretched to its range.
-
-    DataError where there are none, or they are no images.
-    """
-    sharpness = measured.record.label_sharpness
-    if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
-        raise DataError("A closest pair needs two images with different labels", "there are none")
-    drawn = zip(sharpness.pair, measured.pair_images, measured.pair_labels, strict=True)
-    for axes, (row, image, label) in zip(figure.subplots(1, 2), drawn, strict=True):
-        pixels = np.asarray(image)
-        if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-            pixels = pixels.transpose(1, 2, 0)
-        pixels = pixels.squeeze()
-        if pixels.ndim < 2:
-            raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
-        low, high = float(pixels.min()), float(pixels.max())
-        axes.imshow((pixels - low) / ((high - low) or 1.0), cmap="gray", interpolation="nearest")
-        axes.set_title(f"image {row}: {label}")
-        axes.set_axis_off()
-
-
-def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
-    """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
-
-    It was published as a maximum over some 2,000 sampled pairs of [0, 255] images of 224 x 224, natural ones
-    on three channels.
-    """
-    size, own = record.sizes[-1].train_size, record.label_sharpness
-    to = None if own is None or None in (own.convention.pixel_range, own.convention.side) else own.convention
-    nearest: dict[str, dict[str, str]] = {}
-    for row in read_published("d_data"):
-        best = nearest.get(row["dataset"])
-        if best is None or abs(int(row["train_size"]) - size) < abs(int(best["train_size"]) - size):
-            nearest[row["dataset"]] = row
-    sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in read_published("label_sharpness")}
-
-    def rescaled(name: str) -> float | None:
-        channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
-        if to is None:
-            return None
-        published = SharpnessConvention((0.0, 255.0), (224, 224), channels, to.sample)
-        return sharpness[name] * conversion(published, to)
-
-    return [
-        {
-            "dataset": name,
-            "domain": DATASETS[name].domain,
-            "train_size": int(row["train_size"]),
-            "d_data": float(row["d_data"]),
-            "label_sharpness": rescaled(name),
-        }
-        for name, row in nearest.items()
-    ]
-
-
-def describe(measured: Measured) -> list[str]:
-    """Say in plain words how the two numbers compare with the study's datasets."""
-
-    def level(below: int, total: int) -> str:
-        return "low" if below / total < 1 / 3 else "high" if below / total > 2 / 3 else "in the middle"
-
-    record, lines = measured.record, list[str]()
-    rows = published_rows(record)
-    estimate = record.d_data.get("mle")
-    if estimate is not None and estimate.value is not None:
-        below = sum(row["d_data"] < estimate.value for row in rows)
-        lines.append(
-            f"Intrinsic dimension {estimate.value:.1f} (mle, as in the study) is {level(below, len(rows))}: "
-            f"higher than {below} of the {len(rows)} published datasets (at their train size nearest to "
-            "yours). The law expects a higher dimension to need more images for the same loss."
-        )
-    sharpness = record.label_sharpness
-    known = [row["label_sharpness"] for row in rows if row["label_sharpness"] is not None]
-    if sharpness is not None and sharpness.value is not None and known:
-        below = sum(value < sharpness.value for value in known)
-        lines.append(
-            f"Label sharpness {sharpness.value:.3g} is {level(below, len(known))}: higher than {below} of "
-            f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law "
-            "expects sharper labels to give a higher loss and a model that is easier to fool. Published "
-            "values come from a sample of pairs, so read this as an order of magnitude."
-        )
-    return lines + list(record.notes)
 
 
 def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:

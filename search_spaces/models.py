@@ -33,15 +33,16 @@ def source_files(reference: str) -> dict[str, Path]:
     path = _find(module)
     if path is None:
         raise ConfigError("The module of your own network must be found", repr(module), _WAY_OUT)
-    found = {module: path}
-    pending = [module]
+    # What lies in the same top-level package, or beside the module where it has none.
+    home = path.parents[max(module.count(".") + (path.name == "__init__.py") - 1, 0)]
+    found, pending = {module: path}, [module]
     while pending:
         current = pending.pop()
         parts = current.split(".")
         parents = (".".join(parts[:depth]) for depth in range(1, len(parts)))
         for name in (*parents, *_imports(current, found)):
-            path = _find(name)
-            if name not in found and path is not None and _is_neighbour(path, found[module], module):
+            path = None if name in found else _find(name)
+            if path is not None and home in path.parents and "site-packages" not in path.parts:
                 found[name] = path
                 pending.append(name)
     return found
@@ -109,12 +110,6 @@ def _imports(module: str, found: dict[str, Path]) -> list[str]:
     return [name for name in names if name and all(part.isidentifier() for part in name.split("."))]
 
 
-def _is_neighbour(path: Path, first: Path, module: str) -> bool:
-    """Tell whether ``path`` lies in the top-level package of ``module``, or beside it where it has none."""
-    depth = module.count(".") + (first.name == "__init__.py")
-    return first.parents[max(depth - 1, 0)] in path.parents and "site-packages" not in path.parts
-
-
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
 """The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch norm."""
 
@@ -167,7 +162,17 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
     """
     if isinstance(choice, str):
         choice = ModelChoice.model_validate(choice)
-    spec = _random(choice)
+    library, colon, architecture = choice.from_.partition(":")
+    if colon and library not in LIBRARIES:
+        spec = ModelSpec(
+            name=choice.name or as_name(architecture),
+            library="own",
+            architecture=choice.from_,
+            arguments=choice.arguments,
+            code=code_hash(choice.from_),
+        )
+    else:
+        spec = _of_library(choice, library, architecture)
     if not choice.pretrained:
         return spec
     if spec.library not in LIBRARIES:
@@ -176,44 +181,27 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
     return spec.model_copy(update={"name": choice.name or f"{spec.name[:52]}_pretrained", "pretrained": True})
 
 
-def _random(choice: ModelChoice) -> ModelSpec:
-    library, colon, architecture = choice.from_.partition(":")
-    if colon and library not in LIBRARIES:
-        return ModelSpec(
-            name=choice.name or as_name(architecture),
-            library="own",
-            architecture=choice.from_,
-            arguments=choice.arguments,
-            code=code_hash(choice.from_),
-        )
-    if colon:
-        base = _row(
-            as_name(f"timm_{architecture}" if library == "timm" else architecture), library, architecture
-        )
+def _of_library(choice: ModelChoice, library: str, architecture: str) -> ModelSpec:
+    """Return a network of the table, whose name ``library`` is then, or any of a library."""
+    if architecture:
+        name = as_name(f"timm_{architecture}" if library == "timm" else architecture)
+        base = _row(name, library, architecture)
         known = (row for row in MODELS.values() if (row.library, row.architecture) == (library, architecture))
         plain = next(known, base)
+    elif choice.from_ not in MODELS:
+        way_out = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
+        error = unknown_name("model", choice.from_, MODELS)
+        raise ConfigError(error.rule, error.value, f"{error.way_out}; {way_out}")
     else:
-        base = plain = _of_table(choice)
+        base = plain = MODELS[choice.from_]
+    if choice.arguments and base.library == "isweep":
+        named = f"{', '.join(key for key, _ in choice.arguments)} for {base.name}"
+        raise ConfigError("Networks of isweep's own take no arguments", named, "leave arguments out")
     if not choice.arguments and choice.name is None:
         return plain
     suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
     name = choice.name or as_name(base.name + suffix)
     return base.model_copy(update={"name": name, "arguments": choice.arguments})
-
-
-def _of_table(choice: ModelChoice) -> ModelSpec:
-    if choice.from_ not in MODELS:
-        way_out = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
-        error = unknown_name("model", choice.from_, MODELS)
-        raise ConfigError(error.rule, error.value, f"{error.way_out}; {way_out}")
-    row = MODELS[choice.from_]
-    if choice.arguments and row.library == "isweep":
-        raise ConfigError(
-            "Networks of isweep's own take no arguments",
-            f"{', '.join(key for key, _ in choice.arguments)} for {row.name}",
-            "leave arguments out",
-        )
-    return row
 
 
 def as_name(text: str) -> str:

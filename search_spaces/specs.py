@@ -34,19 +34,7 @@ PREDICTIONS_VERSION = 1
 MEASURE_VERSION = 2
 
 
-Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
-
-
-def two_classes(pair: Pair) -> Pair:
-    """Refuse a pair of one class with itself."""
-    if pair[0] == pair[1]:
-        raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
-    return pair
-
-
-ClassPair = Annotated[
-    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(two_classes)
-]
+ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 V = TypeVar("V", bound=str | int | float)
 
 
@@ -56,6 +44,16 @@ def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
     if repeated:
         raise ValueError(f"{what} names {', '.join(repeated[:20])} more than once".lstrip())
     return values
+
+
+def two_rising(limits: object) -> object:
+    """Refuse a list that is no range."""
+    if not isinstance(limits, list | tuple):
+        return limits
+    numbers = [limit for limit in limits if isinstance(limit, int | float)]
+    if len(limits) != 2 or (len(numbers) == 2 and numbers[0] >= numbers[1]):
+        raise ValueError("must be two rising numbers, the smallest and the largest")
+    return tuple(limits)
 
 
 Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
@@ -88,7 +86,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 class Spec(BaseModel):
     """Base of all specs: frozen, strict types, no unknown fields, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 Library = Literal["torchvision", "timm", "isweep", "own"]
@@ -334,35 +332,35 @@ class NetworkSpec(Spec):
         return derive_seed("network", fingerprint(self))
 
 
-class _Measurement(Spec):
+class AttackMeasurement(Spec):
+    """One attack at one strength."""
+
     schema_version: int
-    network_id: str
-
-
-class AttackMeasurement(_Measurement):
-    """One attack at one strength on one trained network."""
-
     method: str
     epsilon: float
 
 
-class RepresentationMeasurement(_Measurement):
-    """One estimate of the intrinsic dimension of one trained network's representation of its training set."""
+class RepresentationMeasurement(Spec):
+    """One estimate of the intrinsic dimension of a network's representation of its training set."""
 
+    schema_version: int
     estimator: str
     num_neighbors: int
     stages: bool = False
     """After every stage, not of the last hidden layer."""
 
 
-class RobustnessMeasurement(_Measurement):
-    """The distances to other decisions on one trained network."""
+class RobustnessMeasurement(Spec):
+    """The distances to other decisions."""
 
+    schema_version: int
     robustness: RobustnessSpec
 
 
-class PredictionMeasurement(_Measurement):
-    """What one trained network says of every test image."""
+class PredictionMeasurement(Spec):
+    """What a network says of every test image."""
+
+    schema_version: int
 
 
 Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
@@ -371,8 +369,7 @@ Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurem
 class TrialSpec(Spec):
     """One cell of the grid: a network, and what is measured on it once it is trained.
 
-    The cell's identity and seed are the network's. Each measurement refers to the network, so that asking for
-    more changes no network.
+    The cell's identity and seed are the network's, so that asking for more measurements changes no network.
     """
 
     network: NetworkSpec
@@ -398,29 +395,23 @@ class TrialSpec(Spec):
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything that is measured on the network, one entry per number or group of numbers."""
-        network_id, attacks, representation = self.trial_id, self.attacks, self.representation
-        version, k = self.representation_version, representation.num_neighbors
+        attacks, representation, k = self.attacks, self.representation, self.representation.num_neighbors
+        version = self.representation_version
         found: list[Measurement] = [
-            RepresentationMeasurement(
-                schema_version=version, network_id=network_id, estimator=name, num_neighbors=k, stages=stages
-            )
+            RepresentationMeasurement(schema_version=version, estimator=name, num_neighbors=k, stages=stages)
             for stages in (False, True)[: 1 + representation.stages]
             for name in representation.estimators
         ]
         versions = {"fgsm": 1, "pgd": self.attack_version}
         found += [
-            AttackMeasurement(
-                schema_version=versions[method], network_id=network_id, method=method, epsilon=epsilon
-            )
+            AttackMeasurement(schema_version=versions[method], method=method, epsilon=epsilon)
             for method in attacks.methods
             for epsilon in attacks.epsilons
         ]
         if (asked := self.robustness) is not None:
-            version = self.robustness_version
-            found += [RobustnessMeasurement(schema_version=version, network_id=network_id, robustness=asked)]
+            found.append(RobustnessMeasurement(schema_version=self.robustness_version, robustness=asked))
         if self.predictions:
-            version = self.predictions_version
-            found += [PredictionMeasurement(schema_version=version, network_id=network_id)]
+            found.append(PredictionMeasurement(schema_version=self.predictions_version))
         return tuple(found)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -33,7 +32,7 @@ def _class_choice(value: object) -> int | str:
 ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
 
 
-PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(specs.two_classes)]
+PairChoice = tuple[ClassChoice, ClassChoice]
 """A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 
 MOST_IMAGES = 10**9
@@ -199,15 +198,8 @@ class OwnSourceSpec(specs.Spec):
     """Of a table: its column of labels, or one of 0 and 1 for each class, where it has no usual name."""
     layout: specs.Layout | None = None
     """Of class folders with patients below them or above them, where both could be meant."""
-    pixel_range: tuple[float, float] | None = None
+    pixel_range: Annotated[tuple[float, float], BeforeValidator(specs.two_rising)] | None = None
     """Values of floating-point or signed images that are black and white, where the data leave it open."""
-
-    @field_validator("pixel_range")
-    @classmethod
-    def _check_pixel_range(cls, pair: tuple[float, float] | None) -> tuple[float, float] | None:
-        if pair is not None and not pair[0] < pair[1]:
-            raise ValueError("must be two rising numbers, black and white")
-        return pair
 
 
 # Experiments that move one property of a dataset and hold the others. A *world* is a made dataset (generated,
@@ -396,7 +388,6 @@ class DatasetChoice(specs.Spec):
             raise ValueError("a dataset is your own or made, not both")
         if self.own is not None and self.own.domain is None:
             raise ValueError("own data of a sweep need a domain, natural or medical")
-        specs.each_once(tuple(str(list(pair)) for pair in self.class_pairs or ()), what="class_pairs")
         return self
 
 

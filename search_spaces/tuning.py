@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import readable_id
@@ -30,6 +30,7 @@ from search_spaces.specs import (
     TrialSpec,
     each_once,
     pair_name,
+    two_rising,
 )
 
 SEARCH_VERSION = 1
@@ -39,23 +40,9 @@ GRID_RATES = 25
 """Learning rates of the exhaustive grid in whose trainings a budget is told."""
 
 
-def _two(limits: object) -> object:
-    if isinstance(limits, list | tuple) and len(limits) != 2:
-        raise ValueError(_RANGE)
-    return tuple(limits) if isinstance(limits, list) else limits
-
-
-def _rising(limits: tuple[float, float]) -> tuple[float, float]:
-    if limits[0] < limits[1]:
-        return limits
-    raise ValueError(_RANGE)
-
-
-_RANGE = "a range is two rising numbers, smallest and largest"
-
-Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(_two), AfterValidator(_rising)]
+Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(two_rising)]
 Decay = Annotated[float, Field(gt=0, le=1)]
-Decays = Annotated[tuple[Decay, Decay], BeforeValidator(_two), AfterValidator(_rising)]
+Decays = Annotated[tuple[Decay, Decay], BeforeValidator(two_rising)]
 Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(each_once)]
 
 
@@ -70,7 +57,7 @@ class TuneSpec(Spec):
     weight_decay: Decays | None = None
     batch_size: Batches | None = None
     """The batch sizes to choose from."""
-    budget: Annotated[float, Field(gt=0, le=4)] = 0.2
+    budget: Annotated[float, Field(ge=1 / GRID_RATES, le=4)] = 0.2
     """Trainings of each cell as a share of the exhaustive grid's 25; a diverged one counts in part."""
     train_size: Annotated[int, Field(ge=8)] | None = None
     """Images that the search trains and validates on; None takes the sweep's largest train size."""
@@ -84,13 +71,6 @@ class TuneSpec(Spec):
     sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the sampler: another one proposes other points, and is no part of what a trial is."""
-
-    @field_validator("budget")
-    @classmethod
-    def _check_budget(cls, budget: float) -> float:
-        if round(budget * GRID_RATES, 9) < 1:
-            raise ValueError(f"must be at least {1 / GRID_RATES:g}, one trial of {GRID_RATES}")
-        return budget
 
     @property
     def num_trainings(self) -> float:

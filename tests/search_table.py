@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.tuning.cells import CellKey, TuningCell
 from orchestrator.tuning.outcome import CellOutcome, outcomes
-from orchestrator.tuning.search import Asked, Search, open_storage
+from orchestrator.tuning.search import Asked, Search
 from search_spaces.tuning import TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
@@ -112,7 +112,7 @@ def replay(
         tune: Settings.
         num_workers: Trainings at the same time.
     """
-    search = Search(cells.values(), tune, open_storage(None))
+    search = Search(cells.values(), tune)
     ends: list[tuple[float, int, Asked]] = []  # when, order of coming, what runs
     clock, number = 0.0, 0
     while True:

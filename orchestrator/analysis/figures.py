@@ -362,7 +362,7 @@ def write_figures(
             drawing = _embedded(drawn[embedded], embedded, name)
             shown.append({"file": f"{name}.{embedded}", "caption": found[1], "drawing": drawing})
     for path in folder.iterdir():
-        if path.stem in DRAWINGS and path.name not in written:
+        if path.stem in (*DRAWINGS, "d_repr_on_d_data") and path.name not in written:
             path.unlink()
     return shown
 

@@ -50,7 +50,7 @@ def findings(fits: ScalingFits) -> tuple[Finding, ...]:
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
-    pairs = [_of_pairs(slope) for slope in fits.class_pairs]
+    pairs = [_of_pairs(slope, fits.datasets[0].d_data or 1.0) for slope in fits.class_pairs]
     return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
 
 
@@ -60,9 +60,9 @@ def family(fits: ScalingFits) -> str:
         return "Its worlds share images: no claim is made of what holds between them; see docs/fits.md."
     if fits.class_pairs:
         return (
-            f"What follows from class pairs: intervals by a jackknife over classes, p adjusted over "
-            f"{plural(len(fits.class_pairs), 'question')} (Holm); questions between datasets need several. "
-            "R̂ is how far an image must move to be decided otherwise."
+            f"Class pairs: jackknife over classes, p by Holm over {len(fits.class_pairs)} questions. "
+            "R̂: an image's distance to another decision. At equal mean distance K_F had no effect left: "
+            "docs/findings.md."
         )
     verdicts = Counter(finding.verdict for finding in findings(fits))
     held, num = verdicts["established"], verdicts["established"] + verdicts["not established"]
@@ -274,7 +274,9 @@ def _attacks(fits: ScalingFits) -> Finding:
     strongest, alone = best.estimates[0], len(known) == 1
     domains = len({d.domain for d in fits.datasets}) > 1
     about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
-    means = f"over {best.num_datasets} datasets, at equal model and train size{', within domains' * domains}"
+    scale = f" (K_F of {best.variant} alone)" if best.variant else ""
+    means = f"over {best.num_datasets} datasets{scale}, at equal model and train size"
+    means += ", within domains" * domains
     attack = f"{c.attack_columns([best.response])[0].words} on {best.model}"
     found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
     held = _established(claim, strongest) and strongest.value > 0
@@ -294,17 +296,19 @@ def _attacks(fits: ScalingFits) -> Finding:
     return Finding(question, _VERDICT[held], f"correlation {found}", answer)
 
 
-def _of_pairs(slope: Slope) -> Finding:
+def _of_pairs(slope: Slope, d_data: float) -> Finding:
+    question, column, meaning = PAIR_QUESTIONS[slope.on]
+    if slope.value is None:
+        return _untested(question, slope.reason)
     without = {f"class {name}": value for name, value in slope.left_out.items()}
     numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
     text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
-    verdict = _VERDICT[slope.established]
     if slope.established:
-        asked_for = ((slope.value or 0.0) > 0) != ("R̂" in slope.on)
+        asked_for = (slope.value > 0) != (column == "r_hat")
         text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
-    if slope.value is None:
-        verdict, text = "cannot be tested", slope.reason
-    return Finding(PAIR_QUESTIONS[slope.on][0], verdict, text, f"{text[:1].upper()}{text[1:]}.")
+    by = {"fall": 2 ** (-slope.value / d_data), "drop": slope.value * np.log(2)}.get(column, 2**slope.value)
+    text += f"; {meaning} {number(by)}" if meaning else ""
+    return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.")
 
 
 def _representation(fits: ScalingFits) -> Finding:
@@ -340,9 +344,7 @@ def _experiment(fits: ScalingFits) -> Finding:
     ]
     whole = [effect for effect in found.effects if not effect.arm]
     if cells := sum(effect.num_at_chance for effect in whole if effect.response == "loss"):
-        caveats.append(
-            f"Left out: {cells} pairs in which the base itself learned nothing (loss at guessing)."
-        )
+        caveats.append(f"Left out: {plural(cells, 'pair')} whose base is at chance (a loss of ln 2 or more).")
     if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
     short = followed(found.effects).rstrip(".")

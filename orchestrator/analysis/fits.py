@@ -89,8 +89,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """One fit of one model (or all, pooled) over one domain (or both); without estimates where it could not
-    be made, for the reason given.
+    """One fit of one model (or pooled) over one domain (or both); without estimates for the ``reason`` given.
 
     ``variant`` is a choice of d or of points. Of an exponent: ``num_curves`` with two train sizes and d,
     ``num_at_guessing`` of them left out since guessing holds their losses down, the p-value ``bound_p`` of
@@ -258,8 +257,7 @@ def fit_scaling_laws(
     arms: Sequence[Arm] = (),
     explore: bool = False,
 ) -> ScalingFits:
-    """Fit the law of the study to a results table: one row per trial, columns of
-    :mod:`orchestrator.results.table`.
+    """Fit the study's law to a table of :mod:`orchestrator.results.table`, one row per trial.
 
     Where K_F was measured on unequal scales (side, channels, pixel range), ``refuse`` fits that compare it,
     or ``ignore`` that. Of an experiment's ``arms``, copies of one world, every other fit takes the bases
@@ -276,16 +274,12 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
     models = tuple(sorted(points[c.MODEL].unique()))
     found: list[Fit] = []
     if models:
-        found = [
-            fit_headline(points, scale),
-            fit_height(points, scale, (t.IS_MEDICAL,)),
-            *fit_exponents(ready),
-        ]
-        found += [*fit_attacks(points, scale, models), fit_representation(points)]
-    for model in models if explore else ():
-        found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
-        found.append(fit_representation(points, model=model))
+        found = [fit_headline(points, scale), fit_height(points, scale, (t.IS_MEDICAL,))]
+        found += [*fit_exponents(ready), *fit_attacks(points, scale, models), fit_representation(points)]
     if models and explore:
+        for model in models:
+            found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
+            found.append(fit_representation(points, model=model))
         found += [fit_exponent(points, subset=domain) for domain in c.DOMAINS]
         found += [fit_exponent(points, dimension=d, variant=name) for name, d in OTHER_D.items()]
     return ScalingFits(
@@ -307,10 +301,8 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
 def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
     """Return the exponent, and that of N past guessing, where curves start flat whatever their law."""
     past = g.past_guessing(g.clear_of_guessing(ready.points), ready.full)
-    return (
-        fit_exponent(ready.points, dimension=dimension),
-        fit_exponent(past, dimension=dimension, variant=PAST_GUESSING),
-    )
+    whole = fit_exponent(ready.points, dimension=dimension)
+    return whole, fit_exponent(past, dimension=dimension, variant=PAST_GUESSING)
 
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
@@ -472,16 +464,23 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
 
 def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
     """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal train size,
-    within domains; the p-values of all attacks and models are adjusted together.
+    within domains; the p-values of all attacks and models are adjusted together. Of unequal scales of K_F the
+    datasets of one (``variant``), that of the most datasets, are taken.
     """
+    variant = ""
+    if not scale.comparable:
+        variant, names = max(scale.scales, key=lambda found: len(found[1]))
+        others = [name for spelled, those in scale.scales if spelled != variant for name in those]
+        points = points[points[c.DATASET].isin({*names} - {*others})]
     tried: list[tuple[Fit, pd.Series]] = []
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
     for name, model in ((name, model) for name in attacks for model in (*models, t.POOLED)):
         rows = rows_of(points, model, t.ALL, (name, c.LABEL_SHARPNESS))
         terms = (c.LABEL_SHARPNESS,)
-        blank = _blank("attack", rows, model=model, response=name, terms=terms, num_needed=4)
+        about = {"model": model, "response": name, "terms": terms, "variant": variant}
+        blank = _blank("attack", rows, **about, num_needed=4)
         reduced = _effects(rows, (name,)) if blank.num_datasets >= blank.num_needed else None
-        if not scale.comparable:
+        if reduced is None and variant:
             yield replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
         elif reduced is None:
             counted = t.plural(blank.num_datasets, "dataset")

@@ -39,9 +39,10 @@ MOST_PERMUTED = 1_000
 SUFFIXES = (".csv", ".tsv", ".txt", *READERS)
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
-#: Codes for a missing value, and names of rows that sum up others: fitted as they stand, and told.
-CODES = (-99.0, *(sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1)))
-SUMMARIES = frozenset({"all", "average", "grand total", "mean", "overall", "subtotal", "sum", "total"})
+#: Codes for a missing value (netCDF's fill too), and words of rows that sum up others: fitted, and told.
+NINES = (sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1))
+CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, 99.0, -32768.0, 9.96921e36, 1e20, *NINES)
+SUMMARIES = {"all", "average", "avg", "gesamt", "mean", "median", "overall", "pooled", "sum", "total"}
 
 Level = Literal["within", "between"]
 LEVELS: tuple[Level, Level] = ("within", "between")
@@ -239,9 +240,12 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     sizes = numbers.abs()
     odd = ~((sizes < MOST) & (sizes > 1 / MOST) | (sizes == 0) | blank[numbers.columns])
     kept = ~(blank.any(axis=1) | doubled)
-    own[numbers.columns] = numbers
-    masks = {f"without {name}": mask for name, mask in blank.items()}
+    masks = {}
+    for name, mask in blank.items():
+        texts = listing([repr(text) for text in own[name][mask].unique() if text])
+        masks[f"without {name}" + f", as {texts} reads" * bool(texts)] = mask
     masks["equal to an earlier row in every column"] = doubled
+    own[numbers.columns] = numbers
     lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in masks.items() if of.any()]
     collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
@@ -252,19 +256,26 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
 def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
     """What is fitted as it stands, and may be no measurement or no group."""
     for name in (design.response, *design.on):
-        for end in (own[name].min(), own[name].max()):
-            count, rest = int((own[name] == end).sum()), own[name][own[name] != end]
-            if end in CODES and (count > 1 or (rest - end).abs().min() > np.ptp(rest)):
+        for code in CODES:
+            there = np.isclose(own[name], code, rtol=1e-6, atol=0)
+            rest, count = own[name][~there], int(there.sum())
+            if not 0 < count < len(own) or (code == -1 and rest.nunique() < 3):
+                continue
+            apart = (rest - code).abs().min() > np.ptp(rest) or code < 0 <= rest.min()
+            if apart or (count > 1 and count >= 2 * rest.value_counts().max()):
                 yield (
-                    f"Beware: {name} is {end:g} in {plural(count, 'row')}, fitted as a number; leave the "
+                    f"Beware: {name} is {code:g} in {plural(count, 'row')}, fitted as a number; leave the "
                     "cell empty where it stands for a missing value."
                 )
     for name in (*design.groups, *design.within):
-        for group, count in own[name][own[name].str.casefold().isin(SUMMARIES)].value_counts().items():
+        counts = own[name].value_counts()
+        for group in [one for one in counts.index if not SUMMARIES.isdisjoint(one.casefold().split())]:
             yield (
-                f"Beware: {name} is {group} in {plural(int(count), 'row')}, fitted like any other; leave "
-                "them out where they sum up the rest."
+                f"Beware: {name} is {group} in {plural(int(counts[group]), 'row')}, fitted like any other; "
+                "leave them out where they sum up the rest."
             )
+        if alike := sorted(counts.index[counts.index.str.casefold().duplicated(keep=False)]):
+            yield f"Beware: {name} holds {listing(alike[:6])}, which capitals alone tell apart."
 
 
 def _rows(mask: pd.Series) -> str:
@@ -289,7 +300,8 @@ def _faults(
         yield ConfigError(
             f"At most {MOST_LEFT_OUT:.0%} of the rows may lack a value or repeat another",
             f"{share:.0%}: {'; '.join(lost)}",
-            "drop those rows yourself where that is right, or add a column that tells them apart",
+            "drop those rows yourself where that is right, add a column that tells them apart, or spell "
+            "otherwise what is a level of its own",
         )
     own = own[kept]
     for name in design.groups:
@@ -354,13 +366,9 @@ def _alike(rows: pd.DataFrame, one: str, other: str) -> bool:
     if one == other or num < i.MIN_CLASSES or lacks > max(1, num // 5) or any(a == b for a, b in places):
         return one == other
     if turned := next((place for place in places if place[::-1] in places), None):
-        rule, found = (
-            f"{one} and {other} hold the same names: each pair must stand in one order",
-            " and ".join,
-        )
-        raise ConfigError(
-            rule, f"{found(turned)}, {found(turned[::-1])}", "or rename those that are no pair's"
-        )
+        rule = f"{one} and {other} hold the same names: each pair must stand in one order"
+        both = ", ".join(map(" and ".join, (turned, turned[::-1])))
+        raise ConfigError(rule, both, "or rename those that are no pair's")
     return True
 
 
@@ -488,21 +496,25 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: _Groups, design: Design
             yield judged
 
 
-#: What is asked of class pairs: estimand -> the question in plain words, and the column that is explained.
+#: What is asked of class pairs: estimand -> the question in plain words, the column that is explained, and
+#: what a doubling goes with.
 PAIR_QUESTIONS = {
-    "exponent b in N^(-b/d)": ("Does the loss fall with N?", "fall"),
-    "exponent b against the law's 1": ("Does it fall faster than the law's bound asks?", "beyond"),
-    "slope of log loss on log K_F at equal 1/d": ("Do sharper labels go with a higher loss?", "loss"),
-    "slope of log R̂ on log K_F at equal 1/d": ("Do sharper labels go with less robustness?", "r_hat"),
+    "exponent b in N^(-b/d)": ("Does the loss fall with N?", "fall", "N doubled: loss ×"),
+    "exponent b against the law's 1": ("Does it fall faster than the law's bound asks?", "beyond", ""),
+    "slope of log loss on log K_F at equal 1/d": (
+        "Do sharper labels go with a higher loss?", "loss", "K_F doubled: loss ×",
+    ),
+    "slope of log R̂ on log K_F at equal 1/d": (
+        "Do sharper labels go with less robustness?", "r_hat", "K_F doubled: R̂ ×",
+    ),
     "slope of accuracy lost to the attack on log K_F at equal 1/d": (
-        "Do attacks cost more accuracy where labels are sharper?", "drop",
+        "Do attacks cost more accuracy where labels are sharper?", "drop", "K_F doubled: by",
     ),
 }  # fmt: skip
 
 
 def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
-    """Ask of the class pairs of one dataset's points what the law says: none of several, or of under five
-    classes.
+    """Ask the class pairs of one dataset, if it is one and has five classes, what the law says.
 
     Pairs that share a class share its images, so every number is computed anew without each class (jackknife,
     t with classes − 1 degrees of freedom). The exponent has an intercept per pair and network; slopes on log
@@ -524,7 +536,7 @@ def fit_pairs(points: pd.DataFrame) -> tuple[Slope, ...]:
         r_hat=np.log(radius), drop=points[drops].mean(axis=1) if drops else np.nan,
     )  # fmt: skip
     found = []
-    for estimand, (_, name) in PAIR_QUESTIONS.items():
+    for estimand, (_, name, _) in PAIR_QUESTIONS.items():
         design = Design(name, ("k", "inverse_d"), ("first", "second"), ("cell",))
         if name in own:
             design = replace(design, on=("x",), within=())

@@ -109,10 +109,8 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         )
     numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
     found += [few_of_domain(str(d), int(n)) for d, n in numbers.items() if n < MIN_CONVINCING_DATASETS]
-    absent = [domain for domain in c.DOMAINS if domain not in numbers]
-    found += [
-        f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
-    ]
+    absent = [f"No {domain} dataset" for domain in c.DOMAINS if domain not in numbers]
+    found += [f"{none}: nothing can be said about differences between domains." for none in absent]
     modes = sorted(full[c.DATA_MODE].unique())
     if len(modes) > 1:
         found.append(f"Trials of several data modes ({t.listing(modes)}) are fitted together.")

@@ -181,8 +181,7 @@ def max_correlation_test(
     ``tested`` for their number: the largest r, by permutation within blocks (Westfall & Young 1993). x
     changes places the same way for all, so that their dependence is kept; only a rise with it counts.
 
-    Return r and its adjusted p-value of every response (m,), NaN where it or x does not vary over four
-    datasets, and the number of rearrangements.
+    Return r and adjusted p of each response (m,; NaN below four datasets), and the number of rearrangements.
     """
     order, _ = rearrangements(tuple(blocks))
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)

@@ -46,8 +46,7 @@ class Gate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
     """What one response does when one property moves: mean over worlds, with the wider interval and the
-    larger p of t over worlds and a jackknife over the classes that they share (``num_classes``, 0 for none or
-    too few).
+    larger p of t over worlds and a jackknife over the classes that they share (``num_classes``, if enough).
 
     ``arm`` is empty for all together. Of pairs of equal model and N ``num_cells`` entered; the base of
     ``num_at_chance`` learned nothing, and ``num_without`` lack the response on one side (an error of 0).
@@ -140,9 +139,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: str | None) -> Gate:
         "nothing": (True, abs(dimension) < HELD, "", "d"),
     }
     moved, held, what, other = wanted[arm.moves]
-    reasons = [f"{what} moved too little"] * (not moved) + [f"|Δ log {other}| is {HELD:g} or more"] * (
-        not held
-    )
+    reasons = [f"{what} moved too little"] * (not moved)
+    reasons += [f"|Δ log {other}| is {HELD:g} or more"] * (not held)
     return Gate(
         arm=arm, sharpness_moved=sharpness, dimension_moved=dimension, counts=not reasons,
         reason=" and ".join(reasons),
@@ -218,9 +216,8 @@ def _judged(effect: Effect, shows: Mapping[str, Sequence[str]]) -> Effect:
     p_values = [i.t_p_values(mean - np.array([0.0, effect.theory]), *judge) for judge in judges]
     p_zero, p_theory = np.max(p_values, axis=0).tolist()
     widest = max((i.t_interval(mean, *judge) for judge in judges), key=lambda ends: ends[1] - ends[0])
-    return replace(
-        effect, value=mean, interval=widest, num_classes=num_classes, p_zero=p_zero, p_theory=p_theory
-    )
+    effect = replace(effect, value=mean, interval=widest, num_classes=num_classes)
+    return replace(effect, p_zero=p_zero, p_theory=p_theory)
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:

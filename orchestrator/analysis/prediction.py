@@ -101,8 +101,8 @@ class Prediction:
         """Return the answer in words, and what a reader should know of it."""
         what, unit = ("test loss", "nat") if self.quantity == "loss" else ("number of images", "images")
         said = f"no {what}" if self.value is None else f"{what} {t.number(self.value)} {unit}"
-        low, high = (t.number(bound) or "no bound" for bound in self.interval or (None, None))
-        lines = [f"{said}, " + (f"{LEVEL:.0%} interval {low} to {high}" if self.interval else "no interval")]
+        bounds = " to ".join(map(t.number, self.interval or ()))
+        lines = [f"{said}, {f'{LEVEL:.0%} interval {bounds}' if bounds else 'no interval'}"]
         if self.shorter is not None:
             how = f"{abs(self.shorter):.0%} {'shorter' if self.shorter >= 0 else 'longer'}"
             lines.append(f"The interval is {how} than one that knows nothing of the dataset.")
@@ -163,9 +163,8 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
     height, found = next(((height, growth) for height, growth in fitted if growth), ([], None))
     if found is None:
         return "models and train sizes go only together, so neither can be told apart"
-    refits = {
-        name: _fitted(means[means[c.DATASET] != name], height, scale) for name in means[c.DATASET].unique()
-    }
+    datasets = means[c.DATASET]
+    refits = {name: _fitted(means[datasets != name], height, scale) for name in datasets.unique()}
     missing = [words for name, words in HEIGHT.items() if name not in height]
     doubts = [reason] if (reason := g.flattened(rows)) else []
     doubts += [f"{' and '.join(missing)} could not be related to the height of the loss"] if missing else []
@@ -250,8 +249,7 @@ def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple
 
 
 def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:
-    """Return how much longer intervals have to be, for a pilot of 0, 1, 2, ... trainings (none, where not
-    informed).
+    """Return how much longer intervals have to be, by size of pilot from 0 on (0 alone, if not informed).
 
     Errors are not Gaussian, equally large and independent along N as a prior takes them, so the curves
     (``rows``) of every dataset are predicted without it (``refits``) from their smallest sizes: the root mean
@@ -384,8 +382,8 @@ class Curve:
         low, high = (sizes[int(one.argmax())] if one.any() else None for one in reached.T)
         if low is None or high is None or high / low > WIDEST_ANSWER:
             least = "1" if low is None else f"{low:.2g}"
-            most = "no bound" if high is None else f"{high:.2g}"
-            reach = f"between {least} and {most} images could reach a loss of {target:.3g}"
+            span = f"from {least} on" if high is None else f"between {least} and {high:.2g}"
+            reach = f"a loss of {target:.3g} could need any number of images {span}"
             raise CannotBeTold(f"{reach}, {self._too_wide(self.growth.ranges[c.TRAIN_SIZE][1])}")
         return float(np.exp(log_size)), (low, high)
 
@@ -401,10 +399,7 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """Predict the loss at ``train_size`` images, or the images that ``target_loss`` (nat) needs, for a
     dataset of this d_data (maximum likelihood) and K_F (on the fitted scale), from a sweep and a pilot on the
-    dataset itself.
-
-    Raises:
-        ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.
+    dataset itself. ConfigError where a number is out of its range, or not one of the two is asked.
     """
     check_numbers(d_data, label_sharpness, train_size, target_loss, pilot)
     losses: dict[float, list[float]] = {}

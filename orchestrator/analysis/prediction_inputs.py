@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -136,7 +135,7 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
-    """Refuse a K_F that was measured on another scale than a sweep's one, where both say theirs."""
+    """Refuse a K_F on another scale than a sweep's one, or on none that is recorded; plain numbers pass."""
     sharpness = record.get("label_sharpness")
     if not isinstance(sharpness, Mapping) or len(scale.scales) != 1:
         return
@@ -145,8 +144,8 @@ def check_scale(record: Mapping[str, Any], scale: t.SharpnessScale) -> None:
         (low, high), (height, width) = sharpness["pixel_range"], sharpness["side"]
         ours = t.spell_scale((high - low, np.sqrt(height * width), sharpness["channels"]))
     except (KeyError, TypeError, ValueError):
-        return
-    if t.UNRECORDED not in ours + theirs and ours != theirs:
+        ours = f"{t.UNRECORDED} scale"
+    if t.UNRECORDED not in theirs and ours != theirs:
         found = f"{ours} beside the sweep's {theirs}"
         (side, channels), as_json = re.findall(r"(?:^|, )(\d+)", theirs)[:2], "--json > record.json"
         way_out = f"isweep measure SOURCE --image-size {side} --channels {channels} {as_json} is on its scale"
@@ -175,9 +174,8 @@ def check_numbers(
         asked.append(("target_loss", target_loss, "give a test loss in nat, e.g. 0.3"))
     for name, given, way_out in asked:
         is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
-        if not is_number or not 0 < given <= sys.float_info.max:
-            raise ConfigError(f"{name} must be a positive finite number", repr(given), way_out)
-        if not least < given < most:
-            raise ConfigError(f"{name} must lie between {least:g} and {most:g}", repr(given), way_out)
+        if not is_number or not least < given < most:
+            rule = f"{name} must be a number between {least:g} and {most:g}"
+            raise ConfigError(rule, repr(given), way_out)
         if name.endswith("size") and given % 1:
             raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")

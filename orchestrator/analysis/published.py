@@ -120,9 +120,7 @@ def score_table(scores: Sequence[Score]) -> Table:
             "agree": lambda s: f"{s.num_agreeing} of {s.num_compared}",
             "compared": lambda s: f"{s.num_compared} of {s.num_published}",
             "factor": lambda s: f"{s.tolerance:g}", "median ratio": "median_ratio",
-            "apart": lambda s: (
-                ", ".join(s.apart[:5]) + (f" and {len(s.apart) - 5} more" if len(s.apart) > 5 else "")
-            ),
+            "apart": lambda s: ", ".join(s.apart[:5]) + f" and {len(s.apart) - 5} more" * (len(s.apart) > 5),
         },
         numeric_from=2,
     )  # fmt: skip

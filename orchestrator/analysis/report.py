@@ -19,12 +19,11 @@ from orchestrator.analysis.fits import Prepared, ScalingFits, fit_scaling_laws, 
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import score_table, scorecard
 from orchestrator.analysis.table import SEED_STD, WORDS, csv_text
-from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.mlflow_pages import read_run_pages
-from orchestrator.results.state import State, cost_of, read_state
+from orchestrator.results.state import State, read_state
 from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import HEADLINE
 from tasks.atomic import write_atomic
@@ -78,7 +77,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "packages": records[0].provenance.packages if records else {},
         "newest": f"{datetime.fromtimestamp(newest, UTC):%d %B %Y, %H:%M UTC}" if newest else "",
         "trial_devices": {record.trial_id: record.result.device for record in records},
-        "cost": cost_of(state, read_prices(workspace.paths.prices))["text"] if records else "",
+        "cost": state.cost()["text"] if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {"title": spec.title, "description": spec.description}
@@ -94,9 +93,8 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     """Return, for a tracker, each dataset's best test loss and the p-values of the headline questions."""
     best = table.reindex(columns=[c.DATASET, c.TEST_LOSS]).dropna().groupby(c.DATASET)[c.TEST_LOSS].min()
     # What MLflow takes in a metric's name.
-    losses = {
-        re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"): float(loss) for name, loss in best.items()
-    }
+    names = best.index.map(lambda name: re.sub(r"[^\w\-. :/]+", " ", f"best_test_loss/{name}"))
+    losses = dict(zip(names, best.astype(float).tolist(), strict=True))
     p_values = {f"claim/{claim.key}/p": claim.p_value for claim in fits.claims}
     return losses | p_values | {f"claim/{claim.key}/adjusted_p": claim.adjusted_p for claim in fits.claims}
 
@@ -118,6 +116,8 @@ def write_report(
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for path in (directory / "tables").glob("*.tex"):  # of earlier versions: with older numbers
+        path.unlink()
     ready = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
     # Only columns that the caller had: a column added as missing would pretend to have been measured.
     data = ready.full[list(table.columns)]
@@ -211,10 +211,8 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
 
 def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> tb.Table:
     """Lay out flat records under the union of their keys; numbers start at ``numeric_from``."""
-    names = dict.fromkeys(name for record in records for name in record)
-    return tb.laid_out(
-        "", "", "", records, {name: name for name in names}, numeric_from=numeric_from or len(names)
-    )
+    names = {name: name for record in records for name in record}
+    return tb.laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
 
 
 #: Columns of the table of trials; those that a sweep does not have, or that are empty, are left out.

@@ -144,9 +144,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         header = pd.read_csv(path, nrows=0).columns
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
         blank = {name: ["", "nan"] for name in header if name not in text}
-        table = pd.read_csv(
-            path, dtype=text, na_values=blank, keep_default_na=False, float_precision="round_trip"
-        )
+        exact: Any = {"keep_default_na": False, "float_precision": "round_trip"}
+        table: pd.DataFrame = pd.read_csv(path, dtype=text, na_values=blank, **exact)
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
         raise DataError(rule, f"{path}: {error}", way_out) from error
@@ -332,15 +331,13 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
 
 def spell_scale(key: object) -> str:
     """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
-    range_, side, channels = np.asarray(key, dtype=float)
-    said = [
-        f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels",
-        f"{UNRECORDED} channels"
-        if np.isnan(channels)
-        else f"{channels:g} channel{'' if channels == 1 else 's'}",
-        f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}",
-    ]
-    return ", ".join(said)
+    range_, side, channels = np.asarray(key, dtype=float).tolist()
+    parts = {
+        "size": (side, f"{side:g}×{side:g} pixels"),
+        "channels": (channels, f"{channels:g} channel{'s' * (channels != 1)}"),
+        "range": (range_, f"range {range_:g}"),
+    }
+    return ", ".join(f"{UNRECORDED} {what}" if np.isnan(v) else said for what, (v, said) in parts.items())
 
 
 def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:

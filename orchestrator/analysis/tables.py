@@ -274,18 +274,15 @@ BEST_COLUMNS = (
 
 
 def best_models(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the model of lowest mean test loss per dataset and train size, and the next:
-    :data:`BEST_COLUMNS`.
+    """Return :data:`BEST_COLUMNS`: per dataset and train size the model of lowest mean loss, and the next.
 
     Means are over the ``num_compared`` class pairs and seeds that every model has (where there are none, no
     model is named), ``seed_std`` over seeds of means over class pairs. Diverged or without loss: left out.
     """
-    cell = [c.CLASS_PAIR, c.SEED]
+    blank, cell = {c.CLASS_PAIR: "", c.SEED: 0}, [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)
-    rows = rows.reindex(columns=sorted({*rows, *cell, c.STATUS, c.TEST_ACCURACY}))
-    rows = rows[rows[c.TEST_LOSS].notna() & rows[c.STATUS].isin([c.DONE])].fillna(
-        {c.CLASS_PAIR: "", c.SEED: 0}
-    )
+    rows = rows.reindex(columns=sorted({*rows, *cell, c.STATUS, c.TEST_ACCURACY})).fillna(blank)
+    rows = rows[rows[c.TEST_LOSS].notna() & (rows[c.STATUS] == c.DONE)]
     found = []
     for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
         num_models = group[c.MODEL].nunique()

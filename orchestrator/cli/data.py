@@ -239,12 +239,11 @@ def measure(
         address: Running Ray cluster.
         num_cpus: CPUs to use; 1 (default) runs without Ray.
     """
-    from orchestrator.data_commands import describe, draw_pair, measured_document
-    from orchestrator.running.measuring import MeasureRequest, measure_source
+    from orchestrator.running import measuring as m
     from tasks.remote import InlineExecutor, RayExecutor
 
     given = {**vars(images), **vars(reading), "said": own.said(), "settings": method.settings()}
-    request = MeasureRequest(source=source, **given)
+    request = m.MeasureRequest(source=source, **given)
 
     connected: AbstractContextManager[Cluster | None] = nullcontext()
     if address is not None or num_cpus > 1:
@@ -254,14 +253,14 @@ def measure(
     with connected as cluster:
         # The source and the prepared images lie on this node.
         executor = InlineExecutor() if cluster is None else RayExecutor(driver_node_only=not cluster.local)
-        measured = measure_source(request, executor, place.paths)
+        measured = m.measure_source(request, executor, place.paths)
     if show_pair:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.4), layout="constrained")
-        draw_pair(figure, measured)
+        m.draw_pair(figure, measured)
         written(show_pair, lambda path: figure.savefig(path, format="png"))
-    emit(place, measured_document(measured), _measured_lines(measured), describe(measured))
+    emit(place, m.measured_document(measured), _measured_lines(measured), m.describe(measured))
 
 
 def _measured_lines(measured: Measured) -> Iterator[Shown]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -363,12 +364,12 @@ def predict(
     from orchestrator.analysis.table import number
     from orchestrator.commands import predicted
 
-    record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
-
+    @cache
     def growth() -> Growth:
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
+    record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work, growth)
     found, pilot = predicted(
         record,
         growth,
@@ -411,9 +412,15 @@ def _pilot(
 
 
 def _record(
-    source: str, given: tuple[float | None, float | None], sweep: str, work: o.Work
+    source: str,
+    given: tuple[float | None, float | None],
+    sweep: str,
+    work: o.Work,
+    growth: Callable[[], Growth],
 ) -> Mapping[str, Any]:
-    """Return the record that was named, or that of images measured now at the sweep's side and channels."""
+    """Return the record that was named, or that of images measured now at the sweep's side and channels, once
+    its ``growth`` is known.
+    """
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
@@ -423,6 +430,7 @@ def _record(
         raise ConfigError("--measured is for numbers that are not given", found, "leave one out")
     if source.endswith(".json"):
         return read_record(Path(source))
+    growth()  # a wrong name is told before anything is measured
     spec = work.open(sweep).plan.sweep
     request = MeasureRequest(source=source, image_size=spec.image_size, channels=spec.channels or 1)
     return measure_source(request, InlineExecutor(), work.paths).record.to_json()

@@ -136,16 +136,14 @@ def plan(
     """
     from orchestrator.commands import planned, settled_by
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.tuning.cells import most_trainings
 
     workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
     found = planned(workspace, gpu=gpu, num_gpus=gpus)
-    trainings, search = most_trainings(workspace)
     settled, settled_lines = settled_by(workspace)
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}
     document |= {"measures": found.measures, "not_prepared": found.not_prepared, "estimate": found.cost}
-    document |= {"search": {"most_trainings": trainings}, "power": settled}
-    costs = filter(None, (found.cost["text"], found.beside, search, *settled_lines))
+    document["power"] = settled
+    costs = (found.cost["text"], found.beside, *settled_lines)
     emit(place, document, _grid_of(found, all_), _lacks(workspace, found.not_prepared), costs)
 
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import statistics
 from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.planning import predict
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import Corrections, GpuModel
-from orchestrator.planning.sweep_file import MAX_FILE_BYTES, read_plain, read_text
 from search_spaces.errors import ConfigError, SweepError, plural
 from search_spaces.specs import TrialSpec
 from search_spaces.tuning import SearchTrialSpec
@@ -184,7 +179,6 @@ class Replay:
     makespan: float
     lower_bound: float
     utilisation: float
-    most_at_once: int
     starts: Mapping[str, float]
 
 
@@ -209,7 +203,7 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
 
     queue, running = deque(jobs), list[tuple[float, int, float]]()
     starts: dict[str, float] = {}
-    now, most = 0.0, 0
+    now = 0.0
     while queue or running:
         waiting: list[Job] = []
         while queue and len(waiting) < LOOK_AHEAD:
@@ -223,68 +217,18 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
             starts[job.name] = now
             heappush(running, (now + job.seconds, gpu, share))
         queue.extendleft(reversed(waiting))
-        most, now = max(most, len(running)), running[0][0]
+        now = running[0][0]
         while running and running[0][0] <= now + _ROUNDING:
             _, gpu, share = heappop(running)
             change(gpu, share)
     work = sum(job.seconds * min(job.share, 1.0) for job in jobs)
     bound = max(work / num_gpus, max((job.seconds for job in jobs), default=0.0))
-    return Replay(now, bound, work / (now * num_gpus) if now else 0.0, most, starts)
+    return Replay(now, bound, work / (now * num_gpus) if now else 0.0, starts)
 
 
-# What an hour of a GPU and of a CPU core costs, in money and power: a table that a root may replace.
+# What is left of a sweep, and what it will take.
 
 DEFAULT_GPU = "h100"
-_DEFAULT = predict.GPU_MODELS[DEFAULT_GPU]
-LARGEST = 1e6
-"""Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
-
-
-class Price(BaseModel):
-    """Dollars an hour, and watts at work, of a GPU or a core with its share of the machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    dollars: float = Field(ge=0, le=LARGEST, allow_inf_nan=False)
-    watts: float = Field(ge=0, le=LARGEST, allow_inf_nan=False)
-
-
-class Prices(BaseModel):
-    """The table, and where it is from, for people; a core's defaults are assumed, of a cloud's server."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    gpu: Price = Price(dollars=_DEFAULT.price, watts=_DEFAULT.watts)
-    core: Price = Price(dollars=0.05, watts=8)
-    origin: str = f"assumed prices of an {DEFAULT_GPU} and of cloud cores"
-
-
-def read_prices(path: Path) -> Prices:
-    """Read a price table, as ``core: {dollars: 0, watts: 5}``; what is left out, or all, is default."""
-    if not os.path.lexists(path):
-        return Prices()
-    form = "gpu: {dollars: 2.5, watts: 700}"
-    try:
-        found = read_plain(read_text(path, "price table", MAX_FILE_BYTES), str(path))
-        if not isinstance(found, dict):
-            raise ConfigError("A price table must be a mapping", str(path), form)
-        return Prices.model_validate({"origin": path.name, **found})
-    except FileNotFoundError:
-        rule = "A price table must be there, or no link to one"
-        raise ConfigError(rule, str(path), "mend it or delete it") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        rule = "A price table has gpu and core, each with dollars and watts an hour, from 0 to"
-        raise ConfigError(f"{rule} {LARGEST:,.0f}", f"{path}: {place}: {problem['msg']}", form) from None
-
-
-def gpu_to_plan(name: str | None, path: Path, here: GpuModel | None = None) -> GpuModel | None:
-    """Return the GPU of this name, else the one that is here, if any, at a root's own price."""
-    prices, gpu = read_prices(path), here if name is None else predict.gpu_model(name)
-    if gpu is None or "gpu" not in prices.model_fields_set:
-        return gpu
-    return replace(gpu, price=prices.gpu.dollars, watts=prices.gpu.watts)
 
 
 def amount(value: float) -> str:
@@ -304,7 +248,7 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    gpu: GpuModel | None = _DEFAULT,
+    gpu: GpuModel | None = predict.GPU_MODELS[DEFAULT_GPU],
     num_gpus: int | None = None,
     share: float | None = None,
     num_cpus: int = 1,
@@ -394,7 +338,6 @@ def on_gpus(
         "lower_bound_hours": played.lower_bound / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
         "utilisation": utilisation,
-        "most_at_once": played.most_at_once,
         "dollars": paid_hours * gpu.price,
         "kilowatt_hours": paid_hours * gpu.watts * draw / 1000,
         "shares": dict(sorted(shares.items())),
@@ -447,14 +390,6 @@ def _text(result: dict[str, Any]) -> str:
 
 # What a plan costs beside training: attacks and disk.
 
-ATTACK_BUDGET = 0.15
-"""Of training: what all attacks together are meant to cost at most."""
-_CHEAPER = {
-    "fgsm": "fewer attacks.epsilons or a smaller test_size, or more epochs",
-    "pgd": f"{3 * predict.PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, "
-    "or name few attacks.epsilons, or a smaller test_size",
-    "robustness": "a smaller robustness.num_images or robustness.num_steps",
-}
 COLUMN_BYTES = 650
 """Of a Parquet file's column beside its values: measured, 520 to 670 at 20 to 750 images."""
 
@@ -490,16 +425,13 @@ def extras(plan: SweepPlan, incomplete: Collection[bool]) -> dict[str, Any]:
 
 
 def extras_text(found: Mapping[str, Any]) -> str:
-    """Say what :func:`extras` found; where attacks cost more than is meant, what makes them cheaper."""
+    """Say what :func:`extras` found."""
     shares = {kind: share for kind, share in found["attack_shares"].items() if share}
-    share = sum(shares.values())
-    words = f"attacks: {share:.0%} of training" if found["attack_shares"] else "nothing is trained"
+    words = (
+        f"attacks: {sum(shares.values()):.0%} of training" if found["attack_shares"] else "nothing is trained"
+    )
     if len(shares) > 1:
-        words += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())})"
-    if share > ATTACK_BUDGET:
-        most = max(shares, key=lambda kind: shares[kind])
-        times = f"{share / ATTACK_BUDGET:.1f} times the {ATTACK_BUDGET:.0%} that are meant"
-        words += f", {times}: {_CHEAPER[most]}"
+        words += f" ({', '.join(f'{kind} {one:.0%}' for kind, one in shares.items())})"
     parts = [f"kept weights: {amount(found['weights_bytes'] / 2**30)} GiB in all"]
     if kept := found["predictions_bytes"]:
         parts.append(f"kept predictions: {amount(kept / 2**30)} GiB in all")

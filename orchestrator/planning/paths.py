@@ -52,8 +52,6 @@ class SweepPaths:
     report = _Below("report")
     report_made_of = _Below("report.sha256")
     """What the report was made of, and its files: where nothing changed, a run leaves it as it is."""
-    search_journal = _Below("search/optuna.log")
-    """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
     search_report = _Below("search/report")
 
 
@@ -63,7 +61,6 @@ class RootPaths:
 
     root: Path
 
-    prices = _Below("prices.yaml")
     lock = _Below("driver.lock")
     identity = _Below("driver.id")
     """What tells this root from others on one object store."""

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -188,7 +188,19 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
     elif "redrawn_class_pairs" in sweep.all_faults:
         # One pair per cell instead of the table's five; which one follows in _redrawn.
         pairs = pairs[:1]
-    _check_pairs([pair for pair in pairs if pair], dataset)
+    named, num_classes = [pair for pair in pairs if pair], len(dataset.label_names)
+    where = f"datasets.{dataset.name}.class_pairs"
+    for pair in named:
+        if num_classes and max(pair) >= num_classes:
+            raise ConfigError(
+                f"{where} must name classes of the dataset",
+                f"{list(pair)}, but classes are 0 to {num_classes - 1}",
+                f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
+            )
+        # Turned round it is the same question, and would count twice in every fit.
+        if pair[0] == pair[1] or named.count(pair) + named.count(pair[::-1]) > 1:
+            rule = f"{where} must name different classes, and each pair once, in one order"
+            raise ConfigError(rule, str(list(pair)))
     return [
         SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
         for pair in pairs
@@ -237,21 +249,6 @@ def _places(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
     return first, second
 
 
-def _check_pairs(named: Sequence[ClassPair], dataset: DatasetSpec) -> None:
-    num_classes, where = len(dataset.label_names), f"datasets.{dataset.name}.class_pairs"
-    for pair in named:
-        if num_classes and max(pair) >= num_classes:
-            raise ConfigError(
-                f"{where} must name classes of the dataset",
-                f"{list(pair)}, but classes are 0 to {num_classes - 1}",
-                f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
-            )
-        # Turned round it is the same question, and would count twice in every fit.
-        if pair[0] == pair[1] or named.count(pair) + named.count(pair[::-1]) > 1:
-            rule = f"{where} must name different classes, and each pair once, in one order"
-            raise ConfigError(rule, str(list(pair)))
-
-
 @dataclass
 class Workspace:
     """A plan and the places that belong to it; results are kept below ``storage``, or else below the root."""
@@ -274,7 +271,14 @@ class Workspace:
 
         A name of both a preset and such a sweep is the latter ``as_run``.
         """
-        _check_types(source, changes, storage)  # of a caller in Python
+        if not isinstance(source, (str, Path, Mapping, SweepSpec)):
+            rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
+            raise ConfigError(rule, type(source).__name__, "e.g. 'demo' or './mine.yaml'")
+        if not isinstance(changes, (Mapping, NoneType)):
+            way_out = "e.g. changes={'recipe.epochs': 3}"
+            raise ConfigError("changes must be a mapping", type(changes).__name__, way_out)
+        if not isinstance(storage, (str, NoneType)):
+            raise ConfigError("storage must be text: a folder or a URL", repr(storage))
         paths = RootPaths.at(root)
         if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
@@ -345,17 +349,6 @@ class Workspace:
     def look_again(self) -> None:
         """Forget which datasets are prepared: some were prepared since."""
         self.__dict__.pop("prepared", None)
-
-
-def _check_types(source: object, changes: object, storage: object) -> None:
-    if not isinstance(source, (str, Path, Mapping, SweepSpec)):
-        rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
-        raise ConfigError(rule, type(source).__name__, "e.g. 'demo' or './mine.yaml'")
-    if changes is not None and not isinstance(changes, Mapping):
-        way_out = "e.g. changes={'recipe.epochs': 3}"
-        raise ConfigError("changes must be a mapping", type(changes).__name__, way_out)
-    if not isinstance(storage, (str, NoneType)):
-        raise ConfigError("storage must be text: a folder or a URL", repr(storage))
 
 
 def _find(

@@ -10,10 +10,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict
 
-from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
+from orchestrator.planning.estimate import MeasuredTrial, amount
 from orchestrator.planning.plan import CellStatus, SweepPlan, Workspace
 from orchestrator.results.storage import Patience, Storage
 from orchestrator.results.store import (
@@ -336,6 +337,19 @@ class State:
             if outline.status == TrialStatus.DONE
         ]
 
+    def cost(self) -> dict[str, Any]:
+        """Return what the trials that have a result cost, in words too; failed attempts leave no times.
+
+        Hours are of whole GPUs, time times share, or of cores where a trial ran without one.
+        """
+        hours = {True: 0.0, False: 0.0}
+        for trial in self.measured_trials():
+            hours[trial.on_gpu] += trial.seconds * trial.share / 3600
+        gpu, core = hours[True], hours[False]
+        said = [f"{amount(gpu)} GPU-hours"] * bool(gpu)
+        said += [f"{amount(core)} core-hours"] * bool(core or not gpu)
+        return {"gpu_hours": gpu, "core_hours": core, "text": f"cost so far {' and '.join(said)}"}
+
 
 def read_state(workspace: Workspace, running: Iterable[str] = (), *, look: bool = False) -> State:
     """Read the store of a sweep and judge it; a ``look``, for what no network found, uses the index."""
@@ -392,28 +406,3 @@ def _is_stale(
     return (spec.network if isinstance(spec, TrialSpec) else spec) != (
         record.spec.network if isinstance(record, TrialOutline) else record.spec
     )
-
-
-def cost_of(state: State, prices: Prices) -> dict[str, str | int | float]:
-    """Return what the trials of a sweep that have a result cost; failed attempts leave no times.
-
-    Hours are of whole GPUs, time times share, or of cores where a trial ran without one.
-    """
-    hours = {True: 0.0, False: 0.0}
-    for trial in state.measured_trials():
-        hours[trial.on_gpu] += trial.seconds * trial.share / 3600
-    gpu, core = hours[True], hours[False]
-    said = [f"{amount(gpu)} GPU-hours"] * bool(gpu) + [f"{amount(core)} core-hours"] * bool(core or not gpu)
-    dollars = gpu * prices.gpu.dollars + core * prices.core.dollars
-    energy = (gpu * prices.gpu.watts + core * prices.core.watts) / 1000
-    text = f"cost so far {' and '.join(said)}"
-    if gpu or prices != Prices():  # nobody asks what a core of their own costs
-        text += f": {amount(dollars)} $, {amount(energy)} kWh ({prices.origin})"
-    return {
-        "gpu_hours": gpu,
-        "core_hours": core,
-        "dollars": dollars,
-        "kilowatt_hours": energy,
-        "prices": prices.origin,
-        "text": text,
-    }

@@ -15,12 +15,13 @@ import posixpath
 import secrets
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from pydantic_core import from_json, to_json
@@ -234,7 +235,10 @@ def _hash_of(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 
 @lru_cache(maxsize=1)
 def provenance() -> Provenance:
-    """Return the code version, whether the checkout had uncommitted changes, and package versions."""
+    """Return the code version, whether the checkout had uncommitted changes, and package versions.
+
+    The commit is the checkout's, or the one baked into the installed wheel.
+    """
 
     def version(package: str) -> str:
         try:
@@ -242,7 +246,19 @@ def provenance() -> Provenance:
         except metadata.PackageNotFoundError:
             return "absent"
 
-    (commit, dirty), release = _commit(), version("isweep")
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    baked, folder = _PACKAGE / "commit.json", _PACKAGE.parent
+    made: dict[str, Any] = {"commit": "", "dirty": False}
+    if baked.exists():
+        made = json.loads(baked.read_text(encoding="utf-8"))
+    elif (folder / ".git").exists():
+        with suppress(OSError, subprocess.SubprocessError):
+            changes = git("status", "--porcelain", "--untracked-files=no")
+            made = {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    commit, dirty, release = str(made["commit"]), bool(made["dirty"]), version("isweep")
     return Provenance(
         code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
         commit=commit,
@@ -252,25 +268,6 @@ def provenance() -> Provenance:
         machine=platform.machine(),
         packages={name: version(name) for name in PACKAGES},
     )
-
-
-def _commit() -> tuple[str, bool]:
-    """Return the commit of the checkout, or the one baked into the installed wheel."""
-    baked, folder = _PACKAGE / "commit.json", _PACKAGE.parent
-    if baked.exists():
-        made = json.loads(baked.read_text(encoding="utf-8"))
-        return str(made["commit"]), bool(made["dirty"])
-    if not (folder / ".git").exists():
-        return "", False
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return "", False
 
 
 R = TypeVar("R", bound=SealedRecord)

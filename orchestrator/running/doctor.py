@@ -56,8 +56,6 @@ DIST = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
 SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE)
 SECRET_SET = re.compile(r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']")
 """A variable that a command gives a secret by its value, and not by a file or another variable."""
-MIN_IDLE_MINUTES = 5
-"""Ray's own default. Between two trials of a node may lie the longest pause of a retry, a minute."""
 POLICY = Path("clusters/iam/head.json")
 """Of the head on AWS, in the checkout where `ray up` is typed."""
 NEEDED = {
@@ -280,13 +278,7 @@ def check_launch_file(path: Path) -> list[Problem]:
     if wrong:
         return wrong  # the rest would stumble over the same mistakes
     of_provider = {"aws": (_in_a_cloud, _on_aws, _policy), "gcp": (_in_a_cloud, _on_gcp), "local": (_own,)}
-    checks = (
-        _texts,
-        _needed,
-        _files,
-        _commands,
-        *of_provider.get(config["provider"].get("type"), ()),
-    )
+    checks = (_texts, _needed, _files, _commands, *of_provider.get(config["provider"].get("type"), ()))
     # Of two node types that say the same, once.
     return [*dict.fromkeys(problem for check in checks for problem in check(config))]
 
@@ -419,31 +411,17 @@ def _wheels(place: str, dist: Path) -> Iterator[Problem]:
 
 def _commands(config: dict[str, Any]) -> Iterator[Problem]:
     """Look at the commands that start Ray."""
-    starts = []
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        commands = config.get(name, [])
-        start = next((one for one in commands if "ray start" in one), "")
-        starts.append(start)
+        start = next((one for one in config.get(name, ()) if "ray start" in one), "")
         if not start:
             yield Problem(name, "no `ray start`", "take the command of the repository's file")
         elif "RAY_AUTH_MODE=token" not in start:
             yield Problem(name, "no token is asked for", "put RAY_AUTH_MODE=token before `ray start`")
-        if any("ray stop" in one for one in commands):
+        if name.startswith("head") and start and "--dashboard-host=127.0.0.1" not in start:
+            told = "the dashboard, which runs code, is not bound to the head itself"
+            yield Problem(name, told, "add --dashboard-host=127.0.0.1 after `ray start`")
+        if any("ray stop" in one for one in config.get(name, ())):
             yield Problem(name, "`ray stop` ends every Ray process of the account", "take it out")
-    head, worker = starts
-    for option, told in (
-        ("--head", "no head is started"),
-        ("--dashboard-host=127.0.0.1", "the dashboard, which runs code, is not bound to the head itself"),
-        ("--autoscaling-config=~/ray_bootstrap_config.yaml", "the head would start no worker"),
-    ):
-        if head and not re.search(rf"{option.partition('=~')[0]}(?![-\w.])", head):
-            yield Problem("head_start_ray_commands", told, f"add {option} after `ray start`")
-    port = re.search(r"--port[= ](\d+)", head)
-    joined = re.search(r"\$RAY_HEAD_IP:(\d+)", worker)
-    if worker and (not joined or joined[1] != (port[1] if port else "6379")):
-        told = "workers look for the head at another port than it has"
-        way_out = "use --address=$RAY_HEAD_IP:PORT with the head's --port"
-        yield Problem("worker_start_ray_commands", told, way_out)
 
 
 def _in_a_cloud(config: dict[str, Any]) -> Iterator[Problem]:
@@ -451,10 +429,6 @@ def _in_a_cloud(config: dict[str, Any]) -> Iterator[Problem]:
     may_start = any(kind.get("max_workers", 1) for name, kind in kinds.items() if name != head)
     if not (config.get("max_workers", 0) and may_start):
         yield Problem("max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type")
-    minutes = config.get("idle_timeout_minutes", MIN_IDLE_MINUTES)
-    if minutes < MIN_IDLE_MINUTES:
-        told = f"{minutes:g} minutes: nodes would go between two trials, and each new one installs anew"
-        yield Problem("idle_timeout_minutes", told, f"{MIN_IDLE_MINUTES} minutes or more, e.g. 10")
     if config["provider"].get("cache_stopped_nodes", True):
         told = "Ray would stop nodes and not end them: their disks stay, with what is on them, and cost"
         yield Problem("provider.cache_stopped_nodes", told, "say false")
@@ -498,11 +472,8 @@ def _node_on_aws(place: str, made: dict[str, Any], *, is_head: bool) -> Iterator
             yield Problem(f"{place}.{key}", told, way_out)
     place = f"{place}.BlockDeviceMappings"
     disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
-    if not disks:
-        told = "no disk is named: the image's own may have 8 GB and is not encrypted"
-        yield Problem(place, told, "see cluster.yaml: 100 GB, Encrypted: true")
-    if not all(disk.get("Encrypted") for disk in disks):
-        yield Problem(place, "a disk is not encrypted", "add Encrypted: true")
+    if not disks or not all(disk.get("Encrypted") for disk in disks):
+        yield Problem(place, "a disk is not encrypted, or none is named", "name it, with Encrypted: true")
     if not all(disk.get("DeleteOnTermination", True) for disk in disks):
         yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
 
@@ -526,9 +497,7 @@ def _policy(config: dict[str, Any]) -> Iterator[Problem]:
 def _on_gcp(config: dict[str, Any]) -> Iterator[Problem]:
     for place, made, is_head in _nodes(config):
         boots = [disk for disk in made.get("disks") or () if isinstance(disk, dict) and disk.get("boot")]
-        if not boots:
-            yield Problem(f"{place}.disks", "no disk to boot from", "see clusters/gcp.yaml")
-        elif not boots[0].get("autoDelete"):
+        if not boots or not boots[0].get("autoDelete"):
             yield Problem(f"{place}.disks", "the disk stays when its node ends", "say autoDelete: true")
         nets = made.get("networkInterfaces") or []
         if not nets or not all(one.get("subnetwork") or one.get("network") for one in nets):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.estimate import MeasuredTrial, read_prices
+from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.sweep_file import SweepSource, sweep_text
 from orchestrator.results.mlflow_pages import read_run_pages
@@ -119,7 +119,6 @@ class Stages:
         if self.options.tracking:
             mlflow_uri(self.workspace.paths, self.options.mlflow_uri)  # it must not wait for MLflow's start
         self.workspace.make()
-        read_prices(self.workspace.paths.prices)  # nor a mistake in this for the report
         provenance()  # of the code as it is now, whatever becomes of it while trials run
         self.monitor.path = self.workspace.sweep_paths.progress
         self.stack.enter_context(locked(self.workspace, self.purpose, self.monitor.note))
@@ -361,7 +360,7 @@ def _written(workspace: Workspace, state: State) -> Path | None:
     made_of = [sweep_text(workspace.plan.sweep), about.text(), *(record.text() for record in records)]
     pages = read_run_pages(paths.run_pages)
     made_of += [f"{pages.prefix} {pages.runs.get(trial_id)}" for trial_id in state.results]
-    made_of += [repr(read_prices(workspace.paths.prices)), repr(state.unreadable)]
+    made_of.append(repr(state.unreadable))
 
     def mark() -> bytes:
         files = sorted((str(path), path.stat().st_mtime_ns) for path in paths.report.rglob("*.*"))

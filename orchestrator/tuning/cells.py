@@ -303,15 +303,3 @@ def search_rows(workspace: Workspace) -> list[Row]:
         }
         for record in sorted(records, key=lambda record: record.finished_at)
     ]
-
-
-def most_trainings(workspace: Workspace) -> tuple[int | None, str]:
-    """Return how many whole trainings a search takes at most, in words too; or None, and why it cannot be."""
-    sweep, tune = workspace.plan.sweep, workspace.plan.sweep.tune
-    try:
-        cells = tuning_cells(workspace.plan)
-    except SweepError as error:
-        return None, f"isweep tune would refuse: {error}" if "tune" in sweep.model_fields_set else ""
-    # The budget of each cell, and the further trainings of finalists and of the sweep's own recipe.
-    most = round(len(cells) * (tune.num_trainings + (tune.finalists + 1) * (tune.seeds - 1)))
-    return most, f"beside it, isweep tune would train {most} networks to the end at most"

@@ -28,9 +28,6 @@ from tasks.atomic import write_atomic
 from tasks.finding import Finding
 from tasks.trials.records import SearchResult, SearchStatus, capped
 
-FLAT_WITHIN = 0.05
-"""Nat of validation loss above the best within which an optimum counts as flat."""
-
 
 class Candidate(Finding):
     """A finalist: a point and the capped validation losses of the runs that it is judged by, in nat.
@@ -54,7 +51,6 @@ class CellOutcome(Finding):
         own: The sweep's own recipe, trained as often; None when it failed.
         finalists: All that have every run, best first.
         gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or own kept.
-        flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
         num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
         spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.
         chance_loss: Loss of guessing.
@@ -67,7 +63,6 @@ class CellOutcome(Finding):
     finalists: tuple[Candidate, ...]
     gain: float | None
     gain_std_error: float | None
-    flat: tuple[float, float] | None
     num_trials: int
     num_diverged: int
     num_failed: int
@@ -149,17 +144,15 @@ def outcomes(search: Search) -> tuple[CellOutcome, ...]:
 
 def _outcome(search: CellSearch) -> CellOutcome:
     tried = [result for (_, run), result in search.results.items() if run == 0]
-    complete = search.complete()
     points = search.finalists()
     # Finalists of earlier starts have all their runs too: a search that goes on forgets none.
-    points += [point for point, _ in complete if point not in points]
+    points += [point for point, _ in search.complete() if point not in points]
     finalists = [_candidate(search, point) for point in points]
     # Of equal means the first, the better one of the search.
     ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
     own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
     chosen = _choice(ranked, own)
     gains = [] if chosen is None or own is None else _differences(own, chosen)
-    flat = [p.learning_rate for p, r in complete if r.capped_loss <= complete[0][1].capped_loss + FLAT_WITHIN]
     further = sum(result.epochs for (_, run), result in search.results.items() if run)
     return CellOutcome(
         model=search.cell.key[0],
@@ -169,7 +162,6 @@ def _outcome(search: CellSearch) -> CellOutcome:
         finalists=tuple(ranked),
         gain=statistics.fmean(gains) if gains else None,
         gain_std_error=None if chosen == own else _std_error(gains),
-        flat=(min(flat), max(flat)) if flat else None,
         num_trials=len(tried),
         num_diverged=sum(result.status == SearchStatus.DIVERGED for result in tried),
         num_failed=search.num_failed,
@@ -226,7 +218,7 @@ def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
     """Return one row per model and dataset; losses are of the validation images, in nat."""
 
     def row(cell: CellOutcome) -> Row:
-        chosen, own, (flat_from, flat_to) = cell.chosen, cell.own, cell.flat or (None, None)
+        chosen, own = cell.chosen, cell.own
         points = {name: getattr(chosen.point, name) if chosen else None for name in Point.model_fields}
         return {
             "model": cell.model,
@@ -238,8 +230,6 @@ def outcome_rows(cells: Iterable[CellOutcome]) -> list[Row]:
             "own_std_error": own.std_error if own else None,
             "gain": cell.gain,
             "gain_std_error": cell.gain_std_error,
-            "flat_from": flat_from,
-            "flat_to": flat_to,
             "num_trials": cell.num_trials,
             "divergence_rate": cell.divergence_rate,
             "trainings": cell.spent,
@@ -269,7 +259,6 @@ COLUMNS: dict[str, Callable[[CellOutcome], str]] = {
     "validation loss": lambda cell: _loss(cell.chosen),
     "own recipe": lambda cell: _loss(cell.own),
     "gain": lambda cell: "own kept" if cell.keeps_own else _spelled(cell.gain, cell.gain_std_error),
-    "flat": lambda cell: "{:.2g} to {:.2g}".format(*cell.flat) if cell.flat else "",
     "trials": lambda cell: str(cell.num_trials),
     "diverged": lambda cell: f"{cell.divergence_rate:.0%}",
     "trainings": lambda cell: f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}",
@@ -283,7 +272,7 @@ def outcome_table(cells: Iterable[CellOutcome], names: Iterable[str] = COLUMNS) 
     note = (
         "Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower than "
         "with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an error); "
-        f"flat: rates tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists."
+        "trainings: of the search + of finalists."
     )
     columns = {name: COLUMNS[name] for name in names}
     return laid_out("tuned", "Searched recipes", note, cells, columns, numeric_from=2)
@@ -349,7 +338,6 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
         table=outcome_table(cells),
         caption=CAPTION,
         figure=loss_against_rate(states, trials, cells, workspace.plan.datasets),
-        journal=f"sweeps/{sweep.name}/search/{workspace.sweep_paths.search_journal.name}",
     )
     path = folder / "search.html"
     write_atomic(path, page.encode())

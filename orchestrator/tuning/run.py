@@ -21,7 +21,7 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.run import Stages
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, TuneSummary, outcome_rows, outcomes, write_report
-from orchestrator.tuning.search import Earlier, Search, open_storage
+from orchestrator.tuning.search import Earlier, Search
 from search_spaces.errors import DataError, SetupError, SweepError, collect
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
@@ -118,8 +118,7 @@ class _Tuning(Stages):
         stored = StoredResults.read(workspace.search_url)
         stored.patience = Patience(monitor.note)
         earlier = self._read(stored)
-        storage = open_storage(workspace.sweep_paths.search_journal, stored.patience)
-        search = Search(self.cells, workspace.plan.sweep.tune, storage)
+        search = Search(self.cells, workspace.plan.sweep.tune)
         search.go_on(earlier.trainings())
         records, num_known = earlier.records, len(earlier.records)
         if options.address is not None and not search.done:

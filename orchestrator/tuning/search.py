@@ -7,31 +7,26 @@ need nothing new and fill what is left of the cluster.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore, Unreadable
 from orchestrator.tuning.cells import AskedRecord, CellKey, Point, Role, SearchRecord, TuningCell
 from search_spaces.fingerprint import derive_seed
 from search_spaces.tuning import Sampler, SearchTrialSpec, TuneSpec
 from tasks.trials.records import SearchResult, SearchStatus
 
-# Where the next point comes from: one Optuna study per cell, asked and told by us. Optuna's storage is a
-# view, like MLflow, made anew from the store at every start: ``docs/decisions/0012-own-ask-and-tell.md``.
+# Where the next point comes from: an Optuna study per cell, made anew from what is known for every proposal:
+# ``docs/decisions/0012-own-ask-and-tell.md``.
 
 STARTUP_TRIALS = 4
 """Points that are drawn at random before a model of the loss is believed, the given ones included."""
@@ -39,100 +34,49 @@ MANY_REPEATS = 25
 """Points in a row that were all known: the space has no more."""
 
 
-def open_storage(path: Path | None, patience: Patience | None = None) -> BaseStorage:
-    """Return a new, empty storage: a journal file that ``optuna-dashboard`` opens, or memory for None.
-
-    ``patience`` waits for a disk that is full; None raises at once.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if path is None:
-        return InMemoryStorage()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Who has the old one open goes on reading it. A driver that was killed in a write left Optuna's lock,
-    # which is waited for, and for ever where the root has moved; nobody else writes below a locked root.
-    for left in (path, path.with_name(f"{path.name}.lock")):
-        left.unlink(missing_ok=True)
-    return JournalStorage(_PatientJournal(path, patience))
-
-
-class _PatientJournal(JournalFileBackend):
-    """A journal that a full disk leaves without half a line: nobody could read on behind one."""
-
-    def __init__(self, path: Path, patience: Patience | None) -> None:
-        super().__init__(str(path))
-        self._path, self._patience = path, patience
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append lines, all or none of them; as the store does, wait where there is no room."""
-        size = self._path.stat().st_size
-
-        def append() -> None:
-            try:
-                super(_PatientJournal, self).append_logs(logs)
-            except OSError:
-                os.truncate(self._path, size)
-                raise
-
-        if self._patience is None:
-            append()
-        else:
-            self._patience.until_done(append)
-
-
 class CellStudy:
-    """The study of one cell, in a storage from :func:`open_storage`; the seed is that of the whole search."""
+    """What the sampler is told of one cell, point by point; the seed is that of the whole search."""
 
-    def __init__(self, cell: TuningCell, sampler: Sampler, storage: BaseStorage, seed: int = 0) -> None:
+    def __init__(self, cell: TuningCell, sampler: Sampler, seed: int = 0) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._cell, self._sampler, self._seed = cell, sampler, seed
         self._space: dict[str, BaseDistribution] = {
             "learning_rate": FloatDistribution(*cell.space.learning_rate, log=True),
             "weight_decay": FloatDistribution(*cell.space.weight_decay, log=True),
             "batch_size": CategoricalDistribution(cell.space.batch_size),
         }
-        self.study = optuna.create_study(
-            storage=storage, study_name=" on ".join(cell.key), direction="minimize"
-        )
+        self.trials: list[FrozenTrial] = []
 
     def propose(self, again: int = 0) -> Point:
         """Return the sampler's next point, which nobody has asked for yet.
 
-        It follows from the seed, the study's points in their order and what is known of them, so that a kill
-        changes nothing; ``again`` counts proposals that nothing was told between.
+        It follows from the seed, the points in their order and what is known of them, so that a kill changes
+        nothing; ``again`` counts proposals that nothing was told between.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        seed = derive_seed("sampler", self._seed, list(self._cell.key), len(trials), again) % 2**32
-        # On a copy: the study has points as they are trained, rounded, and none that is not.
-        thought = optuna.create_study(sampler=make_sampler(self._sampler, seed))
-        thought.add_trials(trials)
-        params = thought.ask(self._space).params
+        seed = derive_seed("sampler", self._seed, list(self._cell.key), len(self.trials), again) % 2**32
+        study = optuna.create_study(sampler=make_sampler(self._sampler, seed))
+        study.add_trials(self.trials)
         # Of four digits: what people copy is what was run.
+        params = study.ask(self._space).params
         rounded = {name: type(value)(f"{value:.4g}") for name, value in params.items()}
         return self._cell.nearest(Point.model_validate(rounded))
 
-    def ask(self, point: Point) -> optuna.Trial:
-        """Begin a point, which must lie in the space."""
-        self.study.enqueue_trial(point.model_dump())
-        return self.study.ask(self._space)
+    def ask(self, point: Point) -> int:
+        """Begin a point, which must lie in the space; returns its place among the trials."""
+        self.trials.append(self._trial(point.model_dump(), TrialState.RUNNING))
+        return len(self.trials) - 1
 
-    def tell(self, trial: optuna.Trial, result: SearchResult | None) -> None:
+    def tell(self, place: int, result: SearchResult | None) -> None:
         """Tell what a point that was asked for gave, if anything."""
-        if result is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-            return
-        for name, value in _attributes(result).items():
-            trial.set_user_attr(name, value)
-        self.study.tell(trial, result.capped_loss)
+        state, value = (TrialState.COMPLETE, result.capped_loss) if result else (TrialState.FAIL, None)
+        self.trials[place] = self._trial(self.trials[place].params, state, value)
 
     def add(self, point: Point, result: SearchResult) -> None:
         """Tell of a point that an earlier start asked for, in its turn."""
-        self.study.add_trial(
-            optuna.create_trial(
-                params=point.model_dump(),
-                distributions=self._space,
-                value=result.capped_loss,
-                user_attrs=_attributes(result),
-            )
-        )
+        self.trials.append(self._trial(point.model_dump(), TrialState.COMPLETE, result.capped_loss))
+
+    def _trial(self, params: dict[str, Any], state: TrialState, value: float | None = None) -> FrozenTrial:
+        return optuna.create_trial(state=state, value=value, params=params, distributions=self._space)
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
@@ -146,16 +90,11 @@ def make_sampler(name: Sampler, seed: int) -> BaseSampler:
         return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
 
 
-def _attributes(result: SearchResult) -> dict[str, object]:
-    """Return what ``optuna-dashboard`` shows beside a trial's value."""
-    return {"status": str(result.status), "epochs": result.epochs, "loss": result.loss}
-
-
 @dataclass(frozen=True)
 class Asked:
     """A trial to run; ``run`` is 0 for the search's own training of a point.
 
-    ``told`` is the trial of the cell's study; None where the study is not told.
+    ``told`` is its place in the cell's study; None where the study is not told.
     """
 
     cell: TuningCell
@@ -163,7 +102,7 @@ class Asked:
     point: Point
     role: Role
     run: int = 0
-    told: optuna.Trial | None = None
+    told: int | None = None
 
     @property
     def key(self) -> CellKey:
@@ -273,11 +212,10 @@ class CellSearch:
 class Search:
     """A search over all cells of a sweep, see :func:`orchestrator.tuning.cells.tuning_cells`."""
 
-    def __init__(self, cells: Iterable[TuningCell], tune: TuneSpec, storage: BaseStorage) -> None:
+    def __init__(self, cells: Iterable[TuningCell], tune: TuneSpec) -> None:
         self.tune = tune
         self.cells: dict[CellKey, CellSearch] = {
-            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, tune.seed), tune)
-            for cell in cells
+            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, tune.seed), tune) for cell in cells
         }
         self._again: deque[Asked] = deque()
 

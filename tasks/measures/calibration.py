@@ -166,9 +166,8 @@ def calibrate(
         reason = f"needs at least {4 * num_neighbors} distinct points, has {num_points}"
         return replace(undefined, reason=reason)
     executor, how_many = executor or InlineExecutor(), (num_points, num_neighbors)
-    search = nested_neighbors(
-        source, None, [num_points], num_neighbors, executor=executor, precision=precision, keep=kept
-    )
+    how: dict[str, Any] = {"executor": executor, "precision": precision, "keep": kept}
+    search = nested_neighbors(source, None, [num_points], num_neighbors, **how)
     observed = statistics(search.tables[0], _pair_distances(source, kept), num_neighbors)
     if observed is None:
         return replace(undefined, reason="neighbour distances are zero or all equal")
@@ -264,9 +263,7 @@ def posterior(
     low, high = np.minimum(np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid)), ambient)
     notes = []
     if misfit > MISFIT:
-        notes.append(
-            "the distances are unlike those of every simulated family; take the correction with care"
-        )
+        notes.append("the distances are unlike those of every simulated family: take it with care")
     if value > HIGH_DIMENSION:
         notes.append(
             f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on images of "

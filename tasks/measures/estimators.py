@@ -212,9 +212,8 @@ def _gride(near: Neighborhoods) -> Fit:
     for n1 in [2**j for j in range(20) if 2 ** (j + 1) <= near.distances.shape[1]]:
         closer, farther = near.distances[:, n1 - 1], near.distances[:, 2 * n1 - 1]
         value, error = _gride_fit(np.log(farther / closer), n1, 2 * n1)
-        curve.append(
-            {"n1": n1, "n2": 2 * n1, "value": value, "std_error": error, "distance": float(farther.mean())}
-        )
+        scale = {"n1": n1, "n2": 2 * n1, "distance": float(farther.mean())}
+        curve.append({**scale, "value": value, "std_error": error})
     return value, error, {"curve": curve}
 
 

@@ -268,9 +268,7 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
             "sharpness is infinite, and the values here hold for the other pairs; look at conflict_pairs"
         )
     if record.label_sharpness is not None and convention.pixel_range is None:
-        notes.append(
-            "the pixel range of these images is not known; give it (--pixel-range) to compare label sharpness"
-        )
+        notes.append("the pixel range of these images is not known: --pixel-range makes K_F comparable")
     return tuple(notes)
 
 
@@ -349,9 +347,8 @@ def row_keys(
     """
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
-        raise DataError(
-            "Images must be real numbers of at most 64 bits", f"dtype {rows.dtype}", "convert them"
-        )
+        rule = "Images must be real numbers of at most 64 bits"
+        raise DataError(rule, f"dtype {rows.dtype}", "convert them")
     rng = np.random.default_rng(20240501)
     columns = np.sort(rng.permutation(rows.shape[1])[:KEY_VALUES])
     # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.

@@ -88,9 +88,7 @@ class MeasureSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {k: list(value) if isinstance(value, tuple) else value for k, value in asdict(self).items()}
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -61,8 +61,8 @@ MAX_MEMBERS = 1000
 MAX_CHUNK_BYTES = 256 << 20
 COPY_AGAIN = "save or copy it again"
 CUT = "values outside pixel_range cut"
-MOST_CUT = 0.9
-"""Of all values: a window of a CT cuts most of the air and the table, a wrong range nearly everything."""
+MOST_CUT, LEAST_FILLED = 0.9, 1e-4
+"""Of all values, as a window of a CT cuts most of the air and the table; and of the range."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +315,7 @@ def _range(
         raise request.error("the images must be a whole array", skip.reason) from None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of limits beyond float32
 def pixel_scale(
     name: str, parts: Iterable[Iterable[NDArray[np.generic]]], given: tuple[float, float] | None
 ) -> tuple[tuple[float, float], str]:
@@ -343,10 +344,13 @@ def pixel_scale(
             rule = f"{name}: images must have values between the black and white of pixel_range"
             cut = f"[{given[0]:g}, {given[1]:g}], which cuts {num_cut / num_values:.1%} of values in {found}"
             raise DataError(rule, cut, f"all of them lie in {option}")
+        if 0 < high - low < LEAST_FILLED * (given[1] - given[0]):
+            rule = f"{name}: images must fill at least {LEAST_FILLED:.2%} of pixel_range"
+            raise DataError(rule, f"{found} of [{given[0]:g}, {given[1]:g}]", f"all of them lie in {option}")
         return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
-    if low >= 0 and 127.5 < high <= 255 and min(highs) <= 1:
+    if low >= 0 and 127.5 < high <= 255 and any(-np.inf < one <= 1 for one in highs):
         rule = f"{name}: training and test images must be stored on one scale"
         raise DataError(rule, f"one of them in [0, 1], all in {found}", f"save them alike, or say {option}")
     if low >= 0 and 127.5 < high <= 255:

@@ -1,6 +1,6 @@
 """Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of its own.
 
-Prints one JSON object: what was stored, told and tracked after each start, and what a search asked for and
+Prints one JSON object: what was stored and tracked after each start, and what a search asked for and
 chose that nobody killed, in a root beside.
 
     unshare ... python -m tests.integration.killed_search SWEEP ROOT CPUS 2 5 9
@@ -79,21 +79,6 @@ def search(sweep: str, root: Path, cpus: str, until: int | None = None) -> dict[
     }
 
 
-def told(root: Path) -> dict[str, list[Any]]:
-    """Return the state and point of each trial in Optuna's storage, as ``optuna-dashboard`` opens it."""
-    import optuna
-
-    path = str(root / "sweeps" / "searched" / "search" / "optuna.log")
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    return {
-        study.study_name: [
-            [trial.state.name, *(trial.params[name] for name in sorted(trial.params))]
-            for trial in optuna.load_study(study_name=study.study_name, storage=storage).trials
-        ]
-        for study in storage.get_all_studies()
-    }
-
-
 def tracked(root: Path) -> dict[str, Any]:
     """Return the states of each trial's MLflow runs, and those of the search's own."""
     import mlflow
@@ -112,7 +97,7 @@ def main(sweep: str, folder: str, cpus: str, *moments: str) -> None:
     root = Path(folder)
     beside = root.with_name(f"{root.name}-unbroken")
     starts = [search(sweep, root, cpus, until) for until in (*map(int, moments), None)]
-    found = {"starts": starts, "told": told(root), "tracked": tracked(root), "recipe": recipe(root)}
+    found = {"starts": starts, "tracked": tracked(root), "recipe": recipe(root)}
     unbroken = search(sweep, beside, cpus)
     print(json.dumps({**found, "unbroken": {**unbroken, "recipe": recipe(beside)}}))
 

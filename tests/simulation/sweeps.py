@@ -18,7 +18,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.trials import GridWork, Run, Work
 from orchestrator.tuning.cells import Point, Role, SearchRecord, TuningCell, flat_search, tuning_cells
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import CellStudy, Earlier, Search, open_storage
+from orchestrator.tuning.search import CellStudy, Earlier, Search
 from orchestrator.tuning.trials import SearchWork
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, TrialResult, ValidationScore
@@ -92,7 +92,7 @@ def proposals_of(size: int) -> dict[tuple[str, str], set[Point]]:
     """Return the points that the sampler of each cell's search proposes, whatever befalls the search."""
     tune, found = plan_of(size).sweep.tune, dict[tuple[str, str], set[Point]]()
     for cell in cells_of(size):
-        study, points = CellStudy(cell, tune.sampler, open_storage(None), tune.seed), set[Point]()
+        study, points = CellStudy(cell, tune.sampler, tune.seed), set[Point]()
         for _ in range(MOST_POINTS):
             points |= {study.propose(again) for again in range(2)}
             study.ask(study.propose())
@@ -184,7 +184,7 @@ class Tuning:
         self._cells, self._proposals = cells_of(size), proposals_of(size)
         self._fingerprints = {spec.prepared_id: data for spec in self.plan.prepared}
         self._earlier = Earlier.read(stored.store, self._cells, self._fingerprints)
-        self._search = Search(self._cells, self.plan.sweep.tune, open_storage(None))
+        self._search = Search(self._cells, self.plan.sweep.tune)
         self._search.go_on(self._earlier.trainings())
 
     def outcome(self, trial_id: str) -> SearchResult:
@@ -231,7 +231,7 @@ class Tuning:
             own = [(one.cell.own, run) for run in range(asked.seeds)]
             if left := [run for run in own if run not in one.results]:
                 found.append(f"{name} on {dataset}: of the sweep's own recipe runs {left} are missing")
-            if len(one.study.study.trials) != sum(run == 0 for _, run in one.results):
+            if len(one.study.trials) != sum(run == 0 for _, run in one.results):
                 found.append(f"the study of {name} on {dataset} has not every point once")
         sampled = [one for one in earlier.asked.values() if one.role == Role.SAMPLED]
         if strange := [one.trial_id for one in sampled if one.point not in self._proposals[one.key]]:

@@ -122,12 +122,6 @@ def test_asking_for_more_measurements_changes_no_network(asked, num_lacking):
     more = trial(**asked)
     assert (more.trial_id, more.derived_seed) == (trial().trial_id, trial().derived_seed)
     assert len(trial().lacks(more)) == num_lacking
-    assert {item.network_id for item in more.measurements} == {trial().trial_id}
-
-
-def test_every_measurement_is_its_networks_own():
-    cells = (trial(), trial(network=network(seed=1)))
-    assert len({item for cell in cells for item in cell.measurements}) == 12
 
 
 class Old(Spec):

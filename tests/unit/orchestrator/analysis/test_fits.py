@@ -1,5 +1,7 @@
 """What is fitted: exact laws come back, what cannot be fitted says why, and nothing hangs on an accident."""
 
+from itertools import permutations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +60,9 @@ def test_the_headline_leaves_out_what_cannot_be_asked():
     mixed = table.assign(image_size=np.where(table["dataset"] == "natural0", 32, 64))
     fits = fit_scaling_laws(mixed)
     assert fits.find("headline").terms == ("inverse_d", "is_medical")
-    assert {claim.key for claim in fits.claims} == {"dimension", "exponent", "exponent_below_bound"}
+    assert {"dimension", "exponent", "exponent_below_bound", "attacks_on_sharpness"} == {
+        claim.key for claim in fits.claims
+    }
     bare = fit_scaling_laws(table.assign(label_sharpness=np.nan))
     assert bare.find("headline").terms == ("inverse_d", "is_medical")
 
@@ -127,9 +131,24 @@ def test_unequal_channels_refuse_what_compares_sharpness_and_only_that():
     fits = explored(published_table())
     assert not fits.sharpness_scale.comparable
     assert "3 channels, range 255: cifar10, imagenet, svhn" in fits.sharpness_scale.note
-    attack = fits.find("attack", response="fgsm_2_loss_gain")
-    assert (attack.status, attack.reason) == ("refused", "K_F was measured on unequal scales")
     assert fits.find("exponent", model="resnet34").status == "ok"
+    few = synthetic_table(num_natural=3, num_medical=3, models=("a",))
+    few["sharpness_channels"] = np.where(few["domain"] == "medical", 1, 3)
+    assert {(fit.status, fit.reason) for fit in fit_scaling_laws(few).fits if fit.kind == "attack"} == {
+        ("refused", "K_F was measured on unequal scales")
+    }
+
+
+def test_of_unequal_scales_attacks_are_told_from_the_datasets_of_one():
+    """By Pearson's r over the medical sets, in every order: one natural set says nothing."""
+    rows = published_table().dropna(subset=["fgsm_2_loss_gain"]).query("domain == 'medical'")
+    gain, sharpness = rows["fgsm_2_loss_gain"].to_numpy(), rows["label_sharpness"].to_numpy()
+    (found,) = (fit for fit in fit_scaling_laws(published_table()).attacks if fit.estimates)
+    r, orders = found.estimates[0], np.array([*permutations(gain)])
+    assert r.value == pytest.approx(np.corrcoef(gain, sharpness)[0, 1])
+    moved = (orders - gain.mean()) @ (sharpness - sharpness.mean())
+    assert r.resampled_p == pytest.approx(np.mean(moved >= moved[0] - 1e-9))
+    assert (found.num_datasets, found.variant) == (8, "224×224 pixels, 1 channel, range 255")
 
 
 def test_an_unrecorded_scale_is_another_one():

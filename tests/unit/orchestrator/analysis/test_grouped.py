@@ -1,5 +1,6 @@
 """Any table, fitted within and between its groups: against statsmodels, by hand, and with nothing to find."""
 
+import re
 from itertools import permutations
 
 import numpy as np
@@ -35,9 +36,16 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         ("loss", -999, "loss is -999 in 3 rows, fitted as a number; leave the cell empty"),
         ("d", -9999, "d is -9999 in 3 rows"),
         ("d", 999, "d is 999 in 3 rows"),
+        ("d", 99, "d is 99 in 3 rows"),
+        ("d", -9, "d is -9 in 3 rows"),
+        ("loss", -88, "loss is -88 in 3 rows"),
+        ("d", -32768, "d is -32768 in 3 rows"),
+        ("d", 9.96921e36, "d is 9.96921e+36 in 3 rows"),
         ("dataset", "Total", "dataset is Total in 3 rows, fitted like any other; leave them out"),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
+        ("dataset", "mean ± std", "dataset is mean ± std in 3 rows"),
+        ("dataset", "S1", "dataset holds S1 and s1, which capitals alone tell apart"),
     ],
 )
 def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, column, value, said):
@@ -53,12 +61,35 @@ def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, c
     assert f"Beware: {said}" in " ".join(found.lines())
 
 
-def test_numbers_that_only_look_like_codes_are_not_told(tmp_path):
-    table = rows().assign(
-        d=lambda own: np.linspace(0, 999, len(own)).round(), loss=lambda own: own["loss"] - 99
-    )
+def test_codes_are_told_among_numbers_of_their_size_by_their_sign_or_number(tmp_path):
+    spread = np.random.default_rng(0).uniform(size=90)
+    for code, loss in ((-1, spread), (-999, 5000 * spread - 2500)):
+        table = rows()[:90].assign(loss=np.where(np.arange(90) % 40, loss, code))
+        table.to_csv(tmp_path / "own.csv", index=False)
+        (remark,) = read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"]
+        assert remark.startswith(f"Beware: loss is {code} in 3 rows")
+
+
+@pytest.mark.parametrize(
+    "d",
+    [np.linspace(0, 999, 90).round(), np.arange(90) % 2 * 2 - 1, np.arange(90) % 3 - 1, -np.arange(90) - 1],
+)
+def test_numbers_that_only_look_like_codes_are_not_told(tmp_path, d):
+    table = rows()[:90].assign(d=d + 0.0, loss=lambda own: own["loss"] - 99)
     table.to_csv(tmp_path / "own.csv", index=False)
     assert fit_groups(read_own_table(tmp_path / "own.csv", PLAIN), PLAIN).remarks == ()
+
+
+@pytest.mark.parametrize("num", [3, 60])
+def test_a_level_that_reads_as_missing_is_told(tmp_path, num):
+    table = rows().assign(dataset=lambda own: own["dataset"].where(own.index >= num, "None"))
+    table.to_csv(tmp_path / "own.csv", index=False)
+    told = rf"{num} rows without dataset, as 'None' reads \(rows 1, 2, 3"
+    if num > 3:
+        with pytest.raises(ConfigError, match=f"{told}, ….*; .*spell otherwise what is a level of its own"):
+            read_own_table(tmp_path / "own.csv", PLAIN)
+    else:
+        assert re.search(told, read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"][0])
 
 
 def dummies(table, *names):

@@ -10,7 +10,7 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from orchestrator.analysis.findings import findings, summary
+from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs
 from orchestrator.analysis.report import write_report
@@ -115,6 +115,11 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     assert [one.short.startswith("no, the reverse: slope of log ") for one in reverse[2:4]] == [True, True]
     assert " without class " in found[2].short
     assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
+    d_data = 1 / (1 / rows["d_data_mle"]).mean()
+    assert found[0].short.endswith(f"; N doubled: loss × {2 ** (-slopes[0].value / d_data):.3g}")
+    assert found[2].short.endswith(f"; K_F doubled: loss × {2 ** slopes[2].value:.3g}")
+    assert found[3].short.endswith(f"; K_F doubled: R̂ × {2 ** slopes[3].value:.3g}")
+    assert "At equal mean distance K_F had no effect left: docs/findings.md." in family(fits)
     said = summary(fits)
     assert not any("CANNOT BE TESTED" in line for line in said)
     page = unescape(write_report(rows, fits, tmp_path, sweep="pairs", summary={}).read_text("utf-8"))

@@ -164,12 +164,15 @@ def test_names_with_dollars_are_drawn_as_names(tmp_path):
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
     figures = tmp_path / "figures"
     figures.mkdir()
-    for name in ("loss_gain_on_sharpness.svg", "loss_on_d_data.png", "mine.png"):
+    for name in ("loss_gain_on_sharpness.svg", "loss_on_d_data.png", "d_repr_on_d_data.pdf", "mine.png"):
         (figures / name).write_bytes(b"old")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "claims.tex").write_text("of an earlier version")
     bare = synthetic_table()[["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]]
     write_report(bare, fit_scaling_laws(bare), tmp_path, sweep="a", summary={}, formats=("pdf", "png"))
     drawn = {f"loss_on_train_size.{kind}" for kind in ("svg", "pdf", "png")}
     assert {path.name for path in figures.iterdir()} == {"mine.png", *drawn}
+    assert not [*tmp_path.rglob("*.tex")]
 
 
 @pytest.mark.parametrize(

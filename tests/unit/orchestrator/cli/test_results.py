@@ -120,6 +120,15 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     assert "8 names in a and b taken for the same group in each" in said  # all but the first and the last
 
 
+@pytest.mark.parametrize("words", [("--model", "nosuch"), ("--model", "a", "--domain", "medical")])
+def test_what_a_prediction_cannot_start_from_is_told_before_anything_is_measured(run, monkeypatch, words):
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: (few(), ()))
+    monkeypatch.setattr("orchestrator.running.measuring.measure_source", lambda *_: pytest.fail("measured"))
+    code, _, err = run("predict", "smoke", "--measured", "images.npz", "--train-size", "100", *words)
+    assert code == 2
+    assert "images.npz" not in err
+
+
 SEEDS = pd.DataFrame(
     {
         "trial_id": f"{model}-{dataset}-{seed}", "model": model, "recipe": "demo", "dataset": dataset,

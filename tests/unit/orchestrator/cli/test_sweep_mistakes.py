@@ -31,7 +31,7 @@ def changed(old, new):
         (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
         (changed("[20, 40]", "many"), "train_sizes: must be a list, e.g. [a, b]; found: 'many'"),
         (changed("[manifold_d4]", PAIR.format("[cat, dog]")), "Unknown class of mnist5k; found: 'cat'; kno"),
-        (changed("[manifold_d4]", PAIR.format("[3, 3]")), "0: a class pair needs two different classes"),
+        (changed("[manifold_d4]", PAIR.format("[3, 3]")), "class_pairs must name different classes"),
         (changed("[manifold_d4]", OWN), "datasets.a.own.path must exist; found: "),
         (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0: "),
     ],

@@ -54,7 +54,7 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run, tmp_path):
     code, out, _ = run("plan", "smoke", "--json")
     plan = json.loads(out)
     assert code == 0
-    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "search", "power"}
+    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "power"}
     row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "recipe", "status"}
     assert all(set(trial) == row for trial in plan["trials"])
     assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])

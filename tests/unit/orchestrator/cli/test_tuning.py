@@ -31,22 +31,6 @@ def sweep(tmp_path):
     return write
 
 
-def test_plan_says_how_many_trainings_a_search_takes_at_most(run, sweep):
-    said = {"budget": 0.4, "finalists": 2, "seeds": 5}
-    code, out, _ = run("plan", sweep(tune=said))
-    # By hand: two cells of 0.4 * 25 trainings, and 4 more of each of 2 finalists and the sweep's own.
-    assert code == 0
-    assert "isweep tune would train 44 networks to the end at most" in out
-    assert json.loads(run("plan", sweep(tune=said), "--json")[1])["search"] == {"most_trainings": 44}
-
-
-def test_plan_says_why_a_search_would_be_refused(run, sweep):
-    code, out, _ = run("plan", sweep(tune={"batch_size": [128]}))
-    assert code == 0
-    assert "isweep tune would refuse: tune.batch_size must not be larger" in out
-    assert "isweep tune" not in run("plan", sweep(recipe={"from": "smoke", "epochs": [2, 3]}))[1]
-
-
 def test_tune_refuses_a_batch_larger_than_the_set_with_2(run, sweep):
     code, out, err = run("tune", sweep(tune={"batch_size": [128]}))
     assert (code, out) == (2, "")

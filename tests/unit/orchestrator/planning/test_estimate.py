@@ -11,7 +11,7 @@ from orchestrator.planning import estimate as e
 from orchestrator.planning import predict as p
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
-from search_spaces.errors import ConfigError, SweepError
+from search_spaces.errors import ConfigError
 from tasks.trials.records import CONTEXT_BYTES
 from tests.unit.orchestrator.results.examples import diverged, state_of, trial_record, trial_result
 
@@ -145,14 +145,11 @@ def test_a_plan_for_more_gpus_is_shorter_and_never_below_its_bound(trials):
     assert set(one["shares"]) == {"small_cnn"}
 
 
-@pytest.mark.parametrize(
-    ("share", "num_gpus", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2), (None, 1, 3)]
-)
-def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus, at_once):
+@pytest.mark.parametrize(("share", "num_gpus"), [(0.5, 1), (0.25, 1), (1.0, 2), (2.0, 5), (None, 1)])
+def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_gpus):
     """Hours are as a status counts them afterwards: time times share, whatever a trial makes of it."""
     found = e.estimate(trials, (), share=share, num_gpus=num_gpus)
     given, cluster = [p.need_of(trial, H100, given=share) for trial in trials], found["cluster"]
-    assert cluster["most_at_once"] == at_once
     assert cluster["shares"] == {"small_cnn": given[0].share if share is None else share}
     assert found["gpu_hours"] == pytest.approx(sum(need.seconds * need.share for need in given) / 3600)
     used = cluster["hours"] * cluster["num_gpus"] * cluster["utilisation"]
@@ -315,19 +312,19 @@ def jobs(*pairs):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "num_gpus", "makespan", "at_once"),
+    ("pairs", "num_gpus", "makespan"),
     [
-        ([(4, 0.5)] * 3, 1, 8, 2),
-        ([(5, 0.6)] * 3, 2, 10, 2),  # two run, the third waits although 0.8 GPUs are free
-        ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5, 2),  # a small one goes past a large one that must wait
-        ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6, 2),
-        ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4, 2),  # the longest first
-        ([], 3, 0, 0),
+        ([(4, 0.5)] * 3, 1, 8),
+        ([(5, 0.6)] * 3, 2, 10),  # two run, the third waits although 0.8 GPUs are free
+        ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5),  # a small one goes past a large one that must wait
+        ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6),
+        ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4),  # the longest first
+        ([], 3, 0),
     ],
 )
-def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan, at_once):
+def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan):
     found = e.replay(jobs(*pairs), num_gpus)
-    assert (found.makespan, found.most_at_once) == (pytest.approx(makespan), at_once)
+    assert found.makespan == pytest.approx(makespan)
     work = sum(seconds * share for seconds, share in pairs)
     longest = max((seconds for seconds, _ in pairs), default=0)
     assert found.lower_bound == pytest.approx(max(work / num_gpus, longest))
@@ -369,67 +366,6 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
         running = [other for other in running if other[0] > now]
     assert (found.makespan, found.starts) == (now, expected)
     assert e.replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
-
-
-def price_table(folder, text):
-    path = folder / "prices.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_a_file_replaces_what_it_names_and_without_one_prices_are_assumed_and_say_so(tmp_path):
-    prices = e.read_prices(tmp_path / "prices.yaml")
-    assert prices == e.Prices()
-    assert prices.gpu.dollars == p.GPU_MODELS["h100"].price
-    assert "assumed" in prices.origin
-    prices = e.read_prices(price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
-    assert (prices.gpu.dollars, prices.gpu.watts) == (2.5, 500)
-    assert prices.core == e.Prices().core
-    assert prices.origin == "our contract"
-
-
-def test_a_plan_is_for_the_gpu_asked_for_else_the_one_here_at_the_price_of_the_table(tmp_path):
-    assert e.gpu_to_plan(None, tmp_path / "prices.yaml") is None
-    assert e.gpu_to_plan(None, tmp_path / "prices.yaml", p.GPU_MODELS["l4"]) == p.GPU_MODELS["l4"]
-    assert e.gpu_to_plan("h200", tmp_path / "prices.yaml") == p.GPU_MODELS["h200"]
-    core = price_table(tmp_path, "core: {dollars: 1, watts: 5}\n")
-    assert e.gpu_to_plan("h200", core) == p.GPU_MODELS["h200"]
-    ours = e.gpu_to_plan("h200", price_table(tmp_path, "gpu: {dollars: 2.5, watts: 500}\n"))
-    assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
-    with pytest.raises(ConfigError, match=r"GPU.*h1000"):
-        e.gpu_to_plan("h1000", tmp_path / "none.yaml")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("gpu: {dollars: -1, watts: 1}", "from 0 to 1,000,000.*gpu.dollars"),
-        ("core: {dollars: 1, watts: 1000001}", "from 0 to 1,000,000.*core.watts: Input should be less than"),
-        ("gpus: h100", "from 0 to 1,000,000.*gpus"),
-        ("gpu: {dollars: .nan, watts: 1}", "gpu.dollars"),
-        ('gpu: {dollars: "2", watts: 1}', "gpu.dollars: Input should be a valid number"),
-        ("currency: EUR", "currency: Extra inputs are not permitted"),
-        ("gpu: h100", "gpu: Input should be a valid dictionary or instance of Price; gpu: {dollars"),
-        ("- 1", "must be a mapping"),
-        ("gpu: [", "must be valid YAML"),
-    ],
-)
-def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, message):
-    with pytest.raises(SweepError, match=message) as caught:
-        e.read_prices(price_table(tmp_path, text))
-    assert isinstance(caught.value, ConfigError)
-
-
-def test_a_table_that_is_no_text_is_one_message(tmp_path):
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "endless").symlink_to("/dev/zero")
-    (tmp_path / "gone").symlink_to(tmp_path / "nowhere.yaml")
-    rule = "price table must be (a file|readable UTF-8 text|there, or no link to one); found: "
-    for path in tmp_path.iterdir():
-        for read in (e.read_prices, lambda path: e.gpu_to_plan(None, path)):
-            with pytest.raises(ConfigError, match=f"{rule}{path}"):
-                read(path)
 
 
 @pytest.mark.parametrize(

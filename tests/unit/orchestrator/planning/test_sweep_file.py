@@ -82,7 +82,6 @@ def data(text):
         (data("name: mine, own: {kind: foldr, path: x, domain: medical}"), r"Unknown kind; found: 'foldr'"),
         (data("name: mine, own: {kind: csv, path: x}"), r"^datasets\.0\.own\.domain: this key is required"),
         (data("name: mine, own: {kind: csv, path: x, domain: null}"), r"own data of a sweep need a domain"),
-        (data("name: mnist5k, class_pairs: [[3, 8], [3, 8]]"), r"^datasets\.0: class_pairs names \[3, 8\]"),
         (GOOD + "resources: {cpus: 1}", r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known"),
         (GOOD + "resources: {num_gpus: 0.00001}", r"num_gpus: must be 0, or 0\.0001 of a GPU or more; found"),
         (GOOD + "resources: {num_cpus: 0.00001}", r"num_cpus: .*greater than or equal to 0\.0001; found: 1e"),
@@ -103,7 +102,7 @@ def data(text):
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
     ],
-    ids=range(43),
+    ids=range(42),
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(text, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
@@ -389,7 +388,7 @@ def test_classes_of_a_table_go_by_name_or_place():
         (["cat", "dgo"], "Unknown class of cifar10; found: 'dgo'; did you mean 'dog'"),
         (["cat", 3], "class_pairs must name different classes"),
         (["cat", "dog", "frog"], "datasets.0.class_pairs.0: must have at most 2 values; found: "),
-        (["cat", "cat"], "a class pair needs two different classes"),
+        (["cat", "cat"], "class_pairs must name different classes"),
         ([True, 3], "a class is its place, a number from 0, or its name as text"),
         ([1.5, 3], "a class is its place, a number from 0, or its name as text"),
         ([3], "datasets.0.class_pairs.0.1: this value is required"),
@@ -545,19 +544,13 @@ def test_the_disk_of_predictions_is_counted():
     assert "kept predictions: " in extras_text(found)
 
 
-def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():
+def test_the_plan_says_what_attacks_cost_beside_training():
     long = "{from: smoke, epochs: 1000}"
-    cheap = extras(planned(recipe=long), ())
-    assert sum(cheap["attack_shares"].values()) < 0.15
-    assert extras_text(cheap).endswith("% of training")
+    assert extras_text(extras(planned(recipe=long), ())).endswith("% of training")
     more = "robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"
     dear = extras(planned(recipe=long, more=more), ())
     assert list(dear["attack_shares"]) == ["fgsm", "pgd", "robustness"]
-    said = r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant"
-    assert re.search(said, extras_text(dear))
-    assert "315 passes per image and strength, so leave pgd out" in extras_text(dear)
-    radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), ())
-    assert "times the 15% that are meant: a smaller robustness.num_images" in extras_text(radii)
+    assert re.search(r"% of training \(fgsm .*, pgd .*, robustness .*\)", extras_text(dear))
 
 
 def test_recipes_that_vary_within_a_cell_part_the_models():

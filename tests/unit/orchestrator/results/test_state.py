@@ -7,11 +7,11 @@ import tracemalloc
 
 import pytest
 
-from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
+from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
-from orchestrator.results.state import Index, StoredResults, cost_of, judge, read_state
+from orchestrator.results.state import Index, StoredResults, judge, read_state
 from orchestrator.results.store import FailureRecord, ResultStore, TrialRecord
 from orchestrator.results.table import flat_trial
 from orchestrator.results.tracking import Tracker
@@ -113,7 +113,6 @@ def test_an_unreadable_file_is_named_and_its_cell_is_left_to_do(tmp_path):
     StoredResults.read(workspace.results_url).check_writable()  # other damage than a newer version's
 
 
-PRICES = Prices(gpu=Price(dollars=2, watts=500), core=Price(dollars=0.1, watts=10), origin="ours")
 ON_GPU = trial_result().model_copy(update={"device": "cuda"})
 
 
@@ -127,18 +126,16 @@ def state(*records):
     return state_of({one.trial_id: one for one in records})
 
 
-def test_hours_money_and_power_are_time_times_share_times_rate():
+def test_hours_are_time_times_share():
     half = record(40, ON_GPU, gpu_share=0.25, finished_at=7200.0, measured_at=9000.0)  # measured again later
     whole, four = record(50, ON_GPU), record(60, trial_result().model_copy(update={"num_threads": 4}))
     # The share of a record that knows none is a whole GPU.
-    assert state(whole).measured_trials() == [MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000)]
-    cost = cost_of(state(half, whole, four), PRICES)
-    assert (cost["gpu_hours"], cost["core_hours"]) == (1.5, 4.0)
-    assert cost["dollars"] == pytest.approx(1.5 * 2 + 4 * 0.1)
-    assert cost["kilowatt_hours"] == pytest.approx((1.5 * 500 + 4 * 10) / 1000)
-    assert cost["text"] == "cost so far 1.5 GPU-hours and 4 core-hours: 3.4 $, 0.79 kWh (ours)"
-    assert cost_of(state(), PRICES)["text"] == "cost so far 0 core-hours: 0 $, 0 kWh (ours)"
-    assert cost_of(state(), Prices())["text"] == "cost so far 0 core-hours"
+    assert state(whole).measured_trials() == [
+        MeasuredTrial(whole.spec, True, 1.0, 3600.0, peak_bytes=1000),
+    ]
+    text = "cost so far 1.5 GPU-hours and 4 core-hours"
+    assert state(half, whole, four).cost() == {"gpu_hours": 1.5, "core_hours": 4.0, "text": text}
+    assert state().cost()["text"] == "cost so far 0 core-hours"
 
 
 @pytest.fixture

@@ -101,7 +101,6 @@ def test_a_report_is_written_again_only_where_it_or_what_it_is_made_of_has_chang
         (lambda: None, False),
         (lambda: stored.save(record.model_copy(update={"attempt": 7})), True),
         (lambda: None, False),
-        (lambda: finished.paths.prices.write_text("gpu: {dollars: 9, watts: 1}"), True),
         (lambda: rerun.page.write_text("somebody's"), True),
         (lambda: rerun.page.unlink(), True),
         (lambda: None, False),

@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
-
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -56,12 +51,6 @@ def trained(asked: Asked) -> SearchResult:
     """What the formula gives for a trial."""
     epochs = range(1, asked.cell.own_recipe.epochs + 1)
     return result([loss_of(asked.point, epoch, asked.run) for epoch in epochs])
-
-
-def made_again(path: Path | str) -> optuna.Study:
-    """Return the study of the first cell as ``optuna-dashboard`` opens it."""
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=storage)
 
 
 def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchResult]]:

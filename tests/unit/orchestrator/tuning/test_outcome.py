@@ -23,7 +23,7 @@ from orchestrator.tuning.outcome import (
     write_report,
 )
 from orchestrator.tuning.run import write_recipe
-from orchestrator.tuning.search import Search, open_storage
+from orchestrator.tuning.search import Search
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
 
@@ -35,7 +35,7 @@ def changed():
 
 @pytest.fixture(scope="module")
 def search(changed):
-    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    one = Search(tuning_cells(plan_sweep(changed)), changed.tune)
     # Noise by run that is not the same for all points, so that errors are not 0.
     ran = run_through(one)
     rng = np.random.default_rng(0)
@@ -140,7 +140,6 @@ def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
     for cell, outcome in zip(evidence["cells"], found, strict=True):
         assert cell["validation_loss"] == pytest.approx(outcome.chosen.mean, rel=1e-3)
         assert cell["gain_std_error"] == pytest.approx(outcome.gain_std_error, rel=1e-3)
-        assert (cell["flat_from"], cell["flat_to"]) == outcome.flat
         assert (cell["num_trials"], cell["budget"]) == (outcome.num_trials, 10)
 
 
@@ -171,9 +170,7 @@ def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
 
 def test_tables_have_a_row_per_cell_and_say_what_they_do_not_know(search):
     found = list(outcomes(search))
-    found[1] = found[1].model_copy(
-        update={"chosen": None, "own": None, "gain": None, "gain_std_error": None, "flat": None}
-    )
+    found[1] = found[1].model_copy(update={"chosen": None, "own": None, "gain": None, "gain_std_error": None})
     table, brief, rows = outcome_table(found), outcome_table(found, BRIEF), outcome_rows(found)
     assert {len(row) for row in table.rows} == {len(table.header)}
     assert {len(row) for row in brief.rows} == {len(brief.header)} == {7}
@@ -220,7 +217,7 @@ def test_the_gain_is_the_mean_over_datasets_with_its_interval(search):
 def test_a_search_in_which_all_diverged_has_a_page_that_says_so_and_one_without_points_none(
     changed, tmp_path
 ):
-    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    one = Search(tuning_cells(plan_sweep(changed)), changed.tune)
     assert write_report(Workspace.open(changed, str(tmp_path)), one, outcomes(one)) is None
     while (asked := one.next()) is not None:
         one.finished(asked.spec.trial_id, result([], **DIVERGED))
