@@ -190,8 +190,8 @@ class Execution(Protocol):
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes to which a trial that failed for its node could be given."""
 
-    def gpu_failed(self, place: Place) -> None:
-        """Give the GPU of a trial, which failed, to no other for a while."""
+    def gpu_failed(self, place: Place, seconds: float) -> None:
+        """Give the GPU of a trial, which failed, to no other for so long."""
 
     def killed_for_memory(self, places: Mapping[str, Place]) -> set[str]:
         """Return whose process was killed for memory."""
@@ -212,7 +212,7 @@ class TuneExecution:
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._resting: dict[tuple[str, str], list[Any]] = {}
+        self._resting: dict[Any, tuple[str, str]] = {}
         self._desk = run.desk or Desk(work.keep_url)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
@@ -268,15 +268,14 @@ class TuneExecution:
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
-    def gpu_failed(self, place: Place) -> None:
-        """Give the GPU of a trial, which failed, to no other for a while, where there are others."""
-        gpu = place.node, place.gpus
-        rest = (
-            ray.wait(parts, num_returns=len(parts), timeout=0)[1] if (parts := self._resting.get(gpu)) else []
-        )
-        if self._run.cluster.num_gpus > 1 and (len(rest) + 1) * place.num_gpus <= 1:
-            rest.append(keep_out(place))
-        self._resting[gpu] = rest
+    def gpu_failed(self, place: Place, seconds: float) -> None:
+        """Give the GPU of a trial, which failed, to no other for so long, where one is left that works."""
+        over = ray.wait(parts, num_returns=len(parts), timeout=0)[0] if (parts := [*self._resting]) else []
+        self._resting = {part: gpu for part, gpu in self._resting.items() if part not in over}
+        gpu, resting = (place.node, place.gpus), [*self._resting.values()]
+        is_last = len({gpu, *resting}) >= self._run.cluster.num_gpus
+        if not is_last and (resting.count(gpu) + 1) * place.num_gpus <= 1:
+            self._resting[keep_out(place, seconds)] = gpu
 
     def why_nothing_starts(self) -> str:
         """Say what is missing."""

@@ -355,7 +355,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Store a result and tell everybody."""
         status = cast("TrialResult", report.outcome).status
         shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
-        self._retries.finished(report.node)
+        self._requests.finished(self._work.cells[trial_id])
+        place = self._places.get(trial_id)
+        self._retries.finished(report.node, place.gpus if place else "")
         self._num_broken = 0
         self._settled(trial_id)
         self._run.tracker.finish(shown)
@@ -377,8 +379,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._run.stored.save(record)
         self._execution.count_failure(failure.kind)
         gpu = gpu_named(failure.message) if failure.kind in OF_GPU else ""
-        if gpu and trial_id in self._places:
-            self._execution.gpu_failed(self._places[trial_id])
+        if gpu and (place := self._places.get(trial_id)):
+            self._execution.gpu_failed(place, self._retries.rest_s(place.node, place.gpus))
         decision = self._retries.failed(trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out))
         if decision.pause_s is None:
             self._settled(trial_id)

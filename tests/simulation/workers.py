@@ -381,7 +381,7 @@ class SimulatedExecution:
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         return set(self._nodes)
 
-    def gpu_failed(self, place: Place) -> None:
+    def gpu_failed(self, place: Place, seconds: float) -> None:
         pass
 
     def killed_for_memory(self, places: Mapping[str, Place]) -> Collection[str]:
