@@ -425,6 +425,10 @@ def _commands(config: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _in_a_cloud(config: dict[str, Any]) -> Iterator[Problem]:
+    head, kinds = config["head_node_type"], config["available_node_types"]
+    may_start = any(kind.get("max_workers", 1) for name, kind in kinds.items() if name != head)
+    if not (config.get("max_workers", 0) and may_start):
+        yield Problem("max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type")
     if config["provider"].get("cache_stopped_nodes", True):
         told = "Ray would stop nodes and not end them: their disks stay, with what is on them, and cost"
         yield Problem("provider.cache_stopped_nodes", told, "say false")
@@ -520,6 +524,10 @@ def _own(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(name, told, f"say {len(workers)}: others would be left out without a word")
     if len({head, *workers}) <= len(workers):
         yield Problem("provider", "a machine is named twice", "name each once, the head apart")
+    starts = [one for one in config.get("head_start_ray_commands", ()) if "ray start" in one]
+    if starts and not any("RAY_enable_autoscaler_v2=0" in one for one in starts):
+        told = "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out"
+        yield Problem("head_start_ray_commands", told, "put RAY_enable_autoscaler_v2=0 before `ray start`")
     for name in filter(None, (head, *workers)):
         try:
             UNFILLED.search(name) or getaddrinfo(name, 22)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: MOST_IN_VAIN alone ends it
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
-    FailureKind.OUT_OF_MEMORY: 12,  # with twice the share up to a whole GPU, then with a batch in parts
+    FailureKind.OUT_OF_MEMORY: 19,  # each with more or after a wait, until :class:`Requests` has no way left
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
@@ -55,6 +55,8 @@ MOST_DEATHS = 20
 """Of one cell's process, whatever happens to others; those with a lost node do not count."""
 MOST_IN_VAIN = 200
 """Failures in a row, of cells that failed before, without a result in between: then nothing works here."""
+LONGEST_REST_S = 8 * REST_S
+"""Of a GPU that fails again and again: one that was too hot, or was reset by hand, is back by then."""
 MOST_ON_UNFIT = 4
 """Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
 OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP))
@@ -260,33 +262,32 @@ class Place(NamedTuple):
     @classmethod
     def here(cls, trial_id: str) -> Place:
         """Return the place of the process that asks."""
-        context = ray.get_runtime_context()
-        address = ray.util.get_node_ip_address()
-        gpus, share = (
-            os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            context.get_assigned_resources().get("GPU", 0.0),
-        )
-        return cls(trial_id, context.get_actor_id(), address, context.get_node_id(), gpus, share)
+        context, address = ray.get_runtime_context(), ray.util.get_node_ip_address()
+        gpus, its = os.environ.get("CUDA_VISIBLE_DEVICES", ""), context.get_assigned_resources()
+        where = context.get_actor_id(), address, context.get_node_id()
+        return cls(trial_id, *where, gpus, its.get("GPU", 0.0))
 
 
-def keep_out(place: Place) -> Any:
-    """Rest the part of a GPU on which a trial failed; returns what then ends.
+def keep_out(place: Place, seconds: float) -> Any:
+    """Rest the part of a GPU on which a trial failed, as soon as it is free; returns what then ends.
 
-    Ray would give it again as the first free one, and gives another as long as the failed process ends.
+    Ray would give it again as the first free one, and gives another as long as the failed process ends. Where
+    another trial got it before and stays, it does not rest.
     """
     there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_keep_out).remote(place)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_keep_out).remote(place, seconds)
 
 
-def _keep_out(place: Place) -> None:
-    there = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-    rest = ray.remote(num_cpus=0, num_gpus=place.num_gpus, max_calls=0, scheduling_strategy=there)(_rests_on)
-    while not ray.get(rest.remote(place.gpus, REST_S)):
+def _keep_out(place: Place, seconds: float) -> None:
+    until, there = time.time() + LONGEST_REST_S, NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+    options = {"num_cpus": 0, "num_gpus": place.num_gpus, "max_calls": 0, "max_retries": 0}
+    rest = ray.remote(**options, scheduling_strategy=there)(_rests_on)
+    while not ray.get(rest.remote(place.gpus, seconds, until)) and time.time() < until:
         time.sleep(0.1)
 
 
-def _rests_on(gpus: str, seconds: float) -> bool:
-    if rests := os.environ.get("CUDA_VISIBLE_DEVICES") == gpus:
+def _rests_on(gpus: str, seconds: float, until: float) -> bool:
+    if rests := os.environ.get("CUDA_VISIBLE_DEVICES") == gpus and time.time() < until:
         time.sleep(seconds)
     return rests
 
@@ -368,6 +369,7 @@ class Retries:
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
         of_gpus: The cells that each GPU failed, by its UUID and node.
+        in_a_row: Failures of each part of a node that a trial was given, without a result in between.
         unfit: Trials in a row that a node was unfit for, by its address and whether of other code or no GPU.
     """
 
@@ -376,11 +378,17 @@ class Retries:
     in_vain: int = 0
     of_gpus: dict[str, set[str]] = field(default_factory=dict)
     unfit: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    in_a_row: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def finished(self, node: str = "") -> None:
-        """A cell has its result, on ``node``: the sweep makes progress."""
-        self.in_vain = self.unfit[node, True] = 0
+    def finished(self, node: str = "", gpus: str = "") -> None:
+        """A cell has its result, on ``gpus`` of ``node``: the sweep makes progress."""
+        self.in_vain = self.unfit[node, True] = self.in_a_row[node, gpus] = 0
         self.computes(node)
+
+    def rest_s(self, node: str, gpus: str) -> float:
+        """Return how long ``gpus`` of ``node``, which failed again, rest: twice as long every time."""
+        self.in_a_row[node, gpus] += 1
+        return min(REST_S * 2.0 ** (self.in_a_row[node, gpus] - 1), LONGEST_REST_S)
 
     def computes(self, node: str) -> None:
         """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are sound."""

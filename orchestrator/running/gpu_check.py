@@ -170,10 +170,8 @@ def _seen() -> tuple[Gpu, ...]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return describe(named).gpus if gpus.visible_gpus() else ()
-    # No process sees slices (MIG) and whole GPUs.
     whole = [uuid for uuid, mig in nvidia_smi("uuid,mig.mode.current") if mig != "Enabled"]
-    seen = [",".join(uuids) for uuids in (slices(), whole) if uuids] if slices() else [""]
-    return tuple(its for visible in seen for its in describe(visible).gpus)
+    return describe(",".join(slices() + whole) if slices() else "").gpus
 
 
 def gpu(bench: Bench) -> Found:

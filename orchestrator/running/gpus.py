@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -31,6 +32,7 @@ from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
 from tasks.atomic import write_atomic
+from tasks.trials.records import CONTEXT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -228,10 +230,9 @@ def gpus_here() -> list[Gpu]:
     return list(describe(",".join(words or ())).gpus) or gpus if rows or has_devices() else []
 
 
-def slices() -> dict[str, tuple[str, int]]:
-    """Return profile, as 3g.40gb, and bytes of all slices (MIG), by UUID."""
-    line = r"MIG (\S*?(\d+)gb\S*)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)"
-    return {uuid: (name, int(size) * 2**30) for name, size, uuid in re.findall(line, ask_smi("-L")[0])}
+def slices() -> list[str]:
+    """Return the UUIDs of all slices (MIG)."""
+    return re.findall(r"MIG \S+\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)", ask_smi("-L")[0])
 
 
 def check_driver() -> None:
@@ -280,6 +281,12 @@ def describe(visible: str | None = None) -> NodeGpus:
         with suppress(OSError):  # what the raylet, our parent, was started with
             words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
             visible = next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
+    seen = [word.strip() for word in visible.split(",")]
+    if len(seen) > 1 and "MIG-" in visible:  # CUDA shows a process the first slice alone
+        with ThreadPoolExecutor() as pool:
+            each = [*pool.map(describe, seen)]
+        told = next((one for one in each if one.error or one.complaint), each[0])
+        return replace(told, gpus=tuple(gpu for one in each for gpu in one.gpus), visible=visible)
     command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
     said, complaint = answer_of(*command, visible=visible, timeout=IMPORT_TIMEOUT_S)
     found: dict[str, Any] = json.loads(said.splitlines()[-1]) if said else {"error": complaint or "no answer"}
@@ -291,16 +298,14 @@ def describe(visible: str | None = None) -> NodeGpus:
 def print_gpus() -> None:
     """Print, as JSON, what torch, NVML and ``nvidia-smi`` say of this node's GPUs."""
     said = {row[0]: row[1:] for row in nvidia_smi("uuid,compute_mode,mig.mode.current,memory.used")}
-    named = [word for word in visible_gpus() or () if word.startswith("MIG-")]
-    sizes = slices() if named else {}
+    first, held = (visible_gpus() or [""])[0], 0
     import torch
 
     from tasks.trials.isolation import NvmlGpu
 
-    held = dict.fromkeys(named, 0)
-    for word in named:  # before this process holds anything there
+    if first.startswith("MIG-"):  # before this process holds anything there
         with suppress(OSError, AttributeError):  # no NVML, or an older one
-            held[word] = NvmlGpu(word).held_bytes()
+            held = NvmlGpu(first).held_bytes()
     # Once it has begun torch counts what CUDA reaches; before, what NVML lists.
     complaint, gpus = no_gpu(), list[Gpu]()
     for index in range(0 if complaint else torch.cuda.device_count()):
@@ -313,7 +318,7 @@ def print_gpus() -> None:
                 name=about.name,
                 uuid=uuid,
                 memory_bytes=about.total_memory,
-                held_bytes=int(used) * 2**20 if used.isdigit() and not mig else held.get(uuid, 0),
+                held_bytes=int(used) * 2**20 if used.isdigit() and not mig else held,
                 capability=(10 * about.major + about.minor) / 10,
                 processors=about.multi_processor_count,
                 compute_mode=mode,
@@ -321,11 +326,6 @@ def print_gpus() -> None:
                 has_kernels=_has_kernels((10 * about.major + about.minor) / 10, torch.cuda.get_arch_list()),
             )
         )
-    # CUDA shows a process the first slice alone.
-    for word in [word for word in named[1:] if gpus and word in sizes]:
-        profile, size = sizes[word]
-        its = re.sub(r"MIG \S+", f"MIG {profile}", gpus[0].name)
-        gpus.append(replace(gpus[0], name=its, uuid=word, memory_bytes=size, held_bytes=held[word]))
     found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version(), "complaint": complaint}
     print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
 
@@ -419,15 +419,14 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
         yield f"{where}: torch cannot be asked of its GPUs: {node.error}", way_out
         return
-    slices = node.visible.startswith("MIG-")
-    if any(gpu.mig for gpu in node.gpus) and not slices:
+    if any(gpu.mig for gpu in node.gpus) and not node.visible.startswith("MIG-"):
         yield (
             f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell apart",
             "list the slices with nvidia-smi -L, start Ray there with CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
             "and --num-gpus as many, and set resources.num_gpus: 1",
         )
         return
-    if len(node.gpus) < node.offered and not (slices and node.gpus):  # CUDA shows a process one slice at most
+    if len(node.gpus) < node.offered:
         reached = ",".join(gpu.uuid for gpu in node.gpus)
         yield (
             f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA {node.cuda or 'none'} "
@@ -463,12 +462,27 @@ def trial_options(cell: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
     if share and not is_logical():
         check_gpu(cell["precision"])
+        # By every process's first trial: an exclusive GPU takes no self-test beside this process.
+        off = graphs_off() if fast == "auto" else ""
         is_asked = fast == "auto" and not cell["own_network"]  # whose code need not replay as a graph
-        note = graphs_off() if is_asked else ""
-        graphs = fast == "on" or (is_asked and not note)
+        note, graphs = off if is_asked else "", fast == "on" or (is_asked and not off)
         # A whole GPU needs no limit: nobody else is there.
         options |= {"device": "cuda", "gpu_fraction": share if share < 1 else None, "graphs": graphs}
+        check_computes()
     return options, note
+
+
+def check_computes() -> None:
+    """See that the GPU computes at all: of a dead one it is not the trial that is to blame."""
+    import torch
+
+    try:
+        torch.ones(1, device="cuda").item()
+    except torch.AcceleratorError as error:
+        if "out of memory" in str(error):
+            raise
+        found = f"{named(gpu_in_use()[1])}: {str(error).splitlines()[0]}"
+        raise SetupError(NO_GPU, found, "reset or hide it: nvidia-smi says more") from error
 
 
 def check_gpu(precision: str) -> None:
@@ -498,6 +512,20 @@ def capability() -> float:
 
     major, minor = torch.cuda.get_device_capability()
     return (10 * major + minor) / 10
+
+
+def held_by_others() -> str:
+    """Say what other processes hold of this process's GPU: all where it could not begin; empty if unknown."""
+    import torch
+
+    if is_logical():
+        return ""
+    held = torch.cuda.memory_reserved()  # 0 before it begins
+    with suppress(RuntimeError, AssertionError):
+        free, total = torch.cuda.mem_get_info()
+        others = max(0, total - free - held - CONTEXT_BYTES) / 2**30
+        return f"others hold {others:.1f} of {total / 2**30:.1f} GiB: "
+    return "" if held else "others hold 1 of 1 GiB: "
 
 
 def gpu_in_use() -> tuple[str, str]:

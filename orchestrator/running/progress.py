@@ -1,4 +1,4 @@
-"""What a run says while it runs: to people on stderr, to ``isweep status`` in a file."""
+"""What a run says while it runs: to people on stderr, to ``isweep status`` in a file, to Prometheus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class RunningTrial(BaseModel):
     epoch: int = 0
     num_epochs: int = 0
     images_per_second: float | None = None
+    epochs_per_second: float | None = None
     seconds_left: float | None = None
 
     def text(self, duration: str) -> str:
@@ -175,6 +176,7 @@ class Progress:
             epoch=epoch.epoch,
             num_epochs=num_epochs,
             images_per_second=network.train_size / seconds,
+            epochs_per_second=1 / seconds,
             seconds_left=epoch.seconds * (num_epochs - epoch.epoch),
         )
         self._say()
@@ -207,6 +209,19 @@ class Progress:
             "trials_failed": len(self.failed),
             "trials_diverged": self.diverged,
         }
+
+    def states(self) -> dict[str, int]:
+        """Return how many trials are in each state now."""
+        done, failed, running = self.done - self.diverged, len(self.failed), len(self.running)
+        pending = max(0, self.planned - self.done - failed - running)
+        states = {"done": done, "diverged": self.diverged, "failed": failed, "running": running}
+        return states | {"pending": pending}
+
+    def pace(self) -> dict[str, float]:
+        """Return how fast running trials are, and when the last will end, as far as is known."""
+        left, names = self.time_left(), ("images_per_second", "epochs_per_second")
+        pace = {f"isweep_{n}": sum(getattr(one, n) or 0.0 for one in self.running.values()) for n in names}
+        return pace | ({} if left is None else {"isweep_seconds_left": left})
 
     def time_left(self) -> float | None:
         """Seconds until the last trial ends, from the trials of this run; None before the first one."""
@@ -267,3 +282,48 @@ class Progress:
         if force or now - self._printed >= PLAIN_INTERVAL_S:
             self._printed = now
             self.console.print(Text(f"[{spelled(now - self._started):>6}] {self._line()}"), soft_wrap=True)
+
+
+INTERVAL_S = 2.0
+GAUGES = {
+    "isweep_images_per_second": "Images trained on per second, over all running trials.",
+    "isweep_epochs_per_second": "Epochs per second, over all running trials.",
+    "isweep_seconds_left": "Seconds until the last trial ends; no value before the first has.",
+    "isweep_gpus_asked": "GPUs that running trials share.",
+    "isweep_gpu_share_used": "The same as a share of the cluster's GPUs.",
+    "isweep_memory_asked_bytes": "Memory that running trials asked for.",
+}
+
+
+class Series:
+    """The series of one sweep for Prometheus, served as ``ray_isweep_…``; ``grafana.json`` draws them."""
+
+    def __init__(self, sweep: str, num_gpus: float) -> None:
+        from ray.util.metrics import Counter, Gauge  # late: a finished sweep needs no Ray
+
+        self._sweep, self._num_gpus, self._told = {"sweep": sweep}, num_gpus, 0.0
+        self._trials = Gauge("isweep_trials", "Trials by state.", tag_keys=("sweep", "state"))
+        kinds = "Failed attempts by kind."
+        self._failed = Counter("isweep_failed_attempts", kinds, tag_keys=("sweep", "kind"))
+        self._gauges = {name: Gauge(name, text, tag_keys=("sweep",)) for name, text in GAUGES.items()}
+
+    def failed(self, kind: str) -> None:
+        """Count an attempt that failed."""
+        self._failed.inc(1, {**self._sweep, "kind": kind})
+
+    def tell(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
+        """Say where the sweep stands, and what running trials asked of Ray, every two seconds at most."""
+        if time.monotonic() - self._told < INTERVAL_S:
+            return
+        self._told = time.monotonic()
+        for state, count in progress.states().items():
+            self._trials.set(count, {**self._sweep, "state": state})
+        asked = list(requests)
+        num_gpus = sum(request.get("gpu", 0.0) for request in asked)
+        found = progress.pace() | {
+            "isweep_gpus_asked": num_gpus,
+            "isweep_gpu_share_used": num_gpus / self._num_gpus if self._num_gpus else 0.0,
+            "isweep_memory_asked_bytes": sum(request.get("memory", 0.0) for request in asked),
+        }
+        for name, value in found.items():
+            self._gauges[name].set(value, self._sweep)

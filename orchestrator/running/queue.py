@@ -7,7 +7,7 @@ import gc
 import shutil
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -18,10 +18,11 @@ from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
-from orchestrator.results.store import CellReport, TrialFailure
+from orchestrator.results.store import CellReport, FailureKind, TrialFailure
 from orchestrator.running.actors import STORAGE_PREFIXES, Desk, Said
 from orchestrator.running.failures import Place, failure_of, fit_nodes, keep_out, killed_for_memory
 from orchestrator.running.preparation import own_code
+from orchestrator.running.progress import Progress, Series
 from orchestrator.running.requests import node_memory_bytes, why_nothing_starts
 from orchestrator.running.worker import TrialTrainable, equipped
 from search_spaces.errors import DataError, SweepError
@@ -174,6 +175,12 @@ class Execution(Protocol):
     def heard(self, *, wait: bool = False) -> list[Said]:
         """Return what running trials said since the last call; with ``wait``, what they said until now."""
 
+    def show(self, monitor: Progress, requests: Iterable[Mapping[str, float]]) -> None:
+        """Show elsewhere how far the sweep is and what running trials asked for."""
+
+    def count_failure(self, kind: FailureKind) -> None:
+        """Count there an attempt that failed."""
+
     def failure_of(self, trial: Any, place: Place | None) -> CellReport | TrialFailure:
         """Return what a worker said of its failure, or of what it went that said nothing."""
 
@@ -183,8 +190,8 @@ class Execution(Protocol):
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         """Return the addresses of nodes to which a trial that failed for its node could be given."""
 
-    def gpu_failed(self, place: Place) -> None:
-        """Give the GPU of a trial, which failed, to no other for a while."""
+    def gpu_failed(self, place: Place, seconds: float) -> None:
+        """Give the GPU of a trial, which failed, to no other for so long."""
 
     def killed_for_memory(self, places: Mapping[str, Place]) -> set[str]:
         """Return whose process was killed for memory."""
@@ -205,10 +212,11 @@ class TuneExecution:
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
         self._run, self._work, self._trainable = run, work, trainable
         self._named: set[str] = set()
-        self._resting: dict[tuple[str, str], list[Any]] = {}
+        self._resting: dict[Any, tuple[str, str]] = {}
         self._desk = run.desk or Desk(work.keep_url)
+        series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
-        self.heard = self._desk.board.heard
+        self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
         self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
 
@@ -260,15 +268,14 @@ class TuneExecution:
         actor = getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
         return None if actor is None else partial(ray.kill, actor)
 
-    def gpu_failed(self, place: Place) -> None:
-        """Give the GPU of a trial, which failed, to no other for a while, where there are others."""
-        gpu = place.node, place.gpus
-        rest = (
-            ray.wait(parts, num_returns=len(parts), timeout=0)[1] if (parts := self._resting.get(gpu)) else []
-        )
-        if self._run.cluster.num_gpus > 1 and (len(rest) + 1) * place.num_gpus <= 1:
-            rest.append(keep_out(place))
-        self._resting[gpu] = rest
+    def gpu_failed(self, place: Place, seconds: float) -> None:
+        """Give the GPU of a trial, which failed, to no other for so long, where one is left that works."""
+        over = ray.wait(parts, num_returns=len(parts), timeout=0)[0] if (parts := [*self._resting]) else []
+        self._resting = {part: gpu for part, gpu in self._resting.items() if part not in over}
+        gpu, resting = (place.node, place.gpus), [*self._resting.values()]
+        is_last = len({gpu, *resting}) >= self._run.cluster.num_gpus
+        if not is_last and (resting.count(gpu) + 1) * place.num_gpus <= 1:
+            self._resting[keep_out(place, seconds)] = gpu
 
     def why_nothing_starts(self) -> str:
         """Say what is missing."""

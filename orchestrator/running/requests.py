@@ -26,7 +26,7 @@ from orchestrator.planning.predict import (
 from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.ending import answer_of
-from orchestrator.running.gpus import NodeGpus
+from orchestrator.running.gpus import MOST_HELD, NodeGpus
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
@@ -35,9 +35,9 @@ from tasks.trials.records import CAPTURE_FAILED
 log = logging.getLogger(__name__)
 
 TIMES_OUT_OF_MEMORY = 4
-"""That a trial may be with nothing more to get where others may have used the memory up."""
-OF_OTHERS = re.compile(r"Process \d+ has.*this process has|this process has.*Process \d+ has")
-"""Who PyTorch says holds a GPU's memory; a container's only process may be listed by a number too."""
+"""That a trial, or the trials of a network, may be as they are where others may have used the memory up."""
+HELD = re.compile(r"others hold ([\d.]+) of ([\d.]+) GiB")
+"""As :func:`orchestrator.running.gpus.held_by_others` says it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 MOST_TOLD = 3
@@ -76,20 +76,20 @@ class Requests:
         resources: What the sweep asks for every trial.
         expectation: Of the cluster's kind of GPU; without one all trials get the same share.
         node_memory_bytes: What the largest node has: a trial that asks for more would never start.
-        out_of_memory: How often each trial ran out of memory.
-        needed: The same by network and recipe: what one of its trials needed all get.
+        out_of_memory: How often each trial was, and how much the trials of each network get from the start.
         given: How often each had when its last attempt began.
-        waited: How often each found a whole GPU's memory held by others.
-        not_captured: Networks and recipes whose steps could not be captured.
+        waited: How often each found a whole GPU's memory held by others, and those of each network in a row.
+        pressed: With how much less those of a network try then.
+        not_captured: Networks whose steps could not be captured.
     """
 
     resources: Resources
     expectation: Expectation = field(default_factory=Expectation)
     node_memory_bytes: Callable[[], float] = lambda: math.inf
-    out_of_memory: Counter[str] = field(default_factory=Counter)
-    needed: Counter[Hashable] = field(default_factory=Counter)
+    out_of_memory: Counter[Hashable] = field(default_factory=Counter)
     given: dict[str, int] = field(default_factory=dict)
-    waited: Counter[str] = field(default_factory=Counter)
+    waited: Counter[Hashable] = field(default_factory=Counter)
+    pressed: Counter[Hashable] = field(default_factory=Counter)
     not_captured: set[Hashable] = field(default_factory=set)
 
     def of(self, cell: TrialSpec) -> Resources:
@@ -97,10 +97,22 @@ class Requests:
 
         Every time that it, or another trial of its network, is out of memory doubles its share, up to a whole
         GPU; then it takes plain steps, and after that its batches pass in ever smaller parts, where they may.
+        Where others hold a whole GPU's memory it first waits.
         """
-        times = max(self.out_of_memory[cell.trial_id], self.needed[_network(cell)])
+        network = _network(cell)
+        pressed = self.pressed[network] if self.waited[network] > TIMES_OUT_OF_MEMORY else 0
+        times = max(self.out_of_memory[cell.trial_id], self.out_of_memory[network], pressed)
         self.given[cell.trial_id] = times
         return self._after(cell, times)
+
+    def finished(self, cell: TrialSpec) -> None:
+        """Learn from a result: what was enough for it is so for its network, of which the next tries less."""
+        network, times = _network(cell), self.given.pop(cell.trial_id, 0)
+        self.out_of_memory[network] = min(times, self.out_of_memory[network])
+        if 0 < self.pressed[network] <= times:
+            self.waited[network] = TIMES_OUT_OF_MEMORY
+        else:
+            self.waited[network] = self.pressed[network] = 0
 
     def _after(self, cell: TrialSpec, times: int) -> Resources:
         resources = self.resources
@@ -136,18 +148,20 @@ class Requests:
             return ""
         times = self.given.pop(cell.trial_id, self.out_of_memory[cell.trial_id])
         before, after = self._after(cell, times), self._after(cell, times + 1)
-        on_gpu = before.num_gpus > 0
-        others = bool(OF_OTHERS.search(failure.message)) or self._fits(cell, before.num_gpus)
+        on_gpu, network, held = before.num_gpus > 0, _network(cell), HELD.search(failure.message)
+        others = float(held[1]) > MOST_HELD * float(held[2]) if held else self._fits(cell, before.num_gpus)
         if others and before.num_gpus >= 1:  # nothing of the trial's own is too large
-            self.waited[cell.trial_id] += 1
+            self.waited.update((cell.trial_id, network))
+            if self.waited[network] > TIMES_OUT_OF_MEMORY and after != before:
+                self.pressed[network] = max(self.pressed[network], times + 1)
             if self.waited[cell.trial_id] <= TIMES_OUT_OF_MEMORY:
                 return ""
-        else:
-            self.out_of_memory[cell.trial_id] = times + 1
-            if on_gpu and not others:
-                self.needed[_network(cell)] = max(self.needed[_network(cell)], times + 1)
-            if after != before or (not on_gpu and times < TIMES_OUT_OF_MEMORY):
-                return ""
+        self.out_of_memory[cell.trial_id] = times + 1
+        # Of a whole GPU others may hold what nobody told.
+        if on_gpu and not others and (held or before.num_gpus < 1):
+            self.out_of_memory[network] = max(self.out_of_memory[network], times + 1)
+        if after != before or (not on_gpu and times < TIMES_OUT_OF_MEMORY):
+            return ""
         name, batch = cell.network.model.name, cell.network.recipe.batch_size
         there = "a whole GPU has: choose a larger GPU" if on_gpu else "its machine gave: choose a larger one"
         if on_gpu and others:
@@ -190,7 +204,8 @@ class Requests:
 
 def _network(cell: TrialSpec) -> Hashable:
     """Return what trials have in common that need the same memory, and that graphs capture or not."""
-    return cell.network.model, cell.network.recipe
+    prepared = cell.network.subset.prepared
+    return cell.network.model, cell.network.recipe, prepared.image_size, prepared.channels
 
 
 def node_memory_bytes() -> float:

@@ -274,13 +274,15 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._tell(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End what hangs; raise what ends the sweep, or Tune would go on for hours."""
+        """End what hangs; say where the sweep stands; raise what ends it, or Tune would go on for hours."""
         raise_if_asked()
         with self._ends_on_error():
             self._watch.look(trials, self._queue.running)
         if self._queue.error is not None:
             raise self._queue.error
         self._hear()
+        running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
+        self._execution.show(self._run.monitor, running)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -353,7 +355,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Store a result and tell everybody."""
         status = cast("TrialResult", report.outcome).status
         shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
-        self._retries.finished(report.node)
+        self._requests.finished(self._work.cells[trial_id])
+        place = self._places.get(trial_id)
+        self._retries.finished(report.node, place.gpus if place else "")
         self._num_broken = 0
         self._settled(trial_id)
         self._run.tracker.finish(shown)
@@ -373,9 +377,10 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         record = FailureRecord(trial_id=trial_id, spec=cell, attempt=self._attempt(trial_id), failure=failure)
         self._run.stored.save(record)
+        self._execution.count_failure(failure.kind)
         gpu = gpu_named(failure.message) if failure.kind in OF_GPU else ""
-        if gpu and trial_id in self._places:
-            self._execution.gpu_failed(self._places[trial_id])
+        if gpu and (place := self._places.get(trial_id)):
+            self._execution.gpu_failed(place, self._retries.rest_s(place.node, place.gpus))
         decision = self._retries.failed(trial_id, failure.kind, died=died, gpu=gpu, hopeless=bool(way_out))
         if decision.pause_s is None:
             self._settled(trial_id)

@@ -192,6 +192,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _failure(self, error: BaseException) -> TrialFailure:
         """Return the failure that an error in a cell stands for, or end this process."""
         failure = classify(error)
+        if failure.kind == FailureKind.OUT_OF_MEMORY and self.cell["num_gpus"]:
+            failure = failure.model_copy(update={"message": f"{gpus.held_by_others()}{failure.message}"})
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
         of_node &= CAPTURE_FAILED not in failure.message  # which is the network's doing
         if not self._has_run and (of_node or failure.message.startswith(gpus.NO_GPU)):
@@ -242,7 +244,7 @@ def perform_cell(
     keep_predictions = None if keeper is None else partial(keeper.put, FileKind.PREDICTIONS, trial_id)
     if keeper is not None and known is not None and known.result.weights is not None:
         how = {name: value for name, value in options.items() if name != "graphs"}
-        how["keep_predictions"] = keep_predictions
+        how |= {"keep_predictions": keep_predictions, "micro_batch": worker.cell["micro_batch"]}
         try:
             weights = keeper.get(FileKind.WEIGHTS, trial_id, known.result.weights)
             return measure_trial(spec, data, weights, known.result, known.lacks(spec), **how), False

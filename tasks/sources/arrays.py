@@ -350,7 +350,7 @@ def pixel_scale(
         return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
-    if low >= 0 and 127.5 < high <= 255 and min(highs) <= 1:
+    if low >= 0 and 127.5 < high <= 255 and any(-np.inf < one <= 1 for one in highs):
         rule = f"{name}: training and test images must be stored on one scale"
         raise DataError(rule, f"one of them in [0, 1], all in {found}", f"save them alike, or say {option}")
     if low >= 0 and 127.5 < high <= 255:

@@ -62,22 +62,40 @@ class _Images:
     """Images of a tree by a pattern's match, those beside the table first: releases may lie side by side."""
 
     def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
-        self._tree, self._found = tree, dict[str, str]()
+        self._tree, self._table, self._found = tree, table.rpartition("/")[2], dict[str, str]()
         beside = table[: table.rfind("/") + 1]
         for name in sorted(tree, key=lambda name: not name.startswith(beside)):
             match = pattern.search(name)
             if match and not OTHER_SPLITS.search(name[: match.start()]):
                 self._found.setdefault(match[0].casefold(), name)
-        self.items: dict[str, Item] = {}
-        self.missing: list[tuple[str, str]] = []
+        self._items: dict[str, Item] = {}
+        self._labels: list[tuple[str, int | None]] = []
+        self._missing: list[tuple[str, str]] = []
+        self._excluded = Counter[str]()
 
-    def add(self, match: re.Match[str], label: int) -> None:
-        """Take the image that a row names, or note that it is not there."""
+    def add(self, match: re.Match[str], label: int | None) -> None:
+        """Take the image that a row names, or note why not."""
+        self._labels.append((match[0], label))
         name = self._found.get(match[0].casefold())
-        if name is None:
-            self.missing.append((match.string, FILE_MISSING))
+        if label is None:
+            self._excluded["explicitly negative"] += 1
+        elif match[0].rpartition("/")[2].startswith("."):
+            self._excluded["hidden file"] += 1
+        elif name is None:
+            self._missing.append((match.string, FILE_MISSING))
         else:
-            self.items.setdefault(name, Item(self._tree.locator(name), label, match["patient"]))
+            self._items.setdefault(name, Item(self._tree.locator(name), label, match["patient"]))
+
+    def listing(self, request: RawRequest, flags: dict[str, int]) -> Listing:
+        """Return what was taken, in the order of the rows."""
+        return Listing(
+            list(self._items.values()),
+            request.dataset.label_names,
+            excluded=dict(self._excluded) | repeated_rows(self._table, self._labels, request),
+            skipped=self._missing,
+            intensity=OWN_MAXIMUM,
+            flags=flags,
+        )
 
 
 def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
@@ -86,31 +104,18 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
     if not tables:
         raise not_there(request, CHEXPERT_TABLE, tree)
     table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
-    finding, negative, odd = FINDINGS[request.spec.task], 0, 0
-    images = _Images(tree, table, CHEXPERT_IMAGE)
-    labels: list[tuple[str, int | None]] = []
+    finding, odd, images = FINDINGS[request.spec.task], 0, _Images(tree, table, CHEXPERT_IMAGE)
     for row in read_table(tree.locator(table), request, ("Path", finding)):
         value = row[finding].removesuffix(".0")
         match = CHEXPERT_IMAGE.search(row["Path"].replace("\\", "/"))
         if match is None or value not in VALUES:
             odd += 1
-            continue
-        label = VALUES[value]
-        labels.append((match[0], label))
-        if label is None:
-            negative += 1
         else:
-            images.add(match, label)
+            images.add(match, VALUES[value])
     if odd:
         rule = f"{CHEXPERT_TABLE} must hold 1, 0, -1 or blank, paths patient<id>"
         raise request.error(rule, f"{odd} other rows", "download the table again")
-    return Listing(
-        list(images.items.values()),
-        request.dataset.label_names,
-        excluded={"explicitly negative": negative} | repeated_rows(CHEXPERT_TABLE, labels, request),
-        skipped=images.missing,
-        intensity=OWN_MAXIMUM,
-    )
+    return images.listing(request, {})
 
 
 chexpert = download(list_chexpert, by_own_maximum)
@@ -122,19 +127,14 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     if not tables:
         raise not_there(request, MURA_TABLE, tree)
     images = _Images(tree, tables[0], MURA_IMAGE)
-    hidden, odd, studies = 0, 0, dict[str, int]()
-    labels: list[tuple[str, int | None]] = []
+    odd, studies = 0, dict[str, int]()
     for path, *_ in read_lines(tree.locator(tables[0]), request).rows:
         match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
         if match is None:
             odd += 1
-            continue
-        label = studies[match["study"]] = int(match["label"] == "positive")
-        labels.append((match[0], label))
-        if match[0].rpartition("/")[2].startswith("."):
-            hidden += 1
         else:
-            images.add(match, label)
+            studies[match["study"]] = int(match["label"] == "positive")
+            images.add(match, studies[match["study"]])
     if odd:
         rule = f"lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
         raise request.error(rule, f"{odd} other lines")
@@ -154,14 +154,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
             found = f"{odd} odd lines; unlike or absent: {first_hashed(request, wrong)}"
             rule = f"{STUDIES} and the names of the study folders must agree"
             raise request.error(rule, found, "download MURA again")
-    return Listing(
-        list(images.items.values()),
-        request.dataset.label_names,
-        excluded={"hidden file": hidden} | repeated_rows(MURA_TABLE, labels, request),
-        skipped=images.missing,
-        intensity=OWN_MAXIMUM,
-        flags=flags,
-    )
+    return images.listing(request, flags)
 
 
 mura = download(list_mura, by_own_maximum)

@@ -136,9 +136,8 @@ def _noise(images: Images, restart: int) -> Tensor:
     """Return numbers in [0, 1) for every pixel, which depend on the image's row and the restart alone."""
     drawn = torch.empty(images.pixels.shape)
     for image, row in zip(drawn, images.rows.tolist(), strict=True):
-        image.copy_(
-            torch.rand(image.shape, generator=torch.Generator().manual_seed(row * PGD_RESTARTS + restart))
-        )
+        generator = torch.Generator().manual_seed(row * PGD_RESTARTS + restart)
+        image.copy_(torch.rand(image.shape, generator=generator))
     return drawn.to(images.pixels.device)
 
 

@@ -466,10 +466,8 @@ class evaluation_mode:
 
 
 def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | None) -> None:
-    if not has_batch_norm(model):
-        return
     for name, size in (("batch_size", recipe.batch_size), ("micro_batch", micro_batch)):
-        if size == 1:
+        if size == 1 and has_batch_norm(model):
             raise ConfigError(
                 "Batch norm needs at least two images per batch",
                 f"{name} 1 for a network with batch norm",

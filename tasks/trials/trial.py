@@ -142,6 +142,7 @@ def measure_trial(
     device: torch.device | str = "cpu",
     num_threads: int = 1,
     gpu_fraction: float | None = None,
+    micro_batch: int | None = None,
     keep_predictions: Keep | None = None,
 ) -> TrialResult:
     """Measure on a network's kept weights what was not measured yet; nothing is trained.
@@ -154,7 +155,7 @@ def measure_trial(
             to give the loss that is known; and as :func:`run_trial`.
     """
     check_inputs(spec.network, data)
-    with _Trial.alone(spec, data, device, num_threads, gpu_fraction) as trial:
+    with _Trial.alone(spec, data, device, num_threads, gpu_fraction, micro_batch) as trial:
         trial.build()
         load_into(trial.model, weights)
         trial.check_restored(known)

@@ -1,4 +1,4 @@
-"""What Ray's dashboard says while a sweep runs, asked of its own REST API."""
+"""What Ray's dashboard says while a sweep runs, asked of its own REST API and of its nodes' metrics."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Seen:
     tasks: set[str] = field(default_factory=set)
     actors: set[str] = field(default_factory=set)
     job: dict[str, str] = field(default_factory=dict)
+    series: set[str] = field(default_factory=set)
+    states: dict[str, float] = field(default_factory=dict)
 
 
 class Watcher:
@@ -38,8 +40,8 @@ class Watcher:
         self._address, self._token = address, token
         self.seen = Seen()
 
-    def _get(self, path: str) -> bytes:
-        request = urllib.request.Request(f"{self._address}{path}")
+    def _get(self, path: str, address: str = "") -> bytes:
+        request = urllib.request.Request(f"{address or self._address}{path}")
         request.add_header("Authorization", f"Bearer {self._token}")
         with urllib.request.urlopen(request, timeout=400) as answer:
             return bytes(answer.read())
@@ -54,10 +56,20 @@ class Watcher:
         seen.job |= self._jobs()
         seen.tasks |= {task["name"] for task in self._listed("tasks")}
         seen.actors |= {actor["class_name"] for actor in self._listed("actors")}
+        self._read_series()
 
     def _jobs(self) -> dict[str, str]:
         jobs = json.loads(self._get("/api/jobs/"))
         return {key: value for job in jobs for key, value in (job.get("metadata") or {}).items()}
+
+    def _read_series(self) -> None:
+        targets = json.loads(self._get("/api/prometheus/sd"))
+        for target in {address for group in targets for address in group["targets"]}:
+            text = self._get("/metrics", f"http://{target}").decode()
+            for name, labels, value in re.findall(r"^(ray_isweep_\w+)\{(.*?)\} (\S+)$", text, re.MULTILINE):
+                self.seen.series.add(name)
+                if name == "ray_isweep_trials":
+                    self.seen.states[re.search(r'state="(\w+)"', labels)[1]] = float(value)
 
 
 def watched_run(command: list[str], root: Path) -> tuple[str, str, Seen, list[str]]:

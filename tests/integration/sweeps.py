@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -41,24 +40,8 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator.cli", *arguments]
 
 
-def isweep(
-    *arguments: str, root: Path, exit_code: int = 0, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run ``isweep`` to its end and check its exit code and that no traceback reached the terminal."""
-    done = subprocess.run(
-        command(*arguments, "--root", str(root)),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
-    assert done.returncode == exit_code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr + done.stdout, done.stderr
-    return done
-
-
-def isweep_here(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
-    """As :func:`isweep`, in this process: where what a command does counts, and not how Python starts."""
+def isweep(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run ``isweep`` in this process, and check its exit code and that no traceback reached the terminal."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([*arguments, "--root", str(root)])
@@ -69,7 +52,7 @@ def isweep_here(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.C
 
 def isweep_json(*arguments: str, root: Path) -> Any:
     """Run a command with ``--json`` in this process and parse what it prints."""
-    return json.loads(isweep_here(*arguments, "--json", root=root).stdout)
+    return json.loads(isweep(*arguments, "--json", root=root).stdout)
 
 
 def stored(root: Path) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,9 @@ from orchestrator.running.cluster import RunOptions
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from tasks.remote import InlineExecutor
-from tests.integration.sweeps import isweep_here, isweep_json, write_sweep
+from tests.integration.sweeps import isweep, isweep_json, write_sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_ray_local")]
+pytestmark = pytest.mark.usefixtures("here")
 
 DIGITS = """
 name: small
@@ -32,7 +32,7 @@ def root(tmp_path_factory) -> Path:
 
 def test_a_train_size_larger_than_the_data(root, tmp_path):
     sweep = write_sweep(tmp_path, DIGITS.replace("[20]", "[20, 2000]"))
-    done = isweep_here("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
+    done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
     assert "Train size 2000 needs as many images beside 20 test images" in message
     assert "lower train_sizes to at most" in message
@@ -48,7 +48,7 @@ def test_a_damaged_shard_is_named_before_anything_is_trained(root, tmp_path):
     damaged = bytearray(shard.read_bytes())
     damaged[10] ^= 1
     shard.write_bytes(damaged)
-    done = isweep_here("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
+    done = isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root, exit_code=2)
     message = " ".join(done.stderr.split())
     assert "images/c/0/0/0/0" in message
     assert "delete the folder and prepare the dataset again" in message

@@ -20,7 +20,6 @@ from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from tests.browser.chromium import mlflow_pages
 from tests.demo_page import RESULT, stages
-from tests.here import trained_here
 from tests.integration import interrupted
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import notebook_python, readme_commands, readme_python, write_own_files
@@ -30,7 +29,6 @@ from tests.integration.sweeps import (
     SWEEP,
     command,
     isweep,
-    isweep_here,
     isweep_json,
     mlflow_runs,
     stored,
@@ -98,7 +96,7 @@ def test_every_planned_trial_is_stored_once_and_tracked_once(stopped, root, swee
     assert set(trials["tags.mlflow.parentRunId"]) == {parent}
 
 
-def test_the_dashboard_shows_trials_by_their_names(watched, sweep):
+def test_the_dashboard_shows_trials_and_series_by_their_names(watched, sweep):
     *_, seen, troubles = watched
     plan = plan_sweep(load_sweep(sweep))
     # It ends with the command, before the last trials are seen to end.
@@ -107,6 +105,8 @@ def test_the_dashboard_shows_trials_by_their_names(watched, sweep):
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
     assert seen.job["job_name"] == "isweep run small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
+    assert sum(seen.states.values()) == NUM_TRIALS
+    assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
 
 
 def test_a_second_run_trains_nothing(root, sweep):
@@ -172,11 +172,11 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     counts = isweep_json("reconcile", sweep, root=root)
     assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS + NUM_CURVES}
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
-    isweep_here("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
+    isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, monkeypatch):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, here, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
@@ -185,8 +185,7 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, monkeypatc
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
     source, sizes = str(tmp_path / "mine.npz"), {"train_sizes": (20, 40), "test_size": 16}
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
-    with trained_here():
-        found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
+    found = run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes)
     monkeypatch.setattr(run, "connect", None)  # asked again, it needs no cluster
     assert run_pilot(load_sweep(sweep), source, "small_mlp", options, **sizes) == found
     assert [point.train_size for point in found.points] == [20, 40]
@@ -203,7 +202,7 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, monkeypatc
         "absent",
         "--from-store",
     )
-    refused = isweep_here(*asked, root=root, exit_code=2)
+    refused = isweep(*asked, root=root, exit_code=2)
     assert "A prediction needs a fit of how losses grow" in refused.stderr
 
 
@@ -214,12 +213,12 @@ def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
     victim = rows[0]["trial_id"]
     run_id = runs[runs["tags.trial_id"] == victim]["run_id"].item()
     client.log_metric(run_id, "test_loss", 0.000001, step=1)
-    done = isweep_here("results", sweep, "--json", root=root)
+    done = isweep("results", sweep, "--json", root=root)
     assert json.loads(done.stdout) == rows
     said = f"MLflow differs from the result store in 1 value of 1 trial ({victim} test_loss: 1e-06"
     assert said in done.stderr
     assert isweep_json("reconcile", sweep, root=root)["replayed"] == 1
-    assert "MLflow" not in isweep_here("results", sweep, "--json", root=root).stderr
+    assert "MLflow" not in isweep("results", sweep, "--json", root=root).stderr
 
 
 def test_the_report_is_attached_to_the_parent_run(root):
@@ -288,7 +287,7 @@ assert "<table" in sweep._repr_html_() and sweep.report.name == "report.html"
 
 
 @pytest.mark.parametrize("text", [*readme_python(), notebook_python()], ids=["readme", "notebook"])
-def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, on_ray_local, text):
+def test_the_python_of_the_documents_runs(root, tmp_path, monkeypatch, here, text):
     write_own_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISWEEP_ROOT", str(root))

@@ -69,7 +69,7 @@ MUTATIONS = tuple(
              "            self._failed(trial_id, failure, died=True)"),
             ("failures are stored",
              "        self._run.stored.save(record)\n"
-             "        gpu =", "        gpu ="),
+             "        self._execution.count_failure", "        self._execution.count_failure"),
             ("results are stored", "        self.run.stored.save(record)\n", ""),
             ("failures are told", "        self._run.monitor.trial_failed(", "        (lambda *_: None)("),
             ("the tracker is told of failures", "        self._run.tracker.fail_trial(record)\n", ""),
@@ -134,7 +134,7 @@ MUTATIONS = tuple(
             ("a cell that hangs is tried once more", "    FailureKind.HUNG: 1,", "    FailureKind.HUNG: 9,"),
             ("a cell that can get no more is given up", "        if hopeless:", "        if False:"),
             ("other code here and there ends no sweep",
-             "        self.in_vain = self.unfit[node, True] = 0\n", ""),
+             "        self.in_vain = self.unfit[node, True] = self.in_a_row[node, gpus] = 0\n", ""),
             ("other code on every node ends a sweep",
              "any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered)", "True"),
             ("a shared cluster that has no room is waited for", "if self._ends and now", "if now"),
@@ -284,7 +284,7 @@ MUTATIONS = tuple(
         ),
         REQUESTS: (
             ("a cell that ran out of memory gets more",
-             "        times = max(self.out_of_memory[cell.trial_id], self.needed[_network(cell)])\n",
+             "        times = max(self.out_of_memory[cell.trial_id], self.out_of_memory[network], pressed)\n",
              "        times = 0\n"),
         ),
     }.items()

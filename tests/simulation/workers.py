@@ -372,10 +372,16 @@ class SimulatedExecution:
     def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return partial(setattr, trial, "killed", True) if trial.node else None
 
+    def show(self, monitor: Any, requests: Any) -> None:
+        pass
+
+    def count_failure(self, kind: FailureKind) -> None:
+        pass
+
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         return set(self._nodes)
 
-    def gpu_failed(self, place: Place) -> None:
+    def gpu_failed(self, place: Place, seconds: float) -> None:
         pass
 
     def killed_for_memory(self, places: Mapping[str, Place]) -> Collection[str]:

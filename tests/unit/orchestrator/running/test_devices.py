@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 from subprocess import Popen
@@ -95,9 +96,32 @@ def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
 )
 def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypatch, fast, own, pays, graphs):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpus, "graphs_off", lambda: "" if pays else "they are slower")
+    asked = []
+    monkeypatch.setattr(
+        gpus, "graphs_off", lambda: asked.append("test") or ("" if pays else "they are slower")
+    )
+    monkeypatch.setattr(gpus, "check_computes", lambda: asked.append("begins"))
     found = options(0.5, fast, own=own)
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
+    # An exclusive GPU has no room for a test beside this process, whatever network it trains first.
+    assert asked == (["test"] if fast == "auto" else []) + ["begins"]
+
+
+def test_a_dead_gpu_is_told_from_a_trial_that_breaks_it(monkeypatch):
+    """Of the one it is the GPU that must be mended, and where there is no other the sweep ends."""
+    monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("A100", "GPU-1"))
+    said = "CUDA error: uncorrectable ECC error encountered"
+    for text, error, words in (
+        (said, SetupError, f"^{gpus.NO_GPU}; found: GPU-1 of node .*: {said}; reset or hide it"),
+        ("CUDA error: out of memory", torch.AcceleratorError, "^CUDA error: out of memory"),
+    ):
+
+        def breaks(*_, text=text, **__):
+            raise torch.AcceleratorError(f"{text}\nCUDA kernel errors might be reported later")
+
+        monkeypatch.setattr(torch, "ones", breaks)
+        with pytest.raises(error, match=words):
+            gpus.check_computes()
 
 
 def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a_trial(monkeypatch):
@@ -423,25 +447,38 @@ GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-2)"""
 
 def test_every_slice_is_described_with_what_others_hold_of_it(tmp_path, monkeypatch, capsys, torch_reaches):
     """As nvidia-smi -L prints them in NVIDIA's MIG guide: CUDA shows a process the first slice alone."""
-    torch_reaches("NVIDIA A100-SXM4-80GB MIG 3g.40gb", total_memory=39 * 2**30, major=8)
     rows = ["NVIDIA A100-SXM4-80GB, GPU-1, 81920, Enabled", "NVIDIA A100-SXM4-80GB, GPU-2, 81920, Disabled"]
     nvidia_smi(tmp_path, monkeypatch, rows, listed=MIG_LIST)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2,MIG-gone")
-    held = {"MIG-1": 0, "MIG-2": 3 * 2**30}
+    held, sizes = (
+        {"MIG-1": 0, "MIG-2": 3 * 2**30},
+        {"MIG-1": ("3g.40gb", 39, 42), "MIG-2": ("1g.10gb", 9.5, 14)},
+    )
     monkeypatch.setattr(isolation, "NvmlGpu", lambda uuid: SimpleNamespace(held_bytes=lambda: held[uuid]))
-    held["MIG-gone"] = 0
-    gpus.print_gpus()
-    said = json.loads(capsys.readouterr().out)["gpus"]
-    assert [(gpu["uuid"], gpu["memory_bytes"] / 2**30, gpu["held_bytes"] / 2**30) for gpu in said] == [
-        ("MIG-1", 39, 0),
-        ("MIG-2", 10, 3),
+
+    def answers(*_, visible, **__):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        profile, gib, number = sizes[visible]
+        name = f"NVIDIA A100-SXM4-80GB MIG {profile}"
+        torch_reaches(name, total_memory=int(gib * 2**30), major=8, multi_processor_count=number)
+        gpus.print_gpus()
+        return capsys.readouterr().out, ""
+
+    monkeypatch.setattr(gpus, "ThreadPoolExecutor", lambda: nullcontext(SimpleNamespace(map=map)))
+    with monkeypatch.context() as patch:
+        patch.setattr(gpus, "nvidia_smi", lambda fields: [])
+        patch.setattr(gpus, "driver_version", lambda: "580.65")
+        patch.setattr(gpus, "answer_of", answers)
+        shown = replace(gpus.describe("MIG-1,MIG-2"), node="a", offered=2.0)
+    assert [(gpu.uuid, gpu.memory_gib, gpu.held_bytes / 2**30, gpu.processors) for gpu in shown.gpus] == [
+        ("MIG-1", 39, 0, 42),
+        ("MIG-2", 9.5, 3, 14),
     ]
-    shown = gpus.NodeGpus("a", tuple(gpus.Gpu(**gpu) for gpu in said), visible="MIG-1,MIG-2", offered=2.0)
     ((what, _),) = gpus.gpu_problems(shown, alone=True)
-    assert what == "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 10.0 GiB"
+    assert what == "node a: NVIDIA A100-SXM4-80GB MIG 1g.10gb MIG-2: others hold 3.0 of 9.5 GiB"
+    assert gpus.slices() == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(gpus, "describe", lambda visible: shown)
     model, number = gpus.gpu_models_here(())
-    assert (model.name, model.memory_gib, model.timed) == ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10, False)
+    assert (model.name, model.memory_gib, model.timed) == ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9.5, False)
     assert number == 2
 
 
@@ -510,6 +547,7 @@ def test_a_node_that_came_later_and_has_no_bfloat16_rests_and_says_so(without_cu
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("Tesla T4", "GPU-7"))
+    monkeypatch.setattr(gpus, "check_computes", lambda: None)
     assert options(1.0, "off")["device"] == "cuda"
     with pytest.raises(
         SetupError, match=r"Tesla T4, of compute capability 7.5.*precision: float32"

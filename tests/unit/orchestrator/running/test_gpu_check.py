@@ -69,7 +69,7 @@ def test_every_gpu_and_slice_is_checked_by_processes_that_see_it_alone(monkeypat
         return part
 
     monkeypatch.setattr(gpu_check, "describe", lambda visible: asked.append(visible) or described)
-    monkeypatch.setattr(gpu_check, "slices", lambda: {its.uuid: ("1g.10gb", 2**33) for its in found})
+    monkeypatch.setattr(gpu_check, "slices", lambda: [its.uuid for its in found])
     monkeypatch.setattr(gpu_check, "run_part", run_part)
     monkeypatch.setattr(gpu_check, "PARTS", {"host": None})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -83,7 +83,7 @@ def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatc
     asked = []
     rows = [["GPU-0", "Enabled"], ["GPU-1", "Disabled"]]
     monkeypatch.setattr(gpu_check, "describe", lambda visible: asked.append(visible) or NodeGpus("a"))
-    monkeypatch.setattr(gpu_check, "slices", lambda: {"MIG-1": ("", 1), "MIG-2": ("", 1)})
+    monkeypatch.setattr(gpu_check, "slices", lambda: ["MIG-1", "MIG-2"])
     monkeypatch.setattr(gpu_check, "nvidia_smi", lambda fields: rows)
     for visible in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -92,7 +92,7 @@ def test_hidden_gpus_are_not_checked_and_a_whole_one_beside_slices_is(monkeypatc
     assert asked == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert gpu_check._seen() == ()
-    assert asked == ["MIG-1,MIG-2", "GPU-1"]
+    assert asked == ["MIG-1,MIG-2,GPU-1"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ They are described as torch and nvidia-smi describe them; failures are the libra
 
 import json
 import re
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from orchestrator.planning.predict import GPU_MODELS, core_seconds, need_of, pac
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running import gpus
 from orchestrator.running.cluster import Resources, RunOptions
-from orchestrator.running.failures import RETRIES, DeviceError, classify, ends_process, gpu_named
+from orchestrator.running.failures import RETRIES, DeviceError, Retries, classify, ends_process, gpu_named
 from orchestrator.running.gpus import Gpu, NodeGpus, gpu_models_here, refuse, survey
 from orchestrator.running.requests import Requests, expected
 from orchestrator.running.worker import TrialTrainable
@@ -90,6 +91,10 @@ SITUATIONS = {
 """The smaller one of two kinds decides."""
 
 
+OTHERS = classify(torch.OutOfMemoryError("others hold 3.1 of 23.6 GiB: CUDA out of memory."))
+MINE = classify(torch.OutOfMemoryError("others hold 0.2 of 23.6 GiB: CUDA out of memory."))
+
+
 @pytest.fixture(scope="module")
 def plan():
     return plan_sweep(load_sweep("paper"))
@@ -159,6 +164,11 @@ def test_a_search_refuses_a_gpu_before_it_prepares_anything(tmp_path, monkeypatc
             1.0,
             "MIG-2: others hold",
         ),
+        (
+            node(MIG, visible="MIG-1,MIG-gone", offered=2.0),
+            1.0,
+            "offers 2 GPUs, .* reaches 1 with .* CUDA_VISIBLE_DEVICES=MIG-1",
+        ),
         (node(replace(A100, has_kernels=False)), 1.0, "no kernels for compute capability 8.0"),
     ],
 )
@@ -173,7 +183,6 @@ def test_what_is_allowed():
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
         (node(replace(A100, held_bytes=9 * GIB)), 1.0, False),  # other trials of ours, on a shared cluster
         (node(replace(A100, held_bytes=7 * GIB)), 1.0, True),
-        (node(MIG, visible="MIG-1,MIG-2", offered=7.0), 1.0, True),  # CUDA shows a process one slice at most
     ):
         refuse([there], (), share=share, alone=alone)
 
@@ -248,8 +257,8 @@ def attempts(share, batch, is_cut, is_small):
     found = [(share, None)]
     while found[-1][0] < 1:
         found.append((min(1.0, 2 * found[-1][0]), None))
-    if is_small:  # others hold the memory
-        return found + [(1.0, None)] * 4
+    if is_small:  # others hold the memory: it waits
+        found += [(1.0, None)] * 4
     found.append((1.0, None))  # by plain steps
     size = batch // 2
     while is_cut and size >= 2:
@@ -308,11 +317,82 @@ def test_what_one_trial_of_a_network_needed_the_others_get_at_once(plan, trials)
     assert requests.of(trials["resnet18"]).num_gpus == 0.15
     assert requests.failed(third, failure) == ""
     assert requests.of(first).num_gpus == 0.6
-    held = "CUDA out of memory. Process 11 has 6.0 GiB memory in use. Including this process has 1 GiB"
-    assert requests.failed(first, classify(torch.OutOfMemoryError(held))) == ""
+    assert requests.failed(first, OTHERS) == ""
     assert (requests.of(first).num_gpus, requests.of(second).num_gpus) == (1.0, 0.6)
     requests.failed(second, classify(CaptureError(f"{CAPTURE_FAILED}: RuntimeError: .item()")))
     assert (requests.of(third).fast, requests.of(trials["vgg16"]).fast) == ("off", "auto")
+
+
+@pytest.fixture
+def whole(plan):
+    return Requests(Resources(1, 1.0), expected([node(RTX4090)], plan.sweep.resources, ()))
+
+
+@pytest.mark.parametrize(("model", "fast", "parts"), [("resnet50", "off", None), ("vgg19", "off", 3)])
+@pytest.mark.parametrize("lasts", [True, False])
+def test_a_small_foreign_process_costs_no_cell_and_marks_none_after_it(
+    plan, whole, model, fast, parts, lasts
+):
+    """It was 162 of 972 cells: each waited for room that plain steps, or parts, did not need."""
+    cells = [cell for cell in plan.trials if cell.network.model.name == model]
+    waiting, attempts, retries, less = [*cells], Counter(), Retries(), []
+    while waiting:
+        cell = waiting.pop(0)
+        request, is_there = whole.of(cell), lasts or len(less) < 3
+        attempts[cell.trial_id] += 1
+        fits = request.fast == fast and (parts is None or request.micro_batch == parts)
+        if fits or not is_there:
+            less.append(request.fast == "off")
+            whole.finished(cell)
+            retries.finished()
+            continue
+        assert whole.failed(cell, OTHERS) == ""
+        assert retries.failed(cell.trial_id, OTHERS.kind).pause_s is not None
+        waiting.append(cell)
+    assert len(less) == len(cells)
+    assert max(attempts.values()) <= 9
+    assert attempts.total() <= 2.5 * len(cells)
+    assert lasts or sum(less) <= 8  # those that failed meanwhile, and one that came after
+
+
+def test_only_what_shows_a_network_s_own_size_is_learnt_for_its_other_cells(plan, whole):
+    """A passing load took the later cells' graphs, or cut them, or ended them at their first failure."""
+    first, second, third, *_ = (cell for cell in plan.trials if cell.network.model.name == "vgg19")
+    untold = classify(torch.AcceleratorError("CUDA error: out of memory"))
+    whole = replace(whole, expectation=Expectation(replace(GPU_MODELS["rtx4090"], memory_gib=6.0), share=1.0))
+    for cell in (first, second):
+        assert whole.of(cell).fast == "auto"
+        assert whole.failed(cell, untold) == ""
+    assert (whole.of(second).fast, whole.of(third).fast) == ("off", "auto")
+    assert whole.failed(third, MINE) == ""
+    assert whole.of(third).fast == "off"
+    fourth = next(cell for cell in reversed(plan.trials) if cell.network.model.name == "vgg19")
+    assert whole.of(fourth).fast == "off"
+    whole.given[first.trial_id] = 0  # it began before, and came to its end with graphs
+    whole.finished(first)
+    assert whole.of(fourth).fast == "auto"
+
+
+def test_a_process_asks_its_gpu_who_holds_the_memory_that_it_lacks(monkeypatch):
+    cell = {"num_gpus": 1.0}
+    worker = SimpleNamespace(_has_run=True, cell=cell, _gpu=("A100", "GPU-1"))
+    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 8 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (GIB, 24 * GIB))
+    error = torch.OutOfMemoryError("CUDA out of memory.")
+    said = TrialTrainable._failure(worker, error).message
+    assert said == "others hold 14.3 of 24.0 GiB: CUDA out of memory."
+
+    def fails():
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    assert gpus.held_by_others() == ""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", int)  # not even its context found room
+    with pytest.raises(
+        DeviceError, match=r"^out_of_memory: others hold 1 of 1 GiB: CUDA error: out of memory"
+    ):
+        TrialTrainable._failure(worker, torch.AcceleratorError("CUDA error: out of memory"))
 
 
 def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):

@@ -123,6 +123,7 @@ WRONG = {
         ("head_start_ray_commands", [START.replace("=token", "=disabled")], "no token is asked for"),
         ("head_start_ray_commands", [START.replace("127.0.0.1", "0.0.0.0")], "the dashboard, which runs"),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
+        ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
         ("provider/head_ip", None, "provider.head_ip: no head is named"),
         ("auth/ssh_user", None, "auth.ssh_user: nobody to log in as"),
         ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is no path"),
@@ -130,6 +131,7 @@ WRONG = {
         ("setup_commands", ["cat ~/isweep-dist/other.txt"], "~/isweep-dist: no dist/other.txt; make wheel"),
     ],
     AWS: [
+        ("available_node_types", {"head": {"resources": {}, "node_config": {}}}, "no worker may start; say"),
         ("provider/cache_stopped_nodes", None, "Ray would stop nodes and not end them: their disks stay"),
         (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted, or none is named"),
         (f"{DISK}/DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
@@ -143,6 +145,7 @@ WRONG = {
         (f"{NODE}/IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}/min_worker", 1, "'min_worker' was unexpected"),
         ("head_node_type", "haed", "head_node_type: must be one of available_node_types"),
+        ("max_workers", 0, "max_workers: no worker may start"),
         ("provider/region", None, "provider.region: no region is named"),
         (f"{NODE}/ImageId", None, "ImageId: no image is named"),
         (f"{NODE}/ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),

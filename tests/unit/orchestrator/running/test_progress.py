@@ -4,15 +4,17 @@ import fcntl
 import json
 import os
 import random
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
-from orchestrator.running import locks
+from orchestrator.running import locks, progress
 from orchestrator.running.locks import exclusive, holder_pid, is_held
-from orchestrator.running.progress import Progress, read_run, running_trials, spelled
+from orchestrator.running.progress import GAUGES, Progress, read_run, running_trials, spelled
 from search_spaces.errors import SetupError
 from tasks.trials.records import EpochRecord
 
@@ -114,6 +116,34 @@ def test_a_trial_says_epoch_rate_and_what_is_left(workspace):
 def test_durations():
     spelt = {0.4: "0 s", 59.4: "59 s", 60: "1 min 00 s", 3599: "59 min 59 s", 3600: "1 h 00 min"}
     assert {seconds: spelled(seconds) for seconds in spelt} == spelt
+
+
+SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
+
+
+def test_the_board_draws_every_series_and_no_other():
+    board = json.loads(Path(progress.__file__).with_name("grafana.json").read_text(encoding="utf-8"))
+    drawn = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_(isweep_\w+)", target["expr"])
+    }
+    assert drawn == SERIES
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len({panel["id"] for panel in board["panels"]}) == len(places)
+
+
+def test_states_add_up_and_pace_has_no_time_left_before_the_first_end():
+    progress = Progress(planned=10, done=3, diverged=1)
+    progress.trial_started("a")
+    progress.failed["b"] = "setup"
+    assert progress.states() == {"done": 2, "diverged": 1, "failed": 1, "running": 1, "pending": 5}
+    assert set(progress.pace()) < set(GAUGES)
+    assert "isweep_seconds_left" not in progress.pace()
+    progress.trial_finished("a", "done")
+    assert set(progress.pace()) <= set(GAUGES)
+    assert progress.pace()["isweep_seconds_left"] >= 0
 
 
 def test_the_time_left_weighs_trials_by_how_long_they_are_expected_to_take(monkeypatch):

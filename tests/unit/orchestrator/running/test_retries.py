@@ -56,12 +56,12 @@ def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
         for cell in ("a", "b", "c"):
             assert retries.failed(cell, memory, died=True).pause_s is not None
     more = retries.failed("a", memory, died=True)
-    assert more.reason == "attempt 6 of 17 in 16 s: other trials died 8 times too"
+    assert more.reason == "attempt 6 of 24 in 16 s: other trials died 8 times too"
     alone = Retries()
     for cell in ("b", "c") * 4:  # these caught it themselves
         alone.failed(cell, memory)
-    decisions = [alone.failed("a", memory, died=True) for _ in range(13)]
-    assert [decision.pause_s is None for decision in decisions] == [False] * 12 + [True]
+    decisions = [alone.failed("a", memory, died=True) for _ in range(20)]
+    assert [decision.pause_s is None for decision in decisions] == [False] * 19 + [True]
 
 
 def test_a_lost_node_never_counts_and_uses_up_no_attempt_of_a_crash():
@@ -193,16 +193,30 @@ def test_a_last_cell_gets_another_gpu_than_the_dead_one_that_ray_would_give_it_a
         assert "uncorrectable ECC error encountered (GPU-0 of node" in message
 
 
-def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_only_one(monkeypatch):
+def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypatch):
     asked, over = [], []
-    monkeypatch.setattr(queue, "keep_out", lambda place: asked.append(place.gpus) or place.gpus)
-    monkeypatch.setattr(queue.ray, "wait", lambda parts, **_: (over, [] if over else parts))
-    for num_gpus, share, expected in ((1, 1.0, []), (8, 1.0, ["0", "3"]), (8, 0.4, ["0", "0", "3"])):
+    monkeypatch.setattr(queue, "keep_out", lambda place, seconds: asked.append(place.gpus) or len(asked))
+    monkeypatch.setattr(queue.ray, "wait", lambda parts, **_: (over and parts, []))
+    for num_gpus, share, expected in (
+        (1, 1.0, []),
+        (2, 1.0, ["0"]),
+        (8, 1.0, ["0", "3"]),
+        (8, 0.4, ["0", "0", "3"]),
+    ):
         asked.clear()
         there = SimpleNamespace(_resting={}, _run=SimpleNamespace(cluster=SimpleNamespace(num_gpus=num_gpus)))
         for gpu in ("0", "0", "0", "3"):
-            TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus=gpu, num_gpus=share))
+            place = Place("cell", "actor", "10.0.0.1", gpus=gpu, num_gpus=share)
+            TuneExecution.gpu_failed(there, place, 120.0)
         assert asked == expected
     over.append("0")
-    TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus="0"))
+    TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus="0"), 120.0)
     assert asked == ["0", "0", "3", "0"]
+
+
+def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():
+    retries = Retries()
+    assert [retries.rest_s("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
+    assert retries.rest_s("a", "1") == 120
+    retries.finished("a", "1")
+    assert (retries.rest_s("a", "0"), retries.rest_s("a", "1")) == (960, 120)

@@ -11,6 +11,7 @@ from orchestrator.running.actors import EpochBoard, EpochTeller, IsweepEpochs
 from orchestrator.running.worker import perform_cell
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials import trial
 from tasks.trials.records import EpochRecord, EpochScore
 from tests.unit.orchestrator.results.examples import trial_record, trial_spec
 
@@ -77,7 +78,11 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     more = spec.model_copy(update={"attacks": AttackSpec(epsilons=(2.0, 16.0))})
     known = trial_record(first, spec=spec).text()
     worker.cell = {**worker.cell, "known": known, "spec": more.model_dump_json()}
+    worker.cell |= {"micro_batch": 2}  # it was out of memory
+    parts, whole = [], trial.in_parts
+    monkeypatch.setattr(trial, "in_parts", lambda *given: parts.append(given[-1]) or whole(*given))
     found, trained = perform_cell(worker, data, dict(options))
     assert not trained
+    assert parts == [2]
     assert found.scores == first.scores
     assert {attack.epsilon for attack in found.attacks} >= {16.0}

@@ -85,3 +85,18 @@ def test_what_cannot_be_built_is_refused(name, changes, message):
     library, architecture = name.split()
     with pytest.raises(ConfigError, match=message):
         built(architecture, library, **changes)
+
+
+def test_the_small_network_trains_as_its_layers_one_by_one_do():
+    """To the last bit, with pools before ReLUs; whoever reads its stages finds them in the order of names."""
+    mine, plain = (built("small_cnn", "isweep").network.train() for _ in range(2))
+    images = torch.randn(6, 1, 32, 32)
+    images[0] = 0  # ties, and nothing above zero
+    for network, logits in ((mine, mine(images)), (plain, nn.Sequential.forward(plain, images))):
+        logits.square().sum().backward()
+        network.logits = logits
+    assert torch.equal(mine.logits, plain.logits)
+    for (name, ours), theirs in zip(mine.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
+    assert equal(mine.state_dict(), plain.state_dict())
+    assert torch.equal(mine.eval()(images), nn.Sequential.forward(plain.eval(), images))
