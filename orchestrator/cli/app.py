@@ -181,8 +181,7 @@ class _App(App):
 def _run(command: partial[int | None]) -> int:
     waits = {function: said[0] for group in COMMANDS.values() for function, said in group.items()}
     try:
-        slow = command.func in SLOW
-        with waiting(wait, slow=slow) if (wait := waits.get(command.func)) else nullcontext():
+        with waiting(wait, slow=command.func in SLOW) if (wait := waits.get(command.func)) else nullcontext():
             code = command() or 0
         sys.stdout.flush()
         return code

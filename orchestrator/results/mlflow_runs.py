@@ -270,8 +270,10 @@ def _has_too_much(run: FlatRun, wanted: Mapping[str, float], data: RunData) -> b
     """Tell whether params, data or points are others, or a metric of ours is there that the run has not."""
     images = run.tags.get(table.DATA_FINGERPRINT)
     others = any(data.params.get(name, value) != value for name, value in run.params.items())
-    drawn, points = ({*tags.get(table.CURVE, "").split()} for tags in (data.tags, run.tags))
-    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images or not drawn <= points:
+    points = run.tags.get(table.CURVE, "")
+    drawn = data.tags.get(table.CURVE, "of an earlier version" if points else "")
+    others |= not {*drawn.split()} <= {*points.split()}
+    if others or data.tags.get(table.DATA_FINGERPRINT, images) != images:
         return True
     return any(column.origin is not None for column in table.describe(data.metrics.keys() - wanted.keys()))
 

@@ -249,7 +249,8 @@ def connect(
     Raises:
         SweepError: when Ray does not answer, start or accept us, or has known holes.
     """
-    os.environ.update(_ALWAYS)
+    # Ray takes a child of process 1 for an orphan, which it ends without a word where its raylet is gone.
+    os.environ.update(_ALWAYS, RAY_RAYLET_PID=str(os.getpid()))
     for name in ("ray", "ray.tune", "ray.train"):  # errors still raise
         logging.getLogger(name).setLevel(logging.ERROR)
     # Of cells that were tried again and are done; what one fails of has a line of ours.
@@ -309,20 +310,19 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             silent_s, said = 0.0, False
             return None
         silent_s += LOOK_EVERY_S
-        name, *where = silent[0]
-        found = "{}:{}".format(*where)
+        name, *address = silent[0]
         if silent_s >= patience_s:
             while stopped in watched:  # the way out would wait for it
                 os.kill(pid, signal.SIGKILL)
                 pid, stopped = ending.stopped_child()
             return SetupError(
                 f"{name} must be there",
-                f"{found}: no answer for {silent_s:.0f} s",
+                "{}:{}: no answer for {:.0f} s".format(*address, silent_s),
                 "run the same command again, on a shared cluster when it is back: what is done is kept",
             )
         if silent_s >= SAID_AFTER_S and not said:
             said = True
-            log.warning("%s at %s does not answer; waiting for it", name, found)
+            log.warning("%s at %s:%d does not answer; waiting for it", name, *address)
         return None
 
     watch = ending.Watch("head-watch", LOOK_EVERY_S, look)

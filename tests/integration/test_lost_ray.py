@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.isolation import AVAILABLE, isolated
+
 SWEEP = """
 name: lost
 models: [small_mlp]
@@ -49,6 +51,8 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(t
     scratch = Path(tempfile.mkdtemp(prefix="lost-", dir="/tmp"))  # short: sockets lie below it
     sweep.write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--root", str(root)]
+    if AVAILABLE:  # a child of process 1, as behind `nohup` or in a container: Ray takes it for an orphan
+        command = isolated("sh", "-c", '"$@"; exit $?', "sh", *command)
     driver = subprocess.Popen(
         [*command, "--no-tracking", "--no-dashboard", "--num-cpus", "2"],
         env={**os.environ, "TMPDIR": str(scratch)},

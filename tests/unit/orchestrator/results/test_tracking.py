@@ -29,6 +29,7 @@ from search_spaces.errors import ConfigError, SetupError
 from tests.mlflow_client import SimulatedClient
 from tests.unit.orchestrator.results.examples import trial_spec
 
+CURVE_OF_AN_EARLIER_VERSION = {"isweep.run_key": "curve small_cnn paper digits", "kind": "curve"}
 UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
 
 
@@ -164,6 +165,11 @@ class TestWhatIsShown:
         other = drawn({60: 0.5, 120: 0.375})  # another mean
         assert other != first
         assert drawn({60: 0.5, 120: 0.375}) == other
+        client.delete_run(other)
+        experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+        older = client.create_run(experiment, 1, CURVE_OF_AN_EARLIER_VERSION).info.run_id
+        client.log_metric(older, "test_loss", 0.25, step=120)
+        assert drawn({60: 0.5, 120: 0.375}) != older
 
     def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(self, tracker, client, sweep):
         tracker.start_trial("a", {"trial_id": "a"})

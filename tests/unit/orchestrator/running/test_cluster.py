@@ -22,6 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from orchestrator.running import cluster as cluster_module
+from orchestrator.running import ending
 from orchestrator.running.cluster import Cluster, RunOptions, _started, _watched, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -350,6 +351,9 @@ def test_a_stopped_process_of_the_own_cluster_is_lost_and_ended_though_it_seems_
     shutil.copy(shutil.which("sleep"), program)
     monkeypatch.setattr(cluster_module, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr("orchestrator.running.ending.end_main_thread", lambda *_: lost.set())
+    others, seen = threading.enumerate(), ending.stopped_child  # a cluster of this process has a watch too
+    own = lambda: (0, "") if threading.current_thread() in others else seen()  # noqa: E731
+    monkeypatch.setattr("orchestrator.running.ending.stopped_child", own)
     rule = {"gcs_server": "The head of the Ray cluster", "raylet": "The raylet of this node"}[victim]
     with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen([program, "3600"]) as process:
         port = server.getsockname()[1]
