@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--stop", action="store_true", help="at the first violation")
+    parser.add_argument("--begin", default="", help="with a schedule as it is told, such as `seed 1 of NAME`")
     parser.add_argument("--into", type=Path)
     asked = parser.parse_args()
     began, met, violations, slowest = time.monotonic(), Counter[str](), list[str](), (0.0, 0)
@@ -35,6 +36,8 @@ def main() -> int:
     chunks: list[Chunk] = [(name, of_each, asked.stop) for name in NAMED]
     for at in range(asked.first, end, CHUNK):
         chunks.append(("", range(at, min(at + CHUNK, end)), asked.stop))
+    number, _, name = asked.begin.removeprefix("seed ").partition(" of ")
+    chunks.sort(key=lambda chunk: not (number and chunk[0] == name and int(number) in chunk[1]))
     with multiprocessing.get_context("fork").Pool() as pool:
         for found, wrong, slow in pool.imap_unordered(run_chunk, chunks):
             met, violations, slowest = met + found, violations + wrong, max(slowest, slow)

@@ -23,6 +23,8 @@ from tests.simulation import __main__ as _  # noqa: F401  # see run()
 ROOT = Path(__file__).parents[2]
 CODE = ("search_spaces", "tasks", "orchestrator", "isweep", "tests", "benchmarks")
 SAID = "said.txt"
+KNOWN = ROOT / "benchmarks" / "results" / "mutations.json"
+"""What caught each when this was last run: there it is looked for first."""
 
 
 class Mutation(NamedTuple):
@@ -300,11 +302,12 @@ def main() -> int:
     parser.add_argument("--into", type=Path, help="FILE, written after each")
     asked = parser.parse_args()
     known = json.loads(asked.into.read_text("utf-8")) if asked.into and asked.into.exists() else {}
+    before = json.loads(KNOWN.read_text("utf-8"))["caught_by"]
     caught = dict.fromkeys(known.get("not_caught", ()), "") | known.get("caught_by", {})
     for mutation in MUTATIONS:
         if asked.only not in mutation.promise or mutation.promise in caught:
             continue
-        caught[mutation.promise] = found = run(mutation, asked.schedules)
+        caught[mutation.promise] = found = run(mutation, asked.schedules, before.get(mutation.promise, ""))
         print(f"{'caught' if found else 'NOT CAUGHT'}: {mutation.promise}  {found}", flush=True)
         if asked.into:
             document = {
@@ -320,8 +323,8 @@ def main() -> int:
     return 0 if sum(map(bool, caught.values())) >= 0.9 * len(caught) else 1
 
 
-def run(mutation: Mutation, schedules: int) -> str:
-    """Return the first violation that a mutation brings about; empty where there is none."""
+def run(mutation: Mutation, schedules: int, before: str = "") -> str:
+    """Return the first violation that a mutation brings about, perhaps ``before`` again; empty for none."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in CODE:
@@ -332,7 +335,9 @@ def run(mutation: Mutation, schedules: int) -> str:
             raise SystemExit(f"{mutation.promise}: {mutation.file} has it no more: {mutation.before!r}")
         path.write_text(text.replace(mutation.before, mutation.after), encoding="utf-8")
         # What others wrote is imported once, here.
-        child = multiprocessing.get_context("fork").Process(target=_simulate, args=(folder, schedules))
+        child = multiprocessing.get_context("fork").Process(
+            target=_simulate, args=(folder, schedules, before)
+        )
         child.start()
         child.join()
         told = (folder / SAID).read_text(encoding="utf-8").splitlines()
@@ -342,12 +347,13 @@ def run(mutation: Mutation, schedules: int) -> str:
         return found[:160]
 
 
-def _simulate(folder: Path, schedules: int) -> None:
+def _simulate(folder: Path, schedules: int, before: str) -> None:
     """Run schedules on the code in a folder, in a process of its own, until one is violated."""
     for name in [name for name in sys.modules if name.partition(".")[0] in CODE]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
-    sys.argv = ["simulation", "--schedules", str(schedules), "--stop"]
+    begin = before.partition(": ")[0]
+    sys.argv = ["simulation", "--schedules", str(schedules), "--stop", "--begin", begin]
     with (folder / SAID).open("w", encoding="utf-8") as out, contextlib.redirect_stdout(out):
         status = importlib.import_module("tests.simulation.__main__").main()
     sys.exit(status)

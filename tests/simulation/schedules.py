@@ -104,7 +104,7 @@ OF_SEARCHES = {
 """Of ``isweep tune``; the first stands for ``tests/integration/test_killed_search.py``."""
 
 LIMITS = {
-    "Tune breaks now and then": _repeated("Tune breaks", range(40, 900, 60)),
+    "Tune breaks now and then": _repeated("Tune breaks", range(20, 900, 55)),
     "Tune breaks and breaks": _repeated("Tune breaks", (20,) * 7),
     "other code here and there": _repeated("other code", range(15, 300, 15)),
     "other code on every node": _repeated("other code", (20,) * 12),
