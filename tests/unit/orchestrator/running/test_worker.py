@@ -61,12 +61,15 @@ def test_the_driver_hears_what_was_told_without_waiting(ray_local, monkeypatch):
 
 @pytest.mark.ray
 def test_the_actors_of_a_run_end_by_a_word_to_each(ray_local, tmp_path):
+    def asked_until_it_is_gone(actor):
+        while True:
+            ray.get(actor.__ray_ready__.remote())
+
     desk = Desk(str(tmp_path))
     desk.end()
-    for actor in (desk.board.actor.take, desk.keeper.actor.call, desk.arrays.take):
+    for actor in (desk.board.actor, desk.keeper.actor, desk.arrays):
         with pytest.raises(ray.exceptions.RayActorError):
-            while True:
-                ray.get(actor.remote(*["checkpoint", "a"] if actor is desk.keeper.actor.call else []))
+            asked_until_it_is_gone(actor)
 
 
 def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch):
