@@ -37,7 +37,6 @@ from orchestrator.running import gpus
 from orchestrator.running.cluster import connect
 from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
 from search_spaces.errors import ConfigError, SweepError
-from tasks.atomic import read_whole
 
 MIN_FREE_BYTES = 5 * 2**30
 ANSWER_TIMEOUT_S = 60.0
@@ -379,11 +378,8 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
         elif "token" in there:
             if path.stat().st_mode & 0o077:
                 yield Problem(place, "others can read the token", f"chmod 600 {path}")
-            words = list[str]()
-            with suppress(OSError, UnicodeDecodeError):
-                words = read_whole(path).decode().split()
-            if len(words) != 1:
-                yield Problem(place, "the token is not one word of text", MAKE_TOKEN)
+            if not path.stat().st_size:
+                yield Problem(place, "the token is empty", MAKE_TOKEN)
         elif any((path / name).exists() for name in OF_CHECKOUT_OR_ROOT):
             told = f"{here} is a checkout or a root, which may hold images of patients"
             yield Problem(place, told, "let dist/ travel alone; raw data go by `ray rsync-up`")
@@ -454,28 +450,25 @@ def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
         wrong = validator.validate(fields, shape).generate_report().splitlines()
         for line in wrong:
             yield Problem(place, line.split(", must be one of")[0], "correct it, or: pip install -U boto3")
-        if not wrong:
-            yield from _node_on_aws(place, made, is_head=is_head)
-
-
-def _node_on_aws(place: str, made: dict[str, Any], *, is_head: bool) -> Iterator[Problem]:
-    if is_head and made.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
-        told = "a spot instance as head: taken away, it takes the sweep and the root on its disk along"
-        yield Problem(f"{place}.InstanceMarketOptions", told, "only workers may be spot instances")
-    open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
-    for key, told, way_out in (
-        ("ImageId", "no image is named: Ray would take one of its own", "name one with Python 3.11 to 3.13"),
-        ("IamInstanceProfile", "without one Ray gives the head full rights", "see clusters/iam/head.json"),
-        ("SecurityGroupIds", open_ssh, "name your own group: [sg-...]"),
-    ):
-        if not made.get(key) and not (key == "SecurityGroupIds" and made.get("NetworkInterfaces")):
-            yield Problem(f"{place}.{key}", told, way_out)
-    place = f"{place}.BlockDeviceMappings"
-    disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
-    if not disks or not all(disk.get("Encrypted") for disk in disks):
-        yield Problem(place, "a disk is not encrypted, or none is named", "name it, with Encrypted: true")
-    if not all(disk.get("DeleteOnTermination", True) for disk in disks):
-        yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
+        if wrong:
+            continue
+        if is_head and made.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
+            told = "a spot instance as head: taken away, it takes the sweep and the root on its disk along"
+            yield Problem(f"{place}.InstanceMarketOptions", told, "only workers may be spot instances")
+        open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
+        for key, told, way_out in (
+            ("ImageId", "no image is named, and Ray takes its own", "name one with Python 3.11 to 3.13"),
+            ("IamInstanceProfile", "else Ray gives the head full rights", "see clusters/iam/head.json"),
+            ("SecurityGroupIds", open_ssh, "name your own group: [sg-...]"),
+        ):
+            if not made.get(key) and not (key == "SecurityGroupIds" and made.get("NetworkInterfaces")):
+                yield Problem(f"{place}.{key}", told, way_out)
+        place = f"{place}.BlockDeviceMappings"
+        disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
+        if not disks or not all(disk.get("Encrypted") for disk in disks):
+            yield Problem(place, "a disk is not encrypted, or none is named", "name it, with Encrypted: true")
+        if not all(disk.get("DeleteOnTermination", True) for disk in disks):
+            yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
 
 
 def _policy(config: dict[str, Any]) -> Iterator[Problem]:
