@@ -274,9 +274,8 @@ def _attacks(fits: ScalingFits) -> Finding:
     strongest, alone = best.estimates[0], len(known) == 1
     domains = len({d.domain for d in fits.datasets}) > 1
     about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
-    scale = f" (K_F of {best.variant} alone)" if best.variant else ""
-    means = f"over {best.num_datasets} datasets{scale}, at equal model and train size"
-    means += ", within domains" * domains
+    of = f" (K_F of {best.variant} alone)" if best.variant else ""
+    means = f"over {best.num_datasets} datasets{of}, at equal model and N{', within domains' * domains}"
     attack = f"{c.attack_columns([best.response])[0].words} on {best.model}"
     found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
     held = _established(claim, strongest) and strongest.value > 0

@@ -116,8 +116,6 @@ def write_report(
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for path in (directory / "tables").glob("*.tex"):  # of earlier versions: with older numbers
-        path.unlink()
     ready = prepare(table, sharpness_policy=fits.sharpness_scale.policy)
     # Only columns that the caller had: a column added as missing would pretend to have been measured.
     data = ready.full[list(table.columns)]

@@ -73,8 +73,8 @@ def _width(stream: TextIO) -> int | None:
 
 
 _open_standard_streams()
-stderr = _Messages(stderr=True, highlight=False, width=_width(sys.stderr))
-stdout = _Data(highlight=False, width=_width(sys.stdout))
+stderr = _Messages(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr))
+stdout = _Data(highlight=False, emoji=False, width=_width(sys.stdout))
 
 
 def emit(place: Place, document: object, *shown: Shown | Iterable[Shown]) -> None:

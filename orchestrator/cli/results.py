@@ -369,7 +369,9 @@ def predict(
         table, arms = read_table(sweep, work, from_store=from_store)
         return fit_growth(table, model=model, domain=domain, arms=arms)
 
-    record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work, growth)
+    if measured is not None and not measured.endswith(".json"):
+        growth()  # a wrong name is told before anything is measured
+    record = {} if measured is None else _record(measured, (d_data, label_sharpness), sweep, work)
     found, pilot = predicted(
         record,
         growth,
@@ -412,15 +414,9 @@ def _pilot(
 
 
 def _record(
-    source: str,
-    given: tuple[float | None, float | None],
-    sweep: str,
-    work: o.Work,
-    growth: Callable[[], Growth],
+    source: str, given: tuple[float | None, float | None], sweep: str, work: o.Work
 ) -> Mapping[str, Any]:
-    """Return the record that was named, or that of images measured now at the sweep's side and channels, once
-    its ``growth`` is known.
-    """
+    """Return the record that was named, or that of images measured now at the sweep's side and channels."""
     from orchestrator.analysis.prediction_inputs import read_record
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
@@ -430,7 +426,6 @@ def _record(
         raise ConfigError("--measured is for numbers that are not given", found, "leave one out")
     if source.endswith(".json"):
         return read_record(Path(source))
-    growth()  # a wrong name is told before anything is measured
     spec = work.open(sweep).plan.sweep
     request = MeasureRequest(source=source, image_size=spec.image_size, channels=spec.channels or 1)
     return measure_source(request, InlineExecutor(), work.paths).record.to_json()

@@ -180,13 +180,14 @@ def permuted_sharpness(
     found = []
     for mask in members if len(members) else [np.ones(len(labels), bool)]:
         close = order[mask[first[order]] & mask[second[order]]][:CLOSEST_PAIRS]
-        shuffled = np.array(labels)
+        own, place = labels[mask], np.cumsum(mask) - 1
+        one, other = place[first[close]], place[second[close]]
         for _ in range(NUM_PERMUTATIONS):
-            shuffled[mask] = rng.permutation(labels[mask])
-            for few in (close[:FIRST_PAIRS], close):
-                unlike = np.flatnonzero(shuffled[first[few]] != shuffled[second[few]])
+            shuffled = rng.permutation(own)
+            for few in (slice(FIRST_PAIRS), slice(None)):
+                unlike = np.flatnonzero(shuffled[one[few]] != shuffled[other[few]])
                 if len(unlike):
-                    found.append(1 / float(apart[few[unlike[0]]]))
+                    found.append(1 / float(apart[close[unlike[0]]]))
                     break
             else:
                 return None
@@ -198,9 +199,7 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
     num_classes = len(np.unique(labels))
     reasons = {
         f"needs two classes, these {len(labels)} distinct images have {num_classes}": num_classes < 2,
-        "the samples hold one class only, the other is too rare; use all images (sharpness_sample=None)": (
-            num_pairs == 0
-        ),
+        "the other class is too rare for a sample; use all images (sharpness_sample=None)": num_pairs == 0,
         "two images with different labels differ by less than can be represented": pair_distance <= 0,
         "images with different labels differ by more than can be squared": not np.isfinite(pair_distance),
     }

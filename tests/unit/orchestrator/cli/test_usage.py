@@ -137,6 +137,7 @@ measure digits --num-neighbors 2
 measure digits --image-size 1025
 measure digits --estimators mlee
 locate abc --raw absent
+locate abc --raw :cat:
 """
 
 

@@ -25,7 +25,6 @@ def bucket():
 @pytest.fixture
 def short_tries(monkeypatch):
     monkeypatch.setattr(storage, "TRIES", 1)
-    monkeypatch.setattr(storage, "CONNECT_TIMEOUT_S", 1.0)
 
 
 @pytest.fixture(autouse=True)

@@ -130,7 +130,6 @@ def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypa
 def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
     monkeypatch.setattr("orchestrator.results.storage.TRIES", 1)
-    monkeypatch.setattr("orchestrator.results.storage.CONNECT_TIMEOUT_S", 0.5)
     said: list[str] = []
     with object_store() as store:
         with Lease(store.url, "a", "isweep run first", said.append) as held:

@@ -49,7 +49,7 @@ def test_small_sets_use_all_images_where_the_released_code_raises(images):
 FEW = np.random.default_rng(0).integers(0, 256, (80, 6), dtype=np.uint8)
 UNDEFINED = {
     "needs two classes, these 80 distinct images have 1": (FEW, np.zeros(80, int)),
-    "the other is too rare": (FEW, np.eye(80, dtype=int)[5]),
+    "the other class is too rare": (FEW, np.eye(80, dtype=int)[5]),
     "less than can be represented": (np.array([[0.0], [1e-200], [1.0]]), [0, 1, 1]),
     "images with different labels differ by more than can be squared": (
         np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]]), [0, 1, 0]),
