@@ -357,11 +357,9 @@ def _needed(config: dict[str, Any]) -> Iterator[Problem]:
         if not values.get(place):
             yield Problem(place, told, way_out)
     if key := values.get("auth.ssh_private_key"):
-        path, place = Path(key).expanduser(), "auth.ssh_private_key"
-        if not path.is_file():
-            yield Problem(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
-        elif path.stat().st_mode & 0o077:
-            yield Problem(place, "others can read the key, and ssh will not use it", f"chmod 600 {key}")
+        if not Path(key).expanduser().is_file():
+            way_out = "make one: ssh-keygen -t ed25519, or name yours"
+            yield Problem("auth.ssh_private_key", f"no {key}", way_out)
 
 
 def _files(config: dict[str, Any]) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -292,11 +292,10 @@ def _raw(own: OwnSourceSpec) -> RawRequest:
 def _load_npy(path: Path) -> Images:
     try:
         # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
-        loaded: Images = np.load(path, mmap_mode="r", allow_pickle=False)
+        return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         found, way_out = f"{path.name}: {str(error).splitlines()[0]}", "save it with numpy.save(PATH, array)"
         raise DataError("A .npy file must hold one plain numeric array", found, way_out) from None
-    return loaded
 
 
 def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:
