@@ -37,6 +37,7 @@ from orchestrator.running import gpus
 from orchestrator.running.cluster import connect
 from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
 from search_spaces.errors import ConfigError, SweepError
+from tasks.atomic import read_whole
 
 MIN_FREE_BYTES = 5 * 2**30
 ANSWER_TIMEOUT_S = 60.0
@@ -357,9 +358,11 @@ def _needed(config: dict[str, Any]) -> Iterator[Problem]:
         if not values.get(place):
             yield Problem(place, told, way_out)
     if key := values.get("auth.ssh_private_key"):
-        if not Path(key).expanduser().is_file():
-            way_out = "make one: ssh-keygen -t ed25519, or name yours"
-            yield Problem("auth.ssh_private_key", f"no {key}", way_out)
+        path, place = Path(key).expanduser(), "auth.ssh_private_key"
+        if not path.is_file():
+            yield Problem(place, f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+        elif path.stat().st_mode & 0o077:
+            yield Problem(place, "others can read the key, and ssh will not use it", f"chmod 600 {key}")
 
 
 def _files(config: dict[str, Any]) -> Iterator[Problem]:
@@ -376,8 +379,11 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
         elif "token" in there:
             if path.stat().st_mode & 0o077:
                 yield Problem(place, "others can read the token", f"chmod 600 {path}")
-            if not path.stat().st_size:
-                yield Problem(place, "the token is empty", MAKE_TOKEN)
+            words = list[str]()
+            with suppress(OSError, UnicodeDecodeError):
+                words = read_whole(path).decode().split()
+            if len(words) != 1:
+                yield Problem(place, "the token is not one word of text", MAKE_TOKEN)
         elif any((path / name).exists() for name in OF_CHECKOUT_OR_ROOT):
             told = f"{here} is a checkout or a root, which may hold images of patients"
             yield Problem(place, told, "let dist/ travel alone; raw data go by `ray rsync-up`")

@@ -200,6 +200,7 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
         (lambda at: make_wheel(at, "0" * 40), "py3-none-any.whl is made of commit 000000000000, and "),
         (lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""), "is made of commit none, and "),
+        (lambda at: (at / ".ssh/id_ed25519").chmod(0o644), "others can read the key, and ssh will not use"),
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
     ],
 )
