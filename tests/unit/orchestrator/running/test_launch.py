@@ -195,7 +195,9 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
     [
         (lambda at: (at / ".ray/auth_token").unlink(), "no ~/.ray/auth_token"),
         (lambda at: (at / ".ray/auth_token").chmod(0o644), "others can read the token; chmod 600"),
-        (lambda at: (at / ".ray/auth_token").write_text(""), "the token is empty; make one"),
+        (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is not one word of text"),
+        (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is not one word of text"),
+        (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "the token is not one word of text"),
         (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
         (lambda at: make_wheel(at, "0" * 40), "py3-none-any.whl is made of commit 000000000000, and "),
