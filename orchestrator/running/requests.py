@@ -236,8 +236,7 @@ def expected(
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
-    share = None if shared else 1.0
-    return Expectation(least, corrections_for(least, measured), asked.num_gpus or share)
+    return Expectation(least, corrections_for(least, measured), asked.num_gpus or (None if shared else 1.0))
 
 
 def why_nothing_starts(resources: Resources) -> str:
