@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,6 +40,11 @@ class Desk:
         self.board = EpochBoard()
         self.keeper = None if keep_url is None else Keeper(keep_url, self.board)
         self.arrays = start_beside_driver(IsweepArrays)
+
+    def end(self) -> None:
+        """End them by a word to each: a head that is lost, over which Ray kills, is not waited for."""
+        for actor in (self.board.actor, self.keeper and self.keeper.actor, self.arrays):
+            actor and actor.__ray_terminate__.remote()
 
 
 def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
@@ -173,26 +178,24 @@ class Keeper:
     def __init__(self, url: str, board: EpochBoard) -> None:
         self._board = board
         credentials = {name: value for name, value in os.environ.items() if name.startswith(STORAGE_PREFIXES)}
-        self._actor = start_beside_driver(IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1)
+        self.actor = start_beside_driver(IsweepKeeper, url, credentials, max_restarts=-1, max_task_retries=1)
+        self.actor.__ray_ready__.remote()  # so that the driver knows its address, to end it
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep a file; text says why it could not be kept, which costs no result."""
-        asked = self._actor.call.remote("put", kind, trial_id, data)
+        asked = self.actor.call.remote("put", kind, trial_id, data)
         if not ray.wait([asked], timeout=SAID_AFTER_S)[0]:
             told = f"its {kind} wait for storage that is full or away, {PATIENCE_S:.0f} s at most"
             self._board.say(Note(trial_id, told))
-        kept: KeptFile | str = ray.get(asked)
-        return kept
+        return cast("KeptFile | str", ray.get(asked))
 
     def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
         """See :meth:`ResultStore.get`, whose errors Ray passes on."""
-        data: bytes = ray.get(self._actor.call.remote("get", kind, trial_id, kept))
-        return data
+        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, kept)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """See :meth:`ResultStore.checkpoint`."""
-        data: bytes | None = ray.get(self._actor.call.remote("checkpoint", trial_id))
-        return data
+        return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
 
 
 class IsweepArrays:

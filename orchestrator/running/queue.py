@@ -215,7 +215,8 @@ class TuneExecution:
         self._resting: dict[Any, tuple[str, str]] = {}
         self._desk = run.desk or Desk(work.keep_url)
         series = Series(run.plan.sweep.name, run.cluster.num_gpus)
-        self.arrays = ArrayCache(work.load, run.array_budget, self._desk.arrays, work.num_uses)
+        shelf = self._desk.arrays, work.num_uses, self._desk.end
+        self.arrays = ArrayCache(work.load, run.array_budget, *shelf)
         self.heard, self.show, self.count_failure = self._desk.board.heard, series.tell, series.failed
         self.failure_of, self.fit_nodes, self.killed_for_memory = failure_of, fit_nodes, killed_for_memory
         self.node_memory_bytes = node_memory_bytes
@@ -309,11 +310,12 @@ class ArrayCache:
         budget: float,
         references: Any,
         num_uses: Counter[str] | None = None,
+        end: Callable[[], object] = lambda: None,
     ) -> None:
         self._left = None if num_uses is None else Counter(num_uses)
         self._running: dict[str, str] = {}  # array by trial
         self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
-        self._load, self._budget, self.references = load, budget, references
+        self._load, self._budget, self.references, self._end = load, budget, references, end
 
     @property
     def num_bytes(self) -> int:
@@ -351,7 +353,7 @@ class ArrayCache:
     def close(self) -> None:
         """Let everything go."""
         self._held.clear()
-        ray.kill(self.references)
+        self._end()
 
     def _make_room(self, size: int) -> None:
         in_use = set(self._running.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ from orchestrator.results.table import FlatRun, Point, epoch_points, flat_trial,
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import Desk, Note
 from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.ending import raise_if_asked
+from orchestrator.running.ending import at_forced_end, raise_if_asked
 from orchestrator.running.failures import OF_GPU, Place, Retries, TrialWatch, classify_broken_fit, gpu_named
 from orchestrator.running.progress import Progress
 from orchestrator.running.queue import CellQueue, Execution, Feed, TuneExecution, empty, trial_name
@@ -228,7 +228,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def run(self) -> None:
         """Run until nothing more may be tried; SweepError when nothing can be stored or run."""
-        try:
+        arrays = self._execution.arrays
+        with at_forced_end(arrays.close), closing(arrays):
             while not self._queue.empty:
                 try:
                     self._execution.fit(self, Feed(self._queue, self._taken, self._clock))
@@ -239,8 +240,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                     raise self._queue.error
                 for trial_id in sorted(self._queue.running):  # that Tune ended without a word
                     self._lost(trial_id, WITHOUT_A_WORD)
-        finally:
-            self._execution.arrays.close()
 
     def _taken(self, trial_id: str) -> dict[str, Any]:
         """Count the attempt of a cell that is given to Tune, and return what its worker is told."""

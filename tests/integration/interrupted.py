@@ -32,11 +32,13 @@ def run(sweep: str, root: Path, cpus: str, *, until: int | None = None, send: in
         while driver.poll() is None and len([*results.glob("*/result.json")]) < until:
             time.sleep(0.01)
         os.kill(driver.pid, send)
+        sent = time.time()
     out, err = driver.communicate()
     return {
         "exit": driver.returncode,
         "stdout": out,
         "stderr": err,
+        "seconds_to_stop": time.time() - sent if until is not None else None,
         "started_at": started,
         "results": {key: record["started_at"] for key, record in stored(root).items()},
     }

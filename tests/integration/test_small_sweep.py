@@ -320,6 +320,7 @@ def curves(root) -> set[str]:
 def check_stopped(stopped):
     """See that a run that was asked to stop did, and said how it goes on."""
     assert stopped["exit"] == 130, stopped["stderr"]
+    assert stopped["seconds_to_stop"] < 300  # also where much else runs
     assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
     assert "Traceback" not in stopped["stderr"]
 

@@ -28,6 +28,15 @@ except KeyboardInterrupt:
     Progress().stage("stop")
     sys.exit(130)
 """
+ENDS = """
+import atexit, time
+from orchestrator import cli
+from orchestrator.cli import app
+
+app.main = lambda: 130
+atexit.register(lambda: (print("ends", flush=True), time.sleep(3600)))
+cli.entry()
+"""
 TAKEN = """
 import os, signal, sys
 from orchestrator.running.ending import own_signals, stop_on_signals
@@ -92,3 +101,12 @@ def test_what_breaks_on_the_way_out_of_a_stop_is_part_of_it():
         stopped()
     assert is_stop(caught.value)
     assert not is_stop(ImportError("no stop"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_further_signal_while_the_process_ends_ends_it_at_once_without_a_word(number):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ENDS], **pipes) as process:
+        assert process.stdout.readline() == "ends\n"
+        process.send_signal(number)
+        assert (process.wait(), process.stderr.read()) == (130, "")

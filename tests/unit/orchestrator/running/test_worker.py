@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 
 from orchestrator.results.store import ResultStore
 from orchestrator.running import actors as module
-from orchestrator.running.actors import EpochBoard, EpochTeller, IsweepEpochs
+from orchestrator.running.actors import Desk, EpochBoard, EpochTeller, IsweepEpochs
 from orchestrator.running.worker import perform_cell
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
@@ -56,6 +57,19 @@ def test_the_driver_hears_what_was_told_without_waiting(ray_local, monkeypatch):
     while not heard:
         heard += board.heard()
     assert [(said.trial_id, said.epoch.epoch) for said in heard] == [("t", 1)]
+
+
+@pytest.mark.ray
+def test_the_actors_of_a_run_end_by_a_word_to_each(ray_local, tmp_path):
+    def asked_until_it_is_gone(actor):
+        while True:
+            ray.get(actor.__ray_ready__.remote())
+
+    desk = Desk(str(tmp_path))
+    desk.end()
+    for actor in (desk.board.actor, desk.keeper.actor, desk.arrays):
+        with pytest.raises(ray.exceptions.RayActorError):
+            asked_until_it_is_gone(actor)
 
 
 def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch):
