@@ -278,9 +278,9 @@ def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
                 f"Beware: {name} is {group} in {plural(int(counts[group]), 'row')}, fitted like any other; "
                 "leave them out where they sum up the rest."
             )
-        numbers = pd.Series(pd.to_numeric(counts.index, errors="coerce"), dtype=object)
-        read_as = numbers.where(numbers.notna(), counts.index.str.casefold())
-        if alike := sorted(counts.index[read_as.duplicated(keep=False)]):
+        numbers = pd.to_numeric(counts.index.to_series(), errors="coerce")
+        read_as = [n if n == n else text.casefold() for text, n in zip(counts.index, numbers, strict=True)]
+        if alike := sorted(counts.index[pd.Index(read_as, dtype=object).duplicated(keep=False)]):
             yield f"Beware: {name} holds {listing(alike[:6])}, which spelling alone tells apart."
 
 
