@@ -8,7 +8,7 @@ from unittest import mock
 
 from harness import Found, run
 
-from orchestrator.planning.estimate import Job, longest_first, on_gpus, replay
+from orchestrator.planning.estimate import Job, on_gpus, replay
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import EAGER_INTERVAL_S, GPU_MODELS, GpuModel, gpu_model, need_of
 from orchestrator.planning.sweep_file import load_sweep
@@ -39,7 +39,8 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
     waves = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     rows = []
     for number in NUM_GPUS:
-        ours, planned = replay(longest_first(jobs), number), replay(jobs, number)
+        ours = replay(sorted(jobs, key=lambda job: (-job.seconds, job.name)), number)
+        planned = replay(jobs, number)
         in_waves = sum(replay(wave, number).makespan for wave in waves)
         hours = number * ours.makespan / 3600
         rows.append(

@@ -81,18 +81,18 @@ def emit(place: Place, document: object, *shown: Shown | Iterable[Shown]) -> Non
     """Print a document as JSON with ``--json``, else what people see of it, which is only then made."""
     waited()
     if place.json:
-        line(json.dumps(document, indent=1, allow_nan=False))
+        sys.stdout.write(f"{json.dumps(document, indent=1, allow_nan=False)}\n")
         return
     for one in shown:
         for part in (one,) if isinstance(one, Shown) else one:
             if isinstance(part, str):
-                line(_folded(part))
+                sys.stdout.write(f"{_folded(part)}\n")  # not through rich, which would fold a long path
             elif isinstance(part, Text):  # its style is that of the first words
                 stdout.print(Text(_folded(part.plain), spans=part.spans), soft_wrap=True)
             elif Measurement.get(stdout, stdout.options.update_width(10_000), part).minimum <= stdout.width:
                 stdout.print(part)
             else:  # a word or number would fold in the middle
-                line(_folded("\n".join(_in_words(part))))
+                sys.stdout.write(_folded("\n".join(_in_words(part))) + "\n")
 
 
 def _in_words(table: Table) -> Iterator[str]:
@@ -153,11 +153,6 @@ def progress(work: Work) -> RunProgress:
 
     waited()  # it has a display of its own
     return RunProgress(console=None if work.quiet else stderr)
-
-
-def line(text: str) -> None:
-    """Print a line of data; not through rich, which would fold a long path at the terminal's width."""
-    sys.stdout.write(f"{text}\n")
 
 
 def tell(text: str) -> None:

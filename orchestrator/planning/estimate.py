@@ -182,11 +182,6 @@ class Replay:
     starts: Mapping[str, float]
 
 
-def longest_first(jobs: Iterable[Job]) -> list[Job]:
-    """Return jobs with the longest first, so that none is begun when all others have ended; ties by name."""
-    return sorted(jobs, key=lambda job: (-job.seconds, job.name))
-
-
 def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
     """Run ``jobs`` in their order on ``num_gpus`` GPUs, at least 1.
 
@@ -307,9 +302,8 @@ def on_gpus(
 ) -> dict[str, Any]:
     """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted to need.
 
-    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends; no order can beat
-    ``lower_bound_hours``. By model are the largest of ``shares``, and the bytes of trials that are
-    ``too_large`` for the memory of their share.
+    ``hours``, ``dollars`` and ``kilowatt_hours`` are of all GPUs until the last trial ends. By model are the
+    largest of ``shares``, and the bytes of trials that are ``too_large`` for the memory of their share.
     """
     whole = max(1, int(share or 1))  # GPUs that a trial lies on
     if whole > num_gpus:
@@ -326,7 +320,8 @@ def on_gpus(
         if need.memory_bytes > min(need.share, 1.0) * gpu.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
     groups = num_gpus // whole
-    played = replay(longest_first(jobs), groups)
+    # The longest first, so that none is begun when all others have ended.
+    played = replay(sorted(jobs, key=lambda job: (-job.seconds, job.name)), groups)
     # GPUs that are too few for one more trial are paid for too.
     utilisation = played.utilisation * groups * whole / num_gpus
     paid_hours = num_gpus * played.makespan / 3600
@@ -335,7 +330,6 @@ def on_gpus(
         "gpu": gpu.name,
         "num_gpus": num_gpus,
         "hours": played.makespan / 3600,
-        "lower_bound_hours": played.lower_bound / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
         "utilisation": utilisation,
         "dollars": paid_hours * gpu.price,
@@ -381,9 +375,8 @@ def _text(result: dict[str, Any]) -> str:
     return (
         f"left: {left}, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {gpus}: "
         f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
-        f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
-        f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "
-        f"{roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
+        f"trials share GPUs and fill each other's gaps, under MPS, {100 * cluster['utilisation']:.0f} % "
+        f"used, {roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
         f"share of a GPU: {shares or 'none'}{assumed}{too_large}"
     )
 

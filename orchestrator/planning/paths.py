@@ -25,13 +25,13 @@ def user_cache(name: str) -> Path:
 
 
 class _Below:
-    """A path below an object's ``folder``."""
+    """A path below a root, or the folder of a sweep."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, owner: RootPaths | SweepPaths, kind: type) -> Path:
-        return owner.folder / self._name
+        return (owner.root if isinstance(owner, RootPaths) else owner.folder) / self._name
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,6 @@ class RootPaths:
         except OSError as error:
             raise _no_root(self.root, error) from None
         return self
-
-    @property
-    def folder(self) -> Path:
-        """The root."""
-        return self.root
 
     def prepared(self, spec: PreparedSpec) -> Path:
         """Folder of one prepared dataset."""

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -187,18 +187,15 @@ class Keeper:
         if not ray.wait([asked], timeout=SAID_AFTER_S)[0]:
             told = f"its {kind} wait for storage that is full or away, {PATIENCE_S:.0f} s at most"
             self._board.say(Note(trial_id, told))
-        kept: KeptFile | str = ray.get(asked)
-        return kept
+        return cast("KeptFile | str", ray.get(asked))
 
     def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
         """See :meth:`ResultStore.get`, whose errors Ray passes on."""
-        data: bytes = ray.get(self.actor.call.remote("get", kind, trial_id, kept))
-        return data
+        return cast("bytes", ray.get(self.actor.call.remote("get", kind, trial_id, kept)))
 
     def checkpoint(self, trial_id: str) -> bytes | None:
         """See :meth:`ResultStore.checkpoint`."""
-        data: bytes | None = ray.get(self.actor.call.remote("checkpoint", trial_id))
-        return data
+        return cast("bytes | None", ray.get(self.actor.call.remote("checkpoint", trial_id)))
 
 
 class IsweepArrays:

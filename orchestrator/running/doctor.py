@@ -454,28 +454,25 @@ def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
         wrong = validator.validate(fields, shape).generate_report().splitlines()
         for line in wrong:
             yield Problem(place, line.split(", must be one of")[0], "correct it, or: pip install -U boto3")
-        if not wrong:
-            yield from _node_on_aws(place, made, is_head=is_head)
-
-
-def _node_on_aws(place: str, made: dict[str, Any], *, is_head: bool) -> Iterator[Problem]:
-    if is_head and made.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
-        told = "a spot instance as head: taken away, it takes the sweep and the root on its disk along"
-        yield Problem(f"{place}.InstanceMarketOptions", told, "only workers may be spot instances")
-    open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
-    for key, told, way_out in (
-        ("ImageId", "no image is named: Ray would take one of its own", "name one with Python 3.11 to 3.13"),
-        ("IamInstanceProfile", "without one Ray gives the head full rights", "see clusters/iam/head.json"),
-        ("SecurityGroupIds", open_ssh, "name your own group: [sg-...]"),
-    ):
-        if not made.get(key) and not (key == "SecurityGroupIds" and made.get("NetworkInterfaces")):
-            yield Problem(f"{place}.{key}", told, way_out)
-    place = f"{place}.BlockDeviceMappings"
-    disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
-    if not disks or not all(disk.get("Encrypted") for disk in disks):
-        yield Problem(place, "a disk is not encrypted, or none is named", "name it, with Encrypted: true")
-    if not all(disk.get("DeleteOnTermination", True) for disk in disks):
-        yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
+        if wrong:
+            continue
+        if is_head and made.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
+            told = "a spot instance as head: taken away, it takes the sweep and the root on its disk along"
+            yield Problem(f"{place}.InstanceMarketOptions", told, "only workers may be spot instances")
+        open_ssh = "without a security group by id Ray makes one that opens SSH to the world"
+        for key, told, way_out in (
+            ("ImageId", "no image is named, and Ray takes its own", "name one with Python 3.11 to 3.13"),
+            ("IamInstanceProfile", "else Ray gives the head full rights", "see clusters/iam/head.json"),
+            ("SecurityGroupIds", open_ssh, "name your own group: [sg-...]"),
+        ):
+            if not made.get(key) and not (key == "SecurityGroupIds" and made.get("NetworkInterfaces")):
+                yield Problem(f"{place}.{key}", told, way_out)
+        place = f"{place}.BlockDeviceMappings"
+        disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
+        if not disks or not all(disk.get("Encrypted") for disk in disks):
+            yield Problem(place, "a disk is not encrypted, or none is named", "name it, with Encrypted: true")
+        if not all(disk.get("DeleteOnTermination", True) for disk in disks):
+            yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
 
 
 def _policy(config: dict[str, Any]) -> Iterator[Problem]:

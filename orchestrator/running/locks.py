@@ -202,11 +202,8 @@ class Lease:
                     later, other = self._read()
                     if other != tag:
                         told = f"{self._url} is in use by {_holder(later, 'another driver')}"
-                        raise SetupError(
-                            RULE.format("storage"),
-                            told,
-                            "wait for it, stop it there, or use another --storage",
-                        )
+                        way_out = "wait for it, stop it there, or use another --storage"
+                        raise SetupError(RULE.format("storage"), told, way_out)
         except FileNotFoundError:
             return None
         return self._files.put(self._path, self._content(), {"e_tag": tag})

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -150,10 +150,13 @@ def measure_arrays(
     return _measured(record, images.__getitem__, labels, label_names)
 
 
-def on_scale(images: Images, request: MeasureRequest) -> tuple[Images, MeasureRequest, list[str]]:
-    """Bring floating-point images, and any whose black and white are told, to [0, 255], as preparing does.
+def measure_on_scale(
+    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
+) -> Measured:
+    """Measure arrays in memory on the scale of their pixels, which lines say.
 
-    Whole numbers, and points of ``(num_points, num_features)``, stay as they are. Lines say what was done.
+    Floating-point images, and any whose black and white are told, are brought to [0, 255], as preparing does.
+    Whole numbers, and points of ``(num_points, num_features)``, stay as they are.
     """
     from tasks.sources.arrays import CUT, pixel_scale, to_scale
 
@@ -163,21 +166,16 @@ def on_scale(images: Images, request: MeasureRequest) -> tuple[Images, MeasureRe
         values += f" in [{images.min():g}, {images.max():g}]"
     is_open = kind == "f" and images.ndim > 2 if given is None else kind in "uif"
     if not is_open or not images.size or not all(np.isfinite(row).all() for row in images):  # refused later
-        return images, request, [f"  as they are, {shape}, {values}, not scaled"]
-    limits, rule = pixel_scale("images", [images], given)
-    pixels, num_cut = np.empty(images.shape, np.float32), 0
-    for row, image in enumerate(images):
-        pixels[row], is_cut = to_scale(image, limits)
-        num_cut += bool(is_cut.any())
-    said = [f"  {shape}, {values}: {rule}", *([f"  doubtful: {CUT}, {num_cut:,}"] if num_cut else [])]
-    return pixels, replace(request, settings=replace(request.settings, pixel_range=PREPARED_RANGE)), said
-
-
-def measure_on_scale(
-    images: Images, labels: Codes | None, label_names: Names, request: MeasureRequest, executor: Executor
-) -> Measured:
-    """Measure arrays in memory on the scale of their pixels."""
-    images, request, said = on_scale(images, request)
+        said = [f"  as they are, {shape}, {values}, not scaled"]
+    else:
+        limits, rule = pixel_scale("images", [images], given)
+        pixels, num_cut = np.empty(images.shape, np.float32), 0
+        for row, image in enumerate(images):
+            pixels[row], is_cut = to_scale(image, limits)
+            num_cut += bool(is_cut.any())
+        said = [f"  {shape}, {values}: {rule}", *([f"  doubtful: {CUT}, {num_cut:,}"] if num_cut else [])]
+        settings = replace(request.settings, pixel_range=PREPARED_RANGE)
+        images, request = pixels, replace(request, settings=settings)
     return replace(measure_arrays(images, labels, label_names, request, executor), taken=tuple(said))
 
 
@@ -282,9 +280,8 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
             found = f"{len(labels)} labels, {len(images)} images"
             raise DataError("There must be one label per image", found, "check --labels")
     taken = _taken(images, labels, names, groups)
-    images, request, said = on_scale(images, request)
-    measured = measure_arrays(images, labels, names, request, executor)
-    return replace(measured, taken=(*taken, *said, *notes))
+    measured = measure_on_scale(images, labels, names, request, executor)
+    return replace(measured, taken=(*taken, *measured.taken, *notes))
 
 
 def _raw(own: OwnSourceSpec) -> RawRequest:
@@ -295,11 +292,10 @@ def _raw(own: OwnSourceSpec) -> RawRequest:
 def _load_npy(path: Path) -> Images:
     try:
         # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
-        loaded: Images = np.load(path, mmap_mode="r", allow_pickle=False)
+        return cast("Images", np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         found, way_out = f"{path.name}: {str(error).splitlines()[0]}", "save it with numpy.save(PATH, array)"
         raise DataError("A .npy file must hold one plain numeric array", found, way_out) from None
-    return loaded
 
 
 def _classes(path: Path, own: OwnSourceSpec) -> tuple[Names, Codes]:

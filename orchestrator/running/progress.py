@@ -102,7 +102,6 @@ class Progress:
     Attributes:
         slots: Trials that run at the same time, for the time left.
         expected: Seconds by trial, for the time left: the longest go first, so their mean is too long.
-        planned: Trials of the sweep.
         done: Those with a result, of earlier runs too.
     """
 

@@ -266,23 +266,19 @@ def search_standing(workspace: Workspace) -> dict[str, Any] | None:
     if not (scan.records or scan.unreadable or failures):
         return None
     by_status = Counter(str(record.result.status) for record in scan.records.values())
-    found = {
-        "trials": len(scan.records),
-        "by_status": dict(by_status),
-        "failed": len(failures.keys() - scan.records.keys()),
-        "unreadable": len(scan.unreadable),
-    }
+    num_failed, num_unreadable = len(failures.keys() - scan.records.keys()), len(scan.unreadable)
     paths = {
         "recipe": workspace.paths.tuned_recipe(workspace.plan.sweep.name),
         "report": workspace.sweep_paths.search_report / "search.html",
     }
     written = {name: str(path) if path.is_file() else None for name, path in paths.items()}
     ways = ", ".join(f"{count} {status}" for status, count in sorted(by_status.items()))
-    trials = plural(len(scan.records), "trial") + f" ({ways})" * bool(ways)
-    failed = f", {found['failed']} failed" if found["failed"] else ""
-    broken = f"; {plural(len(scan.unreadable), 'file')} not believed" if found["unreadable"] else ""
-    recipe = f"; recipe {written['recipe']}" if written["recipe"] else "; no recipe yet"
-    return found | written | {"text": f"search: {trials}{failed}{broken}{recipe}"}
+    text = f"search: {plural(len(scan.records), 'trial')}" + f" ({ways})" * bool(ways)
+    text += f", {num_failed} failed" * bool(num_failed)
+    text += f"; {plural(num_unreadable, 'file')} not believed" * bool(num_unreadable)
+    text += f"; recipe {written['recipe']}" if written["recipe"] else "; no recipe yet"
+    counts = {"trials": len(scan.records), "failed": num_failed, "unreadable": num_unreadable}
+    return counts | written | {"by_status": dict(by_status), "text": text}
 
 
 def search_rows(workspace: Workspace) -> list[Row]:

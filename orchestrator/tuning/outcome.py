@@ -53,7 +53,6 @@ class CellOutcome(Finding):
         gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or own kept.
         num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
         spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.
-        chance_loss: Loss of guessing.
     """
 
     model: str
