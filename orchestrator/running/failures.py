@@ -8,7 +8,7 @@ import os
 import re
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -55,10 +55,12 @@ MOST_DEATHS = 20
 """Of one cell's process, whatever happens to others; those with a lost node do not count."""
 MOST_IN_VAIN = 200
 """Failures in a row, of cells that failed before, without a result in between: then nothing works here."""
-LONGEST_REST_S = 8 * REST_S
+LONGEST_REST_S = REST_S * 2.0**3
 """Of a GPU that fails again and again: one that was too hot, or was reset by hand, is back by then."""
 MOST_ON_UNFIT = 4
 """Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
+DEVICE_ERRORS = 10
+"""That tell as much of a node as one trial that finds no GPU there: the trial may be to blame."""
 OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP, FailureKind.HUNG))
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
@@ -327,7 +329,7 @@ def failure_of(trial: Any, place: Place | None) -> CellReport | TrialFailure:
 
 def fit_nodes(failure: TrialFailure) -> set[str]:
     """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
-    needed = "GPU" if failure.message.startswith(NO_GPU) else "CPU"
+    needed = "CPU" if failure.kind == FailureKind.OTHER_CODE else "GPU"
     alive = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
 
@@ -377,7 +379,7 @@ class Retries:
     deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
     of_gpus: dict[str, set[str]] = field(default_factory=dict)
-    unfit: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    unfit: dict[tuple[str, bool], float] = field(default_factory=lambda: defaultdict(float))
     in_a_row: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def finished(self, node: str = "", gpus: str = "") -> None:
@@ -388,7 +390,7 @@ class Retries:
     def rest_s(self, node: str, gpus: str) -> float:
         """Return how long ``gpus`` of ``node``, which failed again, rest: twice as long every time."""
         self.in_a_row[node, gpus] += 1
-        return min(REST_S * 2.0 ** (self.in_a_row[node, gpus] - 1), LONGEST_REST_S)
+        return REST_S * 2.0 ** min(self.in_a_row[node, gpus] - 1, 3)
 
     def computes(self, node: str) -> None:
         """A trial on ``node`` told of an epoch: one of its GPUs may be dead, and others are sound."""
@@ -396,10 +398,11 @@ class Retries:
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
         """Raise :class:`SetupError` when none of the nodes ``offered``, by address, can run its trials."""
-        other_code = failure.kind == FailureKind.OTHER_CODE
-        if not (other_code or failure.message.startswith(NO_GPU)):
+        other_code, of_gpu = failure.kind == FailureKind.OTHER_CODE, failure.kind == FailureKind.DEVICE_ERROR
+        of_gpu &= not any(words in failure.message for words in (CAPTURE_FAILED, "device-side assert"))
+        if not (other_code or of_gpu or failure.message.startswith(NO_GPU)):
             return
-        self.unfit[node, other_code] += 1
+        self.unfit[node, other_code] += 1 / DEVICE_ERRORS if of_gpu else 1
         if not offered or any(self.unfit[address, other_code] < MOST_ON_UNFIT for address in offered):
             return
         last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
@@ -410,7 +413,7 @@ class Retries:
             way_out = "install the same everywhere, and leave it as it is while a sweep runs"
         raise SetupError(
             rule,
-            f"on each of {len(offered)} nodes the last {MOST_ON_UNFIT} trials {what}; the last: {last}",
+            f"on each of {len(offered)} nodes the last trials {what}; the last: {last}",
             f"{way_out}; then run the same command again: what is done is kept. "
             "isweep doctor --address ADDRESS looks at every node",
         )

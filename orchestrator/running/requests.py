@@ -141,15 +141,14 @@ class Requests:
 
     def failed(self, cell: TrialSpec, failure: TrialFailure) -> str:
         """Count a failure; returns what the user may choose, where no attempt can get more."""
-        if CAPTURE_FAILED in failure.message:
-            self.not_captured.add(_network(cell))
-            return ""
         if failure.kind != FailureKind.OUT_OF_MEMORY:
+            self.not_captured.update({_network(cell)} if CAPTURE_FAILED in failure.message else ())
             return ""
         times = self.given.pop(cell.trial_id, self.out_of_memory[cell.trial_id])
         before, after = self._after(cell, times), self._after(cell, times + 1)
         on_gpu, network, held = before.num_gpus > 0, _network(cell), HELD.search(failure.message)
-        others = float(held[1]) > MOST_HELD * float(held[2]) if held else self._fits(cell, before.num_gpus)
+        others = held is not None and float(held[1]) > MOST_HELD * float(held[2])
+        others |= self._fits(cell, before.num_gpus)
         if others and before.num_gpus >= 1:  # nothing of the trial's own is too large
             self.waited.update((cell.trial_id, network))
             if self.waited[network] > TIMES_OUT_OF_MEMORY and after != before:

@@ -327,6 +327,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             return
         with self._ends_on_error():
             self._failed(trial_id, failure, died=True)
+            if failure.kind == FailureKind.DEVICE_ERROR:
+                node, offered = self._nodes.get(trial_id, ""), self._execution.fit_nodes(failure)
+                self._retries.check_nodes(node, failure, offered)
 
     @contextmanager
     def _ends_on_error(self) -> Iterator[None]:

@@ -192,7 +192,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _failure(self, error: BaseException) -> TrialFailure:
         """Return the failure that an error in a cell stands for, or end this process."""
         failure = classify(error)
-        if failure.kind == FailureKind.OUT_OF_MEMORY and self.cell["num_gpus"]:
+        # Of a share that is too small its limit tells, not what other trials hold.
+        if failure.kind == FailureKind.OUT_OF_MEMORY and self.cell["num_gpus"] >= 1:
             failure = failure.model_copy(update={"message": f"{gpus.held_by_others()}{failure.message}"})
         of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
         of_node &= CAPTURE_FAILED not in failure.message  # which is the network's doing

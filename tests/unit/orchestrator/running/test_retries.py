@@ -12,7 +12,9 @@ import pytest
 from orchestrator.results.store import FailureKind, TrialFailure
 from orchestrator.running import queue
 from orchestrator.running.failures import (
+    DEVICE_ERRORS,
     LONGEST_PAUSE_S,
+    LONGEST_REST_S,
     MOST_ON_UNFIT,
     OF_GPU,
     RETRIES,
@@ -118,6 +120,21 @@ def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
         for _ in range(MOST_ON_UNFIT):
             retries.check_nodes("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
+
+
+def test_a_lone_gpu_on_which_every_training_fails_ends_the_sweep_and_a_trial_that_asserts_does_not():
+    """It was 47 hours of first attempts, each of which rested."""
+    failure = TrialFailure(kind="device_error", message="CUDA error: unspecified launch failure")
+    own = failure.model_copy(update={"message": "CUDA error: device-side assert triggered"})
+    retries = Retries()
+    for _ in range(500):
+        retries.check_nodes("a", own, {"a"})
+    for _ in range(10):
+        for _ in range(MOST_ON_UNFIT * DEVICE_ERRORS - 1):
+            retries.check_nodes("a", failure, {"a"})
+        retries.computes("a")  # an epoch is told
+    with pytest.raises(SetupError, match="Some node must give trials a GPU"):
+        [retries.check_nodes("a", failure, {"a"}) for _ in range(MOST_ON_UNFIT * DEVICE_ERRORS + 1)]
 
 
 def test_one_dead_gpu_of_a_node_whose_others_compute_ends_no_sweep():
@@ -240,5 +257,7 @@ def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_resu
     retries = Retries()
     assert [retries.rest_s("a", "0") for _ in range(5)] == [120, 240, 480, 960, 960]
     assert retries.rest_s("a", "1") == 120
+    for _ in range(2000):
+        assert retries.rest_s("a", "0") == LONGEST_REST_S
     retries.finished("a", "1")
     assert (retries.rest_s("a", "0"), retries.rest_s("a", "1")) == (960, 120)
