@@ -7,6 +7,7 @@ Shape letters: n rows, q regressors, U units (combinations of groups), G groups.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
@@ -42,7 +43,7 @@ _SHOWN_ROWS = 3
 #: Codes for a missing value (netCDF's fill too), and words of rows that sum up others: fitted, and told.
 NINES = (sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1))
 CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, 99.0, -32768.0, 9.96921e36, 1e20, *NINES)
-SUMMARIES = {"all", "average", "avg", "gesamt", "mean", "median", "overall", "pooled", "sum", "total"}
+SUMS = {"all", "average", "avg", "gesamt", "mean", "median", "overall", "pooled", "subtotal", "sum", "total"}
 
 Level = Literal["within", "between"]
 LEVELS: tuple[Level, Level] = ("within", "between")
@@ -249,33 +250,38 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     lost = [f"{plural(int(of.sum()), 'row')} {why} ({_rows(of)})" for why, of in masks.items() if of.any()]
     collect(_faults(own, odd, kept, lost, design))
     kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
-    kept_rows.attrs["remarks"] = [*(f"Left out: {text}." for text in lost), *_doubts(kept_rows, design)]
+    remarks = (*(f"Left out: {text}." for text in lost), *_doubts(kept_rows, design))
+    kept_rows.attrs["remarks"] = [*dict.fromkeys(remarks)]
     return kept_rows
 
 
 def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
     """What is fitted as it stands, and may be no measurement or no group."""
     for name in (design.response, *design.on):
-        for code in CODES:
+        for code in dict.fromkeys((*CODES, own[name].min(), own[name].max())):
             there = np.isclose(own[name], code, rtol=1e-6, atol=0)
-            rest, count = own[name][~there], int(there.sum())
-            if not 0 < count < len(own) or (code == -1 and rest.nunique() < 3):
+            rest, count, listed = own[name][~there], int(there.sum()), code in CODES
+            if not 0 < count < len(own) or (rest.nunique() < 3 and (code == -1 or not listed)):
                 continue
-            apart = (rest - code).abs().min() > np.ptp(rest) or code < 0 <= rest.min()
-            if apart or (count > 1 and count >= 2 * rest.value_counts().max()):
+            often = count > 1 and count >= 2 * rest.value_counts().max()
+            apart = (rest - code).abs().min() > np.ptp(rest)
+            if (listed and (often or apart or code < 0 <= rest.min())) or (often and apart):
                 yield (
                     f"Beware: {name} is {code:g} in {plural(count, 'row')}, fitted as a number; leave the "
                     "cell empty where it stands for a missing value."
                 )
     for name in (*design.groups, *design.within):
         counts = own[name].value_counts()
-        for group in [one for one in counts.index if not SUMMARIES.isdisjoint(one.casefold().split())]:
+        words = {one: re.findall(r"[^\W\d_]+", one.casefold()) for one in counts.index}
+        for group in [one for one in words if not SUMS.isdisjoint(words[one])]:
             yield (
                 f"Beware: {name} is {group} in {plural(int(counts[group]), 'row')}, fitted like any other; "
                 "leave them out where they sum up the rest."
             )
-        if alike := sorted(counts.index[counts.index.str.casefold().duplicated(keep=False)]):
-            yield f"Beware: {name} holds {listing(alike[:6])}, which capitals alone tell apart."
+        numbers = pd.to_numeric(counts.index.to_series(), errors="coerce")
+        read_as = [n if n == n else text.casefold() for text, n in zip(counts.index, numbers, strict=True)]
+        if alike := sorted(counts.index[pd.Index(read_as, dtype=object).duplicated(keep=False)]):
+            yield f"Beware: {name} holds {listing(alike[:6])}, which spelling alone tells apart."
 
 
 def _rows(mask: pd.Series) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ MAX_LISTED_CONFLICTS = 10
 _NEAR_MINIMUM = 1 + 4e-5
 _MAX_CANDIDATES = 64
 PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
-KEY_VALUES = 1024  # values per row that make its key
+KEY_VALUES = 1024  # values per row, at most, that make its key
 
 
 def measure_nested(
@@ -337,12 +336,6 @@ def profile_rows(
     return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), first_of, conflicts, exact)
 
 
-@cache
-def _key_columns(width: int) -> npt.NDArray[np.intp]:
-    """A fixed random choice of the values of a row, for its key."""
-    return np.sort(np.random.default_rng(20240501).permutation(width)[:KEY_VALUES])
-
-
 def row_keys(
     source: BlockSource, start: int, stop: int
 ) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
@@ -356,9 +349,10 @@ def row_keys(
     if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
         rule = "Images must be real numbers of at most 64 bits"
         raise DataError(rule, f"dtype {rows.dtype}", "convert them")
-    rng = np.random.default_rng(20240502)
+    rng = np.random.default_rng(20240501)
+    columns = np.unique(rng.integers(0, rows.shape[1], KEY_VALUES))
     # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
-    values = np.ascontiguousarray(rows[:, _key_columns(rows.shape[1])]) + np.zeros((), rows.dtype)
+    values = np.ascontiguousarray(rows[:, columns]) + np.zeros((), rows.dtype)
     row_bytes = values.view(np.uint8).reshape(len(rows), -1)
     words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
     keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)

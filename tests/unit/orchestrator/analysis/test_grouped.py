@@ -41,11 +41,17 @@ def rows(num_groups=6, seed=0, slope_within=-0.3, slope_between=2.0):
         ("loss", -88, "loss is -88 in 3 rows"),
         ("d", -32768, "d is -32768 in 3 rows"),
         ("d", 9.96921e36, "d is 9.96921e+36 in 3 rows"),
+        ("d", 9.969209968386869e36, "d is 9.96921e+36 in 3 rows"),
+        ("d", -99.9, "d is -99.9 in 3 rows"),
+        ("loss", 65535, "loss is 65535 in 3 rows"),
         ("dataset", "Total", "dataset is Total in 3 rows, fitted like any other; leave them out"),
         ("dataset", "all", "dataset is all in 3 rows"),
         ("model", "Mean", "model is Mean in 3 rows"),
         ("dataset", "mean ± std", "dataset is mean ± std in 3 rows"),
-        ("dataset", "S1", "dataset holds S1 and s1, which capitals alone tell apart"),
+        ("dataset", "macro-average", "dataset is macro-average in 3 rows"),
+        ("dataset", "mean_of_all", "dataset is mean_of_all in 3 rows"),
+        ("dataset", "S1", "dataset holds S1 and s1, which spelling alone tells apart"),
+        ("model", "1.0", "model holds 1 and 1.0, which spelling alone tells apart"),
     ],
 )
 def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, column, value, said):
@@ -72,7 +78,13 @@ def test_codes_are_told_among_numbers_of_their_size_by_their_sign_or_number(tmp_
 
 @pytest.mark.parametrize(
     "d",
-    [np.linspace(0, 999, 90).round(), np.arange(90) % 2 * 2 - 1, np.arange(90) % 3 - 1, -np.arange(90) - 1],
+    [
+        np.linspace(0, 999, 90).round(),
+        np.arange(90) % 2 * 2 - 1,
+        np.arange(90) % 3 - 1,
+        -np.arange(90) - 1,
+        np.array([500, 750, 1000, 10_000])[np.arange(90) % 4],
+    ],
 )
 def test_numbers_that_only_look_like_codes_are_not_told(tmp_path, d):
     table = rows()[:90].assign(d=d + 0.0, loss=lambda own: own["loss"] - 99)

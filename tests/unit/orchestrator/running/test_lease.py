@@ -115,6 +115,14 @@ def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, 
     assert leases(bucket, url) == []
 
 
+def test_no_beat_makes_a_lease_again_that_was_given_back(bucket, url, monkeypatch):
+    remove = Bucket.remove
+    monkeypatch.setattr(Bucket, "remove", lambda self, path: (remove(self, path), time.sleep(0.3)))
+    with Lease(url, "a", "isweep run"):
+        assert leases(bucket, url) == ["a"]
+    assert leases(bucket, url) == []
+
+
 def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):
     """As servers did before they knew conditional writes: the header means nothing to them."""
     real = Bucket.put
