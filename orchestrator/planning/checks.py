@@ -90,9 +90,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             unnamed = subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names
             strange = names != tuple(map(str, range(len(names))))
             if unnamed and strange and all(name.lstrip("-").isdigit() for name in names):
-                rule = (
-                    "class_pairs number classes by place, from 0; these classes have other numbers as names"
-                )
+                rule = "class_pairs number classes by place, from 0; these have other numbers as names"
                 known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
                 way_out = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
                 raise DataError(rule, f"{subset.prepared.dataset}: {known}", way_out)
