@@ -94,15 +94,15 @@ def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> d
     return seconds
 
 
-HANG_FACTOR, MIN_LIMIT_S = 20, 600.0
+HANG_FACTOR, UNTIMED_FACTOR, MIN_LIMIT_S = 20, 5, 600.0
 """Libraries, arrays and a GPU's start come before the first epoch, and machines are shared."""
 
 
 def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], expectation: Expectation) -> float:
     """Return the seconds without an epoch or a result after which a trial counts as hung.
 
-    Many times the whole trial by the slowest done one of its model, or else by what is expected of a GPU that
-    is known, or by one core; infinite where its network's operations cannot be counted.
+    Many times the whole trial by the slowest done one of its model, or else by what is expected of its GPU,
+    more where that has no hours, or by one core; infinite where its network's operations cannot be counted.
     """
     if not predict.has_cost(trial.network):
         return math.inf
@@ -111,8 +111,8 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial], expectatio
         for done in measured
         if done.spec.network.model == trial.network.model and done.spec.network.recipe.epochs
     ]
-    known = expectation.gpu is not None and expectation.gpu.timed
-    usual = expectation.seconds(trial) if known else predict.core_seconds(trial)
+    known, usual = expectation.gpu is not None, expectation.seconds(trial)
+    usual *= 1 if expectation.gpu is None or expectation.gpu.timed else UNTIMED_FACTOR
     slowest = max(ratios, default=0.0) * predict.core_seconds(trial)
     return max(MIN_LIMIT_S, HANG_FACTOR * (max(slowest, usual) if known else slowest or usual))
 
@@ -221,8 +221,6 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
     return Replay(now, bound, work / (now * num_gpus) if now else 0.0, starts)
 
 
-# What is left of a sweep, and what it will take.
-
 DEFAULT_GPU = "h100"
 
 
@@ -254,9 +252,8 @@ def estimate(
     asks for; None (or 0) for what it is predicted to need. Without a GPU trials share ``num_cpus`` cores.
 
     Returns:
-        ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``cpu_hours`` until the last trial has
-        ended on ``num_cpus``; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
-        ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
+        ``gpu_hours`` or ``cpu_core_hours``; ``cpu_hours`` until the last trial has ended on ``num_cpus``;
+        ``memory_bytes`` of the largest trial; ``refused``, recipes that the GPU cannot compute; and more.
     """
     corrections = corrections_for(gpu, measured_trials)
     memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)

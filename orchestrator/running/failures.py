@@ -59,7 +59,7 @@ LONGEST_REST_S = 8 * REST_S
 """Of a GPU that fails again and again: one that was too hot, or was reset by hand, is back by then."""
 MOST_ON_UNFIT = 4
 """Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
-OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP))
+OF_GPU = frozenset((FailureKind.DEVICE_ERROR, FailureKind.SETUP, FailureKind.HUNG))
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
 PATIENCE_S = 60.0

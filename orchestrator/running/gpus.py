@@ -419,7 +419,7 @@ def gpu_problems(node: NodeGpus, *, share: float = 1.0, alone: bool = False) -> 
         way_out = f"see what {Path(sys.executable).name} -c 'import torch' says there"
         yield f"{where}: torch cannot be asked of its GPUs: {node.error}", way_out
         return
-    if any(gpu.mig for gpu in node.gpus) and not node.visible.startswith("MIG-"):
+    if any(gpu.mig for gpu in node.gpus) and "MIG-" not in node.visible:
         yield (
             f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell apart",
             "list the slices with nvidia-smi -L, start Ray there with CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "

@@ -224,7 +224,7 @@ def expected(
     A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check``, whose
     records lie in ``folders``, found that a pair of trials pays; elsewhere each trial has one to itself.
     """
-    if asked.num_gpus is not None or not nodes:
+    if asked.num_gpus == 0 or not nodes:
         return Expectation(None, corrections_for(None, measured))
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
@@ -236,7 +236,7 @@ def expected(
         for gpu, node in gpus
     )
     least = min(known, key=lambda its: (its.memory_gib, its.half_tflops))
-    return Expectation(least, corrections_for(least, measured), None if shared else 1.0)
+    return Expectation(least, corrections_for(least, measured), asked.num_gpus or (None if shared else 1.0))
 
 
 def why_nothing_starts(resources: Resources) -> str:

@@ -293,9 +293,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        failure = self._watch.failure(trial_id) or self._execution.failure_of(
-            trial, self._places.get(trial_id)
-        )
+        place, hung = self._places.get(trial_id), self._watch.failure(trial_id)
+        if hung and place and place.num_gpus:  # it may be the GPU that hangs
+            told = f"{hung.message} (GPU {place.gpus} of node {place.node})"
+            hung = hung.model_copy(update={"message": told})
+        failure = hung or self._execution.failure_of(trial, place)
         if isinstance(failure, CellReport):
             self._reported(trial_id, failure)
         else:

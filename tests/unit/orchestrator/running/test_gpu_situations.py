@@ -13,7 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator.planning.estimate import HANG_FACTOR, MIN_LIMIT_S, Expectation, estimate, time_limit
+from orchestrator.planning.estimate import (
+    HANG_FACTOR,
+    MIN_LIMIT_S,
+    UNTIMED_FACTOR,
+    Expectation,
+    estimate,
+    time_limit,
+)
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import GPU_MODELS, core_seconds, need_of, packing_pays, peak_bytes
 from orchestrator.planning.sweep_file import load_sweep
@@ -25,6 +32,7 @@ from orchestrator.running.requests import Requests, expected
 from orchestrator.running.worker import TrialTrainable
 from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import SetupError, SweepError
+from search_spaces.sweeps import ResourceSpec
 from tasks.trials.records import CAPTURE_FAILED
 from tasks.trials.training import CaptureError
 from tests.small_sweep import small_sweep
@@ -183,6 +191,7 @@ def test_what_is_allowed():
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
         (node(replace(A100, held_bytes=9 * GIB)), 1.0, False),  # other trials of ours, on a shared cluster
         (node(replace(A100, held_bytes=7 * GIB)), 1.0, True),
+        (node(A100, MIG, visible="GPU-a100,MIG-1"), 1.0, True),
     ):
         refuse([there], (), share=share, alone=alone)
 
@@ -400,10 +409,12 @@ def test_a_trial_hangs_by_what_is_expected_of_the_gpu_that_it_has(trials):
     known = Expectation(GPU_MODELS["rtx4090"])
     for trial in trials.values():
         assert time_limit(trial, (), known) == max(MIN_LIMIT_S, HANG_FACTOR * known.seconds(trial)) < 4 * 3600
-        on_core = HANG_FACTOR * core_seconds(trial)
-        assert (
-            time_limit(trial, (), Expectation(ADA.model())) == time_limit(trial, (), Expectation()) == on_core
-        )
+        assert time_limit(trial, (), Expectation()) == HANG_FACTOR * core_seconds(trial)
+        for there, asked in ((node(RTX4090), 1.0), (node(ADA), None), (node(MIG, visible="MIG-1"), 1.0)):
+            its = expected([there], ResourceSpec(num_gpus=asked), ())
+            factor = HANG_FACTOR * (1 if its.gpu.timed else UNTIMED_FACTOR)
+            assert time_limit(trial, (), its) == pytest.approx(max(MIN_LIMIT_S, factor * its.seconds(trial)))
+            assert time_limit(trial, (), its) < HANG_FACTOR * core_seconds(trial) / 8
 
 
 def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
@@ -419,7 +430,9 @@ def test_a_step_that_cannot_be_captured_is_no_fault_of_its_gpu(monkeypatch):
 def test_a_sweep_s_own_share_is_taken_as_it_is():
     sweep = load_sweep(small_sweep("mine", resources={"num_gpus": 0.25, "fast": "off"}))
     assert (sweep.resources.fast, sweep.resources.micro_batches) == ("off", "auto")
-    assert expected([node(A100)], sweep.resources, ()).gpu is None
+    found = expected([node(A100)], sweep.resources, ())
+    assert (found.gpu.name, found.share) == ("a100", 0.25)
+    assert Requests(Resources(1, 0.25), found).usual(plan_sweep(sweep).trials).num_gpus == 0.25
 
 
 def test_a_driver_leaves_nodes_out_whose_gpus_are_for_scheduling_only(monkeypatch):

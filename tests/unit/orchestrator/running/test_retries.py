@@ -14,10 +14,12 @@ from orchestrator.running import queue
 from orchestrator.running.failures import (
     LONGEST_PAUSE_S,
     MOST_ON_UNFIT,
+    OF_GPU,
     RETRIES,
     Place,
     Retries,
     classify,
+    gpu_named,
 )
 from orchestrator.running.gpus import NO_GPU, REST_S
 from orchestrator.running.queue import TuneExecution
@@ -210,6 +212,28 @@ def test_a_gpu_that_failed_rests_once_at_a_time_and_never_the_last_one(monkeypat
     over.append("0")
     TuneExecution.gpu_failed(there, Place("cell", "actor", "10.0.0.1", gpus="0"), 120.0)
     assert asked == ["0", "0", "3", "0"]
+
+
+def test_a_gpu_on_which_a_trial_hangs_rests_and_costs_no_cell_its_attempts():
+    """A hang names no GPU itself: the last cell of a sweep got the same one again, and was given up."""
+    told, rested, retries = [], [], Retries()
+    hung = TrialFailure(kind="hung", message="neither a result nor an epoch in 600 s")
+    for cell in ("a", "b", "b", "b"):
+        there = SimpleNamespace(
+            _hear=lambda wait: None,
+            _places={cell: Place(cell, "actor", "10.0.0.1", gpus="0")},
+            _watch=SimpleNamespace(failure=lambda trial_id: hung),
+            _lost=lambda trial_id, failure: told.append((trial_id, failure)),
+        )
+        Trials.on_trial_error(there, 0, [], SimpleNamespace(config={"cell": {"trial_id": cell}}))
+        message = told[-1][1].message
+        assert message == f"{hung.message} (GPU 0 of node 10.0.0.1)"
+        assert FailureKind.HUNG in OF_GPU
+        rested.append(retries.failed(cell, FailureKind.HUNG, died=True, gpu=gpu_named(message)))
+    assert all(decision.pause_s is not None for decision in rested)
+    assert rested[-1].reason.endswith("GPU 0 of node 10.0.0.1 failed other trials too")
+    assert retries.failed("c", FailureKind.HUNG, died=True).pause_s is not None
+    assert retries.failed("c", FailureKind.HUNG, died=True).pause_s is None
 
 
 def test_a_gpu_that_fails_after_its_rest_rests_twice_as_long_until_it_has_a_result():
