@@ -112,7 +112,6 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
 MOST_GPUS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
 MAX_LACKING = 5
-"""Datasets that are named as not prepared; the others are counted."""
 
 
 def plan(
