@@ -39,8 +39,7 @@ def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
     waves = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     rows = []
     for number in NUM_GPUS:
-        ours = replay(sorted(jobs, key=lambda job: (-job.seconds, job.name)), number)
-        planned = replay(jobs, number)
+        ours, planned = replay(sorted(jobs, key=lambda job: -job.seconds), number), replay(jobs, number)
         in_waves = sum(replay(wave, number).makespan for wave in waves)
         hours = number * ours.makespan / 3600
         rows.append(

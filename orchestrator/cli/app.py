@@ -222,8 +222,6 @@ def _failed(error: SweepError) -> int:
     return error.exit_code
 
 
-# The log of all commands, below the root: the terminal is for the user, the file for whoever digs.
-
 MAX_BYTES, MAX_WAITING = 5_000_000, 1000
 
 

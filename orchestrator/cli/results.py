@@ -310,8 +310,6 @@ def claims(
         written(latex, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-# Looking ahead.
-
 Finite = Annotated[float, o.real()]
 PILOT = Group("Pilot", sort_key=2)
 GOAL = Group("Goal (one of the two)", validator=LimitedChoice(1), sort_key=1)
@@ -452,9 +450,6 @@ def power(
     plan = place.open(sweep, as_run=False).plan
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
     emit(place, asdict(found), report_tables(found.table()), found.lines())
-
-
-# What several commands read.
 
 
 def read_table(sweep: str, place: o.Place, *, from_store: bool) -> tuple[pd.DataFrame, tuple[Arm, ...]]:

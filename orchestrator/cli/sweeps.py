@@ -109,12 +109,9 @@ def reconcile(sweep: Sweep, /, *, place: Place = Place()) -> None:
     emit(place, counts, "  ".join(f"{name} {count}" for name, count in counts.items()))
 
 
-# What a sweep will do.
-
 MOST_GPUS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
 MAX_LACKING = 5
-"""Datasets that are named as not prepared; the others are counted."""
 
 
 def plan(
@@ -202,8 +199,6 @@ def _lacks(workspace: Workspace, missing: Iterable[Mapping[str, Any]]) -> Iterat
         more = f" and {len(known) - MAX_LACKING} more" if len(known) > MAX_LACKING else ""
         yield f"not prepared: {', '.join(known[:MAX_LACKING])}{more} (what each needs: isweep datasets NAME)"
 
-
-# Where a sweep stands.
 
 COUNTS = ("planned", "done", "failed", "running", "pending")
 MAX_NAMED = 3
@@ -331,8 +326,6 @@ def watched(document: Mapping[str, Any]) -> Text:
 def _counted(document: Mapping[str, Any], names: Sequence[str]) -> str:
     return "  ".join(f"{name} {document[name]}" for name in names)
 
-
-# The story of one cell, as `isweep status SWEEP --cell ID` tells it.
 
 LOG_LINES = 20
 """Of the last attempt's log, for people; the document has the path."""

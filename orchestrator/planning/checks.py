@@ -84,10 +84,16 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
         if there is None:
             continue
         try:
-            # Where the names were known when the sweep was planned, pairs were named.
-            if subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names:
-                _check_class_numbers(subset.prepared.dataset, there.label_names)
             size, names = max(measure.train_sizes), there.label_names
+            # Where the names were known when the sweep was planned, pairs were named; by numbers that are
+            # names of other classes they could be read in two ways.
+            unnamed = subset.class_pair is not None and not plan.datasets[subset.prepared.dataset].label_names
+            strange = names != tuple(map(str, range(len(names))))
+            if unnamed and strange and all(name.lstrip("-").isdigit() for name in names):
+                rule = "class_pairs number classes by place, from 0; these have other numbers as names"
+                known = f"places 0 to {len(names) - 1} are classes {', '.join(names[:20])}"
+                way_out = f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]"
+                raise DataError(rule, f"{subset.prepared.dataset}: {known}", way_out)
             given = there.labels, there.groups, subset, there.splits
             make_subset(*given, max_train_size=size, label_names=names)
         except SweepError as error:
@@ -110,16 +116,6 @@ def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
                 problems.append(ConfigError(rule, choice.own.path, way_out))
     collect(problems, ConfigError)
     return own
-
-
-def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
-    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
-    if names != tuple(map(str, range(len(names)))) and all(name.lstrip("-").isdigit() for name in names):
-        raise DataError(
-            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
-            f"{dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
-            f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
-        )
 
 
 def names_key(root: Path | None) -> str:

@@ -221,8 +221,6 @@ def replay(jobs: Sequence[Job], num_gpus: int) -> Replay:
     return Replay(now, bound, work / (now * num_gpus) if now else 0.0, starts)
 
 
-# What is left of a sweep, and what it will take.
-
 DEFAULT_GPU = "h100"
 
 
@@ -254,9 +252,8 @@ def estimate(
     asks for; None (or 0) for what it is predicted to need. Without a GPU trials share ``num_cpus`` cores.
 
     Returns:
-        ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``cpu_hours`` until the last trial has
-        ended on ``num_cpus``; ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_gpus`;
-        ``refused``, recipes that it cannot compute; ``corrections`` of predictions, by model; ``text``.
+        ``gpu_hours`` or ``cpu_core_hours``; ``cpu_hours`` until the last trial has ended on ``num_cpus``;
+        ``memory_bytes`` of the largest trial; ``refused``, recipes that the GPU cannot compute; and more.
     """
     corrections = corrections_for(gpu, measured_trials)
     memory = (predict.peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)

@@ -173,8 +173,6 @@ def tuning_cells(plan: SweepPlan, num_train: Mapping[str, int] | None = None) ->
     return tuple(cells)
 
 
-# What the store seals of a search: a record per training that is asked for, and one per result.
-
 VALIDATION_LOSS, VALIDATION_ACCURACY = "validation_loss", "validation_accuracy"
 
 

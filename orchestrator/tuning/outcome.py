@@ -49,7 +49,6 @@ class CellOutcome(Finding):
     Attributes:
         chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
-        finalists: All that have every run, best first.
         gain: Mean loss of ``own`` less that of ``chosen``; error run by run, None for one run, or own kept.
         num_trials: Points that were tried; ``num_failed`` of them had no result at the last start.
         spent: Search trainings, in whole trainings, of a ``budget``; ``finalist_trainings`` are beside it.

@@ -29,8 +29,6 @@ from search_spaces.tuning import ValidationSpec
 from tasks.atomic import write_atomic
 from tasks.prepared.subsets import TrialData, load_validation, split_validation
 
-# The recipe that a search writes: a recipe file that any sweep can start from, with its evidence inside.
-
 HEAD = """# Written by `isweep tune {name}`: the searched recipe of each model and dataset, with its evidence.
 # A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
 """

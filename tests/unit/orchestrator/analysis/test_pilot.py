@@ -1,11 +1,14 @@
 """What a pilot's table says, and what it must not be."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from orchestrator.analysis.prediction import PilotPoint
-from orchestrator.analysis.prediction_inputs import is_pilot_table, pilot_of, read_pilot
+from orchestrator.analysis.prediction_inputs import Pilot, is_pilot_table, pilot_of, read_pilot
+from orchestrator.commands import predicted
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -114,3 +117,9 @@ def test_results_that_lack_a_column_are_results_all_the_same(tmp_path, text, lac
     assert is_pilot_table(path)
     with pytest.raises(ConfigError, match=f"A pilot must have its columns; found: .* lacks {lacks}"):
         read_pilot(path, "m")
+
+
+def test_losses_alone_are_said_to_lack_the_two_numbers():
+    asked = {"d_data": None, "label_sharpness": None, "train_size": 100, "target_loss": None}
+    with pytest.raises(ConfigError, match=r"no d_data and no label_sharpness; .*, or a pilot that has both"):
+        predicted({}, lambda: SimpleNamespace(scale=None), lambda: Pilot((PilotPoint(20, 0.5),)), **asked)
