@@ -44,7 +44,7 @@ class Desk:
     def end(self) -> None:
         """End them by a word to each: a head that is lost, over which Ray kills, is not waited for."""
         for actor in (self.board.actor, self.keeper and self.keeper.actor, self.arrays):
-            actor and actor.__ray_terminate__.remote()
+            actor and actor.__ray_terminate__.options(max_task_retries=0).remote()
 
 
 def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
