@@ -213,11 +213,7 @@ def look_here() -> dict[str, Any]:
     # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
     node: Any = getattr(ray._private.worker, "_global_node", None)
     session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
-    return {
-        "gpus": describe(),
-        "versions": versions_here(),
-        "free_disk_bytes": _room(session),
-    }
+    return {"gpus": describe(), "versions": versions_here(), "free_disk_bytes": _room(session)}
 
 
 def _checked(answer: dict[str, Any], node: dict[str, Any]) -> Check:
