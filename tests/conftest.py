@@ -26,6 +26,8 @@ hypothesis.settings.load_profile("isweep")
 
 # Several processes share two cores: a thread that waits for others of its own must not spin meanwhile.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# And Ray's workers, nice by default, would starve beside the tests that need none.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Where a shell had signals ignored (`nohup`, a background job), what tests start would ignore them too.
 for number in (signal.SIGINT, signal.SIGHUP):

@@ -78,7 +78,8 @@ def watched_run(command: list[str], root: Path) -> tuple[str, str, Seen, list[st
     Returns:
         stdout, stderr, what was seen, and what could not be asked: the dashboard ends with the command.
     """
-    environment = {**os.environ, "COLUMNS": "200"}
+    # Of Ray's ten seconds a short sweep sees none.
+    environment = {**os.environ, "COLUMNS": "200", "RAY_metrics_report_interval_ms": "500"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
