@@ -314,6 +314,6 @@ def wait_for(what: str, seconds: float, true: Callable[[], Any], pause: float = 
 
 
 def read_json(text: str) -> Any:
-    """Return the JSON document that ends what a command printed."""
+    """Return the JSON document that a command printed, among what it said."""
     start = min((text.index(sign) for sign in "[{" if sign in text), default=0)
-    return json.loads(text[start:])
+    return json.JSONDecoder().raw_decode(text[start:])[0]
