@@ -8,9 +8,12 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from search_spaces.errors import ConfigError, SetupError, SweepError
-from search_spaces.specs import PreparedSpec
+
+if TYPE_CHECKING:
+    from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
 

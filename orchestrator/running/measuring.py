@@ -15,11 +15,12 @@ from pydantic import ValidationError
 
 from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, invalid, nearest_path
+from search_spaces.errors import ConfigError, DataError, SetupError, invalid, nearest_path
 from search_spaces.published import read_published
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import measure_array, measure_nested
+from tasks.measures.products import check_device
 from tasks.measures.records import MeasureResult, MeasureSettings
 from tasks.measures.sharpness import SharpnessConvention, conversion
 from tasks.prepared.record import set_lines
@@ -94,14 +95,11 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
 
     Image files are prepared in the root and removed afterwards; the key of hashed file names stays.
     """
-    if (device := request.settings.device) != "cpu":
-        import torch
-
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            rule, found = "--device must be a torch device of this machine", str(error).splitlines()[0]
-            raise ConfigError(rule, f"{device}: {found}", "e.g. cpu or cuda:0") from None
+    try:
+        check_device(request.settings.device)
+    except SetupError as error:
+        rule = "--device must be a torch device of this machine"
+        raise ConfigError(rule, error.value, "e.g. cpu or cuda:0") from None
     if request.settings.pixel_range is not None:
         request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
     path = Path(request.source)

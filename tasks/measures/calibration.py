@@ -246,11 +246,7 @@ def dimension_grid(estimate: float, ambient: int) -> list[int]:
 
 
 def posterior(
-    observed: FloatArray,
-    simulations: Simulations,
-    num_points: int,
-    num_neighbors: int,
-    ambient: int,
+    observed: FloatArray, simulations: Simulations, num_points: int, num_neighbors: int, ambient: int
 ) -> CalibratedDimension:
     """Step 3: distribution over families and ln d given the observed statistics."""
     grid = np.linspace(simulations.log_dimensions[0], simulations.log_dimensions[-1], 400)

@@ -11,7 +11,6 @@ thin, curved or low-dimensional set), the whole block is redone in float64 inste
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -339,7 +338,9 @@ def gram(a: Bytes, b: Bytes, product: Product) -> IntArray:
     """Products of the rows of two blocks ``(num_a, num_b)``: int32 up to ``INT32_FEATURES``, else int64."""
     dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
     total: IntArray | None = None
-    for part in _feature_parts(a.shape[1]):
+    num_parts = -(-a.shape[1] // MAX_FEATURES)  # equal ones, of which none may overflow
+    edges = np.arange(num_parts + 1) * a.shape[1] // max(num_parts, 1)
+    for part in map(slice, edges[:-1], edges[1:]):
         left = a[:, part]
         found = product(left, left if a is b else b[:, part])
         total = found.astype(dtype, copy=False) if total is None else np.add(total, found, out=total)
@@ -354,10 +355,3 @@ def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDAr
     products += norms_a[:, None].astype(products.dtype)
     products += norms_b.astype(products.dtype)
     return products
-
-
-def _feature_parts(num_features: int) -> list[slice]:
-    """Equal parts of features, none so long that a product could overflow."""
-    num_parts = max(1, -(-num_features // MAX_FEATURES))
-    edges = [num_features * part // num_parts for part in range(num_parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]

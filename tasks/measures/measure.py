@@ -55,7 +55,7 @@ MAX_LISTED_CONFLICTS = 10
 _NEAR_MINIMUM = 1 + 4e-5
 _MAX_CANDIDATES = 64
 PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
-KEY_VALUES = 1024  # values per row, at most, that make its key
+KEY_VALUES = 512  # values per row, at most, that make its key
 
 
 def measure_nested(
@@ -96,18 +96,19 @@ def measure_nested(
         profile.source, codes, positions, width, block_rows=settings.block_rows, subsets=samples, **search
     )
     convention = _convention(source, settings)
+    asked: dict[str, Any] = {"num_neighbors": settings.num_neighbors, "seed": settings.seed}
+    names = settings.estimators
     records = [
         SizeRecord(
             train_size=size,
             num_duplicates=size - table.num_points,
             num_conflicts=sum(row < size for row, _ in profile.conflicts),
-            d_data=estimate(table, **settings.of_estimates()),
+            d_data=estimate(table, estimators=names, discard_fraction=settings.discard_fraction, **asked),
             label_sharpness=_sharpness(profile, labels_of_kept, found, table, samples, part, convention),
         )
         for size, table, part in zip(sizes, found.tables, parts, strict=True)
     ]
-    asked = {"num_neighbors": settings.num_neighbors, "seed": settings.seed, **search}
-    calibration = calibrate(profile.source, **asked) if settings.calibrate else None
+    calibration = calibrate(profile.source, **asked, **search) if settings.calibrate else None
     return MeasureResult(
         sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),

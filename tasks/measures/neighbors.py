@@ -39,7 +39,7 @@ from tasks.measures.distances import (
     squared_distances,
     squared_norms,
 )
-from tasks.measures.products import Bytes, check_device, choose_product
+from tasks.measures.products import Bytes, check_device, choose_product, in_threads
 from tasks.remote import Executor, InlineExecutor
 
 # The product of two such blocks hides all else, and the working set stays near 200 MB per worker.
@@ -57,7 +57,7 @@ EXACT = "exact integer"
 # held.
 PIECE_ROWS, PIECE_BYTES = 256, 64 << 20
 # Bytes held while others pass by.
-HELD_BYTES = 256 << 20
+HELD_BYTES = 320 << 20  # 2,048 rows of 3 x 224 x 224
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
@@ -122,12 +122,10 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
 
 def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
     """Lower ``best[rows]`` to smaller row minima of ``squared``, and note their columns."""
-    nearest = squared.min(axis=1)
-    near = np.flatnonzero((nearest <= best[rows]) & (nearest < far(squared.dtype)))
-    if not len(near):
-        return
-    nearest, rows, found = nearest[near], rows[near], columns[squared[near].argmin(axis=1)]
-    better = (nearest < best[rows]) | (found < ids[rows])
+    found = squared.argmin(axis=1)
+    nearest, found = squared[np.arange(len(found)), found], columns[found]
+    better = (nearest < best[rows]) | ((nearest == best[rows]) & (found < ids[rows]))
+    better &= nearest < far(squared.dtype)
     best[rows[better]] = nearest[better]
     ids[rows[better]] = found[better]
 
@@ -282,24 +280,27 @@ def _blocks_within(
 
 def _file_block(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, squared: Block) -> None:
     """File one block of squared distances under the shells of its pairs, for both sides."""
-    sides = [(mine, i, j, squared)]
+    sides = [(job, mine, i, j, squared)]
     if i != j:  # a block on the diagonal holds each pair twice already
-        sides.append((theirs, j, i, squared.T))
-    for side, own, other, block in sides:
-        opposite = None
-        if job.labels is not None:
-            differ = job.labels[slice(*own), None] != job.labels[None, slice(*other)]
-            opposite = np.where(differ, block, block.dtype.type(far(block.dtype)))
-            _file_subsets(job, side, own, other, opposite)
-        for a, a_stop in _segments(job.shells, *own):
-            for b, b_stop in _segments(job.shells, *other):
-                shell = int(max(job.shells[a], job.shells[b]))
-                part = slice(a - own[0], a_stop - own[0]), slice(b - other[0], b_stop - other[0])
-                rows = slice(a - side.start, a_stop - side.start)
-                side.offer(shell, rows, b, block[part])
-                if opposite is not None:
-                    best, ids = side.opposite[shell], side.opposite_ids[shell]
-                    improve(best, ids, np.arange(rows.start, rows.stop), np.arange(b, b_stop), opposite[part])
+        sides.append((job, theirs, j, i, squared.T))  # other rows, so that both are filed at once
+    in_threads(lambda side: _file_side(*side), sides)
+
+
+def _file_side(job: Job, side: Partial, own: Span, other: Span, block: Block) -> None:
+    opposite = None
+    if job.labels is not None:
+        differ = job.labels[slice(*own), None] != job.labels[None, slice(*other)]
+        opposite = np.where(differ, block, block.dtype.type(far(block.dtype)))
+        _file_subsets(job, side, own, other, opposite)
+    for a, a_stop in _segments(job.shells, *own):
+        for b, b_stop in _segments(job.shells, *other):
+            shell = int(max(job.shells[a], job.shells[b]))
+            part = slice(a - own[0], a_stop - own[0]), slice(b - other[0], b_stop - other[0])
+            rows = slice(a - side.start, a_stop - side.start)
+            side.offer(shell, rows, b, block[part])
+            if opposite is not None:
+                best, ids = side.opposite[shell], side.opposite_ids[shell]
+                improve(best, ids, np.arange(rows.start, rows.stop), np.arange(b, b_stop), opposite[part])
 
 
 def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Block) -> None:
@@ -309,8 +310,9 @@ def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Blo
         if not len(rows) or not len(columns):
             continue
         if len(columns) > DENSE_SHARE * opposite.shape[1]:  # masking many columns is faster than picking them
-            nothing = opposite.dtype.type(far(opposite.dtype))
-            inside = np.where(members[slice(*other)], opposite[rows], nothing)
+            bar = np.where(members[slice(*other)], 0, far(opposite.dtype)).astype(opposite.dtype)
+            inside = opposite[rows]
+            np.maximum(inside, bar, out=inside)
             columns = np.arange(opposite.shape[1])
         else:
             inside = opposite[rows][:, columns]

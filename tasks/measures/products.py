@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import product as pairs_of
@@ -62,11 +62,16 @@ def num_threads() -> int:
     return max(int(asked), 1) if asked.isdecimal() else len(os.sched_getaffinity(0))
 
 
-def signed(rows: Bytes) -> SignedBytes:
-    """A copy of rows of bytes as int8, those of uint8 less 128: their differences stay the same."""
+def signed(rows: Bytes, room: SignedBytes | None = None) -> SignedBytes:
+    """A copy of rows of bytes as int8, those of uint8 less 128: their differences stay the same. Made in
+    ``room`` of as many values, where that is given, since fresh memory costs as much as filling it.
+    """
+    copy = np.empty(rows.shape, np.int8) if room is None else room[: rows.size].reshape(rows.shape)
     if rows.dtype == np.uint8:
-        return np.bitwise_xor(rows, 128, order="C").view(np.int8)  # x - 128 in two's complement
-    return rows.astype(np.int8, order="C")
+        np.bitwise_xor(rows, 128, out=copy.view(np.uint8))  # x - 128 in two's complement
+    else:
+        copy[...] = rows
+    return copy
 
 
 def blas_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
@@ -99,25 +104,32 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
 
     def add(share: tuple[int, int]) -> None:
         total, first = totals[share[0]], share[1]
+        room_a, room_b = (np.empty(len(rows) * width, np.int8) for rows in (a, b))  # of b may stay unused
         for start in range(share[0] * width, features, by_features * width):
-            left = signed(a[:, start : start + width])
-            right = left if a is b else signed(b[:, start : start + width])
+            left = signed(a[:, start : start + width], room_a)
+            right = left if a is b else signed(b[:, start : start + width], room_b)
             for column in range(first * NUMKONG_COLUMNS, len(b), by_columns * NUMKONG_COLUMNS):
                 some = slice(column, column + NUMKONG_COLUMNS)
                 above = left[: some.stop] if a is b else left
                 found = numkong.dots_packed(above, numkong.dots_pack(right[some]))
                 total[: len(above), some] += np.asarray(found)
 
-    shares = list(pairs_of(range(by_features), range(by_columns)))
-    run = map if len(shares) == 1 else _threads(len(shares)).map
-    list(run(add, shares))
-    product: npt.NDArray[np.int32] = totals.sum(axis=0, dtype=np.int32)
+    in_threads(add, list(pairs_of(range(by_features), range(by_columns))))
+    product: npt.NDArray[np.int32] = totals[0]
+    for other in totals[1:]:
+        product += other
     return product
+
+
+def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
+    """Call a function for every share, side by side in as many threads as this process may use."""
+    count = min(num_threads(), len(shares))
+    list((map if count == 1 else _threads(count).map)(function, shares))
 
 
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="product")
+    return ThreadPoolExecutor(count, thread_name_prefix="measures")
 
 
 def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
@@ -174,9 +186,8 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1).to(device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts that it has it
-        raise SetupError(
-            "The device that measures run on must be there", f"{device}: {error}", "measure on the cpu"
-        ) from None
+        rule, found = "The device that measures run on must be there", str(error).splitlines()[0]
+        raise SetupError(rule, f"{device}: {found}", "measure on the cpu") from None
 
 
 @cache
@@ -217,7 +228,7 @@ def _is_right(
     except Exception as error:  # whatever a library raises that is broken, or too old for this processor
         logger.info("8-bit products by %s are left aside: %s", name, error)
         return False
-    if np.array_equal(found, a.astype(np.int64) @ (weights @ b.astype(np.int64))):
+    if np.array_equal(found, np.einsum("ij,j->i", a, np.einsum("i,ij->j", weights, b))):
         return True
     logger.warning("products by %s are wrong on this machine and left aside; results do not change", name)
     return False

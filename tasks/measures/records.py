@@ -81,11 +81,6 @@ class MeasureSettings:
                 raise ConfigError(rule, repr(getattr(self, rule.partition(" ")[0])))
         table_width(self.estimators, self.num_neighbors)
 
-    def of_estimates(self) -> dict[str, Any]:
-        """Return those that :func:`tasks.measures.estimators.estimate` takes."""
-        names = ("num_neighbors", "estimators", "discard_fraction", "seed")
-        return {name: getattr(self, name) for name in names}
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {k: list(value) if isinstance(value, tuple) else value for k, value in asdict(self).items()}

@@ -182,10 +182,11 @@ def permuted_sharpness(
         close = order[mask[first[order]] & mask[second[order]]][:CLOSEST_PAIRS]
         own, place = labels[mask], np.cumsum(mask) - 1
         one, other = place[first[close]], place[second[close]]
+        looked_through = [(one[few], other[few]) for few in (slice(FIRST_PAIRS), slice(None))]
         for _ in range(NUM_PERMUTATIONS):
             shuffled = rng.permutation(own)
-            for few in (slice(FIRST_PAIRS), slice(None)):
-                unlike = np.flatnonzero(shuffled[one[few]] != shuffled[other[few]])
+            for left, right in looked_through:
+                unlike = np.flatnonzero(shuffled[left] != shuffled[right])
                 if len(unlike):
                     found.append(1 / float(apart[close[unlike[0]]]))
                     break
@@ -223,10 +224,6 @@ def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
     for one in (have, to):
         if one.pixel_range is None or one.side is None:
             raise DataError("Converting label sharpness needs pixel range and side", str(one))
-        units.append(largest_distance(one.pixel_range[1] - one.pixel_range[0], *one.side, one.channels))
+        (black, white), (height, width) = one.pixel_range, one.side
+        units.append((white - black) * np.sqrt(height * width * one.channels))  # the largest distance
     return float(units[0] / units[1])
-
-
-def largest_distance(pixel_range: Any, height: Any, width: Any, channels: Any) -> Any:
-    """Largest possible distance between two images, as numbers or arrays; K is inverse to it."""
-    return pixel_range * np.sqrt(height * width * channels)
