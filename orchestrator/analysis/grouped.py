@@ -42,7 +42,7 @@ _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "."})
 _SHOWN_ROWS = 3
 #: Codes for a missing value (netCDF's fill too), and words of rows that sum up others: fitted, and told.
 NINES = (sign * (10.0**k - 1) for k in (3, 4, 5, 6) for sign in (-1, 1))
-CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, 99.0, -32768.0, 9.96921e36, 1e20, *NINES)
+CODES = (-1.0, -9.0, -8.0, -88.0, -99.0, -99.9, 99.0, -32768.0, 65535.0, 9.96921e36, 1e20, *NINES)
 SUMS = {"all", "average", "avg", "gesamt", "mean", "median", "overall", "pooled", "subtotal", "sum", "total"}
 
 Level = Literal["within", "between"]
@@ -256,19 +256,18 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
 
 
 def _doubts(own: pd.DataFrame, design: Design) -> Iterator[str]:
-    """What is fitted as it stands, and may be no measurement or no group."""
+    """What is fitted as it stands, and may be no measurement or no group: a known code that lies further from
+    every other number than their standard deviation, or alone below zero; rows that sum up; spellings.
+    """
     for name in (design.response, *design.on):
-        for code in dict.fromkeys((*CODES, own[name].min(), own[name].max())):
+        for code in CODES:
             there = np.isclose(own[name], code, rtol=1e-6, atol=0)
-            rest, count, listed = own[name][~there], int(there.sum()), code in CODES
-            if not 0 < count < len(own) or (rest.nunique() < 3 and (code == -1 or not listed)):
-                continue
-            often = count > 1 and count >= 2 * rest.value_counts().max()
-            apart = (rest - code).abs().min() > np.ptp(rest)
-            if (listed and (often or apart or code < 0 <= rest.min())) or (often and apart):
+            rest = own[name][~there]
+            apart = (rest - code).abs().min() > rest.std() or code < 0 <= rest.min()
+            if there.any() and rest.nunique() > 2 and apart:
                 yield (
-                    f"Beware: {name} is {code:g} in {plural(count, 'row')}, fitted as a number; leave the "
-                    "cell empty where it stands for a missing value."
+                    f"Beware: {name} is {code:g} in {plural(int(there.sum()), 'row')}, fitted as a number; "
+                    "leave the cell empty where it stands for a missing value."
                 )
     for name in (*design.groups, *design.within):
         counts = own[name].value_counts()

@@ -67,13 +67,13 @@ def test_codes_for_no_value_and_rows_that_sum_up_are_fitted_and_told(tmp_path, c
     assert f"Beware: {said}" in " ".join(found.lines())
 
 
-def test_codes_are_told_among_numbers_of_their_size_by_their_sign_or_number(tmp_path):
-    spread = np.random.default_rng(0).uniform(size=90)
-    for code, loss in ((-1, spread), (-999, 5000 * spread - 2500)):
-        table = rows()[:90].assign(loss=np.where(np.arange(90) % 40, loss, code))
-        table.to_csv(tmp_path / "own.csv", index=False)
-        (remark,) = read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"]
-        assert remark.startswith(f"Beware: loss is {code} in 3 rows")
+@pytest.mark.parametrize("others", [np.linspace(0, 1, 90), np.arange(90) % 7, np.linspace(-500, 500, 90)])
+def test_a_code_is_told_by_how_far_it_lies_from_the_others_or_alone_below_zero(tmp_path, others):
+    code = -999 if others.min() < 0 else -1
+    table = rows()[:90].assign(loss=np.where(np.arange(90) % 40, others, code))
+    table.to_csv(tmp_path / "own.csv", index=False)
+    (remark,) = read_own_table(tmp_path / "own.csv", PLAIN).attrs["remarks"]
+    assert remark.startswith(f"Beware: loss is {code} in 3 rows")
 
 
 @pytest.mark.parametrize(
