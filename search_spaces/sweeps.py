@@ -143,12 +143,11 @@ class RecipeChoice(RecipeChanges, _Choice):
         return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
-def _switch(value: object) -> object:
-    # YAML 1.1 and --set read these words as true and false.
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
-Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+# YAML 1.1 and --set read on and off as true and false.
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+]
 
 
 class ResourceSpec(specs.Spec):

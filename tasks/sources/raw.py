@@ -36,7 +36,8 @@ MARK = "!/"
 GZIP, BZIP2, XZ = (".tar.gz", ".tgz"), (".tar.bz2", ".tbz2", ".tbz"), (".tar.xz", ".txz")
 PACKED_TARS = GZIP + BZIP2 + XZ
 """Endings of tars that can only be read forward."""
-ARCHIVES = (".zip", ".tar", *PACKED_TARS)
+TARS = (".tar", *PACKED_TARS)
+ARCHIVES = (".zip", *TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20

@@ -11,9 +11,9 @@ from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import FORM, IMAGE, Part
 from tasks.prepared.record import telling_traits
 from tasks.prepared.table import (
-    _join,
     content_fingerprint,
     gather,
+    join_groups,
     number_groups,
     occurrence,
     quotas_of,
@@ -48,7 +48,7 @@ def test_occurrence_and_group_numbers_follow_first_appearance():
 def test_joined_groups_are_the_connected_ones(groups, seed):
     """Against the definition: two groups are one when a chain of shared images links them."""
     same = np.random.default_rng(seed).integers(0, 8, len(groups))
-    joined = _join(np.array(groups), np.unique(same, return_inverse=True)[1])
+    joined = join_groups(np.array(groups), np.unique(same, return_inverse=True)[1])
     linked = np.equal.outer(groups, groups) | np.equal.outer(same, same)
     for _ in groups:
         linked = linked @ linked

@@ -16,7 +16,8 @@ from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.record import preparation_lines
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
-from tasks.sources import RawRequest, demo
+from tasks.sources import demo
+from tasks.sources.base import RawRequest
 
 PATCHED = {"textures": 32, "photographs": 32, "histology": 20, "retina": 32}
 SMALL = [row.name for row in PACKAGED if row.name != "mri_lesion"]
