@@ -98,7 +98,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
-def nearest(name: str, known: Iterable[str] | Iterable[int]) -> str:
+def nearest(name: str, known: Iterable[object]) -> str:
     """Return the hint ``did you mean 'demo'?`` with a blank behind it, or nothing where no name is near."""
     names = {str(one): one for one in known}
     near = difflib.get_close_matches(name, names, n=1)

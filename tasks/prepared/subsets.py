@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, plural
 from search_spaces.fingerprint import derive_seed
-from search_spaces.recipes import RELEASED_SEED
-from search_spaces.specs import SubsetSpec, pair_name
+from search_spaces.specs import RELEASED_SEED, SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import number_groups, occurrence, quotas_of

@@ -5,10 +5,8 @@ from importlib.resources import files
 import pandas as pd
 import pytest
 
-from search_spaces.datasets import DATASETS, MADE, STUDY_DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError
+from search_spaces.datasets import DATASETS, MADE
 from search_spaces.published import read_published
-from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources import source_for
 
 
@@ -19,20 +17,6 @@ def test_every_row_has_a_source_and_sound_pairs_and_says_what_it_is(row):
     assert len(set(used)) == len(used)
     assert set(used) <= set(range(len(row.label_names)))
     assert row.origin == "real" or row.description.startswith(row.origin.upper())
-
-
-def test_the_paper_grid_has_972_trials():
-    natural = [name for name in STUDY_DATASETS if dataset_spec(name).domain == "natural"]
-    cells = sum(max(1, len(dataset_spec(name).class_pairs)) for name in STUDY_DATASETS)
-    assert (len(STUDY_DATASETS), len(natural), 6 * 6 * cells) == (11, 4, 972)
-
-
-def test_unknown_names_are_told_and_own_data_have_a_row():
-    with pytest.raises(ConfigError, match="did you mean 'mnist5k'"):
-        dataset_spec("mnist5")
-    own = OwnSourceSpec(kind="folder", path="x", domain="medical", modality="skin", title="My lesions")
-    row = own_dataset_spec("mine", own)
-    assert (row.source, row.domain, row.title) == ("folder", "medical", "My lesions")
 
 
 @pytest.mark.parametrize("name", ["d_data", "d_repr", "fgsm_loss_gain", "label_sharpness", "test_loss"])

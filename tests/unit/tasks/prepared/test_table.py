@@ -14,8 +14,6 @@ from tasks.prepared.table import (
     content_fingerprint,
     gather,
     join_groups,
-    number_groups,
-    occurrence,
     quotas_of,
     select,
 )
@@ -33,12 +31,6 @@ SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)
 )
 def test_quotas_by_largest_remainder(available, size, expected):
     assert quotas_of(np.array(available), size, balanced=False).tolist() == expected
-
-
-def test_occurrence_and_group_numbers_follow_first_appearance():
-    assert occurrence(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
-    assert number_groups(np.array([9, -2, 9, 4])).tolist() == [0, 1, 0, 2]
-    assert number_groups(np.array(["b", "\0b", "b", "a"])).tolist() == [0, 1, 0, 2]
 
 
 @given(

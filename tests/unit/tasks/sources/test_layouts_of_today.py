@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from search_spaces.specs import RELEASED_FAULTS
-from tasks.sources import locate
 from tests.raw_trees import write_raw_tree
 from tests.raw_trees.pictures import edit_xlsx
 from tests.unit.tasks.sources.archives import pack
@@ -298,18 +297,6 @@ def test_released_oai_is_the_half_that_the_study_read(tree, official, tmp_path):
     records = [official("oai", tree("oai"), out=tmp_path / "a").record]
     records.append(official("oai", tmp_path / "oai", out=tmp_path / "b", **released).record)
     assert [record.num_listed for record in records] == [12, 9]
-
-
-def test_a_member_is_located_by_its_hash(tree, official, tmp_path):
-    raw = tree("mura")
-    victim = next(raw.rglob("image2.png"))
-    victim.write_bytes(b"junk")
-    packed("MURA-v1.1.zip")(raw)
-    record = official("mura", raw, strict=False).record
-    ((hashed, reason),) = record.skipped_items
-    assert reason == "not an image"
-    member = victim.relative_to(raw).as_posix()
-    assert locate(raw, tmp_path / "prepared", hashed) == f"MURA-v1.1.zip!/{member}"
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
