@@ -119,10 +119,8 @@ class TestSource:
         raw = None if what == "none" else tmp_path / "raw"
         if what == "empty":
             raw.mkdir()
-        message = (
-            "expected: " if what == "none" else "must exist" if what == "absent" else "must (hold|be)|needs"
-        )
-        with pytest.raises(DataError, match=message):
+        messages = {"none": "expected: ", "absent": "must exist", "empty": "must (hold|be)|needs"}
+        with pytest.raises(DataError, match=messages[what]):
             prepare_dataset(
                 request_of.spec,
                 request_of.dataset,
