@@ -1,13 +1,19 @@
-"""The tables of what the study chooses agree with each other, and importing them is light."""
+"""The tables of what the study chooses: every row usable, published numbers as they were read."""
+
+from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.resources import files
 
+import pandas as pd
 import pytest
 
-from search_spaces.datasets import DATASETS
+from search_spaces.datasets import DATASETS, MADE
 from search_spaces.models import MODELS
+from search_spaces.published import read_published
 from search_spaces.recipes import RECIPES, recipe_spec
+from tasks.sources import source_for
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
@@ -30,3 +36,21 @@ def test_importing_a_package_loads_nothing_heavy():
     first, second, *_, last = done.stdout.splitlines()
     assert (first, "pandas" in second) == ("set()", False)
     assert not any(f"'{name}'" in last for name in ("torch", "ray", "mlflow")), last
+
+
+@pytest.mark.parametrize("row", [*DATASETS.values(), *MADE.values()], ids=lambda row: row.name)
+def test_every_row_has_a_source_and_sound_pairs_and_says_what_it_is(row):
+    source_for(row.source)
+    used = [label for pair in row.class_pairs for label in pair]
+    assert len(set(used)) == len(used)
+    assert set(used) <= set(range(len(row.label_names)))
+    assert row.origin == "real" or row.description.startswith(row.origin.upper())
+
+
+@pytest.mark.parametrize("name", ["d_data", "d_repr", "fgsm_loss_gain", "label_sharpness", "test_loss"])
+def test_published_tables_are_those_that_pandas_reads(name):
+    rows = read_published(name)
+    theirs = pd.read_csv(files("search_spaces.published") / f"{name}.csv", dtype=str, keep_default_na=False)
+    assert rows == theirs.to_dict("records")
+    assert rows
+    assert not {"", None} & set(rows[0])
