@@ -334,11 +334,11 @@ def own_listing(
     rows: Rows,
     request: RawRequest,
     *,
+    flags: Iterable[str],
+    excluded: Mapping[str, int],
+    counts: Mapping[str, int] | None = None,
     names: Sequence[str] = (),
     order: Callable[[Iterable[str]], tuple[str, ...]] = sort_labels,
-    flags: Iterable[str] = (),
-    counts: Mapping[str, int] | None = None,
-    excluded: Mapping[str, int] | None = None,
     **known: Any,
 ) -> Listing:
     """Return one item per row that is in no validation split; what cannot be meant is a DataError.

@@ -319,7 +319,7 @@ def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
     return f" among {first_of((name[:MAX_SHOWN_LENGTH] for name in names), MAX_SHOWN)}"
 
 
-def first_hashed(request: RawRequest, names: Sequence[str], limit: int = 5) -> str:
+def first_hashed(request: RawRequest, names: Sequence[str]) -> str:
     """Spell how many names, and the first few as keyed hashes."""
-    shown = ", ".join(map(request.hashed, names[:limit]))
+    shown = ", ".join(map(request.hashed, names[:5]))
     return f"{len(names)}, first (hashed) {shown}" if names else "0"

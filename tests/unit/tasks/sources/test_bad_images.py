@@ -1,4 +1,4 @@
-"""Image files (reliability cases B1 to B33): skipped, converted or flagged, each by its reason; then resized."""
+"""Image files (reliability cases B1 to B33): skipped, converted or flagged, each by its reason; resized."""
 
 from __future__ import annotations
 
