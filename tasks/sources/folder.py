@@ -113,7 +113,7 @@ def list_folder(request: RawRequest) -> Listing:
         unpack = ", unpacked with its images" if root.is_file() else ""
         way_out = "; ".join([EXPECTED, *(hint + unpack * (hint == OF_TABLE) for hint in hints)])
         found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
-        raise request.error(f"{rule}", found, way_out)
+        raise request.error(rule, found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
     if deeper := sum(len(one.inside) > 1 for one, _ in meant):
         counts["in a folder in a group's folder, and taken as that group's"] = deeper
