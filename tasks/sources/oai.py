@@ -8,9 +8,8 @@ Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (r
 A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
 ``SeriesDescription`` of ``contents.csv``, and by its own header, which must not contradict it.
 
-The study's detector is not available, so a knee comes, in this order, from ``crops/<ID>_<R|L>.png``, from
-``knee_centers.csv`` (id, side, row, column in pixels of the file), or from :func:`find_centers`, a rule by
-image content. The record counts how many each way gave.
+The study's detector is not available: a knee comes from ``crops/<ID>_<R|L>.png``, else ``knee_centers.csv``
+(row and column in pixels of the file), else :func:`find_centers`, and the record counts each way.
 """
 
 from __future__ import annotations
