@@ -17,7 +17,7 @@ from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
 from tasks.trials.isolation import contained, seeded
 from tasks.trials.own_models import build_own, fails_by_pixels, one_line
-from tasks.trials.pretrained import Normalisation, normalisation, start_from
+from tasks.trials.weights import Normalisation, normalisation, start_from
 
 
 class PixelModel(nn.Module):
@@ -88,6 +88,8 @@ def build_model(
     shape = _Shape(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
         network = _BUILDERS[spec.library](spec, shape)
+    if dropout is not None and spec.library != "timm":  # which sets its own
+        _set_dropout(spec, network, dropout)
     if pretrained is not None:
         start_from(network, pretrained, spec)
     model = PixelModel(network, input_scale, _normalisation(spec, in_channels))
@@ -132,8 +134,6 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         ),
     )
     _set_input_channels(network, shape.in_channels)
-    if shape.dropout is not None:
-        _set_dropout(spec, network, shape.dropout)
     return network
 
 
@@ -163,10 +163,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
 def _build_small(spec: ModelSpec, shape: _Shape) -> nn.Module:
     if spec.architecture not in _SMALL:
         raise unknown_name("isweep architecture", spec.architecture, _SMALL)
-    network = _SMALL[spec.architecture](shape)
-    if shape.dropout is not None:
-        _set_dropout(spec, network, shape.dropout)
-    return network
+    return _SMALL[spec.architecture](shape)
 
 
 class _SmallCnn(nn.Sequential):
@@ -209,15 +206,6 @@ def _small_mlp(shape: _Shape) -> nn.Module:
     )
 
 
-def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
-    network = build_own(
-        spec, num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
-    )
-    if shape.dropout is not None:
-        _set_dropout(spec, network, shape.dropout)
-    return network
-
-
 def _arguments(spec: ModelSpec) -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in spec.arguments}
 
@@ -227,7 +215,9 @@ _BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,
     "isweep": _build_small,
-    "own": _build_own,
+    "own": lambda spec, shape: build_own(
+        spec, num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
+    ),
 }
 
 
