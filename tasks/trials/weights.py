@@ -103,8 +103,10 @@ def _asked_once() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def normalisation(spec: ModelSpec) -> Normalisation:
+def normalisation(spec: ModelSpec, in_channels: int = 3) -> Normalisation:
     """Return how pixels in [0, 1] were shifted and scaled when the library's weights were trained.
+
+    Of one channel it is the mean over the three.
 
     Raises:
         ConfigError: when the library has no weights for the architecture.
@@ -129,7 +131,8 @@ def normalisation(spec: ModelSpec) -> Normalisation:
             f"{spec.library} {spec.architecture}",
             "leave pretrained out for this model",
         )
-    return found
+    mean, std = found
+    return found if in_channels != 1 else ((sum(mean) / len(mean),), (sum(std) / len(std),))
 
 
 def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:

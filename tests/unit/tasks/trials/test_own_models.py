@@ -7,8 +7,7 @@ import torch
 from search_spaces.errors import ConfigError
 from search_spaces.models import code_hash, model_spec, source_files, source_texts
 from search_spaces.sweeps import ModelChoice
-from tasks.trials.models import build_model, check_buildable
-from tasks.trials.own_models import install_code
+from tasks.trials.models import build_model, check_buildable, install_code
 
 NETWORK = """
 from torch import nn
