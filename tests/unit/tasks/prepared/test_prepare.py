@@ -64,7 +64,7 @@ def toy(monkeypatch):
 class Shuffled(InlineExecutor):
     """Finishes calls in another order than they were asked for."""
 
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+    def map_unordered(self, function, argument_tuples):
         todo = list(enumerate(argument_tuples))
         for index, arguments in todo[::-1]:
             yield index, function(*arguments)
@@ -73,10 +73,10 @@ class Shuffled(InlineExecutor):
 class Forgetful(InlineExecutor):
     """Loses the result of the last call."""
 
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+    def map_unordered(self, function, argument_tuples):
         if function in (prepare.write_shard, stamp_file):
             argument_tuples = list(argument_tuples)[:-1]
-        yield from super().map_unordered(function, argument_tuples, num_cpus=num_cpus)
+        yield from super().map_unordered(function, argument_tuples)
 
 
 def run(dataset, destination: Path, *, spec=SPEC, executor=None, **options):
@@ -262,7 +262,7 @@ class Elsewhere(InlineExecutor):
     def __init__(self, disk: Path) -> None:
         self.disk, self.asked, self.refused = disk, 0, 0
 
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
+    def map_unordered(self, function, argument_tuples, *, spread=False):
         assert spread
         for index, (request, *rest) in enumerate(argument_tuples):
             found = function(replace(request, raw=self.disk), *rest)
