@@ -27,6 +27,7 @@ from orchestrator.results import table as c
 
 Verdict = Literal["reproduced", "refuted", "cannot be told"]
 NOT_MEASURED = "not measured by a sweep"
+PAIRS = "it is asked of several datasets; isweep fit says what the class pairs of this one tell"
 SHARED = "its worlds share images, so they are no datasets of their own; isweep fit says what each arm did"
 
 
@@ -164,6 +165,7 @@ def ledger(table: pd.DataFrame, *, sweep: str, compare: bool = True, arms: Seque
         _of_attacks(fits),
         _of_representations(fits),
     ]
+    found = [replace(one, reason=one.reason and PAIRS) for one in found] if fits.class_pairs else found
     if arms:
         untold = {"value": None, "interval": None, "p_value": None, "power": None}
         found = [replace(one, reason=SHARED, num_datasets=0, **untold) for one in found]  # type: ignore[arg-type]

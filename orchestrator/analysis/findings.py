@@ -306,8 +306,11 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
     numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
     text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
     way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
-    by = {"fall": 2 ** (-slope.value / d_data), "drop": slope.value * np.log(2)}.get(column, 2**slope.value)
-    text += f"; {meaning} {number(by)}" if meaning else ""
+    steps = {"fall": lambda value: 2 ** (-value / d_data), "drop": lambda value: value * np.log(2)}
+    by = steps.get(column, lambda value: 2**value)
+    low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
+    span = f" ({interval((low, high))})" if slope.interval else ""
+    text += f"; {meaning} {number(by(slope.value))}{span}" if meaning else ""
     return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way)
 
 

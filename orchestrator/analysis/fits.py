@@ -451,7 +451,7 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
         weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
     )  # fmt: skip
     own = {name: float(y / x) for name, x, y in zip(*sums, strict=True) if x > 0}
-    bound_p = 1.0 if value >= 1 else max(p_bound, i.wild_cluster_p(sums, null=1.0) or 0.0)
+    bound_p = 1.0 if value >= 1 else max(p_bound, i.wild_cluster_p(sums, null=1.0))
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 

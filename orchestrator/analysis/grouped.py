@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from orchestrator.analysis import inference as i
 from orchestrator.analysis import table as t
@@ -116,7 +115,7 @@ class Slope:
             parts.append(decided(self.p_value, self.adjusted_p, self.interval))
         if self.interval and not self.established:
             shown = number(DETECTED * (self.interval[1] - self.interval[0]))
-            parts.append(f"of such studies at most 80% would show a slope of {shown}")
+            parts.append(f"a slope of {shown} would show in at most 80% of such studies")
         return ", ".join([*parts, *([self.reason] if self.reason else [])]) + self.hangs_on
 
 
@@ -514,7 +513,7 @@ PAIR_QUESTIONS = {
         "Do sharper labels go with less robustness?", "r_hat", "K_F doubled: R̂ ×",
     ),
     "slope of accuracy lost to the attack on log K_F at equal 1/d": (
-        "Do attacks cost more accuracy where labels are sharper?", "drop", "K_F doubled: by",
+        "Do attacks cost more accuracy where labels are sharper?", "drop", "K_F doubled: accuracy lost +",
     ),
 }  # fmt: skip
 
@@ -561,7 +560,6 @@ def _pooled(name: str, y: Array, x: Array, groups: _Groups) -> PooledCorrelation
     known = (np.bincount(codes) >= 3) & (yy > 0) & (xx > 0)
     found = xy[known] / np.sqrt(yy[known] * xx[known])
     by_group = dict(zip(np.array(groups.units)[known].tolist(), found.tolist(), strict=True))
-    statistic = abs(r) * np.sqrt((len(y) - 2) / max(1 - r**2, 1e-300))
-    p = float(2 * special.stdtr(len(y) - 2, -statistic))
+    p = float(i.t_p_values(r, np.sqrt(max(1 - r**2, 1e-300) / (len(y) - 2)), len(y) - 2))
     shares = (max(0.0, 1 - float(yy.sum()) / len(y)), max(0.0, 1 - float(xx.sum()) / len(y)))
     return PooledCorrelation(name, r, p, shares, by_group)

@@ -102,9 +102,10 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
         counts = there[points[t.LOG_LOSS].notna()].groupby(points[c.DATASET]).agg(["sum", "size"])
         where = [f"{name} {row['sum']} of {row['size']}" for name, row in counts.iterrows() if row["sum"]]
         named = "" if len(where) > 4 else f": {t.listing(where)}"
+        more = "; of more classes guessing costs more" * bool((there & (points[c.CLASS_PAIR] == "")).any())
         found.append(
             f"{num} of {t.plural(points[t.LOG_LOSS].count(), 'point')} lie at guessing between two classes "
-            f"(a loss from {AT_GUESSING:g} ln 2 on){named}."
+            f"(a loss from {AT_GUESSING:g} ln 2 on{more}){named}."
         )
     numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
     found += [few_of_domain(str(d), int(n)) for d, n in numbers.items() if n < MIN_CONVINCING_DATASETS]

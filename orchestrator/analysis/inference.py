@@ -215,14 +215,12 @@ def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array)
     return names, member @ (weights * x * x), member @ (weights * x * y)
 
 
-def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:
+def wild_cluster_p(sums: Sums, null: float = 0.0) -> float:
     """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
-    & Miller 2008), from Σx² and Σx(y − x · null) of each dataset; None with fewer than three datasets.
+    & Miller 2008), from Σx² and Σx(y − x · null) of each dataset, of which there are three.
     """
     _, weights, xy = sums
     scores = xy - null * weights
-    if len(scores) < MIN_DATASETS or weights.sum() <= 0:
-        return None
     draws = wild_draws(len(scores))
     total = draws @ scores
     residual = draws * scores - total[:, None] * (weights / weights.sum())
@@ -231,7 +229,7 @@ def wild_cluster_p(sums: Sums, null: float = 0.0) -> float | None:
     own = scores - scores.sum() * weights / weights.sum()
     found, spread = abs(float(scores.sum())), float(np.sqrt((own**2).sum()))
     if spread <= 0:
-        return 0.0 if found > 0 else None
+        return float(found <= 0)
     return float(np.mean(t >= found / spread * (1 - 1e-9)))
 
 

@@ -430,6 +430,8 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
     last = points[points[c.TRAIN_SIZE] == points.groupby(c.DATASET)[c.TRAIN_SIZE].transform("max")]
     losses = np.exp(last.groupby(c.DATASET)[LOG_LOSS].mean())
     inverse_d = points.groupby(c.DATASET)[INVERSE_D].mean()
+    cells = points.drop_duplicates([c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]).groupby(c.DATASET)
+    sharpness = cells[c.LABEL_SHARPNESS].mean()
     gains = losses.iloc[:0] if attack is None else last.groupby(c.DATASET)[attack.name].mean()
 
     def known(value: float) -> float | None:
@@ -445,7 +447,7 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
             num_trials=len(rows),
             train_sizes=tuple(sorted(int(n) for n in rows[c.TRAIN_SIZE].dropna().unique())),
             d_data=known(1 / inverse_d.get(name, np.nan)),
-            label_sharpness=known(rows[c.LABEL_SHARPNESS].mean()),
+            label_sharpness=known(sharpness.get(name, np.nan)),
             image_size=only(rows[c.IMAGE_SIZE]),
             channels=only(rows[c.CHANNELS]),
             loss=known(losses.get(name, np.nan)),

@@ -174,8 +174,7 @@ def not_fitted(fits: ScalingFits) -> str:
 def claim_table(fits: ScalingFits) -> Table:
     """Return the headline questions that could be tested with their p-values, alone and adjusted."""
     return laid_out(
-        "claims",
-        "Headline questions",
+        "claims", "Headline questions",
         "p is the larger of the t test over datasets and the permutation (or wild cluster bootstrap) test, "
         "adjusted by Holm over the questions that could be tested. Of attacks it is one-sided.",
         fits.claims,
@@ -189,8 +188,7 @@ def claim_table(fits: ScalingFits) -> Table:
 def pair_table(fits: ScalingFits) -> Table:
     """Return what class pairs answer."""
     return laid_out(
-        "class-pairs",
-        "Class pairs",
+        "class-pairs", "Class pairs",
         "95 % intervals and p by a jackknife over classes, which pairs share; p adjusted by Holm.",
         [slope for slope in fits.class_pairs if slope.value is not None],
         {
@@ -209,8 +207,7 @@ def seen_table(fits: ScalingFits) -> Table:
     """Return every dataset's properties, its loss at its largest N and what an attack adds to it."""
     attack = next((d.attack for d in fits.datasets if d.attack), "attacks")
     return laid_out(
-        "seen",
-        "What was seen",
+        "seen", "What was seen",
         "d_data by maximum likelihood at the largest N; K_F: mean over N and class pairs. Losses in nat: "
         "geometric means over models and class pairs, at the largest train size; at guessing there from "
         f"{number(AT_GUESSING * CHANCE_LOSS)} on.",
@@ -301,8 +298,7 @@ def best_table(full: pd.DataFrame) -> Table:
     """Return the model of lowest mean test loss per dataset and train size."""
     unnamed = "models share no class pair and seed"
     return laid_out(
-        "best",
-        "Best model per dataset and train size",
+        "best", "Best model per dataset and train size",
         "Lowest mean test loss over the class pairs and seeds (cells) that all models have, by arithmetic "
         "means; what was seen has geometric ones. Seed spread is the standard deviation over seeds; without "
         "it, or within it, the order of two models means nothing.",

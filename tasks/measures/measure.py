@@ -280,14 +280,12 @@ class RowProfile:
     Attributes:
         source: Where to read them, as bytes where all of them hold bytes and are of one type.
         keep: Rows that are the first of their kind, ascending.
-        first_of: ``(num_rows,)`` the row that each row equals, itself when it is the first.
         conflicts: ``(row, earlier row)`` of identical images with different labels.
         exact: Whether they are read as bytes.
     """
 
     source: BlockSource
     keep: npt.NDArray[np.int64]
-    first_of: npt.NDArray[np.int64]
     conflicts: list[tuple[int, int]]
     exact: bool
 
@@ -334,7 +332,7 @@ def profile_rows(
     exact = bool(units) and len(dtypes) == 1
     if exact and not is_byte_dtype(dtype):
         source = ByteRows(source, max(units))
-    return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), first_of, conflicts, exact)
+    return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), conflicts, exact)
 
 
 def row_keys(

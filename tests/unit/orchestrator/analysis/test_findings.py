@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator.analysis.findings import family, findings, summary
@@ -256,6 +257,12 @@ def test_what_was_seen_is_a_row_a_dataset():
     )  # fmt: skip
     fits = fit_scaling_laws(table)
     shown = seen_table(fits)
+    again = pd.concat([table.assign(class_pair="0-1"), table.assign(class_pair="2-3", label_sharpness=3e-4)])
+    seeds = [
+        again.assign(seed=k, trial_id=f"{k}" + again["trial_id"] + again["class_pair"]) for k in range(3)
+    ]
+    stopped = pd.concat(seeds).query("seed == 0 or class_pair == '0-1'")  # as one that stopped halfway
+    assert seen_table(fit_scaling_laws(stopped)).rows[1][3] == "0.0002"  # a mean over pairs, not over trials
     assert shown.header == (
         "dataset", "domain", "d_data", "K_F", "largest N", "loss there", "gained by FGSM at 8/255",
     )  # fmt: skip

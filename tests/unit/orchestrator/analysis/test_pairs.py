@@ -10,10 +10,12 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
+from orchestrator.analysis.claims import PAIRS, ledger
 from orchestrator.analysis.findings import family, findings, summary
 from orchestrator.analysis.fits import fit_scaling_laws, prepare
 from orchestrator.analysis.grouped import Design, fit_groups, fit_pairs
 from orchestrator.analysis.report import write_report
+from orchestrator.analysis.table import interval
 
 CLASSES, SIZES = range(6), (20, 60, 180)
 
@@ -118,9 +120,12 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     assert " without class " in found[2].short
     assert f"exponent b less the law's 1 is {slopes[1].value:.3g}, " in found[1].short
     d_data = 1 / (1 / rows["d_data_mle"]).mean()
-    assert found[0].short.endswith(f"; N doubled: loss × {2 ** (-slopes[0].value / d_data):.3g}")
-    assert found[2].short.endswith(f"; K_F doubled: loss × {2 ** slopes[2].value:.3g}")
-    assert found[3].short.endswith(f"; K_F doubled: R̂ × {2 ** slopes[3].value:.3g}")
+    fall, high, low = (2 ** (-value / d_data) for value in (slopes[0].value, *slopes[0].interval))
+    assert found[0].short.endswith(f"; N doubled: loss × {fall:.3g} ({interval((low, high))})")
+    for k, what in ((2, "loss"), (3, "R̂")):
+        by, low, high = (2**value for value in (slopes[k].value, *slopes[k].interval))
+        assert found[k].short.endswith(f"; K_F doubled: {what} × {by:.3g} ({interval((low, high))})")
+    assert {one.why for one in ledger(rows, sweep="pairs", compare=False).entries[:5]} == {PAIRS}
     assert "At equal mean distance K_F had no effect left: docs/findings.md." in family(fits)
     said = summary(fits)
     assert not any("CANNOT BE TESTED" in line for line in said)

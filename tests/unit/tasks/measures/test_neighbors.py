@@ -167,11 +167,11 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     values = rng.random((40, num_features))
     rows = values > 0.5 if dtype == np.bool_ else (values * 200).astype(dtype)
     rows[[5, 30]] = rows[2]
-    profile = profile_rows(ArraySource(rows), np.arange(40) % 2)
+    profile = profile_rows(ArraySource(rows), np.arange(40))
     expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
-    assert profile.first_of.tolist() == expected
     assert profile.keep.tolist() == sorted(set(expected))
-    assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if (i - first) % 2}
+    assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if i != first}
+    assert profile_rows(ArraySource(rows), np.zeros(40)).conflicts == []
 
 
 def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
@@ -182,9 +182,11 @@ def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
 
     monkeypatch.setattr(measure, "PROFILE_BYTES", rows.nbytes // 20)
     tracemalloc.start()
-    found = profile_rows(reference.Stream(rows), None)
+    found = profile_rows(reference.Stream(rows), np.arange(400))
     grown = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     first = {}
-    assert found.first_of.tolist() == [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
+    expected = [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
+    assert dict(found.conflicts) == {i: one for i, one in enumerate(expected) if i != one}
+    assert found.keep.tolist() == sorted(set(expected))
     assert grown < rows.nbytes / 5
