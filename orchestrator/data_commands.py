@@ -31,7 +31,7 @@ from tasks.prepared.subsets import make_subset
 from tasks.sources import OWN_KINDS, own_kind_of, source_for
 from tasks.sources.base import Listing, RawRequest, SkipItem
 from tasks.sources.dicom import is_dicom_name, read_header
-from tasks.sources.labels import plain_id
+from tasks.sources.own import plain_id
 from tasks.sources.pictures import is_image_name
 
 if TYPE_CHECKING:

@@ -316,8 +316,7 @@ def name_labels(
 
     ``own`` says what labels of a file mean; ``first`` is the number of its first row in messages.
     """
-    from tasks.sources.labels import sort_labels
-    from tasks.sources.own import Rows, class_labels
+    from tasks.sources.own import Rows, class_labels, sort_labels
     from tasks.sources.tables import label_text
 
     written = [label_text(cell) for cell in cells]

@@ -53,7 +53,8 @@ BLOCK_S = 10.0
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     """Refuse raw folders of datasets that the sweep does not have, and find all that are missing."""
-    from tasks.sources import FROM_RAW, RawRequest, check_raw_folder
+    from tasks.sources import FROM_RAW, check_raw_folder
+    from tasks.sources.base import RawRequest
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
     for name in raw:
