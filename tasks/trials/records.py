@@ -37,7 +37,7 @@ class ValidationScore(Finding):
 
 
 class SearchResult(Finding):
-    """What a trial of a search found, in so many ``epochs`` of training; attributes as of :class:`TrialResult`.
+    """What a trial of a search found in its ``epochs`` of training; attributes as of :class:`TrialResult`.
 
     ``curve`` has the validation images after each epoch; a diverged one's ends before the loss that is no
     number. ``chance_loss`` is that of guessing, ln of ``num_classes``.
@@ -177,7 +177,7 @@ def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
 
 
 class KeptFile(Finding):
-    """A file kept beside a trial's result: the network's weights (safetensors), or its predictions (Parquet)."""
+    """A file kept beside a trial's result: its network's weights (safetensors), or predictions (Parquet)."""
 
     sha256: str
     num_bytes: int
