@@ -5,7 +5,7 @@ headline claim is established and its interval excludes the null; else it says w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import factorial, prod
 from textwrap import wrap
@@ -306,7 +306,10 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
     numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
     text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
     way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
-    steps = {"fall": lambda value: 2 ** (-value / d_data), "drop": lambda value: value * np.log(2)}
+    steps: dict[str, Callable[[float], float]] = {
+        "fall": lambda value: 2 ** (-value / d_data),
+        "drop": lambda value: value * np.log(2),
+    }
     by = steps.get(column, lambda value: 2**value)
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
     span = f" ({interval((low, high))})" if slope.interval else ""
