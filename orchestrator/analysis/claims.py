@@ -81,7 +81,6 @@ class LedgerEntry:
 
 
 _LAYERS = f"the dimension of layers before the last is {NOT_MEASURED}"
-#: Claims that no number of a sweep decides, with what would.
 UNMEASURED = (
     LedgerEntry(
         number="Thm 2", claim="A network's sharpness K_f approaches K_F as N grows.",
@@ -195,7 +194,8 @@ def _of_heights(ready: f.Prepared, fits: f.ScalingFits) -> Iterator[LedgerEntry]
     headline, gap = fits.find("headline"), fits.find("height", t.IS_MEDICAL)
     degrees = headline.num_datasets - len(headline.terms) - 1
     steeper = LedgerEntry(
-        number="Fig. 2a", claim="Loss rises with d_data.", side=-1, power_of=f.TWICE_AS_HIGH,
+        number="Fig. 2a", claim="Loss rises with d_data.", side=-1,
+        power_of="a loss twice as high at the highest d_data as at the lowest",
         estimand=f"slope of log loss on 1/d_data{t.given(headline.terms, t.INVERSE_D)}; t and permutation",
         published="rises: 0.25 per unit of d_data (ResNet-34, medical), on the prostate set alone",
     )  # fmt: skip

@@ -42,7 +42,6 @@ GREY = "#666666"
 
 DOMAIN_COLOURS = {c.NATURAL: BLUE, c.MEDICAL: VERMILLION}
 _DOMAIN_MARKERS = {c.NATURAL: "o", c.MEDICAL: "s"}
-#: Shades by domain, so that a dataset's colour still tells its domain.
 _SHADES = {c.NATURAL: (BLUE, GREEN, SKY, BLACK), c.MEDICAL: (VERMILLION, PURPLE, ORANGE)}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 #: Of models, from Tol's muted scheme (2021), so that no model wears the colour of a domain.
@@ -172,10 +171,11 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     figure = Figure(figsize=size, layout="constrained")
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
-        rows = grouped.agg(["mean", "min", "max"]).reset_index()
+        rows = grouped.agg(["min", "max"]).reset_index()
+        field = "d_data" if name == c.D_DATA_MLE else "label_sharpness"
+        rows["mean"] = rows[c.DATASET].map({d.dataset: getattr(d, field) for d in fits.datasets})
         rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
         place = rows.index.to_numpy() + 0.6 * (rows[c.DOMAIN] != rows[c.DOMAIN].iloc[0]).to_numpy()
-        # A mean may differ from equal values by rounding, and a negative error bar is refused.
         reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
         axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7)
         axes.errorbar(rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5)
@@ -189,8 +189,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     handles = [Patch(color=colour, label=name) for name, colour in DOMAIN_COLOURS.items() if name in present]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8)
     return figure, (
-        "Intrinsic dimension and label sharpness of each dataset. Bars are means, error bars the range over "
-        "train sizes and class pairs."
+        "Intrinsic dimension and label sharpness of each dataset, as in the table of what was seen; error "
+        "bars: the range over train sizes and class pairs."
     )
 
 
@@ -339,7 +339,6 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
 
 #: More points than this make SVG too large to open at once; the figure is then a picture.
 MAX_SVG_POINTS = 2000
-#: Fine enough for print at the size the page shows, small enough to embed.
 PNG_DPI = 150
 
 

@@ -5,7 +5,7 @@ headline claim is established and its interval excludes the null; else it says w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import factorial, prod
 from textwrap import wrap
@@ -306,11 +306,12 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
     numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
     text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
     way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
-    steps: dict[str, Callable[[float], float]] = {
-        "fall": lambda value: 2 ** (-value / d_data),
-        "drop": lambda value: value * np.log(2),
-    }
-    by = steps.get(column, lambda value: 2**value)
+
+    def by(value: float) -> float:
+        return (
+            value * np.log(2) if column == "drop" else 2 ** (-value / d_data if column == "fall" else value)
+        )
+
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
     span = f" ({interval((low, high))})" if slope.interval else ""
     text += f"; {meaning} {number(by(slope.value))}{span}" if meaning else ""
@@ -350,7 +351,7 @@ def _experiment(fits: ScalingFits) -> Finding:
     ]
     whole = [effect for effect in found.effects if not effect.arm]
     if cells := sum(effect.num_at_chance for effect in whole if effect.response == "loss"):
-        caveats.append(f"Left out: {plural(cells, 'pair')} whose base is at chance (a loss of ln 2 or more).")
+        caveats.append(f"Left out: {plural(cells, 'pair')} whose base guesses (guessing's loss or more).")
     if without := sum(effect.num_without for effect in whole if effect.response == "error"):
         caveats.append(f"{without} pairs have an error of 0 on one side, which has no logarithm.")
     short = followed(found.effects).rstrip(".")

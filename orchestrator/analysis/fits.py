@@ -31,7 +31,6 @@ Kind = Literal["headline", "height", "exponent", "attack", "representation"]
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
 EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
-#: Headline question -> how it is called.
 QUESTIONS = {
     DIMENSION: "loss on 1/d, given K_F and the domain label",
     SHARPNESS: "loss on K_F, given 1/d and the domain label",
@@ -41,10 +40,7 @@ QUESTIONS = {
 }
 #: A correlation that is called strong; the published one, of FGSM over eleven datasets, is 0.84.
 STRONG = 0.8
-#: What power is reckoned for in the question on 1/d; :attr:`ScalingFits.twice_as_high` has its slope.
-TWICE_AS_HIGH = "a loss twice as high at the highest d_data as at the lowest"
 PAST_GUESSING = "N past guessing"
-#: Other choices of d for the exponent: variant -> column.
 OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
 
 
@@ -288,7 +284,7 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         sharpness_scale=scale,
         fits=tuple(found),
         claims=claims_of(found),
-        num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
+        num_at_guessing=int(g.at_guessing(points[t.OF_GUESSING]).sum()),
         caveats=g.limits_of(ready.full, points),
         class_pairs=fit_pairs(points),
     )
@@ -303,7 +299,7 @@ def fit_exponents(ready: Prepared, dimension: str = "") -> tuple[Fit, Fit]:
 
 def rows_of(points: pd.DataFrame, model: str, subset: str, names: Collection[str]) -> pd.DataFrame:
     """Return these columns, and the keys, of the points of a model and domain that have all of them."""
-    keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT]
+    keys = [c.MODEL, c.DATASET, c.DOMAIN, c.TRAIN_SIZE, t.CELL, t.CURVE, t.WEIGHT, t.OF_GUESSING]
     return t.select(points[[*dict.fromkeys([*keys, *names])]], model, subset).dropna(subset=[*names])
 
 

@@ -12,9 +12,7 @@ import pandas as pd
 from orchestrator.analysis import table as t
 from orchestrator.results import table as c
 
-#: Loss of guessing between two classes, in nat.
-CHANCE_LOSS = float(np.log(2))
-#: A loss lies at guessing from this share of guessing's own on.
+#: A loss lies at guessing from this share of guessing's own, ln of the number of classes, on.
 AT_GUESSING = 0.8
 #: Where more than this share of points lie there and fewer lie well beyond (5 %), guessing holds losses down.
 MOST_THERE, WELL_BEYOND = 0.10, 1.05
@@ -25,20 +23,20 @@ CLEAR = 1 / 3
 MIN_CONVINCING_DATASETS = 5
 
 
-def is_guessing(loss: float) -> bool:
-    """Tell whether a test loss (nat) lies at guessing between two classes, or beyond."""
-    return loss >= AT_GUESSING * CHANCE_LOSS
+def is_guessing(loss: float, num_classes: float | None = None) -> bool:
+    """Tell whether a test loss (nat) lies at guessing between so many classes (not told: two), or beyond."""
+    return bool(loss >= AT_GUESSING * np.log(2 if pd.isna(num_classes) or not num_classes else num_classes))
 
 
-def at_guessing(log_losses: pd.Series, share: float = AT_GUESSING) -> pd.Series:
-    """Tell which losses lie at that share of guessing or beyond; missing ones do not."""
-    return pd.Series(log_losses >= np.log(share * CHANCE_LOSS))
+def at_guessing(shares: pd.Series, share: float = AT_GUESSING) -> pd.Series:
+    """Tell which logarithms of shares of guessing's loss lie at ``share`` or beyond; missing ones do not."""
+    return pd.Series(shares >= np.log(share))
 
 
 def holds_down(rows: pd.DataFrame) -> bool:
     """Tell whether so many points pile up at guessing that it holds the others down."""
     known = rows[rows[t.LOG_LOSS].notna()]
-    weights, losses = known[t.WEIGHT], known[t.LOG_LOSS]
+    weights, losses = known[t.WEIGHT], known[t.OF_GUESSING]
     there, beyond = (float(weights[at_guessing(losses, share)].sum()) for share in (AT_GUESSING, WELL_BEYOND))
     return there - beyond > MOST_THERE * float(weights.sum()) and 2 * beyond < there
 
@@ -47,7 +45,7 @@ def flattened(rows: pd.DataFrame) -> str:
     """Return why slopes over these points would be too small, or an empty text."""
     if not holds_down(rows):
         return ""
-    num, of = at_guessing(rows[t.LOG_LOSS]).sum(), t.plural(rows[t.LOG_LOSS].count(), "point")
+    num, of = at_guessing(rows[t.OF_GUESSING]).sum(), t.plural(rows[t.LOG_LOSS].count(), "point")
     return f"the losses of {num} of {of} lie at guessing, which flattens slopes by an unknown amount"
 
 
@@ -66,9 +64,9 @@ def clear_of_guessing(rows: pd.DataFrame) -> pd.DataFrame:
     """
     if not holds_down(rows):
         return rows
-    means = rows[t.LOG_LOSS].groupby(rows[t.CURVE]).transform("mean")
-    last = rows[c.TRAIN_SIZE].where(at_guessing(rows[t.LOG_LOSS])).groupby(rows[t.CURVE]).transform("max")
-    clear: pd.DataFrame = rows[(means < np.log(CLEAR * CHANCE_LOSS)) & ~(rows[c.TRAIN_SIZE] <= last)]
+    means = rows[t.OF_GUESSING].groupby(rows[t.CURVE]).transform("mean")
+    last = rows[c.TRAIN_SIZE].where(at_guessing(rows[t.OF_GUESSING])).groupby(rows[t.CURVE]).transform("max")
+    clear: pd.DataFrame = rows[(means < np.log(CLEAR)) & ~(rows[c.TRAIN_SIZE] <= last)]
     return clear
 
 
@@ -77,7 +75,7 @@ def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     whole, and of every curve all N up to the last diverged trial: a loss cannot stay far above guessing, so a
     curve starts flat there. Whole N go, by means over models: dropping single high losses flattens the rest.
     """
-    means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.LOG_LOSS].transform("mean")
+    means = points.groupby([*t.SUBSET, c.TRAIN_SIZE])[t.OF_GUESSING].transform("mean")
     last = points[c.TRAIN_SIZE].where(at_guessing(means)).groupby([points[name] for name in t.SUBSET])
     curve = [c.MODEL, *t.SUBSET]
     diverged = full[full[c.STATUS] != c.DONE].groupby(curve)[c.TRAIN_SIZE].max()
@@ -97,15 +95,18 @@ def few_of_domain(domain: str, number: int) -> str:
 def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     """Return what cannot be concluded from a table, in sentences."""
     found = []
-    there = at_guessing(points[t.LOG_LOSS])
+    there = at_guessing(points[t.OF_GUESSING])
     if num := int(there.sum()):
         counts = there[points[t.LOG_LOSS].notna()].groupby(points[c.DATASET]).agg(["sum", "size"])
         where = [f"{name} {row['sum']} of {row['size']}" for name, row in counts.iterrows() if row["sum"]]
         named = "" if len(where) > 4 else f": {t.listing(where)}"
-        more = "; of more classes guessing costs more" * bool((there & (points[c.CLASS_PAIR] == "")).any())
+        classes = points.loc[there, c.NUM_CLASSES].fillna(2.0)
+        between, of = ("two classes", "2") if (classes == 2).all() else ("their classes", "of their number")
+        blank = there & (points[c.CLASS_PAIR] == "") & points[c.NUM_CLASSES].isna()
+        more = "; of more classes guessing costs more" * bool(blank.any())
         found.append(
-            f"{num} of {t.plural(points[t.LOG_LOSS].count(), 'point')} lie at guessing between two classes "
-            f"(a loss from {AT_GUESSING:g} ln 2 on{more}){named}."
+            f"{num} of {t.plural(points[t.LOG_LOSS].count(), 'point')} lie at guessing between {between} "
+            f"(a loss from {AT_GUESSING:g} ln {of} on{more}){named}."
         )
     numbers = points.groupby(c.DOMAIN)[c.DATASET].nunique()
     found += [few_of_domain(str(d), int(n)) for d, n in numbers.items() if n < MIN_CONVINCING_DATASETS]

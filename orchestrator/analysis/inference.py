@@ -23,7 +23,6 @@ Codes = NDArray[Any]
 Interval = tuple[float, float]
 #: Of datasets: names (G), Σx² and Σxy (G,).
 Sums = tuple[list[str], Array, Array]
-#: A p-value, of how many rearrangements, and whether those are all there are.
 Permutation = tuple[float, int, bool]
 
 LEVEL = 0.05

@@ -151,7 +151,7 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
     """Change of every logged response from base to arm, a row per arm that counts, model and train size.
     Where the base is at chance nothing could get worse; no others go: choosing by their own loss moves it.
     """
-    columns = [response.column for response in RESPONSES]
+    columns = [*(response.column for response in RESPONSES), t.OF_GUESSING]
     means = points.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[columns].mean()
     parts = [pd.DataFrame(columns=[*columns, "dataset", "world", "name", "moves", "by", "at_chance"])]
     for gate in gates:
@@ -159,7 +159,7 @@ def _changes(points: pd.DataFrame, gates: Sequence[Gate], bases: dict[str, str])
             arm = gate.arm
             of_arm, of_base = (means.query("dataset == @name") for name in (arm.dataset, bases[arm.world]))
             moved, start = of_arm.droplevel(0).align(of_base.droplevel(0), join="inner", axis=0)
-            at_chance = start[t.LOG_LOSS] >= np.log(g.CHANCE_LOSS)
+            at_chance = g.at_guessing(start[t.OF_GUESSING], 1.0)
             by = gate.sharpness_moved if arm.moves == "sharpness" else 1.0
             about = {"dataset": arm.dataset, "world": arm.world, "name": arm.name, "moves": arm.moves}
             parts.append((moved - start).assign(**about, by=by, at_chance=at_chance))

@@ -40,7 +40,6 @@ WIDEST_ANSWER = 1e4
 WORTH, MOST_PILOT = 0.30, 6
 #: A pilot's train size beyond the sweep's by more than this factor is said to be far from them.
 FAR = 2.0
-#: Curves of one dataset that are predicted for calibration.
 MOST_CURVES = 30
 
 

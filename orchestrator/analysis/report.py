@@ -186,7 +186,6 @@ def _template() -> Any:
 def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> tb.Table:
     def describe(name: str) -> str:
         title, description = (about.get(name, {}).get(key, "") for key in ("title", "description"))
-        # A title says itself that a set is derived.
         description = description.removeprefix("DERIVED: ") if "(derived)" in title else description
         return ". ".join(text.rstrip(".") for text in (title, description) if text)
 
@@ -213,7 +212,6 @@ def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = 
     return tb.laid_out("", "", "", records, names, numeric_from=numeric_from or len(names))
 
 
-#: Columns of the table of trials; those that a sweep does not have, or that are empty, are left out.
 TEXT_COLUMNS = (c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.STATUS)
 NUMBER_COLUMNS = (
     c.TRAIN_SIZE, c.SEED, c.TEST_LOSS, c.TEST_ACCURACY, c.AUC, SEED_STD, c.D_DATA_MLE, c.LABEL_SHARPNESS,

@@ -16,8 +16,9 @@ from search_spaces.errors import DataError
 from search_spaces.errors import plural as plural
 from tasks.trials.records import TrialStatus
 
-#: Derived columns of the fitted points.
 LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
+#: Logarithm of the share that a loss has of guessing's own, ln of the number of classes (not told: two).
+OF_GUESSING = "of_guessing"
 LOG_TRAIN_SIZE = "log_train_size"
 #: d_data at the largest train size of the dataset and class pair, since the estimate itself grows with N.
 D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
@@ -27,7 +28,6 @@ IS_MEDICAL = "is_medical"
 CELL, CURVE = "cell", "curve"
 WEIGHT, SEED_STD = "weight", "seed_std"
 
-#: How columns are called in sentences, tables and figures.
 WORDS = {
     c.MODEL: "model", c.RECIPE: "recipe", c.DATASET: "dataset", c.CLASS_PAIR: "pair", c.STATUS: "status",
     c.TRAIN_SIZE: "N", c.SEED: "seed", c.TEST_LOSS: "test loss", c.TEST_ACCURACY: "accuracy", c.AUC: "AUC",
@@ -368,6 +368,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     added = {
         WEIGHT: 1.0 / pairs,
         c.TEST_LOSS: np.exp(points[LOG_LOSS]),
+        OF_GUESSING: points[LOG_LOSS] - np.log(np.log(points[c.NUM_CLASSES].fillna(2.0))),
         LOG_ERROR: np.log(errors.where(errors > 0)),
         LOG_TRAIN_SIZE: np.log(points[c.TRAIN_SIZE].astype(float)),
         LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
@@ -407,7 +408,7 @@ def sums_of(points: pd.DataFrame, column: str) -> Sums:
 class DatasetSummary:
     """What one dataset brought to the fits. K_F is a mean over train sizes and class pairs; at the largest
     size 1 / d_data, log ``loss`` (over models too) and ``loss_gain`` by the strongest ``attack`` up to 8/255.
-    ``image_size`` and ``channels`` are 0 where it has several, None where none is recorded.
+    ``image_size``, ``channels`` and ``num_classes`` are 0 where it has several, None where none is recorded.
     """
 
     dataset: str
@@ -418,6 +419,7 @@ class DatasetSummary:
     label_sharpness: float | None
     image_size: int | None
     channels: int | None
+    num_classes: int | None = None
     loss: float | None = None
     loss_gain: float | None = None
     attack: str = ""
@@ -450,6 +452,7 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
             label_sharpness=known(sharpness.get(name, np.nan)),
             image_size=only(rows[c.IMAGE_SIZE]),
             channels=only(rows[c.CHANNELS]),
+            num_classes=only(rows[c.NUM_CLASSES]),
             loss=known(losses.get(name, np.nan)),
             loss_gain=known(gains.get(name, np.nan)),
             attack="" if attack is None else attack.words,

@@ -13,7 +13,7 @@ import pandas as pd
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import QUESTIONS, Estimate, Fit, ScalingFits
-from orchestrator.analysis.guessing import AT_GUESSING, CHANCE_LOSS, is_guessing
+from orchestrator.analysis.guessing import AT_GUESSING, is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
 from orchestrator.results import table as c
@@ -31,7 +31,6 @@ class Table:
     numeric_from: int = 1
 
 
-#: What a column shows of a record: a field, or what is said of it.
 Column = str | Callable[[Any], str]
 
 
@@ -85,7 +84,6 @@ def to_latex(table: Table) -> str:
     return text.replace(r"\begin{table}", r"\begin{table}\small", 1)
 
 
-#: What a table of fits shows of one estimate.
 Cell = Callable[[tuple[Fit, Estimate]], str]
 _WHOSE: dict[str, Cell] = {
     "model": lambda row: row[0].model,
@@ -198,24 +196,27 @@ def pair_table(fits: ScalingFits) -> Table:
     )  # fmt: skip
 
 
-def loss_text(loss: float | None) -> str:
+def loss_text(loss: float | None, num_classes: float | None) -> str:
     """Spell a loss, and say where it lies at guessing."""
-    return number(loss) + (" (at guessing)" if loss is not None and is_guessing(loss) else "")
+    return number(loss) + (" (at guessing)" if loss is not None and is_guessing(loss, num_classes) else "")
 
 
 def seen_table(fits: ScalingFits) -> Table:
     """Return every dataset's properties, its loss at its largest N and what an attack adds to it."""
     attack = next((d.attack for d in fits.datasets if d.attack), "attacks")
+    known = sorted((d.loss, d.dataset) for d in fits.datasets if d.loss is not None)
+    ends = " to ".join(f"{number(loss)} ({name})" for loss, name in (known[:1] + known[1:][-1:]))
+    said = f"At the largest train size the mean test loss is {ends}. " if known else ""
     return laid_out(
         "seen", "What was seen",
-        "d_data by maximum likelihood at the largest N; K_F: mean over N and class pairs. Losses in nat: "
-        "geometric means over models and class pairs, at the largest train size; at guessing there from "
-        f"{number(AT_GUESSING * CHANCE_LOSS)} on.",
+        f"{said}d_data by maximum likelihood at the largest N; K_F: mean over N and class pairs. Losses in "
+        "nat: geometric means over models and class pairs, at the largest train size; at guessing there from "
+        f"{AT_GUESSING:g} ln n on, of n classes ({number(AT_GUESSING * np.log(2))} of two).",
         fits.datasets,
         {
             "dataset": "dataset", "domain": "domain", "d_data": "d_data", "K_F": "label_sharpness",
             "largest N": lambda d: f"{d.train_sizes[-1]:,}" if d.train_sizes else "",
-            "loss there": lambda d: loss_text(d.loss), f"gained by {attack}": "loss_gain",
+            "loss there": lambda d: loss_text(d.loss, d.num_classes), f"gained by {attack}": "loss_gain",
         },
         numeric_from=2,
     )  # fmt: skip
@@ -265,7 +266,7 @@ def intervention_tables(found: Interventions) -> list[Table]:
 
 BEST_COLUMNS = (
     c.DATASET, c.TRAIN_SIZE, c.MODEL, c.TEST_LOSS, SEED_STD, c.TEST_ACCURACY, "runner_up", "runner_up_loss",
-    "num_models", "num_compared",
+    "num_models", "num_compared", c.NUM_CLASSES,
 )  # fmt: skip
 
 
@@ -276,7 +277,8 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
     """
     blank, cell = {c.CLASS_PAIR: "", c.SEED: 0}, [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)
-    rows = rows.reindex(columns=sorted({*rows, *cell, c.STATUS, c.TEST_ACCURACY})).fillna(blank)
+    names = {*rows, *cell, c.STATUS, c.TEST_ACCURACY, c.NUM_CLASSES}
+    rows = rows.reindex(columns=sorted(names)).fillna(blank)
     rows = rows[rows[c.TEST_LOSS].notna() & (rows[c.STATUS] == c.DONE)]
     found = []
     for (dataset, size), group in rows.groupby([c.DATASET, c.TRAIN_SIZE]):
@@ -289,7 +291,7 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
         (row[c.MODEL], row[c.TEST_LOSS]), (row["runner_up"], row["runner_up_loss"]), *_ = ranked
         own = kept[kept[c.MODEL] == row[c.MODEL]]
         row[SEED_STD] = own.groupby(c.SEED)[c.TEST_LOSS].mean().std()
-        row[c.TEST_ACCURACY] = own[c.TEST_ACCURACY].mean()
+        row |= own[[c.TEST_ACCURACY, c.NUM_CLASSES]].mean()
         found.append(row)
     return pd.DataFrame(found, columns=list(BEST_COLUMNS)).astype({c.TRAIN_SIZE: int})
 
@@ -305,7 +307,8 @@ def best_table(full: pd.DataFrame) -> Table:
         best_models(full).to_dict("records"),
         {
             "dataset": c.DATASET, "model": lambda row: str(row[c.MODEL]) if row["num_compared"] else unnamed,
-            WORDS[c.TRAIN_SIZE]: c.TRAIN_SIZE, WORDS[c.TEST_LOSS]: lambda row: loss_text(row[c.TEST_LOSS]),
+            WORDS[c.TRAIN_SIZE]: c.TRAIN_SIZE,
+            WORDS[c.TEST_LOSS]: lambda row: loss_text(row[c.TEST_LOSS], row[c.NUM_CLASSES]),
             WORDS[SEED_STD]: SEED_STD, WORDS[c.TEST_ACCURACY]: c.TEST_ACCURACY,
             "next": lambda row: "" if pd.isna(row["runner_up"]) else str(row["runner_up"]),
             "its loss": "runner_up_loss", "cells": "num_compared",

@@ -99,9 +99,9 @@ class RowOptions:
         for row in rows:
             table.add_row(*(cell(row.get(name)) for name in columns))
         yield table
-        losses = [loss for row in rows if (loss := row.get("test_loss")) is not None]
-        if guessed := sum(is_guessing(loss) for loss in losses):
-            yield f"At guessing between two classes, or beyond: {guessed} of {plural(len(losses), 'loss')}."
+        known = [row for row in rows if row.get("test_loss") is not None]
+        if guessed := sum(is_guessing(row["test_loss"], row.get("num_classes")) for row in known):
+            yield f"At guessing, or beyond: {guessed} of {plural(len(known), 'loss')}."
 
 
 def _column(asked: str, table: pd.DataFrame) -> str:

@@ -81,6 +81,7 @@ BALANCED_ACCURACY = _score("balanced_accuracy", "`test_accuracy` of a class, mea
 CALIBRATION_ERROR = _score(
     "calibration_error", "expected calibration error, test images, 15 bins", "fraction"
 )
+NUM_CLASSES = _score("num_classes", "classes; guessing has the loss ln of it")
 BEST_EPOCH = _score("best_epoch", "epoch with the smallest test loss, of about ten looked at", "epochs")
 TRAIN_LOSS = _score("train_loss", "`test_loss`, of the training images", "nat")
 TRAIN_ACCURACY = _score("train_accuracy", "share of training images classified correctly", "fraction")
@@ -386,6 +387,7 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
         if scores.classification is not None:
             for name in (AUC, BALANCED_ACCURACY, CALIBRATION_ERROR):
                 found[name] = getattr(scores.classification, name)
+            found[NUM_CLASSES] = len(scores.classification.per_class_accuracy)
         found[BEST_EPOCH] = result.best_epoch
     seconds = sum(epoch.seconds for epoch in result.history)
     if seconds > 0 and train_size:

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from orchestrator.analysis.figures import dataset_properties
 from orchestrator.analysis.findings import family, findings, summary
-from orchestrator.analysis.fits import fit_scaling_laws, t_power
+from orchestrator.analysis.fits import fit_scaling_laws, prepare, t_power
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.table import decided, interval, number
 from orchestrator.analysis.tables import seen_table
@@ -257,12 +258,19 @@ def test_what_was_seen_is_a_row_a_dataset():
     )  # fmt: skip
     fits = fit_scaling_laws(table)
     shown = seen_table(fits)
+    assert shown.note.startswith(
+        "At the largest train size the mean test loss is 0.1 (natural0) to 0.6 (medical0)."
+    )
     again = pd.concat([table.assign(class_pair="0-1"), table.assign(class_pair="2-3", label_sharpness=3e-4)])
     seeds = [
         again.assign(seed=k, trial_id=f"{k}" + again["trial_id"] + again["class_pair"]) for k in range(3)
     ]
     stopped = pd.concat(seeds).query("seed == 0 or class_pair == '0-1'")  # as one that stopped halfway
-    assert seen_table(fit_scaling_laws(stopped)).rows[1][3] == "0.0002"  # a mean over pairs, not over trials
+    fits = fit_scaling_laws(stopped)
+    assert seen_table(fits).rows[1][3] == "0.0002"  # a mean over pairs, not over trials
+    figure, _ = dataset_properties(prepare(stopped).points, fits)
+    bars = [sorted(bar.get_width() for bar in axes.patches) for axes in figure.axes]
+    assert bars == [sorted(d.d_data for d in fits.datasets), sorted(d.label_sharpness for d in fits.datasets)]
     assert shown.header == (
         "dataset", "domain", "d_data", "K_F", "largest N", "loss there", "gained by FGSM at 8/255",
     )  # fmt: skip

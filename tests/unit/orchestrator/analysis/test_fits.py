@@ -15,7 +15,7 @@ from orchestrator.analysis.fits import fit_height, fit_scaling_laws, prepare
 from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
-from orchestrator.analysis.tables import claim_table, fit_tables, not_fitted
+from orchestrator.analysis.tables import claim_table, fit_tables, not_fitted, seen_table
 from tests.synthetic import synthetic_table
 
 
@@ -295,6 +295,20 @@ def test_every_count_of_guessing_is_the_same_one():
     for fit in (fits.find("headline"), fits.find("height", "is_medical")):
         assert (fit.status, fit.reason) == ("refused", reason)
     assert fits.claim("sharpness_beyond_label") is None
+
+
+def test_guessing_is_that_of_the_classes_that_a_network_told_apart():
+    """Losses of 0.5 to 0.72 are next to nothing of two classes, and much of ten."""
+    table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1)
+    low = table["test_loss"].rank() / len(table)
+    two, ten = (fit_scaling_laws(table.assign(test_loss=0.5 + 0.22 * low, num_classes=n)) for n in (2, 10))
+    assert (two.num_at_guessing, two.find("headline").status) == (28, "refused")
+    assert (ten.num_at_guessing, ten.find("headline").status) == (0, "ok")
+    assert ["guessing" in str(row) for row in seen_table(ten).rows] == [False] * 12
+    beyond = fit_scaling_laws(table.assign(test_loss=2.5 * low, num_classes=10))
+    assert (
+        "lie at guessing between their classes (a loss from 0.8 ln of their number on)" in beyond.caveats[0]
+    )
 
 
 def test_pairs_of_a_dataset_weigh_as_one_where_guessing_is_judged():
