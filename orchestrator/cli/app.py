@@ -113,11 +113,10 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
     Raises:
         ConfigError: when it is none.
     """
-    app = application()
     if not arguments:
         raise ConfigError("A command is required", way_out="see: isweep --help")
     try:
-        function, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
+        function, bound, _ = application().parse_args(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return partial(function, *bound.args, **bound.kwargs)

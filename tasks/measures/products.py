@@ -11,9 +11,9 @@ numkong            120 to 170    37                         nothing
 float32 by BLAS    60            60 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
-So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch (``_int_mm`` is private)
-where the work pays for importing it; any other multiplies float32. Each way is checked against products known
-to be right before it is used, and left aside where it is missing or wrong.
+So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed yet) uses numkong, and torch (``_int_mm``
+is private) where the work pays for importing it; any other multiplies float32. Each way is checked against
+products known to be right before it is used, and left aside where it is missing or wrong.
 """
 
 from __future__ import annotations
@@ -130,6 +130,9 @@ def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # of a parent's threads a forked process has none
 
 
 def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
