@@ -11,7 +11,7 @@ numkong            120 to 170    37                         nothing
 float32 by BLAS    60            60 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
-So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed yet) uses numkong, and torch (``_int_mm``
+So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed) uses numkong, and torch (``_int_mm``
 is private) where the work pays for importing it; any other multiplies float32. Each way is checked against
 products known to be right before it is used, and left aside where it is missing or wrong.
 """
