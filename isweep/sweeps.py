@@ -8,7 +8,7 @@ from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
@@ -98,18 +98,13 @@ class Sweep(Shown):
         """``report.html``, written anew; figures, results and fits lie beside it."""
         from orchestrator.commands import written_report
 
-        page = written_report(self.workspace, self.state)
-        if page is None:
-            raise self._no_results()
-        return page
+        self._with_results()
+        return cast(Path, written_report(self.workspace, self.state))
 
     def _with_results(self) -> pd.DataFrame:
         if self.table.empty:
-            raise self._no_results()
+            raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)")
         return self.table
-
-    def _no_results(self) -> DataError:
-        return DataError(f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -326,6 +321,7 @@ def predict(
     """
     from orchestrator.analysis.prediction import fit_growth
     from orchestrator.analysis.prediction_inputs import read_record
+    from orchestrator.analysis.report import arms_of
     from orchestrator.commands import predicted
 
     asked = {"d_data": d_data, "label_sharpness": label_sharpness}
@@ -336,8 +332,9 @@ def predict(
 
     def growth() -> Growth:
         whose = sweep if isinstance(sweep, (Sweep, Fits)) else open(sweep, root=root)
-        fits = whose.fits if isinstance(whose, Sweep) else whose
-        return fit_growth(fits.table, model=model, domain=domain, arms=fits.arms)
+        table = whose.table if isinstance(whose, Fits) else whose._with_results()
+        arms = whose.arms if isinstance(whose, Fits) else arms_of(whose.workspace)
+        return fit_growth(table, model=model, domain=domain, arms=arms)
 
     if isinstance(measured, (str, Path)):
         measured = read_record(Path(measured))

@@ -19,19 +19,19 @@ import numpy as np
 
 from orchestrator.planning.checks import Counted, about_subset, counted, names_key
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.sweep_file import parse_sweep, preset_names
+from orchestrator.planning.sweep_file import load_sweep, parse_sweep, preset_names
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, nearest_path, plural
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
-from tasks.prepared.prepare import list_raw
+from tasks.prepared.prepare import list_raw, save_montage
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources import OWN_KINDS, own_kind_of, source_for
 from tasks.sources.base import Listing, RawRequest, SkipItem
 from tasks.sources.dicom import is_dicom_name, read_header
-from tasks.sources.labels import plain_id
+from tasks.sources.own import plain_id
 from tasks.sources.pictures import is_image_name
 
 if TYPE_CHECKING:
@@ -77,11 +77,9 @@ def prepare_one(
     """
     # Measuring, which prepares nothing, does without these.
     from orchestrator.planning.plan import Workspace, plan_sweep
-    from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.running.cluster import connect
     from orchestrator.running.locks import exclusive
     from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
-    from tasks.prepared.prepare import save_montage
     from tasks.remote import RayExecutor
 
     sweep = load_sweep(preset)

@@ -11,12 +11,6 @@ from search_spaces.errors import unknown_name
 from search_spaces.specs import DatasetSpec
 from search_spaces.sweeps import MadeSpec, OwnSourceSpec
 
-IMAGENET_CLASSES = (
-    *("n01440764", "n01443537", "n02099601", "n02102040", "n02979186"),
-    *("n03028079", "n03394916", "n03425413", "n03445777", "n03888257"),
-)
-"""Ten of the thousand, in the order of the row's class names. The released code always used the first two."""
-
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )

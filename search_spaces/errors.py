@@ -98,17 +98,17 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[object]) -> str:
     """Return the hint ``did you mean 'demo'?`` with a blank behind it, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, [*known], n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    names = {str(one): one for one in known}
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {names[near[0]]!r}? " if near else ""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) -> ConfigError:
     """Return the error for a name that is in no table, with the nearest and all known names."""
-    names = {str(one): one for one in sorted(known)}
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {names[near[0]]!r}? " if near else ""
+    names = sorted(known)
     what, of, whole = kind.partition(" of ")
     kinds = f"{what.replace(' or ', 's or ')}{'es' if what.endswith('s') else 's'}{of}{whole}"
-    return ConfigError(f"Unknown {kind}", repr(name), f"{hint}known {kinds}: {', '.join(names) or 'none'}")
+    listed = ", ".join(map(str, names)) or "none"
+    return ConfigError(f"Unknown {kind}", repr(name), f"{nearest(str(name), names)}known {kinds}: {listed}")

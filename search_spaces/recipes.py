@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from search_spaces.errors import unknown_name
-from search_spaces.specs import ClassPair, RecipeSpec
+from search_spaces.specs import RELEASED_SEED, ClassPair, RecipeSpec
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 
 
@@ -95,7 +95,6 @@ def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeS
     return tuple(grid.values())
 
 
-RELEASED_SEED = 1337
 RELEASED_MODELS = ("vgg13", "resnet18", "vgg16", "vgg19", "resnet34", "resnet50")
 RELEASED_DATASETS = {"mnist": 10, "cifar10": 10, "svhn": 10, "imagenet": 1000}
 RELEASED_TRAIN_SIZES = (500, 750, 1000, 1250, 1500, 1750)

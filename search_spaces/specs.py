@@ -75,6 +75,7 @@ Fault = Literal[
 """Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+RELEASED_SEED = 1337
 DEFAULT_ESTIMATORS = ("mle", "twonn", "gride")
 """Estimators of d_data where none are named."""
 Dials = tuple[tuple[str, float], ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -143,12 +143,11 @@ class RecipeChoice(RecipeChanges, _Choice):
         return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
-def _switch(value: object) -> object:
-    # YAML 1.1 and --set read these words as true and false.
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-
-Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+# YAML 1.1 and --set read on and off as true and false.
+Switch = Annotated[
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value),
+]
 
 
 class ResourceSpec(specs.Spec):
@@ -355,25 +354,6 @@ class MadeArm:
         return f"{self.world}_{self.name}"
 
 
-def made_arms(worlds: Iterable[WorldSpec], arms: Iterable[ArmSpec]) -> tuple[MadeArm, ...]:
-    """Return each world's base, then its arms; a dial that is not there, or too far, is a ValueError."""
-    found = []
-    arms = tuple(arms)
-    for world in worlds:
-        base = world.turned(())
-        found.append(MadeArm(world.name, BASE, "base", base))
-        for arm in arms:
-            if arm.worlds and world.name not in arm.worlds:
-                continue
-            try:
-                made = base.turned(arm.dials)
-            except ValidationError as error:
-                found_wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"arm {arm.name} in world {world.name}: {found_wrong}") from None
-            found.append(MadeArm(world.name, arm.name, arm.moves, made))
-    return tuple(found)
-
-
 class DatasetChoice(specs.Spec):
     """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
 
@@ -457,8 +437,21 @@ class SweepSpec(specs.Spec):
 
     @property
     def experiment(self) -> tuple[MadeArm, ...]:
-        """The datasets of ``worlds`` and ``arms``, with what was moved in each."""
-        return made_arms(self.worlds, self.arms)
+        """Each world's base, then its arms; a dial that is not there, or too far, is a ValueError."""
+        found = []
+        for world in self.worlds:
+            base = world.turned(())
+            found.append(MadeArm(world.name, BASE, "base", base))
+            for arm in self.arms:
+                if arm.worlds and world.name not in arm.worlds:
+                    continue
+                try:
+                    made = base.turned(arm.dials)
+                except ValidationError as error:
+                    wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"arm {arm.name} in world {world.name}: {wrong}") from None
+                found.append(MadeArm(world.name, arm.name, arm.moves, made))
+        return tuple(found)
 
     @property
     def all_datasets(self) -> tuple[DatasetChoice, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -49,7 +48,6 @@ class InlineExecutor:
         function: Callable[..., Any],
         argument_tuples: Iterable[Sequence[Any]],
         *,
-        num_cpus: float = 1.0,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(index of the argument tuple, result)`` as calls finish; handles arrive as values."""
@@ -121,15 +119,15 @@ class RayExecutor(InlineExecutor):
         function: Callable[..., Any],
         argument_tuples: Iterable[Sequence[Any]],
         *,
-        num_cpus: float = 1.0,
         spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(index, result)`` in order of completion, with at most ``num_workers`` tasks in flight.
 
+        Each asks for a CPU, and has BLAS and torch held to one thread.
+
         Args:
             function: Importable on the workers.
             argument_tuples: One tuple per call; read only as fast as calls finish.
-            num_cpus: CPUs that one call may use; BLAS and torch are held to it.
             spread: Share calls out over the nodes, instead of filling the nearest node first, as Ray does
                 by itself: for calls that take long enough for their arguments' way to other nodes.
 
@@ -140,33 +138,33 @@ class RayExecutor(InlineExecutor):
         import ray
 
         options = {
-            "num_cpus": num_cpus,
+            "num_cpus": 1,
             "max_retries": MAX_RETRIES,
             "retry_exceptions": False,
             **({"scheduling_strategy": "SPREAD"} if spread else {}),
             **self._node_options,
         }
-        remote = ray.remote(_call_with_threads)
+        remote = ray.remote(_call_on_one_thread)
         in_flight: dict[Any, int] = {}
         arguments = enumerate(argument_tuples)
         count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
         called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
         # Later its own tasks hold CPUs too. What one node has free Ray does not tell.
-        held = bool(self._node_options) or ray.available_resources().get("CPU", 0.0) < num_cpus
+        held = bool(self._node_options) or ray.available_resources().get("CPU", 0.0) < 1
         patience = PATIENCE_S if held else None
         try:
             while True:
                 while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
                     named = remote.options(**options, name=f"{called} {item[0] + 1}{count}")
-                    in_flight[named.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
+                    in_flight[named.remote(function, *item[1])] = item[0]
                 if not in_flight:
                     return
                 done, _ = ray.wait(list(in_flight), num_returns=1, timeout=patience)
                 if not done:
                     self._note(
-                        f"{called}: nothing came back for {PATIENCE_S:.0f} s. Each task asks for "
-                        f"{num_cpus:g} CPUs of {self._where}; where other work holds them, the tasks go on "
-                        "as soon as some are free."
+                        f"{called}: nothing came back for {PATIENCE_S:.0f} s. Each task asks for 1 CPUs of "
+                        f"{self._where}; where other work holds them, the tasks go on as soon as some are "
+                        "free."
                     )
                 patience = None
                 for reference in done:
@@ -244,12 +242,12 @@ def _get(reference: Any, name: str) -> Any:
         ) from error
 
 
-def _call_with_threads(function: Callable[..., Any], num_threads: int, *arguments: Any) -> Any:
-    """Call with BLAS and torch held to ``num_threads``, so that tasks side by side do not oversubscribe."""
+def _call_on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call with BLAS and torch held to one thread, so that tasks side by side do not oversubscribe."""
     from threadpoolctl import threadpool_limits
 
     torch = sys.modules.get("torch")  # only if the worker has it already: importing it costs seconds
     if torch is not None:
-        torch.set_num_threads(num_threads)
-    with threadpool_limits(num_threads):
+        torch.set_num_threads(1)
+    with threadpool_limits(1):
         return function(*arguments)

@@ -77,7 +77,7 @@ def found(fits: dict[str, Any]) -> dict[str, Any]:
         "num_at_guessing": fits["num_at_guessing"],
         "num_points": fits["num_points"],
         "claims": {claim["key"]: claim["adjusted_p"] for claim in fits["claims"]},
-        "established": [claim["key"] for claim in fits["claims"] if claim["adjusted_p"] <= 0.05],
+        "established": [claim["key"] for claim in fits["claims"] if claim["established"]],
     }
 
 

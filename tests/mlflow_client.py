@@ -15,7 +15,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 from mlflow.store.entities import PagedList
 
-LATER = 10**13
 CONDITION = re.compile(r"(tags|attribute)\.`?([\w.]+)`? = '(.*)'")
 
 

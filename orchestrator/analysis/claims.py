@@ -34,9 +34,8 @@ SHARED = "its worlds share images, so they are no datasets of their own; isweep 
 class LedgerEntry:
     """One numbered claim: what the paper says, the number that decides, and the paper's own.
 
-    Ours is ``value``, with its 95 % interval. The claim excludes ``null`` and lies on ``side`` of it;
-    ``p_value`` is of the null, two-sided (of a correlation one-sided). ``power``: how often at most a table
-    with this scatter would establish ``power_of``, for this claim alone. ``reason``: why it cannot be told.
+    The claim excludes ``null`` and lies on ``side`` of it; ``p_value`` is of the null, two-sided (of a
+    correlation one-sided). ``power``: how often at most a table with this scatter establishes ``power_of``.
     """
 
     number: str

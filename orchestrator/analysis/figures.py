@@ -223,8 +223,8 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         handle.set_markerfacecolor("white")
     frame(figure, "intrinsic dimension d_data", "test loss (nat)", handles)
     return figure, (
-        "Test loss against intrinsic dimension, coloured by train size. d_data's estimate grows with N while "
-        "the loss falls: compare points of one colour."
+        "Test loss against intrinsic dimension, coloured by train size. Both change with N: compare points "
+        "of one colour."
     )
 
 

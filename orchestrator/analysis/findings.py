@@ -19,7 +19,7 @@ from orchestrator.analysis.fits import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.grouped import PAIR_QUESTIONS, Slope
 from orchestrator.analysis.inference import LEVEL
 from orchestrator.analysis.interventions import followed
-from orchestrator.analysis.table import decided, established, interval, listing, number, p_value, plural
+from orchestrator.analysis.table import decided, interval, listing, number, p_value, plural
 from orchestrator.results import table as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
@@ -28,7 +28,7 @@ _VERDICT: dict[bool, Verdict] = {True: "established", False: "not established"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A question, verdict, answer in a line (``short``) and in full, caveats, what to add to test it."""
+    """A question, verdict, answer in a line and in full, caveats, what to add; ``way``: yes, no, reverse."""
 
     question: str
     verdict: Verdict
@@ -36,6 +36,12 @@ class Finding:
     answer: str
     caveats: tuple[str, ...] = ()
     to_add: str = ""
+    way: str = ""
+
+    @property
+    def badge(self) -> str:
+        """The verdict, with its answer: that something is established does not say what."""
+        return f"{self.way}, {self.verdict}" if self.verdict == "established" else self.verdict
 
     @property
     def line(self) -> str:
@@ -72,11 +78,11 @@ def family(fits: ScalingFits) -> str:
         f"{held} of {plural(num, 'headline question')} that could be tested "
         f"{'is' if 1 in (held, num) else 'are'} answered with a claim; the chance of any false one is held "
         f"to {LEVEL:.0%} over their {plural(len(fits.claims), 'test')} (Holm). Everything else in this "
-        "report is exploratory."
+        "report, compression too, is exploratory."
     )
 
 
-def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list[str]:
+def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 24) -> list[str]:
     """Return what a terminal shows; remarks beyond ``most_lines`` are counted, an answer is never cut."""
     said = family(fits)
     head = (
@@ -87,7 +93,7 @@ def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list
     limits = [*fits.caveats, *(f"Left out: {one}." for one in fits.excluded)]
     lines = wrap(head, width)
     for finding in findings(fits):
-        lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
+        lines += wrap(f"{finding.badge.upper()}: {finding.question}", width)
         lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
     for k, text in enumerate(limits):
         wrapped = wrap(f"- {text}", width, subsequent_indent="  ")
@@ -99,16 +105,10 @@ def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list
 
 def _scaled(estimate: Estimate, by: float) -> str:
     """Say by what a loss is multiplied, with its interval, where its logarithm moves by ``by`` estimates."""
-    value = number(float(np.exp(estimate.value * by)))
-    if estimate.interval is None:
-        return value
     with np.errstate(over="ignore"):
-        low, high = sorted(float(np.exp(bound * by)) for bound in estimate.interval)
-    return f"{value} (95 % interval {interval((low, high))})"
-
-
-def _established(claim: Claim | None, estimate: Estimate) -> bool:
-    return claim is not None and established(claim.adjusted_p, estimate.interval)
+        ends = sorted(float(np.exp(bound * by)) for bound in estimate.interval or ())
+    bounds = (ends[0], ends[1]) if ends else None
+    return f"{number(float(np.exp(estimate.value * by)))} (95 % interval {interval(bounds)})"
 
 
 def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
@@ -117,9 +117,9 @@ def _decides(claim: Claim | None, estimate: Estimate, null: float = 0.0) -> str:
 
 
 def _power(estimate: Estimate, degrees: int, effect: float, words: str) -> str:
-    """How often at most such a table would establish an effect: permutations and Holm ask for more."""
+    """How often at most such a study would establish an effect: permutations and Holm ask for more."""
     power = f.t_power(effect, estimate.std_error, degrees)
-    return "" if power is None else f" {words} would be established in at most {power:.0%} of such tables."
+    return "" if power is None else f"; {words} would show in at most {power:.0%} of such studies"
 
 
 def _hangs_on(estimate: Estimate, words: str) -> list[str]:
@@ -178,18 +178,19 @@ def _of_height(
     if estimate is None or reason:
         return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
     claim, term = fits.claim(key), t.WORDS[name]
-    held, decides = _established(claim, estimate), _decides(claim, estimate)
+    held, decides = claim is not None and claim.established, _decides(claim, estimate)
     short = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}; {decides}"
-    slope = f"The slope on {term} is {number(estimate.value)} ({interval(estimate.interval)})."
+    falling = ", which falls as d_data rises," if name == t.INVERSE_D else ""
+    slope = f"The slope on {term}{falling} is {number(estimate.value)} ({interval(estimate.interval)})."
     over = f"{t.given(fit.terms, name)}, over {plural(fit.num_datasets, 'dataset')}"
-    way, power = "rises" if estimate.value * by > 0 else "falls", ""
-    found = f"log test loss {way} with {what}"
+    rises = estimate.value * by > 0
+    found = f"log test loss {'rises' if rises else 'falls'} with {what}"
     if not held:
         found = f"no change of log test loss with {what} is established"
-        power = _power(estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
+        short += _power(estimate, fit.num_datasets - len(fit.terms) - 1, effect, effect_words)
     notes = (*_hangs_on(estimate, f"the slope on {term}"), *caveats)
-    answer = f"At equal model and train size{over}, {found}: {short}. {slope}{power}"
-    return Finding(question, _VERDICT[held], short, answer, notes)
+    answer = f"At equal model and train size{over}, {found}: {short}. {slope}"
+    return Finding(question, _VERDICT[held], short, answer, notes, way="yes" if rises else "the reverse")
 
 
 def _dimension(fits: ScalingFits) -> Finding:
@@ -200,14 +201,14 @@ def _dimension(fits: ScalingFits) -> Finding:
         offset = gap.estimates[0]
         p = "" if offset.resampled_p is None else f", permutation p {p_value(offset.resampled_p)}"
         caveats.append(
-            f"From natural to medical the loss is multiplied by {_scaled(offset, 1.0)}{p}; exploratory, "
-            "over all that the domains differ by."
+            f"From natural to medical the loss is multiplied by {_scaled(offset, 1.0)}{p}, adjusted for "
+            "nothing; exploratory, over all that the domains differ by."
         )
     return _of_height(
         fits, f.DIMENSION, t.INVERSE_D, "Is a dataset of higher intrinsic dimension harder to learn?",
         what="d_data", by=1 / high - 1 / low, law="", effect=fits.twice_as_high, caveats=caveats,
         meaning=f"going from the lowest to the highest d_data here ({number(low)} to {number(high)})",
-        effect_words=f.TWICE_AS_HIGH.capitalize(),
+        effect_words="a doubling",
     )  # fmt: skip
 
 
@@ -215,7 +216,7 @@ def _sharpness(fits: ScalingFits) -> Finding:
     return _of_height(
         fits, f.SHARPNESS, t.LOG_SHARPNESS, "Do sharper labels give higher losses?", what="K_F",
         meaning="doubling K_F", by=np.log(2), law="; the law's form would give 2", effect=1.0,
-        effect_words="A slope of 1, which the law's form has,",
+        effect_words="that",
         caveats=[fits.sharpness_scale.note] if fits.sharpness_scale.note else [],
     )  # fmt: skip
 
@@ -235,30 +236,29 @@ def _train_size(fits: ScalingFits) -> Finding:
         kept = fit.num_curves - fit.num_at_guessing
         clear = f" ({kept} of {plural(fit.num_curves, 'curve')}: the others lie near guessing)"
     times = _scaled(estimate, -np.log(2) / middle)
-    factor = f"doubling N multiplies the loss by {times} at d_data {number(middle)}"
+    factor = f"doubling N multiplies the loss by {times} at the median d_data, {number(middle)}"
     slope = f"log test loss on −log N / d has slope {number(estimate.value)} ({interval(estimate.interval)})"
     within = f"Within {plural(fit.num_datasets, 'dataset')}"
     notes = (*_hangs_on(estimate, "the slope"), *caveats)
-    if estimate.interval is None:
-        text = f"{within}, {slope}, without any scatter to judge it by."
-        return _untested(question, "the losses have no scatter to judge a slope by", caveats=(text, *notes))
-    low, high = estimate.interval
+    low, high = estimate.interval or (-np.inf, np.inf)
     below, falls = fits.claim(f.BELOW_BOUND), fits.claim(f.EXPONENT)
-    held, decides = False, _decides(falls, estimate)
-    said = "neither a fall with N nor a contradiction is established"
-    if below is not None and below.established and high < 1:
-        sure = _established(falls, estimate)
-        way = "rises with N" if sure and high < 0 else "falls more slowly with N than the bound allows"
-        way += "" if sure else ", if it falls at all"
+    held, decides, way, said = False, _decides(falls, estimate), "no", ""
+    sure = falls is not None and falls.established
+    if below is not None and below.established:
+        said = "rises with N" if sure and high < 0 else "falls more slowly with N than the bound allows"
+        said += "" if sure else ", if it falls at all"
         held, decides = True, _decides(below, estimate, 1.0)
-        said = f"the loss {way}, which contradicts the bound"
-    elif _established(falls, estimate):
-        way = "falls with N, and nothing contradicts the bound" if low > 0 else "rises with N"
-        held, said = True, f"the loss {way}"
-    power = "" if held else _power(estimate, fit.num_datasets - 1, 1.0, "A fall as fast as the bound")
-    short = f"{factor}; {decides}: {said}"
+        said = f": the loss {said}, which contradicts the bound"
+    elif sure:
+        held, way, said = True, "no", ": the loss rises with N"
+        if low > 0:
+            way, said = "yes", ": the loss falls with N, and nothing contradicts the bound"
+    none = "" if held else " neither a fall with N nor a contradiction is established:"
+    said = said or _power(estimate, fit.num_datasets - 1, 1.0, "a fall as fast as the bound")
+    short = f"{factor}; {decides}{said}"
     bound = f"The bound asks for {number(float(2 ** (-1 / middle)))} or less; {slope}, the bound being 1."
-    return Finding(question, _VERDICT[held], short, f"{within}{clear}, {short}. {bound}{power}", notes)
+    answer = f"{within}{clear},{none} {short}. {bound}"
+    return Finding(question, _VERDICT[held], short, answer, notes, way=way)
 
 
 def _attacks(fits: ScalingFits) -> Finding:
@@ -276,23 +276,26 @@ def _attacks(fits: ScalingFits) -> Finding:
     about = f"{plural(len(known), 'combination')} of attack, epsilon and model"
     of = f" (K_F of {best.variant} alone)" if best.variant else ""
     means = f"over {best.num_datasets} datasets{of}, at equal model and N{', within domains' * domains}"
-    attack = f"{c.attack_columns([best.response])[0].words} on {best.model}"
+    model = best.model if " " in best.model else f"model {best.model}"
+    attack = f"{c.attack_columns([best.response])[0].words} on {model}"
     found = f"r = {number(strongest.value)} (95 % interval {interval(strongest.interval)}) for {attack}"
-    held = _established(claim, strongest) and strongest.value > 0
-    found += f"; {_decides(claim, strongest)}"
-    strongest_is, tail = "" if alone else "the strongest is ", ""
+    held = claim.established
+    decides = decided(claim.p_value, claim.adjusted_p, strongest.interval if strongest.value > 0 else None)
+    found += f"; for a rise, {decides}"
+    largest_is, tail = "" if alone else "the largest is ", ""
     if held:
         times = sum((fit.estimates[0].resampled_p or 1.0) <= LEVEL for fit in known)
         of = "" if alone else f" in {times} of {about}, adjusted for their number"
         lead = f"The loss gained by an attack rises with K_F{of}"
     else:
         power = f.correlation_power(best.num_datasets, domains)
+        found += f"; r = {f.STRONG:g} would show in at most {power:.0%} of such studies"
         lead = "It is not established" if alone else f"For none of {about} is it established"
         lead += " that the loss gained rises with K_F"
-        tail = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
-        tail += f" A correlation of {f.STRONG:g} would be established in at most {power:.0%} of such tables."
-    answer = f"{lead} ({means}): {strongest_is}{found}.{tail}"
-    return Finding(question, _VERDICT[held], f"correlation {found}", answer)
+        tail = "" if strongest.value > 0 else " The estimate is of a fall, against what the law expects."
+    answer = f"{lead} ({means}): {largest_is}{found}.{tail}"
+    notes = tuple(_hangs_on(strongest, "r"))
+    return Finding(question, _VERDICT[held], f"correlation {found}", answer, notes, way="yes")
 
 
 def _of_pairs(slope: Slope, d_data: float) -> Finding:
@@ -302,19 +305,17 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
     without = {f"class {name}": value for name, value in slope.left_out.items()}
     numbers = replace(slope, left_out=without).numbers.removeprefix("slope ")
     text = f"{slope.on.replace('against the', 'less the')} is {numbers}"
-    if slope.established:
-        asked_for = (slope.value > 0) != (column == "r_hat")
-        text = f"{'yes' if asked_for else 'no, the reverse'}: {text}"
+    way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
     by = {"fall": 2 ** (-slope.value / d_data), "drop": slope.value * np.log(2)}.get(column, 2**slope.value)
     text += f"; {meaning} {number(by)}" if meaning else ""
-    return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.")
+    return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way)
 
 
 def _representation(fits: ScalingFits) -> Finding:
     question = "Does a network compress its data below their intrinsic dimension?"
     fit = fits.find("representation")
     if fit.status != "ok":
-        return _untested(question, fit.reason)
+        return _untested(question, fit.reason, "measure both on one set of training images")
     share = fit.estimates[0]
     tells = share.interval is not None and share.interval != (0.0, 1.0)
     span = f", 95 % interval {' to '.join(f'{bound:.0%}' for bound in share.interval or ())}" if tells else ""

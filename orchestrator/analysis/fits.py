@@ -2,14 +2,14 @@
 
 The law (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log N + log K_F + a, an upper bound.
 **Exponent**: every curve keeps its own height, with one d per dataset and class pair. **Height**: 1/d enters
-beside log K_F by itself, since a covering argument has (V/N)^(1/d) with an unknown volume V. So no unit of N,
-pixels or loss changes a slope.
+beside log K_F by itself, since a covering argument has (V/N)^(1/d) with an unknown volume V.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -55,8 +55,7 @@ class Estimate:
     ``name`` is a column of the points, ``exponent``, ``r`` or ``share``. ``p_value`` is two-sided, by t;
     ``resampled_p`` by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``
     one-sided and adjusted for the number of attacks, epsilons and models. ``exact``: all rearrangements were
-    tried, and datasets are exchangeable under the null. ``left_out`` has the value without each dataset,
-    ``weights`` the share of each in the value, where they differ by design.
+    tried, and datasets are exchangeable under the null. ``weights``: the share of each dataset in the value.
     """
 
     name: str
@@ -122,41 +121,37 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One headline question that could be tested: its p-value, and Holm's adjustment of it."""
+    """One headline question that could be tested: p-value, Holm's, whether p and interval establish it."""
 
     key: str
     p_value: float
     adjusted_p: float
-
-    @property
-    def established(self) -> bool:
-        """Whether the adjusted p-value is small enough for a claim."""
-        return self.adjusted_p <= i.LEVEL
+    established: bool
 
 
-def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
-    """Return the p-value of every headline question that could be tested: the larger of two."""
-    p_values: dict[str, float] = {}
+def claims_of(found: Sequence[Fit]) -> tuple[Claim, ...]:
+    """Return every headline question that could be tested, by the larger of two p-values."""
+    asked: dict[str, tuple[float, Interval | None, float]] = {}  # p-value, interval, and the null outside it
     pooled = [fit for fit in found if (fit.model, fit.subset, fit.status) == (t.POOLED, t.ALL, "ok")]
     for fit in pooled:
         tested = [e for e in fit.estimates if fit.kind == "headline" and e.is_tested]
         keys = {t.INVERSE_D: DIMENSION, t.LOG_SHARPNESS: SHARPNESS}
-        p_values |= {keys[e.name]: e.p for e in tested if e.name in keys and e.p is not None}
-        if (fit.kind, fit.variant) == ("exponent", "") and fit.bound_p is not None:
-            p_values |= {EXPONENT: fit.estimates[0].p or 0.0, BELOW_BOUND: fit.bound_p}
-    if BELOW_BOUND in p_values and any(fit.variant == PAST_GUESSING for fit in found):
-        past = [fit.bound_p or 1.0 for fit in pooled if fit.variant == PAST_GUESSING]
-        p_values[BELOW_BOUND] = max(p_values[BELOW_BOUND], *past) if past else 1.0
-    attacks = [e for fit in found if fit.kind == "attack" for e in fit.estimates if e.resampled_p is not None]
-    if attacks and attacks[0].is_tested:
-        p_values[ATTACKS] = min(e.resampled_p for e in attacks if e.resampled_p is not None)
-    return {key: p_values[key] for key in QUESTIONS if key in p_values}
-
-
-def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
-    """Return one claim per p-value, adjusted for their number."""
-    found = zip(p_values.items(), i.holm([*p_values.values()]), strict=True)
-    return tuple(Claim(key=key, p_value=float(p), adjusted_p=at or 0.0) for (key, p), at in found)
+        asked |= {keys[e.name]: (e.p or 0.0, e.interval, 0.0) for e in tested if e.name in keys}
+        if (fit.kind, fit.variant) == ("exponent", ""):
+            exponent = fit.estimates[0]
+            asked[EXPONENT] = exponent.p or 0.0, exponent.interval, 0.0
+            bounds = [fit, *(one for one in found if one.variant == PAST_GUESSING)]
+            slower = max(1.0 if one.bound_p is None else one.bound_p for one in bounds)
+            asked[BELOW_BOUND] = slower, exponent.interval, 1.0
+    attacks = [(e.resampled_p, e) for fit in found if fit.kind == "attack" for e in fit.estimates]
+    p_values = [(p, e.interval, 0.0) for p, e in attacks if p is not None and e.is_tested]
+    if p_values:
+        asked[ATTACKS] = min(p_values, key=itemgetter(0))
+    tests = [(key, *asked[key]) for key in QUESTIONS if key in asked]
+    return tuple(
+        Claim(key=key, p_value=p, adjusted_p=at or 0.0, established=t.established(at, bounds, null))
+        for (key, p, bounds, null), at in zip(tests, i.holm([test[1] for test in tests]), strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +276,8 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
             found += [fit_headline(points, scale, model=model), fit_exponent(points, model=model)]
             found.append(fit_representation(points, model=model))
         found += [fit_exponent(points, subset=domain) for domain in c.DOMAINS]
-        found += [fit_exponent(points, dimension=d, variant=name) for name, d in OTHER_D.items()]
+        others = {name: d for name, d in OTHER_D.items() if points[d].notna().any()}
+        found += [fit_exponent(points, dimension=d, variant=name) for name, d in others.items()]
     return ScalingFits(
         num_trials=ready.num_trials,
         num_used=ready.num_used,
@@ -291,7 +287,7 @@ def fits_of(ready: Prepared, *, explore: bool = False) -> ScalingFits:
         models=models,
         sharpness_scale=scale,
         fits=tuple(found),
-        claims=adjusted(p_values_of(found)),
+        claims=claims_of(found),
         num_at_guessing=int(g.at_guessing(points[t.LOG_LOSS]).sum()),
         caveats=g.limits_of(ready.full, points),
         class_pairs=fit_pairs(points),
@@ -339,7 +335,8 @@ def fit_height(
     rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
     blank = _blank(kind, rows, model=model, terms=terms, num_needed=needed)
     if (num := blank.num_datasets) < needed:
-        found = f" ({t.listing(sorted(map(str, rows[c.DATASET].unique())))})" if num <= 4 else ""
+        found = f" ({t.listing(sorted(map(str, rows[c.DATASET].unique())))})"
+        found *= len(found) < 60
         some = f"{num} of the {needed} datasets that it needs{found}"
         return replace(blank, reason=some if num else "no point has all the numbers this fit needs")
     if reason := g.flattened(rows):
@@ -428,7 +425,7 @@ def fit_exponent(
     )  # fmt: skip
     if blank.num_datasets < i.MIN_DATASETS:
         clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
-        d = (dimension or c.D_DATA_MLE).rpartition("_")[0]
+        d = "_".join((dimension or c.D_DATA_MLE).split("_")[:2]) + f" by {variant}" * (variant in OTHER_D)
         counted = f"{t.plural(blank.num_datasets, 'dataset')} with two train sizes and {d}{clear}"
         return replace(blank, reason=f"{counted}, at least {i.MIN_DATASETS} needed")
     if same := g.unvaried(rows, within=t.CURVE):
@@ -446,26 +443,21 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     value, num = float(xy.sum() / xx.sum()), len(names)
     left_out = (xy.sum() - xy) / (xx.sum() - xx)
     error = i.jackknife_error(value, left_out)
-    bounds = i.t_interval(value, error, num - 1) if error > 0 else None
     p_zero, p_bound = i.t_p_values(value - np.array([0.0, 1.0]), error, num - 1).tolist()
     estimate = Estimate(
-        name="exponent", value=value, std_error=error, interval=bounds,
-        p_value=None if bounds is None else p_zero, resampled_p=i.wild_cluster_p(sums),
-        num_resamples=len(i.wild_draws(num)),
+        name="exponent", value=value, std_error=error, interval=i.t_interval(value, error, num - 1),
+        p_value=p_zero, resampled_p=i.wild_cluster_p(sums), num_resamples=len(i.wild_draws(num)),
         left_out=dict(zip(names, left_out.tolist(), strict=True)),
         weights=dict(zip(names, (xx / xx.sum()).tolist(), strict=True)),
     )  # fmt: skip
     own = {name: float(y / x) for name, x, y in zip(*sums, strict=True) if x > 0}
-    bound_p = None if bounds is None else 1.0
-    if bounds is not None and value < 1:
-        bound_p = max(p_bound, i.wild_cluster_p(sums, null=1.0) or 0.0)
+    bound_p = 1.0 if value >= 1 else max(p_bound, i.wild_cluster_p(sums, null=1.0) or 0.0)
     return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 
 def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[str]) -> Iterator[Fit]:
     """Correlate what attacks add to the loss with K_F (Theorem 3), over dataset effects at equal train size,
-    within domains; the p-values of all attacks and models are adjusted together. Of unequal scales of K_F the
-    datasets of one (``variant``), that of the most datasets, are taken.
+    within domains; p is adjusted over attacks and models. Of unequal scales of K_F the commonest is taken.
     """
     variant = ""
     if not scale.comparable:
@@ -476,8 +468,7 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]
     for name, model in ((name, model) for name in attacks for model in (*models, t.POOLED)):
         rows = rows_of(points, model, t.ALL, (name, c.LABEL_SHARPNESS))
-        terms = (c.LABEL_SHARPNESS,)
-        about = {"model": model, "response": name, "terms": terms, "variant": variant}
+        about = {"model": model, "response": name, "terms": (c.LABEL_SHARPNESS,), "variant": variant}
         blank = _blank("attack", rows, **about, num_needed=4)
         reduced = _effects(rows, (name,)) if blank.num_datasets >= blank.num_needed else None
         if reduced is None and variant:
@@ -495,6 +486,7 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
     values, blocks = gains.to_numpy(dtype=float), known[c.DOMAIN].first()[gains.index].to_numpy(dtype=str)
     single = [k for k, (blank, _) in enumerate(tried) if blank.model != t.POOLED]
     found, p_values, num = i.max_correlation_test(values, x, blocks.tolist(), single)
+    largest = np.nanmax([-1.0, *found[single]])
     for (blank, own), r, p in zip(tried, found.tolist(), p_values.tolist(), strict=True):
         if np.isnan(r):
             yield replace(blank, reason="K_F or the loss gained has the same value everywhere")
@@ -502,16 +494,29 @@ def fit_attacks(points: pd.DataFrame, scale: t.SharpnessScale, models: Sequence[
         bounds = correlation_interval(r, blank.num_datasets, len(set(known[c.DOMAIN].first()[own.index])) - 1)
         adjusted_p = None if np.isnan(p) else p
         estimate = Estimate(name="r", value=r, interval=bounds, resampled_p=adjusted_p, num_resamples=num)
+        if r == largest:
+            rows = known.agg({c.LABEL_SHARPNESS: "mean", c.DOMAIN: "first"}).loc[own.index].assign(y=own)
+            less = ((name, rows.drop(index=name)) for name in map(str, own.index))
+            estimate = replace(estimate, left_out={name: _correlation(part) for name, part in less})
         yield replace(blank, status="ok", estimates=(estimate,))
 
 
+def _correlation(rows: pd.DataFrame) -> float:
+    """Pearson's r of y with K_F within domains."""
+    moved = i.centred(
+        rows[["y", c.LABEL_SHARPNESS]].to_numpy(dtype=float), rows[c.DOMAIN].to_numpy(dtype=str)
+    )
+    return float(np.prod(moved, axis=1).sum() / max(np.prod(np.linalg.norm(moved, axis=0)), 1e-300))
+
+
 def correlation_interval(r: float, num_datasets: int, num_given: int) -> Interval | None:
-    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets or at |r| = 1."""
+    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets."""
     spare = num_datasets - num_given - 3
-    if spare < 1 or not abs(r) < 1:
+    if spare < 1:
         return None
     half_width = float(special.ndtri(1 - i.LEVEL / 2)) / np.sqrt(spare)
-    return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
+    z = float(np.arctanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)))
+    return float(np.tanh(z - half_width)), float(np.tanh(z + half_width))
 
 
 def t_power(effect: float, std_error: float | None, degrees: float) -> float | None:
@@ -537,7 +542,7 @@ def fit_representation(points: pd.DataFrame, *, model: str = t.POOLED) -> Fit:
     about = {"response": c.D_REPR_MLE, "terms": (c.D_DATA_MLE,)}
     blank = _blank("representation", rows, model=model, **about)
     if len(rows) == 0:
-        return replace(blank, reason="no point has both dimensions")
+        return replace(blank, reason="no point has both d_repr and d_data")
     below = rows[c.D_REPR_MLE] <= rows[c.D_DATA_MLE]
     shares = below.astype(float).groupby(rows[c.DATASET]).mean()
     mean, error, bounds = i.mean_interval(np.asarray(shares, dtype=float))

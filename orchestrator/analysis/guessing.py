@@ -1,8 +1,7 @@
 """What limits a table: losses at guessing, where guessing holds losses down, too few datasets.
 
 A network that learned nothing has the loss of guessing, whatever N, d and K_F are: there curves are flat and
-slopes too small, by an unknown amount. Over-fitted networks pass that loss freely; what tells the two apart
-is whether losses pile up under guessing with few beyond.
+slopes too small, by an unknown amount. Over-fitted networks pass that loss freely.
 """
 
 from __future__ import annotations
@@ -89,9 +88,9 @@ def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
 def few_of_domain(domain: str, number: int) -> str:
     """Say that so many datasets of a domain are too few to conclude from."""
     return (
-        f"{t.plural(number, f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
-        f"peculiarities of {'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are "
-        "needed."
+        f"{t.plural(number, f'{domain} dataset')}: a trend from one {domain} dataset to the next, unlike "
+        f"one over N within them, cannot be told from the peculiarities of "
+        f"{'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are needed."
     )
 
 
@@ -117,4 +116,7 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[str, ...]:
     if conflicts := sorted(full.loc[full[c.NUM_CONFLICTS] > 0, c.DATASET].unique()):
         named = t.listing(conflicts)
         found.append(f"Identical images with different labels in {named}: there K_F has no finite value.")
+    few = {"model": points[c.MODEL].nunique(), "seed": full[c.SEED].nunique()}
+    if lone := [name for name, num in few.items() if num == 1]:
+        found.append(f"One {t.listing(lone)} alone: nothing tells what another would have changed.")
     return tuple(found)

@@ -133,7 +133,7 @@ def permutation_test(y: Array, x: Array, others: Array, blocks: Sequence[str]) -
     """Permute the response y (G,) within blocks against x (G,) at given others (G, q); by |t|.
 
     Exact where no others vary within blocks; otherwise residuals of their fit are permuted (Freedman & Lane
-    1983), which is exact in the limit alone. None where x does not vary beside them, or y does not.
+    1983), which is exact in the limit alone. None where x or y does not vary beside them.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)

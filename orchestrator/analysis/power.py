@@ -177,10 +177,10 @@ def power(
     if num_tables < 1:
         raise ConfigError("Power needs a table", f"{num_tables}", "draw at least one")
     rng, truth = np.random.default_rng(seed), truth or EFFECTS[effect][0]
-    drawn = [f.p_values_of(drawn_fits(design, truth, rng)) for _ in range(num_tables)]
-    alone = Counter(name for p_values in drawn for name, p in p_values.items() if p <= i.LEVEL)
-    held = Counter(claim.key for p_values in drawn for claim in f.adjusted(p_values) if claim.established)
-    asked = dict.fromkeys(name for p_values in drawn for name in p_values)
+    drawn = [claim for _ in range(num_tables) for claim in f.claims_of(drawn_fits(design, truth, rng))]
+    alone = Counter(claim.key for claim in drawn if claim.p_value <= i.LEVEL)
+    held = Counter(claim.key for claim in drawn if claim.established)
+    asked = dict.fromkeys(claim.key for claim in drawn)
     return Power(
         effect=effect,
         num_datasets=len(design.datasets),
@@ -195,8 +195,7 @@ def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
 ) -> dict[str, float]:
     """How often a t test over worlds tells the slope of log loss on log K_F from 0 (``from_none``) and from
-    the law's 1 (``from_law``), and the ``half_width`` of its 95 % interval. Every arm moves K_F by a factor
-    2, the least that counts; the base, which the arms of a world share, is as noisy as an arm.
+    the law's 1 (``from_law``), and its interval's ``half_width``, if every arm moves K_F by the least factor.
     """
     per_world = Counter(arm.world for arm in arms if arm.moves == "sharpness")
     num = len(per_world)

@@ -79,9 +79,8 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted loss (nat) or needed train size (images), with a 90 % interval for a dataset not yet seen;
-    None where it cannot be told (``warning`` says why). ``shorter``: by which share the interval (in log
-    loss) is shorter than one that knows nothing of the dataset.
+    """A predicted loss (nat) or needed train size (images) with a 90 % interval; None where that is not told.
+    ``shorter``: by which share the interval, of log loss, is shorter than one that ignores the dataset.
     """
 
     quantity: str
@@ -115,9 +114,8 @@ class Prediction:
 def fit_growth(
     table: pd.DataFrame, *, model: str = t.POOLED, domain: str | None = None, arms: Sequence[Arm] = ()
 ) -> Growth:
-    """Fit what predictions start from: one model's losses in a sweep (or all models'), of the datasets of one
-    ``domain`` where that can be fitted, else of all, with a doubt; ``arms`` as for the fits. ConfigError for
-    an unknown model or domain; DataError if the sweep has too little data.
+    """Fit what predictions start from: losses of one model in a sweep (or of all), of one ``domain`` where
+    that can be fitted, else of all, with a doubt. ConfigError for an unknown name; DataError of too little.
     """
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
@@ -251,9 +249,8 @@ def _restricted(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> tuple
 def _stretch(rows: pd.DataFrame, refits: Mapping[str, Growth | None], *, informed: bool) -> tuple[float, ...]:
     """Return how much longer intervals have to be, by size of pilot from 0 on (0 alone, if not informed).
 
-    Errors are not Gaussian, equally large and independent along N as a prior takes them, so the curves
-    (``rows``) of every dataset are predicted without it (``refits``) from their smallest sizes: the root mean
-    square, over datasets, of error over predicted standard error at the largest N, at least 1.
+    Errors are not as a prior takes them, so the curves (``rows``) of every dataset are predicted without it
+    (``refits``) from their smallest sizes: RMS of error over predicted standard error at the largest N.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]

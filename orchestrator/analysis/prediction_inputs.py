@@ -62,8 +62,7 @@ def read_pilot(path: Path, model: str) -> Pilot:
 
 def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     """Take a pilot of the predicted model (``pooled``: of the only one) out of a results table called
-    ``where``. ConfigError where nothing usable is left, or what is left is of several models or datasets;
-    DataError if a name is blank, a status unknown, or a train size no whole number.
+    ``where``. ConfigError, or DataError, where that is none, or of several models or datasets.
     """
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:

@@ -1,8 +1,7 @@
 """A sweep beside others: the published study's numbers, how a sweep agrees with them, and two sweeps.
 
 A quantity agrees where ours lies within a factor of the published one: what the published value can be read
-to, plus what repeats of the study itself vary by. Data modes are scored apart: the corrected one need not
-agree where a fault of the released code made the published number (docs/faults.md).
+to, plus what repeats of the study itself vary by. Data modes are scored apart (docs/faults.md).
 """
 
 from __future__ import annotations

@@ -109,8 +109,7 @@ def write_report(
     formats: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html``, whose path is returned, figures (in ``formats`` too), results and ``fits.json``.
-    The same input gives the same bytes, and every file is replaced whole. Every key of ``summary``
-    (:func:`report_summary`) is optional. DataError of a table that contradicts itself, OSError in writing.
+    The same input gives the same bytes, and every file is replaced whole. All of ``summary`` is optional.
     """
     from orchestrator.analysis.figures import write_figures
 
@@ -200,7 +199,8 @@ def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) ->
             "dataset": "dataset", "domain": "domain", "what it is": lambda d: describe(d.dataset),
             "trials": "num_trials", "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
             "side² × channels": lambda d: (
-                f"{d.image_size}² × {d.channels}" if d.image_size and d.channels else "mixed"
+                f"{d.image_size}² × {d.channels}" if d.image_size and d.channels
+                else "not recorded" if None in (d.image_size, d.channels) else "mixed"
             ),
         },
         numeric_from=3,

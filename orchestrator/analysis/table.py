@@ -103,7 +103,7 @@ def decided(p: float | None, adjusted_p: float | None, bounds: Interval | None, 
     text += f", above {LEVEL:g}"
     if not established(0.0, bounds, null):
         return text
-    by = ", by resampling, as the interval is not" if p > LEVEL else ""
+    by = " (by resampling, unlike the interval)" if p > LEVEL else ""
     return f"p = {p_value(p)} alone{by}; {text}, decides"
 
 
@@ -344,8 +344,7 @@ def fitted_points(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     """Average trials over seeds and add the regressors: a row per model, dataset, class pair and train size.
 
     Losses are averaged as logarithms; ``weight`` makes the class pairs of a dataset count together as one.
-    Also returned is how many trials have no loss to fit, each under its first reason; those that are trials
-    at all stay for fits that need none.
+    Also returned is how many trials have no loss to fit, each under its first reason; they stay for others.
     """
     no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
     reasons = no_trial | {
@@ -408,6 +407,7 @@ def sums_of(points: pd.DataFrame, column: str) -> Sums:
 class DatasetSummary:
     """What one dataset brought to the fits. K_F is a mean over train sizes and class pairs; at the largest
     size 1 / d_data, log ``loss`` (over models too) and ``loss_gain`` by the strongest ``attack`` up to 8/255.
+    ``image_size`` and ``channels`` are 0 where it has several, None where none is recorded.
     """
 
     dataset: str
@@ -436,7 +436,7 @@ def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSumma
         return None if np.isnan(value) else float(value)
 
     def only(values: pd.Series) -> int | None:
-        return int(values.max()) if values.nunique() == 1 else None
+        return None if values.isna().all() else int(values.max()) * (values.nunique() == 1)
 
     return tuple(
         DatasetSummary(

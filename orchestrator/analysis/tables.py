@@ -13,7 +13,7 @@ import pandas as pd
 
 from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import QUESTIONS, Estimate, Fit, ScalingFits
-from orchestrator.analysis.guessing import is_guessing
+from orchestrator.analysis.guessing import AT_GUESSING, CHANCE_LOSS, is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import SEED_STD, WORDS, interval, number, p_value, plural
 from orchestrator.results import table as c
@@ -39,7 +39,7 @@ def laid_out(
     key: str, title: str, note: str, records: Iterable[Any], columns: Mapping[str, Column], *,
     numeric_from: int = 1,
 ) -> Table:  # fmt: skip
-    """Return a table of a row per record."""
+    """Return a table of a row per record, without columns that are empty in all."""
 
     def cell(record: Any, column: Column) -> str:
         if callable(column):
@@ -52,8 +52,11 @@ def laid_out(
         spelled = p_value if column.startswith(("p_", "adjusted_p")) else number
         return spelled(value) if value is None or isinstance(value, float) else str(value)
 
-    rows = tuple(tuple(cell(record, column) for column in columns.values()) for record in records)
-    return Table(key, title, note, tuple(columns), rows, numeric_from)
+    rows = [[cell(record, column) for column in columns.values()] for record in records]
+    filled = [k for k in range(len(columns)) if not rows or any(row[k] for row in rows)]
+    header, start = [*columns], sum(k < numeric_from for k in filled)
+    kept = (tuple(one[k] for k in filled) for one in (header, *rows))
+    return Table(key, title, note, next(kept), tuple(kept), start)
 
 
 _SPECIAL: dict[str, str | int | None] = {
@@ -102,7 +105,7 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
         ("exponent",), "Exponent of N within datasets, times d",
         "Slope of log test loss on −log N / d, every curve with its own height and one d per dataset and "
         "class pair (at its largest N). 1 is the law's bound, 0 no dependence; no unit of N, pixels or loss "
-        "changes it. Where guessing holds losses down, curves clear of it alone are fitted.",
+        "changes it. Curves: fitted, of all; where guessing holds losses down, those clear of it.",
         {
             **_WHOSE, "d or points": lambda row: row[0].variant,
             "curves": lambda row: f"{row[0].num_curves - row[0].num_at_guessing} of {row[0].num_curves}",
@@ -122,10 +125,11 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
     "attacks": (
         ("attack",), "Loss gained by attacks, with K_F",
         "Pearson's r over dataset effects at equal model and train size, within domains where there are two, "
-        "with its 95 % interval; the adjusted p holds over all attacks, epsilons and models together.",
+        "with its 95 % interval; p of a rise, adjusted over all attacks, epsilons and models of this table, "
+        "before the adjustment over questions.",
         {
             "attack": lambda row: c.attack_columns([row[0].response])[0].words, **_WHOSE, "r": _VALUE,
-            **_INTERVAL, "adjusted p": _RESAMPLED, "points": lambda row: str(row[0].num_points),
+            **_INTERVAL, "p over the table": _RESAMPLED, "points": lambda row: str(row[0].num_points),
         }, 3,
     ),
     "representations": (
@@ -151,9 +155,7 @@ def fit_tables(fits: ScalingFits) -> list[Table]:
     for key, (kinds, title, note, columns, numeric_from) in _OF_FITS.items():
         made = [fit for fit in fits.fits if fit.kind in kinds and fit.status == "ok"]
         rows = [(fit, estimate) for fit in made for estimate in fit.estimates]
-        filled = {name: show for name, show in columns.items() if any(map(show, rows))}
-        start = sum(name in filled for name in list(columns)[:numeric_from])
-        tables.append(laid_out(key, title, note, rows, filled, numeric_from=start))
+        tables.append(laid_out(key, title, note, rows, columns, numeric_from=numeric_from))
     return [table for table in tables if table.rows]
 
 
@@ -170,22 +172,18 @@ def not_fitted(fits: ScalingFits) -> str:
 
 
 def claim_table(fits: ScalingFits) -> Table:
-    """Return the headline questions with their p-values, alone and adjusted for their number."""
+    """Return the headline questions that could be tested with their p-values, alone and adjusted."""
     return laid_out(
         "claims",
         "Headline questions",
         "p is the larger of the t test over datasets and the permutation (or wild cluster bootstrap) test, "
-        "adjusted by Holm over the questions that could be tested.",
-        [(words, fits.claim(key)) for key, words in QUESTIONS.items()],
+        "adjusted by Holm over the questions that could be tested. Of attacks it is one-sided.",
+        fits.claims,
         {
-            "question": lambda row: row[0],
-            "p": lambda row: p_value(row[1] and row[1].p_value),
-            "adjusted p": lambda row: p_value(row[1] and row[1].adjusted_p),
-            "answer": lambda row: (
-                f"{'' if row[1].established else 'not '}established" if row[1] else "cannot be tested"
-            ),
+            "question": lambda claim: QUESTIONS[claim.key], "p": "p_value", "adjusted p": "adjusted_p",
+            "answer": lambda claim: f"{'' if claim.established else 'not '}established",
         },
-    )
+    )  # fmt: skip
 
 
 def pair_table(fits: ScalingFits) -> Table:
@@ -194,7 +192,7 @@ def pair_table(fits: ScalingFits) -> Table:
         "class-pairs",
         "Class pairs",
         "95 % intervals and p by a jackknife over classes, which pairs share; p adjusted by Holm.",
-        fits.class_pairs,
+        [slope for slope in fits.class_pairs if slope.value is not None],
         {
             "estimand": "on", "value": "value", "interval": "interval", "p": "p_value",
             "adjusted p": "adjusted_p", "classes": "num_groups",
@@ -214,7 +212,8 @@ def seen_table(fits: ScalingFits) -> Table:
         "seen",
         "What was seen",
         "d_data by maximum likelihood at the largest N; K_F: mean over N and class pairs. Losses in nat: "
-        "geometric means over models and class pairs, at the largest train size.",
+        "geometric means over models and class pairs, at the largest train size; at guessing there from "
+        f"{number(AT_GUESSING * CHANCE_LOSS)} on.",
         fits.datasets,
         {
             "dataset": "dataset", "domain": "domain", "d_data": "d_data", "K_F": "label_sharpness",
@@ -276,8 +275,7 @@ BEST_COLUMNS = (
 def best_models(table: pd.DataFrame) -> pd.DataFrame:
     """Return :data:`BEST_COLUMNS`: per dataset and train size the model of lowest mean loss, and the next.
 
-    Means are over the ``num_compared`` class pairs and seeds that every model has (where there are none, no
-    model is named), ``seed_std`` over seeds of means over class pairs. Diverged or without loss: left out.
+    Means are over the ``num_compared`` class pairs and seeds that every model has, ``seed_std`` over seeds.
     """
     blank, cell = {c.CLASS_PAIR: "", c.SEED: 0}, [c.CLASS_PAIR, c.SEED]
     rows = t.split_by_recipe(table)
@@ -305,8 +303,9 @@ def best_table(full: pd.DataFrame) -> Table:
     return laid_out(
         "best",
         "Best model per dataset and train size",
-        "Lowest mean test loss over the class pairs and seeds (cells) that all models have. Seed spread is "
-        "the standard deviation over seeds; without it, or within it, the order of two models means nothing.",
+        "Lowest mean test loss over the class pairs and seeds (cells) that all models have, by arithmetic "
+        "means; what was seen has geometric ones. Seed spread is the standard deviation over seeds; without "
+        "it, or within it, the order of two models means nothing.",
         best_models(full).to_dict("records"),
         {
             "dataset": c.DATASET, "model": lambda row: str(row[c.MODEL]) if row["num_compared"] else unnamed,

@@ -14,7 +14,6 @@ from typing import Any
 
 from orchestrator.planning import predict
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import Corrections, GpuModel
 from search_spaces.errors import ConfigError, SweepError, plural
 from search_spaces.specs import TrialSpec
 from search_spaces.tuning import SearchTrialSpec
@@ -40,7 +39,7 @@ class MeasuredTrial:
     peak_bytes: int = 0
 
 
-def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Corrections:
+def corrections_for(gpu: predict.GpuModel | None, trials: Iterable[MeasuredTrial]) -> predict.Corrections:
     """Return how far predictions of memory, of time on this kind of GPU and of time on cores were off."""
     memory: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}
@@ -61,7 +60,7 @@ def corrections_for(gpu: GpuModel | None, trials: Iterable[MeasuredTrial]) -> Co
             predicted = predict.need_of(trial.spec, gpu, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]
-    return Corrections(memory, *medians)
+    return predict.Corrections(memory, *medians)
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Expectation:
     ``share`` of a GPU is what every trial gets; None is what each is predicted to need.
     """
 
-    gpu: GpuModel | None = None
-    corrections: Corrections = field(default_factory=Corrections)
+    gpu: predict.GpuModel | None = None
+    corrections: predict.Corrections = field(default_factory=predict.Corrections)
     share: float | None = None
 
     def seconds(self, trial: TrialSpec) -> float:
@@ -241,7 +240,7 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    gpu: GpuModel | None = predict.GPU_MODELS[DEFAULT_GPU],
+    gpu: predict.GpuModel | None = predict.GPU_MODELS[DEFAULT_GPU],
     num_gpus: int | None = None,
     share: float | None = None,
     num_cpus: int = 1,
@@ -292,9 +291,9 @@ def estimate(
 
 def on_gpus(
     trials: Collection[TrialSpec],
-    gpu: GpuModel,
+    gpu: predict.GpuModel,
     num_gpus: int,
-    corrections: Corrections | None = None,
+    corrections: predict.Corrections | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
     """Replay trials on ``num_gpus`` GPUs, longest first, each on ``share`` or what it is predicted to need.

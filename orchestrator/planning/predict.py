@@ -28,7 +28,6 @@ from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, NetworkSpec, RecipeSpec, Spec, TrialSpec
 from tasks.atomic import write_atomic
-from tasks.trials import records
 from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 BFLOAT16_FROM = 8.0
@@ -300,7 +299,7 @@ def network_cost(
 def _walked_with() -> str:
     """Return a hash of what a walk depends on beside its network: PyTorch's packages and our source."""
     found = hashlib.sha256(" ".join(map(metadata.version, ("torch", "torchvision", "timm"))).encode())
-    trials = Path(records.__file__).parent
+    trials = Path(__file__).parents[2] / "tasks" / "trials"
     for path in (Path(__file__).with_name("walk.py"), *sorted(trials.glob("*.py"))):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]

@@ -32,7 +32,8 @@ from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, RecipeChoice, RecipeOverride, SweepSpec
-from tasks.sources import RawRequest, check_own_kind, check_own_options, source_for
+from tasks.sources import check_own_kind, check_own_options, source_for
+from tasks.sources.base import RawRequest
 
 MAX_FILE_BYTES, MAX_NESTING, MAX_VALUES, MAX_RECIPE_FILES = 1_000_000, 20, 20_000, 5
 """Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few hundred."""

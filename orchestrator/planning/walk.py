@@ -26,8 +26,7 @@ from orchestrator.planning.predict import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_pass
 from tasks.trials.isolation import contained
-from tasks.trials.models import build_model, num_parameters
-from tasks.trials.own_models import depends_on_pixels, one_line
+from tasks.trials.models import build_model, depends_on_pixels, num_parameters, one_line
 from tasks.trials.records import EVALUATION_PASS
 from tasks.trials.training import Step
 

@@ -26,7 +26,6 @@ from pydantic import BaseModel, Field
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
-from orchestrator.results.table import CURVE
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole
 from tasks.trials.records import attack_name
@@ -63,7 +62,7 @@ class View:
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""
-        kind = CURVE if self.line else "trial"
+        kind = c.CURVE if self.line else "trial"
         metrics = dict.fromkeys([c.TEST_LOSS, *self.axes])  # in view without scrolling
         state: dict[str, Any] = {
             "searchFilter": f"tags.kind = '{kind}' and attributes.status = 'FINISHED'"
@@ -133,7 +132,7 @@ class Page:
 
     def views(self) -> dict[str, View]:
         """Return the views of the sweep by the name that links give them."""
-        found = {"best": View("Best model"), CURVE: View("Test loss over N", line=c.TEST_LOSS)}
+        found = {"best": View("Best model"), c.CURVE: View("Test loss over N", line=c.TEST_LOSS)}
         if self.loss_gain:
             axes = (c.LABEL_SHARPNESS, self.loss_gain)
             found["sharpness"] = View("Loss gained under attack over K_F", axes)

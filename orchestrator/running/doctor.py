@@ -33,9 +33,15 @@ from orchestrator.planning.sweep_file import read_text
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.store import provenance
 from orchestrator.results.tracking import check_tracker
-from orchestrator.running import gpus
 from orchestrator.running.cluster import connect
-from orchestrator.running.gpus import NodeGpus, asked_of_nodes, describe, gpu_problems, gpus_here
+from orchestrator.running.gpus import (
+    NodeGpus,
+    asked_of_nodes,
+    check_driver,
+    describe,
+    gpu_problems,
+    gpus_here,
+)
 from search_spaces.errors import ConfigError, SweepError
 from tasks.atomic import read_whole
 
@@ -127,7 +133,7 @@ def _found(name: str, check: Callable[[], tuple[bool, str, str]]) -> Check:
 
 def _gpus(address: str | None) -> tuple[bool, str, str]:
     there = gpus_here()
-    gpus.check_driver()
+    check_driver()
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))

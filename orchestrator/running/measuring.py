@@ -26,7 +26,7 @@ from tasks.measures.sharpness import SharpnessConvention, conversion
 from tasks.prepared.record import set_lines
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
-from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of
+from tasks.sources import ARRAY_FILES, OWN_KINDS, check_raw_folder, own_kind_of, source_for
 from tasks.sources.base import RawRequest, count_lines
 
 if TYPE_CHECKING:
@@ -255,7 +255,6 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
         raise ConfigError(rule, path.name, "leave it out")
     own = _own_source(kind or "npz", path, request)
     if kind is not None:
-        from tasks.sources import source_for
         from tasks.sources.arrays import load_images
 
         # The source checks declared sizes, labels and types before anything large is read.
@@ -317,8 +316,7 @@ def name_labels(
 
     ``own`` says what labels of a file mean; ``first`` is the number of its first row in messages.
     """
-    from tasks.sources.labels import sort_labels
-    from tasks.sources.own import Rows, class_labels
+    from tasks.sources.own import Rows, class_labels, sort_labels
     from tasks.sources.tables import label_text
 
     written = [label_text(cell) for cell in cells]

@@ -36,10 +36,10 @@ from search_spaces.specs import (
     TrialSpec,
 )
 from tasks.atomic import write_atomic
+from tasks.remote import Executor, InlineExecutor, RayExecutor, nodes_that_see
 
 if TYPE_CHECKING:
     from tasks.prepared.subsets import TrialData
-    from tasks.remote import Executor
 
 PIXEL_RANGE = (0.0, 255.0)
 """Of all prepared images, also of those stored as float32."""
@@ -53,7 +53,8 @@ BLOCK_S = 10.0
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
     """Refuse raw folders of datasets that the sweep does not have, and find all that are missing."""
-    from tasks.sources import FROM_RAW, RawRequest, check_raw_folder
+    from tasks.sources import FROM_RAW, check_raw_folder
+    from tasks.sources.base import RawRequest
 
     datasets, problems = workspace.plan.datasets, list[SweepError]()
     for name in raw:
@@ -117,7 +118,7 @@ def fetch_pretrained(
     problems: list[SweepError] = []
     for model, images in asked.items():
         from tasks.trials.models import build_model
-        from tasks.trials.pretrained import download
+        from tasks.trials.weights import download
 
         path = paths.pretrained(model.pretrained_key)
         try:
@@ -206,8 +207,6 @@ def prepare_own(workspace: Workspace, options: RunOptions, monitor: Progress) ->
     After :data:`READ_HERE_S` seconds the rest is left to a cluster. Files that are prepared are listed again,
     which tells whether they changed.
     """
-    from tasks.remote import InlineExecutor
-
     own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     listed = [spec for spec in workspace.plan.prepared if spec.dataset in own]
     end = time.monotonic() + READ_HERE_S
@@ -273,8 +272,6 @@ class Meanwhile:
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Progress) -> Executor | None:
     """Return what reads on every node of a shared cluster that has the raw download too, if it is faster."""
-    from tasks.remote import RayExecutor, nodes_that_see
-
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
         return None
     nodes = nodes_that_see(raw)

@@ -33,7 +33,7 @@ from search_spaces.errors import plural
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import PreparedSpec, TrialSpec, pair_name
 from tasks.atomic import read_whole, write_atomic
-from tasks.remote import Executor, InlineExecutor
+from tasks.remote import Executor, InlineExecutor, RayExecutor
 
 if TYPE_CHECKING:
     from orchestrator.running.actors import Desk
@@ -181,8 +181,6 @@ class Stages:
 
     def executor(self, *, reads_files: bool = False) -> Executor:
         """Return what runs tasks; raw downloads and prepared data lie on the driver's node alone."""
-        from tasks.remote import RayExecutor
-
         return RayExecutor(driver_node_only=reads_files and not self.cluster.local, note=self.monitor.note)
 
     def check_stored(self, stored: StoredResults) -> None:

@@ -207,7 +207,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _taken(self) -> TrialData:
         """Return the cell's arrays, in a process made ready to compute."""
         from tasks.trials.isolation import keep_freed_memory
-        from tasks.trials.own_models import install_code
+        from tasks.trials.models import install_code
 
         keep_freed_memory()
         (reference,) = ray.get(self._arrays.take.remote(self.cell["data"]))

@@ -13,9 +13,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.results import table as c
 from orchestrator.results.store import FailureRecord, ResultRecord, ResultStore, SealedRecord
-from orchestrator.results.table import FlatRun, milliseconds
+from orchestrator.results.table import EPOCH_PREFIX, FlatRun, flat_run, milliseconds
 from search_spaces.errors import ConfigError, SweepError, collect, plural
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (
@@ -246,12 +245,12 @@ def flat_search(record: SearchRecord) -> FlatRun:
     """Return a stored trial of a search as one flat run: its validation losses are a series over epochs."""
     started = milliseconds(record.started_at)
     series = tuple(
-        (c.EPOCH_PREFIX + name, score.epoch, value, started)
+        (EPOCH_PREFIX + name, score.epoch, value, started)
         for score in record.result.curve
         for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
     )
     metrics = {name: value for name, value in record.scores().items() if value is not None}
-    return c.flat_run(record, {"role": str(record.role)}, metrics, series, record.finished_at)
+    return flat_run(record, {"role": str(record.role)}, metrics, series, record.finished_at)
 
 
 def search_standing(workspace: Workspace) -> dict[str, Any] | None:

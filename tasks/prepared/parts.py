@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError
 from tasks.atomic import replacing, write_atomic
 from tasks.sources import source_for
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash, spell
@@ -109,8 +108,8 @@ def _read_item(
     for sample in reader(item):
         label = item.label if sample.label is None else sample.label
         if label is None:
-            raise DataError(
-                "A source must give each image a label",
+            raise request.error(
+                "its source must give each image a label",
                 f"none from {request.dataset.source}",
                 "set label in its Item or in its Sample",
             )

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError, plural
 from search_spaces.fingerprint import derive_seed
-from search_spaces.recipes import RELEASED_SEED
-from search_spaces.specs import SubsetSpec, pair_name
+from search_spaces.specs import RELEASED_SEED, SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.table import number_groups, occurrence, quotas_of
@@ -138,8 +137,17 @@ def make_subset(
     changes nothing else, unless faults of the released code are on that make the choice depend on it; those
     subsets have to be made anew for every train size. Too few images, of a class or in all, are a DataError.
     """
-    splits = np.zeros(len(labels), np.int8) if splits is None else splits
-    task = _task(labels, groups, splits, spec, label_names)
+    classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
+    missing = [str(label) for label in classes if not (labels == label).any()]
+    if missing or len(classes) < 2:
+        about = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
+        found = f"none of class {', '.join(missing)}" if missing else "one class only"
+        raise DataError(f"{about}: each class needs images", found)
+    rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
+    lookup = {label: index for index, label in enumerate(classes)}
+    targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
+    names = tuple(label_names[label] if label_names else str(label) for label in classes)
+    task = _Task(rows, targets, names, groups, np.zeros(len(labels), np.int8) if splits is None else splits)
     if spec.prepared.faults:
         subset = _faulty_subset(task, spec, max_train_size)
     else:
@@ -158,26 +166,6 @@ def make_subset(
             else "lower test_size",
         )
     return subset
-
-
-def _task(
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    splits: NDArray[np.int8],
-    spec: SubsetSpec,
-    label_names: Sequence[str] = (),
-) -> _Task:
-    classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
-    missing = [str(label) for label in classes if not (labels == label).any()]
-    if missing or len(classes) < 2:
-        about = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
-        found = f"none of class {', '.join(missing)}" if missing else "one class only"
-        raise DataError(f"{about}: each class needs images", found)
-    rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
-    lookup = {label: index for index, label in enumerate(classes)}
-    targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
-    names = tuple(label_names[label] if label_names else str(label) for label in classes)
-    return _Task(rows, targets, names, groups, splits)
 
 
 def _split(

@@ -129,11 +129,11 @@ def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     np.maximum.at(high, inverse, images.labels)
     images.num_conflicts = int(counts[low < high].sum())
     del first, counts, low, high
-    images.groups = _join(images.groups, inverse)
+    images.groups = join_groups(images.groups, inverse)
     return images
 
 
-def _join(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
+def join_groups(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
     """Give one id to all groups connected by identical images, which are those of one number in ``same``."""
     twins = np.flatnonzero(np.bincount(same)[same] > 1)
     if not len(twins):

@@ -22,16 +22,14 @@ from search_spaces.errors import ConfigError, SweepError, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.arrays import ArrayFile, Hdf5File, NpzFile, row_locator
-from tasks.sources.base import RawRequest as RawRequest
-from tasks.sources.base import Source as Source
-from tasks.sources.base import hash_key
+from tasks.sources.base import RawRequest, Source, hash_key
 from tasks.sources.dicom import is_single_image_name
 from tasks.sources.manifest import num_rows, table_paths
 from tasks.sources.own import split_of
 from tasks.sources.raw import (
     MARK,
     MAX_DEPTH,
-    PACKED_TARS,
+    TARS,
     RefusedArchive,
     is_archive_name,
     open_archive,
@@ -161,7 +159,7 @@ def _folder_kind(path: Path) -> str:
     if deep or any(name.endswith(".parquet") for name in names + below):
         return "table"
     shards = below if any(split_of(folder.name) != "" for folder in folders) else []
-    if any(name.endswith((".tar", *PACKED_TARS)) for name in (shards if folders else names)):
+    if any(name.endswith(TARS) for name in (shards if folders else names)):
         return "webdataset"
     return "folder"
 

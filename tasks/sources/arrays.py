@@ -1,14 +1,10 @@
 """Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits, names.
 
-Layout: NEP 1 (``numpy.lib.format``) in a zip, h5py's quick start, PatchCamelyon's ``x`` and ``y``. Keys:
-``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the keys,
-``train_images`` and ``test_images`` as MedMNIST writes them (``medmnist/dataset.py``), or ``x_train`` and
-``x_test`` as Keras' ``mnist.npz``. ``val`` beside them is left out and counted. Other arrays of one entry per
-image may be the group, the split or what must not tell the label, by the same names as a table's columns.
-
-``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``. uint8
-is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or reach
-into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
+Layout: NEP 1 (``numpy.lib.format``) in a zip, h5py's quick start; keys as in PatchCamelyon, MedMNIST
+(``medmnist/dataset.py``) and Keras' ``mnist.npz``. Other arrays of one entry per image are read by the names
+of a table's columns. ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3,
+height, width)``: uint8 as stored, other integers by each image's own maximum, floats as :func:`pixel_scale`
+says of the whole array.
 
 Nothing is unpickled, declared sizes are checked before anything is read, and images stream. HDF5's links and
 its external and virtual datasets, which may read other files, are refused.
@@ -28,7 +24,6 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, Split
-from tasks.sources.labels import sort_labels
 from tasks.sources.own import (
     MAX_NAMED,
     TRAITS,
@@ -37,10 +32,11 @@ from tasks.sources.own import (
     find_columns,
     joined,
     own_listing,
+    sort_labels,
     split_of,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.raw import DAMAGE, RefusedArchive, open_zip
+from tasks.sources.raw import DAMAGE, GONE, RefusedArchive, open_zip
 from tasks.sources.tables import label_text
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
@@ -420,7 +416,7 @@ class NpzFile(_OwnFile):
         try:
             status = self._path.stat()
         except OSError:
-            raise SkipItem("file is gone or unreadable") from None
+            raise SkipItem(GONE) from None
         return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns)
 
     def check_sums(self) -> None:

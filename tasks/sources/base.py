@@ -189,6 +189,12 @@ class Listing:
     one_each: bool = True
 
 
+def first_of(names: Iterable[str], most: int = 5) -> str:
+    """Spell the first names, with dots where there are more."""
+    found = list(names)
+    return ", ".join(found[:most]) + (", ..." if len(found) > most else "")
+
+
 def count_lines(**told: Mapping[str, int]) -> list[str]:
     """Say what is told of a set, as ``left_out={"validation split": 3}``, one line a reason."""
     return [

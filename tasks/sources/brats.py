@@ -21,7 +21,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.nifti import VOLUME_INTENSITY, Volume, decode_nifti, intensity_range
 from tasks.sources.official import not_there
@@ -54,7 +53,7 @@ def list_brats(request: RawRequest) -> Listing:
         tree = RawTree(request, archives=True, wanted=lambda name: not unpacked or "brats" in name.casefold())
     items: dict[str, Item] = {}
     partial, excluded = list[Case](), Counter[str]()
-    for (folder, case), files in sorted(_cases(tree).items(), key=lambda pair: _place(pair[0])):
+    for (folder, case), files in _cases(tree).items():
         if "seg" not in files:  # the challenge's validation cases come without labels
             excluded["case without segmentation"] += 1
         elif not all(kind in files for kind in KINDS):
@@ -68,8 +67,8 @@ def list_brats(request: RawRequest) -> Listing:
         raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
     years = {found[1] for case in items if (found := RELEASE.search(case))}
     if len(years) > 1:
-        rule = "brats must be of one year: later releases hold the cases of earlier ones again"
-        raise DataError(rule, f"years {', '.join(sorted(years))}", "give the folder of one of them")
+        rule = "all cases must be of one year: later releases hold the cases of earlier ones again"
+        raise request.error(rule, f"years {', '.join(sorted(years))}", "give the folder of one of them")
     return Listing(
         list(items.values()),
         request.dataset.label_names,
@@ -83,7 +82,7 @@ def list_brats(request: RawRequest) -> Listing:
 
 
 def _cases(tree: RawTree) -> dict[Case, dict[str, str]]:
-    """Return case -> kind -> file, by the files' names: a folder may be renamed, or hold several cases."""
+    """Return case -> kind -> file, in order, by the files' names: a folder may be renamed or hold several."""
     cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
     misnamed: dict[str, str] = {}
     for name in tree:
@@ -100,13 +99,13 @@ def _cases(tree: RawTree) -> dict[Case, dict[str, str]]:
         here = [case for case in cases if case[0] == folder]
         if len(here) == 1:
             cases[here[0]].setdefault("seg", name)
-    return dict(cases)
 
+    def place(case: Case) -> tuple[int, list[str], str]:
+        parts = case[0].split("/")
+        grade = next((GRADES.index(part) for part in parts if part in GRADES), len(GRADES))
+        return grade, parts, case[1]
 
-def _place(case: Case) -> tuple[int, list[str], str]:
-    parts = case[0].split("/")
-    grade = next((GRADES.index(part) for part in parts if part in GRADES), len(GRADES))
-    return grade, parts, case[1]
+    return {case: cases[case] for case in sorted(cases, key=place)}
 
 
 def read_brats(request: RawRequest) -> Reader:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.labels import PLACEHOLDERS, plain_id
+from tasks.sources.own import PLACEHOLDERS, plain_id
 from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
 from tasks.sources.raw import read_locator, read_plain, split_locator
 

@@ -23,10 +23,17 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from search_spaces.specs import Layout
-from tasks.sources.base import Listing, RawRequest, Source, Split
+from tasks.sources.base import Listing, RawRequest, Source, Split, first_of
 from tasks.sources.dicom import INTENSITY, is_dicom_name, is_single_image_name, read_header, single_reader
-from tasks.sources.labels import PLACEHOLDERS, plain_id
-from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, hidden_count, own_listing, split_of
+from tasks.sources.own import (
+    PLACEHOLDERS,
+    VALIDATION_LEFT_OUT,
+    Rows,
+    hidden_count,
+    own_listing,
+    plain_id,
+    split_of,
+)
 from tasks.sources.raw import MARK, RawTree, is_archive_name
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
@@ -106,7 +113,7 @@ def list_folder(request: RawRequest) -> Listing:
         unpack = ", unpacked with its images" if root.is_file() else ""
         way_out = "; ".join([EXPECTED, *(hint + unpack * (hint == OF_TABLE) for hint in hints)])
         found = f"{len(classes)} with images, {excluded['outside the class folders']} images outside of any"
-        raise request.error(f"{rule}", found, way_out)
+        raise request.error(rule, found, way_out)
     counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
     if deeper := sum(len(one.inside) > 1 for one, _ in meant):
         counts["in a folder in a group's folder, and taken as that group's"] = deeper
@@ -273,7 +280,7 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
         others = sorted(tops - splits)
         raise request.error(
             "the top folders must be classes, or splits, not both",
-            f"{', '.join(sorted(splits))} beside {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
+            f"{', '.join(sorted(splits))} beside {first_of(others)}",
             "move the others elsewhere, or give the folder of one split",
         )
     return False

@@ -162,7 +162,7 @@ def _places(request: RawRequest) -> tuple[NDArray[np.float64], NDArray[np.int64]
 @lru_cache(maxsize=4)
 def places(dials: tuple[tuple[str, float], ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Draw places ``(num_images, coordinates)``, centred on 0, and labels ``(num_images,)``."""
-    known = {name: entry.default for name, entry in DIALS["generated"].items()} | dict(dials)
+    known = dict(dials)
     num, dimension, nuisance = (int(known[name]) for name in ("num_images", "dimension", "nuisance"))
     draw = int(known["draw"])
     # A stream of its own for nuisance, so that its dial leaves the other coordinates as they are.

@@ -1,18 +1,16 @@
 """Your own images with a table of them: pictures, DICOM files or NIfTI volumes by path, or Parquet with them.
 
-Layout: one table with columns path, label and, if you have them, group and split, in text with any separator,
-JSON lines, xlsx or Parquet; or ``metadata.csv``, ``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or
-in each of its ``train`` and ``test`` (an ``imagefolder`` of ``datasets``); or one column of 0 and 1 for each
-class, as the ISIC challenges give theirs. Paths are relative to the table's folder, or all absolute. A column
-``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then have several rows.
-Without a ``group`` column a volume is a group, and so is the patient of a DICOM header.
+Layout: one table with columns path, label and, if you have them, group and split; or ``metadata.csv``,
+``.jsonl`` or ``.parquet`` with ``file_name`` in a folder or in each of its ``train`` and ``test`` (an
+``imagefolder`` of ``datasets``); or a column of 0 and 1 for each class, as the ISIC challenges have. Paths
+are relative to the table's folder, or all absolute. A column ``slice`` names one axial slice of a volume,
+counted from 0 at the feet; a volume may then have several rows. Without a ``group`` column a volume is a
+group, and so is the patient of a DICOM header.
 
 Parquet with the images in it (``datasets`` documentation, "Image dataset" and ``Features``) has a column
 ``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand in the schema's
-metadata under ``huggingface``, the same in all files. It is one file or a folder of them; the split is that
-of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its folder's
-(``<config>/train/0000.parquet``, as the Hub converts a set). A folder ``split=train`` is a column of files
-in it, as pandas and Spark write partitions.
+metadata under ``huggingface``, the same in all files. It is one file or a folder of them; a folder
+``split=train`` is a column of files in it, as pandas and Spark write partitions.
 """
 
 from __future__ import annotations
@@ -32,9 +30,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from search_spaces.errors import DataError, SweepError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.labels import plain_id
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
 from tasks.sources.own import (
     FROM_ZERO,
@@ -47,6 +44,7 @@ from tasks.sources.own import (
     hidden_count,
     joined,
     own_listing,
+    plain_id,
     split_of,
     split_of_file,
 )
@@ -226,7 +224,7 @@ def _no_label(rows: list[list[str]], request: RawRequest) -> DataError:
         and all(cell.strip().casefold() in ONE_HOT for cell in cells)
     ]
     if len(binary) > 1:
-        shown = ", ".join(binary[:MAX_NAMED]) + (", ..." if len(binary) > MAX_NAMED else "")
+        shown = first_of(binary, MAX_NAMED)
         way_out = f"if they are the classes, name them: label_columns: [{shown}], or --label-columns"
         return request.error("the table must have one column label", f"0 and 1 in {shown}", way_out)
     found = f"no label{header_names(rows[0])}"

@@ -27,15 +27,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.datasets import IMAGENET_CLASSES
 from search_spaces.errors import DataError, SweepError
 from tasks.sources.arrays import open_hdf5
 from tasks.sources.base import Item, Listing, RawRequest, SkipItem, Source
 from tasks.sources.made import list_rows, row_reader
-from tasks.sources.official import OWN_MAXIMUM, by_own_maximum, download, not_there
+from tasks.sources.official import OWN_MAXIMUM, download, not_there, read_picture
 from tasks.sources.pictures import is_image_name
 from tasks.sources.raw import MARK, MAX_FILE_BYTES, RawTree, gunzipped, read_locator, split_locator
 
+IMAGENET_CLASSES = (
+    *("n01440764", "n01443537", "n02099601", "n02102040", "n02979186"),
+    *("n03028079", "n03394916", "n03425413", "n03445777", "n03888257"),
+)
+"""Ten of the thousand, in the order of the row's class names. The released code always used the first two."""
 LabelledImages = tuple[NDArray[np.uint8], NDArray[np.integer]]
 
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
@@ -106,8 +110,8 @@ def list_imagenet(tree: RawTree, request: RawRequest) -> Listing:
             misplaced += said in IMAGENET_CLASSES and said != key
             items.append(Item(tree.locator(name), label))
     if misplaced:
-        rule = "imagenet's files must lie in the folder of the class that their names say"
-        raise DataError(rule, f"{misplaced} elsewhere", "unpack the archives again")
+        rule = "files must lie in the folder of the class that their names say"
+        raise request.error(rule, f"{misplaced} elsewhere", "unpack the archives again")
     few = f"is not whole: the smallest has {SMALLEST_CLASS} images"
     counts = {f"class {key} {few}": len(by_class[key]) for key in IMAGENET_CLASSES}
     return Listing(
@@ -125,7 +129,7 @@ def _is_wanted(archive: str) -> bool:
     return stem in IMAGENET_CLASSES or not (stem[:1] == "n" and stem[1:].isdigit())
 
 
-imagenet = download(list_imagenet, by_own_maximum, _is_wanted)
+imagenet = download(list_imagenet, read_picture, _is_wanted)
 
 
 def find_together(

@@ -8,9 +8,8 @@ Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (r
 A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
 ``SeriesDescription`` of ``contents.csv``, and by its own header, which must not contradict it.
 
-The study's detector is not available, so a knee comes, in this order, from ``crops/<ID>_<R|L>.png``, from
-``knee_centers.csv`` (id, side, row, column in pixels of the file), or from :func:`find_centers`, a rule by
-image content. The record counts how many each way gave.
+The study's detector is not available: a knee comes from ``crops/<ID>_<R|L>.png``, else ``knee_centers.csv``
+(row and column in pixels of the file), else :func:`find_centers`, and the record counts each way.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, first_of
 from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
-from tasks.sources.labels import is_missing
-from tasks.sources.official import by_own_maximum, find_named, find_table, not_there
+from tasks.sources.official import find_named, find_table, not_there, read_picture
+from tasks.sources.own import is_missing
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, header_of, read_table
 
@@ -112,7 +110,7 @@ def read_oai(request: RawRequest) -> Reader:
     def read(item: Item) -> Iterator[Sample]:
         body = read_locator(base, item.locator)
         if item.details[0] == "crop":
-            (sample,) = by_own_maximum(body, item, request)
+            (sample,) = read_picture(body, item, request)
             yield Sample(sample.pixels, conversions=(*sample.conversions, "knee: ready crop"))
         else:
             yield from _knees(decode_dicom(body), item)
@@ -139,7 +137,7 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
             label = int(int(grade[0]) >= 2)
             odd += grades.setdefault((row["ID"].removesuffix(".0"), side), label) != label
     if odd:
-        raise DataError("oai: each knee must have side 1 or 2 and one grade", f"{odd} other rows")
+        raise request.error("each knee must have side 1 or 2 and one grade", f"{odd} other rows")
     return grades, excluded
 
 
@@ -178,10 +176,9 @@ def read_centers(
             else:
                 centers[patient, side] = place
     if wrong:
-        more = ", ..." if len(wrong) > MAX_TOLD_ROWS else ""
-        raise DataError(
-            f"oai: {CENTERS} must give side R or L, and a row and column inside the image, once per knee",
-            f"{len(wrong)} other rows: {', '.join(map(str, wrong[:MAX_TOLD_ROWS]))}{more}",
+        raise request.error(
+            f"{CENTERS} must give side R or L, and a row and column inside the image, once per knee",
+            f"{len(wrong)} other rows: {first_of(map(str, wrong), MAX_TOLD_ROWS)}",
             "the header is row 1, and no row blank; pixels are those of the DICOM file",
         )
     return centers

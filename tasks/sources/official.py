@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
-from tasks.sources import pictures
 from tasks.sources.base import Item, Listing, RawRequest, Sample, Source
-from tasks.sources.pictures import decode_image
+from tasks.sources.pictures import by_own_maximum, decode_image
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, first_hashed, header_of, read_lines
 
@@ -54,10 +53,10 @@ def download(
     return Source(list_items, reader)
 
 
-def by_own_maximum(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample]:
+def read_picture(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample]:
     """Read a picture scaled by its own maximum."""
     sample = decode_image(body)
-    pixels, note = pictures.by_own_maximum(sample.pixels)
+    pixels, note = by_own_maximum(sample.pixels)
     return (replace(sample, pixels=pixels, conversions=(*sample.conversions, *note)),)
 
 

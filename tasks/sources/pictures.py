@@ -172,31 +172,26 @@ def to_prepared(
     The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes luma.
     uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear resize (F15).
     """
+    from PIL import Image
+
     planes = np.asarray(pixels)
     if channels == 1 and pixels.ndim == 3:  # in strips: a large image takes four times its bytes as floats
         rows = max(1, STRIP_VALUES // pixels.shape[1])
         strips = (planes[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(planes), rows))
         planes = np.concatenate(list(strips))
     planes = planes[..., None] if planes.ndim == 2 else planes
-    # One float plane at a time: a large image takes four times its bytes as floats.
-    resized = [
-        _resize(np.asarray(planes[..., index], np.float32), image_size, antialias=antialias)
-        for index in range(planes.shape[2])
-    ]
+    resized, side = [], image_size
+    for index in range(planes.shape[2]):  # one at a time, for the same reason
+        plane: NDArray[np.float32] = np.asarray(planes[..., index], np.float32)
+        if plane.shape != (side, side) and antialias:
+            # Pillow widens the filter when it shrinks, which is the antialiasing.
+            image = Image.fromarray(np.ascontiguousarray(plane))
+            plane = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
+        elif plane.shape != (side, side):
+            plane = _bilinear(_bilinear(plane, side).T, side).T
+        resized.append(plane)
     stacked = np.stack(resized * (channels // len(resized)))
     return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8) if dtype == "uint8" else stacked
-
-
-def _resize(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:
-    if plane.shape == (side, side):
-        return plane
-    if antialias:
-        from PIL import Image
-
-        # Pillow widens the filter when it shrinks, which is the antialiasing.
-        image = Image.fromarray(np.ascontiguousarray(plane)).resize((side, side), Image.Resampling.BILINEAR)
-        return np.asarray(image, dtype=np.float32)
-    return _bilinear(_bilinear(plane, side).T, side).T
 
 
 def _bilinear(plane: NDArray[np.float32], size: int) -> NDArray[np.float32]:

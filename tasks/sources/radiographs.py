@@ -30,11 +30,11 @@ from tasks.sources.dicom import NO_PATIENT, decode_dicom, frame_samples
 from tasks.sources.official import (
     FILE_MISSING,
     OWN_MAXIMUM,
-    by_own_maximum,
     download,
     find_named,
     find_table,
     not_there,
+    read_picture,
     repeated_rows,
 )
 from tasks.sources.pictures import to_prepared
@@ -118,7 +118,7 @@ def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
     return images.listing(request, {})
 
 
-chexpert = download(list_chexpert, by_own_maximum)
+chexpert = download(list_chexpert, read_picture)
 
 
 def list_mura(tree: RawTree, request: RawRequest) -> Listing:
@@ -157,7 +157,7 @@ def list_mura(tree: RawTree, request: RawRequest) -> Listing:
     return images.listing(request, flags)
 
 
-mura = download(list_mura, by_own_maximum)
+mura = download(list_mura, read_picture)
 
 
 def list_rsna(tree: RawTree, request: RawRequest) -> Listing:

@@ -28,7 +28,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from search_spaces.errors import DataError
 from tasks.atomic import without_waiting
 from tasks.sources.base import RawRequest, SkipItem
 
@@ -36,7 +35,8 @@ MARK = "!/"
 GZIP, BZIP2, XZ = (".tar.gz", ".tgz"), (".tar.bz2", ".tbz2", ".tbz"), (".tar.xz", ".txz")
 PACKED_TARS = GZIP + BZIP2 + XZ
 """Endings of tars that can only be read forward."""
-ARCHIVES = (".zip", ".tar", *PACKED_TARS)
+TARS = (".tar", *PACKED_TARS)
+ARCHIVES = (".zip", *TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
@@ -150,7 +150,7 @@ def walk(
                 hidden.append(f"{name}/" if is_folder else name)
             continue
         if strict and not is_folder and not entry.is_file(follow_symlinks=False):
-            _check_inside(base, Path(entry.path), f"{request.dataset.name}: {request.hashed(name)}")
+            _check_inside(base, Path(entry.path), request.hashed(name), request)
         if not is_folder:
             yield name
             continue
@@ -175,17 +175,17 @@ def _entries(
     return [(prefix + entry.name, entry) for entry in found]
 
 
-def _check_inside(base: Path, path: Path, where: str) -> None:
+def _check_inside(base: Path, path: Path, where: str, request: RawRequest) -> None:
     """Refuse what could lead a reader elsewhere or make it wait for ever."""
     if not path.is_symlink():
-        raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
+        raise request.error(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # a dangling link, or a loop
-        raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
+        raise request.error(f"{where} must be a file", "a link to nothing", "remove it") from None
     if not target.is_relative_to(base) or not target.is_file():
         what = "a link to a folder or out of the raw folder"
-        raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
+        raise request.error(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
 
 
 def plain_name(name: str) -> str | None:

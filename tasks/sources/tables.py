@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from search_spaces.errors import DataError, plural
-from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources.base import RawRequest, SkipItem, first_of
 from tasks.sources.raw import open_zip, read_locator, read_plain
 
 COLUMNS = {
@@ -197,8 +197,8 @@ READERS: dict[str, tuple[Callable[[bytes], Lines], str]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), (read_jsonl, "UTF-8 text with one JSON object a line")),
     ".parquet": (read_parquet, "a whole Parquet file"),
 }
-SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"
 """Ending -> how a table is read that is not text with separators, and what it must be."""
+SAVE_AGAIN = "copy it again, or save it as .csv; its name must end as its format does"
 
 
 def holds_images(path: Path) -> bool:
@@ -316,11 +316,10 @@ def header_names(row: Sequence[str], asked: Sequence[str] = ()) -> str:
     known = KNOWN.union(map(column_key, asked))
     if not all(map(HEADER_NAME.fullmatch, names)) or known.isdisjoint(map(column_key, names)):
         return "; the first line may be no header"
-    more = ", ..." if len(names) > MAX_SHOWN else ""
-    return f" among {', '.join(name[:MAX_SHOWN_LENGTH] for name in names[:MAX_SHOWN])}{more}"
+    return f" among {first_of((name[:MAX_SHOWN_LENGTH] for name in names), MAX_SHOWN)}"
 
 
-def first_hashed(request: RawRequest, names: Sequence[str], limit: int = 5) -> str:
+def first_hashed(request: RawRequest, names: Sequence[str]) -> str:
     """Spell how many names, and the first few as keyed hashes."""
-    shown = ", ".join(map(request.hashed, names[:limit]))
+    shown = ", ".join(map(request.hashed, names[:5]))
     return f"{len(names)}, first (hashed) {shown}" if names else "0"

@@ -22,11 +22,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
 from tasks.sources.dicom import Header, decode_dicom, frame_samples, read_header
-from tasks.sources.labels import is_missing
 from tasks.sources.official import FILE_MISSING, download, find_table, not_there, repeated_rows
+from tasks.sources.own import is_missing
 from tasks.sources.raw import RawTree
 from tasks.sources.tables import read_table
 
@@ -69,12 +68,12 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     for row in read_table(table, request, BOX_COLUMNS):
         patient, *cells = (row[name] for name in BOX_COLUMNS)
         if any(map(is_missing, (patient, *cells))):
-            raise DataError("dbc: every annotation box must have a patient and two slices", "a blank cell")
+            raise request.error("every annotation box must have a patient and two slices", "a blank cell")
         try:
             start, end = (int(cell.removesuffix(".0")) for cell in cells)
         except ValueError:
-            rule = "dbc: slices of the annotation boxes must be whole numbers"
-            raise DataError(rule, "other cells") from None
+            rule = "slices of the annotation boxes must be whole numbers"
+            raise request.error(rule, "other cells") from None
         drawn[patient].add((start, end))
     # A patient with a box that ends before it starts has none.
     boxes = {
@@ -85,7 +84,7 @@ def list_dbc(tree: RawTree, request: RawRequest) -> Listing:
     flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
     rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
     if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
-        raise DataError(f"dbc: the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
+        raise request.error(f"the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
     slices, excluded, skipped = _labelled(rows, boxes)
     if rows and INSTANCE not in rows[0]:
         flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)

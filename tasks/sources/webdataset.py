@@ -16,10 +16,9 @@ from functools import cache
 from tasks.sources.base import Listing, RawRequest, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import Rows, find_columns, hidden_count, own_listing, split_of_file
-from tasks.sources.raw import MARK, PACKED_TARS, open_archive, walk
+from tasks.sources.raw import MARK, TARS, open_archive, walk
 from tasks.sources.tables import cell_text, read_json
 
-ENDINGS = (".tar", *PACKED_TARS)
 MAX_LABEL_BYTES = 1 << 16
 
 
@@ -79,7 +78,7 @@ def list_samples(request: RawRequest) -> Listing:
 
 
 def _is_shard(name: str) -> bool:
-    return name.lower().endswith(ENDINGS)
+    return name.lower().endswith(TARS)
 
 
 webdataset = Source(list_samples, single_reader)

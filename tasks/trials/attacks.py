@@ -302,7 +302,8 @@ def minimal_perturbations(
             better = other & (norms < smallest)
             best = torch.where(_per_image(better, images), change, best)
             smallest = torch.where(better, norms, smallest)
-            rate, length = (_decayed(ends, step, num_steps) for ends in (RADIUS_RATE, RADIUS_STEP))
+            early = (1 + math.cos(math.pi * step / num_steps)) / 2  # from 1 at the first step down
+            rate, length = (last + (first - last) * early for first, last in (RADIUS_RATE, RADIUS_STEP))
             radius = torch.where(other, torch.minimum(radius, smallest) * (1 - rate), radius * (1 + rate))
             moved = change - _per_image(length * radius, images) * _unit(gradient.nan_to_num(0.0))
             # Where the gradient vanishes at the image itself, the way to the start is the only one known.
@@ -405,11 +406,6 @@ def _range_binds(model: nn.Module, pixels: Tensor, change: Tensor, classes: Tens
     rounding = 1e-3  # the sum of a pixel and its change may miss the limit by a float32 rounding
     stopped = ((moved <= rounding) & (gradient > 0)) | ((moved >= PIXEL_MAX - rounding) & (gradient < 0))
     return stopped.flatten(1).any(1)
-
-
-def _decayed(ends: tuple[float, float], step: int, num_steps: int) -> float:
-    first, last = ends
-    return last + (first - last) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
 def _norms(changes: Tensor) -> Tensor:

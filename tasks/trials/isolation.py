@@ -113,24 +113,15 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
             matmul.allow_tf32 = False
         else:
             restore.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
-            restore.enter_context(_unset_memory_left_alone())
+            # Filling new tensors is a debugging aid of this mode that would write each of them twice.
+            mode: Any = torch.utils.deterministic
+            restore.callback(setattr, mode, "fill_uninitialized_memory", mode.fill_uninitialized_memory)
+            mode.fill_uninitialized_memory = False
             torch.use_deterministic_algorithms(True)
         restore.callback(torch.set_num_threads, torch.get_num_threads())
         restore.enter_context(threadpool_limits(num_threads))
         torch.set_num_threads(num_threads)
         yield
-
-
-@contextmanager
-def _unset_memory_left_alone() -> Iterator[None]:
-    # Filling new tensors is a debugging aid of deterministic mode that would write each of them twice.
-    settings: Any = torch.utils.deterministic
-    before = settings.fill_uninitialized_memory
-    settings.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        settings.fill_uninitialized_memory = before
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -1,23 +1,34 @@
 """Networks with random initial weights, built from a :class:`~search_spaces.specs.ModelSpec`.
 
-Every model takes float pixels in [0, 255] of shape ``(num_images, channels, height, width)``: scaling is
-part of the model, so that attacks keep pixel units.
+They are of a library, small ones of ours, or one's own: ``package.module:function``. Every model takes
+float pixels in [0, 255] of shape ``(num_images, channels, height, width)``: scaling is part of the model, so
+that attacks keep pixel units.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
-from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.errors import ConfigError, SweepError, unknown_name
+from search_spaces.models import code_hash, source_files
 from search_spaces.specs import ModelSpec
 from tasks.trials.isolation import contained, seeded
-from tasks.trials.own_models import build_own, fails_by_pixels, one_line
-from tasks.trials.pretrained import Normalisation, normalisation, start_from
+from tasks.trials.weights import Normalisation, normalisation, start_from
 
 
 class PixelModel(nn.Module):
@@ -88,23 +99,17 @@ def build_model(
     shape = _Shape(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
         network = _BUILDERS[spec.library](spec, shape)
+    if dropout is not None and spec.library != "timm":  # which sets its own
+        _set_dropout(spec, network, dropout)
     if pretrained is not None:
         start_from(network, pretrained, spec)
-    model = PixelModel(network, input_scale, _normalisation(spec, in_channels))
+    shown = normalisation(spec, in_channels) if spec.pretrained else None
+    model = PixelModel(network, input_scale, shown)
     _check_forward(spec, model, shape)
     for parameter in model.parameters():
         if parameter.dim() == 4:  # the layout that convolutions are fastest with, on a CPU and on a GPU
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
-
-
-def _normalisation(spec: ModelSpec, in_channels: int) -> Normalisation | None:
-    if not spec.pretrained:
-        return None
-    mean, std = normalisation(spec)
-    if in_channels == 1:
-        return (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return mean, std
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -132,8 +137,6 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         ),
     )
     _set_input_channels(network, shape.in_channels)
-    if shape.dropout is not None:
-        _set_dropout(spec, network, shape.dropout)
     return network
 
 
@@ -163,10 +166,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
 def _build_small(spec: ModelSpec, shape: _Shape) -> nn.Module:
     if spec.architecture not in _SMALL:
         raise unknown_name("isweep architecture", spec.architecture, _SMALL)
-    network = _SMALL[spec.architecture](shape)
-    if shape.dropout is not None:
-        _set_dropout(spec, network, shape.dropout)
-    return network
+    return _SMALL[spec.architecture](shape)
 
 
 class _SmallCnn(nn.Sequential):
@@ -209,26 +209,11 @@ def _small_mlp(shape: _Shape) -> nn.Module:
     )
 
 
-def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
-    network = build_own(
-        spec, num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
-    )
-    if shape.dropout is not None:
-        _set_dropout(spec, network, shape.dropout)
-    return network
-
-
 def _arguments(spec: ModelSpec) -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in spec.arguments}
 
 
 _SMALL: dict[str, Callable[[_Shape], nn.Module]] = {"small_cnn": _small_cnn, "small_mlp": _small_mlp}
-_BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
-    "torchvision": _build_torchvision,
-    "timm": _build_timm,
-    "isweep": _build_small,
-    "own": _build_own,
-}
 
 
 def _set_input_channels(network: nn.Module, in_channels: int) -> None:
@@ -336,3 +321,120 @@ def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigErr
         f"{spec.architecture} ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
         "choose a larger image_size (VGGs need at least 32) or another model",
     )
+
+
+# Networks of one's own, on whatever machine a trial runs.
+
+_SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the sweep file"
+
+
+def install_code(texts: Mapping[str, str]) -> None:
+    """Make source that was sent here importable, before anything of the same name.
+
+    ``texts`` come from :func:`search_spaces.models.source_texts`, by relative path.
+    """
+    if not texts:
+        return
+    folder = str(_written(tuple(sorted(texts.items()))))
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+
+
+@cache
+def _written(texts: tuple[tuple[str, str], ...]) -> Path:
+    """Write source into a folder that this process alone has, so that nobody else can put code there."""
+    folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
+    for relative, text in texts:
+        path = folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    """Call one's own function and return its network.
+
+    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when the sweep
+    was planned, empty to take it as it is.
+
+    Raises:
+        ConfigError: when the source is another one now, cannot be imported, has no such function, raises, or
+            returns no network.
+    """
+    reference = spec.architecture
+    if spec.code and code_hash(reference) != spec.code:
+        raise ConfigError(
+            "The source of your own network must stay as it was planned", reference, "run the sweep again"
+        )
+    module_name, _, name = reference.partition(":")
+    try:
+        function = getattr(_fresh(module_name, reference), name)
+    except (Exception, SystemExit) as error:
+        raise ConfigError("Your own network must be importable", f"{reference}: {one_line(error)}") from error
+    try:
+        network = function(
+            num_outputs=shape.num_outputs,
+            in_channels=shape.in_channels,
+            image_size=shape.image_size,
+            **_arguments(spec),
+        )
+    except SweepError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            "Your own function must build a network",
+            f"{reference} raised {one_line(error)}",
+            f"it is called with {_SIGNATURE}",
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            "Your own function must return a torch.nn.Module", f"{reference}: {type(network).__name__}"
+        )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError("Your own network must have parameters to train", f"{reference}: none")
+    return network
+
+
+def _fresh(module: str, reference: str) -> object:
+    """Import the module from the files that were hashed, even where an older one was imported before."""
+    for name, path in source_files(reference).items():
+        loaded = sys.modules.get(name)
+        if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve():
+            del sys.modules[name]
+    return importlib.import_module(module)
+
+
+def fails_by_pixels(error: BaseException, model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Tell whether a pass that failed on black images may work on others: then only its cells may fail."""
+    if depends_on_pixels(error):
+        return True
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            model(torch.empty(shape))
+    except (Exception, SystemExit) as fake:
+        return depends_on_pixels(fake)
+    return True
+
+
+def depends_on_pixels(error: BaseException) -> bool:
+    """Tell whether a pass with tensors that hold no data failed because it asked for their values."""
+    while not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        if error.__cause__ is None and error.__context__ is None:
+            return False
+        error = error.__cause__ or error.__context__ or error
+    return True
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, on one line of at most 300 characters."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+_BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
+    "torchvision": _build_torchvision,
+    "timm": _build_timm,
+    "isweep": _build_small,
+    "own": _build_own,
+}

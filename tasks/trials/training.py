@@ -245,7 +245,6 @@ class Checkpoints:
         read: returns the latest state; None where there is none that is whole.
         save: keeps a state, whole or not at all.
         interval_s: seconds between two.
-        clock: tells the time, in seconds.
     """
 
     def __init__(
@@ -254,10 +253,8 @@ class Checkpoints:
         save: Callable[[bytes], object],
         *,
         interval_s: float = INTERVAL_S,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read, self._save, self._interval, self._clock = read, save, interval_s, clock
-        self._last = clock()
+        self._read, self._save, self._interval, self._last = read, save, interval_s, time.monotonic()
         self.notes: list[dict[str, Any]] = []
         """What else belongs to the training so far; plain values, kept and given back with it."""
 
@@ -295,7 +292,7 @@ class Checkpoints:
         device: torch.device,
     ) -> None:
         """Save the state after the last epoch of ``history``, if the last save is long enough ago."""
-        if self._clock() - self._last < self._interval:
+        if time.monotonic() - self._last < self._interval:
             return
         buffer = io.BytesIO()
         state = {
@@ -310,7 +307,7 @@ class Checkpoints:
         }
         torch.save(state, buffer)
         self._save(buffer.getvalue())
-        self._last = self._clock()
+        self._last = time.monotonic()
 
 
 AVERAGED_BATCH = 64
@@ -442,11 +439,11 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
 
 
-def mean_loss(losses: Tensor, rule: LossRule, batch_size: int = AVERAGED_BATCH) -> float:
+def mean_loss(losses: Tensor, rule: LossRule) -> float:
     """Average per-example ``losses`` ``(num_images,)`` by ``rule``, in float64."""
     losses = losses.double()
     if rule == "mean_of_batch_means":
-        losses = torch.stack([batch.mean() for batch in torch.split(losses, batch_size)])
+        losses = torch.stack([batch.mean() for batch in torch.split(losses, AVERAGED_BATCH)])
     return float(losses.mean())
 
 

@@ -31,7 +31,7 @@ class ManyWorkers:
     def share(self, value):
         return value
 
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
+    def map_unordered(self, function, argument_tuples, *, spread=False):
         items = list(enumerate(argument_tuples))
         np.random.default_rng(self.seed).shuffle(items)
         for index, arguments in items:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search_spaces.datasets import IMAGENET_CLASSES
+from tasks.sources.natural import IMAGENET_CLASSES
 from tests.raw_trees.pictures import colour, grey, jpeg_cmyk, save_image
 
 

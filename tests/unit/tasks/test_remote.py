@@ -149,8 +149,8 @@ class TestRayExecutor(ExecutorContract):
             list(executor.map_unordered(kill_worker, [(str(path),)]))
         assert path.read_text() == "xxxx"
 
-    def test_holds_blas_to_the_cpus_of_the_task(self, executor):
-        assert [n for _, n in executor.map_unordered(count_threads, [()], num_cpus=1)] == [1]
+    def test_holds_blas_to_the_cpu_of_the_task(self, executor):
+        assert [n for _, n in executor.map_unordered(count_threads, [()])] == [1]
 
     def test_takes_as_many_workers_as_the_cluster_has(self, ray_cluster):
         assert RayExecutor().num_workers >= 2

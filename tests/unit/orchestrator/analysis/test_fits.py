@@ -1,5 +1,6 @@
 """What is fitted: exact laws come back, what cannot be fitted says why, and nothing hangs on an accident."""
 
+import re
 from itertools import permutations
 
 import numpy as np
@@ -9,11 +10,12 @@ import statsmodels.api as sm
 from mlflow.utils.validation import _validate_metric_name
 
 from orchestrator.analysis import table as t
+from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fits import fit_height, fit_scaling_laws, prepare
 from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import headline
-from orchestrator.analysis.tables import fit_tables, not_fitted
+from orchestrator.analysis.tables import claim_table, fit_tables, not_fitted
 from tests.synthetic import synthetic_table
 
 
@@ -101,9 +103,12 @@ def test_too_little_is_refused_in_words_with_what_is_needed():
 def test_few_datasets_are_said_in_words():
     table = synthetic_table(num_natural=2, num_medical=6, trial_std=0.1)
     assert fit_scaling_laws(table).caveats == (
-        "2 natural datasets: a trend over natural datasets cannot be told from the peculiarities of these; "
-        "at least 5 are needed.",
+        "2 natural datasets: a trend from one natural dataset to the next, unlike one over N within them, "
+        "cannot be told from the peculiarities of these; at least 5 are needed.",
+        "One model and seed alone: nothing tells what another would have changed.",
     )
+    more = synthetic_table(num_natural=5, models=("a", "b"), num_seeds=2, trial_std=0.1)
+    assert fit_scaling_laws(more).caveats == ()
 
 
 def test_measures_equal_up_to_rounding_explain_nothing():
@@ -208,6 +213,23 @@ def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_numb
     assert all(claim.established == (claim.adjusted_p <= 0.05) for claim in fits.claims)
 
 
+def test_an_answer_is_established_for_the_table_where_it_is_for_the_page():
+    """Of an attack p is one-sided and the interval two-sided: both have to hold, wherever it is said."""
+    k = np.random.default_rng(0).uniform(1, 2, (40, 7))
+    gain = k + np.random.default_rng(1).normal(0, 0.6, k.shape)
+    parted = 0
+    for sharpness, gained in zip(k, gain, strict=True):
+        table = synthetic_table(num_natural=7, num_medical=0, train_sizes=(100,)).assign(
+            label_sharpness=sharpness, fgsm_8_loss_gain=gained, d_data_mle=np.nan
+        )
+        fits = fit_scaling_laws(table.drop(columns=[n for n in table if re.match("fgsm_[124]_", n)]))
+        claim, answer = fits.claim("attacks_on_sharpness"), findings(fits)[3]
+        assert claim.established == (answer.verdict == "established")
+        assert ("loss gained by attacks" in str(claim_table(fits).rows)) == (claim is not None)
+        parted += claim.adjusted_p <= 0.05 and not claim.established
+    assert parted
+
+
 def test_what_limits_the_whole_sweep_is_listed():
     table = synthetic_table(num_natural=5, num_medical=0)
     table.loc[1, "data_mode"] = "as_released"
@@ -235,6 +257,10 @@ def test_the_exponent_is_shown_for_other_choices_of_d():
         assert fits.find("exponent", variant=variant).estimates[0].value == pytest.approx(factor * exponent)
     bare = explored(table.drop(columns="d_data_mle_k5"))
     assert bare.find("exponent", variant="5 neighbours").status == "not_enough_data"
+    assert not [fit for fit in bare.fits if fit.variant == "5 neighbours"]  # not measured, so not asked
+    few = explored(table.assign(d_data_twonn=table["d_data_twonn"].where(table["dataset"] == "natural0")))
+    found = few.find("exponent", variant="TwoNN").reason
+    assert found == "1 dataset with two train sizes and d_data by TwoNN, at least 3 needed"
 
 
 def test_refusals_are_one_line_and_never_rows():

@@ -218,7 +218,8 @@ def test_the_report_answers_first(page, fits):
     strip = page.partition('class="strip"')[2].partition("</table>")[0]
     for finding in findings(fits):
         assert finding.question in strip
-        assert f">{finding.verdict}</span>" in strip
+        assert f">{finding.badge}</span>" in strip
+        assert (" of such studies" in finding.line) == (finding.verdict == "not established")
     assert page.partition("<h2>Answers")[0].count("<svg ") == 2
     rest = page.partition("<h2>The rest")[2]
     assert 0 < rest.count("<details") == rest.count("</details>")

@@ -106,8 +106,8 @@ def test_class_pairs_are_answered_of_a_sweep_and_of_any_table(run, asked, tmp_pa
     lines = out.splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines[:-1])) <= 80  # the last names a command, with its root
-    place = lines.index("ESTABLISHED: Does the loss fall with N?")
-    assert lines[place + 1].startswith("  Yes: exponent b in N^(-b/d) is 7.34, 95 % interval 5.56 to 9.12, ")
+    place = lines.index("YES, ESTABLISHED: Does the loss fall with N?")
+    assert lines[place + 1].startswith("  Exponent b in N^(-b/d) is 7.34, 95 % interval 5.56 to 9.12, ")
     found = json.loads(asked(table, "fit", "--json"))["class_pairs"]
     assert [one["num_groups"] for one in found] == [10] * 5
     own = table.assign(a=table["class_pair"].str[0], b=table["class_pair"].str[-1])

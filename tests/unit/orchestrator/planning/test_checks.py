@@ -8,7 +8,8 @@ from orchestrator.planning.plan import Workspace
 from search_spaces.datasets import PACKAGED
 from search_spaces.errors import DataError, SweepError
 from search_spaces.specs import PreparedSpec
-from tasks.sources import RawRequest, source_for
+from tasks.sources import source_for
+from tasks.sources.base import RawRequest
 
 SWEEP = """
 name: counted

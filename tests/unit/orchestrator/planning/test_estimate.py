@@ -311,26 +311,6 @@ def jobs(*pairs):
     return [e.Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
 
 
-@pytest.mark.parametrize(
-    ("pairs", "num_gpus", "makespan"),
-    [
-        ([(4, 0.5)] * 3, 1, 8),
-        ([(5, 0.6)] * 3, 2, 10),  # two run, the third waits although 0.8 GPUs are free
-        ([(2, 0.5), (3, 1.0), (2, 0.5)], 1, 5),  # a small one goes past a large one that must wait
-        ([(1, 1), (1, 1), (1, 1), (1, 1), (4, 1)], 2, 6),
-        ([(4, 1), (1, 1), (1, 1), (1, 1), (1, 1)], 2, 4),  # the longest first
-        ([], 3, 0),
-    ],
-)
-def test_schedules_worked_out_by_hand(pairs, num_gpus, makespan):
-    found = e.replay(jobs(*pairs), num_gpus)
-    assert found.makespan == pytest.approx(makespan)
-    work = sum(seconds * share for seconds, share in pairs)
-    longest = max((seconds for seconds, _ in pairs), default=0)
-    assert found.lower_bound == pytest.approx(max(work / num_gpus, longest))
-    assert found.utilisation * makespan * num_gpus == pytest.approx(work)
-
-
 def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_are_offered():
     large = [e.Job(f"large {i:02}", 10.0, 0.6) for i in range(e.LOOK_AHEAD + 1)]
     near, far = e.Job("near", 1.0, 0.4), e.Job("far", 1.0, 0.4)
@@ -365,6 +345,10 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_gpus):
         now = min(end for end, _, _ in running)
         running = [other for other in running if other[0] > now]
     assert (found.makespan, found.starts) == (now, expected)
+    spent = sum(job.seconds * job.share for job in work)
+    longest = max((job.seconds for job in work), default=0.0)
+    assert found.lower_bound == pytest.approx(max(spent / num_gpus, longest))
+    assert found.utilisation * now * num_gpus == pytest.approx(spent)
     assert e.replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
 
 

@@ -106,12 +106,6 @@ def test_every_row_of_the_table_is_met_by_an_error():
     assert {gpu_error(error) for error, *_ in OF_GPUS} == set(GPU_ERRORS)
 
 
-def test_a_capture_without_memory_is_a_matter_of_memory_and_ends_its_process():
-    error = CaptureError(f"{CAPTURE_FAILED}: OutOfMemoryError: CUDA out of memory")
-    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
-    assert (classify(error).kind, ends_process(error)) == ("out_of_memory", True)
-
-
 def test_a_process_that_ended_for_its_gpu_has_the_kind_and_words_it_died_with():
     dead = DeviceError("out_of_memory: CUDA error: out of memory (GPU-3f of node a)")
     text = "".join(traceback.format_exception(dead))

@@ -156,26 +156,24 @@ def test_pairs_with_and_without_mps_are_told_apart(tmp_path, monkeypatch, runs):
     assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path)
 
 
-def test_processes_that_do_not_fit_leave_what_was_measured(monkeypatch):
+@pytest.mark.parametrize(
+    ("fit", "measured"),
+    [(3, {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: full"}),
+     (1, {"1": 50.0, "error": "2 processes: full"})],
+)  # fmt: skip
+def test_processes_that_do_not_fit_leave_what_was_measured_and_a_pair_that_does_not_no_gain(
+    monkeypatch, fit, measured
+):
     def answer(process):
         process.wait()
-        full = "OutOfMemoryError" if len(started) == 7 else ""
-        return {"images_per_second": 50.0}, full
+        return {"images_per_second": 50.0}, "" if len(started) <= fit else "full"
 
     started, start = [], gpu_check._start
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/true")
     monkeypatch.setattr(gpu_check, "_start", lambda *words: started.append(words) or start(*words))
     monkeypatch.setattr(gpu_check, "_answer", answer)
-    row = gpu_check._gain(bench_of("cuda", graphs=True), "vgg16")
-    assert row == {"1": 50.0, "2": 100.0, "gain": 2.0, "error": "4 processes: OutOfMemoryError"}
+    assert gpu_check._gain(bench_of("cuda", graphs=True), "vgg16") == measured
     assert set(started) == {("rate", "cuda", True, "vgg16")}
-
-
-def test_a_pair_that_does_not_run_is_no_measured_gain(monkeypatch):
-    told = iter([({"images_per_second": 50.0}, ""), ({}, "exclusive"), ({}, "exclusive")])
-    monkeypatch.setattr(gpu_check, "_start", lambda *words: None)
-    monkeypatch.setattr(gpu_check, "_answer", lambda process: next(told))
-    assert gpu_check._gain(bench_of("cuda"), "vgg16") == {"1": 50.0, "error": "2 processes: exclusive"}
 
 
 @pytest.mark.parametrize("graphs", [True, False])

@@ -64,14 +64,12 @@ def test_how_much_is_left_is_known_at_most_and_falls_to_nothing():
     assert (left[-1], one.done) == (0, True)
 
 
-def test_the_chosen_rate_is_near_the_best_and_its_loss_that_of_the_same_runs():
+def test_the_chosen_rate_is_near_the_best():
     one = search(budget=0.4)
     run_through(one)
     for outcome in outcomes(one):
         assert BEST_RATE / 3 < outcome.chosen.point.learning_rate < BEST_RATE * 3
         assert len(outcome.chosen.losses) == 2  # what made it a finalist does not speak for it
-        assert outcome.gain == pytest.approx(outcome.own.mean - outcome.chosen.mean)
-        assert outcome.chosen.mean == min(candidate.mean for candidate in outcome.finalists)
         assert 0 < outcome.spent <= outcome.budget == 10
         assert outcome.finalist_trainings == 2 * len(outcome.finalists)
 

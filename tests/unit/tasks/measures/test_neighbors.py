@@ -96,9 +96,9 @@ def test_tiles_cover_each_pair_once(num_rows, num_workers):
 class Recorder(InlineExecutor):
     """Inline, and remembers how tasks were sent."""
 
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
+    def map_unordered(self, function, argument_tuples, *, spread=False):
         self.spread = spread
-        return super().map_unordered(function, argument_tuples, num_cpus=num_cpus, spread=spread)
+        return super().map_unordered(function, argument_tuples, spread=spread)
 
 
 @pytest.mark.parametrize(("work", "spread"), [(0, True), (1e11, False)])

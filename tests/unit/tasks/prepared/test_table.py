@@ -11,11 +11,9 @@ from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import FORM, IMAGE, Part
 from tasks.prepared.record import telling_traits
 from tasks.prepared.table import (
-    _join,
     content_fingerprint,
     gather,
-    number_groups,
-    occurrence,
+    join_groups,
     quotas_of,
     select,
 )
@@ -35,12 +33,6 @@ def test_quotas_by_largest_remainder(available, size, expected):
     assert quotas_of(np.array(available), size, balanced=False).tolist() == expected
 
 
-def test_occurrence_and_group_numbers_follow_first_appearance():
-    assert occurrence(np.array([5, 3, 5, 5, 3])).tolist() == [0, 0, 1, 2, 1]
-    assert number_groups(np.array([9, -2, 9, 4])).tolist() == [0, 1, 0, 2]
-    assert number_groups(np.array(["b", "\0b", "b", "a"])).tolist() == [0, 1, 0, 2]
-
-
 @given(
     groups=st.lists(st.integers(-3, 3).map(lambda g: g * 2**60), min_size=1, max_size=30),
     seed=st.integers(0, 100),
@@ -48,7 +40,7 @@ def test_occurrence_and_group_numbers_follow_first_appearance():
 def test_joined_groups_are_the_connected_ones(groups, seed):
     """Against the definition: two groups are one when a chain of shared images links them."""
     same = np.random.default_rng(seed).integers(0, 8, len(groups))
-    joined = _join(np.array(groups), np.unique(same, return_inverse=True)[1])
+    joined = join_groups(np.array(groups), np.unique(same, return_inverse=True)[1])
     linked = np.equal.outer(groups, groups) | np.equal.outer(same, same)
     for _ in groups:
         linked = linked @ linked

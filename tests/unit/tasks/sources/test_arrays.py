@@ -215,7 +215,7 @@ LIES = {
     "a terabyte": (zipped({"images": header(10**12, 8, 8), "labels": b""}), "more than the member holds"),
     "many members": (zipped({str(number): b"" for number in range(1200)}), "more than 1,000 members"),
     "200 GiB": (zipped(HUGE), "more"),
-    "200 GiB, and so the directory": (zipped(HUGE, 0xFFFFFFF0), "more"),
+    "200 GiB, and so the directory": (zipped(HUGE, 0xFFFFFFF0), "declares more than its packed size"),
     **{f"a flipped byte at {place} of {save.__name__}": (flipped(saved(save, 2000), place), "damaged")
         for save in (np.savez, np.savez_compressed) for place in (0.1, 0.5, 0.9)},
 }  # fmt: skip

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from search_spaces.specs import RELEASED_FAULTS
-from tasks.sources import locate
 from tests.raw_trees import write_raw_tree
 from tests.raw_trees.pictures import edit_xlsx
 from tests.unit.tasks.sources.archives import pack
@@ -94,11 +93,6 @@ def two_manifests(raw: Path) -> None:
     second.mkdir(parents=True)
     for folder in sorted(collection.iterdir())[::2]:
         folder.rename(second / folder.name)
-
-
-def zip_collection(raw: Path) -> None:
-    (folder,) = raw.glob("manifest-*")
-    move(folder, raw / f"{folder.name}.zip", f"{folder.name}/")
 
 
 def rename_table(new: str) -> Change:
@@ -225,26 +219,22 @@ CHANGES = {
     **{f"{name}: zip": (name, packed("archive.zip")) for name in ("cifar10", "mnist", "fashion_mnist")},
     "svhn: zip": ("svhn", packed("svhn (1).zip")),
     "mnist: tar.xz": ("mnist", packed("mnist.tar.xz")),
-    "mura: tar.bz2": ("mura", packed("MURA-v1.1.tar.bz2")),
     "cifar10: unpacked": ("cifar10", unpacked("cifar-10-batches-py")),
     "cifar10: unpacked and renamed": ("cifar10", unpacked("CIFAR/train data")),
     "mnist: unpacked by a browser": ("mnist", unpacked_by_a_browser),
     "chexpert: AIMI's batches": ("chexpert", by_batches),
     "chexpert: AIMI's zips": ("chexpert", zip_batches),
     "mura: zip": ("mura", packed("MURA-v1.1.zip")),
-    "rsna: zip": ("rsna", packed("rsna-intracranial-hemorrhage-detection.zip")),
     "prostate: descriptive": ("prostate", descriptive),
     "prostate: idc-index": ("prostate", idc_index),
     "prostate: renamed": ("prostate", renamed),
     "prostate: two manifests": ("prostate", two_manifests),
-    "prostate: zip": ("prostate", zip_collection),
     "prostate: table of today": ("prostate", rename_table("Target-Data_2019-12-05-2.xlsx")),
     "prostate: table of a browser": ("prostate", rename_table("Target Data_2019-12-05 (2).xlsx")),
     "prostate: table renamed": ("prostate", rename_table("labels of mine.xlsx")),
     "dbc: slips": ("dbc", slips),
     "dbc: renamed": ("dbc", renamed),
     "dbc: two manifests": ("dbc", two_manifests),
-    "dbc: zip": ("dbc", zip_collection),
     "oai: series archives": ("oai", series_archives),
     "brats: 2020": ("brats", year_2020),
     "brats: zip": ("brats", packed("MICCAI_BraTS_2018_Data_Training.zip")),
@@ -298,18 +288,6 @@ def test_released_oai_is_the_half_that_the_study_read(tree, official, tmp_path):
     records = [official("oai", tree("oai"), out=tmp_path / "a").record]
     records.append(official("oai", tmp_path / "oai", out=tmp_path / "b", **released).record)
     assert [record.num_listed for record in records] == [12, 9]
-
-
-def test_a_member_is_located_by_its_hash(tree, official, tmp_path):
-    raw = tree("mura")
-    victim = next(raw.rglob("image2.png"))
-    victim.write_bytes(b"junk")
-    packed("MURA-v1.1.zip")(raw)
-    record = official("mura", raw, strict=False).record
-    ((hashed, reason),) = record.skipped_items
-    assert reason == "not an image"
-    member = victim.relative_to(raw).as_posix()
-    assert locate(raw, tmp_path / "prepared", hashed) == f"MURA-v1.1.zip!/{member}"
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])

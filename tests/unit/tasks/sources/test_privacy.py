@@ -26,6 +26,7 @@ from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _brain
 from tests.raw_trees.own import save_arrays, save_parquet
 from tests.raw_trees.pictures import save_nifti
+from tests.unit.tasks.sources.archives import pack
 from tests.unit.tasks.sources.conftest import picture, png, request_for, write_tree
 
 CANARY = "CANARYzebra"
@@ -131,6 +132,7 @@ IMAGES = np.stack([picture(row) for row in range(4)])
 LABELS = np.arange(4) % 2
 LOCATED = {
     "file": (lambda raw: write_tree(raw, "a/x.png"), "a/x.png"),
+    "archive": (lambda raw: pack(write_tree(raw, "a/x.png"), raw / "a.zip").parent, "a.zip!/a/x.png"),
     "npz": (lambda raw: save_arrays(raw / "a", "npz", images=IMAGES, labels=LABELS), "2"),
     "npz of splits": (
         lambda raw: save_arrays(raw / "a", "npz", train_images=IMAGES, train_labels=LABELS),

@@ -6,20 +6,11 @@ from search_spaces.errors import ConfigError
 from tasks.trials.models import num_parameters
 from tests.unit.tasks.trials.conftest import built, equal
 
-WHOLE = {"num_outputs": 1000, "in_channels": 3}
 
-
-@pytest.mark.parametrize(("name", "changes", "count"), [
-    # As torchvision's own documentation lists them for 3 channels and 1,000 outputs.
-    ("torchvision resnet18", WHOLE, 11_689_512), ("torchvision resnet34", WHOLE, 21_797_672),
-    ("torchvision resnet50", WHOLE, 25_557_032), ("torchvision vgg13", WHOLE, 133_047_848),
-    # One channel and two outputs change only the first and the last layer, in both libraries.
-    *((f"{library} resnet18", {}, 11_689_512 - 2 * 64 * 7 * 7 - 998 * (512 + 1))
-        for library in ("torchvision", "timm")),
-])  # fmt: skip
-def test_networks_have_the_published_parameter_counts(name, changes, count):
-    library, architecture = name.split()
-    assert num_parameters(built(architecture, library, **changes)) == count
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_one_channel_and_two_outputs_change_only_the_first_and_the_last_layer(library):
+    """Of the published parameters for three and 1,000, to which test_costs holds every network."""
+    assert num_parameters(built("resnet18", library)) == 11_689_512 - 2 * 64 * 7 * 7 - 998 * (512 + 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -31,10 +22,7 @@ def test_networks_have_the_published_parameter_counts(name, changes, count):
         ("torchvision", "squeezenet1_1", 32),
         ("torchvision", "vit_b_32", 32),
         ("torchvision", "googlenet", 32),
-        ("timm", "resnet10t", 28),
         ("timm", "test_vit", 32),
-        ("isweep", "small_cnn", 28),
-        ("isweep", "small_mlp", 8),
     ],
 )
 def test_any_classification_architecture_gives_one_row_of_logits_per_image(
@@ -49,16 +37,6 @@ def test_scaling_is_part_of_the_model():
     scaled, raw = built("small_cnn", "isweep", input_scale=1 / 255), built("small_cnn", "isweep")
     pixels = torch.randint(0, 256, (4, 1, 32, 32)).float()
     assert torch.equal(scaled.eval()(pixels), raw.eval()(pixels * (1 / 255)))
-
-
-def test_weights_depend_on_the_seed_alone():
-    first = built("small_cnn", "isweep", seed=3)
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    again, other = built("small_cnn", "isweep", seed=3), built("small_cnn", "isweep", seed=4)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert equal(first.state_dict(), again.state_dict())
-    assert not torch.equal(first.network[-1].weight, other.network[-1].weight)
 
 
 def dropouts(model):

@@ -9,12 +9,12 @@ import torch
 import torchvision
 from safetensors.torch import load, save
 
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.sweeps import ModelChoice
 from tasks.trials.models import build_model
-from tasks.trials.pretrained import download
 from tasks.trials.trial import run_trial
+from tasks.trials.weights import download
 from tests.unit.tasks.trials.conftest import trial_spec
 
 
@@ -78,15 +78,6 @@ def test_what_no_library_trained_is_refused(name, monkeypatch):
 def test_an_architecture_without_weights_is_refused():
     with pytest.raises(ConfigError, match="library has weights; found: timm test_vit9"):
         download(spec_of("timm:test_vit9"))
-
-
-def test_no_connection_is_one_clear_message(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("<urlopen error [Errno -2] Name or service not known>")
-
-    monkeypatch.setattr("torchvision.models.get_model", offline)
-    with pytest.raises(SetupError, match=r"resnet18 must be downloaded once.*leave pretrained out"):
-        download(spec_of("resnet18"))
 
 
 def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):

@@ -63,12 +63,6 @@ def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcom
     assert numbers(run_trial(trial_spec(), data)) == numbers(outcome)
 
 
-def test_another_seed_gives_another_network(data, outcome):
-    network = trial_spec().network.model_copy(update={"seed": 1})
-    other = run_trial(trial_spec().model_copy(update={"network": network}), data)
-    assert other.scores.train_loss != outcome.scores.train_loss
-
-
 def test_only_the_first_rows_are_trained_on(data, outcome):
     images, labels = data.train_images.copy(), data.train_labels.copy()
     images[48:], labels[48:] = 0, 0
@@ -88,12 +82,6 @@ def test_no_epochs_leave_an_untrained_network_measured_and_attacked_without_a_wa
         untrained = run_trial(trial_spec(epochs=0), data)
     assert untrained.history == ()
     assert (set(untrained.d_repr), names(untrained)) == ({"mle", "twonn"}, ATTACKS)
-
-
-@pytest.mark.parametrize(("architecture", "library"), [("resnet10t", "timm"), ("small_mlp", "isweep")])
-def test_library_networks_run_as_trials(data, architecture, library):
-    result = run_trial(trial_spec(architecture, library, train_size=24, epochs=1, num_neighbors=5), data)
-    assert (set(result.d_repr), names(result)) == ({"mle", "twonn"}, ATTACKS)
 
 
 def test_a_diverged_training_is_a_result_with_its_reason(data):
