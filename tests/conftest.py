@@ -121,3 +121,12 @@ def on_ray_local(ray_local: Cluster) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.running.run.connect", connected)
         yield
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A stand-in for S3, with an empty bucket."""
+    from tests.object_store import object_store
+
+    with object_store() as running:
+        yield running

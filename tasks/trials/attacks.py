@@ -157,14 +157,9 @@ def attack_all(
 ) -> list[AttackRecord]:
     """Attack every image with every method and epsilon of ``attacks``; one record each, in that order.
 
-    Args:
-        model: on the device of ``images``; its mode is restored.
-        images: left unchanged.
-        labels: the true labels.
-        attacks: methods and epsilons.
-        clean: the pass over these images, from :func:`pass_clean`.
-        pass_size: images that pass at once; changes nothing but speed and memory.
-        rule: how losses are averaged, for clean and attacked images alike.
+    ``labels`` are the true ones, ``clean`` is what :func:`pass_clean` gave for these images, and ``rule`` is
+    how losses are averaged, of clean and attacked images alike. How many pass at once changes nothing but
+    speed and memory; images and the model's mode stay as they were.
     """
     attacked = [(method, epsilon) for method in attacks.methods for epsilon in attacks.epsilons]
     outcomes: dict[tuple[str, float], list[tuple[Tensor, ...]]] = {attack: [] for attack in attacked}

@@ -76,12 +76,7 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 @contextmanager
 def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block that builds or runs somebody's own network: it begins as others do, and leaves no trace.
-
-    Args:
-        seed: Of all generators.
-        device: Whose generator too.
-    """
+    """Run a block that builds or runs somebody's own network: it begins as others do, and leaves no trace."""
     with ExitStack() as restore:
         for read, change, value in _SETTINGS:
             restore.callback(change, read())
@@ -151,11 +146,9 @@ def keep_freed_memory() -> bool:
 def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Iterator[None]:
     """Give a trial its share of memory, and what it leaves behind back: a worker may be used again.
 
-    Args:
-        device: where the trial runs.
-        gpu_fraction: share of the GPU's memory that this process may take within the block, its context
-            included; None sets no limit. PyTorch checks it after it has allocated (pytorch#69688), so a
-            process may be above it for a moment.
+    ``gpu_fraction`` is the share of the GPU's memory that this process may take within the block, its context
+    included; None sets no limit. PyTorch checks it after it has allocated (pytorch#69688), so a process may
+    be above it for a moment.
 
     Raises:
         MemoryError: when the machine's memory is used up. ``torch.OutOfMemoryError`` passes as it is. Before

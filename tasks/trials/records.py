@@ -37,21 +37,10 @@ class ValidationScore(Finding):
 
 
 class SearchResult(Finding):
-    """What a trial of a search found.
+    """What a trial of a search found in its ``epochs`` of training; attributes as of :class:`TrialResult`.
 
-    Attributes:
-        status: see :class:`SearchStatus`.
-        reason: why it diverged; empty when complete.
-        epochs: epochs of training that it took.
-        curve: the validation images after each epoch; a diverged one's end before the loss that is no number.
-        num_train: images that it was trained on.
-        num_validation: images that it was judged on.
-        num_classes: classes of the task.
-        chance_loss: loss of guessing, ln of ``num_classes``.
-        device: where it ran.
-        num_threads: torch threads on the CPU.
-        peak_memory_bytes: see :class:`tasks.trials.records.TrialResult`.
-        micro_batch: likewise.
+    ``curve`` has the validation images after each epoch; a diverged one's ends before the loss that is no
+    number. ``chance_loss`` is that of guessing, ln of ``num_classes``.
     """
 
     status: SearchStatus
@@ -188,12 +177,7 @@ def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
 
 
 class KeptFile(Finding):
-    """A file kept beside a trial's result: the network's weights (safetensors), or its predictions (Parquet).
-
-    Attributes:
-        sha256: of the file.
-        num_bytes: its size.
-    """
+    """A file kept beside a trial's result: its network's weights (safetensors), or predictions (Parquet)."""
 
     sha256: str
     num_bytes: int
@@ -292,13 +276,7 @@ class Timings(Finding):
 
 
 class StageRecord(Finding):
-    """The representation after one stage of a network.
-
-    Attributes:
-        module: Whose output it is, by its name within the network.
-        num_features: Of one image.
-        d_repr: By estimator, as :attr:`TrialResult.d_repr`.
-    """
+    """The representation after one stage of a network, the output of ``module``: features of one image."""
 
     module: str
     num_features: int
@@ -309,17 +287,13 @@ class TrialResult(Finding):
     """What a trial found.
 
     Attributes:
-        status: see :class:`TrialStatus`.
         reason: why it diverged; empty when done.
         seed: the derived seed all random choices came from.
-        device: where it ran.
         num_threads: torch threads on the CPU; another number may change the last digits.
         scores: of the trained network; None when diverged.
         d_repr: by estimator; one that is undefined says why.
         d_repr_stages: the same after every stage of the network, from the pixels on, where asked for; empty
             for a network without stages.
-        attacks: one record per method and strength.
-        history: one entry per finished epoch.
         test_history: the test images after some epochs, at most about ten; the last epoch is in ``scores``.
         best_epoch: that of ``test_history`` with the smallest test loss; chosen on the test images, so it
             tells how training went and is no result to report.
@@ -328,7 +302,6 @@ class TrialResult(Finding):
         weights_note: why they could not be kept although they should.
         predictions: logits of every test image, where they are kept.
         predictions_note: why they could not be kept although they should.
-        timings: seconds per stage.
         peak_memory_bytes: on CUDA what the process reserved on the GPU for tensors; on a CPU its resident
             memory, libraries and arrays included.
         pretrained: SHA-256 of the weights that training started from; empty for random ones.

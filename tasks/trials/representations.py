@@ -4,6 +4,9 @@ Layers as in the released code of Konz & Mazurowski (ICLR 2024), read in evaluat
 and without augmentation (the released helper sets neither): ResNets give the output of ``layer4`` after its
 last ReLU and before pooling, flattened; VGGs the output of the second fully connected layer before its
 ReLU; any other network the input of its final classifier.
+
+A model is a :class:`~tasks.trials.models.PixelModel` or a bare network; images are ``(num_images, channels,
+height, width)`` with pixels in [0, 255], on its device.
 """
 
 from __future__ import annotations
@@ -87,12 +90,7 @@ class Features:
 
 @contextmanager
 def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
-    """Read the last hidden layer of every image that passes ``model`` within the block.
-
-    Args:
-        model: a :class:`~tasks.trials.models.PixelModel` or a bare network.
-        num_images: how many will pass.
-    """
+    """Read the last hidden layer of the ``num_images`` images that will pass ``model`` within the block."""
     network = getattr(model, "network", model)
     layer, features = feature_layer(network), Features(num_images)
 
@@ -112,16 +110,10 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
 def extract_features(
     model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_PASS
 ) -> NDArray[np.float32]:
-    """Return the last hidden layer of ``model`` for every image.
+    """Return the last hidden layer of ``model`` for every image, ``(num_images, num_features)`` float32.
 
-    Args:
-        model: a :class:`~tasks.trials.models.PixelModel` (or a bare network) on the device of ``images``.
-        images: ``(num_images, channels, height, width)``, pixels in [0, 255]; at least one.
-        batch_size: images per forward pass; changes nothing but speed and memory.
-
-    Returns:
-        ``(num_images, num_features)`` float32: 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352
-        for ResNet-50, 4,096 for VGGs.
+    There are 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352 for ResNet-50, 4,096 for VGGs. How
+    many images pass at once changes nothing but speed and memory; at least one there must be.
     """
     if not len(images):
         raise DataError("There must be at least one image to take features of", "none")
@@ -180,10 +172,6 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
 
     timm's list where the network has one; else, for every spatial size above one pixel that activations take
     on, the last of the outermost modules that give it.
-
-    Args:
-        model: a :class:`~tasks.trials.models.PixelModel` or a bare network.
-        image: ``(1, channels, height, width)``, pixels in [0, 255].
     """
     network = getattr(model, "network", model)
     modules = dict(network.named_modules())
@@ -229,14 +217,9 @@ def _side(output: Tensor) -> int:
 
 @dataclass(frozen=True)
 class StageRows:
-    """A :class:`~tasks.measures.distances.BlockSource` of the activations after one stage.
+    """A :class:`~tasks.measures.distances.BlockSource` of the activations after one stage, a ``module``'s.
 
     Images pass in batches that always start at the same places: a row is the same bits whenever it is read.
-
-    Attributes:
-        model: a :class:`~tasks.trials.models.PixelModel` or a bare network, on the device of ``images``.
-        module: whose output is read.
-        images: ``(num_images, channels, height, width)``, pixels in [0, 255].
     """
 
     model: nn.Module

@@ -19,12 +19,9 @@ NUM_BINS = 15
 def classification_scores(
     logits: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
 ) -> ClassificationScores:
-    """Score logits against labels.
+    """Score logits ``(num_images, num_outputs)`` against labels ``(num_images,)``.
 
-    Args:
-        logits: ``(num_images, num_outputs)``; outputs beyond the classes count as answers, always wrong.
-        labels: ``(num_images,)``.
-        num_classes: classes that there are.
+    Outputs beyond the classes count as answers, always wrong.
     """
     logits = np.asarray(logits, np.float64)
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -88,11 +85,6 @@ def to_parquet(
 
     Its columns are ``image`` (its row in the prepared dataset, or its place in the test set where that is not
     known), ``label``, and one float32 ``logit_0``, … per output, bit by bit as the network gave them.
-
-    Args:
-        logits: ``(num_images, num_outputs)``.
-        labels: ``(num_images,)`` int64, the true classes.
-        rows: ``(num_images,)`` rows of the prepared dataset; None where they are not known.
     """
     images = np.arange(len(labels)) if rows is None else rows
     table = pd.DataFrame({"image": images, "label": labels})

@@ -2,7 +2,9 @@
 
 The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), so they are put on the device
 once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
-type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch.
+type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch. Here images are
+``(num_images, channels, height, width)`` with pixels in [0, 255], labels ``(num_images,)`` int64, both on the
+device of the model, which maps them to logits.
 
 One optimisation step, :class:`Step`, is run by Python on any device, or captured as a graph and replayed on a
 GPU: at the study's batches (6 to 40 images) a ResNet spends its time starting its 274 to 687 kernels a step,
@@ -48,17 +50,9 @@ class Step:
     on a CPU float16 kernels round in other places and are slow, so there it shows the effect, not the
     released numbers. Weights, gradients, the update and the loss are float32 in all of them.
 
-    Args:
-        model: maps float pixels in [0, 255] to logits; on the device of ``images``.
-        images: ``(num_images, channels, height, width)``, uint8 or float32; never written to.
-        labels: ``(num_images,)`` int64.
-        recipe: optimiser, rate, precision.
-        micro_batch: images that pass the network at once: the step is that of the whole batch, but batch norm
-            sees parts. None for the whole batch.
-        capturable: whether a graph can capture the step: the optimiser then counts its steps on the device.
-
-    Raises:
-        ConfigError: for a ``micro_batch`` below one.
+    Of a batch ``micro_batch`` images pass the network at once, None for all: the step is that of the whole
+    batch, but batch norm sees parts; below one it is a ConfigError. A graph can capture a step that is
+    ``capturable``: the optimiser counts its steps on the device. ``images`` are never written to.
     """
 
     def __init__(
@@ -350,19 +344,10 @@ def train(
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
-    Every epoch takes all images once, in an order by ``seed`` alone, in batches of :func:`split_batches`.
-
-    Args:
-        model: maps float pixels in [0, 255] to logits; moved to ``device``.
-        images: ``(num_images, channels, height, width)``, uint8 or float32, pixels in [0, 255].
-        labels: ``(num_images,)`` int64.
-        recipe: how.
-        seed: seed of batch order and dropout.
-        device: where to train.
-        on_epoch: called with the record of every finished epoch that did not diverge.
-        micro_batch: images that pass at once; see :class:`Step`. None for whole batches.
-        checkpoints: where an earlier attempt left off, and where this one does.
-        graphs: on a GPU, replay captured graphs of the step.
+    Every epoch takes all images once, in batches of :func:`split_batches`, see :class:`Step`; their order and
+    dropout follow from ``seed`` alone. All is moved to ``device``; on a GPU ``graphs`` are captured of the
+    step and replayed. ``on_epoch`` is given the record of every finished epoch that did not diverge, and
+    ``checkpoints`` have where an earlier attempt left off, and where this one does.
 
     Returns:
         One record per epoch; the last one is ``diverged`` when its mean loss is NaN or infinite.
@@ -407,13 +392,8 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
 
-    Args:
-        model: on the device of ``images``.
-        images: ``(num_images, channels, height, width)``, pixels in [0, 255].
-        labels: ``(num_images,)`` int64.
-        rule: ``mean_of_batch_means`` is the released code's average over batches of 64, in which the images
-            of a shorter last batch weigh more.
-        pass_size: images per forward pass; changes nothing but speed and memory.
+    The rule ``mean_of_batch_means`` is the released code's average over batches of 64, in which the images of
+    a shorter last batch weigh more. How many images pass at once changes nothing but speed and memory.
     """
     with torch.no_grad(), evaluation_mode(model):
         scores = [score(model(pixels), some) for pixels, some in iterate(images, labels, pass_size)]

@@ -16,12 +16,6 @@ from tests.steady_clock import SteadyClock
 from tests.unit.orchestrator.results.examples import trial_record
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    with object_store() as running:
-        yield running
-
-
 @pytest.fixture
 def short_tries(monkeypatch):
     monkeypatch.setattr(storage, "TRIES", 1)

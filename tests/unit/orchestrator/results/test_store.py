@@ -20,7 +20,6 @@ from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.sources.base import hash_key
 from tests.damage import directory, fifo, loop
-from tests.object_store import object_store
 from tests.unit.orchestrator.results.examples import (
     diverged,
     failure_record,
@@ -30,12 +29,6 @@ from tests.unit.orchestrator.results.examples import (
 )
 
 RECORD = trial_record(diverged(), trial_id="a")
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with object_store() as running:
-        yield running
 
 
 @pytest.fixture(params=["local", "s3"])

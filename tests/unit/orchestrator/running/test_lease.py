@@ -14,12 +14,6 @@ from search_spaces.errors import SetupError
 from tests.object_store import BUCKET, object_store
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    with object_store() as running:
-        yield running
-
-
 @pytest.fixture
 def url(bucket, request):
     return f"s3://{BUCKET}/{abs(hash(request.node.name))}"
