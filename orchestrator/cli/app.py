@@ -210,7 +210,7 @@ def _run(command: partial[int | None]) -> int:
 
 
 def _stopped(kept: str) -> int:
-    text = escape(kept or "What was finished is kept; the same command goes on.")
+    text = escape(kept or "Nothing that was kept is lost; run the same command again.")
     stderr.print(f"[bold]Stopped.[/] {text}", soft_wrap=True)
     return EXIT_INTERRUPTED
 

@@ -185,7 +185,7 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1).to(device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts that it has it
         rule, found = "The device that measures run on must be there", str(error).splitlines()[0]
         raise SetupError(rule, f"{device}: {found}", "measure on the cpu") from None
