@@ -10,7 +10,6 @@ from typing import NoReturn
 def entry() -> NoReturn:
     """Entry point of the ``isweep`` command."""
     gc.set_threshold(100_000, 20, 20)  # or a third of a look at 50,000 cells is the collector's
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looked for in all packages
     try:
         from orchestrator.cli.app import main
 

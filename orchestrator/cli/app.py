@@ -113,11 +113,10 @@ def parse(arguments: Sequence[str]) -> partial[int | None]:
     Raises:
         ConfigError: when it is none.
     """
-    app = application()
     if not arguments:
         raise ConfigError("A command is required", way_out="see: isweep --help")
     try:
-        function, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
+        function, bound, _ = application().parse_args(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         raise explained(error, arguments) from None
     return partial(function, *bound.args, **bound.kwargs)
@@ -211,7 +210,7 @@ def _run(command: partial[int | None]) -> int:
 
 
 def _stopped(kept: str) -> int:
-    text = escape(kept or "What was finished is kept; the same command goes on.")
+    text = escape(kept or "Nothing that was kept is lost; run the same command again.")
     stderr.print(f"[bold]Stopped.[/] {text}", soft_wrap=True)
     return EXIT_INTERRUPTED
 

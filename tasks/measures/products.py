@@ -11,9 +11,9 @@ numkong            120 to 170    37                         nothing
 float32 by BLAS    60            60 (AVX2: 33)              nothing
 =================  ============  =========================  ==================
 
-So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch (``_int_mm`` is private)
-where the work pays for importing it; any other multiplies float32. Each way is checked against products known
-to be right before it is used, and left aside where it is missing or wrong.
+So a processor with 8-bit instructions (VNNI; AMX and SDOT, not timed) uses numkong, and torch (``_int_mm``
+is private) where the work pays for importing it; any other multiplies float32. Each way is checked against
+products known to be right before it is used, and left aside where it is missing or wrong.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
                 total[: len(above), some] += np.asarray(found)
 
     in_threads(add, list(pairs_of(range(by_features), range(by_columns))))
-    product: npt.NDArray[np.int32] = totals[0]
-    for other in totals[1:]:
-        product += other
+    product: npt.NDArray[np.int32] = totals.sum(axis=0, dtype=np.int32)
     return product
 
 
@@ -130,6 +128,9 @@ def in_threads(function: Callable[[Any], None], shares: Sequence[Any]) -> None:
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="measures")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # of a parent's threads a forked process has none
 
 
 def torch_product(a: Bytes, b: Bytes, device: str = "cpu") -> npt.NDArray[np.int32]:
@@ -184,7 +185,7 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.zeros(1).to(device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts that it has it
         rule, found = "The device that measures run on must be there", str(error).splitlines()[0]
         raise SetupError(rule, f"{device}: {found}", "measure on the cpu") from None

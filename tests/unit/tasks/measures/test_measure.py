@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +36,26 @@ def test_every_size_equals_measuring_its_prefix_alone(images, labels):
         assert size.label_sharpness.value == pytest.approx(
             reference.label_sharpness(images[:n], labels[:n]), rel=1e-6
         )
+
+
+FORKED = """
+import multiprocessing
+import numpy as np
+from tasks.measures.measure import measure_array
+
+def k_f(seed):
+    images = np.random.default_rng(seed).integers(0, 256, (600, 64), dtype=np.uint8)
+    return measure_array(images, np.arange(600) % 2).label_sharpness.value
+
+own = k_f(0)
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    assert pool.map(k_f, [0]) == [own]
+"""
+
+
+def test_a_process_forked_after_a_measure_measures_too():
+    threads = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=600, env=threads)
 
 
 def test_record_is_json_and_says_how_it_was_made(images, labels):

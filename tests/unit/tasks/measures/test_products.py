@@ -151,10 +151,11 @@ def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, nu
     np.testing.assert_array_equal(np.triu(numkong_product(a, a)), wide(a, a))
 
 
-def test_a_device_that_is_not_there_is_said_so():
+@pytest.mark.parametrize("device", ["nonsense", "meta"])  # meta holds no numbers
+def test_a_device_that_is_not_there_is_said_so(device):
     for rows in (random_rows(5, 3, 0), random_rows(5, 3, 0) / 7):
-        with pytest.raises(SetupError, match="device that measures run on must be there; found: nonsense"):
-            nested_neighbors(rows, None, [5], 2, precision=Precision(device="nonsense"))
+        with pytest.raises(SetupError, match=f"device that measures run on must be there; found: {device}"):
+            nested_neighbors(rows, None, [5], 2, precision=Precision(device=device))
 
 
 def test_another_device_is_used_where_it_is_exact():
