@@ -308,9 +308,8 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
     way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
 
     def by(value: float) -> float:
-        return (
-            value * np.log(2) if column == "drop" else 2 ** (-value / d_data if column == "fall" else value)
-        )
+        power = -value / d_data if column == "fall" else value
+        return float(value * np.log(2) if column == "drop" else 2**power)
 
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
     span = f" ({interval((low, high))})" if slope.interval else ""

@@ -32,7 +32,6 @@ HEIGHT, MIN_DATASETS_FOR_HEIGHT = {t.INVERSE_D: "d_data", t.LOG_SHARPNESS: "K_F"
 LEVEL = 0.90
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
-#: A fit needs this many points more than models and an exponent.
 MIN_SPARE_POINTS = 3
 #: An interval of train sizes or losses wider than this factor is no answer.
 WIDEST_ANSWER = 1e4

@@ -18,7 +18,7 @@ PACKAGES = ("search_spaces", "tasks", "orchestrator", "isweep")
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 60, 600
 MOST_FILES_IN_A_FOLDER = 25
 # Of the whole product. Only ever lower them: 130 files and 35,000 lines are the aim.
-MOST_FILES, MOST_LINES = 132, 37_203
+MOST_FILES, MOST_LINES = 132, 37_202
 
 
 def modules() -> dict[str, str]:
