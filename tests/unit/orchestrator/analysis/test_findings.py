@@ -304,13 +304,6 @@ def test_what_is_not_established_says_why(p, adjusted_p, bounds, said):
     assert decided(p, adjusted_p, bounds) == said
 
 
-def test_exact_relations_have_no_interval_of_equal_ends():
-    found = answers(
-        synthetic_table(num_natural=6, num_medical=6).assign(test_loss=lambda t: t.test_loss / 100)
-    )
-    assert "multiplies the loss by 2 (95 % interval 2, without scatter)" in found["sharpness"].answer
-
-
 def test_equal_losses_and_properties_are_said_in_words():
     table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2)
     same = answers(table.assign(d_data_mle=8.0, label_sharpness=1e-4))

@@ -63,11 +63,6 @@ def test_effects_of_an_incomplete_table_are_those_of_two_way_regression():
     assert effects[1:, 0] - effects[0, 0] == pytest.approx(theirs)
 
 
-def test_datasets_that_share_no_cell_are_not_compared():
-    values = np.arange(4.0)[:, None]
-    assert dataset_effects(values, np.array(list("aabb")), np.array(list("xyzw")), np.ones(4)) is None
-
-
 def test_the_permutation_test_is_enumeration_and_agrees_with_scipy():
     y, x = sample(7, 1)
     found = permutation_test(y, x[:, 0], NONE, ["a"] * 7)

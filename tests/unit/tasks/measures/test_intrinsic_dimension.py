@@ -26,14 +26,6 @@ def points():
     return hypersphere(400, 5, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("num_neighbors", [5, 20])
-def test_mle_matches_the_loops_with_either_divisor(points, num_neighbors):
-    record = estimate_one("mle", table_of(points), num_neighbors=num_neighbors)
-    assert record.value == pytest.approx(reference.mle(points, num_neighbors, 2), rel=1e-5)
-    unbiased = reference.mle(points, num_neighbors, 1)
-    assert record.to_json()["value_k_minus_1"] == pytest.approx(unbiased, rel=1e-5)
-
-
 def test_mle_curve_ends_at_the_value_and_matches_smaller_k(points):
     record = estimate_one("mle", table_of(points))
     curve = {row["num_neighbors"]: row["value"] for row in record.details["curve"]}

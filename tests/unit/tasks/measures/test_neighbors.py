@@ -7,7 +7,7 @@ from search_spaces.errors import CorruptStoreError
 from tasks.measures import measure, neighbors
 from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
 from tasks.measures.measure import profile_rows
-from tasks.measures.neighbors import Partial, far, nested_neighbors, plan_tiles
+from tasks.measures.neighbors import nested_neighbors, plan_tiles
 from tasks.remote import InlineExecutor
 from tests import reference
 
@@ -66,21 +66,6 @@ def test_long_rows_keep_the_promise_on_distances():
     np.testing.assert_allclose(found, reference.neighbor_distances(rows, 5), rtol=1e-5)
 
 
-def test_fewer_rows_than_neighbors_leave_infinity_and_minus_one():
-    table = nested_neighbors(np.arange(3.0)[:, None], np.array([0, 0, 0]), [3], 5).tables[0]
-    assert np.isinf(table.distances[:, 2:]).all()
-    assert (table.indices[:, 2:] == -1).all()
-    assert np.isinf(table.opposite_distances).all()
-    assert (table.opposite_indices == -1).all()
-
-
-def test_dropped_rows_are_not_seen_and_positions_count_kept_rows():
-    rows = np.random.default_rng(0).random((50, 4))
-    keep = np.flatnonzero(np.arange(50) % 3)
-    table = nested_neighbors(rows, None, [len(keep)], 4, keep=keep, block_rows=7).tables[0]
-    np.testing.assert_allclose(table.distances, reference.neighbor_distances(rows[keep], 4), rtol=1e-5)
-
-
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000, 300_000])
 def test_tiles_cover_each_pair_once(num_rows, num_workers):
@@ -118,23 +103,6 @@ def test_bytes_are_held_in_parts_and_pass_by_in_pieces_of_bounded_size(monkeypat
     table = nested_neighbors(rows if in_memory else source, None, [150], 5).tables[0]
     assert in_memory or {*source.reads} == {1, 3, 6}
     assert table.distances.tolist() == reference.neighbor_distances(rows, 5).tolist()
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_equal_and_crowded_distances_are_kept_in_the_order_of_rows(transposed):
-    k, first = 20, 7
-    squared = np.random.default_rng(0).integers(100, 130, (30, 500)).astype(np.int32)
-    squared[0] = 7  # every column of one row is within its limit
-    squared[1, :490] = far(squared.dtype)  # fewer pairs than are asked for
-    partial = Partial(0, 30, num_shells=1, num_neighbors=k, num_subsets=0, dtype=neighbors.EXACT)
-    for part in (slice(300, 500), slice(0, 300)):  # the later ones first: nothing may hang on that
-        block = np.asfortranarray(squared[:, part]) if transposed else squared[:, part]
-        partial.offer(0, slice(0, 30), first + part.start, block)
-    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
-    nearest = np.take_along_axis(squared, order, axis=1)
-    missing = nearest == far(squared.dtype)
-    np.testing.assert_array_equal(partial.ids[0], np.where(missing, -1, order + first))
-    np.testing.assert_array_equal(partial.squared[0], np.where(missing, np.inf, nearest))
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):
