@@ -313,7 +313,7 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
 
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
     span = f" ({interval((low, high))})" if slope.interval else ""
-    text += f"; {meaning} {number(by(slope.value))}{span}" if meaning else ""
+    text += f"; {meaning} {number(by(slope.value))}{span}" if meaning and slope.established else ""
     return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way)
 
 

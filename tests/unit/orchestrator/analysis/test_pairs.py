@@ -140,6 +140,16 @@ def test_answers_of_pairs_stand_where_those_between_datasets_would(tmp_path):
     assert max(map(len, said)) <= 80
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_is_established_the_power_of_each_answer_is_said_in_a_screen(seed):
+    rng, rows = np.random.default_rng(seed), table(exponent=0.0, noise=1.5, class_noise=1.0, seed=seed)
+    rows["r_hat_pred"], rows["fgsm_8_accuracy_drop"] = np.exp(rng.normal(size=(2, len(rows))))
+    lines = summary(fit_scaling_laws(rows))
+    said = " ".join(" ".join(lines).split())
+    assert said.count("NOT ESTABLISHED: ") == said.count("at most 80% of such studies would show ") == 5
+    assert len(lines) <= 24
+
+
 def test_heights_that_classes_share_are_not_taken_for_an_effect_of_k_f():
     slopes = [found(table(noise=0.1, class_noise=0.5, seed=seed))[SHARPER_LOSS] for seed in range(20)]
     assert sum(slope.established for slope in slopes) <= 1
