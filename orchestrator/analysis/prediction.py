@@ -33,11 +33,9 @@ LEVEL = 0.90
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
 MIN_SPARE_POINTS = 3
-#: An interval of train sizes or losses wider than this factor is no answer.
 WIDEST_ANSWER = 1e4
 #: An interval that d_data and K_F shorten by less than this share is worth a pilot, of this many at most.
 WORTH, MOST_PILOT = 0.30, 6
-#: A pilot's train size beyond the sweep's by more than this factor is said to be far from them.
 FAR = 2.0
 MOST_CURVES = 30
 
@@ -72,6 +70,7 @@ class Growth:
     plain: Prior
     scale: t.SharpnessScale
     ranges: dict[str, Interval] = field(default_factory=dict)
+    num_classes: float = 2.0
     doubts: tuple[str, ...] = ()
 
 
@@ -171,6 +170,7 @@ def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
         ranges={name: (float(means[name].min()), float(means[name].max())) for name in spans},
         informed=replace(found.informed, stretch=_stretch(rows, refits, informed=True)),
         plain=replace(found.plain, stretch=_stretch(rows, refits, informed=False)),
+        num_classes=float(rows[c.NUM_CLASSES].fillna(2.0).max()),
         doubts=tuple(doubts),
     )
 
@@ -417,7 +417,7 @@ def predict(
     ]
     low, high = growth.ranges[c.TRAIN_SIZE]
     far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
-    guessed = [f"{point.test_loss:.3g}" for point in pilot if g.is_guessing(point.test_loss)]
+    guessed = [f"{p.test_loss:.3g}" for p in pilot if g.is_guessing(p.test_loss, growth.num_classes)]
     doubts = {
         f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}": far,
         f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little": guessed,

@@ -355,6 +355,8 @@ def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
     assert told in predict(fits, **about, pilot=pilot).warning
     calm = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
     assert "pilot's" not in predict(fits, **about, pilot=calm).warning
+    ten = fit_growth(table.assign(num_classes=10))
+    assert "guessing" not in predict(ten, **about, pilot=[PilotPoint(500, 1.5)]).warning
 
 
 def test_losses_that_are_all_the_same_predict_nothing():
