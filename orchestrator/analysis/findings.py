@@ -51,12 +51,13 @@ class Finding:
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
-    """Return the answers of a sweep to the study's questions; of an experiment, whose worlds share images and
-    are chosen, what followed. What class pairs answer stands first, in place of what cannot be tested.
+    """Return the answers to the study's questions; of an experiment, whose chosen worlds share images, what
+    followed. What class pairs answer stands first, in place of what cannot be tested.
     """
     asked = (_dimension, _sharpness, _train_size, _attacks, _representation)
     found = [answer(fits) for answer in ((_experiment,) if fits.interventions else asked)]
-    pairs = [_of_pairs(slope, fits.datasets[0].d_data or 1.0) for slope in fits.class_pairs]
+    d_data = next((d.d_data for d in fits.datasets if d.d_data and d.loss), None)
+    pairs = [_of_pairs(slope, d_data) for slope in fits.class_pairs]
     return (*pairs, *(one for one in found if not pairs or one.verdict != "cannot be tested"))
 
 
@@ -231,14 +232,11 @@ def _train_size(fits: ScalingFits) -> Finding:
     estimate = fit.estimates[0]
     used = [d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None]
     middle = float(np.median(used)) if used else 1.0
-    clear = ""
-    if fit.num_at_guessing:
-        kept = fit.num_curves - fit.num_at_guessing
-        clear = f" ({kept} of {plural(fit.num_curves, 'curve')}: the others lie near guessing)"
+    kept, of = fit.num_curves - fit.num_at_guessing, plural(fit.num_curves, "curve")
+    clear = f" ({kept} of {of}: the others lie near guessing)" * bool(fit.num_at_guessing)
     times = _scaled(estimate, -np.log(2) / middle)
     factor = f"doubling N multiplies the loss by {times} at the median d_data, {number(middle)}"
     slope = f"log test loss on −log N / d has slope {number(estimate.value)} ({interval(estimate.interval)})"
-    within = f"Within {plural(fit.num_datasets, 'dataset')}"
     notes = (*_hangs_on(estimate, "the slope"), *caveats)
     low, high = estimate.interval or (-np.inf, np.inf)
     below, falls = fits.claim(f.BELOW_BOUND), fits.claim(f.EXPONENT)
@@ -253,11 +251,13 @@ def _train_size(fits: ScalingFits) -> Finding:
         held, way, said = True, "no", ": the loss rises with N"
         if low > 0:
             way, said = "yes", ": the loss falls with N, and nothing contradicts the bound"
+        if 0 < low <= high < 1:
+            way, said = "it falls", ": the loss falls with N; that it falls too slowly is not established"
     none = "" if held else " neither a fall with N nor a contradiction is established:"
     said = said or _power(estimate, fit.num_datasets - 1, 1.0, "a fall as fast as the bound")
     short = f"{factor}; {decides}{said}"
     bound = f"The bound asks for {number(float(2 ** (-1 / middle)))} or less; {slope}, the bound being 1."
-    answer = f"{within}{clear},{none} {short}. {bound}"
+    answer = f"Within {plural(fit.num_datasets, 'dataset')}{clear},{none} {short}. {bound}"
     return Finding(question, _VERDICT[held], short, answer, notes, way=way)
 
 
@@ -298,7 +298,7 @@ def _attacks(fits: ScalingFits) -> Finding:
     return Finding(question, _VERDICT[held], f"correlation {found}", answer, notes, way="yes")
 
 
-def _of_pairs(slope: Slope, d_data: float) -> Finding:
+def _of_pairs(slope: Slope, d_data: float | None) -> Finding:
     question, column, meaning = PAIR_QUESTIONS[slope.on]
     if slope.value is None:
         return _untested(question, slope.reason)
@@ -308,12 +308,12 @@ def _of_pairs(slope: Slope, d_data: float) -> Finding:
     way = "yes" if (slope.value > 0) != (column == "r_hat") else "the reverse"
 
     def by(value: float) -> float:
-        power = -value / d_data if column == "fall" else value
+        power = -value / (d_data or np.nan) if column == "fall" else value
         return float(value * np.log(2) if column == "drop" else 2**power)
 
     low, high = sorted(map(by, slope.interval or (np.nan, np.nan)))
-    span = f" ({interval((low, high))})" if slope.interval else ""
-    text += f"; {meaning} {number(by(slope.value))}{span}" if meaning and slope.established else ""
+    if meaning and slope.established and np.isfinite(low):
+        text += f"; {meaning} {number(by(slope.value))} ({interval((low, high))})"
     return Finding(question, _VERDICT[slope.established], text, f"{text[:1].upper()}{text[1:]}.", way=way)
 
 

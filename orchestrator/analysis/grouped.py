@@ -115,7 +115,7 @@ class Slope:
             parts.append(decided(self.p_value, self.adjusted_p, self.interval))
         if self.interval and not self.established:
             shown = number(DETECTED * (self.interval[1] - self.interval[0]))
-            parts.append(f"at most 80% of such studies would show {shown}")
+            parts.append(f"about 80% of such studies would show {shown} alone")
         return ", ".join([*parts, *([self.reason] if self.reason else [])]) + self.hangs_on
 
 

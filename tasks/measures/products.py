@@ -115,7 +115,7 @@ def numkong_product(a: Bytes, b: Bytes) -> npt.NDArray[np.int32]:
                 total[: len(above), some] += np.asarray(found)
 
     in_threads(add, list(pairs_of(range(by_features), range(by_columns))))
-    product: npt.NDArray[np.int32] = totals.sum(axis=0, dtype=np.int32)
+    product: npt.NDArray[np.int32] = totals[0] if by_features == 1 else totals.sum(axis=0, dtype=np.int32)
     return product
 
 

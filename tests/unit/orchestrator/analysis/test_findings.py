@@ -102,6 +102,15 @@ def test_the_law_is_an_upper_bound_and_a_loss_that_rises_is_said_to_rise(slope, 
     assert times == pytest.approx(2 ** (-stated / d_data), rel=5e-3)
 
 
+def test_a_slope_below_the_bound_that_could_not_be_tested_past_guessing_is_no_yes():
+    table = clear_law(size_slope=0.4, trial_std=0.01)
+    over_fitted = table["dataset"].isin(sorted(table["dataset"].unique())[:10])
+    means = table.groupby("dataset")["test_loss"].transform("mean")
+    found = answers(table.assign(test_loss=table["test_loss"] / means * np.where(over_fitted, 1.0, 0.2)))
+    assert found["exponent"].badge == "it falls, established"
+    assert "contradicts" not in found["exponent"].answer
+
+
 def test_losses_lost_to_divergence_contradict_no_bound():
     table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(100, 300, 1000, 4000, 16000))
     d = table.groupby("dataset")["d_data_mle"].transform("max")
