@@ -176,7 +176,7 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         rows["mean"] = rows[c.DATASET].map({d.dataset: getattr(d, field) for d in fits.datasets})
         rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
         place = rows.index.to_numpy() + 0.6 * (rows[c.DOMAIN] != rows[c.DOMAIN].iloc[0]).to_numpy()
-        reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
+        reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)  # against rounding
         axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7)
         axes.errorbar(rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5)
         axes.set_yticks(place, rows[c.DATASET].tolist())
